@@ -1,0 +1,127 @@
+"""Key-value cache: full length for global layers, a ring of the window's length for local ones.
+
+Positions decide what is seen, never lengths: beside its keys the cache keeps the position and the
+image block of each, and `masks.attention_mask` reads those. Each row of a batch has its own positions
+(left padding is PADDING); all rows share the columns they are stored in.
+"""
+
+import torch
+
+from gemma3_core.config import GLOBAL, LOCAL, Gemma3TextConfig
+from gemma3_core.masks import PADDING
+
+_LEAST_GROWTH = 256
+
+
+class _FullColumns:
+    """Columns along `dim`, kept for good; room grows by doubling unless `reserve` is enough."""
+
+    def __init__(self, dim: int, reserve: int):
+        self._dim, self._reserve = dim, reserve
+        self._buffer: torch.Tensor | None = None
+
+    def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
+        """Stores `new` at column `start`; returns every column so far (a view)."""
+        end = start + new.shape[self._dim]
+        if self._buffer is None or self._buffer.shape[self._dim] < end:
+            room = self._reserve if end <= self._reserve else max(end + _LEAST_GROWTH, 2 * start)
+            self._buffer = _grow(self._buffer, new, self._dim, room, keep=start)
+        self._buffer.narrow(self._dim, start, end - start).copy_(new)
+        return self._buffer.narrow(self._dim, 0, end)
+
+
+class _RingColumns:
+    """The last `window` columns along `dim`: column c lies in slot c % window."""
+
+    def __init__(self, dim: int, window: int):
+        self._dim, self._window = dim, window
+        self._buffer: torch.Tensor | None = None
+
+    def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
+        """Stores `new` at column `start`; returns what its queries may need: the columns kept before, and `new`.
+
+        Slots are not in the order of columns; the positions stored alongside tell which is which.
+        """
+        count = new.shape[self._dim]
+        if self._buffer is None:
+            self._buffer = _grow(None, new, self._dim, self._window, keep=0)
+        if start + count <= self._window:
+            self._buffer.narrow(self._dim, start, count).copy_(new)
+            return self._buffer.narrow(self._dim, 0, start + count)
+        if count == 1:
+            self._buffer.narrow(self._dim, start % self._window, 1).copy_(new)
+            return self._buffer
+        before = self._buffer.narrow(self._dim, 0, min(start, self._window))
+        seen = torch.cat([before, new], dim=self._dim)
+        kept = min(count, self._window)
+        slots = torch.arange(start + count - kept, start + count, device=new.device) % self._window
+        self._buffer.index_copy_(self._dim, slots, new.narrow(self._dim, count - kept, kept))
+        return seen
+
+
+def _grow(old: torch.Tensor | None, like: torch.Tensor, dim: int, room: int, keep: int) -> torch.Tensor:
+    """A buffer with `room` columns along `dim`, the first `keep` taken over from `old`."""
+    shape = list(like.shape)
+    shape[dim] = room
+    buffer = like.new_zeros(shape)
+    if old is not None:
+        buffer.narrow(dim, 0, keep).copy_(old.narrow(dim, 0, keep))
+    return buffer
+
+
+class KVCache:
+    """Keys and values of every layer for one batch of rows.
+
+    One forward pass calls `begin` (positions and blocks of the new tokens), `update` once per layer and
+    then `advance`: only that moves the cache on. A pass that failed half way leaves the cache unusable.
+    """
+
+    def __init__(self, config: Gemma3TextConfig, reserve: int = 0):
+        """Room for `reserve` tokens is taken at once on global layers; beyond it they grow."""
+        self.length = 0
+        """Tokens read so far, padding included."""
+        self.has_padding = False
+        self._config = config
+        self._new = 0
+        kinds = [config.layer_type(i) for i in range(config.num_hidden_layers)]
+        self._keys = [self._columns(kind, 2, reserve) for kind in kinds]
+        self._values = [self._columns(kind, 2, reserve) for kind in kinds]
+        self._positions = {kind: self._columns(kind, 1, reserve) for kind in (LOCAL, GLOBAL)}
+        self._blocks = {kind: self._columns(kind, 1, reserve) for kind in (LOCAL, GLOBAL)}
+        self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _columns(self, layer_type: str, dim: int, reserve: int) -> _FullColumns | _RingColumns:
+        window = self._config.window(layer_type)
+        return _FullColumns(dim, reserve) if window is None else _RingColumns(dim, window)
+
+    def get_seq_length(self) -> int:
+        """Tokens read so far, padding included (the name that transformers' caches use)."""
+        return self.length
+
+    def begin(self, positions: torch.Tensor, blocks: torch.Tensor) -> None:
+        """Announces new tokens: their positions (or PADDING) and image blocks, both [B, T]."""
+        self._new = positions.shape[1]
+        for kind in (LOCAL, GLOBAL):
+            self._seen[kind] = (
+                self._positions[kind].write(positions, self.length),
+                self._blocks[kind].write(blocks, self.length),
+            )
+        self.has_padding = self.has_padding or bool((positions == PADDING).any())
+
+    def seen(self, layer_type: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions and blocks [B, S] of the keys that `update` returns on such a layer, in its order."""
+        return self._seen[layer_type]
+
+    def update(
+        self, layer_index: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores new keys and values [B, KV heads, T, D]; returns all to attend to [B, KV heads, S, D]."""
+        return (
+            self._keys[layer_index].write(keys, self.length),
+            self._values[layer_index].write(values, self.length),
+        )
+
+    def advance(self) -> None:
+        """Moves on past the tokens announced, once every layer has stored them."""
+        self.length += self._new
+        self._new = 0

@@ -1,0 +1,123 @@
+"""What goes into the engine and what comes out: frozen dataclasses, no tensors.
+
+Components and clients see only these, so that another engine (replicas, other machines) fits behind
+the same door.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from PIL.Image import Image
+
+from gemma3_core.image_processor import Box
+from gemma3_core.images import ImageSource
+from gemma3_core.sampling import SamplingSettings
+
+StageName = Literal["queued", "encoding", "reading", "writing"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation; pictures stand before the text."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    pictures: tuple[ImageSource, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation whose last turn is the question to answer.
+
+    `sampling` None samples as the checkpoint's generation_config.json says; `int4` None is the server's
+    setting. The queue takes turns among `visitor`s.
+    """
+
+    turns: tuple[Turn, ...]
+    system_prompt: str = ""
+    pan_and_scan: bool = False
+    int4: bool | None = None
+    max_new_tokens: int = 256
+    sampling: SamplingSettings | None = None
+    visitor: str = ""
+
+
+@dataclass(frozen=True)
+class StageEvent:
+    """What is being done, also in words fit for the page ("Encoding 3 pictures")."""
+
+    stage: StageName
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """The next piece of the answer's text (it may be empty while a character is incomplete)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of one answer; times in seconds, lengths in tokens."""
+
+    model: str
+    device: str
+    dtype: str
+    quantization: str
+    num_images: int
+    num_crops: int
+    prompt_tokens: int
+    reused_tokens: int
+    new_tokens: int
+    queue_s: float
+    time_to_first_token_s: float | None
+    tokens_per_s: float | None
+    stop_reason: Literal["stop", "length", "cancelled"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DoneEvent:
+    """The end of an answer: its whole text and its figures."""
+
+    text: str
+    stats: Stats
+
+
+Event = StageEvent | TokenEvent | DoneEvent
+
+
+@dataclass(frozen=True)
+class PicturePreview:
+    """What the encoder will get of one picture: the whole first, then each crop.
+
+    `squares` are RGB pictures at the encoder's size; `boxes` are the crops on the original, in pixels;
+    `tokens` counts the soft tokens of all squares; `note` says in a sentence what pan & scan does here.
+    """
+
+    width: int
+    height: int
+    original: Image
+    squares: tuple[Image, ...]
+    boxes: tuple[Box, ...]
+    tokens: int
+    note: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that answers, for the page's badge and texts."""
+
+    name: str
+    device: str
+    dtype: str
+    quantization: str
+    multimodal: bool
+    is_demo: bool
+    num_parameters: int
+    context_length: int
+    tokens_per_picture: int
+    sampling: SamplingSettings

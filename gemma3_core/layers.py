@@ -1,0 +1,139 @@
+"""The decoder's parts: RMSNorm, rotary embedding, attention, MLP and the layer they make up."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gemma3_core.cache import KVCache
+from gemma3_core.config import Gemma3TextConfig, RopeParameters
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), computed in float32 (the checkpoint stores w - 1)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return (normed * (1.0 + self.weight.float())).type_as(x)
+
+
+def rotary_tables(positions: torch.Tensor, head_dim: int, rope: RopeParameters, dtype: torch.dtype) -> Rotary:
+    """Cosines and sines [B, 1, T, D] for positions [B, T] (RoFormer, linear position scaling by `factor`)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=positions.device) / head_dim
+    inverse_frequency = 1.0 / (rope.theta**exponents) / rope.factor
+    angles = positions[:, None, :, None].float() * inverse_frequency
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Applies rotary tables to queries or keys [B, H, T, D]; halves are paired, not neighbours."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    with_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of queries [B, H, T, D] over keys and values [B, KV heads, S, D].
+
+    `mask` [B, 1, T, S] is True where a query may attend, None where each may attend to all. Returns
+    [B, H, T, D] and, where asked for, the weights [B, H, T, S]; with them the slow, open form runs.
+    """
+    groups = queries.shape[1] // keys.shape[1]
+    if not with_weights:
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1
+        )
+        return out, None
+    keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    scores = queries @ keys.transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
+    return weights @ values, weights
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RMSNorm on queries and keys."""
+
+    def __init__(self, config: Gemma3TextConfig, layer_index: int):
+        super().__init__()
+        self.config, self.layer_index = config, layer_index
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        with_weights: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [B, T, E] -> [B, T, E], and the weights [B, H, T, S] where asked for."""
+        heads = (*x.shape[:-1], -1, self.config.head_dim)
+        queries = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rotary)  # [B, H, T, D]
+        keys = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rotary)
+        values = self.v_proj(x).view(heads).transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.update(self.layer_index, keys, values)
+        out, weights = attend(queries, keys, values, mask, self.config.attention_scale, with_weights)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), weights
+
+
+class MLP(nn.Module):
+    """Gated MLP with tanh-GELU."""
+
+    def __init__(self, config: Gemma3TextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each with RMSNorm before and after, each added to the residual stream."""
+
+    def __init__(self, config: Gemma3TextConfig, layer_index: int):
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, layer_index)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.pre_feedforward_layernorm = RMSNorm(width, eps)
+        self.post_feedforward_layernorm = RMSNorm(width, eps)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        with_weights: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, cache, with_weights)
+        x = x + self.post_attention_layernorm(attended)
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x, weights

@@ -1,0 +1,65 @@
+"""The one rule of who may attend to whom, by positions.
+
+Prefill, decode, cache and visualiser all call `attention_mask`. A key may be attended to by a query
+
+- on global layers: if it is not later than the query, or both lie in the same image block;
+- on local layers: if that holds AND query - key < window (one-sided: later keys of the same image
+  block always pass);
+- never, if it is padding.
+
+An image block is one run of soft tokens, without its begin and end markers; each crop is a block of
+its own. Six tokens, `a [ I I ] b` with the block at 2 and 3, window 3 (x: may attend):
+
+    global                local
+        a [ I I ] b           a [ I I ] b
+      a x . . . . .         a x . . . . .
+      [ x x . . . .         [ x x . . . .
+      I x x x x . .         I x x x x . .
+      I x x x x . .         I . x x x . .
+      ] x x x x x .         ] . . x x x .
+      b x x x x x x         b . . . x x x
+
+Source: transformers since pull request 46850 (`create_masks_for_vision_model`).
+"""
+
+import torch
+
+NO_BLOCK = -1
+"""Block id of a token that is not part of a picture."""
+
+PADDING = -1
+"""Position of a padding token."""
+
+
+def attention_mask(
+    query_positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    query_blocks: torch.Tensor,
+    key_blocks: torch.Tensor,
+    window: int | None,
+) -> torch.Tensor:
+    """True where a query may attend to a key.
+
+    Positions count every token of a row, from its first; PADDING marks padding. Blocks are ids of
+    image blocks; NO_BLOCK marks text. Queries [B, T], keys [B, S]; returns bool [B, T, S].
+    A padding query gets whatever its block of nothing allows: its row is not to be read.
+    """
+    query, key = query_positions[:, :, None], key_positions[:, None, :]
+    same_block = (query_blocks[:, :, None] == key_blocks[:, None, :]) & (query_blocks != NO_BLOCK)[:, :, None]
+    allowed = (key <= query) | same_block
+    if window is not None:
+        allowed = allowed & (query - key < window)
+    return allowed & (key != PADDING)
+
+
+def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch.Tensor:
+    """Block ids [B, T] from token types [B, T] (1 is a soft token): the position where the run begins.
+
+    `first_position` is the position of the first column, so that ids of later chunks or turns differ
+    from those already in a cache.
+    """
+    is_soft = token_type_ids == 1
+    before = torch.nn.functional.pad(is_soft, (1, 0))[:, :-1]
+    columns = torch.arange(first_position, first_position + is_soft.shape[1], device=is_soft.device).expand(is_soft.shape)
+    starts = torch.where(is_soft & ~before, columns, NO_BLOCK)
+    return torch.where(is_soft, starts.cummax(dim=1).values, NO_BLOCK)

@@ -1,0 +1,203 @@
+"""Safetensors in and out, and the table of tensor names.
+
+Checkpoints name the same tensor in several ways (Hub, transformers 4.5x, transformers 5). All of them
+are brought to one name: the path of the parameter in our modules. We write the Hub's names.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gemma3_core.config import AnyConfig, Gemma3Config, read_json
+from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+HEAD = "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
+
+FLOAT16_REASON = (
+    "float16 is refused: Gemma 3's activations pass 65504, float16's largest number, and answers turn empty. "
+    "Use bfloat16 or float32."
+)
+
+
+def module_name(stored: str, multimodal: bool) -> str:
+    """The one name that our modules use for a tensor, from any of the names that checkpoints use.
+
+    `language_model.model.layers…`, `model.language_model.layers…`, `language_model.layers…` are one;
+    so are `vision_tower.vision_model.…` and `vision_tower.…`, with or without a leading `model.`.
+    """
+    if not multimodal:
+        return stored if stored == HEAD or stored.startswith("model.") else f"model.{stored}"
+    name = stored.removeprefix("model.")
+    if name in (HEAD, f"language_model.{HEAD}"):
+        return HEAD
+    name = name.replace("language_model.model.", "language_model.", 1)
+    name = name.replace("vision_tower.vision_model.", "vision_tower.", 1)
+    return f"model.{name}"
+
+
+def hub_name(name: str, multimodal: bool) -> str:
+    """The Hub's name of a tensor of ours; the inverse of `module_name`."""
+    if not multimodal:
+        return name
+    if name == HEAD:
+        return f"language_model.{HEAD}"
+    name = name.removeprefix("model.")
+    name = name.replace("language_model.", "language_model.model.", 1)
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
+def parse_dtype(dtype: str | torch.dtype | None, stored: str | None = None) -> torch.dtype | None:
+    """float32 or bfloat16; None or "auto" is what the checkpoint's config names, and else as stored."""
+    if dtype is None or dtype == "auto":
+        dtype = stored
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name == "float16":
+        raise UnsupportedOptionError(FLOAT16_REASON)
+    if name not in ("float32", "bfloat16"):
+        raise UnsupportedOptionError(f"dtype {name!r} is not supported; use 'bfloat16', 'float32' or 'auto'.")
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """A model without storage: its weights are assigned afterwards, so there is never a second copy."""
+    with torch.device("meta"):
+        return build().eval()
+
+
+def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Assigns the checkpoint's tensors to a model built on the meta device.
+
+    On a CPU and in the stored type they stay memory-mapped: nothing is copied. Missing, left over or
+    misshapen tensors raise one CheckpointError that names them all.
+    """
+    multimodal = isinstance(model.config, Gemma3Config)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    tied = is_tied(model.config)
+    found: dict[str, torch.Tensor] = {}
+    stored_names: dict[str, str] = {}
+    for path in weight_files(folder):
+        for stored, tensor in _read_file(path):
+            name = module_name(stored, multimodal)
+            if name in found:
+                raise CheckpointError(f"The checkpoint holds {name} twice, as {stored_names[name]} and {stored}.")
+            found[name], stored_names[name] = tensor, stored
+    if tied:
+        _drop_tied_head(found)
+    _check_names_and_shapes(expected, found)
+    converted = {name: _converted(tensor, name, dtype, device) for name, tensor in found.items()}
+    if tied and HEAD in model.state_dict():
+        # One parameter under two names: named_parameters lists it once, load_state_dict asks for both.
+        converted[HEAD] = next(t for name, t in converted.items() if name.endswith(EMBEDDING))
+    model.load_state_dict(converted, strict=True, assign=True)
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Writes model.safetensors with the Hub's names (a tied head is not written twice)."""
+    from safetensors.torch import save_file
+
+    multimodal = isinstance(model.config, Gemma3Config)
+    tensors = {hub_name(name, multimodal): p.detach().contiguous() for name, p in model.named_parameters()}
+    save_file(tensors, str(folder / SINGLE_FILE), metadata={"format": "pt"})
+
+
+def is_tied(config: Any) -> bool:
+    """Whether the head shares the embedding's weights."""
+    return bool(config.tie_word_embeddings)
+
+
+def stored_dtype(config: AnyConfig) -> str | None:
+    """The weights' type as config.json names it (`dtype`, or `torch_dtype` in older files)."""
+    name = config.extra.get("dtype") or config.extra.get("torch_dtype")
+    return None if name is None else str(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder: one, or the shards that its index names."""
+    if (folder / INDEX_FILE).exists():
+        shards = sorted(set(_weight_map(folder).values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"Missing from the checkpoint folder: {_listed(missing)}. Download them again.")
+        return [folder / name for name in shards]
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise CheckpointError(
+            "The checkpoint folder holds pickled weights (.bin, .pt): these can run code when read and are refused. "
+            "Use the safetensors files."
+        )
+    raise CheckpointError(f"{SINGLE_FILE} is missing from the checkpoint folder. Download it again.")
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{INDEX_FILE} has no weight_map. Download it again.")
+    for name in weight_map.values():
+        if Path(str(name)).name != name:
+            raise CheckpointError(f"{INDEX_FILE} names a file outside its folder: {name!r}.")
+    return weight_map
+
+
+def _read_file(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged or cut off ({type(error).__name__}). Download it again."
+        ) from None
+
+
+def _drop_tied_head(found: dict[str, torch.Tensor]) -> None:
+    head = found.pop(HEAD, None)
+    embedding = next((t for name, t in found.items() if name.endswith(EMBEDDING)), None)
+    if head is not None and embedding is not None and not torch.equal(head, embedding):
+        raise CheckpointError(
+            f"config.json ties {HEAD} to the embedding, but the checkpoint holds two different tensors. "
+            "Set tie_word_embeddings to false there if that is meant."
+        )
+
+
+def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor]) -> None:
+    complaints = []
+    if missing := sorted(expected.keys() - found.keys()):
+        complaints.append(f"missing: {_listed(missing)}")
+    if extra := sorted(found.keys() - expected.keys()):
+        complaints.append(f"not part of this model: {_listed(extra)}")
+    wrong = [
+        f"{name} is {list(found[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if wrong:
+        complaints.append(f"wrong shape: {_listed(wrong)}")
+    if complaints:
+        raise CheckpointError(
+            f"The checkpoint does not fit its config.json ({'; '.join(complaints)}). "
+            "Download it again, or check that config.json belongs to these weights."
+        )
+
+
+def _converted(tensor: torch.Tensor, name: str, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected a float type.")
+    if dtype is None and tensor.dtype not in (torch.float32, torch.bfloat16):
+        raise CheckpointError(FLOAT16_REASON + " Load it with dtype='bfloat16'.")
+    return tensor.to(device=device, dtype=dtype or tensor.dtype)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,109 @@
+"""Small random models in transformers (the reference) and the same weights in ours."""
+
+from pathlib import Path
+
+import torch
+from transformers import Gemma3Config as ReferenceConfig
+from transformers import Gemma3ForCausalLM as ReferenceCausalLM
+from transformers import Gemma3ForConditionalGeneration as ReferenceModel
+from transformers import Gemma3TextConfig as ReferenceTextConfig
+
+SOFT, BEGIN, END = 250, 248, 249
+TOKENS_PER_IMAGE = 16
+WINDOW = 24
+TEXT = {
+    "vocab_size": 251,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": WINDOW,
+    "max_position_embeddings": 4096,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}
+VISION = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 112,
+    "patch_size": 14,
+    "vision_use_head": False,
+    "model_type": "siglip_vision_model",
+}
+
+
+def reference_config() -> ReferenceConfig:
+    return ReferenceConfig(
+        text_config=dict(TEXT),
+        vision_config=dict(VISION),
+        mm_tokens_per_image=TOKENS_PER_IMAGE,
+        boi_token_index=BEGIN,
+        eoi_token_index=END,
+        image_token_index=SOFT,
+    )
+
+
+def reference_text_config() -> ReferenceTextConfig:
+    return ReferenceTextConfig(**TEXT)
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Fills every weight with noise: initial values (zero projector, zero norms) would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            scale = 0.3 if "norm" in name else 1.5 / parameter.shape[-1] ** 0.5
+            if "embed_tokens" in name:
+                scale = 0.4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def save_reference(folder: Path, multimodal: bool = True) -> ReferenceModel | ReferenceCausalLM:
+    """A random reference model, also written to `folder` by transformers itself."""
+    torch.manual_seed(0)
+    model = ReferenceModel(reference_config()) if multimodal else ReferenceCausalLM(reference_text_config())
+    randomise(model)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def image_prompt(layout: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and token_type_ids [1, T] from a layout such as "t5 i t30 i": text tokens and images."""
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = [2]
+    for part in layout.split():
+        if part == "i":
+            ids += [BEGIN, *[SOFT] * TOKENS_PER_IMAGE, END]
+        else:
+            ids += torch.randint(5, BEGIN, (int(part[1:]),), generator=generator).tolist()
+    input_ids = torch.tensor([ids])
+    return input_ids, (input_ids == SOFT).long()
+
+
+def pixels(num_images: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    side = VISION["image_size"]
+    return torch.rand(num_images, 3, side, side, generator=generator) * 2 - 1
+
+
+def left_padded(rows: list[torch.Tensor], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stacks rows [1, T] to [B, longest] with padding on the left; returns the attention mask too."""
+    longest = max(row.shape[1] for row in rows)
+    padded = [torch.nn.functional.pad(row, (longest - row.shape[1], 0), value=pad) for row in rows]
+    masks = [torch.nn.functional.pad(torch.ones_like(row), (longest - row.shape[1], 0)) for row in rows]
+    return torch.cat(padded), torch.cat(masks)
+
+
+def assert_equal(ours: torch.Tensor, theirs: torch.Tensor, bound: float = 1e-5) -> None:
+    """The project's meaning of equal: max|a - b| <= bound * max|b|."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    difference = (ours.double() - theirs.double()).abs().max().item()
+    largest = theirs.double().abs().max().item()
+    assert difference <= bound * largest, f"max|a - b| {difference:.3g} > {bound:g} x {largest:.3g}"
