@@ -98,7 +98,7 @@ class KVCache:
         """Tokens read so far, padding included (the name that transformers' caches use)."""
         return self.length
 
-    def begin(self, positions: torch.Tensor, blocks: torch.Tensor) -> None:
+    def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:
         """Announces new tokens: their positions (or PADDING) and image blocks, both [B, T]."""
         self._new = positions.shape[1]
         for kind in (LOCAL, GLOBAL):
@@ -106,15 +106,14 @@ class KVCache:
                 self._positions[kind].write(positions, self.length),
                 self._blocks[kind].write(blocks, self.length),
             )
-        self.has_padding = self.has_padding or bool((positions == PADDING).any())
+        if may_have_padding and not self.has_padding:
+            self.has_padding = bool((positions == PADDING).any())
 
     def seen(self, layer_type: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions and blocks [B, S] of the keys that `update` returns on such a layer, in its order."""
         return self._seen[layer_type]
 
-    def update(
-        self, layer_index: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, layer_index: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores new keys and values [B, KV heads, T, D]; returns all to attend to [B, KV heads, S, D]."""
         return (
             self._keys[layer_index].write(keys, self.length),

@@ -98,7 +98,8 @@ class Gemma3TextConfig(_JsonConfig):
             raise ConfigError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
         if len(self.layer_types or ()) != self.num_hidden_layers:
             raise ConfigError(
-                f"layer_types names {len(self.layer_types or ())} layers, num_hidden_layers is {self.num_hidden_layers}."
+                f"layer_types names {len(self.layer_types or ())} layers, "
+                f"num_hidden_layers is {self.num_hidden_layers}."
             )
         unknown = set(self.layer_types or ()) - {LOCAL, GLOBAL}
         if unknown:

@@ -54,9 +54,7 @@ def attend(
     """
     groups = queries.shape[1] // keys.shape[1]
     if not with_weights:
-        out = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1
-        )
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
         return out, None
     keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
     scores = queries @ keys.transpose(-1, -2) * scale

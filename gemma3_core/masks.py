@@ -60,6 +60,8 @@ def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch
     """
     is_soft = token_type_ids == 1
     before = torch.nn.functional.pad(is_soft, (1, 0))[:, :-1]
-    columns = torch.arange(first_position, first_position + is_soft.shape[1], device=is_soft.device).expand(is_soft.shape)
+    columns = torch.arange(first_position, first_position + is_soft.shape[1], device=is_soft.device).expand(
+        is_soft.shape
+    )
     starts = torch.where(is_soft & ~before, columns, NO_BLOCK)
     return torch.where(is_soft, starts.cummax(dim=1).values, NO_BLOCK)

@@ -5,6 +5,7 @@ import torch
 from gemma3_core.cache import KVCache
 from gemma3_core.config import Gemma3Config
 from gemma3_core.errors import PromptError
+from gemma3_core.generation import GenerationMixin
 from gemma3_core.masks import image_blocks
 from gemma3_core.outputs import CausalLMOutput, ImageFeatures, TextModelOutput
 from gemma3_core.pretrained import PreTrainedModel
@@ -35,9 +36,7 @@ class Gemma3Model(PreTrainedModel):
         features = self.vision_tower(pixel_values)
         return ImageFeatures(features, self.multi_modal_projector(features))
 
-    def embed(
-        self, input_ids: torch.Tensor, soft_tokens: torch.Tensor | None
-    ) -> torch.Tensor:
+    def embed(self, input_ids: torch.Tensor, soft_tokens: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings [B, T, E], with soft tokens [N, tokens, E] in their places, in order."""
         places = input_ids == self.config.image_token_index
         # The published id of the soft token lies beyond some vocabularies; its embedding is replaced anyway.
@@ -66,14 +65,17 @@ class Gemma3Model(PreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        soft_tokens: torch.Tensor | None = None,
     ) -> TextModelOutput:
         """Hidden states [B, T, E] of new tokens; token_type_ids [B, T] are 1 on soft tokens.
 
-        Without token_type_ids image blocks are causal like text, as in transformers.
+        Without token_type_ids image blocks are causal like text, as in transformers. soft_tokens
+        [N, tokens, E], from get_image_features, may stand in for pixel_values.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise PromptError("Give either input_ids or inputs_embeds.")
-        soft_tokens = None if pixel_values is None else self.get_image_features(pixel_values).pooler_output
+        if pixel_values is not None:
+            soft_tokens = self.get_image_features(pixel_values).pooler_output
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids, soft_tokens)
@@ -94,7 +96,7 @@ class Gemma3Model(PreTrainedModel):
         return out
 
 
-class Gemma3ForConditionalGeneration(PreTrainedModel):
+class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
     """Pictures and text in, text out (the 4B, 12B and 27B checkpoints)."""
 
     config: Gemma3Config
@@ -128,6 +130,7 @@ class Gemma3ForConditionalGeneration(PreTrainedModel):
         logits_to_keep: int | torch.Tensor = 0,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        soft_tokens: torch.Tensor | None = None,
     ) -> CausalLMOutput:
         """Logits [B, T or logits_to_keep, vocabulary]; loss where labels [B, T] are given (-100 is ignored)."""
         out = self.model(
@@ -141,6 +144,7 @@ class Gemma3ForConditionalGeneration(PreTrainedModel):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            soft_tokens=soft_tokens,
         )
         logits = self.lm_head(last_tokens(out.last_hidden_state, logits_to_keep))
         return causal_output(out, logits, labels)

@@ -8,6 +8,7 @@ from torch import nn
 
 from gemma3_core.config import AnyConfig, Gemma3TextConfig, read_config, write_json
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
+from gemma3_core.generation import GenerationConfig
 from gemma3_core.hub import resolve_folder
 from gemma3_core.weights import HEAD, build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
 
@@ -27,6 +28,7 @@ class PreTrainedModel(nn.Module):
                 f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}."
             )
         self.config = config
+        self.generation_config = GenerationConfig.from_dict({}, self.text_config)
         self.eager = False
         """True runs the open form of attention ("eager"), False torch's fused one ("sdpa")."""
 
@@ -65,20 +67,22 @@ class PreTrainedModel(nn.Module):
         model.set_attention(attn_implementation)
         load_weights(model, folder, parse_dtype(dtype, stored_dtype(config)), pick_device(device_map or "cpu"))
         model.tie_weights()
+        model.generation_config = GenerationConfig.from_pretrained(folder, model.text_config)
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors in the Hub's layout."""
+        """Writes config.json, generation_config.json and model.safetensors in the Hub's layout."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         dtype = str(self.dtype).removeprefix("torch.")
         data = {**self.config.to_dict(), "architectures": [type(self).__name__], "dtype": dtype}
         data.pop("torch_dtype", None)
         write_json(folder / "config.json", data)
+        self.generation_config.save_pretrained(folder)
         save_weights(self, folder)
 
     def set_attention(self, implementation: str) -> None:
-        """"sdpa" (torch's fused attention) or "eager" (open, slower; gives attention weights either way)."""
+        """ "sdpa" (torch's fused attention) or "eager" (open, slower; gives attention weights either way)."""
         if implementation not in ATTENTION_IMPLEMENTATIONS:
             raise UnsupportedOptionError(
                 f"attn_implementation={implementation!r} is not supported; use 'sdpa' or 'eager'."
@@ -95,7 +99,7 @@ class PreTrainedModel(nn.Module):
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """"auto" is the first CUDA device, else MPS, else the CPU."""
+    """ "auto" is the first CUDA device, else MPS, else the CPU."""
     if str(device) != "auto":
         return torch.device(device)
     if torch.cuda.is_available():

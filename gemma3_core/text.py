@@ -1,5 +1,7 @@
 """The decoder: Gemma3TextModel, and Gemma3ForCausalLM with its head."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 from gemma3_core.cache import KVCache
 from gemma3_core.config import GLOBAL, LOCAL, Gemma3TextConfig
 from gemma3_core.errors import PromptError
+from gemma3_core.generation import GenerationMixin
 from gemma3_core.layers import DecoderLayer, RMSNorm, rotary_tables
 from gemma3_core.masks import NO_BLOCK, PADDING, attention_mask
 from gemma3_core.outputs import CausalLMOutput, TextModelOutput
@@ -36,7 +39,7 @@ class Gemma3TextModel(PreTrainedModel):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: KVCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -47,8 +50,9 @@ class Gemma3TextModel(PreTrainedModel):
     ) -> TextModelOutput:
         """Hidden states of new tokens [B, T], given those in `past_key_values`.
 
-        attention_mask [B, T or past + T]: 0 marks padding. position_ids [B, T] turn the rotary
-        embedding and default to 0, 1, 2, … behind the past. image_blocks [B, T]: see `masks`.
+        attention_mask [B, T or past + T]: 0 marks padding; or, as in transformers, ready masks by
+        layer kind, bool [B, 1, T, S]. position_ids [B, T] turn the rotary embedding and default to
+        0, 1, 2, … behind the past. image_blocks [B, T]: see `masks`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise PromptError("Give either input_ids or inputs_embeds.")
@@ -56,11 +60,13 @@ class Gemma3TextModel(PreTrainedModel):
         keep = self.config.use_cache if use_cache is None else use_cache
         cache = past_key_values if past_key_values is not None else (KVCache(self.config) if keep else None)
         columns = _columns(x, cache)
-        positions = _mask_positions(columns, attention_mask)
+        ready = attention_mask if isinstance(attention_mask, Mapping) else None
+        padding_mask = None if isinstance(attention_mask, Mapping) else attention_mask
+        positions = _mask_positions(columns, padding_mask)
         blocks = torch.full_like(positions, NO_BLOCK) if image_blocks is None else image_blocks
         if cache is not None:
-            cache.begin(positions, blocks)
-        masks = {kind: self._mask(kind, positions, blocks, cache) for kind in (LOCAL, GLOBAL)}
+            cache.begin(positions, blocks, may_have_padding=padding_mask is not None)
+        masks = ready or {kind: self._mask(kind, positions, blocks, cache) for kind in (LOCAL, GLOBAL)}
         rotary = {kind: self._rotary(kind, columns if position_ids is None else position_ids, x) for kind in masks}
 
         hidden_states, attentions = [], []
@@ -105,12 +111,13 @@ def _mask_positions(columns: torch.Tensor, padding_mask: torch.Tensor | None) ->
     new = columns.shape[1]
     if padding_mask.ndim != 2 or padding_mask.shape[0] != columns.shape[0] or padding_mask.shape[1] < new:
         raise PromptError(
-            f"attention_mask must be [batch, tokens] for {list(columns.shape)} new tokens, got {list(padding_mask.shape)}."
+            f"attention_mask must be [batch, tokens] for {list(columns.shape)} new tokens, "
+            f"got {list(padding_mask.shape)}."
         )
     return columns.masked_fill(padding_mask[:, -new:] == 0, PADDING)
 
 
-class Gemma3ForCausalLM(PreTrainedModel):
+class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
     """Text only: the decoder and its head (the 270M and 1B checkpoints)."""
 
     config: Gemma3TextConfig

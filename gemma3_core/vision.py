@@ -105,9 +105,7 @@ class MultiModalProjector(nn.Module):
         vision = config.vision_config
         self.patches_per_side = vision.patches_per_side
         self.pool = vision.patches_per_side // config.tokens_per_side
-        self.mm_input_projection_weight = nn.Parameter(
-            torch.zeros(vision.hidden_size, config.text_config.hidden_size)
-        )
+        self.mm_input_projection_weight = nn.Parameter(torch.zeros(vision.hidden_size, config.text_config.hidden_size))
         self.mm_soft_emb_norm = RMSNorm(vision.hidden_size, vision.layer_norm_eps)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,270 @@
+"""Messages -> prompt text, by the checkpoint's own Jinja template.
+
+The template comes with the checkpoint, so it is code by a stranger. It runs in Jinja's immutable
+sandbox and sees only plain data; loops and calls watch a deadline; the result of joining or
+repeating text, and the prompt as a whole, is bounded. What remains: a single filter or text method
+(`replace`, `center`, …) can still build a large text, or take long, before the next check. That is
+the risk of whoever picks the checkpoint: visitors' messages are never read as a template.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from types import CodeType
+from typing import Any
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gemma3_core.errors import ChatTemplateError
+
+Message = Mapping[str, Any]
+
+_MAX_SECONDS = 5.0  # a Gemma template takes about a millisecond
+_MAX_CHARACTERS = 4_000_000  # above any context: 131,072 tokens of 30 characters
+_MAX_DIGITS = 100  # of a whole number
+_END_MARK = "[[continue from here]] "
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+) -> str:
+    """The prompt of one conversation.
+
+    A message is {"role": "system" | "user" | "assistant", "content": text or list of parts}, a part
+    {"type": "text", "text": …} or {"type": "image", …}. `add_generation_prompt` opens the model's
+    turn; `continue_final_message` leaves the last message's turn open instead, to be written on.
+    Raises ChatTemplateError for messages that are not of this form or that the template refuses.
+    """
+    if add_generation_prompt and continue_final_message:
+        raise ChatTemplateError(
+            "add_generation_prompt opens a new turn, continue_final_message keeps the last one "
+            "open: choose one of them."
+        )
+    chat = [_checked(message) for message in messages]
+    if not chat:
+        raise ChatTemplateError("There are no messages; give at least one of role user.")
+    final_text = _mark_end(chat[-1]) if continue_final_message else None
+    variables = {
+        "messages": chat,
+        "tools": None,
+        "documents": None,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    prompt = _render(template, variables)
+    return prompt if final_text is None else _cut_at_mark(prompt, final_text)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """One rendering: the sandbox with a deadline and with bounds on what operators build."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
+        self._deadline = time.monotonic() + _MAX_SECONDS
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        del self.globals["lipsum"]
+
+    def tick(self) -> str:
+        """Called once per turn of a loop."""
+        if time.monotonic() > self._deadline:
+            raise TemplateError(f"it ran for more than {_MAX_SECONDS:g} seconds")
+        return ""
+
+    def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        self.tick()
+        return super().call(context, function, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _result_size(operator, left, right) > _MAX_CHARACTERS:
+            raise TemplateError(f"it builds a text of more than {_MAX_CHARACTERS:,} characters")
+        return super().call_binop(context, operator, left, right)
+
+    def concatenate(self, *parts: Any) -> str:
+        """The `~` operator."""
+        texts = [str(part) for part in parts]
+        if sum(map(len, texts)) > _MAX_CHARACTERS:
+            raise TemplateError(f"it builds a text of more than {_MAX_CHARACTERS:,} characters")
+        return "".join(texts)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the model's words for training; here it is plain text."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _render(template: str, variables: Mapping[str, Any]) -> str:
+    environment = _Environment()
+    pieces: list[str] = []
+    size = 0
+    try:
+        compiled = Template.from_code(environment, _compile(template), environment.globals)
+        for piece in compiled.generate(variables):
+            pieces.append(piece)
+            size += len(piece)
+            if size > _MAX_CHARACTERS:
+                raise TemplateError(f"the prompt exceeds {_MAX_CHARACTERS:,} characters")
+    except TemplateError as error:
+        raise ChatTemplateError(f"The chat template refused these messages: {error.message}") from error
+    except Exception as error:  # a template can raise whatever Python's operators raise
+        raise ChatTemplateError(
+            f"The chat template failed on these messages ({type(error).__name__}: {error})."
+        ) from error
+    return "".join(pieces)
+
+
+@lru_cache(maxsize=8)
+def _compile(template: str) -> CodeType:
+    """Compile with a tick in each loop, and `~` replaced by a bounded call."""
+    environment = _Environment()
+    tree = environment.parse(template)
+    for loop in tree.find_all(nodes.For):
+        loop.body.insert(0, nodes.ExprStmt(_environment_call("tick", [], loop.lineno)))
+    _replace_concat(tree)
+    tree.set_environment(environment)
+    return environment.compile(tree)
+
+
+def _replace_concat(node: nodes.Node) -> None:
+    for name, value in node.iter_fields():
+        if isinstance(value, list):
+            setattr(node, name, [_without_concat(item) for item in value])
+        else:
+            setattr(node, name, _without_concat(value))
+
+
+def _without_concat(value: Any) -> Any:
+    if not isinstance(value, nodes.Node):
+        return value
+    _replace_concat(value)
+    if isinstance(value, nodes.Concat):
+        return _environment_call("concatenate", value.nodes, value.lineno)
+    return value
+
+
+def _environment_call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
+    # EnvironmentAttribute is no variable: a template can't put something else in its place.
+    return nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None, lineno=line)
+
+
+def _result_size(operator: str, left: Any, right: Any) -> int:
+    """An upper bound, in characters or elements (digits scaled up), of what an operator builds."""
+    numbers = isinstance(left, int | float) and isinstance(right, int | float)
+    if operator == "+":
+        return 0 if numbers else _length(left) + _length(right)
+    if operator == "*":
+        if numbers:
+            return 0
+        return _length(left) * abs(right) if isinstance(right, int) else _length(right) * abs(left)
+    if operator == "**":
+        digits = len(str(abs(left))) * abs(right) if numbers else 0
+        return _MAX_CHARACTERS + 1 if digits > _MAX_DIGITS else 0
+    # "%5d" % x: the width is in the format, so any format with a long number is refused.
+    too_wide = isinstance(left, str) and any(len(run) > 4 for run in _digit_runs(left))
+    return _MAX_CHARACTERS + 1 if too_wide else 0
+
+
+def _length(value: Any) -> int:
+    return len(value) if hasattr(value, "__len__") else 0
+
+
+def _digit_runs(text: str) -> list[str]:
+    # "%*d" takes its width from the arguments: counted as a long number
+    return "".join(c if c.isdigit() else "00000" if c == "*" else " " for c in text).split()
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes for HTML; a prompt is no HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _checked(message: Message) -> dict[str, Any]:
+    """A plain copy of one message. Raises ChatTemplateError where it is not of the known form."""
+    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        raise ChatTemplateError("Each message is a dict with the keys role and content.")
+    content = message["content"]
+    if not isinstance(content, str | list | tuple):
+        raise ChatTemplateError(f"A message's content is a text or a list of parts, not {type(content).__name__}.")
+    for part in () if isinstance(content, str) else content:
+        _check_part(part)
+    copy: dict[str, Any] = _plain(message)
+    return copy
+
+
+def _check_part(part: Any) -> None:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in ("text", "image"):
+        raise ChatTemplateError(
+            'Each part of a message is {"type": "text", "text": …} or {"type": "image", …}; '
+            f"got {'type ' + repr(kind) if kind else type(part).__name__}."
+        )
+    if kind == "text" and not isinstance(part.get("text"), str):
+        raise ChatTemplateError('A part of type "text" needs its words under the key "text".')
+
+
+def _plain(value: Any) -> Any:
+    """Only JSON's types reach the template: pictures and tensors have methods that write files."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+def _mark_end(message: dict[str, Any]) -> str:
+    """Put the mark behind the message's last text; returns that text without it."""
+    content = message["content"]
+    if isinstance(content, str):
+        message["content"] = content + _END_MARK
+        return content
+    for part in reversed(content):
+        if part["type"] == "text":
+            text: str = part["text"]
+            part["text"] = text + _END_MARK
+            return text
+    raise ChatTemplateError("The final message has no text that could be continued.")
+
+
+def _cut_at_mark(prompt: str, final_text: str) -> str:
+    """What stands before the mark. A template that trims texts took the mark's own blank away:
+    then the blanks at the end of the final text go too, as they would have without the mark."""
+    place = prompt.rfind(_END_MARK.rstrip())
+    if place < 0 or final_text.strip() not in prompt:
+        raise ChatTemplateError("The chat template leaves out or rewrites the final message, so it can't be continued.")
+    kept = prompt[:place]
+    return kept if prompt.startswith(_END_MARK, place) else kept.rstrip()

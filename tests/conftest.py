@@ -1,0 +1,103 @@
+"""Fixtures that several test modules share. Nothing here reaches the network."""
+
+import json
+import lzma
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+
+_REPOSITORY = Path(__file__).parents[1]
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}"
+    "{% if message.content is string %}{{ message.content | trim }}{% else %}"
+    "{% for part in message.content %}"
+    "{{ '<start_of_image>' if part.type == 'image' else part.text | trim }}{% endfor %}{% endif %}"
+    "{{ '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real tokenizer, the published configs and photographs."""
+    folder = _REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real tokenizer, configs and photographs are not beside this repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer_folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3's tokenizer, chat template and processor configs, as a checkpoint's folder."""
+    folder = tmp_path_factory.mktemp("real_tokenizer")
+    with lzma.open(shared_data / "gemma3_tokenizer.json.xz") as packed, open(folder / "tokenizer.json", "wb") as file:
+        shutil.copyfileobj(packed, file)
+    for source, name in [
+        ("gemma3_tokenizer_config.json", "tokenizer_config.json"),
+        ("configs/preprocessor_config.json", "preprocessor_config.json"),
+        ("configs/processor_config.json", "processor_config.json"),
+    ]:
+        (folder / name).write_bytes((shared_data / source).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(shared_data: Path) -> list[Image.Image]:
+    """The photographs, RGB, in the order of their names: 612 x 425, 640 x 853 and 640 x 640."""
+    paths = sorted((shared_data / "photos").iterdir())
+    return [Image.open(path).convert("RGB") for path in paths if path.suffix.lower() == ".jpg"]
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of Gemma's form that knows a few words, in a folder without other files."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    special += ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
+    plain = ["<mask>", "\n", "\n\n", "\n\n\n\n"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = sorted(set("▁abcdefghijklmnopqrstuvwxyz<>_.,:ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
+    vocabulary = {token: index for index, token in enumerate([*special, *plain, *bytes_, *letters])}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = TemplateProcessing(single=["<bos>", "$A"], special_tokens=[("<bos>", 2)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in plain])
+    folder = tmp_path_factory.mktemp("small_tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "GemmaTokenizer", "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_processor(real_tokenizer_folder: Path) -> Any:
+    """transformers' own processor, with its PIL image processor."""
+    from transformers import Gemma3Processor, GemmaTokenizer
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    tokenizer = GemmaTokenizer.from_pretrained(real_tokenizer_folder)
+    images = Gemma3ImageProcessorPil.from_pretrained(real_tokenizer_folder)
+    return Gemma3Processor(images, tokenizer, chat_template=tokenizer.chat_template)
+
+
+@pytest.fixture(scope="session")
+def gradient_picture() -> Image.Image:
+    """240 x 100, each pixel different from its neighbours."""
+    columns = torch.arange(240).expand(100, 240)
+    rows = torch.arange(100)[:, None].expand(100, 240)
+    pixels = torch.stack([columns, rows * 2, (columns * 7 + rows * 3) % 256], dim=-1)
+    return Image.fromarray(pixels.to(torch.uint8).numpy())

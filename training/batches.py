@@ -1,0 +1,210 @@
+"""Training batches: pictures as pixels, conversations as token ids, dense labels beside them.
+
+A conversation is what the app sends: the checkpoint's chat template, the picture before the question,
+several questions about one picture; some ask on about a second picture, some see the picture through
+pan & scan, some have no picture at all.
+
+Most conversations are a fan: each question is asked as if it were the first, sees the picture and not
+the other questions, and has the positions of a first question. Else answers could be read off earlier
+ones ("two red circles" tells a color, a shape and a number) instead of off the picture.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from gemma3_core.image_processor import Gemma3ImageProcessorPil, pan_and_scan_boxes
+from gemma3_core.processor import Gemma3Processor
+from gemma3_core.tokenizer import Gemma3Tokenizer
+from training.drawing import draw, patch_labels, training_picture
+from training.model import IGNORED, IMAGE_SIZE, PATCHES_PER_SIDE, TOKENS_PER_SIDE, DenseLabels
+from training.questions import Question, ask
+from training.scenes import COLORS, SHAPES, Scene, random_scene
+
+NO_PICTURE = "There is no picture yet. Please add one and ask again."
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What the pictures and conversations of a training stage are made of (shares of all conversations)."""
+
+    questions: int = 8
+    apart: float = 0.75
+    difficulty: float = 1.0
+    second_picture: float = 0.1
+    pan_and_scan: float = 0.06
+    no_picture: float = 0.02
+    question_first: float = 0.05
+    true_size: float = 0.05
+
+
+@dataclass
+class Batch:
+    """pixels uint8 [N, 3, 224, 224]; input_ids, labels, positions and segments [B, T]; dense labels of N pictures.
+
+    A token sees its own segment and segment 0.
+    """
+
+    pixels: torch.Tensor
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    dense: DenseLabels
+
+
+@dataclass
+class _Conversation:
+    squares: list[np.ndarray]
+    dense: list[tuple[np.ndarray, ...] | None]
+    ids: list[int]
+    labels: list[int]
+    positions: list[int]
+    segments: list[int]
+
+    def add(self, ids: list[int], labels: list[int], position: int, segment: int) -> None:
+        self.ids += ids
+        self.labels += labels
+        self.positions += range(position, position + len(ids))
+        self.segments += [segment] * len(ids)
+
+
+class Conversations(IterableDataset):
+    """Endless batches of `size` conversations; seeded, each worker with a stream of its own."""
+
+    def __init__(self, tokenizer_folder: str, size: int, mix: Mix, seed: int):
+        self._folder, self._size, self._seed = tokenizer_folder, size, seed
+        self.mix = mix
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = torch.utils.data.get_worker_info()
+        rng = random.Random(f"{self._seed}/{info.id if info else 0}")
+        torch.set_num_threads(1)
+        writer = ConversationWriter(Gemma3Tokenizer.from_pretrained(self._folder))
+        while True:
+            yield collate([writer.write(rng, self.mix) for _ in range(self._size)])
+
+
+class ConversationWriter:
+    """Draws a scene, asks about it and writes both as a model sees them."""
+
+    def __init__(self, tokenizer: Gemma3Tokenizer):
+        self._tokenizer = tokenizer
+        self._processor = Gemma3Processor(Gemma3ImageProcessorPil(), tokenizer, image_seq_length=TOKENS_PER_SIDE**2)
+
+    def write(self, rng: random.Random, mix: Mix) -> _Conversation:
+        if mix.questions == 0:
+            scene = random_scene(rng, "train", mix.difficulty)
+            squares, dense = self._see(scene, rng, mix, crops=False)
+            return _Conversation(squares, dense, [], [], [], [])
+        if rng.random() < mix.no_picture:
+            scene = random_scene(rng, "train", mix.difficulty)
+            asked = ask(scene, rng, "train", 1)
+            return self._join([([], [replace_answer(q, NO_PICTURE) for q in asked])], rng, mix)
+        first = max(1, mix.questions // 2) if (two := rng.random() < mix.second_picture) else mix.questions
+        counts = [first, mix.questions - first] if two and mix.questions > 1 else [mix.questions]
+        apart = len(counts) == 1 and rng.random() < mix.apart
+        turns = []
+        for count in counts:
+            scene = random_scene(rng, "train", mix.difficulty)
+            seen = self._see(scene, rng, mix, crops=rng.random() < mix.pan_and_scan)
+            turns.append((list(zip(*seen, strict=True)), ask(scene, rng, "train", count)))
+        return self._fan(*turns[0]) if apart else self._join(turns, rng, mix)
+
+    def _see(
+        self, scene: Scene, rng: random.Random, mix: Mix, crops: bool
+    ) -> tuple[list[np.ndarray], list[tuple[np.ndarray, ...] | None]]:
+        """The squares that the encoder gets, whole picture first, and the dense labels of the whole."""
+        boxes = pan_and_scan_boxes(scene.width, scene.height) if crops else []
+        if not boxes and rng.random() >= mix.true_size:
+            return [_channels_first(training_picture(scene, rng, IMAGE_SIZE))], [dense_labels(scene)]
+        picture = draw(scene, rng)
+        squares = [_square(picture)]
+        squares += [_square(picture.crop((b.left, b.top, b.right, b.bottom))) for b in boxes]
+        return squares, [dense_labels(scene), *[None] * len(boxes)]
+
+    def _fan(self, seen: list, questions: list[Question]) -> _Conversation:
+        """The picture once, and behind it each question as if it were the only one."""
+        squares, dense = ([part[i] for part in seen] for i in range(2))
+        out = _Conversation(squares, dense, [], [], [], [])
+        start = self._encode(f"<bos><start_of_turn>user\n{self._image_text(len(squares))}")
+        out.add(start, [IGNORED] * len(start), position=0, segment=0)
+        for segment, question in enumerate(questions, 1):
+            prompt = self._encode(f"{question.question}<end_of_turn>\n<start_of_turn>model\n")
+            answer = self._encode(f"{question.answer}<end_of_turn>")
+            out.add(prompt + answer, [IGNORED] * len(prompt) + answer, len(start), segment)
+        return out
+
+    def _join(self, turns: list[tuple[list, list[Question]]], rng: random.Random, mix: Mix) -> _Conversation:
+        """One question after the other, as a visitor asks on; each sees all before it."""
+        out = _Conversation([], [], [], [], [], [])
+        out.add([self._tokenizer.bos_token_id], [IGNORED], position=0, segment=0)
+        for seen, questions in turns:
+            for number, question in enumerate(questions):
+                squares = seen if number == 0 else []
+                out.squares += [square for square, _ in squares]
+                out.dense += [dense for _, dense in squares]
+                images = self._image_text(len(squares))
+                behind = images and rng.random() < mix.question_first
+                asked = question.question + images if behind else images + question.question
+                prompt = self._encode(f"<start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n")
+                answer, after = self._encode(f"{question.answer}<end_of_turn>"), self._encode("\n")
+                labels = [IGNORED] * len(prompt) + answer + [IGNORED] * len(after)
+                out.add(prompt + answer + after, labels, position=len(out.ids), segment=0)
+        return out
+
+    def _image_text(self, squares: int) -> str:
+        if not squares:
+            return ""
+        return self._processor.expand_images([self._tokenizer.boi_token], [squares - 1])[0]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def replace_answer(question: Question, answer: str) -> Question:
+    return Question(question.kind, question.question, answer, question.key)
+
+
+def dense_labels(scene: Scene) -> tuple[np.ndarray, ...]:
+    """Five arrays in the order of DenseLabels' fields."""
+    cells = patch_labels(scene, PATCHES_PER_SIDE)
+    shape, color = (np.zeros((TOKENS_PER_SIDE, TOKENS_PER_SIDE), np.uint8) for _ in range(2))
+    for item in scene.objects:
+        row = min(TOKENS_PER_SIDE - 1, int(item.y * TOKENS_PER_SIDE / scene.height))
+        column = min(TOKENS_PER_SIDE - 1, int(item.x * TOKENS_PER_SIDE / scene.width))
+        shape[row, column] = 1 + SHAPES.index(item.shape)
+        color[row, column] = 1 + COLORS.index(item.color)
+    return tuple(part.ravel() for part in (cells.shape, cells.color, cells.centre, shape, color))
+
+
+def _square(picture: Image.Image) -> np.ndarray:
+    """[3, 224, 224] as the image processor resizes it."""
+    return _channels_first(picture.resize((IMAGE_SIZE, IMAGE_SIZE), resample=Image.Resampling.BILINEAR))
+
+
+def _channels_first(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def collate(conversations: list[_Conversation]) -> Batch:
+    """Pads on the right: behind the last label nothing needs a mask. Crops have no dense labels (ignored)."""
+    longest = max(1, *(len(c.ids) for c in conversations))
+    fields = {"ids": 0, "labels": IGNORED, "positions": 0, "segments": 0}
+    rows = {
+        name: torch.tensor([getattr(c, name) + [fill] * (longest - len(c.ids)) for c in conversations])
+        for name, fill in fields.items()
+    }
+    squares = [s for c in conversations for s in c.squares]
+    dense = [d for c in conversations for d in c.dense]
+    sizes = (PATCHES_PER_SIDE**2,) * 3 + (TOKENS_PER_SIDE**2,) * 2
+    stacked = [
+        torch.from_numpy(np.stack([np.full(size, IGNORED) if d is None else d[i].astype(np.int64) for d in dense]))
+        for i, size in enumerate(sizes)
+    ]
+    return Batch(torch.from_numpy(np.stack(squares)), *rows.values(), dense=DenseLabels(*stacked))

@@ -1,0 +1,155 @@
+"""The demo model's shape, its initial weights, and the extra heads of the dense loss."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gemma3_core.config import Gemma3Config, Gemma3TextConfig, RopeParameters, SiglipVisionConfig
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.tokenizer import Gemma3Tokenizer
+from training.scenes import COLORS, SHAPES
+
+# Widths are multiples of 128, so that int4 with group size 128 fits each of the decoder's linears.
+TEXT_WIDTH = 256
+VISION_WIDTH = 192
+IMAGE_SIZE = 224
+PATCH_SIZE = 14
+PATCHES_PER_SIDE = IMAGE_SIZE // PATCH_SIZE
+TOKENS_PER_SIDE = 8
+IGNORED = -100
+"""Label of what is not learnt, as in torch's cross_entropy."""
+
+
+def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
+    """The true architecture at small size: both layer kinds, 4.4 million weights."""
+    text = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        sliding_window=512,
+        max_position_embeddings=8192,
+        rope={"full_attention": RopeParameters(1_000_000.0), "sliding_attention": RopeParameters(10_000.0)},
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=[1, tokenizer.end_of_turn_token_id],
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=VISION_WIDTH,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+    )
+    return Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=TOKENS_PER_SIDE**2,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+        eos_token_id=[1, tokenizer.end_of_turn_token_id],
+    )
+
+
+def write_processor_files(folder: Path, end_of_turn: int) -> None:
+    """generation_config.json, preprocessor_config.json and processor_config.json beside the weights."""
+    generation = {"bos_token_id": 2, "pad_token_id": 0, "eos_token_id": [1, end_of_turn], "do_sample": False}
+    image = {
+        "image_processor_type": "Gemma3ImageProcessor",
+        "processor_class": "Gemma3Processor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "image_seq_length": TOKENS_PER_SIDE**2,
+        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "do_convert_rgb": None,
+        "do_pan_and_scan": None,
+        "pan_and_scan_max_num_crops": None,
+        "pan_and_scan_min_crop_size": None,
+        "pan_and_scan_min_ratio_to_activate": None,
+    }
+    processor = {"image_seq_length": TOKENS_PER_SIDE**2, "processor_class": "Gemma3Processor"}
+    files = {
+        "generation_config.json": generation,
+        "preprocessor_config.json": image,
+        "processor_config.json": processor,
+    }
+    for name, data in files.items():
+        (folder / name).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:
+    """Scaled normal weights; the norms behind each sublayer begin small, so that depth does not shout."""
+    torch.manual_seed(seed)
+    quiet = (2 * model.text_config.num_hidden_layers) ** -0.5 - 1.0
+    for name, parameter in model.named_parameters():
+        if name.endswith(("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")):
+            nn.init.constant_(parameter, quiet)
+        elif name.endswith("mm_input_projection_weight"):
+            nn.init.normal_(parameter, std=0.5 * parameter.shape[0] ** -0.5)
+        elif name.endswith("embed_tokens.weight"):
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("position_embedding.weight"):
+            nn.init.normal_(parameter, std=0.3)
+        elif "patch_embedding" in name and parameter.ndim == 4:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        elif parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.7 * parameter.shape[1] ** -0.5)
+
+
+@dataclass(frozen=True)
+class DenseLabels:
+    """What lies where, for N pictures: per patch [N, 256] and, by centres, per soft token [N, 64]; 0 is nothing."""
+
+    patch_shape: torch.Tensor
+    patch_color: torch.Tensor
+    patch_centre: torch.Tensor
+    token_shape: torch.Tensor
+    token_color: torch.Tensor
+
+
+class DenseHeads(nn.Module):
+    """Reads shape, color and centres off the encoder's patches and off the soft tokens; thrown away later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = (len(SHAPES) + 1, len(COLORS) + 1, 2)
+        self.patch = nn.Linear(VISION_WIDTH, sum(self.sizes))
+        self.token = nn.Linear(TEXT_WIDTH, self.sizes[0] + self.sizes[1])
+
+    def forward(self, patches: torch.Tensor, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
+        """Mean cross-entropy over the five readings of patches [N, 256, E] and soft tokens [N, 64, E]."""
+        shape, color, centre = self.patch(patches).split(self.sizes, dim=-1)
+        # Soft tokens join a residual stream that every layer normalises: what counts is their direction.
+        normed = F.rms_norm(tokens, tokens.shape[-1:])
+        token_shape, token_color = self.token(normed).split(self.sizes[:2], dim=-1)
+        pairs = (
+            (shape, labels.patch_shape),
+            (color, labels.patch_color),
+            (centre, labels.patch_centre),
+            (token_shape, labels.token_shape),
+            (token_color, labels.token_color),
+        )
+        losses = [_rare_weighted(logits.flatten(0, 1), target.flatten()) for logits, target in pairs]
+        return torch.stack(losses).mean()
+
+
+def _rare_weighted(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with cells that hold something weighing four times those that hold nothing."""
+    losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
+    weights = (target != IGNORED) * (1.0 + 3.0 * (target > 0))
+    return (losses * weights).sum() / weights.sum().clamp(min=1)

@@ -1,0 +1,330 @@
+"""Questions about scenes with their answers, and when an answer is right.
+
+To add a kind: a function that lists its targets, an entry in `_KINDS`, phrasings in phrasings.py.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from training.colors import COLORS
+from training.geometry import SHAPES
+from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
+from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
+
+__all__ = ["HELDOUT_PHRASINGS", "KINDS", "PLACES", "Question", "ask", "is_right"]
+
+PLACES = (
+    "top left", "top center", "top right",
+    "center left", "center", "center right",
+    "bottom left", "bottom center", "bottom right",
+)  # fmt: skip
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+_PLACE_MARGIN = 0.03  # of a side: nearer to a border between cells, "where" isn't asked
+_ZERO_SHARE = 0.07  # of the scenes are asked for the count of an absent shape or color
+_SHARED_COLOR_SHARE = 0.2  # of the color questions are about several objects of one color
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture; `key` is what a right answer must say."""
+
+    kind: str
+    question: str
+    answer: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a question could be about: the words for it, the answer, and its weight in the draw."""
+
+    slots: tuple[tuple[str, str], ...]
+    answer: str
+    key: str
+    form: str = "one"  # which list of phrasings fits
+    weight: float = 1.0
+
+
+def ask(
+    scene: Scene,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+) -> list[Question]:
+    """Up to `num` different questions about the scene, of all kinds or of `kinds`.
+
+    `split` "train" never uses a held-out phrasing, "heldout" always does. Fewer come where the
+    scene has no more to ask without doubt, or only what is asked often enough anyway.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
+    kinds = kinds or KINDS
+    targets = {kind: _KINDS[kind](scene, rng, split) for kind in kinds}
+    asked: list[Question] = []
+    while len(asked) < num:
+        open_kinds = [kind for kind in kinds if targets[kind]]
+        if not open_kinds:
+            break
+        kind = rng.choices(open_kinds, [_KIND_WEIGHTS.get(kind, 1.0) for kind in open_kinds])[0]
+        weights = [target.weight for target in targets[kind]]
+        index = rng.choices(range(len(weights)), weights)[0]
+        asked.append(_phrase(kind, targets[kind].pop(index), rng, split))
+    return asked
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort; numbers as words or digits."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    return _said(kind, answer) == {key}
+
+
+def _said(kind: str, answer: str) -> set[str]:
+    """All the colors, shapes, numbers, places or yes and no that an answer names."""
+    words = re.findall(r"[a-z]+|\d+", answer.lower().replace("n't", " not"))
+    if kind == "where":
+        return {place} if (place := _place_in(words)) else set()
+    vocabulary = _SYNONYMS["count" if kind.startswith("count") else kind]
+    return {vocabulary[word] for word in words if word in vocabulary}
+
+
+def _place_in(words: list[str]) -> str | None:
+    """The cell that words like "upper left" or "in the middle" name; None if none or several."""
+    downs = {_DOWN[word] for word in words if word in _DOWN}
+    acrosses = {word for word in words if word in ("left", "right")}
+    if len(downs) > 1 or len(acrosses) > 1:
+        return None
+    middle = any(word in ("center", "centre", "middle", "central") for word in words)
+    if not downs and not acrosses:
+        return "center" if middle else None
+    return f"{(*downs, 'center')[0]} {(*acrosses, 'center')[0]}"
+
+
+# Targets of each kind.
+
+
+def _count_shape(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    present = Counter(item.shape for item in scene.objects)
+    return [_count(number, shape, plural(shape)) for shape, number in _counted(present, SHAPES, rng)]
+
+
+def _count_color(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    present = Counter(item.color for item in scene.objects)
+    return [
+        _count(number, f"{color} shape", f"{color} shapes", color) for color, number in _counted(present, COLORS, rng)
+    ]
+
+
+def _counted(present: Counter, names: tuple[str, ...], rng: random.Random) -> list[tuple[str, int]]:
+    """Names with their counts, small counts thinned out; now and then one that is absent."""
+    absent = [name for name in names if name not in present]
+    if absent and rng.random() < _ZERO_SHARE:
+        return [(rng.choice(absent), 0)]
+    return [(name, count) for name, count in present.items() if rng.random() < _KEPT_COUNTS[count]]
+
+
+def _count(number: int, one: str, many: str, color: str | None = None) -> Target:
+    verb, noun = ("is", one) if number == 1 else ("are", many)
+    words = (("color", color),) if color else (("shapes", many), ("shape", one))
+    answer = f"There {verb} {NUMBERS[number]} {noun}."
+    return Target(words, answer, NUMBERS[number])
+
+
+def _count_all(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    return [_count(len(scene.objects), "shape", "shapes")]
+
+
+def _color(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    if len(scene.objects) == 1 and rng.random() < 0.3:
+        color = scene.objects[0].color
+        noun = rng.choice(_THINGS)
+        return [Target((("shape", noun),), f"The shape is {color}.", color)]
+    found = []
+    for shape, items in _by(scene, "shape").items():
+        colors = {item.color for item in items}
+        if len(colors) > 1:
+            continue
+        color = colors.pop()
+        if len(items) == 1:
+            found.append(Target((("shape", shape),), f"The {shape} is {color}.", color))
+        elif rng.random() < _SHARED_COLOR_SHARE:
+            shapes = plural(shape)
+            answer = f"The {shapes} are {color}."
+            found.append(Target((("shapes", shapes),), answer, color, "many"))
+    return found
+
+
+def _shape(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    if len(scene.objects) == 1 and rng.random() < 0.3:
+        shape = scene.objects[0].shape
+        return [Target((), f"The shape is {article(shape)}.", shape, "only")]
+    return [
+        Target((("color", color),), f"The {color} shape is {article(items[0].shape)}.", items[0].shape)
+        for color, items in _by(scene, "color").items()
+        if len(items) == 1
+    ]
+
+
+def _is_there(scene: Scene, rng: random.Random, split: str) -> list[Target]:
+    targets = []
+    for form in ("both", "shape", "color"):
+        yes = sorted({_subject(item, form) for item in scene.objects})
+        no = _absent_subjects(scene, form, rng, split)
+        if yes:
+            subject = rng.choice(yes)
+            answer = f"Yes, there is {article(subject[0])}."
+            targets.append(_is_there_target(subject, answer, "yes", form, rng))
+        if no:
+            subject = rng.choice(no)
+            answer = f"No, there is no {subject[0]}."
+            targets.append(_is_there_target(subject, answer, "no", form, rng))
+    return targets
+
+
+def _is_there_target(subject: tuple[str, str], answer: str, key: str, form: str, rng: random.Random) -> Target:
+    noun, color = _called(subject[0], rng), subject[1]
+    words = (("a_noun", article(noun)), ("nouns", plural(noun)), ("noun", noun), ("color", color))
+    return Target(words, answer, key, "color" if form == "color" else "one")
+
+
+def _subject(item: SceneObject, form: str) -> tuple[str, str]:
+    """What to call an object by shape and color, by shape or by color; and its color."""
+    noun = {"both": f"{item.color} {item.shape}", "shape": item.shape}.get(form)
+    return (noun or f"{item.color} shape", item.color)
+
+
+def _absent_subjects(scene: Scene, form: str, rng: random.Random, split: str) -> list[tuple[str, str]]:
+    """Something that isn't in the scene; for shape with color mostly with one of the two there."""
+    shapes = {item.shape for item in scene.objects}
+    colors = {item.color for item in scene.objects}
+    if form == "shape":
+        return [(shape, "") for shape in SHAPES if shape not in shapes]
+    if form == "color":
+        return [(f"{color} shape", color) for color in COLORS if color not in colors]
+    present = {(item.shape, item.color) for item in scene.objects}
+    banned = present | (HELDOUT_PAIRS if split == "train" else frozenset())
+    pairs = [(s, c) for s in SHAPES for c in COLORS if (s, c) not in banned]
+    hardness = rng.random()
+    if hardness < 0.4:
+        close = [(s, c) for s, c in pairs if s in shapes and c in colors]
+        pairs = close or [(s, c) for s, c in pairs if s in shapes or c in colors]
+    elif hardness < 0.8:
+        pairs = [(s, c) for s, c in pairs if (s in shapes) != (c in colors)]
+    return [(f"{c} {s}", c) for s, c in pairs]
+
+
+def _where(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    subjects: dict[str, list[SceneObject]] = {}
+    for item in scene.objects:
+        for form in ("both", "shape", "color"):
+            subjects.setdefault(_subject(item, form)[0], []).append(item)
+    if len(scene.objects) == 1:
+        subjects["shape"] = [scene.objects[0]]
+    found = []
+    for noun, items in subjects.items():
+        place = clear_place(items[0], scene)
+        if len(items) == 1 and place is not None:
+            answer = f"The {noun} is in the {place}."
+            found.append(Target((("noun", _called(noun, rng)),), answer, place))
+    return found
+
+
+def clear_place(item: SceneObject, scene: Scene) -> str | None:
+    """The cell of nine where the object's centre lies; None where it is near a border."""
+    cells = []
+    for share in (item.y / scene.height, item.x / scene.width):
+        if min(abs(share - 1 / 3), abs(share - 2 / 3)) < _PLACE_MARGIN:
+            return None
+        cells.append(min(2, int(share * 3)))
+    return PLACES[3 * cells[0] + cells[1]]
+
+
+def _by(scene: Scene, attribute: str) -> dict[str, list[SceneObject]]:
+    groups: dict[str, list[SceneObject]] = {}
+    for item in scene.objects:
+        groups.setdefault(getattr(item, attribute), []).append(item)
+    return groups
+
+
+_KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
+    "count_shape": _count_shape,
+    "count_color": _count_color,
+    "count_all": _count_all,
+    "color": _color,
+    "shape": _shape,
+    "is_there": _is_there,
+    "where": _where,
+}
+KINDS = tuple(_KINDS)
+
+# Larger counts are rarer in the scenes: small ones are asked for less often than they could be.
+_KEPT_COUNTS = (1.0, 0.17, 0.4, 0.8, 1.0, 1.0, 1.0)
+
+# Rather asked where there is a choice: counting, of which a scene allows few questions.
+_KIND_WEIGHTS = {"count_shape": 4.0, "count_color": 4.0, "is_there": 0.6, "where": 0.8}
+
+
+# Words.
+
+
+def plural(noun: str) -> str:
+    return noun + "s"
+
+
+def _called(noun: str, rng: random.Random) -> str:
+    """ "red shape", but also "red thing" or "red object"; other nouns as they are."""
+    stem = noun.removesuffix("shape")
+    return noun if stem == noun else stem + rng.choice(_THINGS)
+
+
+def article(noun: str) -> str:
+    """The noun with "a" or "an"."""
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+_THINGS = ("shape", "shape", "object", "thing")
+_GREETINGS = ("Hi! ", "Hello, ", "Look at the picture. ", "Please answer: ", "Question: ")
+_DOWN = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}
+_SYNONYMS: dict[str, dict[str, str]] = {
+    "count": {
+        **{word: word for word in NUMBERS},
+        **{str(number): word for number, word in enumerate(NUMBERS)},
+        **dict.fromkeys(("zero", "none", "not"), "no"),
+        **{word: word for word in ("seven", "eight", "nine", "ten")},
+    },
+    "color": {**{color: color for color in COLORS}, "grey": "gray"},
+    "shape": {form: shape for shape in SHAPES for form in (shape, plural(shape))},
+    "is_there": {"yes": "yes", "no": "no", "not": "no"},
+}
+
+
+# Phrasing.
+
+
+def _phrase(kind: str, target: Target, rng: random.Random, split: str) -> Question:
+    phrasings = PHRASINGS if split == "train" else HELDOUT_PHRASINGS
+    text = rng.choice(phrasings[kind][target.form])
+    for slot, word in target.slots:
+        text = text.replace("{" + slot + "}", word)
+    return Question(kind, _loosely(text, rng), target.answer, target.key)
+
+
+def _loosely(text: str, rng: random.Random) -> str:
+    """As people type: sometimes without capital, mark or American spelling, or with a greeting."""
+    if rng.random() < 0.2:
+        text = text[0].lower() + text[1:]
+    if rng.random() < 0.2:
+        text = text.rstrip("?.").replace("'", "")
+    elif rng.random() < 0.06 and "lease" not in text:
+        text = f"{text[:-1]}, please{text[-1]}"
+    if rng.random() < 0.15:
+        text = text.replace("color", "colour").replace("center", "centre")
+    if rng.random() < 0.15:
+        text = re.sub(r"\bgray\b", "grey", text)
+    if rng.random() < 0.3:
+        text = re.sub(r"\bpicture\b", rng.choice(("image", "image", "photo", "drawing")), text)
+    return rng.choice(_GREETINGS) + text if rng.random() < 0.04 else text

@@ -1,0 +1,221 @@
+"""Trains the demo model: first what lies where (dense loss), then that and the answers together.
+
+    python -m training.train --out runs/demo --dense-minutes 12 --minutes 120
+    python -m training.train --out runs/more --resume runs/demo/last --minutes 60
+
+On a CPU in float32; on CUDA the step is compiled and runs in bfloat16. A checkpoint in the Hub's layout
+(averaged weights) is written every few minutes to OUT/last; resuming means those weights with a fresh
+optimiser.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from gemma3_core.config import GLOBAL, LOCAL
+from gemma3_core.masks import attention_mask, image_blocks
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.pretrained import pick_device
+from gemma3_core.tokenizer import Gemma3Tokenizer
+from training.batches import Batch, Conversations, Mix
+from training.model import IGNORED, DenseHeads, DenseLabels, demo_config, initialise, write_processor_files
+
+TOKENIZER_FOLDER = Path("assets/demo_model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+DENSE_WEIGHT = 0.3
+
+
+class Trainer:
+    """Model, optimisers, averaged weights and the log of one run."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        # Gradients of saturated softmaxes underflow; CPUs compute with such numbers ten times slower.
+        torch.set_flush_denormal(True)
+        self.device = pick_device(arguments.device)
+        self.tokenizer = Gemma3Tokenizer.from_pretrained(TOKENIZER_FOLDER)
+        self.model = self._start_model().to(self.device).train()
+        self.heads = DenseHeads().to(self.device)
+        if arguments.resume and (Path(arguments.resume) / "dense_heads.pt").exists():
+            self.heads.load_state_dict(torch.load(Path(arguments.resume) / "dense_heads.pt", weights_only=True))
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimisers = optimisers(self.model, self.heads, arguments.learning_rate)
+        self.compute = torch.compile(self.losses, dynamic=True) if self.device.type == "cuda" else self.losses
+        self.out = Path(arguments.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.step = 0
+
+    def _start_model(self) -> Gemma3ForConditionalGeneration:
+        if self.arguments.resume:
+            return Gemma3ForConditionalGeneration.from_pretrained(self.arguments.resume, dtype="float32")
+        model = Gemma3ForConditionalGeneration(demo_config(self.tokenizer))
+        initialise(model, self.arguments.seed)
+        return model
+
+    def run_stage(self, name: str, minutes: float, mix: Mix, size: int, rate_from: float) -> None:
+        """Trains for `minutes`; the learning rate warms up, holds and falls to nothing at the end."""
+        began, saved, window = time.monotonic(), time.monotonic(), []
+        for batch in self._batches(mix, size):
+            progress = (time.monotonic() - began) / (60 * minutes)
+            if progress >= 1:
+                break
+            self._set_rate(progress, rate_from)
+            window.append(self._train_step(batch))
+            self.step += 1
+            if self.step % 25 == 0:
+                self._log(name, window, began)
+                window = []
+            if time.monotonic() - saved > 60 * self.arguments.save_minutes:
+                self.save("last")
+                saved = time.monotonic()
+        self.save("last")
+
+    def _batches(self, mix: Mix, size: int) -> Iterator[Batch]:
+        seed = self.arguments.seed * 1_000_003 + self.step
+        data = Conversations(str(TOKENIZER_FOLDER), size, mix, seed)
+        workers = self.arguments.workers
+        return iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+
+    def _set_rate(self, progress: float, rate_from: float) -> None:
+        warm = min(1.0, progress / 0.02)
+        fall = min(1.0, (1.0 - progress) / 0.35)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["base_lr"] * rate_from * warm * fall
+
+    def _train_step(self, batch: Batch) -> dict[str, float]:
+        batch = to_device(batch, self.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            dense, answer, right = self.compute(batch)
+        loss = answer + DENSE_WEIGHT * dense if batch.input_ids.shape[1] > 1 else dense
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        decay = min(0.998, (self.step + 1) / (self.step + 20))
+        with torch.no_grad():
+            mine, average = list(self.model.parameters()), list(self.average.parameters())
+            torch._foreach_lerp_(average, mine, 1 - decay)
+        return {
+            "dense": dense.item(),
+            "answer": answer.item(),
+            "right": right.item(),
+            "pictures": float(batch.pixels.shape[0]),
+        }
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(dense loss, answer loss, share of answer tokens predicted right)."""
+        pixels = batch.pixels.float() / 127.5 - 1.0
+        features = self.model.get_image_features(pixels)
+        dense = self.heads(features.last_hidden_state, features.pooler_output, batch.dense)
+        if batch.input_ids.shape[1] <= 1:
+            zero = torch.zeros((), device=pixels.device)
+            return dense, zero, zero
+        types = (batch.input_ids == self.model.config.image_token_index).long()
+        hidden = self.model.decoder(
+            inputs_embeds=self.model.model.embed(batch.input_ids, features.pooler_output),
+            attention_mask=self._masks(batch, types),
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
+        asked = targets != IGNORED
+        logits = self.model.lm_head(hidden[asked])
+        right = (logits.argmax(-1) == targets[asked]).float().mean()
+        return dense, F.cross_entropy(logits.float(), targets[asked]), right
+
+    def _masks(self, batch: Batch, token_types: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The model's own rule, and that a token sees nothing of the other questions' segments."""
+        blocks, config = image_blocks(token_types), self.model.text_config
+        segments = batch.segments
+        own = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
+        columns = torch.arange(segments.shape[1], device=segments.device).expand(segments.shape)
+        causal = attention_mask(columns, columns, blocks, blocks, None) & own
+        # The window counts positions, in which all questions of a fan follow the picture at once.
+        near = batch.positions[:, :, None] - batch.positions[:, None, :] < config.sliding_window
+        return {GLOBAL: causal[:, None], LOCAL: (causal & near)[:, None]}
+
+    def _log(self, stage: str, window: list[dict[str, float]], began: float) -> None:
+        mean = {key: sum(w[key] for w in window) / len(window) for key in window[0]}
+        line = {"stage": stage, "step": self.step, "minutes": round((time.monotonic() - began) / 60, 2), **mean}
+        line = {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
+        print(json.dumps(line), flush=True)
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def save(self, name: str) -> None:
+        """A whole checkpoint of the averaged weights, put in place at once."""
+        fresh, place = self.out / f"{name}.new", self.out / name
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.average.save_pretrained(fresh)
+        torch.save(self.heads.state_dict(), fresh / "dense_heads.pt")
+        for file in TOKENIZER_FILES:
+            shutil.copy(TOKENIZER_FOLDER / file, fresh / file)
+        end_of_turn = self.tokenizer.end_of_turn_token_id
+        assert end_of_turn is not None
+        write_processor_files(fresh, end_of_turn)
+        shutil.rmtree(place, ignore_errors=True)
+        fresh.rename(place)
+
+
+def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside layers, AdamW for embeddings, norms, biases and the dense heads."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    ids = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in ids] + list(heads.parameters())
+    muon = torch.optim.Muon(inner, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(outer, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
+    for optimiser in (muon, adamw):
+        for group in optimiser.param_groups:
+            group["base_lr"] = rate
+    return [muon, adamw]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    dense = DenseLabels(**{name: value.to(device) for name, value in vars(batch.dense).items()})
+    moved = {
+        name: getattr(batch, name).to(device) for name in ("pixels", "input_ids", "labels", "positions", "segments")
+    }
+    return replace(batch, dense=dense, **moved)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder for checkpoints and the log")
+    parser.add_argument("--resume", help="a checkpoint folder to go on from")
+    parser.add_argument("--dense-minutes", type=float, default=0.0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of the stage with answers")
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--difficulty", type=float, default=1.0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--save-minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse()
+    trainer = Trainer(arguments)
+    mix = Mix(difficulty=arguments.difficulty)
+    if arguments.dense_minutes:
+        trainer.run_stage("dense", arguments.dense_minutes, replace(mix, questions=0), arguments.batch, 1.0)
+    if arguments.minutes:
+        trainer.run_stage("joint", arguments.minutes, mix, arguments.batch, 1.0)
+
+
+if __name__ == "__main__":
+    main()
