@@ -4,13 +4,13 @@ Every fact of the architecture (layer kinds, rotary bases, scales) is decided he
 those of the reference classes in transformers 5.23 (`models/gemma3`, `models/siglip`).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from gemma3_core.errors import CheckpointError, ConfigError
+from gemma3_core.errors import ConfigError
+from gemma3_core.hub import read_json
 
 LOCAL = "sliding_attention"
 GLOBAL = "full_attention"
@@ -267,23 +267,6 @@ def read_config(folder: Path) -> AnyConfig:
     if kind == Gemma3TextConfig.model_type:
         return Gemma3TextConfig.from_dict(data)
     raise ConfigError(f"config.json says model_type {kind!r}; this program runs 'gemma3' and 'gemma3_text'.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint. CheckpointError names the file, not the folder it lies in."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.name} is missing from the checkpoint folder. Download it again.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} can't be read ({type(error).__name__}). Download it again.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.name} must hold a JSON object, got {type(data).__name__}.")
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 _NULLABLE = ("pad_token_id", "eos_token_id", "bos_token_id", "final_logit_softcapping")

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 
 from gemma3_core.cache import KVCache
-from gemma3_core.config import Gemma3TextConfig, read_json, write_json
+from gemma3_core.config import Gemma3TextConfig
 from gemma3_core.errors import ContextLengthError, UnsupportedOptionError
+from gemma3_core.hub import read_json, write_json
 from gemma3_core.outputs import CausalLMOutput
 from gemma3_core.sampling import SamplingSettings, sample
 
@@ -43,7 +44,7 @@ class GenerationConfig:
     def from_pretrained(cls, folder: Path, config: Gemma3TextConfig) -> "GenerationConfig":
         """Read from `folder`; what it leaves open comes from the model's config."""
         path = folder / "generation_config.json"
-        return cls.from_dict(read_json(path) if path.is_file() else {}, config)
+        return cls.from_dict(read_json(path, optional=True), config)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], config: Gemma3TextConfig) -> "GenerationConfig":

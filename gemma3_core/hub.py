@@ -1,6 +1,9 @@
-"""A folder or a Hub id -> a folder with the checkpoint's files on disk."""
+"""A folder or a Hub id -> a folder with the checkpoint's files on disk; its JSON files in and out."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gemma3_core.errors import CheckpointError
 
@@ -52,3 +55,26 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
         raise CheckpointError(
             f"{repo_id} could not be downloaded ({type(error).__name__}). Check the network, or give a folder."
         ) from None
+
+
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; empty where an optional file is missing.
+
+    Raises CheckpointError that names the file, not the folder it lies in.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise CheckpointError(f"{path.name} is missing from the checkpoint folder. Download it again.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} can't be read ({type(error).__name__}). Download it again.") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.name} must hold a JSON object, got {type(data).__name__}. Download it again.")
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON object, keys in order, so that the same content is the same file."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
-from gemma3_core.hub import resolve_folder
+from gemma3_core.hub import read_json, resolve_folder, write_json
 from gemma3_core.images import DEFAULT_LIMITS, ImageLimits, ImageSource, load_image
-from gemma3_core.tokenizer import read_json_object, write_json_object
 
 
 @dataclass(frozen=True)
@@ -170,13 +169,13 @@ class Gemma3ImageProcessorPil:
         """Read preprocessor_config.json, or the `image_processor` of processor_config.json (where
         newer transformers writes it); the published values where there is neither."""
         folder = resolve_folder(source, revision, token)
-        nested = read_json_object(folder / "processor_config.json").get("image_processor")
-        return cls.from_dict(nested or read_json_object(folder / "preprocessor_config.json"))
+        nested = read_json(folder / "processor_config.json", optional=True).get("image_processor")
+        return cls.from_dict(nested or read_json(folder / "preprocessor_config.json", optional=True))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write preprocessor_config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json_object(Path(folder) / "preprocessor_config.json", self.config.to_dict())
+        write_json(Path(folder) / "preprocessor_config.json", self.config.to_dict())
 
     def __call__(
         self,

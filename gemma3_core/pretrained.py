@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from gemma3_core.config import AnyConfig, Gemma3TextConfig, read_config, write_json
+from gemma3_core.config import AnyConfig, Gemma3TextConfig, read_config
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.generation import GenerationConfig
-from gemma3_core.hub import resolve_folder
-from gemma3_core.weights import HEAD, build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
+from gemma3_core.hub import resolve_folder, write_json
+from gemma3_core.weights import build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -35,6 +35,11 @@ class PreTrainedModel(nn.Module):
     @property
     def text_config(self) -> Gemma3TextConfig:
         return getattr(self.config, "text_config", self.config)
+
+    @property
+    def decoder(self) -> Any:
+        """The Gemma3TextModel inside (or the model itself)."""
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -93,8 +98,8 @@ class PreTrainedModel(nn.Module):
 
     def tie_weights(self) -> None:
         """Lets the head share the embedding's weight where the config says so."""
-        head = getattr(self, HEAD.split(".")[0], None)
-        if head is not None and is_tied(self.config):
+        head = getattr(self, "lm_head", None)
+        if isinstance(head, nn.Linear) and is_tied(self.config):
             head.weight = self.decoder.embed_tokens.weight
 
 

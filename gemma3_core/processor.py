@@ -8,16 +8,14 @@ import torch
 
 from gemma3_core.chat_template import Message, render_chat
 from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError
-from gemma3_core.hub import resolve_folder
+from gemma3_core.hub import read_json, resolve_folder, write_json
 from gemma3_core.image_processor import Gemma3ImageProcessorPil, ImageInputs
 from gemma3_core.images import ImageSource, decode_base64, load_image
 from gemma3_core.tokenizer import (
     Gemma3Tokenizer,
     ModelInputs,
     TokenIds,
-    read_json_object,
     to_tensors,
-    write_json_object,
 )
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
@@ -52,10 +50,10 @@ class Gemma3Processor:
         """Read a checkpoint's tokenizer, image processor and processor_config.json; where the last
         two are missing, the published values apply."""
         folder = resolve_folder(source, revision, token)
-        older = read_json_object(folder / "preprocessor_config.json")
+        older = read_json(folder / "preprocessor_config.json", optional=True)
         config = {
             "image_seq_length": older.get("image_seq_length"),
-            **read_json_object(folder / "processor_config.json"),
+            **read_json(folder / "processor_config.json", optional=True),
         }
         return cls(
             Gemma3ImageProcessorPil.from_pretrained(folder),
@@ -68,7 +66,7 @@ class Gemma3Processor:
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         content = {"image_seq_length": self.image_seq_length, "processor_class": "Gemma3Processor"}
-        write_json_object(Path(folder) / "processor_config.json", content)
+        write_json(Path(folder) / "processor_config.json", content)
         if self.chat_template is not None:
             (Path(folder) / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 

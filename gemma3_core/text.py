@@ -66,7 +66,9 @@ class Gemma3TextModel(PreTrainedModel):
         blocks = torch.full_like(positions, NO_BLOCK) if image_blocks is None else image_blocks
         if cache is not None:
             cache.begin(positions, blocks, may_have_padding=padding_mask is not None)
-        masks = ready or {kind: self._mask(kind, positions, blocks, cache) for kind in (LOCAL, GLOBAL)}
+        masks: Mapping[str, torch.Tensor | None] = ready or {
+            kind: self._mask(kind, positions, blocks, cache) for kind in (LOCAL, GLOBAL)
+        }
         rotary = {kind: self._rotary(kind, columns if position_ids is None else position_ids, x) for kind in masks}
 
         hidden_states, attentions = [], []

@@ -1,6 +1,5 @@
 """Text to token ids and back, over the `tokenizers` library. Special ids live only here."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from gemma3_core.errors import CheckpointError, PromptError, UnsupportedOptionError
-from gemma3_core.hub import resolve_folder
+from gemma3_core.hub import read_json, resolve_folder, write_json
 
 TokenIds = int | Sequence[int] | torch.Tensor
 
@@ -108,7 +107,7 @@ class Gemma3Tokenizer:
     ) -> "Gemma3Tokenizer":
         """Read tokenizer.json, tokenizer_config.json and the chat template of a checkpoint."""
         folder = resolve_folder(source, revision, token)
-        config = read_json_object(folder / "tokenizer_config.json")
+        config = read_json(folder / "tokenizer_config.json", optional=True)
         return cls(_read_backend(folder), config, _read_chat_template(folder, config))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -124,7 +123,7 @@ class Gemma3Tokenizer:
         config.pop("model_specific_special_tokens", None)
         config.setdefault("tokenizer_class", "GemmaTokenizer")
         config["padding_side"] = self.padding_side
-        write_json_object(folder / "tokenizer_config.json", config)
+        write_json(folder / "tokenizer_config.json", config)
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
@@ -349,24 +348,6 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)))
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint; empty where there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} is not a JSON object; fetch the file again.")
-    return content
-
-
-def write_json_object(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def _read_backend(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -382,7 +363,7 @@ def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
-    template = (read_json_object(folder / "chat_template.json") or config).get("chat_template")
+    template = (read_json(folder / "chat_template.json", optional=True) or config).get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template

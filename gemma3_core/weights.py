@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gemma3_core.config import AnyConfig, Gemma3Config, read_json
+from gemma3_core.config import AnyConfig, Gemma3Config
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.hub import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

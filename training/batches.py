@@ -207,4 +207,11 @@ def collate(conversations: list[_Conversation]) -> Batch:
         torch.from_numpy(np.stack([np.full(size, IGNORED) if d is None else d[i].astype(np.int64) for d in dense]))
         for i, size in enumerate(sizes)
     ]
-    return Batch(torch.from_numpy(np.stack(squares)), *rows.values(), dense=DenseLabels(*stacked))
+    return Batch(
+        pixels=torch.from_numpy(np.stack(squares)),
+        input_ids=rows["ids"],
+        labels=rows["labels"],
+        positions=rows["positions"],
+        segments=rows["segments"],
+        dense=DenseLabels(*stacked),
+    )

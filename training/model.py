@@ -26,6 +26,7 @@ IGNORED = -100
 
 def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
     """The true architecture at small size: both layer kinds, 4.4 million weights."""
+    stops = [1, special_id(tokenizer, "<end_of_turn>")]
     text = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -39,7 +40,7 @@ def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
         max_position_embeddings=8192,
         rope={"full_attention": RopeParameters(1_000_000.0), "sliding_attention": RopeParameters(10_000.0)},
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=[1, tokenizer.end_of_turn_token_id],
+        eos_token_id=stops,
         bos_token_id=tokenizer.bos_token_id,
     )
     vision = SiglipVisionConfig(
@@ -54,11 +55,18 @@ def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
         text_config=text,
         vision_config=vision,
         mm_tokens_per_image=TOKENS_PER_SIDE**2,
-        boi_token_index=tokenizer.boi_token_id,
-        eoi_token_index=tokenizer.eoi_token_id,
-        image_token_index=tokenizer.image_token_id,
-        eos_token_id=[1, tokenizer.end_of_turn_token_id],
+        boi_token_index=special_id(tokenizer, "<start_of_image>"),
+        eoi_token_index=special_id(tokenizer, "<end_of_image>"),
+        image_token_index=special_id(tokenizer, "<image_soft_token>"),
+        eos_token_id=stops,
     )
+
+
+def special_id(tokenizer: Gemma3Tokenizer, token: str) -> int:
+    """The id of a special token that the demo tokenizer must have."""
+    number = tokenizer.token_id(token)
+    assert number is not None, token
+    return number
 
 
 def write_processor_files(folder: Path, end_of_turn: int) -> None:

@@ -28,7 +28,15 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.batches import Batch, Conversations, Mix
-from training.model import IGNORED, DenseHeads, DenseLabels, demo_config, initialise, write_processor_files
+from training.model import (
+    IGNORED,
+    DenseHeads,
+    DenseLabels,
+    demo_config,
+    initialise,
+    special_id,
+    write_processor_files,
+)
 
 TOKENIZER_FOLDER = Path("assets/demo_model")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -106,8 +114,8 @@ class Trainer:
             optimiser.step()
         decay = min(0.998, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
-            mine, average = list(self.model.parameters()), list(self.average.parameters())
-            torch._foreach_lerp_(average, mine, 1 - decay)
+            for average, mine in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(mine, 1 - decay)
         return {
             "dense": dense.item(),
             "answer": answer.item(),
@@ -163,9 +171,7 @@ class Trainer:
         torch.save(self.heads.state_dict(), fresh / "dense_heads.pt")
         for file in TOKENIZER_FILES:
             shutil.copy(TOKENIZER_FOLDER / file, fresh / file)
-        end_of_turn = self.tokenizer.end_of_turn_token_id
-        assert end_of_turn is not None
-        write_processor_files(fresh, end_of_turn)
+        write_processor_files(fresh, special_id(self.tokenizer, "<end_of_turn>"))
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)
 
