@@ -11,7 +11,7 @@ ones ("two red circles" tells a color, a shape and a number) instead of off the 
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class Mix:
 
     questions: int = 8
     apart: float = 0.75
-    difficulty: float = 1.0
+    easiest: float = 1.0
+    hardest: float = 1.0
     second_picture: float = 0.1
     pan_and_scan: float = 0.06
     no_picture: float = 0.02
@@ -87,7 +88,21 @@ class Conversations(IterableDataset):
         torch.set_num_threads(1)
         writer = ConversationWriter(Gemma3Tokenizer.from_pretrained(self._folder))
         while True:
-            yield collate([writer.write(rng, self.mix) for _ in range(self._size)])
+            mix, size = _alike(self.mix, self._size, rng)
+            yield collate([writer.write(rng, mix) for _ in range(size)])
+
+
+def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
+    """The mix and size of one batch, whose conversations are about equally long.
+
+    Else the few long ones (crops, two pictures) would have all others padded to their length.
+    """
+    draw = rng.random()
+    if draw < mix.pan_and_scan:
+        return replace(mix, pan_and_scan=1.0, second_picture=0.0), max(1, size // 3)
+    if draw < mix.pan_and_scan + mix.second_picture:
+        return replace(mix, pan_and_scan=0.0, second_picture=1.0), max(1, 2 * size // 3)
+    return replace(mix, pan_and_scan=0.0, second_picture=0.0), size
 
 
 class ConversationWriter:
@@ -99,11 +114,11 @@ class ConversationWriter:
 
     def write(self, rng: random.Random, mix: Mix) -> _Conversation:
         if mix.questions == 0:
-            scene = random_scene(rng, "train", mix.difficulty)
+            scene = random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest))
             squares, dense = self._see(scene, rng, mix, crops=False)
             return _Conversation(squares, dense, [], [], [], [])
         if rng.random() < mix.no_picture:
-            scene = random_scene(rng, "train", mix.difficulty)
+            scene = random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest))
             asked = ask(scene, rng, "train", 1)
             return self._join([([], [replace_answer(q, NO_PICTURE) for q in asked])], rng, mix)
         first = max(1, mix.questions // 2) if (two := rng.random() < mix.second_picture) else mix.questions
@@ -111,7 +126,7 @@ class ConversationWriter:
         apart = len(counts) == 1 and rng.random() < mix.apart
         turns = []
         for count in counts:
-            scene = random_scene(rng, "train", mix.difficulty)
+            scene = random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest))
             seen = self._see(scene, rng, mix, crops=rng.random() < mix.pan_and_scan)
             turns.append((list(zip(*seen, strict=True)), ask(scene, rng, "train", count)))
         return self._fan(*turns[0]) if apart else self._join(turns, rng, mix)

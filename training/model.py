@@ -1,6 +1,7 @@
 """The demo model's shape, its initial weights, and the extra heads of the dense loss."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
         hidden_size=VISION_WIDTH,
         intermediate_size=384,
         num_hidden_layers=4,
-        num_attention_heads=3,
+        num_attention_heads=6,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
     )
@@ -101,7 +102,11 @@ def write_processor_files(folder: Path, end_of_turn: int) -> None:
 
 
 def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:
-    """Scaled normal weights; the norms behind each sublayer begin small, so that depth does not shout."""
+    """Scaled normal weights; the norms behind each sublayer begin small, so that depth does not shout.
+
+    The encoder begins with what any encoder must find out first: patches as their low frequencies, and
+    positions as waves, in which a shift is a rotation. From noise, shapes took many times as long.
+    """
     torch.manual_seed(seed)
     quiet = (2 * model.text_config.num_hidden_layers) ** -0.5 - 1.0
     for name, parameter in model.named_parameters():
@@ -112,11 +117,35 @@ def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:
         elif name.endswith("embed_tokens.weight"):
             nn.init.normal_(parameter, std=0.02)
         elif name.endswith("position_embedding.weight"):
-            nn.init.normal_(parameter, std=0.3)
+            with torch.no_grad():
+                parameter.copy_(0.5 * position_waves(PATCHES_PER_SIDE, VISION_WIDTH))
         elif "patch_embedding" in name and parameter.ndim == 4:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            with torch.no_grad():
+                parameter.copy_(low_frequencies(PATCH_SIZE, VISION_WIDTH))
         elif parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.7 * parameter.shape[1] ** -0.5)
+
+
+def position_waves(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines of column and row, [side * side, width] (as in "Attention is all you need", in 2D)."""
+    frequencies = torch.logspace(0, math.log10(1 / (2 * side)), width // 4)
+    angles = torch.arange(side)[:, None] * frequencies * math.pi / 2
+    wave = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
+    columns, rows = wave.expand(side, side, -1), wave[:, None].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+
+
+def low_frequencies(side: int, width: int) -> torch.Tensor:
+    """The lowest 2D cosine waves of each color channel as filters [width, 3, side, side]."""
+    count = math.isqrt(width // 3)
+    points = (torch.arange(side) + 0.5) * math.pi / side
+    waves = torch.cos(torch.arange(count)[:, None] * points)  # [count, side]
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    planes = torch.einsum("ay,bx->abyx", waves, waves).flatten(0, 1)  # [count * count, side, side]
+    filters = torch.zeros(3, count * count, 3, side, side)
+    for channel in range(3):
+        filters[channel, :, channel] = planes
+    return 2.0 * filters.flatten(0, 1) / side
 
 
 @dataclass(frozen=True)
@@ -140,24 +169,26 @@ class DenseHeads(nn.Module):
         self.token = nn.Linear(TEXT_WIDTH, self.sizes[0] + self.sizes[1])
 
     def forward(self, patches: torch.Tensor, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        """Mean cross-entropy over the five readings of patches [N, 256, E] and soft tokens [N, 64, E]."""
-        shape, color, centre = self.patch(patches).split(self.sizes, dim=-1)
+        """Weighted cross-entropy over the five readings of patches [N, 256, E] and soft tokens [N, 64, E]."""
         # Soft tokens join a residual stream that every layer normalises: what counts is their direction.
         normed = F.rms_norm(tokens, tokens.shape[-1:])
-        token_shape, token_color = self.token(normed).split(self.sizes[:2], dim=-1)
-        pairs = (
-            (shape, labels.patch_shape),
-            (color, labels.patch_color),
-            (centre, labels.patch_centre),
-            (token_shape, labels.token_shape),
-            (token_color, labels.token_color),
-        )
-        losses = [_rare_weighted(logits.flatten(0, 1), target.flatten()) for logits, target in pairs]
-        return torch.stack(losses).mean()
+        shape, color = self.token(normed).split(self.sizes[:2], dim=-1)
+        token_loss = 0.75 * _rare_weighted(shape, labels.token_shape) + 0.25 * _rare_weighted(color, labels.token_color)
+        patch_loss = self.patch_loss(patches, labels.patch_shape, labels.patch_color, labels.patch_centre)
+        return 0.6 * patch_loss + 0.4 * token_loss
+
+    def patch_loss(
+        self, patches: torch.Tensor, shape: torch.Tensor, color: torch.Tensor, centre: torch.Tensor
+    ) -> torch.Tensor:
+        """Of the three readings of patches [N, P, E] against labels [N, P]; shapes, the slow part, weigh most."""
+        predicted = self.patch(patches).split(self.sizes, dim=-1)
+        losses = [_rare_weighted(p, label) for p, label in zip(predicted, (shape, color, centre), strict=True)]
+        return 0.7 * losses[0] + 0.15 * losses[1] + 0.15 * losses[2]
 
 
 def _rare_weighted(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with cells that hold something weighing four times those that hold nothing."""
+    """Cross-entropy of [N, P, classes] with cells that hold something weighing four times the empty ones."""
+    logits, target = logits.flatten(0, 1), target.flatten()
     losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
     weights = (target != IGNORED) * (1.0 + 3.0 * (target > 0))
     return (losses * weights).sum() / weights.sum().clamp(min=1)

@@ -1,0 +1,113 @@
+"""The embedded model: its files, its answers, and the same answers in transformers."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+from transformers import Gemma3ForConditionalGeneration as ReferenceModel
+
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.processor import Gemma3Processor
+from tests.reference import assert_equal
+from training.drawing import draw
+from training.evaluate import DEMO_MODEL, Examinee, accuracies, evaluate
+from training.questions import KINDS, ask
+from training.scenes import random_scene
+
+FILES = {
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+MOST_BYTES = 9_000_000
+
+# Well below what the checkpoint reaches (see its README), far above what a broken mask or crop leaves.
+LEAST_RIGHT = {
+    "color": 0.75,
+    "shape": 0.75,
+    "is_there": 0.75,
+    "where": 0.7,
+    "count_shape": 0.6,
+    "count_color": 0.6,
+    "count_all": 0.6,
+}
+
+
+@pytest.fixture(scope="module")
+def examinee() -> Examinee:
+    return Examinee(DEMO_MODEL, device="cpu")
+
+
+def test_the_folder_has_the_hubs_layout_and_no_file_is_too_large_for_git() -> None:
+    assert {path.name for path in DEMO_MODEL.iterdir()} == FILES
+    assert all(path.stat().st_size <= MOST_BYTES for path in DEMO_MODEL.iterdir())
+
+
+def test_each_linear_of_the_decoder_fits_int4_with_group_size_128() -> None:
+    model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL)
+    linears = [m for m in model.decoder.modules() if isinstance(m, torch.nn.Linear)]
+    assert linears
+    assert all(linear.in_features % 128 == 0 and linear.out_features % 16 == 0 for linear in linears)
+    assert set(model.text_config.layer_types) == {"sliding_attention", "full_attention"}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_transformers_loads_it_unchanged_and_writes_the_same_tokens() -> None:
+    processor = Gemma3Processor.from_pretrained(DEMO_MODEL)
+    ours = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype="float32")
+    theirs, report = ReferenceModel.from_pretrained(DEMO_MODEL, dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    rng = random.Random(11)
+    for number in range(12):
+        scene = random_scene(rng, "heldout")
+        question = ask(scene, rng, "heldout", 1)[0].question
+        parts = [{"type": "image", "image": draw(scene, rng)}, {"type": "text", "text": question}]
+        chat = [{"role": "user", "content": parts}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert text == processor.apply_chat_template(chat, add_generation_prompt=True)
+        inputs = processor.apply_chat_template(
+            chat,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            do_pan_and_scan=number % 2 == 1,
+        )
+        assert_equal(ours(**inputs).logits, theirs(**inputs).logits)
+        mine = ours.generate(**inputs, max_new_tokens=24)
+        reference = theirs.generate(**inputs, max_new_tokens=24)
+        assert mine.tolist() == reference.tolist()
+
+
+def test_each_kind_of_question_is_answered_on_pictures_never_trained_on(examinee: Examinee) -> None:
+    shares = accuracies(evaluate(examinee, per_kind=24))
+    assert set(shares) == set(KINDS)
+    assert {kind: share for kind, share in shares.items() if share < LEAST_RIGHT[kind]} == {}
+
+
+def test_the_picture_decides_not_the_question(examinee: Examinee) -> None:
+    def square(color: str) -> Image.Image:
+        picture = Image.new("RGB", (400, 400), "white")
+        picture.paste(Image.new("RGB", (120, 120), color), (60, 220))
+        return picture
+
+    answers = examinee.answer([square("red"), square("blue")], ["What color is the square?"] * 2)
+    assert "red" in answers[0]
+    assert "blue" in answers[1]
+
+
+def test_crops_do_not_confuse_it(examinee: Examinee) -> None:
+    wide = Image.new("RGB", (1200, 600), "white")
+    wide.paste(Image.new("RGB", (150, 150), "green"), (900, 200))
+    assert "green" in examinee.answer([wide], ["What color is the square?"], pan_and_scan=True)[0]

@@ -1,0 +1,144 @@
+"""Training batches say what the app would send, and each question of a fan is asked as if alone."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.processor import Gemma3Processor
+from gemma3_core.tokenizer import Gemma3Tokenizer
+from tests.reference import assert_equal
+from training.batches import NO_PICTURE, ConversationWriter, Mix, collate
+from training.model import IGNORED, DenseHeads, demo_config, initialise
+from training.scenes import COLORS, SHAPES
+from training.train import Trainer, answer_masks, parse
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
+FAN = Mix(questions=4, apart=1.0, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0)
+CHAIN = Mix(questions=4, apart=0.0, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0, question_first=0.0)
+
+
+@pytest.fixture(scope="module")
+def writer() -> ConversationWriter:
+    return ConversationWriter(Gemma3Tokenizer.from_pretrained(DEMO_MODEL))
+
+
+@pytest.fixture(scope="module")
+def model() -> Gemma3ForConditionalGeneration:
+    model = Gemma3ForConditionalGeneration(demo_config(Gemma3Tokenizer.from_pretrained(DEMO_MODEL)))
+    initialise(model, seed=0)
+    return model.eval()
+
+
+def test_a_chained_conversation_is_what_the_chat_template_renders(writer: ConversationWriter) -> None:
+    conversation = writer.write(random.Random(1), CHAIN)
+    processor = Gemma3Processor.from_pretrained(DEMO_MODEL)
+    text = processor.decode(conversation.ids)
+    turns = [part.removeprefix("user\n").removeprefix("model\n") for part in text.split("<start_of_turn>")[1:]]
+    turns = [turn.removesuffix("<end_of_turn>\n") for turn in turns]
+    messages = []
+    for number, turn in enumerate(turns):
+        question = turn.replace(processor.full_image_sequence, "")
+        images = [{"type": "image"}] * (turn != question)
+        content = [*images, {"type": "text", "text": question}]
+        messages.append({"role": "assistant" if number % 2 else "user", "content": content})
+    rendered = processor.apply_chat_template(messages)
+    assert processor.expand_images([rendered], [0])[0] == text
+    assert processor.tokenizer.encode(text, add_special_tokens=False) == conversation.ids
+
+
+def test_labels_are_the_answers_and_their_end(writer: ConversationWriter) -> None:
+    for mix in (FAN, CHAIN):
+        conversation = writer.write(random.Random(2), mix)
+        kept = [i for i, label in zip(conversation.ids, conversation.labels, strict=True) if label != IGNORED]
+        assert kept == [label for label in conversation.labels if label != IGNORED]
+        answers = writer._tokenizer.decode(kept).split("<end_of_turn>")
+        assert len(answers) == 4 + 1
+        assert answers[-1] == ""
+        assert all(answer.endswith(".") for answer in answers[:-1])
+
+
+def test_a_question_in_a_fan_gets_the_hidden_states_it_would_get_alone(
+    writer: ConversationWriter, model: Gemma3ForConditionalGeneration
+) -> None:
+    rng = random.Random(3)
+    fan = writer.write(rng, FAN)
+    batch = collate([fan, writer.write(rng, FAN)])
+    pixels = batch.pixels.float() / 127.5 - 1.0
+    with torch.no_grad():
+        soft = model.get_image_features(pixels).pooler_output
+        together = model.decoder(
+            inputs_embeds=model.model.embed(batch.input_ids, soft),
+            attention_mask=answer_masks(batch, model.config),
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        for segment in range(1, 5):
+            places = [i for i, s in enumerate(fan.segments) if s == segment]
+            ids = torch.tensor([[fan.ids[i] for i, s in enumerate(fan.segments) if s in (0, segment)]])
+            types = (ids == model.config.image_token_index).long()
+            alone = model(
+                input_ids=ids, token_type_ids=types, pixel_values=pixels[:1], output_hidden_states=True, use_cache=False
+            ).hidden_states[-1]
+            assert_equal(together[0, places], alone[0, -len(places) :])
+
+
+def test_training_pixels_are_the_image_processors(writer: ConversationWriter) -> None:
+    conversation = writer.write(random.Random(4), FAN)
+    from PIL import Image
+
+    square = Image.fromarray(conversation.squares[0].transpose(1, 2, 0))
+    expected = Gemma3Processor.from_pretrained(DEMO_MODEL).image_processor.pixel_values([square])
+    assert_equal(collate([conversation]).pixels.float() / 127.5 - 1.0, expected)
+
+
+def test_crops_join_the_picture_and_have_no_dense_labels(writer: ConversationWriter) -> None:
+    mix = Mix(questions=2, second_picture=0.0, pan_and_scan=1.0, no_picture=0.0)
+    rng = random.Random(5)
+    cropped = next(c for c in (writer.write(rng, mix) for _ in range(50)) if len(c.squares) > 1)
+    batch = collate([cropped])
+    assert (batch.input_ids == writer._tokenizer.image_token_id).sum() == 64 * len(cropped.squares)
+    assert (batch.dense.token_shape[0] != IGNORED).all()
+    assert (batch.dense.token_shape[1:] == IGNORED).all()
+    assert "here are some crops" in writer._tokenizer.decode(cropped.ids)
+
+
+def test_without_a_picture_the_answer_asks_for_one(writer: ConversationWriter) -> None:
+    conversation = writer.write(random.Random(6), Mix(no_picture=1.0))
+    assert NO_PICTURE in writer._tokenizer.decode(conversation.ids)
+    assert not conversation.squares
+
+
+def test_dense_labels_name_each_object_at_its_centre(writer: ConversationWriter) -> None:
+    batch = collate([writer.write(random.Random(n), Mix(questions=0)) for n in range(30)])
+    assert batch.dense.patch_shape.max() <= len(SHAPES)
+    assert batch.dense.token_color.max() <= len(COLORS)
+    objects = (batch.dense.token_shape > 0).sum(dim=1)
+    assert ((objects >= 1) & (objects <= 6)).all()
+    assert (batch.dense.patch_centre.sum(dim=1) >= objects).all()
+
+
+def test_ignored_cells_leave_the_dense_loss_unchanged(writer: ConversationWriter) -> None:
+    torch.manual_seed(0)
+    heads = DenseHeads()
+    batch = collate([writer.write(random.Random(7), Mix(questions=0))])
+    patches, tokens = torch.randn(2, 256, 192), torch.randn(2, 64, 256)
+    one = heads(patches[:1], tokens[:1], batch.dense)
+    padded = {name: torch.cat([value, torch.full_like(value, IGNORED)]) for name, value in vars(batch.dense).items()}
+    two = heads(patches, tokens, type(batch.dense)(**padded))
+    assert_equal(two, one)
+
+
+def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path) -> None:
+    arguments = parse(["--out", str(tmp_path), "--batch", "4", "--workers", "0", "--device", "cpu", "--plain"])
+    trainer = Trainer(arguments)
+    batch = collate([trainer.writer().write(random.Random(n), FAN) for n in range(4)])
+    losses = [trainer.train_step(batch)["answer"] for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]
+    trainer.step = 12
+    trainer.save("last")
+    again = Trainer(parse(["--out", str(tmp_path), "--resume", str(tmp_path / "last"), "--plain"]))
+    for name, value in trainer.average.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name

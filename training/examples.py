@@ -1,0 +1,144 @@
+"""Draws the page's example pictures: `python -m training.examples [--folder assets/examples]`.
+
+Fixed scenes, so that the same files come out each time; all of them lie inside the demo world.
+"""
+
+import argparse
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.colors import RGB
+from training.drawing import draw
+from training.scenes import Background, Scene, SceneObject
+
+FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples"
+
+_RED, _YELLOW, _BLUE, _GREEN = (229, 57, 53), (255, 215, 0), (33, 110, 235), (46, 160, 67)
+_ORANGE, _PURPLE, _PINK, _WHITE, _BLACK = (255, 127, 14), (142, 68, 173), (255, 105, 180), (255, 255, 255), (17, 17, 17)
+_CREAM, _NIGHT, _SKY, _MINT, _SAND, _LILAC = (
+    (255, 248, 231), (24, 33, 66), (222, 238, 250), (222, 243, 230), (247, 236, 214), (238, 232, 250),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    """A card of the page; `kind` and `key` say when an answer is right, as in training.questions."""
+
+    name: str
+    alt: str
+    question: str
+    kind: str
+    key: str
+    scene: Scene
+
+
+def _scene(width: int, height: int, ground: RGB, *items: SceneObject) -> Scene:
+    return Scene(width, height, Background("plain", (ground,)), items)
+
+
+def _item(
+    shape: str,
+    color: str,
+    rgb: RGB,
+    x: float,
+    y: float,
+    size: float,
+    rotation: float = 0.0,
+    aspect: float = 1.0,
+    variant: str = "plain",
+) -> SceneObject:
+    return SceneObject(shape, color, rgb, x, y, size, rotation, aspect=aspect, variant=variant)
+
+
+def _star(color: str, rgb: RGB, x: float, y: float, size: float, rotation: float = 0.0) -> SceneObject:
+    return _item("star", color, rgb, x, y, size, rotation, 0.42, "5")
+
+
+def _heart(color: str, rgb: RGB, x: float, y: float, size: float, rotation: float = 0.0) -> SceneObject:
+    return _item("heart", color, rgb, x, y, size, rotation, variant="curve")
+
+
+def _triangle(color: str, rgb: RGB, x: float, y: float, size: float, rotation: float = 0.0) -> SceneObject:
+    return _item("triangle", color, rgb, x, y, size, rotation, variant="equilateral")
+
+
+EXAMPLES = (
+    Example(
+        "hearts", "Three red hearts and a yellow star on cream", "How many hearts are there?", "count_shape", "three",
+        _scene(
+            640, 400, _CREAM,
+            _heart("red", _RED, 150, 115, 115, 12), _heart("red", _RED, 470, 110, 110, -14),
+            _heart("red", _RED, 390, 290, 120, 6), _star("yellow", (240, 190, 0), 150, 290, 115, 10),
+        ),
+    ),
+    Example(
+        "night", "A yellow star, a white circle and a pink heart on dark blue", "What color is the star?",
+        "color", "yellow",
+        _scene(
+            640, 400, _NIGHT,
+            _star("yellow", _YELLOW, 440, 170, 136, -8), _item("circle", "white", _WHITE, 150, 110, 105),
+            _heart("pink", _PINK, 200, 295, 105, 8),
+        ),
+    ),
+    Example(
+        "place", "A blue circle, an orange triangle, a green square and a red star on light blue",
+        "Where is the blue circle?", "where", "bottom right",
+        _scene(
+            640, 400, _SKY,
+            _item("circle", "blue", _BLUE, 530, 318, 110), _triangle("orange", _ORANGE, 112, 92, 115),
+            _item("square", "green", _GREEN, 320, 200, 92, 14), _star("red", _RED, 118, 312, 115, 12),
+        ),
+    ),
+    Example(
+        "there", "A green triangle, a purple star and an orange circle on light green", "Is there a green triangle?",
+        "is_there", "yes",
+        _scene(
+            640, 400, _MINT,
+            _triangle("green", (30, 132, 52), 330, 268, 138, 4), _star("purple", _PURPLE, 150, 118, 132, 10),
+            _item("circle", "orange", _ORANGE, 510, 110, 98),
+        ),
+    ),
+    Example(
+        "blue", "A blue rectangle, a red triangle and a black circle on sand", "What shape is blue?",
+        "shape", "rectangle",
+        _scene(
+            640, 400, _SAND,
+            _item("rectangle", "blue", _BLUE, 420, 122, 138, -18, 2.0), _triangle("red", _RED, 170, 262, 132, 6),
+            _item("circle", "black", _BLACK, 500, 300, 96),
+        ),
+    ),
+    Example(
+        "wide", "A wide picture of six shapes in a row on light purple", "How many circles are there?",
+        "count_shape", "two",
+        _scene(
+            1280, 640, _LILAC,
+            _star("yellow", (240, 190, 0), 230, 200, 150, 8), _item("circle", "red", _RED, 395, 440, 140),
+            _item("square", "blue", _BLUE, 560, 190, 130, 10), _heart("purple", _PURPLE, 725, 440, 140, -8),
+            _triangle("green", _GREEN, 890, 210, 150), _item("circle", "orange", _ORANGE, 1055, 430, 130),
+        ),
+    ),
+)  # fmt: skip
+
+
+def write(folder: Path = FOLDER) -> None:
+    """The pictures, and examples.json that lists them in the page's order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for example in EXAMPLES:
+        file = f"{example.name}.png"
+        picture = draw(example.scene, random.Random(0), renderer="pillow", effects=0.0)
+        picture.save(folder / file, optimize=True)
+        entries.append({"picture": file, "alt": example.alt, "question": example.question})
+    (folder / "examples.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draws the page's example pictures.")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    write(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
