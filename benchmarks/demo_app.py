@@ -1,0 +1,85 @@
+"""The embedded model behind the page: seconds to a ready page, to the first token, tokens a second, memory."""
+
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "assets" / "examples"
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Starts the app as a user does, asks `rounds` questions about one picture each."""
+    port = _free_port()
+    start = time.perf_counter()
+    app = subprocess.Popen(
+        [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for_page(f"http://127.0.0.1:{port}/", app)
+        ready = time.perf_counter() - start
+        stats = _ask(f"http://127.0.0.1:{port}/", rounds)
+        memory = _peak_memory(app.pid)
+    finally:
+        os.killpg(app.pid, signal.SIGTERM)
+        app.wait(timeout=30)
+    return {
+        "page_ready_s": round(ready, 2),
+        "first_token_s": round(statistics.median(s["time_to_first_token_s"] for s in stats), 3),
+        "tokens_per_s": round(statistics.median(s["tokens_per_s"] for s in stats), 1),
+        "peak_memory_gib": round(memory / 2**30, 2),
+        "questions": len(stats),
+    }
+
+
+def _ask(address: str, rounds: int) -> list[dict[str, Any]]:
+    from gradio_client import Client, handle_file
+
+    client = Client(address, verbose=False)
+    pictures = sorted(PICTURES.glob("*.png"))
+    stats = []
+    for number in range(rounds + 1):
+        picture = handle_file(pictures[number % len(pictures)])
+        question = "How many shapes are there in the picture?"
+        _, figures = client.predict([picture], question, api_name="/ask")
+        stats.append(figures)
+    return stats[1:]  # the first question pays for what torch sets up once
+
+
+def _wait_for_page(address: str, app: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        if app.poll() is not None:
+            raise RuntimeError(f"app.py ended with exit status {app.returncode} before its page was ready")
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise RuntimeError(f"the page was not ready after {seconds:g} s")
+
+
+def _peak_memory(pid: int) -> int:
+    """Peak resident bytes of a process (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    if found is None:
+        raise RuntimeError("this system does not tell a process's peak memory")
+    return int(found[1]) * 1024
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

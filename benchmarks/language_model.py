@@ -1,0 +1,125 @@
+"""The 1B shape with random weights: our prefill and decode beside transformers', on the same weights.
+
+Both models hold the very same tensors, so memory and cache effects are alike; the two take turns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.timing import in_turns
+from gemma3_core.cache import KVCache
+from gemma3_core.config import Gemma3TextConfig
+from gemma3_core.generation import decode_step, prefill
+from gemma3_core.text import Gemma3ForCausalLM
+from gemma3_core.weights import build_on_meta
+
+ONE_BILLION = Gemma3TextConfig.from_dict(
+    {
+        "vocab_size": 262_144,
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 512,
+        "max_position_embeddings": 32_768,
+    }
+)
+
+
+def random_model(config: Gemma3TextConfig, dtype: torch.dtype, seed: int = 0) -> Gemma3ForCausalLM:
+    """Our model with small random weights (their values do not change the amount of work)."""
+    model = build_on_meta(lambda: Gemma3ForCausalLM(config))
+    assert isinstance(model, Gemma3ForCausalLM)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.empty(p.shape, dtype=dtype).normal_(std=0.02, generator=generator)
+        for name, p in model.named_parameters()
+    }
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    return model
+
+
+def reference_model(ours: Gemma3ForCausalLM) -> Any:
+    """transformers' model around the same tensors."""
+    from transformers import Gemma3ForCausalLM as Reference
+    from transformers import Gemma3TextConfig as ReferenceConfig
+
+    config = ReferenceConfig(**ours.config.to_dict())
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model = Reference(config)
+    # Their rotary tables and embedding scale are buffers; made anew off the meta device.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5)
+    model.load_state_dict(dict(ours.state_dict()), strict=True, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int) -> dict[str, Any]:
+    """Tokens a second of both, and ours over theirs, for prefill and decode."""
+    ours = random_model(ONE_BILLION, dtype)
+    theirs = reference_model(ours)
+    prompt = torch.randint(5, 250_000, (1, prompt_tokens), generator=torch.Generator().manual_seed(1))
+    actions: dict[str, Callable[[], Any]] = {
+        "prefill/ours": lambda: prefill(ours, KVCache(ONE_BILLION, prompt_tokens), input_ids=prompt),
+        "prefill/transformers": lambda: _their_prefill(theirs, prompt),
+        "decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens),
+        "decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens),
+    }
+    with torch.inference_mode():
+        difference = _relative_difference(ours, theirs, prompt[:, :64])
+        seconds = in_turns(actions, rounds)
+    tokens = {"prefill": prompt_tokens, "decode": new_tokens}
+    report: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "logits_differ_by": difference}
+    for part, count in tokens.items():
+        mine, reference = (count / seconds[f"{part}/{who}"] for who in ("ours", "transformers"))
+        report[part] = {
+            "ours": round(mine, 2),
+            "transformers": round(reference, 2),
+            "ratio": round(mine / reference, 3),
+        }
+    return report
+
+
+def _our_decoding(model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int) -> Callable[[], None]:
+    cache = KVCache(model.config, 8192)
+    prefill(model, cache, input_ids=prompt)
+
+    def run() -> None:
+        token = prompt[:, -1]
+        for _ in range(new_tokens):
+            position = torch.tensor([cache.length])
+            token = decode_step(model, cache, token, position).argmax(-1)
+
+    return run
+
+
+def _their_prefill(model: Any, prompt: torch.Tensor) -> Any:
+    with torch.inference_mode():
+        return model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+
+
+def _their_decoding(model: Any, prompt: torch.Tensor, new_tokens: int) -> Callable[[], None]:
+    cache = _their_prefill(model, prompt).past_key_values
+
+    def run() -> None:
+        token = prompt[:, -1:]
+        with torch.inference_mode():
+            for _ in range(new_tokens):
+                out = model(input_ids=token, past_key_values=cache, use_cache=True)
+                token = out.logits[:, -1].argmax(-1, keepdim=True)
+
+    return run
+
+
+def _relative_difference(ours: Gemma3ForCausalLM, theirs: Any, prompt: torch.Tensor) -> float:
+    a, b = (model(input_ids=prompt, use_cache=False).logits.float() for model in (ours, theirs))
+    return float((a - b).abs().max() / b.abs().max())
