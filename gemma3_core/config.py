@@ -94,6 +94,10 @@ class Gemma3TextConfig(_JsonConfig):
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})."
             )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(
+                f"pad_token_id ({self.pad_token_id}) lies outside the vocabulary of {self.vocab_size} tokens."
+            )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
         if len(self.layer_types or ()) != self.num_hidden_layers:
@@ -218,6 +222,7 @@ class Gemma3Config(_JsonConfig):
     model_type = "gemma3"
 
     def __post_init__(self) -> None:
+        _require_positive(self, "mm_tokens_per_image")
         side = self.tokens_per_side
         if side * side != self.mm_tokens_per_image or self.vision_config.patches_per_side % side:
             raise ConfigError(
@@ -234,8 +239,8 @@ class Gemma3Config(_JsonConfig):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         known, extra = cls._split_known(data)
         known = {k: v for k, v in known.items() if v is not None}
-        text = dict(known.pop("text_config", {}))
-        vision = dict(known.pop("vision_config", {}))
+        text = _object("text_config", known.pop("text_config", {}))
+        vision = _object("vision_config", known.pop("vision_config", {}))
         for new, old in (("image_token_id", "image_token_index"), ("boi_token_id", "boi_token_index"),
                          ("eoi_token_id", "eoi_token_index")):  # fmt: skip
             if new in extra:
@@ -283,11 +288,21 @@ def _drop_head(extra: dict[str, Any]) -> dict[str, Any]:
 
 def _read_rope(data: dict[str, Any]) -> dict[str, RopeParameters]:
     """Takes every rotary field out of `data` and returns one entry per layer kind."""
-    newer = data.pop("rope_parameters", None) or {}
-    scaling = data.pop("rope_scaling", None) or {}
+    newer = _object("rope_parameters", data.pop("rope_parameters", None) or {})
+    if newer and not newer.keys() & {LOCAL, GLOBAL}:
+        raise ConfigError(f"rope_parameters must hold one entry each for {LOCAL} and {GLOBAL}, got {sorted(newer)}.")
+    scaling = _object("rope_scaling", data.pop("rope_scaling", None) or {})
     theta = {GLOBAL: data.pop("rope_theta", None), LOCAL: data.pop("rope_local_base_freq", None)}
     older = {GLOBAL: scaling, LOCAL: {}}
-    return {k: _rope({**older[k], **(newer.get(k) or {})}, theta[k] or DEFAULT_ROPE_THETA[k]) for k in (GLOBAL, LOCAL)}
+    given = {k: {**older[k], **_object(f"rope_parameters of {k}", newer.get(k) or {})} for k in (GLOBAL, LOCAL)}
+    return {k: _rope(given[k], theta[k] or DEFAULT_ROPE_THETA[k]) for k in (GLOBAL, LOCAL)}
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    """A copy of a JSON object in the config. ConfigError where it is something else."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a JSON object, got {value!r}.")
+    return dict(value)
 
 
 def _rope(data: Mapping[str, Any], theta: float) -> RopeParameters:

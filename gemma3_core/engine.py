@@ -66,11 +66,11 @@ Model = Gemma3ForConditionalGeneration | Gemma3ForCausalLM
 class Engine:
     """One loaded model behind a queue; safe to use from many threads."""
 
-    def __init__(self, model: Model, processor: Gemma3Processor, name: str):
-        self._model, self._processor, self._name = model, processor, name
+    def __init__(self, model: Model, processor: Gemma3Processor, name: str, is_demo: bool = False):
+        self._model, self._processor = model, processor
         self._queue = FairQueue()
         self._mean_answer_s: float | None = None
-        self.info = self._describe()
+        self.info = self._describe(name, is_demo)
 
     @classmethod
     def load(
@@ -94,17 +94,17 @@ class Engine:
             # Small models answer faster in float32 on CPUs without matrix units for bfloat16.
             loaded = loaded.float()
         name = DEMO_NAME if model is None else Path(model).name
-        return cls(loaded, Gemma3Processor.from_pretrained(folder), name)
+        return cls(loaded, Gemma3Processor.from_pretrained(folder), name, is_demo=model is None)
 
-    def _describe(self) -> ModelInfo:
+    def _describe(self, name: str, is_demo: bool) -> ModelInfo:
         model = self._model
         return ModelInfo(
-            name=self._name,
+            name=name,
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             quantization="none",
             multimodal=isinstance(model, Gemma3ForConditionalGeneration),
-            is_demo=self._name == DEMO_NAME,
+            is_demo=is_demo,
             num_parameters=_num_parameters(model),
             context_length=model.text_config.max_position_embeddings,
             tokens_per_picture=self._processor.image_seq_length,

@@ -1,7 +1,8 @@
 """The order in which questions are answered: bounded, and fair among visitors.
 
-One question is worked on at a time. Whoever has fewer questions ahead of their own goes first; among
-equals, who came first.
+One question is worked on at a time. Visitors take turns: one question each, in the order in which they
+came; who asks again joins at the end of that round. Questions a1 a2 a3 b1 b2 c1, come in this order, are
+answered a1 b1 c1 a2 b2 a3.
 """
 
 import itertools
@@ -27,6 +28,8 @@ class FairQueue:
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._waiting: list[Ticket] = []
+        # Whose turn comes after whose: each visitor with something waiting once, but not the one being served.
+        self._turns: list[str] = []
         self._running: Ticket | None = None
 
     def enter(self, visitor: str) -> Ticket:
@@ -39,6 +42,7 @@ class FairQueue:
                 raise QueueFullError(f"{own} of your questions are waiting already. Wait for one of their answers.")
             ticket = Ticket(next(self._numbers), visitor)
             self._waiting.append(ticket)
+            self._line_up(visitor)
             self._start_next()
             return ticket
 
@@ -55,22 +59,35 @@ class FairQueue:
                 self._running = None
             elif ticket in self._waiting:
                 self._waiting.remove(ticket)
+            self._line_up(ticket.visitor)
             self._start_next()
+
+    def _line_up(self, visitor: str) -> None:
+        """Gives a visitor a turn at the end of the round if something of theirs waits, and takes it back if not."""
+        is_served = self._running is not None and self._running.visitor == visitor
+        waits = any(ticket.visitor == visitor for ticket in self._waiting)
+        if waits and not is_served and visitor not in self._turns:
+            self._turns.append(visitor)
+        elif not waits and visitor in self._turns:
+            self._turns.remove(visitor)
 
     def _start_next(self) -> None:
         if self._running is None and self._waiting:
             self._running = self._ordered()[0]
             self._waiting.remove(self._running)
+            self._turns.remove(self._running.visitor)
         self._changed.notify_all()
 
     def _place(self, ticket: Ticket) -> int:
         return 0 if ticket == self._running else 1 + self._ordered().index(ticket)
 
     def _ordered(self) -> list[Ticket]:
-        ahead: dict[str, int] = {} if self._running is None else {self._running.visitor: 1}
-        ranked = []
+        """Waiting tickets in the order of their turns, if nobody else comes: round by round."""
+        served = [] if self._running is None else [self._running.visitor]
+        place_in_round = {visitor: place for place, visitor in enumerate([*served, *self._turns])}
+        rounds = dict.fromkeys(served, 1)
+        keys = {}
         for ticket in self._waiting:
-            rank = ahead.get(ticket.visitor, 0)
-            ahead[ticket.visitor] = rank + 1
-            ranked.append((rank, ticket.number, ticket))
-        return [ticket for _, _, ticket in sorted(ranked, key=lambda entry: entry[:2])]
+            keys[ticket] = (rounds.get(ticket.visitor, 0), place_in_round[ticket.visitor])
+            rounds[ticket.visitor] = keys[ticket][0] + 1
+        return sorted(self._waiting, key=keys.__getitem__)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from gemma3_core.cache import KVCache
-from gemma3_core.config import Gemma3TextConfig
+from gemma3_core.config import AnyConfig, Gemma3Config, Gemma3TextConfig
 from gemma3_core.errors import ContextLengthError, UnsupportedOptionError
 from gemma3_core.hub import read_json, write_json
 from gemma3_core.outputs import CausalLMOutput
@@ -41,28 +41,33 @@ class GenerationConfig:
     max_new_tokens: int = DEFAULT_NEW_TOKENS
 
     @classmethod
-    def from_pretrained(cls, folder: Path, config: Gemma3TextConfig) -> "GenerationConfig":
+    def from_pretrained(cls, folder: Path, config: AnyConfig) -> "GenerationConfig":
         """Read from `folder`; what it leaves open comes from the model's config."""
         path = folder / "generation_config.json"
         return cls.from_dict(read_json(path, optional=True), config)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], config: Gemma3TextConfig) -> "GenerationConfig":
-        """The fields of generation_config.json over those of the model's config."""
-        eos = data.get("eos_token_id", config.eos_token_id)
+    def from_dict(cls, data: dict[str, Any], config: AnyConfig) -> "GenerationConfig":
+        """The fields of generation_config.json over those of the model's config.
+
+        The multimodal config's own stops go before its decoder's, as in transformers.
+        """
+        text = config.text_config if isinstance(config, Gemma3Config) else config
+        stops = (data.get("eos_token_id"), config.eos_token_id, text.eos_token_id)
+        eos = next((ids for ids in stops if ids is not None), None)
         known = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
         return cls(
             stop_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
-            pad_id=data.get("pad_token_id", config.pad_token_id) or 0,
+            pad_id=data.get("pad_token_id", text.pad_token_id) or 0,
             **{name: data[name] for name in known if data.get(name) is not None},
         )
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes generation_config.json."""
-        names = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
-        own = {name: getattr(self, name) for name in names}
+        """Writes generation_config.json: the ids, and what differs from the defaults."""
         ids = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
-        write_json(folder / "generation_config.json", {**own, **ids})
+        names = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(GenerationConfig, name)}
+        write_json(folder / "generation_config.json", {**ids, **chosen})
 
     def sampling(self, seed: int | None = None) -> SamplingSettings:
         if not self.do_sample:
@@ -84,11 +89,11 @@ def check_length(config: Gemma3TextConfig, prompt_tokens: int, new_tokens: int) 
 def prefill(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
     """Reads a prompt into `cache`; logits [B, vocabulary] of the token after its last.
 
-    `inputs` are the processor's: input_ids [B, T], attention_mask (left padding), and with pictures
-    token_type_ids and pixel_values.
+    `inputs` are the processor's: input_ids [B, T], attention_mask [B, past + T] (left padding), and with
+    pictures token_type_ids and pixel_values.
     """
-    mask = inputs.get("attention_mask")
-    position_ids = None if mask is None else _positions_in_row(mask)
+    mask, new = inputs.get("attention_mask"), inputs["input_ids"].shape[1]
+    position_ids = None if mask is None else _positions_in_row(mask)[:, -new:]
     out = model(**inputs, position_ids=position_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     assert out.logits is not None
     return out.logits[:, -1]
@@ -119,7 +124,10 @@ def generate_tokens(
     there). Closing the iterator ends the work before the next token.
     """
     prompt = inputs["input_ids"]
-    check_length(model.text_config, prompt.shape[1], max_new_tokens)
+    if max_new_tokens < 1:
+        raise UnsupportedOptionError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
+    past = 0 if cache is None else cache.length
+    check_length(model.text_config, past + prompt.shape[1], max_new_tokens)
     cache = cache if cache is not None else KVCache(model.text_config, prompt.shape[1] + max_new_tokens)
     generator = settings.generator(model.device)
     logits = prefill(model, cache, **inputs)

@@ -28,7 +28,7 @@ class Gemma3Model(PreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor) -> ImageFeatures:
         """Pixels [N, 3, S, S] -> patch features and soft tokens [N, mm_tokens_per_image, E]."""
         side = self.config.vision_config.image_size
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[2:]) != (side, side):
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
             raise PromptError(
                 f"pixel_values must be [pictures, 3, {side}, {side}], got {list(pixel_values.shape)}. "
                 "The processor's size must be that of the model's config."

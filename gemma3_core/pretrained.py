@@ -28,7 +28,7 @@ class PreTrainedModel(nn.Module):
                 f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}."
             )
         self.config = config
-        self.generation_config = GenerationConfig.from_dict({}, self.text_config)
+        self.generation_config = GenerationConfig.from_dict({}, self.config)
         self.eager = False
         """True runs the open form of attention ("eager"), False torch's fused one ("sdpa")."""
 
@@ -72,7 +72,7 @@ class PreTrainedModel(nn.Module):
         model.set_attention(attn_implementation)
         load_weights(model, folder, parse_dtype(dtype, stored_dtype(config)), pick_device(device_map or "cpu"))
         model.tie_weights()
-        model.generation_config = GenerationConfig.from_pretrained(folder, model.text_config)
+        model.generation_config = GenerationConfig.from_pretrained(folder, model.config)
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:

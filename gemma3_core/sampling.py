@@ -21,13 +21,13 @@ class SamplingSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 2.0:
+        if not isinstance(self.temperature, int | float) or not 0.0 <= self.temperature <= 2.0:
             raise SamplingError(f"Temperature must lie between 0 (greedy) and 2, got {self.temperature}.")
-        if self.top_k < 0:
-            raise SamplingError(f"top_k must be 0 (all tokens) or more, got {self.top_k}.")
-        if not 0.0 < self.top_p <= 1.0:
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise SamplingError(f"top_k must be a whole number, 0 (all tokens) or more, got {self.top_k}.")
+        if not isinstance(self.top_p, int | float) or not 0.0 < self.top_p <= 1.0:
             raise SamplingError(f"top_p must lie above 0 and at most at 1, got {self.top_p}.")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
+        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
             raise SamplingError(f"The seed must be a whole number from 0 to 2^63 - 1, got {self.seed}.")
 
     @property

@@ -32,7 +32,8 @@ class Gemma3TextModel(PreTrainedModel):
 
     def __init__(self, config: Gemma3TextConfig):
         super().__init__(config)
-        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size)
+        # As in transformers, what padding is read as is not learnt.
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -76,7 +77,8 @@ class Gemma3TextModel(PreTrainedModel):
             kind = self.config.layer_type(i)
             hidden_states.append(x)
             x, weights = layer(x, rotary[kind], masks[kind], cache, output_attentions or self.eager)
-            attentions.append(weights)
+            if output_attentions:
+                attentions.append(weights)
         x = self.norm(x)
         if cache is not None:
             cache.advance()

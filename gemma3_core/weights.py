@@ -82,20 +82,24 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     """
     multimodal = isinstance(model.config, Gemma3Config)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    tied = is_tied(model.config)
+    tied, has_head = is_tied(model.config), HEAD in model.state_dict()
     found: dict[str, torch.Tensor] = {}
     stored_names: dict[str, str] = {}
     for path in weight_files(folder):
         for stored, tensor in _read_file(path):
             name = module_name(stored, multimodal)
+            if not has_head:  # Gemma3Model and Gemma3TextModel are what others call `model`
+                name = name.removeprefix("model.")
             if name in found:
                 raise CheckpointError(f"The checkpoint holds {name} twice, as {stored_names[name]} and {stored}.")
             found[name], stored_names[name] = tensor, stored
     if tied:
         _drop_tied_head(found)
+    elif not has_head:
+        found.pop(HEAD, None)
     _check_names_and_shapes(expected, found)
     converted = {name: _converted(tensor, name, dtype, device) for name, tensor in found.items()}
-    if tied and HEAD in model.state_dict():
+    if tied and has_head:
         # One parameter under two names: named_parameters lists it once, load_state_dict asks for both.
         converted[HEAD] = next(t for name, t in converted.items() if name.endswith(EMBEDDING))
     model.load_state_dict(converted, strict=True, assign=True)
@@ -122,15 +126,18 @@ def stored_dtype(config: AnyConfig) -> str | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder: one, or the shards that its index names."""
+    """The safetensors files of a checkpoint folder: one, or the shards that its index names.
+
+    Where both are there the single file counts, as in transformers.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).exists():
         shards = sorted(set(_weight_map(folder).values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"Missing from the checkpoint folder: {_listed(missing)}. Download them again.")
         return [folder / name for name in shards]
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         raise CheckpointError(
             "The checkpoint folder holds pickled weights (.bin, .pt): these can run code when read and are refused. "

@@ -101,3 +101,66 @@ def gradient_picture() -> Image.Image:
     rows = torch.arange(100)[:, None].expand(100, 240)
     pixels = torch.stack([columns, rows * 2, (columns * 7 + rows * 3) % 256], dim=-1)
     return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+@pytest.fixture(scope="session")
+def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random checkpoint for pictures and text, written by transformers. Not to be changed."""
+    from reference import save_reference
+
+    folder = tmp_path_factory.mktemp("reference")
+    save_reference(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random checkpoint for text only, written by transformers. Not to be changed."""
+    from reference import save_reference
+
+    folder = tmp_path_factory.mktemp("reference_text")
+    save_reference(folder, multimodal=False)
+    return folder
+
+
+def _write_chat_checkpoint(folder: Path, tokenizer_folder: Path, multimodal: bool) -> None:
+    """Random weights, the small tokenizer and processor configs, as one checkpoint folder."""
+    from reference import SHARP, TEXT, TOKENS_PER_IMAGE, VISION, randomise
+
+    from gemma3_core.config import Gemma3Config, Gemma3TextConfig
+    from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+    from gemma3_core.text import Gemma3ForCausalLM
+    from gemma3_core.tokenizer import Gemma3Tokenizer
+
+    tokenizer = Gemma3Tokenizer.from_pretrained(tokenizer_folder)
+    stops = [tokenizer.eos_token_id, tokenizer.end_of_turn_token_id]
+    text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 512, "eos_token_id": stops}
+    if multimodal:
+        ids = {"image_token_index": tokenizer.image_token_id, "boi_token_index": tokenizer.boi_token_id}
+        ids |= {"eoi_token_index": tokenizer.eoi_token_id, "mm_tokens_per_image": TOKENS_PER_IMAGE}
+        config = Gemma3Config.from_dict({"text_config": text, "vision_config": VISION, "eos_token_id": stops, **ids})
+        model = Gemma3ForConditionalGeneration(config)
+    else:
+        model = Gemma3ForCausalLM(Gemma3TextConfig.from_dict(text))
+    randomise(model, sharpness=SHARP)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    (folder / "processor_config.json").write_text(json.dumps({"image_seq_length": TOKENS_PER_IMAGE}))
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder: Path) -> Path:
+    """A whole small checkpoint for pictures and text, as the engine loads it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("chat") / "small-model"
+    _write_chat_checkpoint(folder, small_tokenizer_folder, multimodal=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_chat_folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder: Path) -> Path:
+    """A whole small checkpoint for text only, as the engine loads it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("text_chat") / "small-text-model"
+    _write_chat_checkpoint(folder, small_tokenizer_folder, multimodal=False)
+    return folder

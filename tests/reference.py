@@ -54,22 +54,32 @@ def reference_text_config() -> ReferenceTextConfig:
     return ReferenceTextConfig(**TEXT)
 
 
-def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Fills every weight with noise: initial values (zero projector, zero norms) would hide mistakes."""
+SHARP = 2.0
+"""Attention so sharp that generated tokens vary; rounding grows with it (1e-5 of the largest logit)."""
+
+
+def randomise(model: torch.nn.Module, seed: int = 0, sharpness: float = 0.5) -> None:
+    """Fills every weight with noise: initial values (zero projector, zero norms) would hide mistakes.
+
+    Small embeddings, and norms of 1 + `sharpness` on queries and keys, make each token depend on what is
+    attended to: otherwise a tied head repeats the last token for ever. At 0.5 two float32 results of
+    transformers itself (eager, sdpa) differ by 1e-6 of the largest logit.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             scale = 0.3 if "norm" in name else 1.5 / parameter.shape[-1] ** 0.5
             if "embed_tokens" in name:
-                scale = 0.4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+                scale = 0.05
+            mean = sharpness if "q_norm" in name or "k_norm" in name else 0.0
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + mean)
 
 
-def save_reference(folder: Path, multimodal: bool = True) -> ReferenceModel | ReferenceCausalLM:
+def save_reference(folder: Path, multimodal: bool = True, sharpness: float = 0.5) -> ReferenceModel | ReferenceCausalLM:
     """A random reference model, also written to `folder` by transformers itself."""
     torch.manual_seed(0)
     model = ReferenceModel(reference_config()) if multimodal else ReferenceCausalLM(reference_text_config())
-    randomise(model)
+    randomise(model, sharpness=sharpness)
     model.eval().save_pretrained(folder)
     return model
 

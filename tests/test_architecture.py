@@ -1,0 +1,159 @@
+"""The shape of the house: who may import whom, and that importing does no work."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Data flows one way: a module of gemma3_core imports only from modules listed before it.
+ORDER = [
+    "errors",
+    "hub",
+    "config",
+    "tokenizer",
+    "chat_template",
+    "images",
+    "image_processor",
+    "processor",
+    "outputs",
+    "masks",
+    "cache",
+    "layers",
+    "vision",
+    "weights",
+    "sampling",
+    "generation",
+    "pretrained",
+    "text",
+    "multimodal",
+    "events",
+    "fair_queue",
+    "engine",
+]
+CORE = sorted((REPOSITORY / "gemma3_core").glob("*.py"))
+COMPONENTS = sorted((REPOSITORY / "components").glob("*.py"))
+# What is imported when the program runs; the tests' and the training's own needs are not.
+RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib", "torchao"}
+BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def imports(path: Path, typing_too: bool = True) -> Iterator[str]:
+    """Full names of all modules that a file imports, at any depth; optionally not those for type checkers."""
+    yield from _imports([ast.parse(path.read_text(encoding="utf-8"))], typing_too)
+
+
+def _imports(trees: Iterable[ast.AST], typing_too: bool) -> Iterator[str]:
+    for node in trees:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            assert node.module is not None
+            # `from gemma3_core import masks` names a module just as `import gemma3_core.masks` does.
+            yield from (f"{node.module}.{a.name}" for a in node.names) if "." not in node.module else [node.module]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not typing_too:
+            yield from _imports(node.orelse, typing_too)
+        else:
+            yield from _imports(ast.iter_child_nodes(node), typing_too)
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_the_walk_finds_every_kind_of_import(tmp_path):
+    """Or the tests below would pass for nothing."""
+    (tmp_path / "module.py").write_text(
+        "import a.b, c\nfrom d.e import f\nfrom g import h\n"
+        "def lazy():\n    if True:\n        import i.j\n"
+        "class K:\n    from l.m import n\n"
+        "if TYPE_CHECKING:\n    from o.p import q\nelse:\n    import r\n"
+    )
+    found = set(imports(tmp_path / "module.py"))
+    assert found == {"a.b", "c", "d.e", "g.h", "i.j", "l.m", "o.p", "r"}
+    assert set(imports(tmp_path / "module.py", typing_too=False)) == found - {"o.p"}
+
+
+def test_every_module_of_the_core_has_its_place_in_the_order():
+    assert sorted(path.stem for path in CORE if path.stem != "__init__") == sorted(ORDER)
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_core_modules_import_only_from_modules_before_them(path):
+    if path.stem == "__init__":
+        return
+    allowed = ORDER[: ORDER.index(path.stem)]
+    # A name for a type checker is no way for data to flow.
+    own = [name for name in imports(path, typing_too=False) if package_of(name) == "gemma3_core"]
+    assert [name for name in own if name.split(".")[1] not in allowed] == []
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_the_core_knows_nothing_of_what_is_around_it(path):
+    packages = {package_of(name) for name in imports(path)}
+    assert not packages & {"gradio", "transformers", "components", "training", "benchmarks", "app", "tests"}
+    assert packages <= RUN_TIME | BROUGHT_ALONG | {"gemma3_core"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_components_know_the_engine_and_nothing_below_it(path):
+    names = list(imports(path))
+    assert {name for name in names if package_of(name) == "gemma3_core"} <= {"gemma3_core.engine"}
+    assert not {package_of(name) for name in names} & {"torch", "transformers", "training", "benchmarks", "app"}
+
+
+def test_only_training_and_benchmarks_import_themselves():
+    for path in [*CORE, *COMPONENTS, REPOSITORY / "app.py"]:
+        assert not {package_of(name) for name in imports(path)} & {"training", "benchmarks", "tests"}, name_of(path)
+
+
+def test_transformers_is_a_matter_of_tests_and_benchmarks():
+    training = sorted((REPOSITORY / "training").glob("*.py"))
+    for path in [*CORE, *COMPONENTS, *training, REPOSITORY / "app.py"]:
+        assert "transformers" not in {package_of(name) for name in imports(path)}, name_of(path)
+
+
+@pytest.mark.parametrize("path", [*CORE, *COMPONENTS], ids=name_of)
+def test_no_module_keeps_state_in_globals(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not [node.names for node in ast.walk(tree) if isinstance(node, ast.Global)]
+
+
+@pytest.mark.parametrize("path", [*CORE, *COMPONENTS], ids=name_of)
+def test_no_file_is_named_after_nothing(path):
+    assert path.stem not in {"utils", "helpers", "misc", "common"}
+
+
+def after_import(module: str, question: str) -> str:
+    """What Python answers to an expression in a fresh process, right after importing a module."""
+    code = f"import sys, threading, gc; import {module}; print({question})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_app_loads_and_builds_nothing():
+    heavy = {"torch", "gradio", "tokenizers", "safetensors", "huggingface_hub", "gemma3_core.engine", "components.page"}
+    question = f"sorted({heavy} & set(sys.modules)), threading.active_count(), 'demo' in vars(app)"
+    assert after_import("app", question) == "[] 1 False"
+
+
+def test_importing_the_engine_builds_no_model_starts_no_thread_and_needs_no_page():
+    others = "sorted({'gradio', 'transformers'} & set(sys.modules))"
+    tensors = "sum(isinstance(o, sys.modules['torch'].Tensor) for o in gc.get_objects())"
+    assert after_import("gemma3_core.engine", f"{others}, threading.active_count(), {tensors}") == "[] 1 0"
+
+
+def test_importing_the_page_builds_no_page_and_no_model():
+    blocks = "sum(isinstance(o, sys.modules['gradio'].Blocks) for o in gc.get_objects())"
+    parameters = "sum(isinstance(o, sys.modules['torch'].Tensor) for o in gc.get_objects())"
+    assert after_import("components.page", f"{blocks}, {parameters}") == "0 0"

@@ -1,0 +1,152 @@
+"""Choosing the next token: the distributions of transformers' logits processors, seeds, validation."""
+
+import math
+
+import pytest
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from gemma3_core.errors import SamplingError
+from gemma3_core.sampling import SamplingSettings, sample
+
+CPU = torch.device("cpu")
+VOCABULARY = 97
+
+
+def random_logits(rows: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+def our_distribution(monkeypatch, logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """The probabilities that tokens are drawn from."""
+    seen = []
+
+    def draw(probabilities, count, **_):
+        seen.append(probabilities)
+        return torch.zeros(len(probabilities), count, dtype=torch.long)
+
+    monkeypatch.setattr(torch, "multinomial", draw)
+    sample(logits, settings, settings.generator(CPU))
+    return seen[0]
+
+
+def reference_distribution(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+    steps = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        steps.append(TopKLogitsWarper(top_k))
+    if top_p < 1.0:
+        steps.append(TopPLogitsWarper(top_p))
+    return steps(torch.zeros(len(logits), 1, dtype=torch.long), logits.float()).softmax(-1)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 64, VOCABULARY, 10_000])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 1.0])
+def test_distribution_is_that_of_transformers(monkeypatch, temperature, top_k, top_p):
+    logits = random_logits()
+    mine = our_distribution(monkeypatch, logits, SamplingSettings(temperature, top_k, top_p, seed=1))
+    expected = reference_distribution(logits, temperature, top_k, top_p)
+    assert torch.equal(mine > 0, expected > 0)
+    torch.testing.assert_close(mine, expected)
+
+
+def test_distribution_with_ties_is_that_of_transformers(monkeypatch):
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0, -1.0], [0.0] * 6])
+    for top_k, top_p in [(2, 1.0), (0, 0.5), (2, 0.6), (1, 0.01)]:
+        mine = our_distribution(monkeypatch, logits, SamplingSettings(1.0, top_k, top_p, seed=1))
+        torch.testing.assert_close(mine, reference_distribution(logits, 1.0, top_k, top_p))
+
+
+def test_bfloat16_logits_are_sampled_in_float32(monkeypatch):
+    logits = random_logits().bfloat16()
+    mine = our_distribution(monkeypatch, logits, SamplingSettings(0.7, 20, 0.9, seed=1))
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine, reference_distribution(logits, 0.7, 20, 0.9))
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    settings = SamplingSettings(0.8, 10, 0.9, seed=3)
+    logits = random_logits(rows=1)
+    drawn = sample(logits.expand(40_000, -1), settings, settings.generator(CPU))
+    frequencies = torch.bincount(drawn, minlength=VOCABULARY) / 40_000
+    expected = reference_distribution(logits, 0.8, 10, 0.9)[0]
+    assert (frequencies[expected == 0] == 0).all()
+    assert (frequencies - expected).abs().max() < 5 * math.sqrt(0.25 / 40_000)
+
+
+def test_temperature_zero_is_greedy_whatever_else_is_said():
+    logits = random_logits()
+    settings = SamplingSettings(temperature=0.0, top_k=1, top_p=0.1, seed=5)
+    assert settings.greedy
+    assert settings.generator(CPU) is None
+    assert torch.equal(sample(logits, settings, None), logits.argmax(-1))
+
+
+def test_greedy_takes_the_first_of_equals_as_transformers_does():
+    assert sample(torch.zeros(2, 9), SamplingSettings(), None).tolist() == [0, 0]
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
+    def draw(seed):
+        settings = SamplingSettings(1.0, 0, 1.0, seed)
+        generator = settings.generator(CPU)
+        return [sample(random_logits(seed=i), settings, generator).tolist() for i in range(8)]
+
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+
+
+def test_a_seed_leaves_torchs_own_random_numbers_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    settings = SamplingSettings(1.0, seed=9)
+    sample(random_logits(), settings, settings.generator(CPU))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_a_seed_each_answer_draws_anew():
+    settings = SamplingSettings(1.0, 0, 1.0, seed=None)
+    torch.manual_seed(0)
+    first = settings.generator(CPU)
+    torch.manual_seed(0)
+    second = settings.generator(CPU)
+    assert first.initial_seed() != second.initial_seed()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": -0.1},
+        {"temperature": 2.1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"temperature": "warm"},
+        {"temperature": None},
+        {"top_k": 2.5},
+        {"top_k": "many"},
+        {"top_p": "0.9"},
+        {"seed": 1.5},
+        {"seed": "one"},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_say_what_was_got(values):
+    with pytest.raises(SamplingError) as error:
+        SamplingSettings(**values)
+    value = next(iter(values.values()))
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": 2.0}, {"top_p": 1.0}, {"top_k": 0}, {"seed": 0}, {"seed": 2**63 - 1}]
+)
+def test_the_ends_of_the_ranges_are_allowed(values):
+    settings = SamplingSettings(**{"temperature": 1.0, **values})
+    assert 0 <= int(sample(random_logits(rows=1), settings, settings.generator(CPU))) < VOCABULARY
