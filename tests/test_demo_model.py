@@ -1,7 +1,6 @@
 """The embedded model: its files, its answers, and the same answers in transformers."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch

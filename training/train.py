@@ -45,7 +45,7 @@ from training.model import (
 
 TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-DENSE_WEIGHT = 0.3
+DENSE_WEIGHT = 0.5
 KEPT_PATCHES = 96
 
 

@@ -1,0 +1,143 @@
+"""Starts the app: `python app.py`, with options on the command line or in the environment."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: `--name` on the command line or GEMMA_NAME in the environment."""
+
+    name: str
+    read: Callable[[str], Any]
+    help: str
+    default: Any = None
+    metavar: str | None = None
+
+    @property
+    def variable(self) -> str:
+        return f"GEMMA_{self.name.upper()}"
+
+
+def read_text(value: str) -> str:
+    if not value.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return value.strip()
+
+
+def read_switch(value: str) -> bool:
+    if value.lower() in ("1", "true", "yes", "on"):
+        return True
+    if value.lower() in ("0", "false", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{value!r} is neither 1 nor 0 (true and false, yes and no, on and off also do)")
+
+
+def read_port(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= 65535:
+        raise argparse.ArgumentTypeError(f"{value!r} is no port; give a number from 1 to 65535")
+    return int(value)
+
+
+def read_login(value: str) -> tuple[str, str]:
+    user, colon, password = value.partition(":")
+    if not (user and colon and password):
+        raise argparse.ArgumentTypeError("must have the form USER:PASSWORD")  # the value stays out of logs
+    return user, password
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """A reader that takes these words only."""
+
+    def read(value: str) -> str:
+        if value not in choices:
+            raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(choices)}")
+        return value
+
+    return read
+
+
+OPTIONS = (
+    Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="FOLDER_OR_HUB_ID"),
+    Option("int4", read_switch, "4-bit weights", default=False),
+    Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
+    Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
+    Option("host", read_text, "address to listen on (default: this machine only)"),
+    Option("port", read_port, "default: the first free one from 7860 on"),
+    Option("share", read_switch, "a public link, for up to a week", default=False),
+    Option("auth", read_login, "asked for before the page opens", metavar="USER:PASSWORD"),
+)
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
+    """The settings; what the command line leaves open comes from the environment, then the defaults.
+
+    A value that makes no sense ends the program with a message that names its option or variable.
+    """
+    parser = argparse.ArgumentParser(
+        prog="app.py",
+        description="Answers questions about pictures, and shows what the model saw.",
+        epilog="Each option can also be set in the environment: GEMMA_MODEL, GEMMA_INT4, and so on.",
+    )
+    for option in OPTIONS:
+        if option.read is read_switch:
+            parser.add_argument(f"--{option.name}", action="store_const", const=True, help=option.help)
+        else:
+            parser.add_argument(f"--{option.name}", type=option.read, help=option.help, metavar=option.metavar)
+    settings = parser.parse_args(arguments)
+    for option in OPTIONS:
+        if getattr(settings, option.name) is None:
+            setattr(settings, option.name, _from_environment(parser, option, environment))
+    return settings
+
+
+def _from_environment(parser: argparse.ArgumentParser, option: Option, environment: Mapping[str, str]) -> Any:
+    value = environment.get(option.variable)
+    if value is None:
+        return option.default
+    try:
+        return option.read(value)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"environment variable {option.variable}: {error}")
+
+
+def build(settings: argparse.Namespace) -> "gr.Blocks":
+    """Loads the model and builds the page. Raises Gemma3Error where the checkpoint can't be used."""
+    from components.page import build_page
+    from gemma3_core.engine import Engine
+
+    return build_page(Engine.load(settings.model, settings.device, settings.dtype, settings.int4))
+
+
+def main() -> None:
+    """`python app.py`: serves the page until it is interrupted."""
+    settings = parse(sys.argv[1:], os.environ)
+    from gemma3_core.engine import Gemma3Error
+
+    try:
+        page = build(settings)
+    except Gemma3Error as error:
+        sys.exit(f"app.py: {error}")
+    page.launch(server_name=settings.host, server_port=settings.port, share=settings.share, auth=settings.auth)
+
+
+def __getattr__(name: str) -> Any:
+    """`from app import demo` builds the page when it is asked for, not at import."""
+    if name != "demo":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["demo"] = page = build(parse([], os.environ))
+    return page
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The page: one `build_…()` per panel, Gradio only; the engine is the only door to the model."""

@@ -1,0 +1,53 @@
+"""Where a question is written and pictures are added."""
+
+from typing import Any
+
+import gradio as gr
+
+from gemma3_core.engine import ModelInfo, Turn
+
+# Long pasted text stays text (Gradio would turn it into a file); the engine says when it is too long.
+_MAX_PASTED = 1_000_000
+
+
+def build_composer(info: ModelInfo) -> gr.MultimodalTextbox:
+    """Pictures by button, drop and paste; Enter sends, Shift+Enter breaks the line."""
+    hint = "Ask about a picture: add, drop or paste one" if info.multimodal else "Ask a question"
+    return gr.MultimodalTextbox(
+        elem_id="composer",
+        label="Your question",
+        show_label=False,
+        container=False,
+        placeholder=hint,
+        file_types=["image"],
+        file_count="multiple",
+        lines=1,  # with more, Enter would break the line
+        max_lines=8,
+        max_plain_text_length=_MAX_PASTED,
+    )
+
+
+def busy() -> dict[str, Any]:
+    """Emptied, with Stop in the place of Send."""
+    return gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+
+
+def waiting() -> dict[str, Any]:
+    """Still Stop; what the visitor types meanwhile stays."""
+    return gr.update(submit_btn=False, stop_btn=True)
+
+
+def ready() -> dict[str, Any]:
+    """Send is back; what the visitor has typed meanwhile stays."""
+    return gr.update(submit_btn=True, stop_btn=False)
+
+
+def given_back(question: Turn) -> dict[str, Any]:
+    """The question and its pictures, to be mended and sent again."""
+    files = [str(picture) for picture in question.pictures]
+    return gr.update(value={"text": question.text, "files": files}, submit_btn=True, stop_btn=False)
+
+
+def emptied() -> dict[str, Any]:
+    """As at the first sight."""
+    return gr.update(value={"text": "", "files": []}, submit_btn=True, stop_btn=False)

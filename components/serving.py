@@ -1,0 +1,84 @@
+"""How the page is served: limits, look, and what a browser may load."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.examples import FOLDER as EXAMPLES
+from components.theme import build_theme
+
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_MAX_UPLOAD_BYTES = 20_000_000
+_MAX_WINDOWS = 500
+
+# The page, its fonts, pictures and connections come from here and from nowhere else, even where a
+# model's answer or a visitor's question would have it otherwise.
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self' data: blob:",
+        "worker-src 'self' blob:",
+        "frame-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+    )
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class Page(gr.Blocks):
+    """Blocks that are launched in one way, whoever launches them; options given there still win."""
+
+    def launch(self, *args: Any, **options: Any) -> Any:
+        return super().launch(*args, **{**launch_options(), **options})
+
+
+def launch_options() -> dict[str, Any]:
+    """The options of `gradio.Blocks.launch` that make the page what it is.
+
+    The style sheet goes into the head: Gradio's `css` rewrites selectors, and what it makes of those
+    inside @media (the phone, reduced motion) matches nothing.
+    """
+    return {
+        "theme": build_theme(),
+        "head": f"<style>{(_ASSETS / 'style.css').read_text(encoding='utf-8')}</style>",
+        "js": (_ASSETS / "page.js").read_text(encoding="utf-8"),
+        "footer_links": ["api", "settings"],
+        "allowed_paths": [str(EXAMPLES)],
+        "max_file_size": _MAX_UPLOAD_BYTES,
+        "state_session_capacity": _MAX_WINDOWS,
+        "run_history": False,  # questions and answers stay out of the browser's storage
+        "strict_cors": True,
+        "show_error": True,
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "app_kwargs": {"middleware": [Middleware(SafeHeaders)]},
+    }
+
+
+class SafeHeaders:
+    """Adds _HEADERS to each response. Plain ASGI: Starlette's own base class would hide from Gradio
+    that a visitor has left."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

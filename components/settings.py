@@ -1,0 +1,89 @@
+"""The sidebar: what can be changed, with one line on what it does; it counts from the next answer on."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from gemma3_core.engine import Gemma3Error, ModelInfo, SamplingSettings
+
+MOST_NEW_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The settings' values, in the order of `Settings.inputs`; an empty `seed` draws one each time."""
+
+    pan_and_scan: bool
+    system_prompt: str
+    temperature: float
+    top_k: float
+    top_p: float
+    seed: str | None
+    max_new_tokens: float
+
+    def sampling(self) -> SamplingSettings:
+        """Raises SamplingError for values out of range."""
+        text = (self.seed or "").strip()
+        if text and not text.isdecimal():
+            raise Gemma3Error(f"The seed must be a whole number from 0 on, or empty; got {text[:40]}.")
+        return SamplingSettings(
+            float(self.temperature), int(self.top_k), float(self.top_p), int(text) if text else None
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The components of the sidebar that others need."""
+
+    inputs: tuple[gr.components.Component, ...]
+    pan_and_scan: gr.Checkbox
+
+
+def build_settings(info: ModelInfo) -> Settings:
+    """Pan & scan in front, the rest folded away."""
+    # Closed as it comes, which is right for a phone; page.js opens it where there is room.
+    with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
+        gr.HTML("<h2>Settings</h2>")
+        pan_and_scan = gr.Checkbox(
+            label="Pan & scan",
+            info="Cuts wide or tall pictures into crops, so that small things stay visible. "
+            f"Slower: each crop is another {info.tokens_per_picture} tokens.",
+            elem_id="pan-and-scan",
+            visible=info.multimodal,
+        )
+        with gr.Accordion("System prompt", open=False):
+            system_prompt = gr.Textbox(
+                elem_id="system-prompt",
+                label="System prompt",
+                info="Said to the model before the first question.",
+                placeholder="Answer in one short sentence.",
+                lines=3,
+                max_lines=8,
+            )
+        sampling = _build_sampling(info.sampling)
+    return Settings((pan_and_scan, system_prompt, *sampling), pan_and_scan)
+
+
+def _build_sampling(default: SamplingSettings) -> tuple[gr.components.Component, ...]:
+    with gr.Accordion("Sampling", open=False):
+        temperature = gr.Slider(
+            0, 2, value=default.temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token."
+        )
+        top_k = gr.Slider(
+            0, 256, value=default.top_k, step=1, label="Top-k", info="Draws from the k likeliest tokens; 0 from all."
+        )
+        top_p = gr.Slider(
+            0.05, 1, value=default.top_p, step=0.05, label="Top-p", info="Draws from the tokens that hold this share."
+        )
+        seed = gr.Textbox(
+            value="",
+            elem_id="seed",
+            label="Seed",
+            info="The same seed gives the same answer.",
+            placeholder="a new one each time",
+            max_lines=1,
+        )
+        longest = gr.Slider(
+            1, MOST_NEW_TOKENS, value=256, step=1, label="Longest answer", info="In tokens; a word is one or two."
+        )
+    return temperature, top_k, top_p, seed, longest

@@ -1,0 +1,33 @@
+"""The quiet line of figures under an answer."""
+
+from gemma3_core.engine import Stats
+
+
+def figures_line(stats: Stats) -> str:
+    """For example "demo model · bfloat16 · 1 picture, 2 crops · 212 tokens · first token 0.21 s"."""
+    parts = [stats.model, stats.dtype if stats.quantization == "none" else stats.quantization]
+    if stats.num_images:
+        parts.append(_pictures(stats))
+    parts.append(_tokens(stats))
+    if stats.time_to_first_token_s is not None:
+        parts.append(f"first token {stats.time_to_first_token_s:.2f} s")
+    if stats.tokens_per_s is not None:
+        parts.append(f"{stats.tokens_per_s:.0f} tokens/s")
+    if stats.stop_reason == "length":
+        parts.append(f"cut at {stats.new_tokens:,} new tokens")
+    return " · ".join(parts)
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _pictures(stats: Stats) -> str:
+    pictures = count(stats.num_images, "picture")
+    return f"{pictures}, {count(stats.num_crops, 'crop')}" if stats.num_crops else pictures
+
+
+def _tokens(stats: Stats) -> str:
+    tokens = count(stats.prompt_tokens, "token")
+    return f"{tokens} ({stats.reused_tokens:,} reused)" if stats.reused_tokens else tokens

@@ -1,0 +1,76 @@
+"""The strip under the composer: each square that the encoder will get, and the crops on the original."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+
+import gradio as gr
+from PIL.Image import Image
+
+from components.stats import count
+from gemma3_core.engine import PicturePreview
+
+_SIDE = 176  # pixels, twice what the page shows, for dense screens
+
+
+def build_strip() -> gr.HTML:
+    return gr.HTML(elem_id="strip", visible=True)
+
+
+def strip_html(previews: Sequence[PicturePreview], pan_and_scan: bool, answered: bool = False) -> str:
+    """HTML of what the model will see, or has seen for the last answer; empty without pictures.
+
+    Why a picture is cut, or not, is said where `pan_and_scan` is on.
+    """
+    if not previews:
+        return ""
+    total = sum(preview.tokens for preview in previews)
+    squares = sum(len(preview.squares) for preview in previews)
+    title = f"What the model {'saw' if answered else 'will see'}"
+    pictures = "".join(_picture(number, preview, pan_and_scan) for number, preview in enumerate(previews, 1))
+    summary = f"{title}: {count(squares, 'square')}, {count(total, 'token')}"
+    return f'<details class="strip" open><summary>{summary}</summary>{pictures}</details>'
+
+
+def problem_html(reason: str) -> str:
+    """HTML of why a picture can't be used."""
+    return f'<div class="strip"><p class="failure" role="alert">{escape(reason)}</p></div>'
+
+
+def _picture(number: int, preview: PicturePreview, explained: bool) -> str:
+    tokens = preview.tokens // len(preview.squares)
+    figures = [_original(number, preview)] if preview.boxes else []
+    for index, square in enumerate(preview.squares):
+        name = f"crop {index}" if index else "whole picture"
+        figures.append(_figure(_image(square, f"Picture {number}, {name}, as the model gets it"), name, tokens))
+    note = f'<p class="note">{escape(preview.note)}</p>' if explained else ""
+    return f'<div class="squares">{"".join(figures)}</div>{note}'
+
+
+def _original(number: int, preview: PicturePreview) -> str:
+    boxes = "".join(_box(index, preview) for index in range(1, len(preview.boxes) + 1))
+    image = _image(preview.original, f"Picture {number} with its crops marked")
+    size = f"{preview.width:,} × {preview.height:,}"
+    return f'<figure class="original"><div>{image}{boxes}</div><figcaption>original<br>{size}</figcaption></figure>'
+
+
+def _box(index: int, preview: PicturePreview) -> str:
+    box = preview.boxes[index - 1]
+    left, top = 100 * box.left / preview.width, 100 * box.top / preview.height
+    width, height = 100 * (box.right - box.left) / preview.width, 100 * (box.bottom - box.top) / preview.height
+    style = f"left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"
+    return f'<span class="box" style="{style}">{index}</span>'
+
+
+def _figure(image: str, name: str, tokens: int) -> str:
+    return f"<figure>{image}<figcaption>{name}<br>{count(tokens, 'token')}</figcaption></figure>"
+
+
+def _image(picture: Image, alt: str) -> str:
+    small = picture.copy()
+    small.thumbnail((2 * _SIDE, _SIDE))
+    data = BytesIO()
+    small.convert("RGB").save(data, "JPEG", quality=85)
+    source = base64.b64encode(data.getvalue()).decode("ascii")
+    return f'<img src="data:image/jpeg;base64,{source}" alt="{escape(alt)}">'

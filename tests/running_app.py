@@ -1,0 +1,169 @@
+"""The app as it really runs, and a browser to look at it with."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLES = REPOSITORY / "assets" / "examples"
+READY_WITHIN_S = 120.0  # on a busy machine; alone it is under 20
+_CHROMIUM_OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def require_demo_model() -> None:
+    """Skips where the checkpoint is not there (yet)."""
+    if not (REPOSITORY / "assets" / "demo_model" / "model.safetensors").is_file():
+        pytest.skip("assets/demo_model holds no weights")
+
+
+@contextmanager
+def running_app(*arguments: str, **environment: str) -> Iterator[str]:
+    """`python app.py` in a process of its own, with the demo model; gives its address."""
+    require_demo_model()
+    port = free_port()
+    command = [sys.executable, str(REPOSITORY / "app.py"), "--port", str(port), *arguments]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=REPOSITORY)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+@contextmanager
+def served(engine: Any) -> Iterator[str]:
+    """The page around another engine, in this process; gives its address."""
+    from components.page import build_page
+
+    page = build_page(engine)
+    _, url, _ = page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    try:
+        yield url.rstrip("/")
+    finally:
+        page.close(verbose=False)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's chromium, driven by playwright."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=list(_CHROMIUM_OPTIONS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: str = "") -> Iterator[Any]:
+    """A new visitor's page, ready to be used; fails if anything was asked of another server or went wrong in it."""
+    context = browser.new_context(viewport={"width": width, "height": height})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    foreign, faults = [], []
+    page.on("request", lambda request: foreign.append(request.url) if _leaves(request.url, url) else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(f"{url}/{query}")
+    page.locator("#composer textarea").wait_for()
+    page.locator("#chat .placeholder-content").wait_for()
+    yield page
+    context.close()
+    assert not foreign, foreign
+    assert not faults, faults
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _leaves(address: str, url: str) -> bool:
+    return not re.match(rf"({re.escape(url)}|data:|blob:)", address)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen) -> None:
+    end = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < end:
+        assert process.poll() is None, f"app.py ended with {process.returncode}"
+        try:
+            if httpx.get(url, timeout=5).status_code in (200, 401):
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError(f"the page was not ready within {READY_WITHIN_S:g} s")
+
+
+class ScriptedEngine:
+    """An engine that waits in each stage until it is told to go on: for what Stop must do, and when.
+
+    It has the real one's door, which also shows that the page asks no more of an engine.
+    """
+
+    def __init__(self, info: Any):
+        self.info = info
+        self.go_on = {stage: threading.Event() for stage in ("queued", "encoding", "reading", "writing")}
+        self.requests: list[Any] = []
+        self.closed_in: list[str] = []
+        self.answer = "There are three red hearts."
+
+    def let_through(self, *stages: str) -> None:
+        """Goes on from these stages."""
+        for stage in stages:
+            self.go_on[stage].set()
+
+    def stream(self, request: Any) -> Iterator[Any]:
+        from gemma3_core.engine import DoneEvent, StageEvent, Stats, TokenEvent
+
+        self.requests.append(request)
+        stage = "queued"
+        words = {
+            "queued": "2nd in the queue, about 6 s",
+            "encoding": "Encoding 1 picture",
+            "reading": "Reading 90 tokens",
+        }
+        try:
+            for stage, text in words.items():
+                while True:
+                    yield StageEvent(stage, text)  # type: ignore[arg-type]
+                    if self.go_on[stage].wait(0.05):
+                        break
+            stage = "writing"
+            for piece in re.findall(r"\S+\s*", self.answer):
+                yield TokenEvent(piece)
+                while not self.go_on["writing"].wait(0.05):
+                    yield TokenEvent("")
+            stage = "done"
+            stats = Stats("demo model", "cpu", "float32", "none", 1, 2, 90, 0, 6, 0.0, 0.21, 64.2, "stop")
+            yield DoneEvent(self.answer, stats)
+        finally:
+            self.closed_in.append(stage)
+
+    def preview(self, _pictures: Any, _pan_and_scan: bool) -> list[Any]:
+        return []
+
+    def wait_until_closed(self, count: int = 1, seconds: float = 10.0) -> list[str]:
+        end = time.monotonic() + seconds
+        while len(self.closed_in) < count and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.closed_in

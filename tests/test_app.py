@@ -1,0 +1,103 @@
+"""app.py: its options, from the command line and the environment."""
+
+import subprocess
+import sys
+
+import pytest
+from running_app import REPOSITORY
+
+import app
+
+
+def test_defaults_are_the_demo_model_on_this_machine_only():
+    settings = app.parse([], {})
+    expected = {
+        "model": None, "int4": False, "device": "auto", "dtype": "auto",
+        "host": None, "port": None, "share": False, "auth": None,
+    }  # fmt: skip
+    assert vars(settings) == expected
+
+
+def test_each_option_can_be_given():
+    line = "--model some/folder --int4 --device cpu --dtype float32 --host 0.0.0.0 --port 8000 --share --auth me:secret"
+    settings = app.parse(line.split(), {})
+    assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
+    assert (settings.host, settings.port, settings.share) == ("0.0.0.0", 8000, True)
+    assert settings.auth == ("me", "secret")
+
+
+def test_each_option_can_come_from_the_environment():
+    environment = {
+        "GEMMA_MODEL": "google/gemma-3-4b-it", "GEMMA_INT4": "yes", "GEMMA_DEVICE": "cuda", "GEMMA_DTYPE": "bfloat16",
+        "GEMMA_HOST": "0.0.0.0", "GEMMA_PORT": "7000", "GEMMA_SHARE": "0", "GEMMA_AUTH": "me:a:b",
+    }  # fmt: skip
+    settings = app.parse([], environment)
+    assert vars(settings) == {
+        "model": "google/gemma-3-4b-it", "int4": True, "device": "cuda", "dtype": "bfloat16",
+        "host": "0.0.0.0", "port": 7000, "share": False, "auth": ("me", "a:b"),
+    }  # fmt: skip
+
+
+def test_the_command_line_wins():
+    assert app.parse(["--port", "8001"], {"GEMMA_PORT": "8000"}).port == 8001
+    assert app.parse(["--int4"], {"GEMMA_INT4": "0"}).int4 is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--device", "tpu"], "--device: 'tpu' is none of auto, cuda, mps, cpu"),
+        (["--dtype", "float16"], "--dtype: 'float16' is none of auto, bfloat16, float32"),
+        (["--port", "70000"], "--port: '70000' is no port"),
+        (["--auth", "nobody"], "--auth: must have the form USER:PASSWORD"),
+        (["--model", " "], "--model: is empty"),
+        (["--prot", "1"], "--prot"),
+    ],
+)
+def test_a_bad_option_is_named(arguments, says, capsys):
+    with pytest.raises(SystemExit):
+        app.parse(arguments, {})
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GEMMA_INT4", "perhaps"), ("GEMMA_DEVICE", "tpu"), ("GEMMA_DTYPE", "half"), ("GEMMA_PORT", "web"),
+        ("GEMMA_SHARE", ""), ("GEMMA_AUTH", "secret-without-user"),
+    ],
+)  # fmt: skip
+def test_a_bad_variable_is_named(variable, value, capsys):
+    with pytest.raises(SystemExit):
+        app.parse([], {variable: value})
+    message = capsys.readouterr().err
+    assert f"environment variable {variable}" in message
+    if variable == "GEMMA_AUTH":
+        assert "secret-without-user" not in message
+
+
+def test_importing_the_app_loads_nothing_heavy():
+    code = "import sys, app; sys.exit(' '.join({'torch', 'gradio', 'gemma3_core'} & set(sys.modules)) or 0)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("option", [["--int4"], ["--model", "no/such/folder/anywhere"]])
+def test_what_the_engine_refuses_ends_in_one_line(option):
+    command = [sys.executable, "app.py", *option]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode != 0
+    assert result.stderr.startswith("app.py: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_demo_is_built_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(app, "build", lambda settings: ("page", settings.model))
+    monkeypatch.setenv("GEMMA_MODEL", "a/folder")
+    try:
+        assert app.demo == ("page", "a/folder")
+        assert app.demo is app.demo
+    finally:
+        del app.demo
+    with pytest.raises(AttributeError):
+        app.nothing  # noqa: B018

@@ -1,0 +1,405 @@
+"""The real page in Debian's chromium: with the demo model, and with an engine that waits where it is told to."""
+
+import base64
+import re
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from running_app import EXAMPLES, ScriptedEngine, chromium, opened, running_app, served
+from test_components import DEMO
+
+FIGURES = re.compile(r"demo model · \w+ · 1 picture.* · \d+ tokens · first token \d+\.\d\d s")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running_app() as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, url):
+    with opened(browser, url) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def scripted():
+    return ScriptedEngine(DEMO)
+
+
+@pytest.fixture
+def scripted_url(scripted):
+    with served(scripted) as address:
+        yield address
+
+
+def choose(page, number=0):
+    page.locator("#chat button.example").nth(number).click()
+
+
+def write(page, text, *files):
+    if files:
+        add(page, *files)
+    page.locator("#composer textarea").fill(text)
+
+
+def add(page, *files):
+    before = page.locator("#composer .thumbnail-item").count()
+    page.locator("#composer input[type=file]").set_input_files([str(file) for file in files])
+    page.locator("#composer .thumbnail-item").nth(before + len(files) - 1).wait_for()
+
+
+def send(page):
+    page.locator("#composer textarea").press("Enter")
+
+
+def answered(page, number=1):
+    """The text of the numbered answer, when it is complete."""
+    page.locator("#chat .figures").nth(number - 1).wait_for()
+    return page.locator("#chat .bot-row").nth(number - 1).locator(".message-content").first.inner_text()
+
+
+def failure(page):
+    page.locator("#chat .failure").wait_for()
+    return page.locator("#chat .failure").inner_text()
+
+
+def composer_holds(page):
+    return page.locator("#composer textarea").input_value(), page.locator("#composer .thumbnail-item").count()
+
+
+# With the demo model.
+
+
+def test_first_sight_and_an_example(page):
+    first = page.locator("#chat .placeholder-content").inner_text()
+    assert "eleven colors" in first
+    assert "python app.py --model google/gemma-3-4b-it" in first
+    assert page.locator("#chat button.example").count() >= 4
+    choose(page)
+    assert answered(page).strip()
+    assert FIGURES.search(page.locator("#chat .figures").inner_text())
+    assert page.locator("#chat .user-row img").count() == 1
+    assert "How many hearts are there?" in page.locator("#chat .user-row").inner_text()
+
+
+def test_upload_ask_and_ask_again_about_the_same_picture(page):
+    write(page, "What color is the star?", EXAMPLES / "night.png")
+    page.locator("#composer .submit-button").click()
+    assert answered(page).strip()
+    assert composer_holds(page) == ("", 0)
+    write(page, "Is there a circle?")
+    send(page)
+    assert answered(page, 2).strip()
+    # The second question's prompt holds the first one's picture too.
+    assert "1 picture" in page.locator("#chat .figures").nth(1).inner_text()
+
+
+def test_strip_shows_squares_then_crops(page):
+    add(page, EXAMPLES / "wide.png")
+    strip = page.locator("#strip")
+    strip.get_by_text("What the model will see: 1 square, 64 tokens").wait_for()
+    assert strip.locator("img").count() == 1
+    page.locator("#pan-and-scan input").check()
+    strip.get_by_text("What the model will see: 3 squares, 192 tokens").wait_for()
+    assert strip.locator(".box").count() == 2
+    assert strip.locator("img").count() == 4
+    page.locator("#composer .delete-button").first.click()
+    strip.locator(".strip").wait_for(state="detached")
+
+
+def test_strip_says_why_a_square_picture_gets_no_crops(page, tmp_path):
+    picture = tmp_path / "square.png"
+    Image.new("RGB", (600, 600), "white").save(picture)
+    page.locator("#pan-and-scan input").check()
+    add(page, picture)
+    page.locator("#strip .note").wait_for()
+    assert page.locator("#strip .box").count() == 0
+    assert "square" in page.locator("#strip .note").inner_text()
+
+
+def test_pan_and_scan_counts_for_the_answer_and_the_strip_keeps_what_was_seen(page):
+    page.locator("#pan-and-scan input").check()
+    choose(page, 5)
+    answered(page)
+    assert "1 picture, 2 crops" in page.locator("#chat .figures").inner_text()
+    page.locator("#strip").get_by_text("What the model saw: 3 squares").wait_for()
+
+
+def test_retry_copy_and_clear(page):
+    choose(page)
+    answer = answered(page)
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == answer.strip()
+    page.get_by_role("button", name="Retry").click()
+    page.locator("#chat .figures").wait_for(state="detached")
+    assert answered(page) == answer  # greedy
+    page.locator("#clear").click()
+    page.locator("#chat .placeholder-content").wait_for()
+    assert page.locator("#chat .message-row").count() == 0
+    page.locator("#strip .strip").wait_for(state="detached")
+
+
+def test_an_empty_question_and_a_picture_alone(page):
+    send(page)
+    assert "no question" in failure(page)
+    add(page, EXAMPLES / "night.png")
+    send(page)
+    page.get_by_text("Ask something about the picture.").wait_for()
+    assert composer_holds(page) == ("", 1)
+    write(page, "What color is the star?")
+    send(page)
+    assert answered(page).strip()
+    assert page.locator("#chat .failure").count() == 0
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"", "empty"), (b"words", "not a picture"), (None, "damaged")])
+def test_broken_pictures_are_told_and_given_back(page, tmp_path, content, says):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((EXAMPLES / "night.png").read_bytes()[:500] if content is None else content)
+    write(page, "What is this?", broken)
+    page.locator("#strip .failure", has_text=says).wait_for()
+    send(page)
+    assert says in failure(page)
+    assert composer_holds(page) == ("What is this?", 1)
+    page.locator("#composer .delete-button").first.click()
+    write(page, "Hello")
+    send(page)
+    assert answered(page) is not None
+
+
+def test_a_question_longer_than_the_context(page):
+    write(page, "word " * 9000)
+    send(page)
+    assert "tokens" in failure(page)
+    assert composer_holds(page)[0].startswith("word word")
+
+
+def test_settings_out_of_range_are_told(page):
+    page.get_by_role("button", name="Sampling").click()
+    page.locator("#seed input").fill("-5")
+    page.locator("#seed input").press("Tab")
+    write(page, "Hello")
+    send(page)
+    assert "seed" in failure(page)
+
+
+def test_pictures_can_be_pasted_and_dropped(page):
+    data = base64.b64encode((EXAMPLES / "night.png").read_bytes()).decode()
+    for event, field, place in (("paste", "clipboardData", "textarea"), ("drop", "dataTransfer", ".full-container")):
+        before = page.locator("#composer .thumbnail-item").count()
+        page.evaluate(
+            """([data, event, field, place]) => {
+              const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+              const transfer = new DataTransfer();
+              transfer.items.add(new File([bytes], "night.png", { type: "image/png" }));
+              const Kind = event === "paste" ? ClipboardEvent : DragEvent;
+              const options = { bubbles: true, cancelable: true, [field]: transfer };
+              document.querySelector("#composer " + place).dispatchEvent(new Kind(event, options));
+            }""",
+            [data, event, field, place],
+        )
+        page.locator("#composer .thumbnail-item").nth(before).wait_for()
+    page.locator("#strip").get_by_text("2 squares, 128 tokens").wait_for()
+
+
+def test_shift_enter_breaks_the_line(page):
+    box = page.locator("#composer textarea")
+    box.fill("one")
+    box.press("Shift+Enter")
+    box.type("two")
+    assert box.input_value() == "one\ntwo"
+    assert page.locator("#chat .message-row").count() == 0
+
+
+def test_the_page_works_by_keyboard_alone(page):
+    page.locator("#chat button.example").first.focus()
+    page.keyboard.press("Enter")
+    answered(page)
+    page.get_by_role("button", name="Retry").focus()
+    ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert ring == "solid"
+
+
+def test_two_windows_never_mix(browser, url):
+    with opened(browser, url) as one, opened(browser, url) as two:
+        choose(one, 0)
+        choose(two, 1)
+        answered(one)
+        answered(two)
+        assert "hearts" in one.locator("#chat .user-row").inner_text()
+        assert "hearts" not in two.locator("#chat .user-row").inner_text()
+        write(two, "Is there a circle?")
+        send(two)
+        answered(two, 2)
+        assert one.locator("#chat .user-row").count() == 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844)])
+@pytest.mark.parametrize("query", ["", "?__theme=dark"])
+def test_nothing_sticks_out_sideways(browser, url, width, height, query):
+    with opened(browser, url, width, height, query) as page:
+        add(page, EXAMPLES / "wide.png", EXAMPLES / "night.png")
+        choose(page)
+        answered(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator("#composer").is_visible()
+        send_button = page.locator("#composer .submit-button").bounding_box()
+        assert send_button["x"] + send_button["width"] <= width
+        assert send_button["y"] + send_button["height"] <= height
+
+
+def test_settings_are_folded_on_a_phone(browser, url):
+    with opened(browser, url, 390, 844) as page:
+        assert page.locator("#settings.open").count() == 0
+        page.get_by_role("button", name="Toggle Sidebar").click()
+        page.locator("#pan-and-scan input").check()
+        page.get_by_role("button", name="Toggle Sidebar").click()
+        choose(page, 5)
+        answered(page)
+        assert "2 crops" in page.locator("#chat .figures").inner_text()
+
+
+def test_motion_is_off_for_those_who_ask(browser, url):
+    with opened(browser, url) as page:
+        page.emulate_media(reduced_motion="reduce")
+        page.evaluate("document.querySelector('#chat').innerHTML += '<p class=stage>…</p>'")
+        assert page.evaluate("getComputedStyle(document.querySelector('p.stage')).animationName") == "none"
+        page.emulate_media(reduced_motion="no-preference")
+        assert page.evaluate("getComputedStyle(document.querySelector('p.stage')).animationName") == "breathe"
+
+
+# With an engine that waits.
+
+
+@pytest.mark.parametrize(
+    ("stage", "shows"),
+    [
+        ("queued", "2nd in the queue, about 6 s"),
+        ("encoding", "Encoding 1 picture"),
+        ("reading", "Reading 90 tokens"),
+        ("writing", "There"),
+    ],
+)
+def test_stop_works_in_each_stage(browser, scripted, scripted_url, stage, shows):
+    stages = ("queued", "encoding", "reading", "writing")
+    scripted.let_through(*stages[: stages.index(stage)])
+    with opened(browser, scripted_url) as page:
+        choose(page)
+        page.locator("#chat .bot-row", has_text=shows).wait_for()
+        page.locator("#composer .stop-button").click()
+        page.locator("#composer .submit-button").wait_for()
+        assert scripted.wait_until_closed() == [stage]
+        if stage == "writing":
+            page.locator("#chat .figures", has_text="Stopped.").wait_for()
+            assert "There" in page.locator("#chat .bot-row").inner_text()
+        else:
+            assert "Stopped before the first word" in failure(page)
+            assert composer_holds(page) == ("How many hearts are there?", 1)
+
+
+@pytest.mark.parametrize("stage", ["queued", "encoding", "writing"])
+def test_closing_the_tab_stops_the_engine(browser, scripted, scripted_url, stage):
+    stages = ("queued", "encoding", "reading", "writing")
+    scripted.let_through(*stages[: stages.index(stage)])
+    with opened(browser, scripted_url) as page:
+        choose(page)
+        page.locator("#composer .stop-button").wait_for()
+        time.sleep(0.5)
+        page.close()
+        assert scripted.wait_until_closed() == [stage]
+
+
+def test_clear_while_answering(browser, scripted, scripted_url):
+    scripted.let_through("queued", "encoding", "reading")
+    with opened(browser, scripted_url) as page:
+        choose(page)
+        page.locator("#chat .bot-row", has_text="There").wait_for()
+        page.locator("#clear").click()
+        page.locator("#chat .placeholder-content").wait_for()
+        page.locator("#composer .submit-button").wait_for()
+        assert scripted.wait_until_closed() == ["writing"]
+        time.sleep(0.5)
+        assert page.locator("#chat .message-row").count() == 0
+
+
+def test_an_answer_streams_in_and_typing_meanwhile_is_kept(browser, scripted, scripted_url):
+    scripted.let_through("queued", "encoding", "reading")
+    with opened(browser, scripted_url) as page:
+        choose(page)
+        page.locator("#chat .bot-row", has_text="There").wait_for()
+        assert "hearts." not in page.locator("#chat .bot-row").inner_text()
+        time.sleep(0.5)  # a person's pause: the composer is emptied within the same moment
+        page.locator("#composer textarea").type("and now")
+        with page.expect_response(lambda response: "queue/join" in response.url):
+            page.locator("#composer textarea").press("Enter")  # does nothing while an answer is being written
+        time.sleep(1)
+        scripted.let_through("writing")
+        assert answered(page) == "There are three red hearts."
+        assert composer_holds(page)[0] == "and now"
+        assert len(scripted.requests) == 1
+
+
+def test_nothing_in_an_answer_or_a_question_becomes_html(browser, scripted, scripted_url):
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    scripted.answer = "<img src='http://evil.test/a.png'> ![x](http://evil.test/b.png) **bold** <b>raw</b>\n\n* one"
+    with opened(browser, scripted_url) as page:  # fails on its own if evil.test is asked for anything
+        typed = "<img src='http://evil.test/c.png'>\n    *as* typed {{x}} ${1+1}"
+        write(page, typed)
+        send(page)
+        text = answered(page)
+        assert "<img src='http://evil.test/a.png'>" in text
+        assert "<b>raw</b>" in text
+        assert page.locator("#chat .bot-row strong").inner_text() == "bold"
+        assert page.locator("#chat .bot-row li").count() == 1
+        assert page.locator("#chat img").count() == 0
+        asked = page.locator("#chat .user-row .message-content").inner_text()
+        assert asked.replace("\N{NO-BREAK SPACE}", " ") == typed
+
+
+def test_what_the_visitor_chose_reaches_the_engine(browser, scripted, scripted_url):
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    with opened(browser, scripted_url) as page:
+        page.get_by_role("button", name="System prompt").click()
+        page.locator("#system-prompt textarea").fill("Be brief.")
+        page.get_by_role("button", name="Sampling").click()
+        page.locator("#seed input").fill("11")
+        page.locator("#pan-and-scan input").check()
+        write(page, "What is it?", EXAMPLES / "night.png")
+        send(page)
+        answered(page)
+        write(page, "And now?", EXAMPLES / "wide.png")
+        send(page)
+        answered(page, 2)
+    first, second = scripted.requests
+    assert (first.system_prompt, first.pan_and_scan, first.sampling.seed) == ("Be brief.", True, 11)
+    assert first.max_new_tokens == 256
+    assert [turn.role for turn in second.turns] == ["user", "assistant", "user"]
+    assert [Path(turn.pictures[0]).name for turn in second.turns[::2]] == ["night.png", "wide.png"]
+    assert first.visitor == second.visitor != ""
+
+
+def test_an_unexpected_fault_is_told_and_the_page_goes_on(browser, scripted, scripted_url):
+    def broken(_):
+        raise RuntimeError("/secret/path")
+        yield
+
+    real, scripted.stream = scripted.stream, broken
+    with opened(browser, scripted_url) as page:
+        choose(page)
+        assert "Something went wrong" in failure(page)
+        assert "secret" not in page.locator("body").inner_text()
+        scripted.stream = real
+        scripted.let_through("queued", "encoding", "reading", "writing")
+        send(page)
+        assert answered(page) == "There are three red hearts."
