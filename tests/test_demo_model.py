@@ -13,7 +13,8 @@ from gemma3_core.processor import Gemma3Processor
 from tests.reference import assert_equal
 from training.drawing import draw
 from training.evaluate import DEMO_MODEL, Examinee, accuracies, evaluate
-from training.questions import KINDS, ask
+from training.examples import EXAMPLES, FOLDER, Example
+from training.questions import KINDS, ask, is_right
 from training.scenes import random_scene
 
 FILES = {
@@ -110,3 +111,10 @@ def test_crops_do_not_confuse_it(examinee: Examinee) -> None:
     wide = Image.new("RGB", (1200, 600), "white")
     wide.paste(Image.new("RGB", (150, 150), "green"), (900, 200))
     assert "green" in examinee.answer([wide], ["What color is the square?"], pan_and_scan=True)[0]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_the_example_cards_are_answered_right(examinee: Examinee, example: Example) -> None:
+    with Image.open(FOLDER / f"{example.name}.png") as picture:
+        answer = examinee.answer([picture.convert("RGB")], [example.question])[0]
+    assert is_right(example.kind, example.key, answer), answer

@@ -13,6 +13,7 @@ from tests.reference import assert_equal
 from training.batches import NO_PICTURE, ConversationWriter, Mix, collate
 from training.model import IGNORED, DenseHeads, demo_config, initialise
 from training.scenes import COLORS, SHAPES
+from training.ship import ship
 from training.train import Trainer, answer_masks, parse
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
@@ -131,6 +132,12 @@ def test_ignored_cells_leave_the_dense_loss_unchanged(writer: ConversationWriter
     assert_equal(two, one)
 
 
+def test_the_shipped_model_has_the_shape_that_training_builds(model: Gemma3ForConditionalGeneration) -> None:
+    shipped = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL)
+    assert shipped.config.vision_config.replace(extra={}) == model.config.vision_config
+    assert shipped.config.text_config.replace(extra={}) == model.config.text_config
+
+
 def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     arguments = parse(["--out", str(tmp_path), "--batch", "4", "--workers", "0", "--device", "cpu", "--plain"])
     trainer = Trainer(arguments)
@@ -142,3 +149,14 @@ def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path
     again = Trainer(parse(["--out", str(tmp_path), "--resume", str(tmp_path / "last"), "--plain"]))
     for name, value in trainer.average.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_shipping_rounds_the_weights_to_bfloat16_and_changes_nothing_else(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((DEMO_MODEL / name).read_bytes())
+    ship(DEMO_MODEL, tmp_path)
+    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"):
+        assert (tmp_path / name).read_text() == (DEMO_MODEL / name).read_text(), name
+    before, after = (Gemma3ForConditionalGeneration.from_pretrained(folder) for folder in (DEMO_MODEL, tmp_path))
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name]), name

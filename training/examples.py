@@ -110,7 +110,7 @@ EXAMPLES = (
         ),
     ),
     Example(
-        "wide", "A wide picture of six shapes in a row on light purple", "How many circles are there?",
+        "wide", "A wide picture of six shapes on light purple", "How many circles are there?",
         "count_shape", "two",
         _scene(
             1280, 640, _LILAC,

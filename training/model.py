@@ -1,7 +1,6 @@
 """The demo model's shape, its initial weights, and the extra heads of the dense loss."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
         hidden_size=VISION_WIDTH,
         intermediate_size=384,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=3,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
     )
@@ -102,11 +101,7 @@ def write_processor_files(folder: Path, end_of_turn: int) -> None:
 
 
 def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:
-    """Scaled normal weights; the norms behind each sublayer begin small, so that depth does not shout.
-
-    The encoder begins with what any encoder must find out first: patches as their low frequencies, and
-    positions as waves, in which a shift is a rotation. From noise, shapes took many times as long.
-    """
+    """Scaled normal weights; the norms behind each sublayer begin small, so that depth does not shout."""
     torch.manual_seed(seed)
     quiet = (2 * model.text_config.num_hidden_layers) ** -0.5 - 1.0
     for name, parameter in model.named_parameters():
@@ -117,35 +112,11 @@ def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:
         elif name.endswith("embed_tokens.weight"):
             nn.init.normal_(parameter, std=0.02)
         elif name.endswith("position_embedding.weight"):
-            with torch.no_grad():
-                parameter.copy_(0.5 * position_waves(PATCHES_PER_SIDE, VISION_WIDTH))
+            nn.init.normal_(parameter, std=0.3)
         elif "patch_embedding" in name and parameter.ndim == 4:
-            with torch.no_grad():
-                parameter.copy_(low_frequencies(PATCH_SIZE, VISION_WIDTH))
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         elif parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.7 * parameter.shape[1] ** -0.5)
-
-
-def position_waves(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of column and row, [side * side, width] (as in "Attention is all you need", in 2D)."""
-    frequencies = torch.logspace(0, math.log10(1 / (2 * side)), width // 4)
-    angles = torch.arange(side)[:, None] * frequencies * math.pi / 2
-    wave = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
-    columns, rows = wave.expand(side, side, -1), wave[:, None].expand(side, side, -1)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
-
-
-def low_frequencies(side: int, width: int) -> torch.Tensor:
-    """The lowest 2D cosine waves of each color channel as filters [width, 3, side, side]."""
-    count = math.isqrt(width // 3)
-    points = (torch.arange(side) + 0.5) * math.pi / side
-    waves = torch.cos(torch.arange(count)[:, None] * points)  # [count, side]
-    waves = waves / waves.norm(dim=1, keepdim=True)
-    planes = torch.einsum("ay,bx->abyx", waves, waves).flatten(0, 1)  # [count * count, side, side]
-    filters = torch.zeros(3, count * count, 3, side, side)
-    for channel in range(3):
-        filters[channel, :, channel] = planes
-    return 2.0 * filters.flatten(0, 1) / side
 
 
 @dataclass(frozen=True)
