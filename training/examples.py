@@ -101,7 +101,7 @@ EXAMPLES = (
         ),
     ),
     Example(
-        "blue", "A blue rectangle, a red triangle and a black circle on sand", "What shape is blue?",
+        "blue", "A blue rectangle, a red triangle and a black circle on sand", "What shape is the blue object?",
         "shape", "rectangle",
         _scene(
             640, 400, _SAND,
