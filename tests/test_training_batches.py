@@ -1,6 +1,7 @@
 """Training batches say what the app would send, and each question of a fan is asked as if alone."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from gemma3_core.tokenizer import Gemma3Tokenizer
 from tests.reference import assert_equal
 from training.batches import NO_PICTURE, ConversationWriter, Mix, collate
 from training.model import IGNORED, DenseHeads, demo_config, initialise
-from training.scenes import COLORS, SHAPES
+from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
 from training.ship import ship
 from training.train import Trainer, answer_masks, parse
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
-FAN = Mix(questions=4, apart=1.0, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0)
-CHAIN = Mix(questions=4, apart=0.0, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0, question_first=0.0)
+ONE_PICTURE = Mix(questions=4, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0, question_first=0.0, unnamed=0.0)
+FAN, CHAIN = replace(ONE_PICTURE, apart=1.0), replace(ONE_PICTURE, apart=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,54 @@ def test_ignored_cells_leave_the_dense_loss_unchanged(writer: ConversationWriter
     padded = {name: torch.cat([value, torch.full_like(value, IGNORED)]) for name, value in vars(batch.dense).items()}
     two = heads(patches, tokens, type(batch.dense)(**padded))
     assert_equal(two, one)
+
+
+def test_what_would_make_a_heldout_pair_is_not_compared_with(writer: ConversationWriter) -> None:
+    """Neither in answers nor in the dense labels may training say that no blue thing is a heart."""
+    rng = random.Random(8)
+    for mix in (FAN, CHAIN):
+        conversation = next(c for c in (writer.write(rng, mix) for _ in range(200)) if c.excluded)
+        for place, token in conversation.excluded:
+            told = writer._tokenizer.decode([conversation.labels[place]]).strip()
+            spared = writer._tokenizer.decode([token]).strip()
+            kind = COLORS if told in COLORS else SHAPES
+            assert {told, spared} <= set(kind)
+            assert told != spared
+            start = max(i for i in range(place) if conversation.labels[i] == IGNORED)
+            sentence = writer._tokenizer.decode(conversation.ids[start + 1 : place]) + " " + spared
+            assert any(is_said(pair, sentence) for pair in HELDOUT_PAIRS), sentence
+    heads = DenseHeads()
+    color, heart = 1 + COLORS.index("blue"), 1 + SHAPES.index("heart")
+    shape_logits, color_logits = heads._spared(
+        torch.zeros(1, 1, 7), torch.zeros(1, 1, 12), torch.tensor([[heart]]), torch.tensor([[color]])
+    )
+    assert (shape_logits[0, 0] < 0).nonzero().flatten().tolist() == [heart]
+    never = {COLORS[i - 1] for i in (color_logits[0, 0] < 0).nonzero().flatten().tolist()}
+    assert never == {c for s, c in HELDOUT_PAIRS if s == "heart"}
+
+
+def test_the_loss_does_not_depend_on_excluded_logits(tmp_path: Path) -> None:
+    trainer = Trainer(parse(["--out", str(tmp_path), "--batch", "2", "--workers", "0", "--device", "cpu", "--plain"]))
+    rng = random.Random(9)
+    conversation = next(c for c in (trainer.writer().write(rng, FAN) for _ in range(200)) if c.excluded)
+    place, token = conversation.excluded[0]
+    conversation.labels = [label if i == place else IGNORED for i, label in enumerate(conversation.labels)]
+    conversation.excluded = [(place, token)]
+    batch = collate([conversation])
+    everything = replace(batch, excluded=batch.excluded[:0])
+
+    def louder(_module: torch.nn.Module, _inputs: tuple, logits: torch.Tensor) -> torch.Tensor:
+        return logits + 5.0 * torch.nn.functional.one_hot(torch.tensor(token), logits.shape[-1])
+
+    with torch.no_grad():
+        spared, compared = trainer.losses(batch)[1], trainer.losses(everything)[1]
+        trainer.model.lm_head.register_forward_hook(louder)
+        assert torch.equal(trainer.losses(batch)[1], spared)
+        assert trainer.losses(everything)[1] > compared
+
+
+def is_said(pair: tuple[str, str], sentence: str) -> bool:
+    return all(word in sentence for word in pair)
 
 
 def test_the_shipped_model_has_the_shape_that_training_builds(model: Gemma3ForConditionalGeneration) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from training.colors import ANCHORS, COLORS
+from training.colors import ANCHORS, COLORS, UNNAMED
 from training.geometry import SHAPES
 from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
 from training.questions import KINDS, NUMBERS, PLACES, Question, ask, clear_place, is_right
@@ -16,7 +16,7 @@ from training.tokenizer import CONTROL_TOKENS, VOCABULARY_SIZE, build, save
 
 def scene_of(*objects: tuple[str, str, float, float]) -> Scene:
     """A picture 300 x 300 of (color, shape, x, y)."""
-    items = tuple(SceneObject(s, c, ANCHORS[c][0], x, y, 40.0) for c, s, x, y in objects)
+    items = tuple(SceneObject(s, c, ANCHORS.get(c, ((0, 128, 128),))[0], x, y, 40.0) for c, s, x, y in objects)
     return Scene(300, 300, Background("plain", ((230, 230, 230),)), items)
 
 
@@ -57,6 +57,17 @@ def test_ambiguous_things_are_not_asked():
     assert answers(same, "color", 200) == {"The circles are red."}
     assert answers(same, "shape") == set()
     assert answers(same, "where") == set()
+
+
+def test_of_unnamed_colors_only_what_is_without_doubt_is_asked():
+    teal = scene_of((UNNAMED, "star", 50, 50), ("red", "square", 150, 150))
+    assert answers(teal, "color") == {"The square is red."}
+    assert answers(teal, "count_color") == set()
+    assert answers(teal, "shape") == set()
+    assert answers(teal, "where") == {"The star is in the top left.", "The square is in the center."}
+    assert {"Yes, there is a star.", "No, there is no circle."} <= answers(teal, "is_there", 200)
+    assert not any(color in answer for answer in answers(teal, "is_there", 200) for color in COLORS)
+    assert answers(scene_of((UNNAMED, "star", 50, 50)), "shape") == {"The shape is a star."}
 
 
 def test_absent_things_are_counted_now_and_then():

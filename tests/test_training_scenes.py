@@ -7,8 +7,9 @@ import pytest
 from matplotlib.path import Path
 from PIL import Image, ImageDraw
 
-from training.colors import ANCHORS, COLORS, delta_e, is_clear, mix, shades, to_lab
+from training.colors import ANCHORS, COLORS, UNNAMED, delta_e, is_clear, mix, shades, to_lab, unnamed_shades
 from training.drawing import (
+    NO_LABEL,
     RENDERERS,
     draw,
     draw_background,
@@ -54,6 +55,29 @@ def test_colors_are_known_by_their_usual_values():
 @pytest.mark.parametrize("color", COLORS)
 def test_shades_are_nearest_to_their_own_name(color: str):
     assert all(is_clear(shade.rgb, color) for shade in shades(color))
+
+
+def test_an_unnamed_color_is_no_clear_shade_of_any():
+    assert not any(is_clear(shade.rgb, color) for shade in unnamed_shades() for color in COLORS)
+
+
+def test_scenes_in_unnamed_colors_keep_held_out_pairs_away():
+    rng = random.Random("unnamed")
+    found = [random_scene(rng, "train", unnamed=1.0) for _ in range(200)]
+    items = [item for scene in found for item in scene.objects]
+    unnamed = [item for item in items if item.color == UNNAMED]
+    assert 0.6 < len(unnamed) / len(items) < 0.9
+    assert {item.shape for item in unnamed} == set(SHAPES)
+    assert not any(is_heldout_pair(item.shape, item.color) for item in items)
+    for item in unnamed:
+        assert not any(is_clear(item.rgb, color) for color in COLORS)
+    labels = patch_labels(next(scene for scene in found if scene.objects[0].color == UNNAMED))
+    assert (labels.color == NO_LABEL).any()
+    assert (labels.shape[labels.color == NO_LABEL] > 0).all()
+
+
+def test_evaluated_scenes_have_named_colors_only():
+    assert all(item.color in COLORS for split in ("train", "heldout") for s in scenes(split) for item in s.objects)
 
 
 def test_lab_of_known_colors():

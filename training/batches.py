@@ -11,7 +11,7 @@ ones ("two red circles" tells a color, a shape and a number) instead of off the 
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from torch.utils.data import IterableDataset
 from gemma3_core.image_processor import Gemma3ImageProcessorPil, pan_and_scan_boxes
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
-from training.drawing import draw, patch_labels, training_picture
+from training.drawing import NO_LABEL, color_label, draw, patch_labels, training_picture
 from training.model import IGNORED, IMAGE_SIZE, PATCHES_PER_SIDE, TOKENS_PER_SIDE, DenseLabels
 from training.questions import Question, ask
-from training.scenes import COLORS, SHAPES, Scene, random_scene
+from training.scenes import SHAPES, Scene, random_scene
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
 
@@ -42,13 +42,15 @@ class Mix:
     no_picture: float = 0.02
     question_first: float = 0.05
     true_size: float = 0.05
+    unnamed: float = 0.35
 
 
 @dataclass
 class Batch:
     """pixels uint8 [N, 3, 224, 224]; input_ids, labels, positions and segments [B, T]; dense labels of N pictures.
 
-    A token sees its own segment and segment 0.
+    A token sees its own segment and segment 0. Each row (b, t, id) of `excluded` [M, 3] names a token that the
+    prediction at [b, t] is not to be compared with.
     """
 
     pixels: torch.Tensor
@@ -56,6 +58,7 @@ class Batch:
     labels: torch.Tensor
     positions: torch.Tensor
     segments: torch.Tensor
+    excluded: torch.Tensor
     dense: DenseLabels
 
 
@@ -67,6 +70,7 @@ class _Conversation:
     labels: list[int]
     positions: list[int]
     segments: list[int]
+    excluded: list[tuple[int, int]] = field(default_factory=list)  # (place in ids, token)
 
     def add(self, ids: list[int], labels: list[int], position: int, segment: int) -> None:
         self.ids += ids
@@ -114,11 +118,11 @@ class ConversationWriter:
 
     def write(self, rng: random.Random, mix: Mix) -> _Conversation:
         if mix.questions == 0:
-            scene = random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest))
+            scene = _scene(rng, mix)
             squares, dense = self._see(scene, rng, mix, crops=False)
             return _Conversation(squares, dense, [], [], [], [])
         if rng.random() < mix.no_picture:
-            scene = random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest))
+            scene = _scene(rng, mix)
             asked = ask(scene, rng, "train", 1)
             return self._join([([], [replace_answer(q, NO_PICTURE) for q in asked])], rng, mix)
         first = max(1, mix.questions // 2) if (two := rng.random() < mix.second_picture) else mix.questions
@@ -126,7 +130,7 @@ class ConversationWriter:
         apart = len(counts) == 1 and rng.random() < mix.apart
         turns = []
         for count in counts:
-            scene = random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest))
+            scene = _scene(rng, mix)
             seen = self._see(scene, rng, mix, crops=rng.random() < mix.pan_and_scan)
             turns.append((list(zip(*seen, strict=True)), ask(scene, rng, "train", count)))
         return self._fan(*turns[0]) if apart else self._join(turns, rng, mix)
@@ -152,6 +156,7 @@ class ConversationWriter:
         for segment, question in enumerate(questions, 1):
             prompt = self._encode(f"{question.question}<end_of_turn>\n<start_of_turn>model\n")
             answer = self._encode(f"{question.answer}<end_of_turn>")
+            self._exclude(out, question, len(out.ids) + len(prompt), answer)
             out.add(prompt + answer, [IGNORED] * len(prompt) + answer, len(start), segment)
         return out
 
@@ -170,8 +175,19 @@ class ConversationWriter:
                 prompt = self._encode(f"<start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n")
                 answer, after = self._encode(f"{question.answer}<end_of_turn>"), self._encode("\n")
                 labels = [IGNORED] * len(prompt) + answer + [IGNORED] * len(after)
+                self._exclude(out, question, len(out.ids) + len(prompt), answer)
                 out.add(prompt + answer + after, labels, position=len(out.ids), segment=0)
         return out
+
+    def _exclude(self, out: _Conversation, question: Question, start: int, answer: list[int]) -> None:
+        """Notes the words that would make a held-out pair, where the answer's key word stands."""
+        if question.unseen:
+            place = start + answer.index(self._word(question.key))
+            out.excluded += [(place, self._word(word)) for word in question.unseen]
+
+    def _word(self, word: str) -> int:
+        (token,) = self._encode(f" {word}")
+        return token
 
     def _image_text(self, squares: int) -> str:
         if not squares:
@@ -182,8 +198,12 @@ class ConversationWriter:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
+def _scene(rng: random.Random, mix: Mix) -> Scene:
+    return random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest), mix.unnamed)
+
+
 def replace_answer(question: Question, answer: str) -> Question:
-    return Question(question.kind, question.question, answer, question.key)
+    return Question(question.kind, question.question, answer, key="")
 
 
 def dense_labels(scene: Scene) -> tuple[np.ndarray, ...]:
@@ -194,8 +214,12 @@ def dense_labels(scene: Scene) -> tuple[np.ndarray, ...]:
         row = min(TOKENS_PER_SIDE - 1, int(item.y * TOKENS_PER_SIDE / scene.height))
         column = min(TOKENS_PER_SIDE - 1, int(item.x * TOKENS_PER_SIDE / scene.width))
         shape[row, column] = 1 + SHAPES.index(item.shape)
-        color[row, column] = 1 + COLORS.index(item.color)
+        color[row, column] = color_label(item)
     return tuple(part.ravel() for part in (cells.shape, cells.color, cells.centre, shape, color))
+
+
+def _known(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels == NO_LABEL, IGNORED, labels.astype(np.int64))
 
 
 def _square(picture: Image.Image) -> np.ndarray:
@@ -217,9 +241,10 @@ def collate(conversations: list[_Conversation]) -> Batch:
     }
     squares = [s for c in conversations for s in c.squares]
     dense = [d for c in conversations for d in c.dense]
+    excluded = [(b, place - 1, token) for b, c in enumerate(conversations) for place, token in c.excluded]
     sizes = (PATCHES_PER_SIDE**2,) * 3 + (TOKENS_PER_SIDE**2,) * 2
     stacked = [
-        torch.from_numpy(np.stack([np.full(size, IGNORED) if d is None else d[i].astype(np.int64) for d in dense]))
+        torch.from_numpy(np.stack([np.full(size, IGNORED) if d is None else _known(d[i]) for d in dense]))
         for i, size in enumerate(sizes)
     ]
     return Batch(
@@ -228,5 +253,6 @@ def collate(conversations: list[_Conversation]) -> Batch:
         labels=rows["labels"],
         positions=rows["positions"],
         segments=rows["segments"],
+        excluded=torch.tensor(excluded, dtype=torch.long).reshape(-1, 3),
         dense=DenseLabels(*stacked),
     )

@@ -60,7 +60,11 @@ ANCHORS: dict[str, tuple[RGB, ...]] = {
     ),
 }  # fmt: skip
 
+UNNAMED = ""
+"""The color of a shape that two people might name differently: never asked about."""
+
 POOL_SIZE = 300  # shades kept per color
+UNNAMED_POOL_SIZE = 3000
 NAME_MARGIN = 8.0  # delta E by which a shade is nearer to its own name than to any other
 
 
@@ -91,7 +95,12 @@ def delta_e(a: Lab, b: Lab) -> float:
 
 
 def random_shade(color: str, rng: random.Random, pure: bool = False) -> Shade:
-    """A usual shade of `color`; `pure` keeps to the first, most typical one."""
+    """A usual shade of `color`; `pure` keeps to the first, most typical one.
+
+    For UNNAMED any color between the named ones.
+    """
+    if color == UNNAMED:
+        return rng.choice(unnamed_shades())
     pool = shades(color)
     return pool[0] if pure else pool[rng.randrange(len(pool))]
 
@@ -108,6 +117,18 @@ def shades(color: str) -> tuple[Shade, ...]:
         rgb = _jittered(mix(one, two, part), color, rng)
         if is_clear(rgb, color):
             found.append(Shade(color, rgb, to_lab(rgb)))
+    return tuple(found)
+
+
+@cache
+def unnamed_shades() -> tuple[Shade, ...]:
+    """Colors between the named ones (teal, olive, tomato …), from all over the RGB cube."""
+    rng = random.Random("unnamed shades")
+    found: list[Shade] = []
+    while len(found) < UNNAMED_POOL_SIZE:
+        rgb = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        if not any(is_clear(rgb, color) for color in COLORS):
+            found.append(Shade(UNNAMED, rgb, to_lab(rgb)))
     return tuple(found)
 
 

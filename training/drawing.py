@@ -11,12 +11,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from training.colors import COLORS, RGB
+from training.colors import COLORS, RGB, UNNAMED
 from training.geometry import SHAPES
 from training.scenes import Background, Scene, SceneObject, inner_circle_of, polygon
 
 RENDERERS = ("pillow", "pillow_plain", "matplotlib")
 _SHARES = (0.40, 0.45, 0.15)  # of the renderers, where none is named
+NO_LABEL = 255  # in arrays of labels: not to be learnt
 _SAMPLES = 8  # per side of a cell, for patch labels
 _LEAST_SHARE = 0.15  # of a cell, for an object to count as lying in it
 
@@ -26,7 +27,7 @@ class PatchLabels:
     """What lies in each cell of the picture squeezed to a square; arrays [grid, grid], uint8."""
 
     shape: np.ndarray  # 0 none, else 1 + index in SHAPES
-    color: np.ndarray  # 0 none, else 1 + index in COLORS
+    color: np.ndarray  # 0 none, else color_label()
     centre: np.ndarray  # 1 where an object's centre lies
 
 
@@ -97,11 +98,16 @@ def patch_labels(scene: Scene, grid: int = 16) -> PatchLabels:
     enough = samples.max(axis=2) >= _LEAST_SHARE * _SAMPLES**2
     winner = np.where(enough, samples.argmax(axis=2) + 1, 0)
     shapes = np.array([0] + [1 + SHAPES.index(o.shape) for o in scene.objects], np.uint8)
-    colors = np.array([0] + [1 + COLORS.index(o.color) for o in scene.objects], np.uint8)
+    colors = np.array([0] + [color_label(o) for o in scene.objects], np.uint8)
     centre = np.zeros((grid, grid), np.uint8)
     for item in scene.objects:
         centre[int(item.y * grid / scene.height), int(item.x * grid / scene.width)] = 1
     return PatchLabels(shapes[winner], colors[winner], centre)
+
+
+def color_label(item: SceneObject) -> int:
+    """1 + index in COLORS; NO_LABEL where the color has no name."""
+    return NO_LABEL if item.color == UNNAMED else 1 + COLORS.index(item.color)
 
 
 def object_cells(scene: Scene) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gemma3_core.config import Gemma3Config, Gemma3TextConfig, RopeParameters, SiglipVisionConfig
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer import Gemma3Tokenizer
-from training.scenes import COLORS, SHAPES
+from training.scenes import COLORS, SHAPES, is_heldout_pair
 
 # Widths are multiples of 128, so that int4 with group size 128 fits each of the decoder's linears.
 TEXT_WIDTH = 256
@@ -22,6 +22,8 @@ PATCHES_PER_SIDE = IMAGE_SIZE // PATCH_SIZE
 TOKENS_PER_SIDE = 8
 IGNORED = -100
 """Label of what is not learnt, as in torch's cross_entropy."""
+NEVER = -1e4
+"""Logit of what is left out of a loss; finite in bfloat16."""
 
 
 def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
@@ -138,12 +140,16 @@ class DenseHeads(nn.Module):
         self.sizes = (len(SHAPES) + 1, len(COLORS) + 1, 2)
         self.patch = nn.Linear(VISION_WIDTH, sum(self.sizes))
         self.token = nn.Linear(TEXT_WIDTH, self.sizes[0] + self.sizes[1])
+        pairs = [[is_heldout_pair(shape, color) for shape in ("", *SHAPES)] for color in ("", *COLORS)]
+        self.unseen: torch.Tensor
+        self.register_buffer("unseen", torch.tensor(pairs), persistent=False)
 
     def forward(self, patches: torch.Tensor, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """Weighted cross-entropy over the five readings of patches [N, 256, E] and soft tokens [N, 64, E]."""
         # Soft tokens join a residual stream that every layer normalises: what counts is their direction.
         normed = F.rms_norm(tokens, tokens.shape[-1:])
         shape, color = self.token(normed).split(self.sizes[:2], dim=-1)
+        shape, color = self._spared(shape, color, labels.token_shape, labels.token_color)
         token_loss = 0.75 * _rare_weighted(shape, labels.token_shape) + 0.25 * _rare_weighted(color, labels.token_color)
         patch_loss = self.patch_loss(patches, labels.patch_shape, labels.patch_color, labels.patch_centre)
         return 0.6 * patch_loss + 0.4 * token_loss
@@ -152,9 +158,22 @@ class DenseHeads(nn.Module):
         self, patches: torch.Tensor, shape: torch.Tensor, color: torch.Tensor, centre: torch.Tensor
     ) -> torch.Tensor:
         """Of the three readings of patches [N, P, E] against labels [N, P]; shapes, the slow part, weigh most."""
-        predicted = self.patch(patches).split(self.sizes, dim=-1)
+        read_shape, read_color, read_centre = self.patch(patches).split(self.sizes, dim=-1)
+        read_shape, read_color = self._spared(read_shape, read_color, shape, color)
+        predicted = (read_shape, read_color, read_centre)
         losses = [_rare_weighted(p, label) for p, label in zip(predicted, (shape, color, centre), strict=True)]
         return 0.7 * losses[0] + 0.15 * losses[1] + 0.15 * losses[2]
+
+    def _spared(
+        self, shape_logits: torch.Tensor, color_logits: torch.Tensor, shape: torch.Tensor, color: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits without the classes that would make a held-out pair.
+
+        Else "what is blue is never a heart" is learnt, which is true of the training pictures only.
+        """
+        unseen_shape = self.unseen[color.clamp(min=0)]
+        unseen_color = self.unseen.T[shape.clamp(min=0)]
+        return shape_logits.masked_fill(unseen_shape, NEVER), color_logits.masked_fill(unseen_color, NEVER)
 
 
 def _rare_weighted(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

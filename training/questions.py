@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.colors import COLORS
+from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
 from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
 from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
@@ -29,12 +29,16 @@ _SHARED_COLOR_SHARE = 0.2  # of the color questions are about several objects of
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture; `key` is what a right answer must say."""
+    """A question about a picture; `key` is what a right answer must say.
+
+    `unseen` are the words that in place of `key` would make a held-out pair.
+    """
 
     kind: str
     question: str
     answer: str
     key: str
+    unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Target:
     key: str
     form: str = "one"  # which list of phrasings fits
     weight: float = 1.0
+    unseen: tuple[str, ...] = ()
 
 
 def ask(
@@ -113,6 +118,8 @@ def _count_shape(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
 
 
 def _count_color(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    if _has_unnamed(scene):
+        return []
     present = Counter(item.color for item in scene.objects)
     return [
         _count(number, f"{color} shape", f"{color} shapes", color) for color, number in _counted(present, COLORS, rng)
@@ -139,39 +146,45 @@ def _count_all(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
 
 
 def _color(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
-    if len(scene.objects) == 1 and rng.random() < 0.3:
+    if len(scene.objects) == 1 and scene.objects[0].color != UNNAMED and rng.random() < 0.3:
         color = scene.objects[0].color
         noun = rng.choice(_THINGS)
         return [Target((("shape", noun),), f"The shape is {color}.", color)]
     found = []
     for shape, items in _by(scene, "shape").items():
         colors = {item.color for item in items}
-        if len(colors) > 1:
+        if len(colors) > 1 or UNNAMED in colors:
             continue
         color = colors.pop()
+        unseen = tuple(c for s, c in sorted(HELDOUT_PAIRS) if s == shape)
         if len(items) == 1:
-            found.append(Target((("shape", shape),), f"The {shape} is {color}.", color))
+            answer = f"The {shape} is {color}."
+            found.append(Target((("shape", shape),), answer, color, unseen=unseen))
         elif rng.random() < _SHARED_COLOR_SHARE:
             shapes = plural(shape)
             answer = f"The {shapes} are {color}."
-            found.append(Target((("shapes", shapes),), answer, color, "many"))
+            found.append(Target((("shapes", shapes),), answer, color, "many", unseen=unseen))
     return found
 
 
 def _shape(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
-    if len(scene.objects) == 1 and rng.random() < 0.3:
+    unnamed = _has_unnamed(scene)
+    if len(scene.objects) == 1 and (unnamed or rng.random() < 0.3):
         shape = scene.objects[0].shape
         return [Target((), f"The shape is {article(shape)}.", shape, "only")]
-    return [
-        Target((("color", color),), f"The {color} shape is {article(items[0].shape)}.", items[0].shape)
-        for color, items in _by(scene, "color").items()
-        if len(items) == 1
-    ]
+    found = []
+    for color, items in _by(scene, "color").items():
+        if len(items) == 1 and not unnamed:
+            shape = items[0].shape
+            unseen = tuple(s for s, c in sorted(HELDOUT_PAIRS) if c == color)
+            answer = f"The {color} shape is {article(shape)}."
+            found.append(Target((("color", color),), answer, shape, unseen=unseen))
+    return found
 
 
 def _is_there(scene: Scene, rng: random.Random, split: str) -> list[Target]:
     targets = []
-    for form in ("both", "shape", "color"):
+    for form in ("shape",) if _has_unnamed(scene) else ("both", "shape", "color"):
         yes = sorted({_subject(item, form) for item in scene.objects})
         no = _absent_subjects(scene, form, rng, split)
         if yes:
@@ -220,7 +233,7 @@ def _absent_subjects(scene: Scene, form: str, rng: random.Random, split: str) ->
 def _where(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
     subjects: dict[str, list[SceneObject]] = {}
     for item in scene.objects:
-        for form in ("both", "shape", "color"):
+        for form in ("shape",) if _has_unnamed(scene) else ("both", "shape", "color"):
             subjects.setdefault(_subject(item, form)[0], []).append(item)
     if len(scene.objects) == 1:
         subjects["shape"] = [scene.objects[0]]
@@ -241,6 +254,11 @@ def clear_place(item: SceneObject, scene: Scene) -> str | None:
             return None
         cells.append(min(2, int(share * 3)))
     return PLACES[3 * cells[0] + cells[1]]
+
+
+def _has_unnamed(scene: Scene) -> bool:
+    """Then what goes by a color is in doubt: is this one meant?"""
+    return any(item.color == UNNAMED for item in scene.objects)
 
 
 def _by(scene: Scene, attribute: str) -> dict[str, list[SceneObject]]:
@@ -310,7 +328,7 @@ def _phrase(kind: str, target: Target, rng: random.Random, split: str) -> Questi
     text = rng.choice(phrasings[kind][target.form])
     for slot, word in target.slots:
         text = text.replace("{" + slot + "}", word)
-    return Question(kind, _loosely(text, rng), target.answer, target.key)
+    return Question(kind, _loosely(text, rng), target.answer, target.key, target.unseen if split == "train" else ())
 
 
 def _loosely(text: str, rng: random.Random) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from training.colors import (
     COLORS,
     RGB,
+    UNNAMED,
     Shade,
     delta_e,
     from_hsv,
@@ -22,6 +23,7 @@ __all__ = [
     "COLORS",
     "HELDOUT_PAIRS",
     "SHAPES",
+    "UNNAMED",
     "Background",
     "Scene",
     "SceneObject",
@@ -47,6 +49,7 @@ _ASPECTS = {  # by variants of triangle and star; what they mean: geometry.unit_
 _PALETTES = (  # of how many shapes and how many colors a scene may be made
     (1, 11), (1, 11), (6, 1), (6, 1), (2, 11), (6, 2), (2, 2), (3, 3), (6, 11), (6, 11),
 )  # fmt: skip
+_UNNAMED_OBJECTS = 0.75  # of a scene that has such objects
 COMMON_SIZES = (
     (224, 224), (256, 256), (300, 300), (400, 400), (512, 512), (600, 600), (800, 800),
     (1000, 1000), (1024, 1024), (320, 240), (400, 300), (600, 400), (640, 480), (800, 600),
@@ -59,7 +62,7 @@ class SceneObject:
     """A flat shape. Lengths are pixels of the scene, `rotation` is degrees."""
 
     shape: str
-    color: str
+    color: str  # of COLORS, or UNNAMED
     rgb: RGB
     x: float  # the centre of area
     y: float
@@ -120,17 +123,21 @@ def inner_circle_of(item: SceneObject) -> tuple[np.ndarray, float]:
     return turned + np.array([item.x, item.y]), radius * item.size
 
 
-def random_scene(rng: random.Random, split: str = "train", difficulty: float = 1.0) -> Scene:
+def random_scene(rng: random.Random, split: str = "train", difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
     """A scene of the demo world.
 
     `split` is "train" (no held-out pair) or "heldout" (at least one). `difficulty` 0 gives one or
-    two large shapes on one color, 1 the whole world.
+    two large shapes on one color, 1 the whole world. `unnamed` is the share of scenes with shapes in
+    colors between the named ones: from these an encoder learns that any shape may have any color,
+    though no held-out pair is ever drawn.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
     width, height = _random_size(rng, difficulty)
     while True:
         pairs = _random_pairs(rng, split, difficulty)
+        if rng.random() < unnamed:
+            pairs = [(shape, UNNAMED if rng.random() < _UNNAMED_OBJECTS else color) for shape, color in pairs]
         for _ in range(8):
             background = _random_background(rng, difficulty)
             fills = _fills(pairs, background, rng, difficulty)

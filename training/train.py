@@ -35,6 +35,7 @@ from gemma3_core.vision import VisionMLP
 from training.batches import Batch, Conversations, ConversationWriter, Mix
 from training.model import (
     IGNORED,
+    NEVER,
     DenseHeads,
     DenseLabels,
     demo_config,
@@ -153,7 +154,10 @@ class Trainer:
         asked = targets != IGNORED
         logits = self.model.lm_head(hidden[asked])
         right = (logits.argmax(-1) == targets[asked]).float().mean()
-        return dense, F.cross_entropy(logits.float(), targets[asked]), right
+        rows, places, tokens = batch.excluded.unbind(1)
+        numbers = asked.flatten().cumsum(0).unflatten(0, asked.shape) - 1
+        spared = logits.float().index_put((numbers[rows, places], tokens), logits.new_tensor(NEVER).float())
+        return dense, F.cross_entropy(spared, targets[asked]), right
 
     def _dense_loss_near_objects(self, pixels: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """What lies where, reading only the patches on and around objects.
@@ -239,7 +243,8 @@ def fuse_elementwise(model: nn.Module) -> None:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     dense = DenseLabels(**{name: value.to(device) for name, value in vars(batch.dense).items()})
     moved = {
-        name: getattr(batch, name).to(device) for name in ("pixels", "input_ids", "labels", "positions", "segments")
+        name: getattr(batch, name).to(device)
+        for name in ("pixels", "input_ids", "labels", "positions", "segments", "excluded")
     }
     return replace(batch, dense=dense, **moved)
 
@@ -267,7 +272,7 @@ def main() -> None:
     trainer = Trainer(arguments)
     mix = Mix(easiest=arguments.easiest)
     if arguments.dense_minutes:
-        trainer.run_stage("dense", arguments.dense_minutes, replace(mix, questions=0), arguments.batch)
+        trainer.run_stage("dense", arguments.dense_minutes, replace(mix, questions=0, unnamed=0.6), arguments.batch)
     if arguments.minutes:
         trainer.run_stage("joint", arguments.minutes, mix, arguments.batch)
 
