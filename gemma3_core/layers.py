@@ -1,5 +1,7 @@
 """The decoder's parts: RMSNorm, rotary embedding, attention, MLP and the layer they make up."""
 
+from functools import cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,6 +10,33 @@ from gemma3_core.cache import KVCache
 from gemma3_core.config import Gemma3TextConfig, RopeParameters
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
+
+_MANY_ROWS = 128
+"""From so many rows on, widening a weight costs less than it saves."""
+
+
+class Linear(nn.Linear):
+    """x W^T + b; many rows of bfloat16 on a CPU are multiplied in float32.
+
+    CPUs without matrix units for bfloat16 multiply float32 about twice as fast, and round once at the
+    end. The widened weight lives for this product only.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._widens(x):
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+
+    def _widens(self, x: torch.Tensor) -> bool:
+        narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        return narrow and x.shape[:-1].numel() >= _MANY_ROWS and not _multiplies_bfloat16_fast()
+
+
+@cache
+def _multiplies_bfloat16_fast() -> bool:
+    """Whether this CPU has tiles (AMX) for bfloat16 matrix products."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 class RMSNorm(nn.Module):
@@ -71,10 +100,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer_index = config, layer_index
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+        self.q_proj = Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
@@ -102,9 +131,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: Gemma3TextConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))

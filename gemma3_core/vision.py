@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gemma3_core.config import Gemma3Config, SiglipVisionConfig
-from gemma3_core.layers import RMSNorm, attend
+from gemma3_core.layers import Linear, RMSNorm, attend
 
 
 class VisionEmbeddings(nn.Module):
@@ -35,10 +35,10 @@ class VisionAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.head_dim = width // config.num_attention_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         heads = (*x.shape[:-1], -1, self.head_dim)
@@ -50,8 +50,8 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self, config: SiglipVisionConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
