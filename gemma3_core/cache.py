@@ -5,6 +5,8 @@ image block of each, and `masks.attention_mask` reads those. Each row of a batch
 (left padding is PADDING); all rows share the columns they are stored in.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from gemma3_core.config import GLOBAL, LOCAL, Gemma3TextConfig
@@ -14,20 +16,35 @@ _LEAST_GROWTH = 256
 
 
 class _FullColumns:
-    """Columns along `dim`, kept for good; room grows by doubling unless `reserve` is enough."""
+    """Columns along `dim`, kept for good.
 
-    def __init__(self, dim: int, reserve: int):
-        self._dim, self._reserve = dim, reserve
+    Room is taken for `reserve` columns at once. Beyond them it grows by a quarter: copies stay rare, and at
+    most a fifth of it is empty (but for the least growth). No room is taken in advance beyond `most` columns,
+    the model's longest context.
+    """
+
+    def __init__(self, dim: int, reserve: int, most: int):
+        self.reserve = reserve
+        self._dim, self._most = dim, most
         self._buffer: torch.Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self._buffer is None else self._buffer.nbytes
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns every column so far (a view)."""
         end = start + new.shape[self._dim]
         if self._buffer is None or self._buffer.shape[self._dim] < end:
-            room = self._reserve if end <= self._reserve else max(end + _LEAST_GROWTH, 2 * start)
-            self._buffer = _grow(self._buffer, new, self._dim, room, keep=start)
+            self._buffer = _grow(self._buffer, new, self._dim, self._room(end), keep=start)
         self._buffer.narrow(self._dim, start, end - start).copy_(new)
         return self._buffer.narrow(self._dim, 0, end)
+
+    def _room(self, end: int) -> int:
+        if end <= self.reserve:
+            return self.reserve
+        room = end + max(_LEAST_GROWTH, end // 4)
+        return min(room, self._most) if end <= self._most else room
 
 
 class _RingColumns:
@@ -36,6 +53,10 @@ class _RingColumns:
     def __init__(self, dim: int, window: int):
         self._dim, self._window = dim, window
         self._buffer: torch.Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self._buffer is None else self._buffer.nbytes
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns what its queries may need: the columns kept before, and `new`.
@@ -92,7 +113,23 @@ class KVCache:
 
     def _columns(self, layer_type: str, dim: int, reserve: int) -> _FullColumns | _RingColumns:
         window = self._config.window(layer_type)
-        return _FullColumns(dim, reserve) if window is None else _RingColumns(dim, window)
+        if window is not None:
+            return _RingColumns(dim, window)
+        return _FullColumns(dim, reserve, self._config.max_position_embeddings)
+
+    def reserve(self, tokens: int) -> None:
+        """Says that up to `tokens` tokens will be read in all: when room is next taken, it is taken for that many."""
+        for columns in self._all_columns():
+            if isinstance(columns, _FullColumns):
+                columns.reserve = max(columns.reserve, tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors that the cache holds, room not yet used included."""
+        return sum(columns.num_bytes for columns in self._all_columns())
+
+    def _all_columns(self) -> Iterator[_FullColumns | _RingColumns]:
+        yield from (*self._keys, *self._values, *self._positions.values(), *self._blocks.values())
 
     def get_seq_length(self) -> int:
         """Tokens read so far, padding included (the name that transformers' caches use)."""
@@ -124,3 +161,18 @@ class KVCache:
         """Moves on past the tokens announced, once every layer has stored them."""
         self.length += self._new
         self._new = 0
+
+
+def cache_bytes(config: Gemma3TextConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> int:
+    """Memory that a cache reserved for `tokens` tokens a row takes once they have been read.
+
+    Counted on a real cache whose tensors lie on torch's meta device, which has shapes but no memory.
+    """
+    cache = KVCache(config, reserve=tokens)
+    columns = torch.arange(tokens, device="meta").expand(batch, tokens)
+    new = torch.empty(batch, config.num_key_value_heads, tokens, config.head_dim, dtype=dtype, device="meta")
+    cache.begin(columns, columns, may_have_padding=False)
+    for layer in range(config.num_hidden_layers):
+        cache.update(layer, new, new)
+    cache.advance()
+    return cache.num_bytes

@@ -1,18 +1,28 @@
-"""RGB pictures -> what the encoder gets: pan & scan crops, squares of one size, normalised pixels."""
+"""RGB pictures -> what the encoder gets: pan & scan crops, squares of one size, normalised pixels.
+
+Two back ends do the same: Gemma3ImageProcessor with tensors, on a GPU where there is one, and
+Gemma3ImageProcessorPil with Pillow. Resized bilinear, as published, their squares differ by one 8-bit
+step at most (bicubic by more: it overshoots, and they cut that off at different points).
+"""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.hub import read_json, resolve_folder, write_json
 from gemma3_core.images import DEFAULT_LIMITS, ImageLimits, ImageSource, load_image
+
+Square = Image.Image | torch.Tensor
+"""An RGB square of 8 bits a color: a picture, or a tensor [3, S, S]."""
 
 
 @dataclass(frozen=True)
@@ -151,21 +161,19 @@ def _grid(width: int, height: int, min_crop_size: int, max_num_crops: int) -> tu
     return (count, 1) if width >= height else (1, count)
 
 
-class Gemma3ImageProcessorPil:
-    """The back end that resizes with Pillow; its pixels equal those of transformers' bit for bit."""
+class ImageProcessor(ABC):
+    """What both back ends share: settings, crops, and the way from pictures to ImageInputs."""
 
     def __init__(self, config: ImageProcessorConfig | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self.config = config or ImageProcessorConfig()
         self.limits = limits
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Gemma3ImageProcessorPil":
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
         return cls(ImageProcessorConfig.from_dict(content))
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, token: str | None = None
-    ) -> "Gemma3ImageProcessorPil":
+    def from_pretrained(cls, source: str | Path, revision: str | None = None, token: str | None = None) -> Self:
         """Read preprocessor_config.json, or the `image_processor` of processor_config.json (where
         newer transformers writes it); the published values where there is neither."""
         folder = resolve_folder(source, revision, token)
@@ -194,16 +202,16 @@ class Gemma3ImageProcessorPil:
             pan_and_scan_min_ratio_to_activate=pan_and_scan_min_ratio_to_activate,
         )
         pictures: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
-        groups = [processor.squares(load_image(picture, self.limits)) for picture in pictures]
+        groups = [processor._resized(load_image(picture, self.limits)) for picture in pictures]
         return ImageInputs(
             pixel_values=self.pixel_values([square for group in groups for square in group]),
             num_crops=tuple(len(group) - 1 for group in groups),
         )
 
-    def with_options(self, **options: Any) -> "Gemma3ImageProcessorPil":
+    def with_options(self, **options: Any) -> Self:
         """The same processor with other settings (fields of ImageProcessorConfig); None changes nothing."""
         changes = {name: value for name, value in options.items() if value is not None}
-        return type(self)(replace(self.config, **changes), self.limits) if changes else self
+        return self._with_config(replace(self.config, **changes)) if changes else self
 
     def boxes(self, width: int, height: int) -> list[Box]:
         """The crops that a picture of this size gets under the current settings."""
@@ -217,18 +225,122 @@ class Gemma3ImageProcessorPil:
 
     def squares(self, picture: Image.Image) -> list[Image.Image]:
         """The RGB squares exactly as the encoder sees them: the whole picture, then its crops."""
-        boxes = self.boxes(*picture.size)
-        parts = [picture, *(picture.crop((box.left, box.top, box.right, box.bottom)) for box in boxes)]
-        side = self.config.size
-        return [part.resize((side, side), resample=self.config.resample) for part in parts]
+        return [_as_picture(square) for square in self._resized(picture)]
 
-    def pixel_values(self, squares: Sequence[Image.Image]) -> torch.Tensor:
+    @abstractmethod
+    def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
+        """N RGB squares -> [N, 3, S, S], float32, rescaled and normalised (-1 to 1 as published)."""
+
+    @abstractmethod
+    def _resized(self, picture: Image.Image) -> list[Square]:
+        """The whole picture and its crops as 8-bit squares, in the form that the back end works with."""
+
+    def _with_config(self, config: ImageProcessorConfig) -> Self:
+        return type(self)(config, self.limits)
+
+
+class Gemma3ImageProcessor(ImageProcessor):
+    """The back end that resizes tensors, antialiased, on `device`; bilinear, within one 8-bit step of transformers'."""
+
+    def __init__(
+        self,
+        config: ImageProcessorConfig | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Raises UnsupportedOptionError where torch can't resize as the config says."""
+        super().__init__(config, limits)
+        self.device = torch.device(device)
+        if self.config.resample not in _TORCH_MODES:
+            raise UnsupportedOptionError(
+                f"The tensor image processor resizes bilinear (2) or bicubic (3), not resample={self.config.resample}. "
+                'Take backend="pil".'
+            )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same processor at work on another device."""
+        return type(self)(self.config, self.limits, device)
+
+    def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
+        """N RGB squares -> [N, 3, S, S] on `device`, float32, rescaled and normalised (-1 to 1 as published)."""
+        if not squares:
+            return torch.empty(0, 3, self.config.size, self.config.size, device=self.device)
+        pixels = torch.stack([_as_tensor(square).to(self.device) for square in squares]).float()
+        # In one step, as in the reference: 255 levels less the mean's level, over the deviation's.
+        scale = self.config.rescale_factor if self.config.do_rescale else 1.0
+        if not self.config.do_normalize:
+            return pixels * scale
+        mean, std = (
+            torch.tensor(values, device=self.device)[:, None, None] * (1.0 / scale)
+            for values in (self.config.image_mean, self.config.image_std)
+        )
+        return pixels.sub_(mean).div_(std)
+
+    def _resized(self, picture: Image.Image) -> list[Square]:
+        pixels = _as_tensor(picture).to(self.device)
+        parts = [pixels, *(pixels[:, b.top : b.bottom, b.left : b.right] for b in self.boxes(*picture.size))]
+        resize = _resize_8_bit if self.device.type == "cpu" else _resize_float
+        mode = _TORCH_MODES[self.config.resample]
+        return [resize(part, self.config.size, mode) for part in parts]
+
+    def _with_config(self, config: ImageProcessorConfig) -> Self:
+        return type(self)(config, self.limits, self.device)
+
+
+class Gemma3ImageProcessorPil(ImageProcessor):
+    """The back end that resizes with Pillow; its pixels equal those of transformers' bit for bit."""
+
+    def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
         """N RGB squares -> [N, 3, S, S], float32, rescaled and normalised (-1 to 1 as published)."""
         side = self.config.size
         result = np.empty((len(squares), 3, side, side), dtype=np.float32)
         for index, square in enumerate(squares):
             result[index] = _normalised(np.asarray(square), self.config).transpose(2, 0, 1)
         return torch.from_numpy(result)
+
+    def _resized(self, picture: Image.Image) -> list[Square]:
+        boxes = self.boxes(*picture.size)
+        parts = [picture, *(picture.crop((box.left, box.top, box.right, box.bottom)) for box in boxes)]
+        side = self.config.size
+        return [part.resize((side, side), resample=self.config.resample) for part in parts]
+
+
+def image_processor_class(backend: str | None) -> type[ImageProcessor]:
+    """The back end by the name that transformers gives it: "torchvision" (tensors; also None) or "pil"."""
+    if backend not in _BACKENDS:
+        raise UnsupportedOptionError(f'backend={backend!r} is not known; use "torchvision" (tensors) or "pil".')
+    return _BACKENDS[backend]
+
+
+_BACKENDS: dict[str | None, type[ImageProcessor]] = {
+    None: Gemma3ImageProcessor,
+    "torchvision": Gemma3ImageProcessor,
+    "pil": Gemma3ImageProcessorPil,
+}
+_TORCH_MODES: dict[int, str] = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+
+
+def _as_tensor(square: Square) -> torch.Tensor:
+    """An RGB picture as 8-bit [3, H, W]; its memory keeps the order of pixels, which resizing is fastest with."""
+    return square if isinstance(square, torch.Tensor) else torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _as_picture(square: Square) -> Image.Image:
+    return square if isinstance(square, Image.Image) else Image.fromarray(square.permute(1, 2, 0).cpu().numpy())
+
+
+def _resize_8_bit(pixels: torch.Tensor, side: int, mode: str) -> torch.Tensor:
+    """[3, H, W] -> [3, side, side]; torch resizes 8-bit numbers on CPUs alone, in whole numbers like Pillow."""
+    return _interpolated(pixels, side, mode)
+
+
+def _resize_float(pixels: torch.Tensor, side: int, mode: str) -> torch.Tensor:
+    """The same through float32, as every GPU can; bicubic overshoots, so it is cut off at 0 and 255."""
+    return _interpolated(pixels.float(), side, mode).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _interpolated(pixels: torch.Tensor, side: int, mode: str) -> torch.Tensor:
+    return F.interpolate(pixels[None], (side, side), mode=mode, antialias=True, align_corners=False)[0]
 
 
 def _normalised(pixels: np.ndarray, config: ImageProcessorConfig) -> np.ndarray:

@@ -65,3 +65,9 @@ def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch
     )
     starts = torch.where(is_soft & ~before, columns, NO_BLOCK)
     return torch.where(is_soft, starts.cummax(dim=1).values, NO_BLOCK)
+
+
+def divides_a_block(blocks: torch.Tensor) -> torch.Tensor:
+    """True [T] where a cut before that column would divide an image block of some row of `blocks` [B, T]."""
+    same = (blocks[:, 1:] == blocks[:, :-1]) & (blocks[:, 1:] != NO_BLOCK)
+    return torch.nn.functional.pad(same.any(dim=0), (1, 0))

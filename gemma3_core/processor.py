@@ -9,7 +9,7 @@ import torch
 from gemma3_core.chat_template import Message, render_chat
 from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError
 from gemma3_core.hub import read_json, resolve_folder, write_json
-from gemma3_core.image_processor import Gemma3ImageProcessorPil, ImageInputs
+from gemma3_core.image_processor import Gemma3ImageProcessor, ImageInputs, ImageProcessor, image_processor_class
 from gemma3_core.images import ImageSource, decode_base64, load_image
 from gemma3_core.tokenizer import (
     Gemma3Tokenizer,
@@ -30,7 +30,7 @@ class Gemma3Processor:
 
     def __init__(
         self,
-        image_processor: Gemma3ImageProcessorPil,
+        image_processor: ImageProcessor,
         tokenizer: Gemma3Tokenizer,
         image_seq_length: int = _DEFAULT_IMAGE_SEQ_LENGTH,
         chat_template: str | None = None,
@@ -45,10 +45,20 @@ class Gemma3Processor:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, token: str | None = None
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        token: str | None = None,
+        *,
+        backend: str | None = None,
+        device: torch.device | str = "cpu",
     ) -> "Gemma3Processor":
         """Read a checkpoint's tokenizer, image processor and processor_config.json; where the last
-        two are missing, the published values apply."""
+        two are missing, the published values apply.
+
+        `backend` is the image processor's: None or "torchvision" (tensors, resized on `device`), or
+        "pil". Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        """
         folder = resolve_folder(source, revision, token)
         older = read_json(folder / "preprocessor_config.json", optional=True)
         config = {
@@ -56,7 +66,7 @@ class Gemma3Processor:
             **read_json(folder / "processor_config.json", optional=True),
         }
         return cls(
-            Gemma3ImageProcessorPil.from_pretrained(folder),
+            _image_processor(folder, backend, device),
             Gemma3Tokenizer.from_pretrained(folder),
             image_seq_length=config["image_seq_length"] or _DEFAULT_IMAGE_SEQ_LENGTH,
         )
@@ -79,7 +89,7 @@ class Gemma3Processor:
         padding: bool | str = False,
         padding_side: str | None = None,
         return_tensors: str | None = None,
-        do_pan_and_scan: bool | None = None,
+        do_pan_and_scan: bool | Sequence[bool] | None = None,
         pan_and_scan_min_crop_size: int | None = None,
         pan_and_scan_max_num_crops: int | None = None,
         pan_and_scan_min_ratio_to_activate: float | None = None,
@@ -89,8 +99,9 @@ class Gemma3Processor:
 
         Each `<start_of_image>` in a text takes the next picture: `images` is one picture, the
         pictures of one text, or a list of pictures for each text. Without a text there is one that
-        holds only its pictures. Special tokens in the text count as such (see `escape_messages`).
-        Raises PromptError where the counts of pictures and places differ.
+        holds only its pictures. `do_pan_and_scan` may be a list, one setting for each picture. Special
+        tokens in the text count as such (see `escape_messages`). Raises PromptError where the counts of
+        pictures and places differ.
         """
         groups = None if images is None else _grouped(images)
         texts = self._texts(text, groups)
@@ -98,9 +109,9 @@ class Gemma3Processor:
         pictures = [picture for group in groups or [] for picture in group]
         processed = None
         if pictures:
-            processed = self.image_processor(
+            processed = self._process_images(
                 pictures,
-                do_pan_and_scan=do_pan_and_scan,
+                do_pan_and_scan,
                 pan_and_scan_min_crop_size=pan_and_scan_min_crop_size,
                 pan_and_scan_max_num_crops=pan_and_scan_max_num_crops,
                 pan_and_scan_min_ratio_to_activate=pan_and_scan_min_ratio_to_activate,
@@ -123,7 +134,7 @@ class Gemma3Processor:
         return_tensors: str | None = None,
         padding: bool | str = False,
         padding_side: str | None = None,
-        do_pan_and_scan: bool | None = None,
+        do_pan_and_scan: bool | Sequence[bool] | None = None,
         processor_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """The prompt of a conversation, or of each of several, by the checkpoint's chat template.
@@ -237,6 +248,23 @@ class Gemma3Processor:
                 "were given. Give one picture for each place, in a list of its own for each text."
             )
 
+    def _process_images(
+        self, pictures: list[ImageSource], do_pan_and_scan: bool | Sequence[bool] | None, **options: Any
+    ) -> ImageInputs:
+        if do_pan_and_scan is None or isinstance(do_pan_and_scan, bool):
+            return self.image_processor(pictures, do_pan_and_scan=do_pan_and_scan, **options)
+        if len(do_pan_and_scan) != len(pictures):
+            raise PromptError(
+                f"do_pan_and_scan has {len(do_pan_and_scan)} settings for {len(pictures)} pictures; "
+                "give one for each picture, or one for all."
+            )
+        parts = [
+            self.image_processor([picture], do_pan_and_scan=cut, **options)
+            for picture, cut in zip(pictures, do_pan_and_scan, strict=True)
+        ]
+        counts = tuple(count for part in parts for count in part.num_crops)
+        return ImageInputs(torch.cat([part.pixel_values for part in parts]), counts)
+
     def _image_text(self, num_crops: int) -> str:
         """Worded as Gemma 3 was trained with; the model depends on it."""
         image = self.full_image_sequence
@@ -254,8 +282,17 @@ class Gemma3Processor:
             inputs = to_tensors(inputs, return_tensors)
         if images is not None:
             pixels = images.pixel_values
-            inputs["pixel_values"] = pixels if return_tensors else list(pixels.numpy())
+            inputs["pixel_values"] = pixels if return_tensors else list(pixels.cpu().numpy())
         return inputs
+
+
+def _image_processor(folder: Path, backend: str | None, device: torch.device | str) -> ImageProcessor:
+    processor = image_processor_class(backend).from_pretrained(folder)
+    if isinstance(processor, Gemma3ImageProcessor):
+        return processor.to(device)
+    if torch.device(device).type != "cpu":
+        raise UnsupportedOptionError(f'backend="pil" works on the CPU, not on {device}; leave one of them out.')
+    return processor
 
 
 def _grouped(images: Images) -> list[list[ImageSource]]:

@@ -6,14 +6,33 @@ from typing import Any
 
 import pytest
 import torch
-from reference import SHARP, SOFT, WINDOW, image_prompt, left_padded, pixels, save_reference
+from reference import (
+    SHARP,
+    SOFT,
+    TOKENS_PER_IMAGE,
+    WINDOW,
+    assert_equal,
+    image_prompt,
+    left_padded,
+    pixels,
+    save_reference,
+)
 from transformers import Gemma3ForCausalLM as ReferenceCausalLM
 from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 
 from gemma3_core import generation
 from gemma3_core.cache import KVCache
-from gemma3_core.errors import ContextLengthError, SamplingError, UnsupportedOptionError
-from gemma3_core.generation import DEFAULT_NEW_TOKENS, GenerationConfig, generate_tokens
+from gemma3_core.errors import ContextLengthError, PromptError, SamplingError, UnsupportedOptionError
+from gemma3_core.generation import (
+    DEFAULT_NEW_TOKENS,
+    PREFILL_CHUNK_SIZE,
+    GenerationConfig,
+    PrefillProgress,
+    chunk_ends,
+    generate_tokens,
+    prefill_in_chunks,
+)
+from gemma3_core.masks import image_blocks
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.sampling import SamplingSettings
 from gemma3_core.text import Gemma3ForCausalLM
@@ -295,13 +314,213 @@ def test_a_second_turn_on_an_existing_cache_gives_the_tokens_of_one_pass(ours, w
     first, second = prompt_of("t6 i t2"), prompt_of(f"t{WINDOW} i t1", seed=3)
     whole = {name: torch.cat([first[name], second[name]], 1) for name in ("input_ids", "token_type_ids")}
     whole["pixel_values"] = torch.cat([first["pixel_values"], second["pixel_values"]])
-    cache = KVCache(ours.config.text_config)
+    cache = KVCache(ours.config.text_config, reserve=first["input_ids"].shape[1])
     generation.prefill(ours, cache, **first)
     turn = {**second, "attention_mask": torch.ones_like(whole["input_ids"])} if with_mask else dict(second)
     if not with_mask:
         turn.pop("attention_mask")
     expected = [int(t[0]) for t in generate_tokens(ours, whole, GREEDY, 30, ())]
     assert [int(t[0]) for t in generate_tokens(ours, turn, GREEDY, 30, (), cache)] == expected
+    total = whole["input_ids"].shape[1] + 30
+    assert max(columns._buffer.shape[2] for columns in cache._keys) == total, "room is taken for this turn, no more"
+
+
+def test_chunks_in_a_picture():
+    """Chunks of 4:  t t [ | I I I ] | t"""
+    soft = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0]])
+    assert chunk_ends(image_blocks(soft), 8, 4) == [3, 7, 8]
+    assert chunk_ends(image_blocks(soft), 8, 2) == [2, 3, 6, 8], "a block longer than a chunk is one chunk"
+    assert chunk_ends(image_blocks(soft), 8, 8) == [8]
+    assert chunk_ends(None, 8, 3) == [3, 6, 8]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, 15, 16, 17, 18, 24, 40, 1000])
+def test_no_chunk_divides_a_block_of_any_row(chunk_size):
+    rows = [(image_prompt(layout)[0] == SOFT).long() for layout in ("t9 i t5 i i t40", "i t30 i", "t120")]
+    soft, _ = left_padded(rows)
+    blocks = image_blocks(soft)
+    total = soft.shape[1]
+    ends = chunk_ends(blocks, total, chunk_size)
+    assert ends == sorted(set(ends))
+    assert ends[-1] == total
+    may_end = [c for c in range(1, total) if not ((soft[:, c] == 1) & (soft[:, c - 1] == 1)).any()] + [total]
+    for start, end in zip([0, *ends], ends, strict=False):
+        assert end in may_end
+        within = [c for c in may_end if start < c <= start + chunk_size]
+        assert end == (within[-1] if within else min(c for c in may_end if c > start)), "as long as it may be"
+
+
+def chunked(model: Any, cache: KVCache, chunk_size: int, inputs: dict[str, Any]) -> tuple[list[int], torch.Tensor]:
+    """How many tokens each chunk had, and the last logits."""
+    steps = list(prefill_in_chunks(model, cache, chunk_size, **inputs))
+    total = inputs["input_ids"].shape[1]
+    assert [progress.total for progress, _ in steps] == [total] * len(steps)
+    reads = [progress.read for progress, _ in steps]
+    assert reads[-1] == total
+    return [end - start for start, end in zip([0, *reads], reads, strict=False)], steps[-1][1]
+
+
+CHUNKED_PROMPTS = {
+    "text": lambda: prompt_of(f"t{6 * WINDOW + 1}"),
+    "one picture": lambda: prompt_of(f"t{WINDOW} i t{2 * WINDOW}"),
+    "a picture first": lambda: prompt_of("i t61"),
+    "several pictures": lambda: prompt_of("t3 i t2 i i i t30 i t9"),
+    "crops": lambda: prompt_of("t9 i t7 i t1 i t1 i t40"),
+    "left padding": lambda: batch_of(["t3", f"t7 i t{WINDOW}", "t2 i t4 i t1", f"t{4 * WINDOW}"]),
+    "more padding than a chunk": lambda: batch_of(["t2", "i t1 i t90"]),
+}
+CHUNK_SIZES = [7, WINDOW, 2 * WINDOW + 5]
+
+
+@pytest.mark.parametrize("name", CHUNKED_PROMPTS)
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+def test_logits_of_chunks_equal_those_of_one_pass(mild, name, chunk_size):
+    """Chunks shorter and longer than the window (24) and than a picture (16 soft tokens)."""
+    inputs = CHUNKED_PROMPTS[name]()
+    whole, parts = KVCache(mild.text_config), KVCache(mild.text_config)
+    expected = generation.prefill(mild, whole, **inputs)
+    sizes, logits = chunked(mild, parts, chunk_size, inputs)
+    assert len(sizes) > 1, "one pass would prove nothing"
+    assert max(sizes) <= max(chunk_size, TOKENS_PER_IMAGE * (1 + 3 * (inputs["input_ids"].shape[0] > 1)))
+    assert_equal(logits, expected)
+    assert parts.length == whole.length
+    # What is read next sees the same past, too.
+    mask = inputs["attention_mask"]
+    more = image_prompt(f"t{WINDOW + 2}", seed=9)[0].repeat(len(mask), 1)
+    after = {"input_ids": more, "attention_mask": torch.cat([mask, torch.ones_like(more)], 1)}
+    expected = generation.prefill(mild, whole, **after)
+    assert_equal(chunked(mild, parts, chunk_size, after)[1], expected)
+
+
+@pytest.fixture(scope="module")
+def mild(reference_folder):
+    """Pictures and text, without the sharp attention of `ours`: rounding does not grow with it."""
+    return Gemma3ForConditionalGeneration.from_pretrained(reference_folder)
+
+
+@pytest.mark.parametrize("chunk_size", [1, WINDOW - 1, WINDOW + 1])
+def test_a_text_models_chunks_equal_one_pass(reference_text_folder, chunk_size):
+    model = Gemma3ForCausalLM.from_pretrained(reference_text_folder)
+    input_ids = image_prompt(f"t{5 * WINDOW}")[0]
+    expected = generation.prefill(model, KVCache(model.config), input_ids=input_ids)
+    sizes, logits = chunked(model, KVCache(model.config), chunk_size, {"input_ids": input_ids, "attention_mask": None})
+    assert set(sizes[:-1]) == {chunk_size}
+    assert_equal(logits, expected)
+
+
+@pytest.mark.parametrize("leave_out", ["attention_mask", "token_type_ids"])
+def test_chunks_equal_one_pass_where_an_input_is_left_out(mild, leave_out):
+    """Without token types pictures are causal, as in one pass; they are still encoded where they stand."""
+    inputs = {name: value for name, value in prompt_of("t3 i t9 i t40").items() if name != leave_out}
+    expected = generation.prefill(mild, KVCache(mild.text_config), **inputs)
+    assert_equal(chunked(mild, KVCache(mild.text_config), 20, inputs)[1], expected)
+
+
+def test_ready_soft_tokens_are_read_chunk_by_chunk(mild):
+    inputs = batch_of(["t30 i t2", "i t9 i t5"])
+    expected = generation.prefill(mild, KVCache(mild.text_config), **inputs)
+    with torch.inference_mode():
+        inputs["soft_tokens"] = mild.get_image_features(inputs.pop("pixel_values")).pooler_output
+    assert_equal(chunked(mild, KVCache(mild.text_config), 20, inputs)[1], expected)
+
+
+def test_pictures_are_encoded_with_the_chunk_that_reads_them(mild, monkeypatch):
+    encoded = []
+    encode = type(mild.model).get_image_features
+    monkeypatch.setattr(
+        type(mild.model), "get_image_features", lambda model, x: (encoded.append(len(x)), encode(model, x))[1]
+    )
+    chunked(mild, KVCache(mild.text_config), 40, prompt_of("t3 i i t20 i t30"))
+    assert encoded == [2, 1]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_chunks_refuse_a_wrong_number_of_pictures(mild, count):
+    inputs = {**prompt_of("t3 i t9 i t40"), "pixel_values": pixels(count)}
+    with pytest.raises(PromptError, match="one picture for each place"):
+        list(prefill_in_chunks(mild, KVCache(mild.text_config), 20, **inputs))
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_chunks_of_nothing_are_refused(our_text, size):
+    with pytest.raises(UnsupportedOptionError, match=str(size)):
+        our_text.generate(image_prompt("t5")[0], prefill_chunk_size=size)
+
+
+def test_unknown_inputs_of_chunks_are_named(our_text):
+    with pytest.raises(UnsupportedOptionError, match="shiny"):
+        next(prefill_in_chunks(our_text, KVCache(our_text.config), input_ids=image_prompt("t5")[0], shiny=1))
+
+
+def test_generate_with_chunks_gives_the_tokens_of_one_pass(ours, theirs):
+    batch = batch_of([f"t7 i t{WINDOW}", "t2 i t4 i t1", f"t{3 * WINDOW}"])
+    expected = greedy(theirs, batch, 2 * WINDOW)
+    for size in (10, WINDOW, 50):
+        mine = ours.generate(
+            **batch, max_new_tokens=2 * WINDOW, do_sample=False, eos_token_id=NEVER, prefill_chunk_size=size
+        )
+        assert torch.equal(mine, expected)
+
+
+def test_progress_comes_between_chunks_and_closing_ends_the_work_there(our_text):
+    model = Counted(our_text)
+    prompt = {"input_ids": image_prompt("t34")[0]}  # 35 tokens
+    steps = generate_tokens(model, prompt, GREEDY, 5, (), prefill_chunk_size=10)
+    assert next(steps) == PrefillProgress(10, 35)
+    assert model.passes == 1
+    assert next(steps) == PrefillProgress(20, 35)
+    steps.close()
+    assert model.passes == 2
+    rest = list(generate_tokens(model, prompt, GREEDY, 5, (), prefill_chunk_size=10))
+    assert [isinstance(step, PrefillProgress) for step in rest] == [True] * 3 + [False] * 5
+    assert model.passes == 2 + 4 + 4
+    whole = list(generate_tokens(model, prompt, GREEDY, 5, ()))
+    assert [int(step) for step in whole] == [int(step) for step in rest[3:]]
+
+
+def test_a_long_prompt_is_read_in_chunks_without_a_word(our_text):
+    prompt = {"input_ids": image_prompt(f"t{2 * PREFILL_CHUNK_SIZE}")[0]}
+    steps = list(generate_tokens(our_text, prompt, GREEDY, 1, ()))
+    total = 2 * PREFILL_CHUNK_SIZE + 1
+    assert steps[:-1] == [PrefillProgress(PREFILL_CHUNK_SIZE * n, total) for n in (1, 2)]
+
+
+def test_masks_and_attention_of_a_chunk_stay_small(our_text, monkeypatch):
+    """Local layers: no more keys than window and chunk, however long the prompt; global ones: no more queries."""
+    from gemma3_core import layers
+
+    shapes, attend = set(), layers.attend
+
+    def watched(queries, keys, values, mask, scale, with_weights):
+        shapes.add((queries.shape[2], keys.shape[2], None if mask is None else tuple(mask.shape)))
+        return attend(queries, keys, values, mask, scale, with_weights)
+
+    monkeypatch.setattr(layers, "attend", watched)
+    chunk, total = 40, 1000
+    input_ids = image_prompt(f"t{total - 1}")[0]
+    chunked(our_text, KVCache(our_text.config, total), chunk, {"input_ids": input_ids})
+    assert max(queries for queries, _, _ in shapes) == chunk
+    widths = sorted({keys for _, keys, _ in shapes if keys <= WINDOW + chunk})
+    assert widths[-1] == WINDOW + chunk
+    assert {keys for _, keys, _ in shapes if keys > WINDOW + chunk} == set(range(2 * chunk, total + 1, chunk))
+    assert all(mask == (1, 1, queries, keys) for queries, keys, mask in shapes if mask is not None)
+
+
+def test_a_small_model_run_past_its_window_many_times_gives_the_tokens_of_an_uncached_run(our_text, ours):
+    """Each token must be the best of one pass without a cache over everything before it; the rings never grow."""
+    for model, prompt in ((our_text, {"input_ids": image_prompt("t40")[0]}), (ours, prompt_of("t9 i t3 i t20"))):
+        fields = {name: value for name, value in prompt.items() if name != "attention_mask"}
+        cache, count = KVCache(model.text_config), 15 * WINDOW
+        steps = generate_tokens(model, fields, GREEDY, count, (), cache, prefill_chunk_size=30)
+        tokens = [step for step in steps if not isinstance(step, PrefillProgress)]
+        ids = torch.cat([prompt["input_ids"], torch.stack(tokens, 1)], 1)
+        types = {"token_type_ids": (ids == SOFT).long()} if "token_type_ids" in fields else {}
+        pictures = {"pixel_values": fields["pixel_values"]} if "pixel_values" in fields else {}
+        with torch.no_grad():
+            uncached = model(input_ids=ids, **types, **pictures, use_cache=False).logits.argmax(-1)
+        assert torch.equal(uncached[:, -count - 1 : -1], ids[:, -count:])
+        kept = {columns._buffer.shape[2] for columns in cache._keys}
+        assert kept == {WINDOW, prompt["input_ids"].shape[1] + count}, "rings, and global layers as reserved"
 
 
 def test_a_conversation_longer_than_the_context_says_all_three_lengths(our_text):

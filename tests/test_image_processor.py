@@ -8,14 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
+from gemma3_core import image_processor
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.image_processor import (
     Box,
+    Gemma3ImageProcessor,
     Gemma3ImageProcessorPil,
     ImageProcessorConfig,
     explain_pan_and_scan,
     pan_and_scan_boxes,
 )
+
+BACK_ENDS = [Gemma3ImageProcessor, Gemma3ImageProcessorPil]
 
 PAN_AND_SCAN: dict[str, Any] = {
     "do_pan_and_scan": True,
@@ -115,9 +119,109 @@ def test_other_settings_equal_the_reference(gradient_picture, options):
     assert torch.equal(ours, expected.to(torch.float32))
 
 
-def test_squares_are_what_the_encoder_sees(gradient_picture):
+def noise(width: int, height: int, levels: int = 256) -> Image.Image:
+    """Random colors of `levels` levels from 0 to 255: nothing is harder to resize alike."""
+    draw = np.random.default_rng(width * 10_000 + height)
+    values = draw.integers(0, levels, (height, width, 3)) * (255 // (levels - 1))
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def eight_bit(processor: Any, picture: Image.Image) -> np.ndarray:
+    """[N, S, S, 3]: the squares of a picture, as whole numbers."""
+    return np.stack([np.asarray(square) for square in processor.squares(picture)]).astype(int)
+
+
+def filtered(picture: np.ndarray, side: int) -> np.ndarray:
+    """[H, W, 3] -> [side, side, 3] in float64: each new pixel is the mean of the old ones under a triangle as wide
+    as two new pixels, or as two old ones where these are wider (antialiased bilinear resizing)."""
+
+    def weights(old: int) -> np.ndarray:  # [side, old]
+        scale = max(old / side, 1.0)
+        centers = (np.arange(side)[:, None] + 0.5) * (old / side)
+        triangle = np.clip(1 - np.abs((np.arange(old)[None] + 0.5 - centers) / scale), 0, None)
+        return triangle / triangle.sum(1, keepdims=True)
+
+    rows, columns = weights(picture.shape[0]), weights(picture.shape[1])
+    return np.einsum("ih,jw,hwc->ijc", rows, columns, picture.astype(np.float64), optimize=True)
+
+
+SIZES = [(1, 1), (1, 500), (56, 56), (57, 55), (701, 297), (300, 1300), (20, 30), (1, 5000)]
+
+
+@pytest.mark.parametrize("levels", [256, 2])
+@pytest.mark.parametrize("through_float", [False, True], ids=["8 bit", "float"])
+def test_tensor_squares_are_within_one_step_of_the_exact_ones_and_of_pillows(monkeypatch, levels, through_float):
+    """Through float32 is how a GPU does it; here on the CPU, so that it is tested everywhere."""
+    if through_float:
+        monkeypatch.setattr(image_processor, "_resize_8_bit", image_processor._resize_float)
+    tensors, pillow = (kind.from_dict({"size": 56, **PAN_AND_SCAN}) for kind in BACK_ENDS)
+    for width, height in SIZES:
+        picture = noise(width, height, levels)
+        got = eight_bit(tensors, picture)
+        parts = [(0, 0, width, height), *((b.left, b.top, b.right, b.bottom) for b in tensors.boxes(width, height))]
+        assert tensors.boxes(width, height) == pillow.boxes(width, height)
+        exact = np.stack([filtered(np.asarray(picture.crop(part)), 56) for part in parts])
+        assert np.abs(got - exact).max() <= 1, (width, height)
+        assert np.abs(got - eight_bit(pillow, picture)).max() <= 1, (width, height)
+
+
+@pytest.mark.parametrize("crops", [True, False])
+def test_tensor_pixels_of_photographs_are_within_one_step_of_the_references(photos, crops):
+    options = {**PAN_AND_SCAN, "do_pan_and_scan": crops}
+    pictures = [*photos, photos[0].resize((1500, 400)), photos[1].crop((0, 0, 300, 853))]
+    theirs = reference(224)(pictures, return_tensors="pt", **options)
+    ours = Gemma3ImageProcessor.from_dict({"size": {"height": 224, "width": 224}})(pictures, **options)
+    assert ours.num_crops == tuple(theirs["num_crops"].tolist())
+    assert ours.pixel_values.dtype == torch.float32
+    assert (ours.pixel_values - theirs["pixel_values"]).abs().max() <= 1.001 / 127.5
+    assert (ours.pixel_values - theirs["pixel_values"]).abs().mean() < 0.1 / 127.5, "most are the very same"
+
+
+@pytest.mark.parametrize("options", [
+    {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}, {"resample": 3},
+    {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5},
+    {"do_rescale": False, "do_normalize": False},
+])  # fmt: skip
+def test_tensor_settings_do_what_pillows_do(gradient_picture, options):
+    """At the picture's own size nothing is resized: only how the levels are scaled is left, equal but for rounding."""
+    square = gradient_picture.crop((0, 0, 100, 100))
+    same, smaller = ({"size": size, **options} for size in (100, 32))
+    ours, theirs = (kind.from_dict(same)(square).pixel_values for kind in BACK_ENDS)
+    assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+    ours, theirs = (kind.from_dict(smaller)(gradient_picture).pixel_values for kind in BACK_ENDS)
+    levels = torch.tensor([0.0, 1.0])  # what one 8-bit step is under these settings
+    config = ImageProcessorConfig.from_dict(smaller)
+    step = levels.diff() * (config.rescale_factor if config.do_rescale else 1)
+    step = step / min(config.image_std) if config.do_normalize else step
+    steps = 2 if config.resample == Image.Resampling.BICUBIC else 1
+    assert (ours - theirs).abs().max() <= 1.001 * steps * step
+
+
+@pytest.mark.parametrize("resample", [0, 1, 4, 5])
+def test_what_tensors_are_not_resized_with_is_refused_with_what_to_do(resample):
+    with pytest.raises(UnsupportedOptionError, match=rf'resample={resample}.*backend="pil"'):
+        Gemma3ImageProcessor.from_dict({"resample": resample})
+    assert Gemma3ImageProcessorPil.from_dict({"resample": resample}).config.resample == resample
+
+
+def test_no_picture_is_no_pixels():
+    for kind in BACK_ENDS:
+        assert kind.from_dict({"size": 8})([]).pixel_values.shape == (0, 3, 8, 8)
+
+
+def test_the_pictures_of_a_call_do_not_touch_each_other(gradient_picture):
+    processor = Gemma3ImageProcessor.from_dict({"size": 16})
+    before = gradient_picture.tobytes()
+    together = processor([gradient_picture, noise(40, 40), gradient_picture]).pixel_values
+    assert torch.equal(together[0], together[2])
+    assert torch.equal(together[1:2], processor(noise(40, 40)).pixel_values)
+    assert gradient_picture.tobytes() == before
+
+
+@pytest.mark.parametrize("kind", BACK_ENDS)
+def test_squares_are_what_the_encoder_sees(gradient_picture, kind):
     config = {"size": 32, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 100}
-    processor = Gemma3ImageProcessorPil.from_dict(config)
+    processor = kind.from_dict(config)
     squares = processor.squares(gradient_picture)
     assert [(s.mode, s.size) for s in squares] == [("RGB", (32, 32))] * 3
     assert len(processor.boxes(*gradient_picture.size)) == 2

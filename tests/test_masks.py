@@ -8,7 +8,7 @@ from reference import image_prompt, left_padded, reference_text_config
 
 from gemma3_core import masks
 from gemma3_core.config import GLOBAL, LOCAL
-from gemma3_core.masks import NO_BLOCK, PADDING, attention_mask, image_blocks
+from gemma3_core.masks import NO_BLOCK, PADDING, attention_mask, divides_a_block, image_blocks
 
 WINDOWS = [1, 2, 3, 16, 17, 18, 24, 400]
 LAYOUTS = ["t6", "i", "t5 i t9", "i i", "t3 i i i t4", "t30 i t2 i t40", "t1 i t1 i t1 i t1"]
@@ -133,3 +133,10 @@ def test_keys_in_any_order_give_the_same_answer():
         straight = attention_mask(q[0], positions, q[1], blocks, window)
         shuffled = attention_mask(q[0], positions[:, order], q[1], blocks[:, order], window)
         assert torch.equal(straight[:, :, order], shuffled)
+
+
+def test_cuts_that_would_divide_a_block():
+    types = torch.tensor([[0, 1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1, 1]])
+    assert divides_a_block(image_blocks(types)).tolist() == [False, False, True, True, False, False, True]
+    assert divides_a_block(image_blocks(types[:, :1])).tolist() == [False]
+    assert not divides_a_block(torch.full((2, 9), NO_BLOCK)).any()

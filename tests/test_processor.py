@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError
+from gemma3_core.image_processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
 from gemma3_core.processor import Gemma3Processor
 
 TENSORS: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
@@ -16,7 +17,8 @@ TENSORS: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensor
 
 @pytest.fixture(scope="module")
 def processor(real_tokenizer_folder):
-    return Gemma3Processor.from_pretrained(real_tokenizer_folder)
+    """With Pillow, whose pixels equal those of the reference's Pillow back end bit for bit."""
+    return Gemma3Processor.from_pretrained(real_tokenizer_folder, backend="pil")
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +241,7 @@ def test_saved_folder_loads_here_and_in_the_reference(processor, photos, tmp_pat
     saved = Gemma3Processor(processor.image_processor.with_options(size=224), processor.tokenizer, image_seq_length=64)
     saved.save_pretrained(tmp_path)
     chat = chats(photos)["image and text"]
-    ours = Gemma3Processor.from_pretrained(tmp_path).apply_chat_template(chat, **TENSORS)
+    ours = Gemma3Processor.from_pretrained(tmp_path, backend="pil").apply_chat_template(chat, **TENSORS)
     tokenizer = GemmaTokenizer.from_pretrained(tmp_path)
     length = json.loads((tmp_path / "processor_config.json").read_text())["image_seq_length"]
     reference = Reference(
@@ -248,6 +250,34 @@ def test_saved_folder_loads_here_and_in_the_reference(processor, photos, tmp_pat
     assert_same_inputs(ours, reference.apply_chat_template(chat, **TENSORS))
     assert ours.pixel_values.shape == (1, 3, 224, 224)
     assert int(ours.token_type_ids.sum()) == 64
+
+
+def test_the_back_end_is_the_tensor_one_unless_another_is_chosen(small_tokenizer_folder):
+    """The names are those that transformers' AutoProcessor takes."""
+    kinds = {None: Gemma3ImageProcessor, "torchvision": Gemma3ImageProcessor, "pil": Gemma3ImageProcessorPil}
+    for backend, kind in kinds.items():
+        assert type(Gemma3Processor.from_pretrained(small_tokenizer_folder, backend=backend).image_processor) is kind
+    with pytest.raises(UnsupportedOptionError, match="'magick'"):
+        Gemma3Processor.from_pretrained(small_tokenizer_folder, backend="magick")
+
+
+def test_the_tensor_back_end_works_on_the_device_it_is_given(small_tokenizer_folder):
+    images = Gemma3Processor.from_pretrained(small_tokenizer_folder, device="meta").image_processor
+    assert images.with_options(do_pan_and_scan=True).device.type == "meta"
+    with pytest.raises(UnsupportedOptionError, match="meta"):
+        Gemma3Processor.from_pretrained(small_tokenizer_folder, backend="pil", device="meta")
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_both_back_ends_give_the_same_prompt_and_pixels_within_one_step(small, gradient_picture, crops):
+    pil = Gemma3ImageProcessorPil(small.image_processor.config)
+    other = Gemma3Processor(pil, small.tokenizer, image_seq_length=8)
+    chat = [user(image(gradient_picture), text("what"))]
+    options = {"do_pan_and_scan": crops, "processor_kwargs": {"pan_and_scan_min_crop_size": 50}, **TENSORS}
+    ours, theirs = (processor.apply_chat_template(chat, **options) for processor in (small, other))
+    assert torch.equal(ours.input_ids, theirs.input_ids)
+    assert ours.pixel_values.shape == theirs.pixel_values.shape == (3 if crops else 1, 3, 16, 16)
+    assert (ours.pixel_values - theirs.pixel_values).abs().max() <= 1.001 / 127.5
 
 
 def test_a_folder_saved_by_the_reference_loads(reference_processor, processor, tmp_path):
