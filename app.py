@@ -69,7 +69,7 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 OPTIONS = (
     Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="FOLDER_OR_HUB_ID"),
-    Option("int4", read_switch, "4-bit weights", default=False),
+    Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
     Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
     Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
     Option("host", read_text, "address to listen on (default: this machine only)"),

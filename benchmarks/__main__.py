@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import demo_app, language_model
+from benchmarks import demo_app, language_model, vision_language
 from benchmarks.timing import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("demo", "1b"))
+    parser.add_argument("--only", choices=("demo", "1b", "4b"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=16)
@@ -36,7 +36,16 @@ def main() -> None:
             language_model.compare(dtype, arguments.prompt_tokens, arguments.new_tokens, arguments.rounds)
             for dtype in (torch.float32, torch.bfloat16)
         ]
+        report["1b"] += [
+            language_model.compare(
+                torch.bfloat16, arguments.prompt_tokens, arguments.new_tokens, arguments.rounds, int4=True
+            )
+        ]
         _print_one_billion(report["1b"])
+    if arguments.only in (None, "4b"):
+        if torch.cuda.is_available():
+            report["4b"] = vision_language.measure(rounds=arguments.rounds)
+        _print_four_billion(report.get("4b"))
     _save(arguments.name, report)
 
 
@@ -62,6 +71,20 @@ def _print_one_billion(reports: list[dict[str, Any]]) -> None:
         for part in ("prefill", "decode"):
             row = report[part]
             print(f"| {part}, {report['dtype']} | {row['ours']} | {row['transformers']} | {row['ratio']} |")
+
+
+def _print_four_billion(report: dict[str, Any] | None) -> None:
+    if report is None:
+        print("\n4B shape: not measured, for want of a CUDA device.")
+        return
+    print(
+        f"\n| 4B shape (a copy moves {report['copy_gb_per_s']} GB/s) | ours | transformers | static cache, compiled |"
+    )
+    print("|---|---|---|---|")
+    for precision in ("bfloat16", "int4"):
+        for part, row in report[precision].items():
+            name = part.replace("_", " ")
+            print(f"| {name}, {precision} | {row['ours']} | {row['default']} | {row['static']} |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from benchmarks.timing import in_turns
 from gemma3_core.cache import KVCache
 from gemma3_core.config import Gemma3TextConfig
 from gemma3_core.generation import decode_step, prefill
+from gemma3_core.quantization import TorchAoConfig, quantized
 from gemma3_core.text import Gemma3ForCausalLM
 from gemma3_core.weights import build_on_meta
 
@@ -63,10 +64,16 @@ def reference_model(ours: Gemma3ForCausalLM) -> Any:
     return model.eval()
 
 
-def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int) -> dict[str, Any]:
-    """Tokens a second of both, and ours over theirs, for prefill and decode."""
+def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int, int4: bool = False) -> dict[str, Any]:
+    """Tokens a second of both, and ours over theirs, for prefill and decode.
+
+    With `int4` both have int4 weights with group size 128, the head's too; `dtype` is the activations'.
+    """
     ours = random_model(ONE_BILLION, dtype)
     theirs = reference_model(ours)
+    if int4:
+        quantize_reference(theirs)
+        ours = quantized(ours, TorchAoConfig(128))
     prompt = torch.randint(5, 250_000, (1, prompt_tokens), generator=torch.Generator().manual_seed(1))
     actions: dict[str, Callable[[], Any]] = {
         "prefill/ours": lambda: prefill(ours, KVCache(ONE_BILLION, prompt_tokens), input_ids=prompt),
@@ -78,7 +85,8 @@ def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int
         difference = _relative_difference(ours, theirs, prompt[:, :64])
         seconds = in_turns(actions, rounds)
     tokens = {"prefill": prompt_tokens, "decode": new_tokens}
-    report: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "logits_differ_by": difference}
+    name = str(dtype).removeprefix("torch.")
+    report: dict[str, Any] = {"dtype": f"int4, {name}" if int4 else name, "logits_differ_by": difference}
     for part, count in tokens.items():
         mine, reference = (count / seconds[f"{part}/{who}"] for who in ("ours", "transformers"))
         report[part] = {
@@ -87,6 +95,25 @@ def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int
             "ratio": round(mine / reference, 3),
         }
     return report
+
+
+def quantize_reference(model: Any) -> None:
+    """transformers' decoder and head in int4 by torchao, in the packing of the device; group size 128."""
+    from torch import nn
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+    if model.device.type == "cpu":
+        config = PrototypeInt4WeightOnlyConfig(group_size=128)
+    else:
+        config = Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
+    # Else the embedding, which shares its weight, would be quantised with the head.
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+
+    def chosen(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and "vision_tower" not in name
+
+    quantize_(model, config, filter_fn=chosen)
 
 
 def _our_decoding(model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int) -> Callable[[], None]:

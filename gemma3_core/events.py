@@ -13,16 +13,20 @@ from gemma3_core.image_processor import Box
 from gemma3_core.images import ImageSource
 from gemma3_core.sampling import SamplingSettings
 
-StageName = Literal["queued", "encoding", "reading", "writing"]
+StageName = Literal["queued", "preparing", "encoding", "reading", "writing"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation; pictures stand before the text."""
+    """One message of a conversation; pictures stand before the text.
+
+    `pan_and_scan` None is the request's setting; an earlier turn can keep the one that it was asked with.
+    """
 
     role: Literal["user", "assistant"]
     text: str
     pictures: tuple[ImageSource, ...] = ()
+    pan_and_scan: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,26 @@ class PicturePreview:
 
 
 @dataclass(frozen=True)
+class Int4Choice:
+    """What a request may choose with `int4`.
+
+    `default` is the server's setting; `obstacle` says why the other one can't be had, empty where it can. Bytes
+    are those of all weights; `left` names layers that stay in full precision although int4 is meant for them.
+    """
+
+    default: bool
+    obstacle: str
+    full_bytes: int
+    int4_bytes: int
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """The model that answers, for the page's badge and texts."""
+    """The model that answers, for the page's badge and texts.
+
+    `quantization` is that of the server's setting; `int4` None is an engine that knows no int4 at all.
+    """
 
     name: str
     device: str
@@ -121,3 +143,4 @@ class ModelInfo:
     context_length: int
     tokens_per_picture: int
     sampling: SamplingSettings
+    int4: Int4Choice | None = None

@@ -15,10 +15,12 @@ from torch import nn
 from gemma3_core.config import AnyConfig, Gemma3Config
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.hub import read_json
+from gemma3_core.quantization import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+_OF_HEAD = "lm_head."
 EMBEDDING = "embed_tokens.weight"
 
 FLOAT16_REASON = (
@@ -34,10 +36,10 @@ def module_name(stored: str, multimodal: bool) -> str:
     so are `vision_tower.vision_model.…` and `vision_tower.…`, with or without a leading `model.`.
     """
     if not multimodal:
-        return stored if stored == HEAD or stored.startswith("model.") else f"model.{stored}"
+        return stored if stored.startswith((_OF_HEAD, "model.")) else f"model.{stored}"
     name = stored.removeprefix("model.")
-    if name in (HEAD, f"language_model.{HEAD}"):
-        return HEAD
+    if name.removeprefix("language_model.").startswith(_OF_HEAD):
+        return name.removeprefix("language_model.")
     name = name.replace("language_model.model.", "language_model.", 1)
     name = name.replace("vision_tower.vision_model.", "vision_tower.", 1)
     return f"model.{name}"
@@ -47,8 +49,8 @@ def hub_name(name: str, multimodal: bool) -> str:
     """The Hub's name of a tensor of ours; the inverse of `module_name`."""
     if not multimodal:
         return name
-    if name == HEAD:
-        return f"language_model.{HEAD}"
+    if name.startswith(_OF_HEAD):
+        return f"language_model.{name}"
     name = name.removeprefix("model.")
     name = name.replace("language_model.", "language_model.model.", 1)
     return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
@@ -81,8 +83,9 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     misshapen tensors raise one CheckpointError that names them all.
     """
     multimodal = isinstance(model.config, Gemma3Config)
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    tied, has_head = is_tied(model.config), HEAD in model.state_dict()
+    int4 = _int4_shapes(model)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()} | int4
+    tied, has_head = is_tied(model.config), hasattr(model, "lm_head")
     found: dict[str, torch.Tensor] = {}
     stored_names: dict[str, str] = {}
     for path in weight_files(folder):
@@ -96,10 +99,13 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     if tied:
         _drop_tied_head(found)
     elif not has_head:
-        found.pop(HEAD, None)
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(_OF_HEAD)}
     _check_names_and_shapes(expected, found)
-    converted = {name: _converted(tensor, name, dtype, device) for name, tensor in found.items()}
-    if tied and has_head:
+    converted = {
+        name: _checked_int4(tensor, name).to(device) if name in int4 else _converted(tensor, name, dtype, device)
+        for name, tensor in found.items()
+    }
+    if tied and has_head and HEAD in model.state_dict():
         # One parameter under two names: named_parameters lists it once, load_state_dict asks for both.
         converted[HEAD] = next(t for name, t in converted.items() if name.endswith(EMBEDDING))
     model.load_state_dict(converted, strict=True, assign=True)
@@ -110,7 +116,10 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     from safetensors.torch import save_file
 
     multimodal = isinstance(model.config, Gemma3Config)
-    tensors = {hub_name(name, multimodal): p.detach().contiguous() for name, p in model.named_parameters()}
+    state = dict(model.named_parameters())
+    for name, layer in _int4_layers(model):
+        state |= layer.state_dict(prefix=f"{name}.")
+    tensors = {hub_name(name, multimodal): tensor.detach().contiguous() for name, tensor in state.items()}
     save_file(tensors, str(folder / SINGLE_FILE), metadata={"format": "pt"})
 
 
@@ -167,6 +176,30 @@ def _read_file(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
         raise CheckpointError(
             f"{path.name} is damaged or cut off ({type(error).__name__}). Download it again."
         ) from None
+
+
+def _int4_layers(model: nn.Module) -> list[tuple[str, Int4Linear]]:
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Int4Linear)]
+
+
+def _int4_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The tensors that int4 layers have in a checkpoint, by name."""
+    return {
+        f"{name}.{tensor}": shape
+        for name, layer in _int4_layers(model)
+        for tensor, shape in stored_shapes(layer.out_features, layer.in_features, layer.group_size).items()
+    }
+
+
+def _checked_int4(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """A stored tensor of an int4 layer. CheckpointError where its type is wrong or a scale is not finite."""
+    expected = {PACKED: torch.uint8, SCALE: SCALE_DTYPE, ZERO: SCALE_DTYPE}[name.rpartition(".")[2]]
+    if tensor.dtype != expected:
+        got, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected))
+        raise CheckpointError(f"{name} is stored as {got}, expected {wanted}. Make the int4 checkpoint again.")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{name} holds NaN or infinity. Make the int4 checkpoint again.")
+    return tensor
 
 
 def _drop_tied_head(found: dict[str, torch.Tensor]) -> None:

@@ -158,6 +158,27 @@ def _write_chat_checkpoint(folder: Path, tokenizer_folder: Path, multimodal: boo
     (folder / "processor_config.json").write_text(json.dumps({"image_seq_length": TOKENS_PER_IMAGE}))
 
 
+def write_published_shape(folder: Path, tokenizer_folder: Path) -> None:
+    """As little as can read pictures of the published size (896 pixels, 256 soft tokens); no processor files."""
+    from reference import TEXT, randomise
+
+    from gemma3_core.config import Gemma3Config
+    from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+    from gemma3_core.tokenizer import Gemma3Tokenizer
+
+    tokenizer = Gemma3Tokenizer.from_pretrained(tokenizer_folder)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 1024}
+    ids = {"image_token_index": tokenizer.image_token_id, "boi_token_index": tokenizer.boi_token_id}
+    ids |= {"eoi_token_index": tokenizer.eoi_token_id, "eos_token_id": [tokenizer.eos_token_id]}
+    sizes = {"image_size": 896, "patch_size": 14}
+    config = Gemma3Config.from_dict({"text_config": text, "vision_config": {**vision, **sizes}, **ids})
+    model = Gemma3ForConditionalGeneration(config)
+    randomise(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def chat_folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder: Path) -> Path:
     """A whole small checkpoint for pictures and text, as the engine loads it. Not to be changed."""

@@ -82,7 +82,7 @@ def test_importing_the_app_loads_nothing_heavy():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("option", [["--int4"], ["--model", "no/such/folder/anywhere"]])
+@pytest.mark.parametrize("option", [["--int4", "--device", "mps"], ["--model", "no/such/folder/anywhere"]])
 def test_what_the_engine_refuses_ends_in_one_line(option):
     command = [sys.executable, "app.py", *option]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import write_published_shape
 from PIL import Image
 from reference import TOKENS_PER_IMAGE, VISION
 from safetensors.torch import load_file, save_file
 
+from gemma3_core import engine as engine_module
 from gemma3_core.engine import (
     DoneEvent,
     Engine,
@@ -163,6 +165,42 @@ def test_stages_come_in_order_and_tokens_make_up_the_answer(engine):
     texts = [event.text for event in events if isinstance(event, StageEvent)]
     assert "Encoding 3 pictures" in texts
     assert f"Reading {done.stats.prompt_tokens:,} tokens" in texts
+
+
+def test_a_long_prompt_tells_how_far_it_has_been_read(engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "_PREFILL_CHUNK_SIZE_ON_CPU", 40)
+    request = ask("what is this " * 9, picture(1))
+    events = list(engine.stream(request))
+    total = events[-1].stats.prompt_tokens
+    assert total > 120
+    texts = [event.text for event in events if isinstance(event, StageEvent) and event.stage == "reading"]
+    assert texts[0] == f"Reading {total:,} tokens"
+    reads = [int(text.split()[1]) for text in texts[1:]]
+    assert texts[1:] == [f"Reading {read:,} of {total:,} tokens" for read in reads]
+    assert reads == sorted(reads)
+    assert len(reads) >= (total - 1) // 40
+    assert max(b - a for a, b in zip([0, *reads], [*reads, total], strict=True)) <= 40
+    monkeypatch.undo()
+    assert events[-1].text == answer(engine, request).text
+
+
+def test_stopping_while_a_long_prompt_is_read_ends_the_work_within_one_chunk(engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "_PREFILL_CHUNK_SIZE_ON_CPU", 20)
+    passes, forward = [], type(engine._model).forward
+
+    def counted(model, **inputs):
+        passes.append(inputs["input_ids"].shape[1])
+        return forward(model, **inputs)
+
+    monkeypatch.setattr(type(engine._model), "forward", counted)
+    events = engine.stream(ask("word " * 60))
+    while " of " not in next(events).text:
+        pass
+    assert passes == [20]
+    events.close()
+    assert passes == [20]
+    monkeypatch.undo()
+    assert_free(engine)
 
 
 def test_text_alone_is_never_encoded(engine):
@@ -467,6 +505,41 @@ def test_preview_is_what_the_model_gets(engine):
         engine.preview([wide, b"nothing"], pan_and_scan=False)
 
 
+@pytest.mark.parametrize(("earlier", "now"), [(True, False), (False, True), (None, True), (True, True)])
+def test_each_turn_may_keep_its_own_pan_and_scan(engine, earlier, now):
+    wide = [picture(seed, width=1100, height=300) for seed in (1, 2)]
+    turns = (
+        Turn("user", "look", (wide[0],), pan_and_scan=earlier),
+        Turn("assistant", "yes"),
+        Turn("user", "and this", (wide[1],)),
+    )
+    request = Request(turns, pan_and_scan=now, max_new_tokens=4)
+    first, second = (len(engine.preview([part], cut)[0].boxes) for part, cut in
+                     ((wide[0], now if earlier is None else earlier), (wide[1], now)))  # fmt: skip
+    before, after = prompt_of(engine, request).split("and this")[0].split("yes")
+    begin = engine._processor.tokenizer.boi_token
+    assert (before.count(begin), after.count(begin)) == (1 + first, 1 + second)
+    assert answer(engine, request).stats.num_crops == first + second
+    assert {first, second} == {0, 4} or earlier in (None, now)
+
+
+def test_a_text_model_shows_no_squares_of_pictures(text_engine):
+    with pytest.raises(PromptError, match="reads text only"):
+        text_engine.preview([picture(1)], pan_and_scan=False)
+    assert text_engine.preview([], pan_and_scan=False) == []
+
+
+def test_without_processor_files_the_published_defaults_apply(small_tokenizer_folder, tmp_path):
+    folder = tmp_path / "plain"
+    write_published_shape(folder, small_tokenizer_folder)
+    assert not list(folder.glob("*processor_config.json"))
+    plain = Engine.load(folder, device="cpu")
+    assert plain.info.tokens_per_picture == 256
+    (preview,) = plain.preview([picture(1)], pan_and_scan=False)
+    assert [square.size for square in preview.squares] == [(896, 896)]
+    assert answer(plain, ask("what", picture(1), max_new_tokens=2)).stats.prompt_tokens > 256
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_checkpoint_without_a_file_is_refused_by_name(chat_folder, tmp_path, name):
     shutil.copytree(chat_folder, tmp_path / "copy")
@@ -491,8 +564,8 @@ def test_a_checkpoint_without_a_tensor_or_with_a_wrong_one_is_refused_by_name(ch
         Engine.load(folder, device="cpu")
 
 
-def test_int4_is_refused_and_not_ignored(chat_folder):
-    with pytest.raises(UnsupportedOptionError, match="int4"):
+def test_int4_that_fits_no_layer_is_refused_and_not_ignored(chat_folder):
+    with pytest.raises(UnsupportedOptionError, match="group size 128 fits no layer"):
         Engine.load(chat_folder, int4=True)
 
 

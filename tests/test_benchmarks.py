@@ -1,0 +1,51 @@
+"""The benchmarks run, on shapes small enough for a test, and compare what they say they compare."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import language_model, vision_language
+from benchmarks.timing import in_turns
+from gemma3_core.config import Gemma3Config, read_config
+from gemma3_core.quantization import Int4Linear, TorchAoConfig, quantized
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
+
+
+@pytest.fixture(scope="module")
+def config() -> Gemma3Config:
+    config = read_config(DEMO_MODEL)
+    assert isinstance(config, Gemma3Config)
+    return config
+
+
+def test_actions_take_turns():
+    done: list[str] = []
+    seconds = in_turns({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, rounds=2)
+    assert done == ["a", "b"] * 3
+    assert set(seconds) == {"a", "b"}
+
+
+def test_both_sides_of_the_picture_benchmark_compute_the_same(config: Gemma3Config):
+    ours = vision_language.random_model(config, torch.device("cpu"))
+    theirs = vision_language.reference_model(ours)
+    prompt = vision_language._picture_prompt(ours)
+    a, b = (model(**prompt).logits.float() for model in (ours, theirs))
+    assert (a - b).abs().max() <= 0.02 * b.abs().max()
+    assert theirs.lm_head.weight.data_ptr() == ours.lm_head.weight.data_ptr()
+    language_model.quantize_reference(theirs)
+    twin = quantized(ours, TorchAoConfig(128))
+    own, other = ((model(**prompt).logits.float() - a).square().mean() for model in (twin, theirs))
+    assert 0 < own < 1.3 * other
+    assert isinstance(twin.lm_head, Int4Linear)
+    assert vision_language.decoded_bytes(twin) < 0.4 * vision_language.decoded_bytes(ours)
+
+
+def test_the_picture_benchmark_has_a_figure_for_each_way(config: Gemma3Config):
+    report = vision_language.measure(config, "cpu", prompt_tokens=40, new_tokens=4, rounds=1)
+    for precision in ("bfloat16", "int4"):
+        rows: dict[str, Any] = report[precision]
+        assert set(rows) == {"prefill", "decode", "picture_to_first_token_s", "share_of_bandwidth"}
+        assert all(row["ours"] and set(row) == {"ours", "default", "static"} for row in rows.values())
