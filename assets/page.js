@@ -5,17 +5,30 @@
     document.querySelector("#composer textarea")?.focus(); // on a phone this would call up the keyboard
   }
 
-  // The buttons under an answer are part of its text, so one listener serves them all.
+  // The buttons under questions and answers are part of their text, so one listener serves them all.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-act]");
     if (!button) return;
-    if (button.dataset.act === "retry") {
-      document.querySelector("#retry").click();
+    if (button.dataset.act === "copy") {
+      await copy(button.closest(".message-row").querySelector(".message-content").innerText.trim());
+      const name = button.ariaLabel;
+      button.textContent = button.ariaLabel = "Copied";
+      setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
       return;
     }
-    const answer = button.closest(".message-row").querySelector(".message-content");
-    await navigator.clipboard.writeText(answer.innerText.trim());
-    button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
+    const control = document.querySelector("#" + button.dataset.act);
+    control.dataset.number = button.dataset.number;
+    control.click();
   });
+
+  async function copy(text) {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    // Without https, browsers give the clipboard to this older way only.
+    const box = document.createElement("textarea");
+    box.value = text;
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  }
 }

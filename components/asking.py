@@ -4,16 +4,17 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
 
 from components import chat, composer, strip
 from components.answering import Answer, RunningAnswers
-from components.conversation import Conversation, Exchange, question_of
+from components.conversation import NOTHING, Conversation, Exchange, joined, question_of
 from components.examples import Example
 from components.settings import Choices
+from components.stats import Interrupted
 from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, StageEvent, Stats, TokenEvent, Turn
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,14 @@ logger = logging.getLogger(__name__)
 NO_QUESTION = "There is no question yet. Write one, or choose an example."
 ONLY_PICTURE = "Ask something about the picture."
 UNEXPECTED = "Something went wrong while answering. Try again; if it stays, the server's log says what it was."
-STOPPED_EARLY = "Stopped before the first word. The question is back below."
-NOTHING_SAID = "The model ended its answer before the first word. Ask in other words; the question is back below."
+STOPPED_EARLY = "Stopped before the first word."
+NOTHING_SAID = "The model ended its answer before the first word. Ask in other words."
+QUESTION_BACK = "The question is back below."
+ANSWER_STAYS = "The earlier answer stays."
 
 _REDRAW_S = 0.05
 
-Update = tuple[Any, Any, Any]  # for the chat, the composer and the conversation's state
+Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversation's state and the notice
 
 
 @dataclass
@@ -36,6 +39,10 @@ class _Draft:
     stage: str = "Sending the question"
     pieces: list[str] = field(default_factory=list)
     stats: Stats | None = None
+    tokens: int = 0
+    began: float | None = None  # when it left the queue; this and the next two in seconds of time.monotonic
+    first: float | None = None
+    latest: float | None = None
 
     @property
     def text(self) -> str:
@@ -44,10 +51,25 @@ class _Draft:
     def take(self, event: StageEvent | TokenEvent | DoneEvent) -> None:
         if isinstance(event, StageEvent):
             self.stage = event.text
+            if event.stage != "queued" and self.began is None:
+                self.began = time.monotonic()
         elif isinstance(event, TokenEvent):
             self.pieces.append(event.text)
+            self.tokens += 1
+            self.latest = time.monotonic()
+            self.first = self.first or self.latest
         else:
             self.pieces, self.stats = [event.text], event.stats
+
+    def figures(self, model: str, num_images: int) -> Stats | Interrupted:
+        """The engine's figures, or where the answer was stopped, those that were seen on the way."""
+        if self.stats is not None:
+            return self.stats
+        first_token_s = self.first - self.began if self.first is not None and self.began is not None else None
+        speed = None
+        if self.first is not None and self.latest is not None and self.latest > self.first:
+            speed = (self.tokens - 1) / (self.latest - self.first)
+        return Interrupted(model, num_images, self.tokens, first_token_s, speed)
 
     def message(self) -> chat.Message:
         return chat.answering(self.text) if self.text.strip() else chat.working(self.stage)
@@ -61,11 +83,18 @@ class Asking:
         self._running = RunningAnswers()
 
     async def send(
-        self, message: dict[str, Any], conversation: Conversation, request: gr.Request, *values: Any
+        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks what the composer holds."""
-        question = question_of(message.get("text") or "", message.get("files") or ())
-        async with aclosing(self._ask(question, conversation, Choices(*values), _window(request))) as updates:
+        """Asks what the composer held, in the place of the question that is being edited or as a new one.
+
+        No message is Enter in a composer that shows Stop.
+        """
+        if message is None:
+            yield _update()
+            return
+        kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
+        question = _held(message)
+        async with aclosing(self._ask(question, conversation, kept, Choices(*values), _window(request))) as updates:
             async for update in updates:
                 yield update
 
@@ -75,42 +104,91 @@ class Asking:
         """Asks the question of an example card; what the browser says of it is not used but its number."""
         number = choice.index
         if not isinstance(number, int) or not 0 <= number < len(self._examples):
-            yield _nothing_new()
+            yield _update()
             return
         question = self._examples[number].turn()
-        async with aclosing(self._ask(question, conversation, Choices(*values), _window(request))) as updates:
+        async with aclosing(
+            self._ask(question, conversation, conversation, Choices(*values), _window(request))
+        ) as updates:
             async for update in updates:
                 yield update
 
     async def retry(
         self, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks the last question again, with the settings of now."""
-        if not conversation.exchanges:
-            yield _nothing_new()
+        """Asks the last question again, with the settings of now; its answer stays if there is no new one."""
+        if not conversation.exchanges or conversation.changing is not None:
+            yield _update()
             return
-        question = conversation.exchanges[-1].question
-        earlier = conversation.without_last()
-        async with aclosing(self._ask(question, earlier, Choices(*values), _window(request))) as updates:
+        question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
+        async with aclosing(
+            self._ask(question, conversation, kept, Choices(*values), _window(request), again=True)
+        ) as updates:
             async for update in updates:
                 yield update
 
-    async def stop(self, request: gr.Request) -> None:
-        """Stops the window's answer; what is written stays."""
+    def undo(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
+        """Takes the last question back into the composer, before what is there already."""
+        if _window(request) in self._running or not conversation.exchanges or conversation.changing is not None:
+            return _update()
+        question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
+        return _update(chat.messages(kept), composer.holding(joined(question, _held(message))), kept, "")
+
+    def edit(
+        self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
+    ) -> Update:
+        """Puts the question of this index into the composer; until it is sent, nothing else changes."""
+        if _window(request) in self._running or conversation.changing is not None:
+            return _update()
+        index = int(number) if number is not None else -1
+        if not 0 <= index < len(conversation.exchanges):
+            return _update()
+        changing = Conversation(conversation.exchanges, index, aside=_held(message))
+        question = conversation.exchanges[index].question
+        return _update(chat.messages(changing), composer.holding(question), changing, composer.notice(index))
+
+    def keep(self, conversation: Conversation, request: gr.Request) -> Update:
+        """Ends editing; the composer holds again what it held before."""
+        if _window(request) in self._running or conversation.changing is None:
+            return _update()
+        kept = Conversation(conversation.exchanges)
+        return _update(chat.messages(kept), composer.holding(conversation.aside), kept, "")
+
+    def hand_back(
+        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
+    ) -> tuple[Any, Any]:
+        """For the composer and the state: Send or Stop, and what goes back, before what was typed meanwhile."""
+        buttons = composer.waiting() if _window(request) in self._running else composer.ready()
+        if conversation.returned == NOTHING:
+            return buttons, gr.skip()
+        whole = joined(conversation.returned, _held(message))
+        return {**buttons, **composer.holding(whole)}, replace(conversation, returned=NOTHING)
+
+    async def stop(self, request: gr.Request) -> dict[str, Any]:
+        """Stops the window's answer; what is written stays. Where nothing runs, Send comes back at once."""
+        window = _window(request)
+        self._running.stop(window)
+        return gr.skip() if window in self._running else composer.ready()
+
+    async def leave(self, request: gr.Request) -> None:
+        """Stops the answer of a window that has been closed."""
         self._running.stop(_window(request))
 
     async def clear(self, request: gr.Request) -> Update:
         """Back to the first sight."""
         await self._running.discard(_window(request))
-        return [], composer.emptied(), Conversation()
+        return _update([], composer.emptied(), Conversation(), "")
 
     def preview(
-        self, message: dict[str, Any], pan_and_scan: bool, conversation: Conversation, request: gr.Request
+        self, message: dict[str, Any] | None, pan_and_scan: bool, conversation: Conversation, request: gr.Request
     ) -> str | dict[str, Any]:
-        """HTML of the squares that the composer's pictures will become; without any, those of the last answer."""
+        """HTML of the squares that the composer's pictures will become; without any, those of the last answer.
+
+        Where a picture is broken, why; but not a second time below a chat that says it.
+        """
         if _window(request) in self._running:
             return gr.skip()
-        pictures = question_of("", message["files"]).pictures
+        pictures = _held(message).pictures
         answered = not pictures and bool(conversation.exchanges)
         if answered:
             last = conversation.exchanges[-1]
@@ -118,42 +196,74 @@ class Asking:
         try:
             return strip.strip_html(self._engine.preview(pictures, pan_and_scan), pan_and_scan, answered)
         except Gemma3Error as error:
-            return strip.problem_html(str(error))
+            return "" if str(error) == conversation.failure else strip.problem_html(str(error))
 
     async def _ask(
-        self, question: Turn, conversation: Conversation, choices: Choices, window: str
+        self,
+        question: Turn,
+        conversation: Conversation,
+        kept: Conversation,
+        choices: Choices,
+        window: str,
+        again: bool = False,
     ) -> AsyncGenerator[Update, None]:
-        if window in self._running:  # a second click while the first is on its way
-            yield _nothing_new()
+        """Answers `question` after `kept`, the part of the conversation that stays; only an answer replaces the rest.
+
+        Without one the conversation is whole, and the question goes back into the composer, or with `again`
+        stays where it is. `hand_back` brings back Send: Gradio repeats a generator's last update when it ends, which
+        would take Stop from a question sent in between, and a slow browser sees only the latest of several updates.
+        """
+        if window in self._running:  # sent while an answer is on its way
+            yield _update(conversation=replace(conversation, returned=question))
             return
-        shown = [*chat.messages(conversation, retry=False), *chat.asked(question)]
+        shown = [*chat.messages(kept, controls=False), *chat.asked(question)]
         draft = _Draft()
         try:
             if not question.text:
                 raise Gemma3Error(ONLY_PICTURE if question.pictures else NO_QUESTION)
-            request = _request(question, conversation, choices, window)
-            yield [*shown, draft.message()], composer.busy(), gr.skip()
+            request = _request(question, kept, choices, window)
             with Answer(self._engine.stream(request)) as answer, self._running.entry(window, answer):
+                yield _update([*shown, draft.message()], composer.waiting(), notice="")
                 async with aclosing(_drawn(answer, draft)) as drawings:
                     async for message in drawings:
-                        yield [*shown, message] if message else gr.skip(), composer.waiting(), gr.skip()
+                        yield _update([*shown, message] if message else None, composer.waiting())
             if answer.discarded:
+                yield _update(box=composer.waiting())
                 return
             if not draft.text.strip():
-                raise Gemma3Error(STOPPED_EARLY if answer.stopped else NOTHING_SAID)
+                reason = STOPPED_EARLY if answer.stopped else NOTHING_SAID
+                raise Gemma3Error(f"{reason} {ANSWER_STAYS if again else QUESTION_BACK}")
         except Gemma3Error as error:
-            yield [*shown, chat.failed(str(error))], composer.given_back(question), conversation
+            yield _without_answer(question, conversation, str(error), again)
         except Exception:
             logger.exception("answering failed")
-            yield [*shown, chat.failed(UNEXPECTED)], composer.given_back(question), conversation
+            yield _without_answer(question, conversation, UNEXPECTED, again)
         else:
-            conversation = conversation.add(Exchange(question, choices.pan_and_scan, draft.text, draft.stats))
-            yield chat.messages(conversation), composer.ready(), conversation
+            pictures = sum(len(turn.pictures) for turn in request.turns)
+            figures = draft.figures(self._engine.info.name, pictures)
+            answered = kept.add(Exchange(question, choices.pan_and_scan, draft.text, figures))
+            answered = replace(answered, returned=conversation.aside)
+            yield _update(chat.messages(answered), composer.waiting(), answered, "")
 
 
-def _nothing_new() -> Update:
-    """The page as it is. (To yield nothing at all would empty it.)"""
-    return gr.skip(), gr.skip(), gr.skip()
+def _update(shown: Any = None, box: Any = None, conversation: Conversation | None = None, notice: Any = None) -> Update:
+    """None leaves a part of the page as it is. (To yield nothing at all would empty it.)"""
+    parts = [gr.skip() if part is None else part for part in (shown, box, conversation, notice)]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _without_answer(question: Turn, conversation: Conversation, reason: str, again: bool) -> Update:
+    """The conversation as it was, and why there is no answer."""
+    shown = [*chat.messages(conversation), *([] if again else chat.asked(question)), chat.failed(reason)]
+    returned = NOTHING if again else question
+    conversation = replace(conversation, returned=returned, failure=reason)
+    return _update(shown, composer.waiting(), conversation, composer.notice(conversation.changing))
+
+
+def _held(message: dict[str, Any] | None) -> Turn:
+    """What a composer holds."""
+    message = message or {}
+    return question_of(message.get("text") or "", message.get("files") or ())
 
 
 async def _drawn(answer: Answer, draft: _Draft) -> AsyncGenerator[chat.Message | None, None]:
@@ -174,6 +284,7 @@ def _request(question: Turn, conversation: Conversation, choices: Choices, windo
         turns=conversation.turns(question),
         system_prompt=choices.system_prompt or "",
         pan_and_scan=bool(choices.pan_and_scan),
+        int4=choices.int4,
         max_new_tokens=int(choices.max_new_tokens),
         sampling=choices.sampling(),
         visitor=window,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,6 +14,8 @@ from components.stats import count, figures_line
 from gemma3_core.engine import ModelInfo, Turn
 
 Message = dict[str, Any]
+
+_NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip shows what the model sees of these too
 
 _DEMO_LIMITS = (
     "The demo model that answers knows one small world: pictures of 1 to 6 flat shapes (circle, square, triangle, "
@@ -56,21 +59,38 @@ def first_sight(info: ModelInfo) -> str:
     return f"## Ask about a picture, and see what the model saw\n\n{limits}"
 
 
-def messages(conversation: Conversation, retry: bool = True) -> list[Message]:
-    """The finished part of the conversation; `retry` lets its last answer be asked for again."""
+def messages(conversation: Conversation, controls: bool = True) -> list[Message]:
+    """The finished part of the conversation.
+
+    With `controls` each question can be edited and the last one asked again or taken back, unless one is
+    being edited already.
+    """
     shown: list[Message] = []
-    for exchange in conversation.exchanges:
-        last = exchange is conversation.exchanges[-1]
-        shown += [*asked(exchange.question), _answered(exchange, retry=retry and last)]
+    controls = controls and conversation.changing is None
+    for number, exchange in enumerate(conversation.exchanges):
+        last = number == len(conversation.exchanges) - 1
+        shown += [
+            *asked(exchange.question, number if controls else None),
+            _answered(exchange, number, again=controls and last),
+        ]
     return shown
 
 
-def asked(question: Turn) -> list[Message]:
-    """A question with its pictures; nothing where it is empty."""
-    content: list[Message] = [{"path": str(picture)} for picture in question.pictures]
+def asked(question: Turn, number: int | None = None) -> list[Message]:
+    """A question with its pictures; nothing where it is empty. With its `number` from 0 on it can be edited."""
+    content: list[Any] = [_picture(Path(str(path)), place) for place, path in enumerate(question.pictures, 1)]
     if question.text:
         content.append(_text(literal(question.text)))
+    if number is not None:
+        edit = _button("edit", "Edit", f"Edit question {number + 1}", number)
+        content.append(gr.HTML(f'<p class="beneath"><span class="acts">{edit}</span></p>'))
     return [{"role": "user", "content": content}] if content else []
+
+
+def _picture(path: Path, place: int) -> Any:
+    if path.suffix.lower() in _NOT_IN_BROWSERS:
+        return gr.HTML(f'<p class="unshown">{escape(path.name)}: a TIFF, which browsers can\'t show</p>')
+    return {"path": str(path), "alt_text": f"Picture {place} of the question"}
 
 
 def answering(text: str) -> Message:
@@ -88,13 +108,19 @@ def failed(reason: str) -> Message:
     return _line(f'<p class="failure" role="alert">{escape(reason)}</p>')
 
 
-def _answered(exchange: Exchange, retry: bool) -> Message:
-    figures = "Stopped." if exchange.stats is None else figures_line(exchange.stats)
-    buttons = '<button type="button" data-act="copy">Copy</button>'
-    if retry:
-        buttons += '<button type="button" data-act="retry">Retry</button>'
-    line = f'<p class="figures"><span>{escape(figures)}</span><span class="acts">{buttons}</span></p>'
+def _answered(exchange: Exchange, number: int, again: bool) -> Message:
+    buttons = _button("copy", "Copy", f"Copy answer {number + 1}")
+    if again:
+        buttons += _button("retry", "Retry", "Retry: ask the last question again")
+        buttons += _button("undo", "Undo", "Undo: take the last question back into the composer")
+    figures = escape(figures_line(exchange.stats))
+    line = f'<p class="figures"><span>{figures}</span><span class="acts">{buttons}</span></p>'
     return {"role": "assistant", "content": [_text(of_model(exchange.answer)), gr.HTML(line)]}
+
+
+def _button(act: str, text: str, name: str, number: int = 0) -> str:
+    """A control that page.js passes on to the hidden button of the id `act`; `name` is for screen readers."""
+    return f'<button type="button" data-act="{act}" data-number="{number}" aria-label="{name}">{text}</button>'
 
 
 def _line(html: str) -> Message:
@@ -106,9 +132,11 @@ def _text(text: str) -> Message:
     return {"type": "text", "text": text}
 
 
-def badge(info: ModelInfo) -> str:
-    """HTML of the line that names the model, where it runs and how precise it is."""
-    precision = info.dtype if info.quantization == "none" else info.quantization
+def badge(info: ModelInfo, int4: bool | None = None) -> str:
+    """HTML of the line that names the model, where it runs and how precise it is; `int4` None is as it starts."""
+    if int4 is None:
+        int4 = info.quantization == "int4"
+    precision = "int4" if int4 else info.dtype
     facts = [info.name, precision, info.device, _size(info.num_parameters)]
     return escape(" · ".join(facts))
 

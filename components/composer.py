@@ -27,13 +27,24 @@ def build_composer(info: ModelInfo) -> gr.MultimodalTextbox:
     )
 
 
-def busy() -> dict[str, Any]:
-    """Emptied, with Stop in the place of Send."""
-    return gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+def build_notice() -> gr.HTML:
+    """Where it is said that the composer holds an earlier question."""
+    return gr.HTML(elem_id="changing")
+
+
+def notice(number: int | None) -> str:
+    """HTML of what sending will replace; empty where `number` (from 0 on) is None."""
+    if number is None:
+        return ""
+    return (
+        f'<p role="status"><span>Editing question {number + 1}. '
+        "Sending it replaces its answer and what follows.</span> "
+        '<button type="button" data-act="keep">Keep it as it was</button></p>'
+    )
 
 
 def waiting() -> dict[str, Any]:
-    """Still Stop; what the visitor types meanwhile stays."""
+    """Stop in the place of Send; what the visitor types meanwhile stays."""
     return gr.update(submit_btn=False, stop_btn=True)
 
 
@@ -42,10 +53,9 @@ def ready() -> dict[str, Any]:
     return gr.update(submit_btn=True, stop_btn=False)
 
 
-def given_back(question: Turn) -> dict[str, Any]:
-    """The question and its pictures, to be mended and sent again."""
-    files = [str(picture) for picture in question.pictures]
-    return gr.update(value={"text": question.text, "files": files}, submit_btn=True, stop_btn=False)
+def holding(question: Turn) -> dict[str, Any]:
+    """This question and its pictures, and nothing else."""
+    return gr.update(value={"text": question.text, "files": [str(picture) for picture in question.pictures]})
 
 
 def emptied() -> dict[str, Any]:

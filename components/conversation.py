@@ -4,40 +4,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from components.stats import Interrupted
 from gemma3_core.engine import Stats, Turn
+
+NOTHING = Turn("user", "")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, whether its pictures were cut, and its answer; `stats` is None where that was stopped."""
+    """A question, whether its pictures were cut, and its answer with its figures."""
 
     question: Turn
     pan_and_scan: bool
     answer: str
-    stats: Stats | None = None
+    stats: Stats | Interrupted
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Answered questions, oldest first."""
+    """Answered questions, oldest first, and what waits to go back into the composer.
+
+    While an earlier question is being changed, `changing` is its index, and `aside` what the composer
+    held before. `returned` is put into the composer after the handler that set it. `failure` is the reason
+    for which the chat shows no answer.
+    """
 
     exchanges: tuple[Exchange, ...] = ()
+    changing: int | None = None
+    aside: Turn = NOTHING
+    returned: Turn = NOTHING
+    failure: str = ""
 
     def turns(self, question: Turn) -> tuple[Turn, ...]:
-        """All turns so far, earlier pictures included, and then `question`."""
+        """All turns so far, each with the setting that it was asked with, and then `question`."""
         turns: list[Turn] = []
         for exchange in self.exchanges:
-            turns += [exchange.question, Turn("assistant", exchange.answer)]
+            asked = replace(exchange.question, pan_and_scan=exchange.pan_and_scan)
+            turns += [asked, Turn("assistant", exchange.answer)]
         return (*turns, question)
 
     def add(self, exchange: Exchange) -> "Conversation":
-        return replace(self, exchanges=(*self.exchanges, exchange))
+        return Conversation((*self.exchanges, exchange))
 
-    def without_last(self) -> "Conversation":
-        return replace(self, exchanges=self.exchanges[:-1])
+    def up_to(self, number: int) -> "Conversation":
+        """What was asked before the exchange of this index; -1 leaves out the last one."""
+        return Conversation(self.exchanges[:number])
 
 
 def question_of(text: str, files: Sequence[str]) -> Turn:
     """A visitor's question. `files` are paths that Gradio has checked to be uploads; as Path they are
     never taken for addresses or base64."""
     return Turn("user", text.strip(), tuple(Path(file) for file in files))
+
+
+def joined(first: Turn, second: Turn) -> Turn:
+    """Both questions in one, so that neither a returned one nor what was typed meanwhile is lost."""
+    text = "\n\n".join(text for text in (first.text, second.text) if text)
+    return Turn("user", text, tuple(dict.fromkeys((*first.pictures, *second.pictures))))

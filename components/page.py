@@ -9,13 +9,13 @@ import gradio as gr
 from components.ask_endpoint import build_ask_endpoint
 from components.asking import Asking
 from components.chat import badge, build_chat
-from components.composer import build_composer
+from components.composer import build_composer, build_notice
 from components.conversation import Conversation
 from components.examples import Example, load_examples
 from components.serving import Page
 from components.settings import Settings, build_settings
 from components.strip import build_strip
-from gemma3_core.engine import Engine
+from gemma3_core.engine import Engine, ModelInfo
 
 TITLE = "Gemma 3 and pictures"
 _HOUR_S, _DAY_S = 3600, 86400
@@ -23,6 +23,17 @@ _HOUR_S, _DAY_S = 3600, 86400
 # The browser says which files the composer holds; the strip is drawn anew only when that changes,
 # not with each letter of the question. What it says is not used for anything else.
 _FILES_JS = "(message) => (message?.files ?? []).map((file) => file.path).join('\\n')"
+
+# What is sent leaves the composer at once, so that a letter typed in the next moment is not lost with it.
+# Where the composer shows Stop, Enter sends nothing, and what is typed stays.
+_SEND_JS = """(message, ...rest) => {
+  if (document.querySelector("#composer .stop-button")) return [null, ...rest];
+  const sent = JSON.parse(JSON.stringify(message));
+  document.querySelector("#empty").click();
+  return [sent, ...rest];
+}"""
+_EDIT_JS = "(number, ...rest) => [Number(document.querySelector('#edit').dataset.number), ...rest]"
+_FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Panels:
     settings: Settings
     chat: gr.Chatbot
     composer: gr.MultimodalTextbox
+    notice: gr.HTML
     strip: gr.HTML
     clear: gr.Button
 
@@ -40,47 +52,82 @@ class Panels:
 def build_page(engine: Engine, examples: Sequence[Example] | None = None) -> gr.Blocks:
     """The whole app around a loaded engine; `launch` is the caller's."""
     cards = load_examples() if examples is None else tuple(examples)
+    cards = cards if engine.info.multimodal else ()
     with Page(title=TITLE, fill_height=True, analytics_enabled=False, delete_cache=(_HOUR_S, _DAY_S)) as page:
         conversation = gr.State(Conversation())
         settings = build_settings(engine.info)
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
-                gr.HTML(f'<h1>{TITLE}</h1><p class="badge">{badge(engine.info)}</p>')
+                head = gr.HTML(_head(engine.info))
                 clear = gr.Button("New chat", elem_id="clear", size="sm", scale=0, min_width=96)
             chat = build_chat(engine.info, cards)
+            notice = build_notice()
             composer = build_composer(engine.info)
             strip = build_strip()
         asking = Asking(engine, cards)
-        panels = Panels(conversation, settings, chat, composer, strip, clear)
-        answers = _connect_answers(asking, panels)
-        _connect_strip(asking, panels, answers)
-        page.unload(asking.stop)
+        panels = Panels(conversation, settings, chat, composer, notice, strip, clear)
+        changes = _connect_answers(asking, panels)
+        _connect_strip(asking, panels, changes)
+        if settings.int4 is not None:
+            # The badge says what the next answer will be given with.
+            settings.int4.change(
+                lambda int4: _head(engine.info, int4),
+                settings.int4,
+                head,
+                queue=False,
+                show_progress="hidden",
+                api_visibility="private",
+            )
+        page.unload(asking.leave)
         build_ask_endpoint(engine)
     page.queue(default_concurrency_limit=None)
     return page
 
 
+def _head(info: ModelInfo, int4: bool | None = None) -> str:
+    return f'<h1>{TITLE}</h1><p class="badge">{badge(info, int4)}</p>'
+
+
 def _connect_answers(asking: Asking, panels: Panels) -> list[Any]:
-    """What leads to an answer, or ends one; the events after which something has been answered."""
-    retry = gr.Button("Retry", elem_id="retry", visible="hidden")
+    """What leads to an answer, or ends one; the events after which the conversation has changed."""
+    retry, undo, edit, keep = (
+        gr.Button(act.capitalize(), elem_id=act, visible="hidden") for act in ("retry", "undo", "edit", "keep")
+    )
+    number = gr.Number(visible="hidden", precision=0)
     state, composer, values = panels.conversation, panels.composer, panels.settings.inputs
-    # No limit here: the engine's own queue says who is answered when.
+    # No limit here: the engine's own queue says who is answered when. And each click reaches the server,
+    # also those that come before the browser has been told that the last answer is complete.
     common: dict[str, Any] = {
-        "outputs": [panels.chat, composer, state],
+        "outputs": [panels.chat, composer, state, panels.notice],
         "show_progress": "hidden",
         "concurrency_limit": None,
+        "trigger_mode": "multiple",
         "api_visibility": "private",
     }
-    composer.stop(asking.stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
-    return [
-        composer.submit(asking.send, [composer, state, *values], **common),
+    _connect_emptying(composer)
+    composer.stop(asking.stop, None, composer, queue=False, show_progress="hidden", api_visibility="private")
+    changes = [
+        composer.submit(asking.send, [composer, state, *values], js=_SEND_JS, **common),
         panels.chat.example_select(asking.ask_example, [state, *values], **common),
         retry.click(asking.retry, [state, *values], **common),
+        undo.click(asking.undo, [composer, state], **common),
+        edit.click(asking.edit, [number, composer, state], js=_EDIT_JS, **common),
+        keep.click(asking.keep, [state], **common),
         panels.clear.click(asking.clear, None, **common),
     ]
+    for change in changes[3:6]:
+        change.then(None, js=_FOCUS_JS, api_visibility="private")
+    handing: dict[str, Any] = {**common, "fn": asking.hand_back, "inputs": [composer, state]}
+    return [change.then(**{**handing, "outputs": [composer, state]}) for change in changes]
 
 
-def _connect_strip(asking: Asking, panels: Panels, answers: Sequence[Any]) -> None:
+def _connect_emptying(composer: gr.MultimodalTextbox) -> None:
+    """A hidden button that empties the composer in the browser alone."""
+    empty = gr.Button("Empty", elem_id="empty", visible="hidden")
+    empty.click(None, None, composer, js="() => ({ text: '', files: [] })", api_visibility="private")
+
+
+def _connect_strip(asking: Asking, panels: Panels, changes: Sequence[Any]) -> None:
     composer, switch = panels.composer, panels.settings.pan_and_scan
     files = gr.Textbox(elem_id="composer-files", visible="hidden")
     composer.change(None, composer, files, js=_FILES_JS, api_visibility="private")
@@ -93,5 +140,5 @@ def _connect_strip(asking: Asking, panels: Panels, answers: Sequence[Any]) -> No
         "api_visibility": "private",
     }
     gr.on([files.change, switch.change], trigger_mode="always_last", **draw)
-    for answer in answers:
-        answer.then(**draw)
+    for change in changes:
+        change.then(**draw)

@@ -1,14 +1,20 @@
 """How the page is served: limits, look, and what a browser may load."""
 
+import asyncio
+import mimetypes
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
+from gradio_client.utils import async_traverse, is_file_obj_with_meta, is_http_url_like
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.examples import FOLDER as EXAMPLES
 from components.theme import build_theme
+from gemma3_core.engine import Gemma3Error, fetch_image
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _MAX_UPLOAD_BYTES = 20_000_000
@@ -41,8 +47,34 @@ _HEADERS = (
 class Page(gr.Blocks):
     """Blocks that are launched in one way, whoever launches them; options given there still win."""
 
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """Pictures given by address are fetched with our limits: Gradio's own way bounds no download."""
+        inputs = await async_traverse(inputs, self._with_file_here, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+
+    async def _with_file_here(self, file: dict[str, Any]) -> dict[str, Any]:
+        """A file's description whose path is an upload. Raises gr.Error where the address gives no file."""
+        if not is_http_url_like(file["path"]):
+            return file
+        try:
+            data = await asyncio.to_thread(fetch_image, file["path"])
+        except Gemma3Error as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        path = save_bytes_to_cache(data, "picture.bin", get_upload_folder())
+        self.upload_file_set.add(path)  # deleted with the uploads
+        return {**file, "path": path, "url": None}
+
     def launch(self, *args: Any, **options: Any) -> Any:
+        declare_avif()
         return super().launch(*args, **{**launch_options(), **options})
+
+
+def declare_avif() -> None:
+    """Tells Python that .avif is a picture: before 3.13 only the system's list does, where there is one, and
+    Gradio refuses files of unknown kinds."""
+    mimetypes.add_type("image/avif", ".avif")
 
 
 def launch_options() -> dict[str, Any]:

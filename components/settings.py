@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from gemma3_core.engine import Gemma3Error, ModelInfo, SamplingSettings
+from gemma3_core.engine import Gemma3Error, Int4Choice, ModelInfo, SamplingSettings
 
 MOST_NEW_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The settings' values, in the order of `Settings.inputs`; an empty `seed` draws one each time."""
+    """The settings' values, in the order of `Settings.inputs`; an empty `seed` draws one each time.
+
+    `int4` None is the server's setting, for engines that leave no choice.
+    """
 
     pan_and_scan: bool
     system_prompt: str
@@ -20,6 +23,7 @@ class Choices:
     top_p: float
     seed: str | None
     max_new_tokens: float
+    int4: bool | None = None
 
     def sampling(self) -> SamplingSettings:
         """Raises SamplingError for values out of range."""
@@ -37,6 +41,7 @@ class Settings:
 
     inputs: tuple[gr.components.Component, ...]
     pan_and_scan: gr.Checkbox
+    int4: gr.Checkbox | None
 
 
 def build_settings(info: ModelInfo) -> Settings:
@@ -51,6 +56,7 @@ def build_settings(info: ModelInfo) -> Settings:
             elem_id="pan-and-scan",
             visible=info.multimodal,
         )
+        int4 = None if info.int4 is None else _build_int4(info.int4)
         with gr.Accordion("System prompt", open=False):
             system_prompt = gr.Textbox(
                 elem_id="system-prompt",
@@ -61,7 +67,36 @@ def build_settings(info: ModelInfo) -> Settings:
                 max_lines=8,
             )
         sampling = _build_sampling(info.sampling)
-    return Settings((pan_and_scan, system_prompt, *sampling), pan_and_scan)
+    chosen = gr.State(None) if int4 is None else int4
+    return Settings((pan_and_scan, system_prompt, *sampling, chosen), pan_and_scan, int4)
+
+
+def _build_int4(choice: Int4Choice) -> gr.Checkbox:
+    return gr.Checkbox(
+        value=choice.default,
+        label="int4",
+        info=int4_line(choice),
+        interactive=not choice.obstacle,
+        elem_id="int4",
+    )
+
+
+def int4_line(choice: Int4Choice) -> str:
+    """What the int4 switch does and saves, or why it can't be moved."""
+    if choice.obstacle:
+        return choice.obstacle
+    line = (
+        f"Weights of 4 bits in the decoder: {_size(choice.int4_bytes)} of memory in place of "
+        f"{_size(choice.full_bytes)}, a little less exact. Once both were asked for, the server keeps both."
+    )
+    if choice.left:
+        line += f" Of its layers {len(choice.left)} can't be int4 and stay as they are."
+    return line
+
+
+def _size(num_bytes: int) -> str:
+    """In decimal units, as memory is sold: "8.6 GB"."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _build_sampling(default: SamplingSettings) -> tuple[gr.components.Component, ...]:

@@ -126,6 +126,7 @@ class ScriptedEngine:
         self.requests: list[Any] = []
         self.closed_in: list[str] = []
         self.answer = "There are three red hearts."
+        self.echoes = False  # answers with the question's own words instead
 
     def let_through(self, *stages: str) -> None:
         """Goes on from these stages."""
@@ -149,13 +150,14 @@ class ScriptedEngine:
                     if self.go_on[stage].wait(0.05):
                         break
             stage = "writing"
-            for piece in re.findall(r"\S+\s*", self.answer):
+            answer = request.turns[-1].text if self.echoes else self.answer
+            for piece in re.findall(r"\S+\s*", answer):
                 yield TokenEvent(piece)
                 while not self.go_on["writing"].wait(0.05):
                     yield TokenEvent("")
             stage = "done"
             stats = Stats("demo model", "cpu", "float32", "none", 1, 2, 90, 0, 6, 0.0, 0.21, 64.2, "stop")
-            yield DoneEvent(self.answer, stats)
+            yield DoneEvent(answer, stats)
         finally:
             self.closed_in.append(stage)
 

@@ -13,6 +13,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from running_app import EXAMPLES, ScriptedEngine, running_app, served
 
+from gemma3_core.engine import Gemma3Error
+
 HEARTS = EXAMPLES / "hearts.png"
 WIDE = EXAMPLES / "wide.png"
 SECRET = "root:"  # of /etc/passwd
@@ -44,6 +46,12 @@ def test_answer_and_stats(client):
     assert 0 < stats["new_tokens"] <= 256
     assert stats["time_to_first_token_s"] > 0
     assert stats["stop_reason"] == "stop"
+
+
+def test_the_precision_is_chosen_by_each_request(client):
+    question = {"images": [handle_file(HEARTS)], "question": "How many hearts are there?", "api_name": "/ask"}
+    given = [client.predict(**question, int4=int4)[1]["quantization"] for int4 in (True, False, None)]
+    assert given == ["int4", "none", "none"]
 
 
 def test_greedy_answers_repeat(client):
@@ -122,7 +130,6 @@ def test_what_is_no_picture_is_refused_in_words(client, broken, file, says):
     [
         ({"question": "  "}, "no question"),
         ({"question": "many words " * 20_000}, "tokens"),
-        ({"question": "x", "int4": True}, "int4"),
         ({"question": "x", "temperature": 3.0}, "Temperature"),
         ({"question": "x", "seed": -1}, "seed"),
         ({"question": "x", "max_new_tokens": 0}, "at least 1 token"),
@@ -210,7 +217,7 @@ def test_the_page_reads_no_file_of_the_server(url, file):
     config = httpx.get(f"{url}/config", timeout=30).json()
     message = {"text": "What is this?", "files": [file]}
     # The conversation is the second input; whatever is sent for it, the server's own state counts.
-    data = [message, {"exchanges": [{"question": {"pictures": ["/etc/passwd"]}}]}, False, "", 0, 64, 0.95, "", 8]
+    data = [message, {"exchanges": [{"question": {"pictures": ["/etc/passwd"]}}]}, False, "", 0, 64, 0.95, "", 8, False]
     answer = page_call(url, config, "submit", data, uuid.uuid4().hex)
     assert SECRET not in answer
     assert '"success":false' in answer.replace(" ", "")
@@ -219,7 +226,9 @@ def test_the_page_reads_no_file_of_the_server(url, file):
 def choose_example(url, event_data):
     """The card handler with a made-up event, as the server's messages."""
     config = httpx.get(f"{url}/config", timeout=30).json()
-    return page_call(url, config, "example_select", [None, False, "", 0, 64, 0.95, "", 8], uuid.uuid4().hex, event_data)
+    return page_call(
+        url, config, "example_select", [None, False, "", 0, 64, 0.95, "", 8, False], uuid.uuid4().hex, event_data
+    )
 
 
 @pytest.mark.parametrize("number", [-1, 99, "0", None, [0]], ids=str)
@@ -307,3 +316,26 @@ def test_messages_of_errors_hold_no_path_of_the_server(client):
     with pytest.raises(AppError) as caught:
         client.predict(images=[handle_file(EXAMPLES / "examples.json")], question="What?", api_name="/ask")
     assert "/tmp" not in json.dumps(str(caught.value))
+
+
+def test_a_picture_by_address_is_fetched_within_our_limits(scripted, monkeypatch):
+    asked_for = []
+
+    def fetch(address):
+        asked_for.append(address)
+        if address.endswith("huge.png"):
+            raise Gemma3Error("This picture has more than 20 MB.")
+        return HEARTS.read_bytes()
+
+    monkeypatch.setattr("components.serving.fetch_image", fetch)
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    with served(scripted) as address:
+        stream = ask_raw(address, [{"path": "https://pictures.example/hearts.png", **META}])
+        assert "event: complete" in stream
+        (picture,) = scripted.requests[0].turns[0].pictures
+        assert picture.read_bytes() == HEARTS.read_bytes()
+        refused = ask_raw(address, [{"path": "https://pictures.example/huge.png", **META}])
+        assert "more than 20 MB" in refused
+        assert "event: complete" not in refused
+    assert [name.rpartition("/")[2] for name in asked_for] == ["hearts.png", "huge.png"]
+    assert len(scripted.requests) == 1

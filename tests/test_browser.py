@@ -6,10 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import write_published_shape
 from PIL import Image
 from running_app import EXAMPLES, ScriptedEngine, chromium, opened, running_app, served
 from test_components import DEMO
 
+from gemma3_core.engine import Engine
+
+STAGES = ("queued", "encoding", "reading", "writing")
 FIGURES = re.compile(r"demo model · \w+ · 1 picture.* · \d+ tokens · first token \d+\.\d\d s")
 
 
@@ -77,6 +81,29 @@ def composer_holds(page):
     return page.locator("#composer textarea").input_value(), page.locator("#composer .thumbnail-item").count()
 
 
+def comes_back(page, text, pictures=0):
+    """Waits until the composer holds this: it is handed back after the answer's last word."""
+    page.wait_for_function(
+        """([text, pictures]) => document.querySelector("#composer textarea").value === text
+             && document.querySelectorAll("#composer .thumbnail-item").length === pictures
+             && document.querySelector("#composer .submit-button")""",
+        arg=[text, pictures],
+    )
+
+
+def act(page, name):
+    """Clicks the control of this accessible name."""
+    page.get_by_role("button", name=name).click()
+
+
+def converse(page, *questions):
+    """Asks one question after the other."""
+    for number, question in enumerate(questions, 1):
+        write(page, question)
+        send(page)
+        answered(page, number)
+
+
 # With the demo model.
 
 
@@ -135,6 +162,23 @@ def test_pan_and_scan_counts_for_the_answer_and_the_strip_keeps_what_was_seen(pa
     page.locator("#strip").get_by_text("What the model saw: 3 squares").wait_for()
 
 
+def test_the_int4_switch_counts_from_the_next_answer_on(page):
+    assert "MB of memory in place of" in page.locator("#int4").inner_text()
+    switch, figures = page.locator("#int4 input"), page.locator("#chat .bot-row .figures")
+    assert not switch.is_checked()
+    choose(page)
+    figures.nth(0).wait_for()
+    for number, precision in ((1, "int4"), (2, "float32")):
+        switch.set_checked(precision == "int4")
+        page.locator("#head .badge", has_text=precision).wait_for()
+        write(page, "Is there a circle?")
+        send(page)
+        figures.nth(number).wait_for()
+    lines = [figures.nth(number).inner_text() for number in range(3)]
+    assert ["int4" in line for line in lines] == [False, True, False]
+    assert ["float32" in line for line in lines] == [True, False, True]
+
+
 def test_retry_copy_and_clear(page):
     choose(page)
     answer = answered(page)
@@ -156,7 +200,7 @@ def test_an_empty_question_and_a_picture_alone(page):
     add(page, EXAMPLES / "night.png")
     send(page)
     page.get_by_text("Ask something about the picture.").wait_for()
-    assert composer_holds(page) == ("", 1)
+    comes_back(page, "", 1)
     write(page, "What color is the star?")
     send(page)
     assert answered(page).strip()
@@ -171,7 +215,8 @@ def test_broken_pictures_are_told_and_given_back(page, tmp_path, content, says):
     page.locator("#strip .failure", has_text=says).wait_for()
     send(page)
     assert says in failure(page)
-    assert composer_holds(page) == ("What is this?", 1)
+    comes_back(page, "What is this?", 1)
+    page.locator("#strip .failure").wait_for(state="detached")  # it is told in the chat now, and only there
     page.locator("#composer .delete-button").first.click()
     write(page, "Hello")
     send(page)
@@ -182,7 +227,7 @@ def test_a_question_longer_than_the_context(page):
     write(page, "word " * 9000)
     send(page)
     assert "tokens" in failure(page)
-    assert composer_holds(page)[0].startswith("word word")
+    comes_back(page, ("word " * 9000).strip())
 
 
 def test_settings_out_of_range_are_told(page):
@@ -245,6 +290,154 @@ def test_two_windows_never_mix(browser, url):
         assert one.locator("#chat .user-row").count() == 1
 
 
+def test_pan_and_scan_changed_between_turns(page):
+    page.locator("#pan-and-scan input").check()
+    write(page, "What color is the star?", EXAMPLES / "wide.png")
+    send(page)
+    answered(page)
+    page.locator("#pan-and-scan input").uncheck()
+    write(page, "Is there a circle?", EXAMPLES / "wide.png")
+    send(page)
+    answered(page, 2)
+    # The first picture keeps its two crops, the second one has none.
+    assert "2 pictures, 2 crops" in page.locator("#chat .figures").nth(1).inner_text()
+    page.locator("#strip").get_by_text("What the model saw: 1 square, 64 tokens").wait_for()
+
+
+def test_the_same_seed_gives_the_same_answer(page):
+    page.get_by_role("button", name="Sampling").click()
+    temperature = page.get_by_label("number input for Temperature")
+    temperature.fill("2")
+    temperature.press("Tab")
+    answers = []
+    for seed in ("7", "7", "8", "9", "10"):
+        page.locator("#seed input").fill(seed)
+        page.locator("#seed input").press("Tab")
+        write(page, "How many shapes are there?", EXAMPLES / "wide.png")
+        send(page)
+        answers.append(answered(page))
+        page.locator("#clear").click()
+        page.locator("#chat .placeholder-content").wait_for()
+    assert answers[0] == answers[1]
+    assert len(set(answers)) > 1
+
+
+def test_an_edited_question_goes_on_from_there_with_its_picture(page):
+    choose(page)
+    answered(page)
+    write(page, "Is there a circle?")
+    send(page)
+    answered(page, 2)
+    write(page, "half a question")
+    act(page, "Edit question 1")
+    comes_back(page, "How many hearts are there?", 1)
+    page.locator("#changing", has_text="Editing question 1").wait_for()
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+    act(page, "Keep it as it was")
+    comes_back(page, "half a question")
+    assert page.locator("#chat .user-row").count() == 2
+    act(page, "Edit question 1")
+    comes_back(page, "How many hearts are there?", 1)
+    write(page, "What color is the star?")
+    send(page)
+    page.locator("#chat .user-row", has_text="What color is the star?").wait_for()
+    answered(page)
+    comes_back(page, "half a question")
+    assert page.locator("#chat .user-row").count() == page.locator("#chat .bot-row").count() == 1
+    assert page.locator("#chat .user-row img").count() == 1
+    assert page.locator("#changing p").count() == 0
+
+
+def test_undo_takes_the_question_and_its_picture_back(page):
+    choose(page)
+    answered(page)
+    act(page, "Undo")
+    page.locator("#chat .placeholder-content").wait_for()
+    comes_back(page, "How many hearts are there?", 1)
+    page.locator("#strip").get_by_text("What the model will see: 1 square").wait_for()
+    send(page)
+    assert answered(page).strip()
+
+
+# Each picture kind: what is in the file, or how it is made.
+
+
+def _saved(folder, name, picture, **options):
+    picture.save(folder / name, **options)
+    return folder / name
+
+
+def _good_pictures(folder):
+    """One file of each kind that is answered."""
+    plain = Image.open(EXAMPLES / "night.png").convert("RGB").resize((120, 80))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # EXIF 2.32, Orientation: the first row is the right-hand side
+    frames = [Image.new("RGB", (90, 60), color) for color in ("red", "green")]
+    animated = {"save_all": True, "append_images": frames[1:], "duration": 200}
+    deep = Image.frombytes("I;16", (64, 64), bytes(range(256)) * 32)
+    alpha = plain.convert("RGBA")
+    alpha.putalpha(128)
+    return [
+        *(_saved(folder, f"plain.{form}", plain) for form in ("jpg", "png", "webp", "bmp", "tiff", "avif")),
+        _saved(folder, "alpha.png", alpha),
+        _saved(folder, "palette.png", plain.convert("P", palette=Image.Palette.ADAPTIVE)),
+        _saved(folder, "gray.png", plain.convert("L")),
+        _saved(folder, "deep.png", deep),
+        _saved(folder, "cmyk.jpg", plain.convert("CMYK")),
+        _saved(folder, "turned.jpg", plain, exif=turned),
+        _saved(folder, "animated.gif", frames[0], **animated),
+        _saved(folder, "animated.webp", frames[0], **animated),
+        _saved(folder, "thin.png", Image.new("RGB", (1, 5000), "red")),
+    ]
+
+
+def test_every_kind_of_picture_is_shown_as_the_model_sees_it_and_answered(page, tmp_path):
+    for file in _good_pictures(tmp_path):
+        write(page, "What color is the star?", file)
+        strip = page.locator("#strip")
+        strip.get_by_text("What the model will see: 1 square, 64 tokens").wait_for()
+        shown = strip.locator("img")
+        assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0, file.name
+        send(page)
+        assert answered(page).strip(), file.name
+        page.locator("#clear").click()
+        page.locator("#chat .placeholder-content").wait_for()
+
+
+def _bad_pictures(folder):
+    """Files that are refused, and what is said of each."""
+    from test_images import png_header
+
+    night = (EXAMPLES / "night.png").read_bytes()
+    contents = {
+        "huge.png": (png_header(9000, 8000), "at most 64 are accepted"),
+        "words.jpg": (b"these are words", "not a picture"),
+        "cut.png": (night[: len(night) // 2], "damaged or cut off"),
+        "empty.png": (b"", "empty"),
+    }
+    for name, (content, says) in contents.items():
+        (folder / name).write_bytes(content)
+        yield folder / name, says
+
+
+def test_every_picture_that_is_refused_is_told_why(page, tmp_path):
+    for file, says in _bad_pictures(tmp_path):
+        write(page, "What is this?", file)
+        page.locator("#strip .failure", has_text=says).wait_for()
+        send(page)
+        assert says in failure(page), file.name
+        comes_back(page, "What is this?", 1)
+        page.locator("#clear").click()
+        page.locator("#chat .placeholder-content").wait_for()
+
+
+def test_a_file_over_20_mb_is_not_taken(page, tmp_path):
+    (tmp_path / "large.png").write_bytes(b"0" * 20_000_001)
+    page.locator("#composer input[type=file]").set_input_files(str(tmp_path / "large.png"))
+    page.get_by_text("maximum allowed size").first.wait_for()
+    assert page.locator("#composer .thumbnail-item").count() == 0
+
+
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844)])
 @pytest.mark.parametrize("query", ["", "?__theme=dark"])
 def test_nothing_sticks_out_sideways(browser, url, width, height, query):
@@ -257,6 +450,21 @@ def test_nothing_sticks_out_sideways(browser, url, width, height, query):
         send_button = page.locator("#composer .submit-button").bounding_box()
         assert send_button["x"] + send_button["width"] <= width
         assert send_button["y"] + send_button["height"] <= height
+
+
+def test_the_controls_of_a_conversation_fit_a_phone(browser, url):
+    with opened(browser, url, 390, 844) as page:
+        choose(page)
+        answered(page)
+        for name in ("Edit question 1", "Copy answer 1", "Retry", "Undo"):
+            box = page.get_by_role("button", name=name).bounding_box()
+            assert box["x"] >= 0, name
+            assert box["x"] + box["width"] <= 390, name
+            assert box["height"] >= 24, name  # WCAG 2.2, target size (minimum)
+        act(page, "Edit question 1")
+        keep = page.get_by_role("button", name="Keep it as it was")
+        keep.wait_for()
+        assert keep.bounding_box()["x"] + keep.bounding_box()["width"] <= 390
 
 
 def test_settings_are_folded_on_a_phone(browser, url):
@@ -301,11 +509,172 @@ def test_stop_works_in_each_stage(browser, scripted, scripted_url, stage, shows)
         page.locator("#composer .submit-button").wait_for()
         assert scripted.wait_until_closed() == [stage]
         if stage == "writing":
-            page.locator("#chat .figures", has_text="Stopped.").wait_for()
+            figures = page.locator("#chat .figures", has_text="stopped after")
+            assert re.search(r"demo model · 1 picture · first token \d+\.\d\d s", figures.inner_text())
             assert "There" in page.locator("#chat .bot-row").inner_text()
         else:
             assert "Stopped before the first word" in failure(page)
-            assert composer_holds(page) == ("How many hearts are there?", 1)
+            comes_back(page, "How many hearts are there?", 1)
+
+
+def test_stop_is_there_for_every_question_and_stays(browser, scripted, scripted_url):
+    scripted.let_through(*STAGES)
+    with opened(browser, scripted_url) as page:
+        converse(page, "One?", "Two?")
+        for number in (3, 4):
+            page.locator("#composer .submit-button").wait_for()
+            scripted.go_on["writing"].clear()
+            write(page, "And now?")
+            send(page)
+            page.locator("#chat .bot-row", has_text="There").nth(number - 1).wait_for()
+            page.locator("#composer .stop-button").wait_for()
+            time.sleep(1.5)  # longer than any late update takes
+            assert page.locator("#composer .stop-button").is_visible()
+            assert page.locator("#composer .submit-button").count() == 0
+            page.locator("#composer .stop-button").click()
+            page.locator("#composer .submit-button").wait_for()
+            page.locator("#chat .figures").nth(number - 1).wait_for()
+    assert scripted.wait_until_closed(4) == ["done", "done", "writing", "writing"]
+
+
+def test_what_is_typed_right_after_sending_is_kept(browser, scripted, scripted_url):
+    with opened(browser, scripted_url) as page:
+        box = page.locator("#composer textarea")
+        box.fill("One?")
+        box.press("Enter")
+        box.type("Two?")
+        page.locator("#composer .stop-button").wait_for()
+        assert composer_holds(page)[0] == "Two?"
+        scripted.let_through(*STAGES)
+        answered(page)
+        comes_back(page, "Two?")
+    assert [request.turns[-1].text for request in scripted.requests] == ["One?"]
+
+
+def test_two_windows_that_ask_at_once_never_mix(browser, scripted, scripted_url):
+    scripted.echoes = True
+    with opened(browser, scripted_url) as one, opened(browser, scripted_url) as two:
+        for page, words in ((one, "alpha beta"), (two, "gamma delta")):
+            write(page, words)
+            send(page)
+        for page in (one, two):
+            page.locator("#chat .stage").wait_for()
+        assert len(scripted.requests) == 2
+        one.locator("#composer .stop-button").click()
+        assert "Stopped before the first word" in failure(one)
+        assert two.locator("#chat .stage").is_visible()
+        scripted.let_through(*STAGES)
+        comes_back(one, "alpha beta")
+        send(one)
+        assert answered(one) == "alpha beta"
+        assert answered(two) == "gamma delta"
+    assert len({request.visitor for request in scripted.requests}) == 2
+
+
+def test_the_model_is_asked_with_what_an_edit_and_an_undo_leave(browser, scripted, scripted_url):
+    scripted.let_through(*STAGES)
+    with opened(browser, scripted_url) as page:
+        converse(page, "One?", "Two?", "Three?")
+        act(page, "Undo")
+        comes_back(page, "Three?")
+        send(page)
+        answered(page, 3)
+        act(page, "Edit question 2")
+        comes_back(page, "Two?")
+        write(page, "Two and a half?")
+        send(page)
+        page.locator("#chat .user-row", has_text="Two and a half?").wait_for()
+        answered(page, 2)
+        act(page, "Retry")
+        page.locator("#chat .figures").nth(1).wait_for(state="detached")
+        answered(page, 2)
+    asked = [[turn.text for turn in request.turns if turn.role == "user"] for request in scripted.requests]
+    assert asked[3:] == [["One?", "Two?", "Three?"], ["One?", "Two and a half?"], ["One?", "Two and a half?"]]
+
+
+def test_a_stopped_retry_keeps_the_earlier_answer(browser, scripted, scripted_url):
+    scripted.let_through(*STAGES)
+    with opened(browser, scripted_url) as page:
+        converse(page, "One?")
+        scripted.go_on["reading"].clear()
+        act(page, "Retry")
+        page.locator("#chat .stage", has_text="Reading").wait_for()
+        page.locator("#composer .stop-button").click()
+        assert "The earlier answer stays" in failure(page)
+        assert "There are three red hearts." in page.locator("#chat").inner_text()
+        comes_back(page, "")
+
+
+def test_controls_work_by_keyboard(browser, scripted, scripted_url):
+    scripted.let_through(*STAGES)
+    with opened(browser, scripted_url) as page:
+        converse(page, "One?")
+        page.get_by_role("button", name="Edit question 1").focus()
+        page.keyboard.press("Enter")
+        comes_back(page, "One?")
+        page.get_by_role("button", name="Keep it as it was").focus()
+        page.keyboard.press("Enter")
+        comes_back(page, "")
+        page.get_by_role("button", name="Edit question 1").focus()
+        names = []
+        for _ in range(3):
+            page.keyboard.press("Tab")
+            names.append(page.evaluate("document.activeElement.textContent"))
+        assert names == ["Copy", "Retry", "Undo"]
+        page.keyboard.press("Enter")
+        comes_back(page, "One?")
+
+
+# With small random checkpoints.
+
+
+def test_a_conversation_that_outgrows_the_context_stays_whole(browser, chat_folder):
+    engine = Engine.load(chat_folder, device="cpu")  # its context is 512 tokens
+    with served(engine) as address, opened(browser, address) as page:
+        write(page, "what", EXAMPLES / "night.png")
+        send(page)
+        answered(page)
+        question = "and the other one " * 20
+        write(page, question, EXAMPLES / "wide.png")
+        send(page)
+        reason = failure(page)
+        assert "512" in reason
+        assert "new conversation" in reason
+        comes_back(page, question.strip(), 1)
+        assert page.locator("#chat .figures").count() == 1  # the first answer is still there
+        act(page, "New chat")
+        page.locator("#chat .placeholder-content").wait_for()
+        write(page, "what", EXAMPLES / "night.png")
+        send(page)
+        answered(page)
+
+
+def test_a_text_only_checkpoint_answers_text_and_refuses_pictures(browser, text_chat_folder):
+    engine = Engine.load(text_chat_folder, device="cpu")
+    with served(engine) as address, opened(browser, address) as page:
+        assert page.locator("#chat button.example").count() == 0
+        assert "text only" in page.locator("#chat .placeholder-content").inner_text()
+        write(page, "what", EXAMPLES / "night.png")
+        page.locator("#strip .failure", has_text="reads text only").wait_for()
+        send(page)
+        assert "small-text-model reads text only" in failure(page)
+        comes_back(page, "what", 1)
+        page.locator("#composer .delete-button").first.click()
+        write(page, "what")
+        send(page)
+        answered(page)
+
+
+def test_a_checkpoint_without_processor_files_shows_the_published_squares(browser, small_tokenizer_folder, tmp_path):
+    write_published_shape(tmp_path / "plain", small_tokenizer_folder)
+    with served(Engine.load(tmp_path / "plain", device="cpu")) as address, opened(browser, address) as page:
+        write(page, "what", EXAMPLES / "night.png")
+        page.locator("#strip").get_by_text("What the model will see: 1 square, 256 tokens").wait_for()
+        send(page)
+        answered(page)
+
+
+# Closing and clearing.
 
 
 @pytest.mark.parametrize("stage", ["queued", "encoding", "writing"])
@@ -339,7 +708,6 @@ def test_an_answer_streams_in_and_typing_meanwhile_is_kept(browser, scripted, sc
         choose(page)
         page.locator("#chat .bot-row", has_text="There").wait_for()
         assert "hearts." not in page.locator("#chat .bot-row").inner_text()
-        time.sleep(0.5)  # a person's pause: the composer is emptied within the same moment
         page.locator("#composer textarea").type("and now")
         with page.expect_response(lambda response: "queue/join" in response.url):
             page.locator("#composer textarea").press("Enter")  # does nothing while an answer is being written
@@ -399,7 +767,8 @@ def test_an_unexpected_fault_is_told_and_the_page_goes_on(browser, scripted, scr
         choose(page)
         assert "Something went wrong" in failure(page)
         assert "secret" not in page.locator("body").inner_text()
+        comes_back(page, "How many hearts are there?", 1)
         scripted.stream = real
-        scripted.let_through("queued", "encoding", "reading", "writing")
+        scripted.let_through(*STAGES)
         send(page)
         assert answered(page) == "There are three red hearts."

@@ -1,20 +1,36 @@
 """The page's pure functions: texts, figures, conversation, strip, examples."""
 
+import asyncio
 import json
+import mimetypes
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from gradio_client.utils import get_mimetype
 from PIL import Image
 
 from components import chat, markdown, strip
-from components.conversation import Conversation, Exchange, question_of
+from components.asking import Asking, _Draft
+from components.conversation import NOTHING, Conversation, Exchange, joined, question_of
 from components.examples import FOLDER, load_examples
-from components.serving import launch_options
-from components.settings import Choices
-from components.stats import figures_line
+from components.serving import declare_avif, launch_options
+from components.settings import Choices, build_settings, int4_line
+from components.stats import Interrupted, figures_line
 from components.theme import build_theme
-from gemma3_core.engine import Gemma3Error, ModelInfo, PicturePreview, SamplingSettings, Stats, Turn
+from gemma3_core.engine import (
+    DoneEvent,
+    Gemma3Error,
+    Int4Choice,
+    ModelInfo,
+    PicturePreview,
+    SamplingSettings,
+    StageEvent,
+    Stats,
+    TokenEvent,
+    Turn,
+)
 
 STATS = Stats("demo model", "cpu", "bfloat16", "none", 1, 2, 212, 0, 15, 0.0, 0.2123, 63.7, "stop")
 DEMO = ModelInfo("demo model", "cpu", "float32", "none", True, True, 4_421_888, 8192, 64, SamplingSettings())
@@ -42,6 +58,12 @@ def test_figures_line_of_a_long_int4_conversation_without_crops():
 def test_figures_line_of_text_alone():
     stats = changed(STATS, num_images=0, num_crops=0, time_to_first_token_s=None, tokens_per_s=None)
     assert figures_line(stats) == "demo model · bfloat16 · 212 tokens"
+
+
+def test_figures_line_of_a_stopped_answer_says_what_is_known():
+    line = "demo model · 1 picture · first token 0.21 s · 64 tokens/s · stopped after 12 tokens"
+    assert figures_line(Interrupted("demo model", 1, 12, 0.2123, 63.7)) == line
+    assert figures_line(Interrupted("demo model", 0, 1, None, None)) == "demo model · stopped after 1 token"
 
 
 @pytest.mark.parametrize(
@@ -89,16 +111,247 @@ def test_a_conversation_keeps_earlier_pictures():
     assert [turn.role for turn in turns] == ["user", "assistant", "user"]
     assert turns[0].text == "What is this?"
     assert turns[0].pictures == first.pictures
-    assert conversation.without_last() == Conversation()
+    assert conversation.up_to(-1) == Conversation()
 
 
-def test_only_the_last_answer_can_be_asked_again():
-    exchange = Exchange(Turn("user", "What?"), False, "A star.", STATS)
-    two = Conversation().add(exchange).add(Exchange(Turn("user", "Where?"), False, "Left.", None))
-    lines = [message["content"][1].value for message in chat.messages(two) if message["role"] == "assistant"]
-    assert ["retry" in line for line in lines] == [False, True]
-    assert "Stopped." in lines[1]
-    assert not any("retry" in str(m["content"][1].value) for m in chat.messages(two, retry=False)[1::2])
+def test_each_turn_keeps_the_pan_and_scan_that_it_was_asked_with():
+    asked = [Exchange(question_of("What?", ["/cache/a.png"]), cut, "A star.", STATS) for cut in (True, False)]
+    turns = Conversation(tuple(asked)).turns(Turn("user", "And now?"))
+    assert [turn.pan_and_scan for turn in turns] == [True, None, False, None, None]
+
+
+def test_neither_a_returned_question_nor_what_was_typed_meanwhile_is_lost():
+    returned, typed = question_of("What?", ["/cache/a.png"]), question_of("and now", ["/cache/a.png", "/cache/b.png"])
+    both = joined(returned, typed)
+    assert both.text == "What?\n\nand now"
+    assert [path.name for path in both.pictures] == ["a.png", "b.png"]
+    assert joined(returned, NOTHING) == joined(NOTHING, returned) == returned
+
+
+def two_exchanges() -> Conversation:
+    stopped = Interrupted("demo model", 0, 3, 0.1, None)
+    first = Exchange(Turn("user", "What?"), False, "A star.", STATS)
+    return Conversation().add(first).add(Exchange(Turn("user", "Where?"), False, "Left.", stopped))
+
+
+def controls(shown: list[dict]) -> list[list[str]]:
+    """Of each message, what its buttons do."""
+    lines = [[part.value for part in message["content"] if isinstance(part, chat.gr.HTML)] for message in shown]
+    return [re.findall(r'data-act="(\w+)"', "".join(line)) for line in lines]
+
+
+def test_each_question_can_be_edited_and_only_the_last_one_asked_again_or_taken_back():
+    two = two_exchanges()
+    assert controls(chat.messages(two)) == [["edit"], ["copy"], ["edit"], ["copy", "retry", "undo"]]
+    only_copying = [[], ["copy"], [], ["copy"]]
+    assert controls(chat.messages(two, controls=False)) == only_copying
+    assert controls(chat.messages(Conversation(two.exchanges, changing=0))) == only_copying
+
+
+def test_controls_have_names_of_their_own():
+    shown = str([part.value for m in chat.messages(two_exchanges()) for part in m["content"] if hasattr(part, "value")])
+    names = re.findall(r'aria-label="([^"]+)"', shown)
+    assert names[:3] == ["Edit question 1", "Copy answer 1", "Edit question 2"]
+    assert len(set(names)) == len(names) == 6
+
+
+def test_a_tiff_is_named_where_browsers_would_show_a_broken_picture():
+    (message,) = chat.asked(question_of("What?", ["/cache/<b>.tiff", "/cache/a.png"]))
+    tiff, png, _ = message["content"]
+    assert "&lt;b&gt;.tiff: a TIFF" in tiff.value
+    assert png == {"path": "/cache/a.png", "alt_text": "Picture 2 of the question"}
+
+
+class Window:
+    """What Gradio tells a handler of its visitor."""
+
+    def __init__(self, name: str = "one"):
+        self.session_hash = name
+
+
+VALUES = (False, "", 0.0, 0, 1.0, "", 8)
+
+
+class Speaking:
+    """An engine that answers at once with what it is told to, or refuses."""
+
+    def __init__(self, *answers: str | Exception):
+        self.info, self.answers, self.requests = DEMO, list(answers), []
+
+    def stream(self, request):
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        yield StageEvent("reading", "Reading 9 tokens")
+        yield TokenEvent(answer)
+        yield DoneEvent(answer, STATS)
+
+
+def run(updates) -> tuple[list, Conversation, str | None]:
+    """The chat, the state and the notice as they are in the end."""
+
+    async def collected():
+        return [update async for update in updates]
+
+    latest: list = [None, None, None, None]
+    for update in asyncio.run(collected()):
+        latest = [old if isinstance(new, dict) and set(new) == {"__type__"} else new
+                  for old, new in zip(latest, update, strict=True)]  # fmt: skip
+    return latest[0], latest[2], latest[3]
+
+
+def typed(text: str, *files: str) -> dict:
+    return {"text": text, "files": list(files)}
+
+
+def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_pictures():
+    engine = Speaking("A heart.")
+    asking = Asking(engine, ())
+    before = Conversation((replace(two_exchanges().exchanges[0], question=question_of("What?", ["/cache/a.png"])),
+                           two_exchanges().exchanges[1]))  # fmt: skip
+    _, box, changing, notice = asking.edit(0, typed("half a question"), before, Window())
+    assert box["value"] == {"text": "What?", "files": ["/cache/a.png"]}
+    assert changing.exchanges == before.exchanges  # nothing is dropped before the new question is sent
+    assert "Editing question 1" in notice
+    shown, after, notice = run(asking.send(typed("Which?", "/cache/a.png"), changing, Window(), *VALUES))
+    assert [turn.text for turn in engine.requests[0].turns] == ["Which?"]
+    assert [(e.question.text, e.answer) for e in after.exchanges] == [("Which?", "A heart.")]
+    assert [path.name for path in after.exchanges[0].question.pictures] == ["a.png"]
+    assert (after.changing, notice, len(shown)) == (None, "", 2)
+    box, after = asking.hand_back(typed(""), after, Window())
+    assert box["value"]["text"] == "half a question"
+    assert after.returned == NOTHING
+
+
+def test_editing_can_be_given_up():
+    asking = Asking(Speaking(), ())
+    _, _, changing, _ = asking.edit(1, typed("half a question", "/cache/b.png"), two_exchanges(), Window())
+    shown, box, kept, notice = asking.keep(changing, Window())
+    assert (kept, notice, len(shown)) == (two_exchanges(), "", 4)
+    assert box["value"] == {"text": "half a question", "files": ["/cache/b.png"]}
+
+
+def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
+    asking = Asking(Speaking(Gemma3Error("The conversation has 9,000 tokens.")), ())
+    _, _, changing, _ = asking.edit(0, typed(""), two_exchanges(), Window())
+    shown, after, notice = run(asking.send(typed("word " * 9000), changing, Window(), *VALUES))
+    assert after.exchanges == two_exchanges().exchanges
+    assert "9,000 tokens" in shown[-1]["content"][0].value
+    assert after.changing == 0
+    assert "Editing question 1" in notice
+    assert asking.hand_back(typed(""), after, Window())[0]["value"]["text"].startswith("word word")
+
+
+@pytest.mark.parametrize("number", [-1, 2, None])
+def test_a_question_that_there_is_not_is_not_edited(number):
+    update = Asking(Speaking(), ()).edit(number, typed(""), two_exchanges(), Window())
+    assert all(set(part) == {"__type__"} for part in update)
+
+
+def test_undo_takes_the_last_question_back_before_what_is_typed_already():
+    before = two_exchanges().add(Exchange(question_of("Who?", ["/cache/a.png"]), True, "I.", STATS))
+    shown, box, after, _ = Asking(Speaking(), ()).undo(typed("and you"), before, Window())
+    assert (after, len(shown)) == (two_exchanges(), 4)
+    assert box["value"] == {"text": "Who?\n\nand you", "files": ["/cache/a.png"]}
+
+
+@pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])
+def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
+    shown, after, _ = run(Asking(Speaking(answer), ()).retry(two_exchanges(), Window(), *VALUES))
+    assert after.exchanges == two_exchanges().exchanges
+    assert after.returned == NOTHING
+    assert "failure" in shown[-1]["content"][0].value
+
+
+def test_a_retry_replaces_the_last_answer():
+    engine = Speaking("Right.")
+    _, after, _ = run(Asking(engine, ()).retry(two_exchanges(), Window(), *VALUES))
+    assert [exchange.answer for exchange in after.exchanges] == ["A star.", "Right."]
+    assert [turn.text for turn in engine.requests[0].turns] == ["What?", "A star.", "Where?"]
+
+
+def test_a_question_sent_while_another_is_answered_comes_back():
+    asking = Asking(Speaking("Right."), ())
+
+    async def both():
+        first = asking.send(typed("One?"), Conversation(), Window(), *VALUES)
+        await anext(first)
+        second = [update async for update in asking.send(typed("Two?"), Conversation(), Window(), *VALUES)]
+        other = [update async for update in asking.send(typed("Three?"), Conversation(), Window("two"), *VALUES)]
+        await first.aclose()
+        return second, other
+
+    asking._engine.answers.append("Left.")
+    second, other = asyncio.run(both())
+    assert [update[2].returned.text for update in second] == ["Two?"]
+    assert other[-1][2].exchanges[0].answer == "Left."
+
+
+def test_send_comes_back_only_when_nothing_of_the_window_is_running():
+    asking = Asking(Speaking("Right."), ())
+
+    async def buttons():
+        answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
+        updates = [await anext(answer)]
+        during = [asking.hand_back(typed(""), Conversation(), window)[0] for window in (Window(), Window("two"))]
+        updates += [update async for update in answer]
+        return updates, [*during, asking.hand_back(typed(""), Conversation(), Window())[0]]
+
+    updates, handed = asyncio.run(buttons())
+    # Gradio repeats the last update of a generator late, and drops what a later one no longer holds.
+    assert all((update[1]["submit_btn"], update[1]["stop_btn"]) == (False, True) for update in updates)
+    assert [box["stop_btn"] for box in handed] == [True, False, False]
+    assert [box["submit_btn"] for box in handed] == [False, True, True]
+
+
+def test_stop_brings_send_back_where_nothing_runs():
+    asking = Asking(Speaking("Right."), ())
+
+    async def stopped():
+        answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
+        await anext(answer)
+        during = await asking.stop(Window())
+        await answer.aclose()
+        return during, await asking.stop(Window())
+
+    during, after = asyncio.run(stopped())
+    assert set(during) == {"__type__"}
+    assert (after["submit_btn"], after["stop_btn"]) == (True, False)
+
+
+def test_enter_while_the_composer_shows_stop_asks_nothing():
+    shown, after, notice = run(Asking(Speaking(), ()).send(None, Conversation(), Window(), *VALUES))
+    assert (shown, after, notice) == (None, None, None)
+
+
+def test_a_broken_picture_is_told_once():
+    class Refusing(Speaking):
+        def preview(self, _pictures, _pan_and_scan):
+            raise Gemma3Error("The picture is empty.")
+
+    asking, message = Asking(Refusing(), ()), typed("What?", "/cache/a.png")
+    assert "The picture is empty." in asking.preview(message, False, Conversation(), Window())
+    told = Conversation(failure="The picture is empty.")
+    assert asking.preview(message, False, told, Window()) == ""
+    other = Conversation(failure="The conversation has 9,000 tokens.")
+    assert "The picture is empty." in asking.preview(message, False, other, Window())
+
+
+def test_a_stopped_answer_tells_what_was_seen_of_it():
+    draft = _Draft()
+    for event in (
+        StageEvent("queued", "2nd"),
+        StageEvent("reading", "9"),
+        TokenEvent("a"),
+        TokenEvent(""),
+        TokenEvent("b"),
+    ):
+        draft.take(event)
+    figures = draft.figures("demo model", 2)
+    assert (figures.model, figures.num_images, figures.new_tokens) == ("demo model", 2, 3)
+    assert figures.time_to_first_token_s >= 0
+    assert _Draft(stats=STATS).figures("demo model", 1) is STATS
 
 
 def test_reasons_and_stages_are_text_not_html():
@@ -119,6 +372,35 @@ def test_first_sight_says_the_demo_models_world_and_the_way_out():
 
 def test_badge():
     assert chat.badge(DEMO) == "demo model · float32 · cpu · 4.4 million weights"
+
+
+def test_the_badge_follows_the_int4_switch():
+    assert chat.badge(DEMO, int4=True) == "demo model · int4 · cpu · 4.4 million weights"
+    served = changed(DEMO, quantization="int4")
+    assert "int4" in chat.badge(served)
+    assert "float32" in chat.badge(served, int4=False)
+
+
+def test_the_int4_switch_says_what_it_saves_or_why_it_is_not_there():
+    choice = Int4Choice(False, "", 8_600_158_944, 3_412_000_000)
+    line = int4_line(choice)
+    assert "3.4 GB of memory in place of 8.6 GB" in line
+    assert "can't" not in line
+    assert "8.4 MB" in int4_line(changed(choice, int4_bytes=8_373_248))
+    assert "2 can't be int4" in int4_line(changed(choice, left=("a", "b")))
+    assert int4_line(changed(choice, obstacle="No kernel here.")) == "No kernel here."
+
+
+@pytest.mark.parametrize("int4", [None, Int4Choice(True, "", 2, 1), Int4Choice(False, "No kernel here.", 2, 1)])
+def test_the_int4_switch_starts_as_the_server_and_is_fixed_where_there_is_no_choice(int4):
+    with chat.gr.Blocks():
+        settings = build_settings(changed(DEMO, int4=int4))
+    names = list(Choices.__annotations__)
+    assert len(settings.inputs) == len(names)
+    assert settings.inputs[names.index("int4")].value == (int4 and int4.default)
+    assert (settings.int4 is None) == (int4 is None)
+    if int4 is not None:
+        assert settings.int4.interactive == (not int4.obstacle)
 
 
 def test_settings_become_sampling():
@@ -239,6 +521,12 @@ def test_contrast_is_aa(text, ground, dark):
         return {"white": "#ffffff", "black": "#000000"}.get(value, value)
 
     assert contrast(color(text), color(ground)) >= 4.5, (color(text), color(ground))
+
+
+def test_avif_is_known_as_a_picture_where_the_system_does_not_say_so(monkeypatch):
+    monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes())
+    declare_avif()
+    assert get_mimetype("a.avif") == "image/avif"
 
 
 def test_the_page_is_served_with_limits():

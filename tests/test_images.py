@@ -132,6 +132,17 @@ def test_each_8_bit_mode_equals_the_reference(mode):
     assert np.array_equal(np.asarray(load_image(picture)), convert_to_rgb(picture, return_numpy=True))  # type: ignore[arg-type]
 
 
+def test_a_very_thin_picture_is_read_whole():
+    picture = Image.new("RGB", (1, 5000), "red")
+    picture.putpixel((0, 4999), (0, 0, 255))
+    assert same(load_image(encoded(picture)), picture)
+
+
+def test_cmyk_jpeg_file(gradient_picture):
+    rgb = np.asarray(load_image(encoded(gradient_picture.convert("CMYK"), "JPEG", quality=95)), dtype=int)
+    assert np.abs(rgb - np.asarray(gradient_picture, dtype=int)).mean() < 8  # upright colors, not their negative
+
+
 def test_palette_with_a_transparent_color_is_flattened():
     picture = Image.new("P", (4, 4), 1)
     picture.putpalette([255, 0, 0, 0, 0, 255])
@@ -198,6 +209,20 @@ def test_too_many_bytes_are_refused(tmp_path):
     for source in (path, path.read_bytes(), "A" * 2000, "data:image/png;base64," + "A" * 2000):
         with pytest.raises(ImageError, match=r"MB; at most 0\.001 MB are accepted"):
             load_image(source, limits)
+
+
+def test_a_file_over_20_mb_is_refused_unread(tmp_path):
+    with open(tmp_path / "big.png", "wb") as file:
+        file.truncate(20_000_001)
+    with pytest.raises(ImageError, match=r"20\.0 MB; at most 20 MB are accepted"):
+        load_image(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize("name", ["words.png", "words.jpg", "words.avif"])
+def test_what_is_no_picture_is_refused_whatever_its_name(tmp_path, name):
+    (tmp_path / name).write_bytes(b"<html>not a picture</html>")
+    with pytest.raises(ImageError, match="not a picture that can be read"):
+        load_image(tmp_path / name)
 
 
 def test_empty_truncated_and_foreign_bytes(gradient_picture):
