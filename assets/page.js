@@ -21,6 +21,12 @@
     control.click();
   });
 
+  // A browser reports a choice of files only where it differs from the last one, which Gradio does not reset:
+  // the same picture could not be added to a second question.
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("#composer input[type=file]")) setTimeout(() => (event.target.value = ""));
+  });
+
   async function copy(text) {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
     // Without https, browsers give the clipboard to this older way only.

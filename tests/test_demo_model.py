@@ -32,13 +32,13 @@ MOST_BYTES = 9_000_000
 
 # Below what the checkpoint reaches (see its README), above what a broken mask or crop leaves.
 LEAST_RIGHT = {
-    "color": 0.5,
-    "shape": 0.35,
-    "is_there": 0.65,
-    "where": 0.6,
-    "count_shape": 0.2,
+    "color": 0.75,
+    "shape": 0.65,
+    "is_there": 0.75,
+    "where": 0.75,
+    "count_shape": 0.4,
     "count_color": 0.5,
-    "count_all": 0.5,
+    "count_all": 0.75,
 }
 
 
