@@ -185,8 +185,9 @@ def test_retry_copy_and_clear(page):
     page.get_by_role("button", name="Copy").click()
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == answer.strip()
+    page.locator("#chat .figures").evaluate("line => line.dataset.old = 'yes'")
     page.get_by_role("button", name="Retry").click()
-    page.locator("#chat .figures").wait_for(state="detached")
+    page.locator("#chat .figures:not([data-old])").wait_for()
     assert answered(page) == answer  # greedy
     page.locator("#clear").click()
     page.locator("#chat .placeholder-content").wait_for()
@@ -542,6 +543,7 @@ def test_what_is_typed_right_after_sending_is_kept(browser, scripted, scripted_u
         box = page.locator("#composer textarea")
         box.fill("One?")
         box.press("Enter")
+        page.wait_for_function("document.querySelector('#composer textarea').value === ''")  # by the browser alone
         box.type("Two?")
         page.locator("#composer .stop-button").wait_for()
         assert composer_holds(page)[0] == "Two?"

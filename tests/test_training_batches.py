@@ -1,6 +1,8 @@
 """Training batches say what the app would send, and each question of a fan is asked as if alone."""
 
+import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +13,12 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from tests.reference import assert_equal
-from training.batches import NO_PICTURE, ConversationWriter, Mix, collate
+from training.batches import NO_PICTURE, Conversations, ConversationWriter, Mix, Share, collate
 from training.model import IGNORED, DenseHeads, demo_config, initialise
 from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
 from training.ship import ship
-from training.train import Trainer, answer_masks, parse
+from training.tokenizer import build, carry
+from training.train import Trainer, answer_masks, mix_of, parse, patches_near_objects
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 ONE_PICTURE = Mix(questions=4, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0, question_first=0.0, unnamed=0.0)
@@ -198,6 +201,96 @@ def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path
     again = Trainer(parse(["--out", str(tmp_path), "--resume", str(tmp_path / "last"), "--plain"]))
     for name, value in trainer.average.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+SIGNS = replace(FAN, worlds=(Share("signs", 1.0),), questions=8)
+
+
+def test_a_fan_about_a_sign_asks_both_kinds_in_other_words(writer: ConversationWriter) -> None:
+    conversation = writer.write(random.Random(10), SIGNS)
+    text = writer._tokenizer.decode(conversation.ids)
+    assert text.count('The sign says "') == 3
+    assert text.count("The text is ") == 2
+    assert max(conversation.segments) == 5
+    batch = collate([conversation])
+    assert batch.pixels.shape == (1, 3, 224, 224)
+    assert (batch.dense.patch_character > 0).any()
+    assert (batch.dense.token_characters > 0).any()
+
+
+def test_batches_mix_the_worlds_in_their_shares() -> None:
+    mix = Mix(worlds=(Share("scenes", 0.5), Share("signs", 0.5)), questions=0)
+    data = iter(Conversations(str(DEMO_MODEL), 24, mix, seed=1))
+    batches = [next(data) for _ in range(5)]
+    written = torch.cat([(batch.dense.token_characters > 0).any(dim=1) for batch in batches])
+    shaped = torch.cat([(batch.dense.token_shape > 0).any(dim=1) for batch in batches])
+    assert (written ^ shaped).all()
+    assert 0.3 < written.float().mean() < 0.7
+
+
+def test_the_arguments_name_the_mix() -> None:
+    assert mix_of(parse(["--out", "x"])) == Mix()
+    assert mix_of(parse(["--out", "x", "--easiest", "0.2"])) == Mix(worlds=(Share("scenes", 1.0, 0.2),))
+    both = mix_of(parse(["--out", "x", "--signs", "0.25", "--easiest-sign", "0", "--hardest-sign", "0.5"]))
+    assert both.worlds == (Share("scenes", 0.75), Share("signs", 0.25, 0.0, 0.5))
+    assert mix_of(parse(["--out", "x", "--signs", "1"])).worlds == (Share("signs", 1.0),)
+    for wrong in (["--signs", "2"], ["--easiest-sign", "0.6", "--hardest-sign", "0.4"]):
+        with pytest.raises(SystemExit):
+            parse(["--out", "x", *wrong])
+
+
+def test_character_heads_learn_and_without_them_the_loss_is_the_old_one(writer: ConversationWriter) -> None:
+    batch = collate([writer.write(random.Random(n), SIGNS) for n in range(3)])
+    torch.manual_seed(0)
+    plain, reading = DenseHeads(), DenseHeads(characters=True)
+    reading.load_state_dict(plain.state_dict())
+    patches, tokens = torch.randn(3, 256, 192), torch.randn(3, 64, 256)
+    assert reading(patches, tokens, batch.dense) > plain(patches, tokens, batch.dense)
+    plain(patches, tokens, batch.dense).backward()
+    assert plain.patch_character.weight.grad is None
+    reading(patches, tokens, batch.dense).backward()
+    assert reading.token_characters.weight.grad is not None
+    kept = patches_near_objects(batch.dense, 96)
+    written = (batch.dense.patch_character.unflatten(1, (256, 2)) > 0).any(-1)
+    assert all(set(w.nonzero().flatten().tolist()) <= set(k.tolist()) for w, k in zip(written, kept, strict=True))
+
+
+def test_older_dense_heads_load_and_the_log_names_the_fresh_ones(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_MODEL, tmp_path / "old")
+    heads = DenseHeads()
+    state = {name: value for name, value in heads.state_dict().items() if "character" not in name}
+    torch.save(state, tmp_path / "old" / "dense_heads.pt")
+    arguments = ["--out", str(tmp_path / "new"), "--resume", str(tmp_path / "old"), "--plain", "--device", "cpu"]
+    trainer = Trainer(parse([*arguments, "--signs", "0.5"]))
+    assert torch.equal(trainer.heads.patch.weight, heads.patch.weight)
+    log = [json.loads(line) for line in (tmp_path / "new" / "log.jsonl").read_text().splitlines()]
+    assert log[0] == {"fresh_heads": ["patch_character", "token_characters"]}
+    assert "DejaVuSans" in log[1]["fonts"]
+    with pytest.raises(RuntimeError, match="patch"):
+        DenseHeads().load({name: value for name, value in state.items() if not name.startswith("patch")})
+
+
+def test_a_checkpoint_is_carried_to_another_tokenizer_by_the_text_of_its_tokens(tmp_path: Path) -> None:
+    tokenizer = build(spelling=True)
+    new = carry(DEMO_MODEL, tokenizer, tmp_path)
+    before, after = (
+        Gemma3ForConditionalGeneration.from_pretrained(folder, dtype="float32") for folder in (DEMO_MODEL, tmp_path)
+    )
+    old = Gemma3Tokenizer.from_pretrained(DEMO_MODEL)
+    carried = Gemma3Tokenizer.from_pretrained(tmp_path)
+    one, two = before.decoder.embed_tokens.weight, after.decoder.embed_tokens.weight
+    assert torch.equal(two[carried.token_id("▁circle")], one[old.token_id("▁circle")])
+    assert old.token_id('"S') is None
+    pieces = old.encode('"S', add_special_tokens=False)
+    assert torch.equal(two[carried.token_id('"S')], one[pieces].mean(0))
+    assert new == sum(old.token_id(token) is None for token in tokenizer.get_vocab())
+    for name, value in before.state_dict().items():
+        if "embed_tokens" not in name and "lm_head" not in name:
+            assert torch.equal(value, after.state_dict()[name]), name
+    trainer = Trainer(parse(["--out", str(tmp_path / "run"), "--resume", str(tmp_path), "--plain", "--device", "cpu"]))
+    assert len(trainer.tokenizer.encode('"STOP"', add_special_tokens=False)) == 5
+    trainer.save("last")
+    assert (tmp_path / "run" / "last" / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
 
 
 def test_shipping_rounds_the_weights_to_bfloat16_and_changes_nothing_else(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from training.geometry import SHAPES
 from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
 from training.questions import KINDS, NUMBERS, PLACES, Question, ask, clear_place, is_right
 from training.scenes import Background, Scene, SceneObject, is_heldout_pair, random_scene
-from training.tokenizer import CONTROL_TOKENS, VOCABULARY_SIZE, build, save
+from training.signs import random_text
+from training.tokenizer import _KEY_WORDS, CONTROL_TOKENS, VOCABULARY_SIZE, build, save
 
 
 def scene_of(*objects: tuple[str, str, float, float]) -> Scene:
@@ -211,6 +212,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
     return path
 
 
+@pytest.fixture(scope="module")
+def spelling_folder(tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("spelling")
+    save(build(spelling=True), path)
+    return path
+
+
 def test_tokenizer_has_whole_words_and_the_same_ids_on_every_run(folder):
     tokenizer = build()
     assert tokenizer.to_str(pretty=True) == (folder / "tokenizer.json").read_text()
@@ -225,14 +233,43 @@ def test_tokenizer_has_whole_words_and_the_same_ids_on_every_run(folder):
     assert all("▁" not in piece[1:] for piece in vocabulary)
 
 
-def test_tokenizer_is_the_same_in_transformers(folder):
+def test_a_spelling_tokenizer_keeps_key_words_whole_and_spells_what_is_quoted(spelling_folder):
+    tokenizer, usual = build(spelling=True), build()
+    assert tokenizer.to_str(pretty=True) == (spelling_folder / "tokenizer.json").read_text()
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(VOCABULARY_SIZE))
+    assert [tokenizer.token_to_id(t) for t in CONTROL_TOKENS] == [usual.token_to_id(t) for t in CONTROL_TOKENS]
+    keys = [*COLORS, "grey", *NUMBERS, "zero", *SHAPES, *(shape + "s" for shape in SHAPES), *_KEY_WORDS]
+    keys += [word for place in PLACES for word in place.split()]
+    assert [word for word in (*keys, "sign", "says", "text") if "▁" + word not in vocabulary] == []
+    starts = ("The", "There", "Yes", "No", "What", "How", "Which", "Where", "Is", "Are", "Read", "Tell", "Please")
+    assert [word for word in (*starts, "user", "model") if word not in vocabulary] == []
+    rng = random.Random(1)
+    texts = [random_text(rng, split) for split in ("train", "heldout") for _ in range(500)] + [
+        *starts,
+        "models",
+        "reuse",
+    ]
+    for text in texts:
+        pieces = tokenizer.encode(f'The sign says "{text}".', add_special_tokens=False).tokens
+        opening = ['"' + text[0]] if text[0].isupper() else ['"', text[0]]
+        assert pieces == ["The", "▁sign", "▁says", "▁", *opening, *text[1:], '"', "."], text
+    turn = "<start_of_turn>user\nHow many<end_of_turn>\n<start_of_turn>model\n"
+    assert (
+        tokenizer.encode(turn, add_special_tokens=False).tokens == usual.encode(turn, add_special_tokens=False).tokens
+    )
+
+
+@pytest.mark.parametrize("spelling", [False, True])
+def test_tokenizer_is_the_same_in_transformers(folder, spelling_folder, spelling: bool):
     transformers = pytest.importorskip("transformers")
-    ours = build()
+    ours = build(spelling)
+    folder = spelling_folder if spelling else folder
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert type(theirs).__name__ == "GemmaTokenizer"
     assert len(theirs) == VOCABULARY_SIZE
     rng = random.Random(0)
-    parts = [*" \n\t▁abcXYZ09é漢😀.,?!'", "  ", "\n\n", " red", "<end_of_turn>", "<start_of_image>"]
+    parts = [*" \n\t▁abcXYZ09é漢😀.,?!'\"", "  ", "\n\n", " red", "<end_of_turn>", "<start_of_image>", "The", "model"]
     texts = ["".join(rng.choices(parts, k=rng.randrange(30))) for _ in range(1000)]
     texts += [text for _, q in questions("heldout", 100) for text in (q.question, q.answer)]
     for text in texts:

@@ -11,7 +11,8 @@ ones ("two red circles" tells a color, a shape and a number) instead of off the 
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,22 +22,31 @@ from torch.utils.data import IterableDataset
 from gemma3_core.image_processor import Gemma3ImageProcessorPil, pan_and_scan_boxes
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
-from training.drawing import NO_LABEL, color_label, draw, patch_labels, training_picture
-from training.model import IGNORED, IMAGE_SIZE, PATCHES_PER_SIDE, TOKENS_PER_SIDE, DenseLabels
-from training.questions import Question, ask
-from training.scenes import SHAPES, Scene, random_scene
+from training.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unlabelled
+from training.model import IGNORED, IMAGE_SIZE, DenseLabels
+from training.questions import Question
+from training.worlds import World, world_named
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of a mix's pictures are of one world, and how hard these are: anything between two difficulties."""
+
+    world: str
+    weight: float
+    easiest: float = 1.0
+    hardest: float = 1.0
 
 
 @dataclass(frozen=True)
 class Mix:
     """What the pictures and conversations of a training stage are made of (shares of all conversations)."""
 
+    worlds: tuple[Share, ...] = (Share("scenes", 1.0),)
     questions: int = 8
     apart: float = 0.75
-    easiest: float = 1.0
-    hardest: float = 1.0
     second_picture: float = 0.1
     pan_and_scan: float = 0.06
     no_picture: float = 0.02
@@ -65,7 +75,7 @@ class Batch:
 @dataclass
 class _Conversation:
     squares: list[np.ndarray]
-    dense: list[tuple[np.ndarray, ...] | None]
+    dense: list[PictureLabels]
     ids: list[int]
     labels: list[int]
     positions: list[int]
@@ -110,7 +120,7 @@ def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
 
 
 class ConversationWriter:
-    """Draws a scene, asks about it and writes both as a model sees them."""
+    """Draws pictures of the mix's worlds, asks about them and writes both as a model sees them."""
 
     def __init__(self, tokenizer: Gemma3Tokenizer):
         self._tokenizer = tokenizer
@@ -118,34 +128,35 @@ class ConversationWriter:
 
     def write(self, rng: random.Random, mix: Mix) -> _Conversation:
         if mix.questions == 0:
-            scene = _scene(rng, mix)
-            squares, dense = self._see(scene, rng, mix, crops=False)
+            world, depiction = _imagined(rng, mix)
+            squares, dense = self._see(world, depiction, rng, mix, crops=False)
             return _Conversation(squares, dense, [], [], [], [])
         if rng.random() < mix.no_picture:
-            scene = _scene(rng, mix)
-            asked = ask(scene, rng, "train", 1)
+            world, depiction = _imagined(rng, mix)
+            asked = world.ask(depiction, rng, "train", 1)
             return self._join([([], [replace_answer(q, NO_PICTURE) for q in asked])], rng, mix)
         first = max(1, mix.questions // 2) if (two := rng.random() < mix.second_picture) else mix.questions
         counts = [first, mix.questions - first] if two and mix.questions > 1 else [mix.questions]
         apart = len(counts) == 1 and rng.random() < mix.apart
         turns = []
         for count in counts:
-            scene = _scene(rng, mix)
-            seen = self._see(scene, rng, mix, crops=rng.random() < mix.pan_and_scan)
-            turns.append((list(zip(*seen, strict=True)), ask(scene, rng, "train", count)))
+            world, depiction = _imagined(rng, mix)
+            seen = self._see(world, depiction, rng, mix, crops=rng.random() < mix.pan_and_scan)
+            asked = world.ask(depiction, rng, "train", count, apart=apart)
+            turns.append((list(zip(*seen, strict=True)), asked))
         return self._fan(*turns[0]) if apart else self._join(turns, rng, mix)
 
     def _see(
-        self, scene: Scene, rng: random.Random, mix: Mix, crops: bool
-    ) -> tuple[list[np.ndarray], list[tuple[np.ndarray, ...] | None]]:
+        self, world: World[Any], depiction: Any, rng: random.Random, mix: Mix, crops: bool
+    ) -> tuple[list[np.ndarray], list[PictureLabels]]:
         """The squares that the encoder gets, whole picture first, and the dense labels of the whole."""
-        boxes = pan_and_scan_boxes(scene.width, scene.height) if crops else []
+        boxes = pan_and_scan_boxes(*world.size(depiction)) if crops else []
         if not boxes and rng.random() >= mix.true_size:
-            return [_channels_first(training_picture(scene, rng, IMAGE_SIZE))], [dense_labels(scene)]
-        picture = draw(scene, rng)
+            return [_channels_first(world.as_seen(depiction, rng, IMAGE_SIZE))], [world.labels(depiction)]
+        picture = world.draw(depiction, rng)
         squares = [_square(picture)]
         squares += [_square(picture.crop((b.left, b.top, b.right, b.bottom))) for b in boxes]
-        return squares, [dense_labels(scene), *[None] * len(boxes)]
+        return squares, [world.labels(depiction), *[unlabelled()] * len(boxes)]
 
     def _fan(self, seen: list, questions: list[Question]) -> _Conversation:
         """The picture once, and behind it each question as if it were the only one."""
@@ -198,28 +209,24 @@ class ConversationWriter:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-def _scene(rng: random.Random, mix: Mix) -> Scene:
-    return random_scene(rng, "train", rng.uniform(mix.easiest, mix.hardest), mix.unnamed)
+def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any]:
+    """A world of the mix and a description of one of its pictures."""
+    shares = mix.worlds
+    share = shares[0] if len(shares) == 1 else rng.choices(shares, [share.weight for share in shares])[0]
+    world = world_named(share.world)
+    return world, world.imagine(rng, "train", rng.uniform(share.easiest, share.hardest), mix.unnamed)
 
 
 def replace_answer(question: Question, answer: str) -> Question:
     return Question(question.kind, question.question, answer, key="")
 
 
-def dense_labels(scene: Scene) -> tuple[np.ndarray, ...]:
-    """Five arrays in the order of DenseLabels' fields."""
-    cells = patch_labels(scene, PATCHES_PER_SIDE)
-    shape, color = (np.zeros((TOKENS_PER_SIDE, TOKENS_PER_SIDE), np.uint8) for _ in range(2))
-    for item in scene.objects:
-        row = min(TOKENS_PER_SIDE - 1, int(item.y * TOKENS_PER_SIDE / scene.height))
-        column = min(TOKENS_PER_SIDE - 1, int(item.x * TOKENS_PER_SIDE / scene.width))
-        shape[row, column] = 1 + SHAPES.index(item.shape)
-        color[row, column] = color_label(item)
-    return tuple(part.ravel() for part in (cells.shape, cells.color, cells.centre, shape, color))
-
-
-def _known(labels: np.ndarray) -> np.ndarray:
-    return np.where(labels == NO_LABEL, IGNORED, labels.astype(np.int64))
+def _stacked(labels: list[PictureLabels]) -> DenseLabels:
+    known = {}
+    for part in fields(DenseLabels):
+        whole = np.stack([getattr(one, part.name) for one in labels])
+        known[part.name] = torch.from_numpy(np.where(whole == NO_LABEL, IGNORED, whole.astype(np.int64)))
+    return DenseLabels(**known)
 
 
 def _square(picture: Image.Image) -> np.ndarray:
@@ -242,11 +249,6 @@ def collate(conversations: list[_Conversation]) -> Batch:
     squares = [s for c in conversations for s in c.squares]
     dense = [d for c in conversations for d in c.dense]
     excluded = [(b, place - 1, token) for b, c in enumerate(conversations) for place, token in c.excluded]
-    sizes = (PATCHES_PER_SIDE**2,) * 3 + (TOKENS_PER_SIDE**2,) * 2
-    stacked = [
-        torch.from_numpy(np.stack([np.full(size, IGNORED) if d is None else _known(d[i]) for d in dense]))
-        for i, size in enumerate(sizes)
-    ]
     return Batch(
         pixels=torch.from_numpy(np.stack(squares)),
         input_ids=rows["ids"],
@@ -254,5 +256,5 @@ def collate(conversations: list[_Conversation]) -> Batch:
         positions=rows["positions"],
         segments=rows["segments"],
         excluded=torch.tensor(excluded, dtype=torch.long).reshape(-1, 3),
-        dense=DenseLabels(*stacked),
+        dense=_stacked(dense),
     )

@@ -11,13 +11,25 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from training.colors import COLORS, RGB, UNNAMED
+from training.colors import RGB
+from training.dense_labels import (
+    NO_LABEL,
+    PATCHES_PER_SIDE,
+    TOKENS_PER_SIDE,
+    PictureLabels,
+    color_label,
+    nothing,
+)
 from training.geometry import SHAPES
 from training.scenes import Background, Scene, SceneObject, inner_circle_of, polygon
 
+__all__ = [
+    "NO_LABEL", "RENDERERS", "PatchLabels", "draw", "draw_background", "object_cells", "patch_labels",
+    "picture_labels", "training_picture", "with_effects",
+]  # fmt: skip
+
 RENDERERS = ("pillow", "pillow_plain", "matplotlib")
 _SHARES = (0.40, 0.45, 0.15)  # of the renderers, where none is named
-NO_LABEL = 255  # in arrays of labels: not to be learnt
 _SAMPLES = 8  # per side of a cell, for patch labels
 _LEAST_SHARE = 0.15  # of a cell, for an object to count as lying in it
 
@@ -27,7 +39,7 @@ class PatchLabels:
     """What lies in each cell of the picture squeezed to a square; arrays [grid, grid], uint8."""
 
     shape: np.ndarray  # 0 none, else 1 + index in SHAPES
-    color: np.ndarray  # 0 none, else color_label()
+    color: np.ndarray  # 0 none, else dense_labels.color_label()
     centre: np.ndarray  # 1 where an object's centre lies
 
 
@@ -49,7 +61,7 @@ def draw(
         raise ValueError(f"renderer is {renderer!r}; expected one of {RENDERERS}")
     scale = min(1.0, (max_side or math.inf) / max(scene.width, scene.height))
     size = (max(1, round(scene.width * scale)), max(1, round(scene.height * scale)))
-    return _with_effects(_drawn(scene, size, renderer, rng), rng, effects)
+    return with_effects(_drawn(scene, size, renderer, rng), rng, effects)
 
 
 def training_picture(scene: Scene, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
@@ -61,9 +73,9 @@ def training_picture(scene: Scene, rng: random.Random, side: int = 224, effects:
     way = rng.random()
     if way < 0.45:
         picture = _drawn(scene, (2 * side, 2 * side), "pillow_plain", rng).reduce(2)
-        return _with_effects(picture, rng, effects)
+        return with_effects(picture, rng, effects)
     if way < 0.75:
-        return _with_effects(_drawn(scene, (side, side), "pillow", rng), rng, effects)
+        return with_effects(_drawn(scene, (side, side), "pillow", rng), rng, effects)
     max_side = None if way > 0.98 else 2 * side
     picture = draw(scene, rng, max_side, effects=effects)
     return picture.resize((side, side), resample=Image.Resampling.BILINEAR)
@@ -98,16 +110,24 @@ def patch_labels(scene: Scene, grid: int = 16) -> PatchLabels:
     enough = samples.max(axis=2) >= _LEAST_SHARE * _SAMPLES**2
     winner = np.where(enough, samples.argmax(axis=2) + 1, 0)
     shapes = np.array([0] + [1 + SHAPES.index(o.shape) for o in scene.objects], np.uint8)
-    colors = np.array([0] + [color_label(o) for o in scene.objects], np.uint8)
+    colors = np.array([0] + [color_label(o.color) for o in scene.objects], np.uint8)
     centre = np.zeros((grid, grid), np.uint8)
     for item in scene.objects:
         centre[int(item.y * grid / scene.height), int(item.x * grid / scene.width)] = 1
     return PatchLabels(shapes[winner], colors[winner], centre)
 
 
-def color_label(item: SceneObject) -> int:
-    """1 + index in COLORS; NO_LABEL where the color has no name."""
-    return NO_LABEL if item.color == UNNAMED else 1 + COLORS.index(item.color)
+def picture_labels(scene: Scene) -> PictureLabels:
+    """What lies in each patch and, by the objects' centres, in each soft token; no characters."""
+    cells = patch_labels(scene, PATCHES_PER_SIDE)
+    out = nothing()
+    for item in scene.objects:
+        row = min(TOKENS_PER_SIDE - 1, int(item.y * TOKENS_PER_SIDE / scene.height))
+        column = min(TOKENS_PER_SIDE - 1, int(item.x * TOKENS_PER_SIDE / scene.width))
+        out["token_shape"][row * TOKENS_PER_SIDE + column] = 1 + SHAPES.index(item.shape)
+        out["token_color"][row * TOKENS_PER_SIDE + column] = color_label(item.color)
+    out |= {"patch_shape": cells.shape.ravel(), "patch_color": cells.color.ravel()}
+    return PictureLabels(**out | {"patch_centre": cells.centre.ravel()})
 
 
 def object_cells(scene: Scene) -> tuple[int, ...]:
@@ -330,7 +350,8 @@ def _unit(rgb: RGB) -> tuple[float, float, float]:
 # Effects: what happens to pictures on their way.
 
 
-def _with_effects(picture: Image.Image, rng: random.Random, effects: float) -> Image.Image:
+def with_effects(picture: Image.Image, rng: random.Random, effects: float) -> Image.Image:
+    """The picture blurred, noisy, of another gamma or through JPEG, each now and then."""
     if rng.random() < 0.10 * effects:
         picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.0)))
     if rng.random() < 0.10 * effects:

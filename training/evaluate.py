@@ -2,10 +2,14 @@
 
     python -m training.evaluate
     python -m training.evaluate --model runs/demo/last --per-kind 100 --split train
+    python -m training.evaluate --int4
+    python -m training.evaluate --model runs/signs/last --worlds scenes,signs
 
-Held out are the seeds, the phrasings, and eight pairs of shape and color, one of which is in every
-picture. Pictures are drawn at their true size by each of the renderers and go through the image
-processor; answers are greedy; right means the key word of the answer is right and no other is said.
+Held out are the seeds, the phrasings, eight pairs of shape and color, one of which is in every picture
+of shapes, and one in five of all words and other texts, of which signs say one. Signs are written in the
+fonts that matplotlib brings, with --all-fonts in all that the machine has. Pictures are drawn at their
+true size by each of the renderers and go through the image processor; answers are greedy; right means
+the key word of the answer is right and no other is said.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -21,9 +26,9 @@ from PIL.Image import Image
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
-from training.drawing import draw
-from training.questions import KINDS, Question, ask, is_right
-from training.scenes import random_scene
+from gemma3_core.quantization import TorchAoConfig
+from training.questions import Question
+from training.worlds import SHIPPED, WORLDS, Signs, World, is_right, world_named
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003
@@ -46,9 +51,13 @@ class Trial:
 class Examinee:
     """A checkpoint that answers single questions about single pictures, a batch at a time."""
 
-    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32"):
-        where = pick_device(device)
-        self._model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=dtype, device_map=where)
+    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", int4: bool = False):
+        self._model = Gemma3ForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=pick_device(device),
+            quantization_config=TorchAoConfig() if int4 else None,
+        )
         self._processor = Gemma3Processor.from_pretrained(folder)
 
     def answer(self, pictures: list[Image], questions: list[str], pan_and_scan: bool = False) -> list[str]:
@@ -71,25 +80,44 @@ class Examinee:
 
 
 def questions_of_kind(
-    kind: str, number: int, split: str, seed: int, renderer: str | None = None
+    kind: str, number: int, split: str, seed: int, renderer: str | None = None, all_fonts: bool = False
 ) -> Iterator[tuple[Image, Question]]:
-    """`number` questions of one kind, each about a picture of its own."""
+    """`number` questions of one kind, each about a picture of its own; `all_fonts` for signs."""
+    world = _world_of(kind, all_fonts)
     rng = random.Random(f"{seed}/{split}/{kind}")
     found = 0
     while found < number:
-        scene = random_scene(rng, split)
-        for question in ask(scene, rng, split, 1, kinds=(kind,)):
+        depiction = world.imagine(rng, split)
+        for question in world.ask(depiction, rng, split, 1, kinds=(kind,)):
             found += 1
-            yield draw(scene, rng, renderer=renderer), question
+            yield world.draw(depiction, rng, renderer), question
+
+
+def _world_of(kind: str, all_fonts: bool) -> World[Any]:
+    for world in WORLDS.values():
+        if kind in world.kinds:
+            return Signs(evaluate_all_fonts=True) if all_fonts and isinstance(world, Signs) else world
+    raise ValueError(f"kind is {kind!r}; no world has it")
+
+
+def kinds_of(worlds: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds of question of several worlds."""
+    return tuple(kind for name in worlds for kind in world_named(name).kinds)
 
 
 def evaluate(
-    examinee: Examinee, per_kind: int, split: str = "heldout", seed: int = SEED, renderer: str | None = None
+    examinee: Examinee,
+    per_kind: int,
+    split: str = "heldout",
+    seed: int = SEED,
+    renderer: str | None = None,
+    worlds: tuple[str, ...] = SHIPPED,
+    all_fonts: bool = False,
 ) -> list[Trial]:
-    """Asks `per_kind` questions of each kind."""
+    """Asks `per_kind` questions of each kind of the named worlds."""
     trials = []
-    for kind in KINDS:
-        asked = list(questions_of_kind(kind, per_kind, split, seed, renderer))
+    for kind in kinds_of(worlds):
+        asked = list(questions_of_kind(kind, per_kind, split, seed, renderer, all_fonts))
         for start in range(0, len(asked), BATCH):
             pictures, questions = zip(*asked[start : start + BATCH], strict=True)
             answers = examinee.answer(list(pictures), [q.question for q in questions])
@@ -99,8 +127,10 @@ def evaluate(
 
 def accuracies(trials: list[Trial]) -> dict[str, float]:
     """Share of right answers of each kind, 0 to 1."""
-    by_kind = {kind: [t.right for t in trials if t.question.kind == kind] for kind in KINDS}
-    return {kind: sum(right) / len(right) for kind, right in by_kind.items() if right}
+    by_kind: dict[str, list[bool]] = {}
+    for trial in trials:
+        by_kind.setdefault(trial.question.kind, []).append(trial.right)
+    return {kind: sum(right) / len(right) for kind, right in by_kind.items()}
 
 
 def table(shares: dict[str, float], per_kind: int) -> str:
@@ -115,22 +145,38 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO_MODEL)
     parser.add_argument("--per-kind", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
+    parser.add_argument(
+        "--worlds", default=",".join(SHIPPED), help=f"of {','.join(WORLDS)}; by default what the demo model knows"
+    )
+    parser.add_argument("--all-fonts", action="store_true", help="write signs in all fonts of this machine")
     parser.add_argument("--renderer", help="draw with this one only; by default each has its share")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--int4", action="store_true", help="with int4 weights")
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    examinee = Examinee(arguments.model, arguments.device)
+    worlds = tuple(arguments.worlds.split(","))
+    if unknown := set(worlds) - set(WORLDS):
+        parser.error(f"--worlds has {sorted(unknown)}; expected some of {','.join(WORLDS)}")
+    examinee = Examinee(arguments.model, arguments.device, arguments.dtype, arguments.int4)
+    split, seed, renderer = arguments.split, arguments.seed, arguments.renderer
     with torch.inference_mode():
-        trials = evaluate(examinee, arguments.per_kind, arguments.split, arguments.seed, arguments.renderer)
+        trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, worlds, arguments.all_fonts)
     shares = accuracies(trials)
     print(table(shares, arguments.per_kind))
-    for kind in KINDS:
+    for kind in kinds_of(worlds):
         for trial in [t for t in trials if t.question.kind == kind and not t.right][: arguments.wrong]:
             print(f"{kind}: {trial.question.question!r} expected {trial.question.key!r}, got {trial.answer!r}")
     if arguments.json:
-        figures = {"per_kind": arguments.per_kind, "split": arguments.split, "seed": arguments.seed, "right": shares}
+        figures = {
+            "per_kind": arguments.per_kind,
+            "split": arguments.split,
+            "seed": arguments.seed,
+            "weights": "int4" if arguments.int4 else arguments.dtype,
+            "right": shares,
+        }
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,19 +11,20 @@ from torch.nn import functional as F
 from gemma3_core.config import Gemma3Config, Gemma3TextConfig, RopeParameters, SiglipVisionConfig
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer import Gemma3Tokenizer
+from training.dense_labels import CHARACTERS_PER_TOKEN, PATCHES_PER_SIDE, POINTS_PER_PATCH, TOKENS_PER_SIDE
 from training.scenes import COLORS, SHAPES, is_heldout_pair
+from training.words import CHARACTERS
 
 # Widths are multiples of 128, so that int4 with group size 128 fits each of the decoder's linears.
 TEXT_WIDTH = 256
 VISION_WIDTH = 192
 IMAGE_SIZE = 224
-PATCH_SIZE = 14
-PATCHES_PER_SIDE = IMAGE_SIZE // PATCH_SIZE
-TOKENS_PER_SIDE = 8
+PATCH_SIZE = IMAGE_SIZE // PATCHES_PER_SIDE
 IGNORED = -100
 """Label of what is not learnt, as in torch's cross_entropy."""
 NEVER = -1e4
 """Logit of what is left out of a loss; finite in bfloat16."""
+_CHARACTER_WEIGHT = 16.0  # of a cell with a character against an empty one: few have any
 
 
 def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
@@ -123,41 +124,73 @@ def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:
 
 @dataclass(frozen=True)
 class DenseLabels:
-    """What lies where, for N pictures: per patch [N, 256] and, by centres, per soft token [N, 64]; 0 is nothing."""
+    """dense_labels.PictureLabels of N pictures, [N, size] each; IGNORED is not learnt."""
 
     patch_shape: torch.Tensor
     patch_color: torch.Tensor
     patch_centre: torch.Tensor
     token_shape: torch.Tensor
     token_color: torch.Tensor
+    patch_character: torch.Tensor
+    token_characters: torch.Tensor
 
 
 class DenseHeads(nn.Module):
-    """Reads shape, color and centres off the encoder's patches and off the soft tokens; thrown away later."""
+    """Reads shape, color, centres and characters off the patches and the soft tokens; thrown away later.
 
-    def __init__(self) -> None:
+    Without `characters`, their heads are there and neither used nor trained.
+    """
+
+    def __init__(self, characters: bool = False) -> None:
         super().__init__()
+        self.characters = characters
         self.sizes = (len(SHAPES) + 1, len(COLORS) + 1, 2)
         self.patch = nn.Linear(VISION_WIDTH, sum(self.sizes))
         self.token = nn.Linear(TEXT_WIDTH, self.sizes[0] + self.sizes[1])
+        with torch.random.fork_rng(devices=[]):  # what is drawn after the older heads stays as it was
+            self.patch_character = nn.Linear(VISION_WIDTH, POINTS_PER_PATCH * (len(CHARACTERS) + 1))
+            self.token_characters = nn.Linear(TEXT_WIDTH, CHARACTERS_PER_TOKEN * (len(CHARACTERS) + 1))
         pairs = [[is_heldout_pair(shape, color) for shape in ("", *SHAPES)] for color in ("", *COLORS)]
         self.unseen: torch.Tensor
         self.register_buffer("unseen", torch.tensor(pairs), persistent=False)
 
+    def load(self, state: dict[str, torch.Tensor]) -> list[str]:
+        """Takes over saved weights; returns the names of the heads that these lack, which stay fresh.
+
+        Raises RuntimeError where a head has another shape, or where weights are left over.
+        """
+        missing, left_over = self.load_state_dict(state, strict=False)
+        fresh = sorted({name.split(".")[0] for name in missing})
+        if left_over or not set(fresh) <= {"patch_character", "token_characters"}:
+            raise RuntimeError(f"dense heads: missing {fresh}, left over {left_over}")
+        return fresh
+
     def forward(self, patches: torch.Tensor, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        """Weighted cross-entropy over the five readings of patches [N, 256, E] and soft tokens [N, 64, E]."""
+        """Weighted cross-entropy over all readings of patches [N, 256, E] and soft tokens [N, 64, E]."""
         # Soft tokens join a residual stream that every layer normalises: what counts is their direction.
         normed = F.rms_norm(tokens, tokens.shape[-1:])
         shape, color = self.token(normed).split(self.sizes[:2], dim=-1)
         shape, color = self._spared(shape, color, labels.token_shape, labels.token_color)
         token_loss = 0.75 * _rare_weighted(shape, labels.token_shape) + 0.25 * _rare_weighted(color, labels.token_color)
-        patch_loss = self.patch_loss(patches, labels.patch_shape, labels.patch_color, labels.patch_centre)
-        return 0.6 * patch_loss + 0.4 * token_loss
+        loss = 0.6 * self._shape_loss(patches, labels) + 0.4 * token_loss
+        if not self.characters:
+            return loss
+        read = self.token_characters(normed).unflatten(-1, (CHARACTERS_PER_TOKEN, -1)).flatten(1, 2)
+        token_characters = _rare_weighted(read, labels.token_characters, _CHARACTER_WEIGHT)
+        return loss + 0.4 * self._character_loss(patches, labels) + 0.4 * token_characters
 
-    def patch_loss(
-        self, patches: torch.Tensor, shape: torch.Tensor, color: torch.Tensor, centre: torch.Tensor
-    ) -> torch.Tensor:
-        """Of the three readings of patches [N, P, E] against labels [N, P]; shapes, the slow part, weigh most."""
+    def patch_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
+        """Of the readings of patches [N, P, E] alone; the labels of patches are [N, P], of characters [N, 2 P]."""
+        loss = self._shape_loss(patches, labels)
+        return loss + self._character_loss(patches, labels) if self.characters else loss
+
+    def _character_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
+        read = self.patch_character(patches).unflatten(-1, (POINTS_PER_PATCH, -1)).flatten(1, 2)
+        return _rare_weighted(read, labels.patch_character, _CHARACTER_WEIGHT)
+
+    def _shape_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
+        """Shape, color and centre; shapes, the slow part, weigh most."""
+        shape, color, centre = labels.patch_shape, labels.patch_color, labels.patch_centre
         read_shape, read_color, read_centre = self.patch(patches).split(self.sizes, dim=-1)
         read_shape, read_color = self._spared(read_shape, read_color, shape, color)
         predicted = (read_shape, read_color, read_centre)
@@ -176,9 +209,9 @@ class DenseHeads(nn.Module):
         return shape_logits.masked_fill(unseen_shape, NEVER), color_logits.masked_fill(unseen_color, NEVER)
 
 
-def _rare_weighted(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of [N, P, classes] with cells that hold something weighing four times the empty ones."""
+def _rare_weighted(logits: torch.Tensor, target: torch.Tensor, rare: float = 4.0) -> torch.Tensor:
+    """Cross-entropy of [N, P, classes] with cells that hold something weighing `rare` times the empty ones."""
     logits, target = logits.flatten(0, 1), target.flatten()
     losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
-    weights = (target != IGNORED) * (1.0 + 3.0 * (target > 0))
+    weights = (target != IGNORED) * (1.0 + (rare - 1.0) * (target > 0))
     return (losses * weights).sum() / weights.sum().clamp(min=1)

@@ -88,6 +88,11 @@ def is_right(kind: str, key: str, answer: str) -> bool:
     return _said(kind, answer) == {key}
 
 
+def said_colors(answer: str) -> set[str]:
+    """All the colors that an answer names."""
+    return _said("color", answer)
+
+
 def _said(kind: str, answer: str) -> set[str]:
     """All the colors, shapes, numbers, places or yes and no that an answer names."""
     words = re.findall(r"[a-z]+|\d+", answer.lower().replace("n't", " not"))
@@ -328,10 +333,10 @@ def _phrase(kind: str, target: Target, rng: random.Random, split: str) -> Questi
     text = rng.choice(phrasings[kind][target.form])
     for slot, word in target.slots:
         text = text.replace("{" + slot + "}", word)
-    return Question(kind, _loosely(text, rng), target.answer, target.key, target.unseen if split == "train" else ())
+    return Question(kind, loosely(text, rng), target.answer, target.key, target.unseen if split == "train" else ())
 
 
-def _loosely(text: str, rng: random.Random) -> str:
+def loosely(text: str, rng: random.Random) -> str:
     """As people type: sometimes without capital, mark or American spelling, or with a greeting."""
     if rng.random() < 0.2:
         text = text[0].lower() + text[1:]

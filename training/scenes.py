@@ -10,6 +10,7 @@ from training.colors import (
     COLORS,
     RGB,
     UNNAMED,
+    Lab,
     Shade,
     delta_e,
     from_hsv,
@@ -27,9 +28,14 @@ __all__ = [
     "Background",
     "Scene",
     "SceneObject",
+    "contrasting_shade",
+    "grounds_of",
     "is_heldout_pair",
+    "log_uniform",
     "polygon",
+    "random_background",
     "random_scene",
+    "random_size",
 ]  # fmt: skip
 
 # Never in a training scene; every shape and color keeps most of its other partners.
@@ -133,13 +139,13 @@ def random_scene(rng: random.Random, split: str = "train", difficulty: float = 1
     """
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
-    width, height = _random_size(rng, difficulty)
+    width, height = random_size(rng, difficulty)
     while True:
         pairs = _random_pairs(rng, split, difficulty)
         if rng.random() < unnamed:
             pairs = [(shape, UNNAMED if rng.random() < _UNNAMED_OBJECTS else color) for shape, color in pairs]
         for _ in range(8):
-            background = _random_background(rng, difficulty)
+            background = random_background(rng, difficulty)
             fills = _fills(pairs, background, rng, difficulty)
             if fills is not None:
                 break
@@ -150,7 +156,8 @@ def random_scene(rng: random.Random, split: str = "train", difficulty: float = 1
             return Scene(width, height, background, objects)
 
 
-def _random_size(rng: random.Random, difficulty: float) -> tuple[int, int]:
+def random_size(rng: random.Random, difficulty: float) -> tuple[int, int]:
+    """Width and height of a picture, 200 to 2000 pixels, up to 1 : 2; a square at difficulty 0."""
     if rng.random() < 0.5:
         width, height = rng.choice(COMMON_SIZES)
     else:
@@ -182,7 +189,8 @@ def _random_pairs(rng: random.Random, split: str, difficulty: float) -> list[tup
     return pairs
 
 
-def _random_background(rng: random.Random, difficulty: float) -> Background:
+def random_background(rng: random.Random, difficulty: float) -> Background:
+    """A background; of one color at difficulty 0."""
     base = _random_ground(rng)
     kind = rng.choices(("plain", "gradient", "texture"), weights=(5, 2.5 * difficulty, 2.5 * difficulty))[0]
     if kind == "plain":
@@ -227,16 +235,13 @@ def _fills(
     pairs: list[tuple[str, str]], background: Background, rng: random.Random, difficulty: float
 ) -> list[Shade] | None:
     """A shade for each object that stands out from the background; None if a color cannot."""
-    first, last = background.colors[0], background.colors[-1]
-    grounds = [to_lab(first)]
-    if len(background.colors) > 1:
-        grounds += [to_lab(mix(first, last, part)) for part in (0.25, 0.5, 0.75, 1.0)]
+    grounds = grounds_of(background)
     one_shade_each = rng.random() < 0.5
     chosen: dict[str, Shade] = {}
     fills = []
     for _, color in pairs:
         shade = chosen.get(color) if one_shade_each else None
-        shade = shade or _contrasting_shade(color, grounds, rng, difficulty)
+        shade = shade or contrasting_shade(color, grounds, rng, difficulty)
         if shade is None:
             return None
         chosen[color] = shade
@@ -244,7 +249,17 @@ def _fills(
     return fills
 
 
-def _contrasting_shade(color: str, grounds: list[tuple], rng: random.Random, difficulty: float) -> Shade | None:
+def grounds_of(background: Background) -> list[Lab]:
+    """The colors of a background that a fill must stand out from."""
+    first, last = background.colors[0], background.colors[-1]
+    grounds = [to_lab(first)]
+    if len(background.colors) > 1:
+        grounds += [to_lab(mix(first, last, part)) for part in (0.25, 0.5, 0.75, 1.0)]
+    return grounds
+
+
+def contrasting_shade(color: str, grounds: list[Lab], rng: random.Random, difficulty: float) -> Shade | None:
+    """A shade of `color` that stands out from all the grounds by MIN_CONTRAST; None if none was found."""
     for _ in range(6):
         shade = random_shade(color, rng, pure=rng.random() < 0.2 + 0.5 * (1 - difficulty))
         if all(delta_e(shade.lab, ground) > MIN_CONTRAST for ground in grounds):
@@ -263,13 +278,13 @@ def _place(
     """Objects with sizes and places such that none overlap or leave the picture; None if stuck."""
     side = min(width, height)
     least = SMALLEST + (0.22 - SMALLEST) * (1 - difficulty)
-    common = _log_uniform(rng, least, LARGEST)
+    common = log_uniform(rng, least, LARGEST)
     alike = rng.random() < 0.5
     tilted = rng.random() < 0.7
     outlined = rng.random()
     placed: list[SceneObject] = []
     for (shape, color), shade in zip(pairs, fills, strict=True):
-        share = common * rng.uniform(0.75, 1.3) if alike else _log_uniform(rng, least, LARGEST)
+        share = common * rng.uniform(0.75, 1.3) if alike else log_uniform(rng, least, LARGEST)
         share = min(LARGEST, max(least, share))
         item = _make(shape, color, shade.rgb, share * side, tilted, outlined, rng)
         fitted = _find_room(_plainly_long(item, width, height), placed, width, height, rng)
@@ -357,5 +372,6 @@ def _find_room(
     return None
 
 
-def _log_uniform(rng: random.Random, low: float, high: float) -> float:
+def log_uniform(rng: random.Random, low: float, high: float) -> float:
+    """A number between `low` and `high` whose logarithm is evenly spread."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -1,4 +1,10 @@
-"""Trains the demo model's tokenizer: `python -m training.tokenizer --out assets/demo_model`.
+"""Trains the demo model's tokenizer.
+
+    python -m training.tokenizer --out runs/tokenizer
+    python -m training.tokenizer --spelling --out runs/spelling --carry runs/demo/last
+
+The second learns one that spells what stands in quotation marks, one token a character, which makes
+reading a matter of single characters; and it carries a checkpoint over to it.
 
 The form is that of Gemma's published tokenizer (byte-fallback BPE, spaces written as "▁"), so that
 transformers' GemmaTokenizer rebuilds it unchanged; only the vocabulary is small.
@@ -7,10 +13,16 @@ transformers' GemmaTokenizer rebuilds it unchanged; only the vocabulary is small
 import argparse
 import json
 import re
+import shutil
+import string
+from collections import Counter
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from training import sign_questions
 from training.colors import COLORS
 from training.geometry import SHAPES
 from training.ordinary_text import ORDINARY_TEXT
@@ -18,6 +30,7 @@ from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
 from training.questions import NUMBERS, PLACES, plural
 
 VOCABULARY_SIZE = 1024
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CONTROL_TOKENS = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>",
     "<start_of_image>", "<end_of_image>", "<image_soft_token>",
@@ -25,9 +38,11 @@ CONTROL_TOKENS = (
 NEWLINES = tuple("\n" * count for count in range(1, 5))  # added, so that no merge holds a newline
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 ALPHABET = (*(chr(code) for code in range(33, 127)), "▁")
+_BASE = (*CONTROL_TOKENS[:7], *NEWLINES, *CONTROL_TOKENS[7:], *BYTES, *ALPHABET)
 
 # How the text is cut for training alone: a word with the space before it, a digit, a mark.
 _PIECES = Regex("▁?[A-Za-z]+|▁|[^▁A-Za-z]")
+_WORDS = re.compile("( |(?<![A-Za-z]))([A-Za-z]+)")
 
 CHAT_TEMPLATE = """\
 {{ bos_token }}
@@ -80,10 +95,15 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build() -> Tokenizer:
-    """The finished tokenizer; the same on every run."""
-    learnt = _learn_merges()
-    vocabulary = _vocabulary(learnt)
+def build(spelling: bool = False) -> Tokenizer:
+    """The finished tokenizer; the same on every run.
+
+    `spelling`: a word grows from the space before it rightwards, and a sentence's first word from its
+    capital, so that no characters behind a quotation mark merge with each other. A capital there takes
+    the mark with it ('"S', 'T', 'O', 'P', '"'), or it would begin a word ("The").
+    """
+    learnt = _spelling_merges() if spelling else _learn_merges()
+    vocabulary = _vocabulary(learnt, _ROLES if spelling else ())
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
@@ -104,6 +124,8 @@ def build() -> Tokenizer:
     tokenizer.add_tokens(
         [AddedToken(text, normalized=False, special=text in CONTROL_TOKENS) for text in (*CONTROL_TOKENS, *NEWLINES)]
     )
+    if spelling:  # merges that build these would also join letters of other words
+        tokenizer.add_tokens([AddedToken(role, normalized=False, single_word=True) for role in _ROLES])
     return tokenizer
 
 
@@ -144,10 +166,9 @@ def _settings() -> dict:
     }
 
 
-def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """Control tokens and newlines, bytes, characters, then pieces in the order of the merges."""
-    base = (*CONTROL_TOKENS[:7], *NEWLINES, *CONTROL_TOKENS[7:], *BYTES, *ALPHABET)
-    pieces = dict.fromkeys(base)
+def _vocabulary(merges: list[tuple[str, str]], words: tuple[str, ...]) -> dict[str, int]:
+    """Control tokens and newlines, bytes, characters, whole words, then pieces in the order of the merges."""
+    pieces = dict.fromkeys((*_BASE, *words))
     for left, right in merges:
         if len(pieces) == VOCABULARY_SIZE:
             break
@@ -170,6 +191,32 @@ def _learn_merges() -> list[tuple[str, str]]:
     tokenizer.train_from_iterator(_training_text(), trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(pair) for pair in merges]
+
+
+def _spelling_merges() -> list[tuple[str, str]]:
+    """Each merge adds one letter to the beginning of a word; those that save most tokens come first.
+
+    A beginning is worth how often it occurs, and never more than its own beginning, so that what is
+    chosen by worth alone is whole. Words behind a space begin before others: a capital there belongs to it.
+    """
+    worth: Counter[str] = Counter()
+    for text in (*_training_text(), *_sign_text()):
+        for space, word in _WORDS.findall(text):
+            if space or word[0].isupper():
+                begun = ("▁" if space else "") + word
+                worth.update(begun[:end] for end in range(2, len(begun) + 1))
+    blocks = [('"', letter) for letter in string.ascii_uppercase]
+    room = VOCABULARY_SIZE - len(_BASE) - len(_ROLES) - len(blocks)
+    chosen = sorted(worth, key=lambda piece: (-worth[piece], len(piece), piece))[:room]
+    grown = [(piece[:-1], piece[-1]) for piece in sorted(chosen, key=lambda piece: not piece.startswith("▁"))]
+    return blocks + grown
+
+
+def _sign_text() -> list[str]:
+    """Questions about signs and their answers without the text."""
+    text = [phrasing for sets in (sign_questions.PHRASINGS, sign_questions.HELDOUT_PHRASINGS)
+            for phrasings in sets.values() for phrasing in phrasings]  # fmt: skip
+    return text * 50 + ["The sign says", "The text is", *_ANSWERS_BEGIN] * 3000
 
 
 def _training_text() -> list[str]:
@@ -199,16 +246,54 @@ _KEY_WORDS = (
     "seven", "eight", "nine", "ten",
     "One", "Two", "Three",
 )  # fmt: skip
+_ANSWERS_BEGIN = ("There", "The", "Yes", "No")
 _ROLES = ("model", "user")  # each follows <start_of_turn>, without a space
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    folder = parser.parse_args().out
-    tokenizer = build()
+@torch.no_grad()
+def carry(checkpoint: Path, tokenizer: Tokenizer, folder: Path) -> int:
+    """Writes `checkpoint` to `folder` for another tokenizer; returns how many embedding rows are new.
+
+    A row goes with its token's text. One whose text was no token is the mean of the rows of the pieces
+    that it was cut to. Everything else, dense heads included, stays. Raises ValueError where the special
+    tokens would move, which the model's config names by their ids.
+    """
+    old = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    for token in CONTROL_TOKENS:
+        if old.token_to_id(token) != tokenizer.token_to_id(token):
+            raise ValueError(f"{token} is {old.token_to_id(token)} in {checkpoint}, not {tokenizer.token_to_id(token)}")
+    model = Gemma3ForConditionalGeneration.from_pretrained(checkpoint, dtype="float32")
+    table = model.decoder.embed_tokens.weight
+    if table.shape[0] != tokenizer.get_vocab_size():
+        raise ValueError(f"{checkpoint} has {table.shape[0]} token rows; expected {tokenizer.get_vocab_size()}")
+    before, new = table.clone(), 0
+    for text, number in tokenizer.get_vocab().items():
+        row = old.token_to_id(text)
+        pieces = [row] if row is not None else old.encode(text.replace("▁", " "), add_special_tokens=False).ids
+        table[number] = before[pieces].mean(0)
+        new += row is None
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    for name in ("generation_config.json", "preprocessor_config.json", "processor_config.json", "dense_heads.pt"):
+        if (checkpoint / name).exists():
+            shutil.copy(checkpoint / name, folder / name)
     save(tokenizer, folder)
-    print(f"{tokenizer.get_vocab_size()} tokens in {folder}")
+    return new
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--spelling", action="store_true", help="spell what stands in quotation marks")
+    parser.add_argument("--carry", type=Path, help="a checkpoint to carry over to this tokenizer, into the same folder")
+    arguments = parser.parse_args()
+    tokenizer = build(arguments.spelling)
+    if arguments.carry:
+        new = carry(arguments.carry, tokenizer, arguments.out)
+        print(f"{arguments.carry} carried over, {new} rows of its embedding new")
+    else:
+        save(tokenizer, arguments.out)
+    print(f"{tokenizer.get_vocab_size()} tokens in {arguments.out}")
 
 
 if __name__ == "__main__":

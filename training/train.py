@@ -2,10 +2,11 @@
 
     python -m training.train --out runs/demo --dense-minutes 12 --minutes 120
     python -m training.train --out runs/more --resume runs/demo/last --minutes 60
+    python -m training.train --out runs/signs --resume runs/spelling --signs 0.5 --easiest-sign 0 --minutes 60
 
 On a CPU in float32; on CUDA the step is compiled and runs in bfloat16. A checkpoint in the Hub's layout
 (averaged weights) is written every few minutes to OUT/last; resuming means those weights with a fresh
-optimiser.
+optimiser, and the tokenizer beside them. Large clear signs first: a run with --hardest-sign 0, then one without.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from gemma3_core.vision import VisionMLP
-from training.batches import Batch, Conversations, ConversationWriter, Mix
+from training.batches import Batch, Conversations, ConversationWriter, Mix, Share
+from training.dense_labels import POINTS_PER_PATCH
+from training.fonts import all_fonts
 from training.model import (
     IGNORED,
     NEVER,
@@ -43,9 +46,9 @@ from training.model import (
     special_id,
     write_processor_files,
 )
+from training.tokenizer import TOKENIZER_FILES
 
 TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 DENSE_WEIGHT = 0.5
 KEPT_PATCHES = 96
 
@@ -58,18 +61,20 @@ class Trainer:
         # Gradients of saturated softmaxes underflow; CPUs compute with such numbers ten times slower.
         torch.set_flush_denormal(True)
         self.device = pick_device(arguments.device)
-        self.tokenizer = Gemma3Tokenizer.from_pretrained(TOKENIZER_FOLDER)
+        self.tokenizer_folder = tokenizer_folder(arguments.resume)
+        self.tokenizer = Gemma3Tokenizer.from_pretrained(self.tokenizer_folder)
         self.model = self._start_model().to(self.device).train()
-        self.heads = DenseHeads().to(self.device)
-        if arguments.resume and (Path(arguments.resume) / "dense_heads.pt").exists():
-            self.heads.load_state_dict(torch.load(Path(arguments.resume) / "dense_heads.pt", weights_only=True))
+        self.heads = DenseHeads(characters=arguments.signs > 0).to(self.device)
+        self.out = Path(arguments.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._resume_heads()
+        if arguments.signs:
+            self._note({"fonts": [font.name for font in all_fonts()]})
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, arguments.learning_rate)
         self.compute = torch.compile(self.losses, dynamic=True) if self.device.type == "cuda" else self.losses
         if self.device.type == "cpu" and not arguments.plain:
             fuse_elementwise(self.model)
-        self.out = Path(arguments.out)
-        self.out.mkdir(parents=True, exist_ok=True)
         self.step = 0
 
     def writer(self) -> ConversationWriter:
@@ -78,10 +83,25 @@ class Trainer:
 
     def _start_model(self) -> Gemma3ForConditionalGeneration:
         if self.arguments.resume:
-            return Gemma3ForConditionalGeneration.from_pretrained(self.arguments.resume, dtype="float32")
+            resumed = Gemma3ForConditionalGeneration.from_pretrained(self.arguments.resume, dtype="float32")
+            if resumed.text_config.vocab_size != len(self.tokenizer):
+                raise ValueError(
+                    f"{self.arguments.resume} has {resumed.text_config.vocab_size} token rows and the tokenizer in "
+                    f"{self.tokenizer_folder} {len(self.tokenizer)} tokens; carry the one over to the other with "
+                    "python -m training.tokenizer --carry"
+                )
+            return resumed
         model = Gemma3ForConditionalGeneration(demo_config(self.tokenizer))
         initialise(model, self.arguments.seed)
         return model
+
+    def _resume_heads(self) -> None:
+        """Dense heads of the checkpoint that is resumed; those it does not have start fresh, and the log says so."""
+        saved = Path(self.arguments.resume or "") / "dense_heads.pt"
+        if self.arguments.resume and saved.exists():
+            fresh = self.heads.load(torch.load(saved, weights_only=True))
+            if fresh and self.heads.characters:
+                self._note({"fresh_heads": fresh})
 
     def run_stage(self, name: str, minutes: float, mix: Mix, size: int) -> None:
         """Trains for `minutes`; the learning rate warms up, holds and falls to nothing at the end."""
@@ -103,7 +123,7 @@ class Trainer:
 
     def _batches(self, mix: Mix, size: int) -> Iterator[Batch]:
         seed = self.arguments.seed * 1_000_003 + self.step
-        data = Conversations(str(TOKENIZER_FOLDER), size, mix, seed)
+        data = Conversations(str(self.tokenizer_folder), size, mix, seed)
         workers = self.arguments.workers
         return iter(DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
 
@@ -165,17 +185,21 @@ class Trainer:
         Most of a picture is background: leaving it out, the encoder reads 96 of 256 patches.
         """
         tower = self.model.model.vision_tower
-        kept = patches_near_objects(labels.patch_shape, KEPT_PATCHES)
+        kept = patches_near_objects(labels, KEPT_PATCHES)
         embedded = tower.embeddings(pixels)
         seen = embedded.gather(1, kept[:, :, None].expand(-1, -1, embedded.shape[-1]))
         patches = tower.post_layernorm(tower.encoder(seen))
-        fields = (labels.patch_shape, labels.patch_color, labels.patch_centre)
-        return self.heads.patch_loss(patches, *(field.gather(1, kept) for field in fields))
+        near = {name: getattr(labels, name).gather(1, kept) for name in ("patch_shape", "patch_color", "patch_centre")}
+        characters = labels.patch_character.unflatten(1, (-1, POINTS_PER_PATCH))
+        near["patch_character"] = characters.gather(1, kept[:, :, None].expand(-1, -1, POINTS_PER_PATCH)).flatten(1)
+        return self.heads.patch_loss(patches, replace(labels, **near))
 
     def _log(self, stage: str, window: list[dict[str, float]], began: float) -> None:
         mean = {key: sum(w[key] for w in window) / len(window) for key in window[0]}
         line = {"stage": stage, "step": self.step, "minutes": round((time.monotonic() - began) / 60, 2), **mean}
-        line = {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
+        self._note({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()})
+
+    def _note(self, line: dict[str, Any]) -> None:
         print(json.dumps(line), flush=True)
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
@@ -187,16 +211,23 @@ class Trainer:
         self.average.save_pretrained(fresh)
         torch.save(self.heads.state_dict(), fresh / "dense_heads.pt")
         for file in TOKENIZER_FILES:
-            shutil.copy(TOKENIZER_FOLDER / file, fresh / file)
+            shutil.copy(self.tokenizer_folder / file, fresh / file)
         write_processor_files(fresh, special_id(self.tokenizer, "<end_of_turn>"))
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)
 
 
-def patches_near_objects(patch_shape: torch.Tensor, count: int) -> torch.Tensor:
-    """Numbers [N, count] of patches: those on objects first, then their neighbours, then any; [N, 256] labels in."""
-    on_object = (patch_shape > 0).float()
-    side = math.isqrt(patch_shape.shape[1])
+def tokenizer_folder(resume: str | None) -> Path:
+    """Where the tokenizer of a run lies: beside the checkpoint that it resumes, else in the demo model."""
+    beside = Path(resume or "") / TOKENIZER_FILES[0]
+    return beside.parent if resume and beside.exists() else TOKENIZER_FOLDER
+
+
+def patches_near_objects(labels: DenseLabels, count: int) -> torch.Tensor:
+    """Numbers [N, count] of patches: those on shapes and characters first, then their neighbours, then any."""
+    written = (labels.patch_character.unflatten(1, (-1, POINTS_PER_PATCH)) > 0).any(-1)
+    on_object = ((labels.patch_shape > 0) | written).float()
+    side = math.isqrt(on_object.shape[1])
     near = F.max_pool2d(on_object.unflatten(1, (1, side, side)), 3, stride=1, padding=1).flatten(1)
     rank = 2 * on_object + 2 * near + torch.rand_like(near)
     return rank.topk(count, dim=1).indices
@@ -258,19 +289,36 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
+    parser.add_argument("--signs", type=float, default=0.0, help="share of the pictures that are signs, 0 to 1")
+    parser.add_argument("--easiest-sign", type=float, default=1.0, help="signs are at least so hard, 0 to 1")
+    parser.add_argument("--hardest-sign", type=float, default=1.0, help="signs are at most so hard, 0 to 1")
     parser.add_argument("--fall", type=float, default=0.35, help="share of the time in which the rate falls to 0")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--plain", action="store_true", help="compile nothing (starts sooner, runs slower)")
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if not 0.0 <= arguments.signs <= 1.0:
+        parser.error(f"--signs is {arguments.signs}; expected a share from 0 to 1")
+    if not 0.0 <= arguments.easiest_sign <= arguments.hardest_sign <= 1.0:
+        parser.error("expected 0 <= --easiest-sign <= --hardest-sign <= 1")
+    return arguments
+
+
+def mix_of(arguments: argparse.Namespace) -> Mix:
+    """The worlds that the arguments ask for, in their shares."""
+    shares = (
+        Share("scenes", 1.0 - arguments.signs, easiest=arguments.easiest),
+        Share("signs", arguments.signs, arguments.easiest_sign, arguments.hardest_sign),
+    )
+    return Mix(worlds=tuple(share for share in shares if share.weight > 0))
 
 
 def main() -> None:
     arguments = parse()
     trainer = Trainer(arguments)
-    mix = Mix(easiest=arguments.easiest)
+    mix = mix_of(arguments)
     if arguments.dense_minutes:
         trainer.run_stage("dense", arguments.dense_minutes, replace(mix, questions=0, unnamed=0.6), arguments.batch)
     if arguments.minutes:

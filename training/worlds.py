@@ -1,0 +1,159 @@
+"""The worlds that the demo model knows, each behind one small interface.
+
+A world is something that can be described, drawn, labelled and asked about. To add one: its modules, a
+class here that has the methods of World, an entry in WORLDS.
+"""
+
+import random
+from typing import Any, Protocol, TypeVar
+
+from PIL.Image import Image
+
+from training import drawing, questions, scenes, sign_drawing, sign_questions, signs
+from training.dense_labels import PictureLabels
+from training.fonts import Font, all_fonts, bundled_fonts
+from training.questions import Question
+from training.scenes import Scene
+from training.signs import Sign
+
+SHIPPED = ("scenes",)
+"""What the checkpoint in assets/demo_model was trained on."""
+
+Depiction = TypeVar("Depiction")
+
+
+class World(Protocol[Depiction]):
+    """Descriptions of pictures and what can be done with them; all randomness comes from `rng`.
+
+    `split` is "train" or "heldout": what is held out never occurs in training and always in evaluation.
+    """
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of questions; no two worlds share one."""
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Depiction:
+        """A description; at difficulty 0 large and clear, at 1 anything. `unnamed`: the share in unnamed colors."""
+
+    def size(self, depiction: Depiction) -> tuple[int, int]:
+        """Width and height in pixels."""
+
+    def draw(self, depiction: Depiction, rng: random.Random, renderer: str | None = None) -> Image:
+        """The whole picture, RGB at its true size, by one of drawing.RENDERERS or a random one."""
+
+    def as_seen(self, depiction: Depiction, rng: random.Random, side: int) -> Image:
+        """What the encoder gets: squeezed to a square of `side` pixels; faster than drawing it whole."""
+
+    def labels(self, depiction: Depiction) -> PictureLabels:
+        """What lies in each patch and soft token."""
+
+    def ask(
+        self,
+        depiction: Depiction,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        """Up to `num` questions of `kinds` (all by default); `apart`: the same may be asked in other words."""
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        """Whether an answer says what it must and nothing else of its sort."""
+
+
+class Scenes:
+    """Flat shapes on a background."""
+
+    kinds = questions.KINDS
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
+        return scenes.random_scene(rng, split, difficulty, unnamed)
+
+    def size(self, depiction: Scene) -> tuple[int, int]:
+        return depiction.width, depiction.height
+
+    def draw(self, depiction: Scene, rng: random.Random, renderer: str | None = None) -> Image:
+        return drawing.draw(depiction, rng, renderer=renderer)
+
+    def as_seen(self, depiction: Scene, rng: random.Random, side: int) -> Image:
+        return drawing.training_picture(depiction, rng, side)
+
+    def labels(self, depiction: Scene) -> PictureLabels:
+        return drawing.picture_labels(depiction)
+
+    def ask(
+        self,
+        depiction: Scene,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,  # noqa: ARG002  (a scene has enough to ask about)
+    ) -> list[Question]:
+        return questions.ask(depiction, rng, split, num, kinds)
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        return questions.is_right(kind, key, answer)
+
+
+class Signs:
+    """A word or number on a background.
+
+    Training uses all fonts of the machine, evaluation those that every machine has, unless told otherwise.
+    """
+
+    kinds = sign_questions.KINDS
+
+    def __init__(self, evaluate_all_fonts: bool = False):
+        self._evaluate_all = evaluate_all_fonts
+
+    def fonts(self, split: str) -> tuple[Font, ...]:
+        return all_fonts() if split == "train" or self._evaluate_all else bundled_fonts()
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Sign:
+        return signs.random_sign(rng, self.fonts(split), split, difficulty, unnamed)
+
+    def size(self, depiction: Sign) -> tuple[int, int]:
+        return depiction.width, depiction.height
+
+    def draw(self, depiction: Sign, rng: random.Random, renderer: str | None = None) -> Image:
+        return sign_drawing.draw(depiction, rng, renderer=renderer)
+
+    def as_seen(self, depiction: Sign, rng: random.Random, side: int) -> Image:
+        return sign_drawing.training_picture(depiction, rng, side)
+
+    def labels(self, depiction: Sign) -> PictureLabels:
+        return sign_drawing.labels(depiction)
+
+    def ask(
+        self,
+        depiction: Sign,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        return sign_questions.ask(depiction, rng, split, num, kinds, apart)
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        return sign_questions.is_right(kind, key, answer)
+
+
+WORLDS: dict[str, World[Any]] = {"scenes": Scenes(), "signs": Signs()}
+
+
+def world_named(name: str) -> World[Any]:
+    """Raises ValueError where there is no such world."""
+    if name not in WORLDS:
+        raise ValueError(f"world is {name!r}; expected one of {tuple(WORLDS)}")
+    return WORLDS[name]
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """As World.is_right, of the world that has this kind of question."""
+    for world in WORLDS.values():
+        if kind in world.kinds:
+            return world.is_right(kind, key, answer)
+    raise ValueError(f"kind is {kind!r}; expected one of {[k for world in WORLDS.values() for k in world.kinds]}")
