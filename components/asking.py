@@ -1,5 +1,6 @@
 """From a click to the streamed answer: what the page's controls do."""
 
+import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -81,6 +82,8 @@ class Asking:
     def __init__(self, engine: Engine, examples: Sequence[Example]):
         self._engine, self._examples = engine, tuple(examples)
         self._running = RunningAnswers()
+        self._previews = itertools.count()
+        self._newest_preview: dict[str, int] = {}  # by window
 
     async def send(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
@@ -173,6 +176,7 @@ class Asking:
     async def leave(self, request: gr.Request) -> None:
         """Stops the answer of a window that has been closed."""
         self._running.stop(_window(request))
+        self._newest_preview.pop(_window(request), None)
 
     async def clear(self, request: gr.Request) -> Update:
         """Back to the first sight."""
@@ -184,11 +188,17 @@ class Asking:
     ) -> str | dict[str, Any]:
         """HTML of the squares that the composer's pictures will become; without any, those of the last answer.
 
-        Where a picture is broken, why; but not a second time below a chat that says it.
+        Where a picture is broken, why; but not a second time below a chat that says it. Two may run at once: one
+        that is overtaken by a newer one of its window changes nothing.
         """
-        if _window(request) in self._running:
+        window = _window(request)
+        if window in self._running:
             return gr.skip()
-        pictures = _held(message).pictures
+        number = self._newest_preview[window] = next(self._previews)
+        html = self._preview_html(_held(message).pictures, pan_and_scan, conversation)
+        return html if self._newest_preview.get(window) == number else gr.skip()
+
+    def _preview_html(self, pictures: tuple[Any, ...], pan_and_scan: bool, conversation: Conversation) -> str:
         answered = not pictures and bool(conversation.exchanges)
         if answered:
             last = conversation.exchanges[-1]

@@ -6,6 +6,7 @@ import mimetypes
 import re
 from dataclasses import replace
 
+import gradio as gr
 import numpy as np
 import pytest
 from gradio_client.utils import get_mimetype
@@ -323,6 +324,19 @@ def test_stop_brings_send_back_where_nothing_runs():
 def test_enter_while_the_composer_shows_stop_asks_nothing():
     shown, after, notice = run(Asking(Speaking(), ()).send(None, Conversation(), Window(), *VALUES))
     assert (shown, after, notice) == (None, None, None)
+
+
+def test_a_preview_that_was_overtaken_changes_nothing():
+    class Slow(Speaking):
+        def preview(self, pictures, _pan_and_scan):
+            if pictures and pictures[0].name == "first.png":
+                newer.append(asking.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
+            raise Gemma3Error(f"Said of {pictures[0].name}.")
+
+    newer, asking = [], Asking(Slow(), ())
+    older = asking.preview(typed("", "/cache/first.png"), False, Conversation(), Window())
+    assert older == gr.skip()
+    assert "Said of second.png." in newer[0]
 
 
 def test_a_broken_picture_is_told_once():
