@@ -72,6 +72,14 @@ def answered(page, number=1):
     return page.locator("#chat .bot-row").nth(number - 1).locator(".message-content").first.inner_text()
 
 
+def retry(page):
+    """Asks again, and waits for figures that were not there before: the new answer may come within a frame."""
+    page.locator("#chat .figures").last.evaluate("line => line.dataset.old = 'yes'")
+    act(page, "Retry")
+    page.locator("#chat .figures[data-old]").wait_for(state="detached")
+    page.locator("#chat .figures").last.wait_for()
+
+
 def failure(page):
     page.locator("#chat .failure").wait_for()
     return page.locator("#chat .failure").inner_text()
@@ -185,9 +193,7 @@ def test_retry_copy_and_clear(page):
     page.get_by_role("button", name="Copy").click()
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == answer.strip()
-    page.locator("#chat .figures").evaluate("line => line.dataset.old = 'yes'")
-    page.get_by_role("button", name="Retry").click()
-    page.locator("#chat .figures:not([data-old])").wait_for()
+    retry(page)
     assert answered(page) == answer  # greedy
     page.locator("#clear").click()
     page.locator("#chat .placeholder-content").wait_for()
@@ -310,6 +316,8 @@ def test_the_same_seed_gives_the_same_answer(page):
     temperature = page.get_by_label("number input for Temperature")
     temperature.fill("2")
     temperature.press("Tab")
+    slider = page.get_by_label("range slider for Temperature")
+    page.wait_for_function("slider => slider.value === '2'", arg=slider.element_handle())
     answers = []
     for seed in ("7", "7", "8", "9", "10"):
         page.locator("#seed input").fill(seed)
@@ -588,7 +596,10 @@ def test_the_model_is_asked_with_what_an_edit_and_an_undo_leave(browser, scripte
         page.locator("#chat .user-row", has_text="Two and a half?").wait_for()
         answered(page, 2)
         act(page, "Retry")
-        page.locator("#chat .figures").nth(1).wait_for(state="detached")
+        for _ in range(200):  # at most 10 s
+            if len(scripted.requests) == 6:
+                break
+            page.wait_for_timeout(50)
         answered(page, 2)
     asked = [[turn.text for turn in request.turns if turn.role == "user"] for request in scripted.requests]
     assert asked[3:] == [["One?", "Two?", "Three?"], ["One?", "Two and a half?"], ["One?", "Two and a half?"]]
