@@ -1,7 +1,7 @@
 """Prefill, decode and generate: plain functions over a model; tokens come as they are made."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -227,7 +227,6 @@ def generate_tokens(
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     cache: KVCache | None = None,
-    after_prefill: Callable[[], None] | None = None,
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
 ) -> Iterator[torch.Tensor | PrefillProgress]:
     """Yields the ids [B] of one new token a row at a time, until every row has stopped or the limit.
@@ -247,8 +246,6 @@ def generate_tokens(
     for progress, logits in prefill_in_chunks(model, cache, prefill_chunk_size, **inputs):  # noqa: B007
         if progress.read < progress.total:
             yield progress
-    if after_prefill is not None:
-        after_prefill()
     mask = inputs.get("attention_mask")
     length = torch.full((prompt.shape[0],), cache.length) if mask is None else mask.sum(dim=1)
     positions = length.to(model.device)

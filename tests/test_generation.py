@@ -298,17 +298,6 @@ def test_the_last_token_and_a_stop_cost_no_further_pass(our_text):
     assert len(list(again)) == tokens.index(tokens[3]) + 1 == model.passes
 
 
-def test_after_prefill_is_told_once_before_the_first_token(our_text):
-    told = []
-    steps = generate_tokens(
-        our_text, {"input_ids": image_prompt("t5")[0]}, GREEDY, 3, (), after_prefill=lambda: told.append(1)
-    )
-    next(steps)
-    assert told == [1]
-    list(steps)
-    assert told == [1]
-
-
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_a_second_turn_on_an_existing_cache_gives_the_tokens_of_one_pass(ours, with_mask):
     first, second = prompt_of("t6 i t2"), prompt_of(f"t{WINDOW} i t1", seed=3)

@@ -13,7 +13,6 @@ from training.drawing import (
     RENDERERS,
     draw,
     draw_background,
-    object_cells,
     patch_labels,
     training_picture,
 )
@@ -268,9 +267,3 @@ def test_patch_labels_agree_with_the_outlines():
             item = scene.objects[shares[:, row, column].argmax()]
             assert labels.shape[row, column] == 1 + SHAPES.index(item.shape)
             assert labels.color[row, column] == 1 + COLORS.index(item.color)
-
-
-def test_object_cells():
-    assert object_cells(one_object()) == (2,)
-    assert object_cells(one_object(x=100.0, y=150.0)) == (4,)
-    assert object_cells(one_object(x=40.0, y=260.0)) == (6,)

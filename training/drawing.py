@@ -24,7 +24,7 @@ from training.geometry import SHAPES
 from training.scenes import Background, Scene, SceneObject, inner_circle_of, polygon
 
 __all__ = [
-    "NO_LABEL", "RENDERERS", "PatchLabels", "draw", "draw_background", "object_cells", "patch_labels",
+    "NO_LABEL", "RENDERERS", "PatchLabels", "draw", "draw_background", "patch_labels",
     "picture_labels", "training_picture", "with_effects",
 ]  # fmt: skip
 
@@ -56,12 +56,23 @@ def draw(
     RENDERERS, or None for a random one. `effects` scales how often JPEG, blur, noise and gamma are
     applied.
     """
-    renderer = renderer or rng.choices(RENDERERS, weights=_SHARES)[0]
+    renderer = chosen_renderer(renderer, _SHARES, rng)
+    size = size_within(scene.width, scene.height, max_side)
+    return with_effects(_drawn(scene, size, renderer, rng), rng, effects)
+
+
+def chosen_renderer(renderer: str | None, shares: tuple[float, ...], rng: random.Random) -> str:
+    """`renderer`, or where that is None one of RENDERERS by their `shares`. Raises ValueError."""
+    renderer = renderer or rng.choices(RENDERERS, weights=shares)[0]
     if renderer not in RENDERERS:
         raise ValueError(f"renderer is {renderer!r}; expected one of {RENDERERS}")
-    scale = min(1.0, (max_side or math.inf) / max(scene.width, scene.height))
-    size = (max(1, round(scene.width * scale)), max(1, round(scene.height * scale)))
-    return with_effects(_drawn(scene, size, renderer, rng), rng, effects)
+    return renderer
+
+
+def size_within(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    """Width and height in pixels, scaled down to a longer side of `max_side`, never up."""
+    scale = min(1.0, (max_side or math.inf) / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def training_picture(scene: Scene, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
@@ -128,11 +139,6 @@ def picture_labels(scene: Scene) -> PictureLabels:
         out["token_color"][row * TOKENS_PER_SIDE + column] = color_label(item.color)
     out |= {"patch_shape": cells.shape.ravel(), "patch_color": cells.color.ravel()}
     return PictureLabels(**out | {"patch_centre": cells.centre.ravel()})
-
-
-def object_cells(scene: Scene) -> tuple[int, ...]:
-    """For each object the cell of nine in which its centre lies: 0 top left .. 8 bottom right."""
-    return tuple(3 * min(2, int(3 * o.y / scene.height)) + min(2, int(3 * o.x / scene.width)) for o in scene.objects)
 
 
 def draw_background(background: Background, size: tuple[int, int], rng: random.Random) -> Image.Image:

@@ -19,7 +19,7 @@ from training.dense_labels import (
     color_label,
     nothing,
 )
-from training.drawing import RENDERERS, draw_background, with_effects
+from training.drawing import chosen_renderer, draw_background, size_within, with_effects
 from training.fonts import at_size, edges, metrics
 from training.signs import Plate, Sign
 
@@ -40,11 +40,8 @@ def draw(
     "pillow" resizes smooth letters without hinting, "pillow_plain" writes with Pillow's hinted letters,
     "matplotlib" with those of its Agg renderer.
     """
-    renderer = renderer or rng.choices(RENDERERS, weights=_SHARES)[0]
-    if renderer not in RENDERERS:
-        raise ValueError(f"renderer is {renderer!r}; expected one of {RENDERERS}")
-    scale = min(1.0, (max_side or math.inf) / max(sign.width, sign.height))
-    size = (max(1, round(sign.width * scale)), max(1, round(sign.height * scale)))
+    renderer = chosen_renderer(renderer, _SHARES, rng)
+    size = size_within(sign.width, sign.height, max_side)
     return with_effects(_drawn(sign, size, renderer, rng), rng, effects)
 
 
