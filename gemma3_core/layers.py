@@ -11,7 +11,7 @@ from gemma3_core.config import Gemma3TextConfig, RopeParameters
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
-_MANY_ROWS = 128
+MANY_ROWS = 128
 """From so many rows on, widening a weight costs less than it saves."""
 
 
@@ -30,11 +30,11 @@ class Linear(nn.Linear):
 
     def _widens(self, x: torch.Tensor) -> bool:
         narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-        return narrow and x.shape[:-1].numel() >= _MANY_ROWS and not _multiplies_bfloat16_fast()
+        return narrow and x.shape[:-1].numel() >= MANY_ROWS and not multiplies_bfloat16_fast()
 
 
 @cache
-def _multiplies_bfloat16_fast() -> bool:
+def multiplies_bfloat16_fast() -> bool:
     """Whether this CPU has tiles (AMX) for bfloat16 matrix products."""
     return torch.cpu._is_amx_tile_supported()
 

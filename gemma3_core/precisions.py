@@ -8,6 +8,7 @@ import torch
 
 from gemma3_core.config import Gemma3Config, read_config
 from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.int4_linear import int4_obstacle
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.quantization import (
     Int4Making,
@@ -15,7 +16,6 @@ from gemma3_core.quantization import (
     TorchAoConfig,
     count_weights,
     int4_layer_bytes,
-    int4_obstacle,
     weight_bytes,
     with_tensors_of,
 )

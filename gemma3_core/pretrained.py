@@ -10,7 +10,8 @@ from gemma3_core.config import AnyConfig, Gemma3TextConfig, read_config
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.generation import GenerationConfig
 from gemma3_core.hub import resolve_folder, write_json
-from gemma3_core.quantization import Int4Linear, Int4Plan, TorchAoConfig, install_int4, quantized, require_int4
+from gemma3_core.int4_linear import Int4Linear, require_int4
+from gemma3_core.quantization import Int4Plan, TorchAoConfig, install_int4, quantized
 from gemma3_core.weights import build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")

@@ -15,7 +15,7 @@ from torch import nn
 from gemma3_core.config import AnyConfig, Gemma3Config
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.hub import read_json
-from gemma3_core.quantization import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
+from gemma3_core.int4_linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

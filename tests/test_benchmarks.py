@@ -9,7 +9,8 @@ import torch
 from benchmarks import language_model, vision_language
 from benchmarks.timing import in_turns
 from gemma3_core.config import Gemma3Config, read_config
-from gemma3_core.quantization import Int4Linear, TorchAoConfig, quantized
+from gemma3_core.int4_linear import Int4Linear
+from gemma3_core.quantization import TorchAoConfig, quantized
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 

@@ -102,16 +102,16 @@ def test_the_embedding_scale_is_rounded_to_the_weights_type_as_in_transformers(w
 
 
 def test_many_rows_are_multiplied_in_float32_and_err_less(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(layers, "_multiplies_bfloat16_fast", lambda: False)
+    monkeypatch.setattr(layers, "multiplies_bfloat16_fast", lambda: False)
     torch.manual_seed(0)
     linear = layers.Linear(640, 96, dtype=torch.bfloat16)
-    rows = torch.randn(2, layers._MANY_ROWS, 640, dtype=torch.bfloat16)
+    rows = torch.randn(2, layers.MANY_ROWS, 640, dtype=torch.bfloat16)
     exact = rows.double() @ linear.weight.double().T + linear.bias.double()
     wide, plain = linear(rows), torch.nn.functional.linear(rows, linear.weight, linear.bias)
     assert wide.dtype == torch.bfloat16
     assert torch.equal(wide, (rows.float() @ linear.weight.float().T + linear.bias.float()).bfloat16())
     assert (wide.double() - exact).abs().max() <= (plain.double() - exact).abs().max()
-    few = rows[:1, : layers._MANY_ROWS - 1]
+    few = rows[:1, : layers.MANY_ROWS - 1]
     assert torch.equal(linear(few), torch.nn.functional.linear(few, linear.weight, linear.bias))
 
 
@@ -121,9 +121,9 @@ def test_wide_products_change_no_token_that_is_not_a_near_tie(ours, monkeypatch:
     bound, compared = 0.02, 0
     for layout, seed in PROMPTS:
         prompt = prompt_of(layout, seed)
-        monkeypatch.setattr(layers, "_MANY_ROWS", 1)
+        monkeypatch.setattr(layers, "MANY_ROWS", 1)
         wide = ours(**prompt).logits.float()
-        monkeypatch.setattr(layers, "_MANY_ROWS", 10**9)
+        monkeypatch.setattr(layers, "MANY_ROWS", 10**9)
         plain = ours(**prompt).logits.float()
         reach = bound * plain.abs().max()
         assert (wide - plain).abs().max() <= reach

@@ -1,0 +1,370 @@
+"""A linear layer with int4 weights, and the kernels that multiply by them.
+
+In a weight [N, K] each run of G neighbours along K (G is the group size) shares a scale and a zero, and each
+element is one of 16 steps q:
+
+    w = (q - 8) * scale + zero        q in 0 … 15
+
+That is the form of torch's int4 kernels ("tinygemm"); scale, zero and q come from torchao. Stored are q, two to
+a byte, and scale and zero in bfloat16: nothing of a device is in it (`Int4Weight`). How a kernel wants the bytes
+arranged depends on the device and even on the processor, so `Int4Linear` arranges them where it runs.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.layers import MANY_ROWS, multiplies_bfloat16_fast
+
+PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
+SCALE_DTYPE = torch.bfloat16
+OUTPUTS_MULTIPLE = 16
+"""Of the CPU kernel; CUDA's wants 8."""
+_STEPS = 16
+_SMALLEST_SCALE = 1e-6  # torchao's own for its CPU kernel: a group of equal weights has no range
+_BLOCK_ROWS = 64  # the CPU kernel arranges this many rows together at most
+_ELEMENTS_AT_A_TIME = 2**24  # bounds what quantising and packing hold beside the weights
+_WIDENED_AT_A_TIME = 2**20  # a part of the weights that stays in a processor's cache
+_OLDEST_CUDA = (8, 0)  # compute capability that torch's int4 kernel needs (bfloat16 tensor cores)
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """A quantised weight [N, K], the same on every device.
+
+    packed: uint8 [N, K/2], the even column in the upper half of the byte. scale, zero: bfloat16 [N, K/G].
+    """
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape[0], self.packed.shape[1] * 2
+
+    @property
+    def group_size(self) -> int:
+        return self.shape[1] // self.scale.shape[1]
+
+    def steps(self) -> torch.Tensor:
+        """q: int32 [N, K], 0 to 15."""
+        return _unpacked(self.packed)
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [N, K]: the very numbers that the kernels multiply by."""
+        groups = (self.steps() - _STEPS // 2).float().unflatten(1, (-1, self.group_size))
+        return (groups * self.scale.float()[:, :, None] + self.zero.float()[:, :, None]).flatten(1)
+
+    def to(self, device: torch.device) -> "Int4Weight":
+        return Int4Weight(self.packed.to(device), self.scale.to(device), self.zero.to(device))
+
+
+def stored_shapes(out_features: int, in_features: int, group_size: int) -> dict[str, tuple[int, int]]:
+    """Shapes of the tensors that take the place of a weight [N, K] in a checkpoint."""
+    groups = (out_features, in_features // group_size)
+    return {PACKED: (out_features, in_features // 2), SCALE: groups, ZERO: groups}
+
+
+def quantize_weight(weight: torch.Tensor, group_size: int) -> Int4Weight:
+    """Quantises a weight [N, K] with torchao's parameters, which lie between a group's least and largest.
+
+    Reckoned in float32 with scale and zero already rounded to bfloat16, so that the steps fit what is stored
+    and float32 and bfloat16 models get the same int4 weights. Raises CheckpointError for NaN or infinity.
+    """
+    parts = [_quantize_rows(rows, group_size) for rows in weight.detach().split(_rows_at_a_time(weight.shape[1]))]
+    packed, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if not bool(scale.isfinite().all() and zero.isfinite().all()):
+        raise CheckpointError("A weight to quantise holds NaN or infinity. Download the checkpoint again.")
+    return Int4Weight(packed, scale, zero)
+
+
+def _quantize_rows(rows: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with quiet_import():
+        from torchao.quantization.quant_primitives import (
+            MappingType,
+            _choose_qparams_affine_tinygemm,
+            _quantize_affine_tinygemm,
+        )
+    weight, block, range_ = rows.float(), [1, group_size], (0, _STEPS - 1)
+    scale, zero = _choose_qparams_affine_tinygemm(
+        weight, MappingType.ASYMMETRIC, block, torch.int32, *range_, _SMALLEST_SCALE, SCALE_DTYPE, SCALE_DTYPE
+    )
+    steps = _quantize_affine_tinygemm(weight, block, scale.float(), zero.float(), torch.int32, *range_)
+    packed = (steps[:, ::2] << 4 | steps[:, 1::2]).to(torch.uint8)
+    return packed, scale.view(len(rows), -1), zero.view(len(rows), -1)  # torchao drops the axis of a single group
+
+
+def _rows_at_a_time(in_features: int) -> int:
+    return max(_BLOCK_ROWS, _ELEMENTS_AT_A_TIME // in_features // _BLOCK_ROWS * _BLOCK_ROWS)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer with int4 weights: x [..., K] -> [..., N].
+
+    Holds the weights as the kernel of its device wants them, and only so; `int4_weight` gives them back,
+    exactly. In state_dict, in files and on the way to another device they have the form of `Int4Weight`.
+
+    The kernels multiply in bfloat16, whatever the activations' type. On a CPU many rows are faster with the
+    weights widened part by part, as `layers.Linear` does, and then exact in float32 too.
+    For inference only: the kernels have no gradient.
+    """
+
+    qdata: torch.Tensor | None
+    scale_and_zero: torch.Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, group_size: int, bias: nn.Parameter | None = None):
+        """Without weights yet: see `pack`."""
+        super().__init__()
+        self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
+        self.bias = bias
+        self.register_buffer("qdata", None, persistent=False)
+        self.register_buffer("scale_and_zero", None, persistent=False)  # bfloat16 numbers [K/G, N, 2]
+
+    @classmethod
+    def from_weight(cls, weight: Int4Weight, bias: nn.Parameter | None) -> "Int4Linear":
+        out_features, in_features = weight.shape
+        linear = cls(in_features, out_features, weight.group_size, bias)
+        linear.pack(weight)
+        return linear
+
+    def pack(self, weight: Int4Weight) -> None:
+        """Arranges `weight` for the kernel of the device that it lies on."""
+        assert weight.shape == (self.out_features, self.in_features)
+        assert weight.group_size == self.group_size
+        self.qdata = _pack(weight)
+        self.scale_and_zero = torch.stack((weight.scale, weight.zero), dim=-1).transpose(0, 1).contiguous()
+
+    def int4_weight(self) -> Int4Weight:
+        """The weights in the form that no device has a part in; the inverse of `pack`."""
+        assert self.qdata is not None
+        assert self.scale_and_zero is not None
+        scale, zero = self.scale_and_zero.unbind(dim=-1)
+        packed = self._bytes_by_reading() if self.qdata.device.type == "cpu" else self._bytes_by_asking()
+        return Int4Weight(packed, scale.T.contiguous(), zero.T.contiguous())
+
+    def _bytes_by_reading(self) -> torch.Tensor:
+        """uint8 [N, K/2], out of the CPU kernel's arrangement."""
+        assert self.qdata is not None
+        steps = [part.steps.transpose(1, 2).flatten(0, 1) for part in _parts(self.qdata, _ELEMENTS_AT_A_TIME)]
+        return torch.cat([each[:, ::2] << 4 | each[:, 1::2] for each in steps])
+
+    def _bytes_by_asking(self) -> torch.Tensor:
+        """uint8 [N, K/2], asked of CUDA's kernel, since only it knows its arrangement.
+
+        With scale 1 and zero 0, a row with 16 and 1 at two neighbouring columns gives 16 (q - 8) + (q' - 8),
+        which is their byte less 136, and exact in bfloat16 too.
+        """
+        assert self.scale_and_zero is not None
+        plain = torch.zeros_like(self.scale_and_zero)
+        plain[:, :, 0] = 1.0
+        pairs = self.in_features // 2
+        packed = torch.empty(self.out_features, pairs, dtype=torch.uint8, device=plain.device)
+        for some in torch.arange(pairs).split(max(1, _ELEMENTS_AT_A_TIME // (self.out_features + self.in_features))):
+            x = torch.zeros(len(some), self.in_features, dtype=plain.dtype, device=plain.device)
+            rows = torch.arange(len(some))
+            x[rows, 2 * some], x[rows, 2 * some + 1] = 16.0, 1.0
+            less_136 = self._multiply(x, plain)  # [pairs, N]
+            packed[:, some] = (less_136.float() + 136).round().to(torch.uint8).T
+        return packed
+
+    def _multiply(self, x: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
+        """x [M, K] -> [M, N] by the device's kernel, in bfloat16: float32 takes the CPU's 30 times as long."""
+        assert self.qdata is not None
+        on_cpu, ops = x.device.type == "cpu", torch.ops.aten
+        kernel = ops._weight_int4pack_mm_for_cpu if on_cpu else ops._weight_int4pack_mm
+        return kernel(x.to(torch.bfloat16).contiguous(), self.qdata, self.group_size, scale_and_zero).to(x.dtype)
+
+    def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
+        """x [M, K] -> [M, N] on a CPU, by parts of the weights as plain numbers; each lives for its product only."""
+        assert self.qdata is not None
+        assert self.scale_and_zero is not None
+        dtype = x.dtype if multiplies_bfloat16_fast() else torch.float32
+        wide, out = x.to(dtype), x.new_empty(len(x), self.out_features)
+        for part in _parts(self.qdata, _WIDENED_AT_A_TIME):
+            rows = slice(part.start, part.stop)
+            weight = part.widened(self.scale_and_zero[:, rows].to(dtype))
+            out[:, rows] = wide @ weight
+        return out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.scale_and_zero is not None
+        rows = x.reshape(-1, self.in_features)
+        if x.device.type == "cpu" and len(rows) >= MANY_ROWS:
+            out = self._multiply_widened(rows)
+        else:
+            out = self._multiply(rows, self.scale_and_zero)
+        out = out.view(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Int4Linear":
+        """As nn.Module's, but scale and zero keep their type; for another kind of device weights are arranged anew."""
+        if self.qdata is None or self.scale_and_zero is None:
+            return super()._apply(fn, recurse)
+        device = fn(self.scale_and_zero).device
+        if device.type == self.qdata.device.type:
+            super()._apply(fn, recurse)
+            self.scale_and_zero = self.scale_and_zero.to(SCALE_DTYPE)
+            return self
+        require_int4(device)
+        weight = self.int4_weight().to(device)
+        self.qdata = self.scale_and_zero = None
+        super()._apply(fn, recurse)
+        self.pack(weight)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.qdata is not None:
+            weight = self.int4_weight()
+            destination |= {prefix + PACKED: weight.packed, prefix + SCALE: weight.scale, prefix + ZERO: weight.zero}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, torch.Tensor],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        shapes = stored_shapes(self.out_features, self.in_features, self.group_size)
+        names = [prefix + name for name in shapes]
+        others = {name: tensor for name, tensor in state_dict.items() if name not in names}
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if missing := [name for name in names if name not in state_dict]:
+            missing_keys += missing
+            return
+        for name, shape in zip(names, shapes.values(), strict=True):
+            if tuple(state_dict[name].shape) != shape:
+                error_msgs.append(f"{name} is {list(state_dict[name].shape)}, expected {list(shape)}")
+                return
+        self.pack(Int4Weight(*(state_dict[name] for name in names)))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, group_size={self.group_size}"
+
+
+def _unpacked(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, K/2] -> int32 [N, K], 0 to 15."""
+    return torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1).int()
+
+
+def _pack(weight: Int4Weight) -> torch.Tensor:
+    """The steps of `weight` as the kernel of its device wants them."""
+    device, in_features = weight.packed.device, weight.shape[1]
+    require_int4(device)
+    if device.type == "cpu":
+        # Blocks of rows follow one another, so that parts can be packed alone: int32 is 8 times the bytes.
+        parts = weight.packed.split(_rows_at_a_time(in_features))
+        return torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpacked(part), 1) for part in parts])
+    # As many tiles of 16 columns as fit side by side: torchao pads K to 1024 instead, up to 1.78 times the bytes.
+    inner_k_tiles = next(tiles for tiles in (8, 4, 2) if in_features % (16 * tiles) == 0)
+    return torch.ops.aten._convert_weight_to_int4pack(weight.packed.contiguous(), inner_k_tiles)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows `start` to `stop` of a weight as the CPU kernel arranges them: steps, uint8 [blocks, K, rows of one]."""
+
+    start: int
+    stop: int
+    steps: torch.Tensor
+
+    def widened(self, scale_and_zero: torch.Tensor) -> torch.Tensor:
+        """The transposed weights [K, rows]; scale_and_zero [K/G, rows, 2] has the wanted type."""
+        scale, zero = scale_and_zero.movedim(-1, 0).contiguous()
+        signed = (self.steps.view(torch.int8) - _STEPS // 2).transpose(0, 1)  # [K, blocks, rows]
+        weight = signed.to(scale.dtype, memory_format=torch.contiguous_format).view(len(scale), -1, scale.shape[1])
+        return torch.addcmul(zero[:, None], weight, scale[:, None], out=weight).flatten(0, 1)
+
+
+def _parts(qdata: torch.Tensor, elements: int) -> Iterator[_Part]:
+    """A weight [N, K/2] in the CPU kernel's arrangement, in parts of about so many elements.
+
+    Rows come in blocks, in each the steps of a column lie together; what is left over is one smaller block.
+    """
+    outputs, inputs = qdata.shape[0], qdata.shape[1] * 2
+    block = len(_lanes(_BLOCK_ROWS))
+    whole = outputs - outputs % block
+    at_a_time = max(1, elements // (inputs * block)) * block
+    ends = [*range(at_a_time, whole, at_a_time), whole, outputs]
+    for start, stop in zip([0, *ends], ends, strict=False):
+        if start < stop:
+            lanes = _lanes(min(block, stop - start))
+            each = qdata[start:stop].view(-1, inputs, len(lanes) // 2)
+            steps = torch.cat((each & 15, each >> 4), dim=-1)
+            in_order = torch.equal(lanes, torch.arange(len(lanes)))
+            yield _Part(start, stop, steps if in_order else steps[..., lanes.argsort()])
+
+
+@cache
+def _lanes(rows: int) -> torch.Tensor:
+    """Which row of its block each lane holds, low halves of the bytes first; found out by packing row numbers.
+
+    The CPU kernel's blocks have 64 rows, 32 or, at a weight's end, what is left: that depends on the processor.
+    """
+    numbers = torch.arange(2 * rows).view(rows, 2)
+    digits = [
+        torch.ops.aten._convert_weight_to_int4pack_for_cpu((numbers // base % 16).int(), 1).flatten().long()
+        for base in (1, 16)
+    ]
+    low, high = ((digits[0] >> shift & 15) + 16 * (digits[1] >> shift & 15) for shift in (0, 4))
+    half = int((low % 2).argmax())  # bytes until the second column begins
+    block = torch.cat((low[:half], high[:half]))
+    expected = block // 2 * 2 + torch.arange(2)[:, None]  # [column, lane]
+    found = torch.cat((low.view(-1, 2, half), high.view(-1, 2, half)), dim=-1)
+    blocks = torch.arange(len(found))[:, None, None] * 4 * half
+    assert torch.equal(found, expected + blocks), "torch's int4 kernel arranges weights in an unknown way"
+    return block // 2
+
+
+def int4_obstacle(device: torch.device) -> str | None:
+    """Why int4 weights can't be used on `device`, as a sentence; None where they can."""
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= _OLDEST_CUDA:
+            return None
+        return (
+            f"int4 needs a GPU of compute capability {_OLDEST_CUDA[0]}.{_OLDEST_CUDA[1]} or later, "
+            f"this one has {capability[0]}.{capability[1]}. Leave int4 off."
+        )
+    return f"int4 has no kernel for {device.type.upper()} devices. Leave int4 off, or choose the CPU."
+
+
+def require_int4(device: torch.device) -> None:
+    """Raises UnsupportedOptionError where `device` can't run int4 weights."""
+    if reason := int4_obstacle(device):
+        raise UnsupportedOptionError(reason)
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """torchao warns at import of CUDA extensions that it can't load; none of them is used here.
+
+    torchao is imported where it is needed and not before: it takes seconds, and only making int4 weights
+    needs it, running them does not. Raises UnsupportedOptionError where it is not installed.
+    """
+    loud = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [log.level for log in loud]
+    for log in loud:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("torchao"):
+            raise
+        raise UnsupportedOptionError("int4 weights are made with torchao: install it (requirements.txt).") from None
+    finally:
+        for log, level in zip(loud, levels, strict=True):
+            log.setLevel(level)
