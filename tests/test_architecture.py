@@ -25,6 +25,7 @@ ORDER = [
     "cache",
     "layers",
     "vision",
+    "int4_linear",
     "quantization",
     "weights",
     "sampling",

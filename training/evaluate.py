@@ -2,7 +2,7 @@
 
     python -m training.evaluate
     python -m training.evaluate --model runs/demo/last --per-kind 100 --split train
-    python -m training.evaluate --int4
+    python -m training.evaluate --int4 --json benchmarks/results/answers.json
     python -m training.evaluate --model runs/signs/last --worlds scenes,signs
 
 Held out are the seeds, the phrasings, eight pairs of shape and color, one of which is in every picture
@@ -133,10 +133,12 @@ def accuracies(trials: list[Trial]) -> dict[str, float]:
     return {kind: sum(right) / len(right) for kind, right in by_kind.items()}
 
 
-def table(shares: dict[str, float], per_kind: int) -> str:
-    """A Markdown table of accuracies in percent."""
-    lines = [f"| kind of question ({per_kind} each) | right |", "|---|---|"]
-    lines += [f"| {kind.replace('_', ' ')} | {share:.1%} |" for kind, share in shares.items()]
+def table(shares: dict[str, dict[str, float]], per_kind: int) -> str:
+    """A Markdown table of accuracies in percent, a column for each kind of weights."""
+    lines = [f"| kind of question ({per_kind} each) | {' | '.join(shares)} |", "|---" * (1 + len(shares)) + "|"]
+    for kind in next(iter(shares.values())):
+        right = " | ".join(f"{of_weights[kind]:.1%}" for of_weights in shares.values())
+        lines.append(f"| {kind.replace('_', ' ')} | {right} |")
     return "\n".join(lines)
 
 
@@ -153,30 +155,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--int4", action="store_true", help="with int4 weights")
+    parser.add_argument("--int4", action="store_true", help="with int4 weights too, in a second column")
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     worlds = tuple(arguments.worlds.split(","))
     if unknown := set(worlds) - set(WORLDS):
         parser.error(f"--worlds has {sorted(unknown)}; expected some of {','.join(WORLDS)}")
-    examinee = Examinee(arguments.model, arguments.device, arguments.dtype, arguments.int4)
     split, seed, renderer = arguments.split, arguments.seed, arguments.renderer
-    with torch.inference_mode():
-        trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, worlds, arguments.all_fonts)
-    shares = accuracies(trials)
+    shares = {}
+    for int4 in (False, True)[: 1 + arguments.int4]:
+        examinee = Examinee(arguments.model, arguments.device, arguments.dtype, int4)
+        with torch.inference_mode():
+            trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, worlds, arguments.all_fonts)
+        weights = "int4" if int4 else arguments.dtype
+        shares[weights] = accuracies(trials)
+        for kind in kinds_of(worlds):
+            for trial in [t for t in trials if t.question.kind == kind and not t.right][: arguments.wrong]:
+                asked, wanted = trial.question.question, trial.question.key
+                print(f"{weights}, {kind}: {asked!r} expected {wanted!r}, got {trial.answer!r}")
     print(table(shares, arguments.per_kind))
-    for kind in kinds_of(worlds):
-        for trial in [t for t in trials if t.question.kind == kind and not t.right][: arguments.wrong]:
-            print(f"{kind}: {trial.question.question!r} expected {trial.question.key!r}, got {trial.answer!r}")
     if arguments.json:
-        figures = {
-            "per_kind": arguments.per_kind,
-            "split": arguments.split,
-            "seed": arguments.seed,
-            "weights": "int4" if arguments.int4 else arguments.dtype,
-            "right": shares,
-        }
+        figures = {"per_kind": arguments.per_kind, "split": split, "seed": seed, "right": shares}
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
