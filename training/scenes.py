@@ -32,6 +32,7 @@ __all__ = [
     "grounds_of",
     "is_heldout_pair",
     "log_uniform",
+    "object_of",
     "polygon",
     "random_background",
     "random_scene",
@@ -293,6 +294,14 @@ def _place(
         placed.append(fitted)
     rng.shuffle(placed)
     return tuple(placed)
+
+
+def object_of(
+    shape: str, color: str, rgb: RGB, size: float, rng: random.Random, width: int, height: int
+) -> SceneObject:
+    """An object of a picture of that width and height, without a place yet; `size` in pixels."""
+    item = _make(shape, color, rgb, size, rng.random() < 0.7, rng.random(), rng)
+    return _plainly_long(item, width, height)
 
 
 def _make(

@@ -64,7 +64,7 @@ def _drawn(sign: Sign, size: tuple[int, int], renderer: str, rng: random.Random)
     if renderer == "pillow":
         _smooth_text(picture, sign, scales)
     elif renderer == "pillow_plain":
-        _hinted_text(picture, sign, scales[0])
+        write_hinted(picture, sign, scales[0])
     else:
         _matplotlib_text(picture, sign, scales[0])
     return picture
@@ -198,8 +198,8 @@ def _paste_turned(
     picture.paste(color, (left, top), small)
 
 
-def _hinted_text(picture: Image.Image, sign: Sign, scale: float) -> None:
-    """As simple programs write it: letters on whole pixels."""
+def write_hinted(picture: Image.Image, sign: Sign, scale: float) -> None:
+    """The text of a sign as simple programs write it: letters on whole pixels."""
     drawn = at_size(sign.font, max(1.0, round(sign.size * scale)))
     x, y = sign.x * scale, sign.y * scale
     if not sign.rotation:

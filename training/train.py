@@ -161,7 +161,7 @@ class Trainer:
         pixels = batch.pixels.float() / 127.5 - 1.0
         if batch.input_ids.shape[1] <= 1:
             zero = torch.zeros((), device=pixels.device)
-            return self._dense_loss_near_objects(pixels, batch.dense), zero, zero
+            return self._dense_loss_of_patches(pixels, batch.dense), zero, zero
         features = self.model.get_image_features(pixels)
         dense = self.heads(features.last_hidden_state, features.pooler_output, batch.dense)
         hidden = self.model.decoder(
@@ -179,12 +179,14 @@ class Trainer:
         spared = logits.float().index_put((numbers[rows, places], tokens), logits.new_tensor(NEVER).float())
         return dense, F.cross_entropy(spared, targets[asked]), right
 
-    def _dense_loss_near_objects(self, pixels: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        """What lies where, reading only the patches on and around objects.
+    def _dense_loss_of_patches(self, pixels: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
+        """What lies where, reading only the patches on and around objects, or all where crowds fill the pictures.
 
-        Most of a picture is background: leaving it out, the encoder reads 96 of 256 patches.
+        Most of another picture is background: leaving it out, the encoder reads 96 of 256 patches.
         """
         tower = self.model.model.vision_tower
+        if self.arguments.crowds:
+            return self.heads.patch_loss(tower.post_layernorm(tower.encoder(tower.embeddings(pixels))), labels)
         kept = patches_near_objects(labels, KEPT_PATCHES)
         embedded = tower.embeddings(pixels)
         seen = embedded.gather(1, kept[:, :, None].expand(-1, -1, embedded.shape[-1]))
@@ -290,6 +292,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
     parser.add_argument("--signs", type=float, default=0.0, help="share of the pictures that are signs, 0 to 1")
+    parser.add_argument("--crowds", type=float, default=0.0, help="share of the dense stage's pictures, 0 to 1")
     parser.add_argument("--easiest-sign", type=float, default=1.0, help="signs are at least so hard, 0 to 1")
     parser.add_argument("--hardest-sign", type=float, default=1.0, help="signs are at most so hard, 0 to 1")
     parser.add_argument("--fall", type=float, default=0.35, help="share of the time in which the rate falls to 0")
@@ -299,8 +302,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
-    if not 0.0 <= arguments.signs <= 1.0:
-        parser.error(f"--signs is {arguments.signs}; expected a share from 0 to 1")
+    for name in ("signs", "crowds"):
+        if not 0.0 <= getattr(arguments, name) <= 1.0:
+            parser.error(f"--{name} is {getattr(arguments, name)}; expected a share from 0 to 1")
     if not 0.0 <= arguments.easiest_sign <= arguments.hardest_sign <= 1.0:
         parser.error("expected 0 <= --easiest-sign <= --hardest-sign <= 1")
     return arguments
@@ -315,12 +319,20 @@ def mix_of(arguments: argparse.Namespace) -> Mix:
     return Mix(worlds=tuple(share for share in shares if share.weight > 0))
 
 
+def dense_mix_of(arguments: argparse.Namespace) -> Mix:
+    """For the dense stage: no questions, and crowds in their share beside the worlds."""
+    mix = mix_of(arguments)
+    worlds = [replace(share, weight=share.weight * (1.0 - arguments.crowds)) for share in mix.worlds]
+    worlds.append(Share("crowds", arguments.crowds))
+    return replace(mix, worlds=tuple(share for share in worlds if share.weight > 0), questions=0, unnamed=0.6)
+
+
 def main() -> None:
     arguments = parse()
     trainer = Trainer(arguments)
     mix = mix_of(arguments)
     if arguments.dense_minutes:
-        trainer.run_stage("dense", arguments.dense_minutes, replace(mix, questions=0, unnamed=0.6), arguments.batch)
+        trainer.run_stage("dense", arguments.dense_minutes, dense_mix_of(arguments), arguments.batch)
     if arguments.minutes:
         trainer.run_stage("joint", arguments.minutes, mix, arguments.batch)
 

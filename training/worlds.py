@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from PIL.Image import Image
 
-from training import drawing, questions, scenes, sign_drawing, sign_questions, signs
+from training import crowds, drawing, questions, scenes, sign_drawing, sign_questions, signs
+from training.crowds import Crowd
 from training.dense_labels import PictureLabels
 from training.fonts import Font, all_fonts, bundled_fonts
 from training.questions import Question
@@ -141,11 +142,51 @@ class Signs:
         return sign_questions.is_right(kind, key, answer)
 
 
+class Crowds:
+    """Pictures full of shapes or words, to learn from and not to ask about."""
+
+    kinds: tuple[str, ...] = ()
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Crowd:
+        """Raises ValueError where anything but training asks for one."""
+        if split != "train" or difficulty != 1.0:
+            raise ValueError(f"crowds are for training and of one difficulty, got {split!r} and {difficulty}")
+        return crowds.random_crowd(rng, unnamed)
+
+    def size(self, depiction: Crowd) -> tuple[int, int]:
+        return depiction.width, depiction.height
+
+    def draw(self, depiction: Crowd, rng: random.Random, renderer: str | None = None) -> Image:  # noqa: ARG002
+        return crowds.as_seen(depiction, rng, max(depiction.width, depiction.height))
+
+    def as_seen(self, depiction: Crowd, rng: random.Random, side: int) -> Image:
+        return crowds.as_seen(depiction, rng, side)
+
+    def labels(self, depiction: Crowd) -> PictureLabels:
+        return crowds.labels(depiction)
+
+    def ask(
+        self,
+        depiction: Crowd,  # noqa: ARG002
+        rng: random.Random,  # noqa: ARG002
+        split: str,  # noqa: ARG002
+        num: int,  # noqa: ARG002
+        kinds: tuple[str, ...] | None = None,  # noqa: ARG002
+        apart: bool = False,  # noqa: ARG002
+    ) -> list[Question]:
+        return []
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:  # noqa: ARG002
+        raise ValueError(f"nobody asks about crowds, got {kind!r}")
+
+
 WORLDS: dict[str, World[Any]] = {"scenes": Scenes(), "signs": Signs()}
 
 
 def world_named(name: str) -> World[Any]:
-    """Raises ValueError where there is no such world."""
+    """One of WORLDS, or "crowds". Raises ValueError where there is no such world."""
+    if name == "crowds":
+        return Crowds()
     if name not in WORLDS:
         raise ValueError(f"world is {name!r}; expected one of {tuple(WORLDS)}")
     return WORLDS[name]
