@@ -11,7 +11,7 @@ from training import fonts
 from training.colors import ANCHORS, COLORS, UNNAMED, delta_e, to_lab
 from training.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, SIZES, TOKENS_PER_SIDE, character_label
 from training.drawing import RENDERERS
-from training.evaluate import kinds_of, questions_of_kind
+from training.evaluate import questions_of_kind
 from training.fonts import Font, all_fonts, bundled_fonts, edges, metrics
 from training.scenes import Background, grounds_of
 from training.sign_drawing import draw, labels, training_picture
@@ -27,7 +27,7 @@ from training.signs import (
     random_text,
 )
 from training.words import CHARACTERS, WORDS
-from training.worlds import SHIPPED, WORLDS, world_named
+from training.worlds import SHIPPED_KINDS, WORLDS, world_named
 from training.worlds import is_right as right_in_any_world
 
 
@@ -286,10 +286,10 @@ def test_right_and_wrong(kind: str, key: str, answer: str, right: bool) -> None:
 
 
 def test_no_two_worlds_share_a_kind_and_the_shipped_ones_exist() -> None:
-    kinds = kinds_of(tuple(WORLDS))
+    kinds = [kind for world in WORLDS.values() for kind in world.kinds]
     assert len(set(kinds)) == len(kinds)
-    assert set(SHIPPED) <= set(WORLDS)
-    assert kinds_of(("signs",)) == KINDS
+    assert set(SHIPPED_KINDS) <= set(kinds)
+    assert WORLDS["signs"].kinds == KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,7 +28,7 @@ from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
 from training.questions import Question
-from training.worlds import SHIPPED, WORLDS, Signs, World, is_right, world_named
+from training.worlds import SHIPPED_KINDS, WORLDS, Signs, World, is_right
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003
@@ -100,23 +100,18 @@ def _world_of(kind: str, all_fonts: bool) -> World[Any]:
     raise ValueError(f"kind is {kind!r}; no world has it")
 
 
-def kinds_of(worlds: tuple[str, ...]) -> tuple[str, ...]:
-    """The kinds of question of several worlds."""
-    return tuple(kind for name in worlds for kind in world_named(name).kinds)
-
-
 def evaluate(
     examinee: Examinee,
     per_kind: int,
     split: str = "heldout",
     seed: int = SEED,
     renderer: str | None = None,
-    worlds: tuple[str, ...] = SHIPPED,
+    kinds: tuple[str, ...] = SHIPPED_KINDS,
     all_fonts: bool = False,
 ) -> list[Trial]:
-    """Asks `per_kind` questions of each kind of the named worlds."""
+    """Asks `per_kind` questions of each kind."""
     trials = []
-    for kind in kinds_of(worlds):
+    for kind in kinds:
         asked = list(questions_of_kind(kind, per_kind, split, seed, renderer, all_fonts))
         for start in range(0, len(asked), BATCH):
             pictures, questions = zip(*asked[start : start + BATCH], strict=True)
@@ -147,9 +142,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO_MODEL)
     parser.add_argument("--per-kind", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
-    parser.add_argument(
-        "--worlds", default=",".join(SHIPPED), help=f"of {','.join(WORLDS)}; by default what the demo model knows"
-    )
+    parser.add_argument("--kinds", help="of question, with commas between; by default those the demo model knows")
+    parser.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
     parser.add_argument("--all-fonts", action="store_true", help="write signs in all fonts of this machine")
     parser.add_argument("--renderer", help="draw with this one only; by default each has its share")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -159,18 +153,26 @@ def main() -> None:
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    worlds = tuple(arguments.worlds.split(","))
-    if unknown := set(worlds) - set(WORLDS):
-        parser.error(f"--worlds has {sorted(unknown)}; expected some of {','.join(WORLDS)}")
+    kinds = SHIPPED_KINDS
+    if arguments.worlds:
+        worlds = arguments.worlds.split(",")
+        if unknown := set(worlds) - set(WORLDS):
+            parser.error(f"--worlds has {sorted(unknown)}; expected some of {','.join(WORLDS)}")
+        kinds = tuple(kind for world in worlds for kind in WORLDS[world].kinds)
+    if arguments.kinds:
+        kinds = tuple(arguments.kinds.split(","))
+        known = [kind for world in WORLDS.values() for kind in world.kinds]
+        if unknown := set(kinds) - set(known):
+            parser.error(f"--kinds has {sorted(unknown)}; expected some of {','.join(known)}")
     split, seed, renderer = arguments.split, arguments.seed, arguments.renderer
     shares = {}
     for int4 in (False, True)[: 1 + arguments.int4]:
         examinee = Examinee(arguments.model, arguments.device, arguments.dtype, int4)
         with torch.inference_mode():
-            trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, worlds, arguments.all_fonts)
+            trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, kinds, arguments.all_fonts)
         weights = "int4" if int4 else arguments.dtype
         shares[weights] = accuracies(trials)
-        for kind in kinds_of(worlds):
+        for kind in kinds:
             for trial in [t for t in trials if t.question.kind == kind and not t.right][: arguments.wrong]:
                 asked, wanted = trial.question.question, trial.question.key
                 print(f"{weights}, {kind}: {asked!r} expected {wanted!r}, got {trial.answer!r}")

@@ -17,8 +17,8 @@ from training.questions import Question
 from training.scenes import Scene
 from training.signs import Sign
 
-SHIPPED = ("scenes",)
-"""What the checkpoint in assets/demo_model was trained on."""
+SHIPPED_KINDS = questions.KINDS
+"""The kinds of question that the checkpoint in assets/demo_model was trained on."""
 
 Depiction = TypeVar("Depiction")
 
