@@ -12,6 +12,7 @@ ones ("two red circles" tells a color, a shape and a number) instead of off the 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unlabelled
 from training.model import IGNORED, IMAGE_SIZE, DenseLabels
 from training.questions import Question
+from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
 from training.worlds import World, world_named
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
@@ -125,6 +127,9 @@ class ConversationWriter:
     def __init__(self, tokenizer: Gemma3Tokenizer):
         self._tokenizer = tokenizer
         self._processor = Gemma3Processor(Gemma3ImageProcessorPil(), tokenizer, image_seq_length=TOKENS_PER_SIDE**2)
+        self._unseen_colors: dict[tuple[int, int], list[int]] = {}
+        self._unseen_shapes: dict[tuple[int, int], list[int]] = {}
+        self._note_unseen_pairs()
 
     def write(self, rng: random.Random, mix: Mix) -> _Conversation:
         if mix.questions == 0:
@@ -195,6 +200,17 @@ class ConversationWriter:
         if question.unseen:
             place = start + answer.index(self._word(question.key))
             out.excluded += [(place, self._word(word)) for word in question.unseen]
+        for place, pair in enumerate(pairwise(answer), start):
+            out.excluded += [(place, color) for color in self._unseen_colors.get(pair, ())]
+            out.excluded += [(place + 1, shape) for shape in self._unseen_shapes.get(pair, ())]
+
+    def _note_unseen_pairs(self) -> None:
+        """For tokens "color shape": the colors and shapes that in their place would make a held-out pair."""
+        for color, shape in product(COLORS, SHAPES):
+            for ending in ("", "s"):
+                pair = (self._word(color), self._word(shape + ending))
+                self._unseen_colors[pair] = [self._word(c) for s, c in sorted(HELDOUT_PAIRS) if s == shape]
+                self._unseen_shapes[pair] = [self._word(s + ending) for s, c in sorted(HELDOUT_PAIRS) if c == color]
 
     def _word(self, word: str) -> int:
         (token,) = self._encode(f" {word}")

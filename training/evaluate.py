@@ -32,7 +32,7 @@ from training.worlds import SHIPPED_KINDS, WORLDS, Signs, World, is_right
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003
-NEW_TOKENS = 24
+NEW_TOKENS = 40
 BATCH = 24
 
 

@@ -93,6 +93,16 @@ def said_colors(answer: str) -> set[str]:
     return _said("color", answer)
 
 
+def said_numbers(answer: str) -> set[str]:
+    """All the counts that an answer names, as words; "no" is none."""
+    return _said("count", answer)
+
+
+def said_yes_or_no(answer: str) -> set[str]:
+    """ "yes", "no", both or neither."""
+    return _said("is_there", answer)
+
+
 def _said(kind: str, answer: str) -> set[str]:
     """All the colors, shapes, numbers, places or yes and no that an answer names."""
     words = re.findall(r"[a-z]+|\d+", answer.lower().replace("n't", " not"))

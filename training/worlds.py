@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from PIL.Image import Image
 
-from training import crowds, drawing, questions, scenes, sign_drawing, sign_questions, signs
+from training import crowds, drawing, more_questions, questions, scenes, sign_drawing, sign_questions, signs
 from training.crowds import Crowd
 from training.dense_labels import PictureLabels
 from training.fonts import Font, all_fonts, bundled_fonts
@@ -19,6 +19,8 @@ from training.signs import Sign
 
 SHIPPED_KINDS = questions.KINDS
 """The kinds of question that the checkpoint in assets/demo_model was trained on."""
+
+_FURTHER_SHARE = 0.4  # of the questions about a scene are of more_questions' kinds
 
 Depiction = TypeVar("Depiction")
 
@@ -66,7 +68,7 @@ class World(Protocol[Depiction]):
 class Scenes:
     """Flat shapes on a background."""
 
-    kinds = questions.KINDS
+    kinds = (*questions.KINDS, *more_questions.KINDS)
 
     def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
         return scenes.random_scene(rng, split, difficulty, unnamed)
@@ -92,10 +94,19 @@ class Scenes:
         kinds: tuple[str, ...] | None = None,
         apart: bool = False,  # noqa: ARG002  (a scene has enough to ask about)
     ) -> list[Question]:
-        return questions.ask(depiction, rng, split, num, kinds)
+        wanted = kinds or self.kinds
+        first = tuple(kind for kind in wanted if kind in questions.KINDS)
+        further = tuple(kind for kind in wanted if kind in more_questions.KINDS)
+        more = sum(rng.random() < _FURTHER_SHARE for _ in range(num)) if first else num
+        asked = more_questions.ask(depiction, rng, split, more, further) if further else []
+        if first:
+            asked += questions.ask(depiction, rng, split, num - len(asked), first)
+        rng.shuffle(asked)
+        return asked
 
     def is_right(self, kind: str, key: str, answer: str) -> bool:
-        return questions.is_right(kind, key, answer)
+        asked_in = more_questions if kind in more_questions.KINDS else questions
+        return asked_in.is_right(kind, key, answer)
 
 
 class Signs:

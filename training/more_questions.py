@@ -1,0 +1,306 @@
+"""Further questions about scenes: shape and color together, sides, sizes, all objects, and what is not there.
+
+Each kind lists its targets as those of questions.py do; phrasings stand beside them. They are kinds of their
+own so that a checkpoint that never learnt them is not asked (`worlds.SHIPPED_KINDS`).
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+from training.colors import COLORS, UNNAMED
+from training.geometry import SHAPES
+from training.questions import (
+    NUMBERS,
+    Question,
+    Target,
+    article,
+    loosely,
+    plural,
+    said_numbers,
+    said_yes_or_no,
+)
+from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
+
+_PLAINLY_LARGER = 1.3  # by so many times in size, or "largest" and "smallest" aren't asked
+_PLAINLY_BESIDE = 0.1  # of a side: how far two centres lie apart, at least
+_ROWS = 3  # a description goes row by row
+_ROW_MARGIN = 0.03  # of the height: nearer to a border between rows, the order is in doubt
+_KEPT_ONES = 0.4  # most pairs are there once: these are asked about less
+_ZERO_SHARE = 0.1  # of the counts are of a pair that is not there
+_ABSENT = "There is no {noun} in the picture."
+
+_SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis and direction
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "count_both": (
+        "How many {many} are there?",
+        "How many {many} are there in the picture?",
+        "How many {many} are in the picture?",
+        "How many {many} do you see?",
+        "How many {many} can you see?",
+        "How many {many} does the picture show?",
+        "How many {many} are shown?",
+        "How many {many}?",
+        "Count the {many}.",
+        "Please count the {many}.",
+        "Can you count the {many}?",
+        "Tell me how many {many} there are.",
+        "What is the number of {many}?",
+        "Number of {many}?",
+    ),
+    "side": (
+        "Is the {one} {side} the {other}?",
+        "Is the {one} {side} the {other} in the picture?",
+        "Does the {one} lie {side} the {other}?",
+        "Can you tell me if the {one} is {side} the {other}?",
+        "Tell me if the {one} is {side} the {other}.",
+        "Do you see the {one} {side} the {other}?",
+        "Would you say the {one} is {side} the {other}?",
+        "Please tell me if the {one} is {side} the {other}.",
+        "In the picture, is the {one} {side} the {other}?",
+        "Is it true that the {one} is {side} the {other}?",
+        "The {one}, is it {side} the {other}?",
+        "Seen from the {other}, is the {one} {side} it?",
+    ),
+    "largest": (
+        "What is the largest shape?",
+        "What is the largest shape in the picture?",
+        "Which shape is the largest?",
+        "Which object is the largest?",
+        "What is the largest object?",
+        "Which thing is largest?",
+        "What is the biggest shape?",
+        "Which is the biggest object?",
+        "Which shape is the biggest?",
+        "Tell me which shape is the largest.",
+        "Name the largest object.",
+        "Please name the biggest shape.",
+        "Can you tell me which object is the largest?",
+    ),
+    "smallest": (
+        "What is the smallest shape?",
+        "What is the smallest shape in the picture?",
+        "Which shape is the smallest?",
+        "Which object is the smallest?",
+        "What is the smallest object?",
+        "Which thing is smallest?",
+        "Which is the smallest object?",
+        "What is the tiniest shape?",
+        "Which object is the tiniest?",
+        "Tell me which shape is the smallest.",
+        "Name the smallest object.",
+        "Please name the smallest shape.",
+        "Can you tell me which object is the smallest?",
+    ),
+    "describe": (
+        "Describe the picture.",
+        "Describe this picture.",
+        "Please describe the picture.",
+        "What do you see?",
+        "What do you see in the picture?",
+        "What is in the picture?",
+        "What does the picture show?",
+        "What is shown here?",
+        "Tell me what you see.",
+        "List all objects.",
+        "List the shapes in the picture.",
+        "Name all the shapes.",
+        "Can you describe the picture?",
+        "Tell me what is in this picture.",
+    ),
+    "absent": (
+        "What color is the {noun}?",
+        "Where is the {noun}?",
+        "Which color does the {noun} have?",
+        "Tell me what color the {noun} is.",
+        "Tell me where the {noun} is.",
+        "In which part of the picture is the {noun}?",
+        "Can you tell me the color of the {noun}?",
+        "Where do you see the {noun}?",
+        "How large is the {noun}?",
+        "Is the {noun} on the left or on the right?",
+        "Please describe the {noun}.",
+        "What is next to the {noun}?",
+    ),
+}
+
+HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
+    "count_both": (
+        "Could you say how many {many} you see?",
+        "What number of {many} is in the picture?",
+        "How many {many} can be seen?",
+    ),
+    "side": (
+        "Could you say if the {one} lies {side} the {other}?",
+        "Is the {one} to be seen {side} the {other}?",
+        "Do you find the {one} {side} the {other}?",
+    ),
+    "largest": (
+        "Could you name the largest shape?",
+        "Say which object is the biggest.",
+        "Which of the shapes is the largest?",
+    ),
+    "smallest": (
+        "Could you name the smallest shape?",
+        "Say which object is the smallest.",
+        "Which of the shapes is the smallest?",
+    ),
+    "describe": (
+        "Could you tell me what the picture shows?",
+        "Which objects are in the picture?",
+        "Say what you can see.",
+    ),
+    "absent": (
+        "Could you name the color of the {noun}?",
+        "Say where the {noun} is.",
+        "Which place does the {noun} have in the picture?",
+    ),
+}
+
+
+def ask(
+    scene: Scene, rng: random.Random, split: str = "train", num: int = 1, kinds: tuple[str, ...] | None = None
+) -> list[Question]:
+    """Up to `num` different questions about the scene; as questions.ask.
+
+    Nothing is asked about scenes with unnamed colors, where a name could mean two objects.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
+    if any(item.color == UNNAMED for item in scene.objects):
+        return []
+    phrasings = PHRASINGS if split == "train" else HELDOUT_PHRASINGS
+    targets = [(kind, target) for kind in kinds or KINDS for target in _KINDS[kind](scene, rng, split)]
+    rng.shuffle(targets)
+    asked = []
+    for kind, target in targets[:num]:
+        text = rng.choice(phrasings[kind])
+        for slot, word in target.slots:
+            text = text.replace("{" + slot + "}", word)
+        asked.append(Question(kind, loosely(text, rng), target.answer, target.key))
+    return asked
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    words = re.findall(r"[a-z]+|\d+", answer.lower().replace("grey", "gray").replace("n't", " not"))
+    if kind == "count_both":
+        return said_numbers(answer) == {key}
+    if kind == "side":
+        return said_yes_or_no(answer) == {key}
+    if kind == "absent":
+        return "no" in words and all(part in words for part in key.split())
+    return _pairs_said(words) == key.split(", ")
+
+
+def _pairs_said(words: list[str]) -> list[str]:
+    """All "color shape" that an answer names, in order."""
+    singular = {form: shape for shape in SHAPES for form in (shape, plural(shape))}
+    return [f"{a} {singular[b]}" for a, b in pairwise(words) if a in COLORS and b in singular]
+
+
+def _called(item: SceneObject) -> str:
+    return f"{item.color} {item.shape}"
+
+
+def _count_both(scene: Scene, rng: random.Random, split: str) -> list[Target]:
+    present = Counter(_called(item) for item in scene.objects)
+    if rng.random() < _ZERO_SHARE:
+        color, shape = rng.choice(COLORS), rng.choice(SHAPES)
+        banned = split == "train" and (shape, color) in HELDOUT_PAIRS
+        return [] if banned or f"{color} {shape}" in present else [_number(f"{color} {shape}", 0)]
+    name, count = rng.choice(sorted(present.items()))
+    return [_number(name, count)] if count > 1 or rng.random() < _KEPT_ONES else []
+
+
+def _number(name: str, count: int) -> Target:
+    said = f"is one {name}" if count == 1 else f"are {NUMBERS[count]} {plural(name)}"
+    return Target((("many", plural(name)),), f"There {said}.", NUMBERS[count])
+
+
+def _single(scene: Scene) -> list[SceneObject]:
+    """Objects that their color and shape alone name."""
+    present = Counter(_called(item) for item in scene.objects)
+    return [item for item in scene.objects if present[_called(item)] == 1]
+
+
+def _side(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    named = _single(scene)
+    if len(named) < 2:
+        return []
+    one, other = rng.sample(named, 2)
+    apart = ((one.x - other.x) / scene.width, (one.y - other.y) / scene.height)
+    plain = [
+        (side, apart[axis] * direction > 0)
+        for side, (axis, direction) in _SIDES.items()
+        if abs(apart[axis]) >= _PLAINLY_BESIDE
+    ]
+    wanted = rng.random() < 0.5  # as often yes as no
+    plain = [(side, true) for side, true in plain if true == wanted]
+    if not plain:
+        return []
+    side, true = rng.choice(plain)
+    slots = (("one", _called(one)), ("other", _called(other)), ("side", side))
+    said = f"the {_called(one)} is {'' if true else 'not '}{side} the {_called(other)}."
+    return [Target(slots, f"Yes, {said}" if true else f"No, {said}", "yes" if true else "no")]
+
+
+def _extreme(scene: Scene, word: str, in_order: list[SceneObject]) -> list[Target]:
+    first, second = in_order[:2] if len(in_order) > 1 else (None, None)
+    if first is None or second is None or first not in _single(scene):
+        return []
+    larger, smaller = sorted((first.size, second.size), reverse=True)
+    if larger < _PLAINLY_LARGER * smaller:
+        return []
+    return [Target((), f"The {word} is the {_called(first)}.", _called(first))]
+
+
+def _largest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    return _extreme(scene, "largest", sorted(scene.objects, key=lambda item: -item.size))
+
+
+def _smallest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    return _extreme(scene, "smallest", sorted(scene.objects, key=lambda item: item.size))
+
+
+def _describe(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    shares = [_ROWS * item.y / scene.height for item in scene.objects]
+    if any(abs(share - border) < _ROWS * _ROW_MARGIN for share in shares for border in range(1, _ROWS)):
+        return []
+    in_order = sorted(scene.objects, key=lambda item: (int(_ROWS * item.y / scene.height), item.x))
+    names = [_called(item) for item in in_order]
+    *most, last = [article(name) for name in names]
+    said = f"{', '.join(most)} and {last}" if most else last
+    return [Target((), f"The picture shows {said}.", ", ".join(names))]
+
+
+def _absent(scene: Scene, rng: random.Random, split: str) -> list[Target]:
+    """Something that is taken for granted and is not there; mostly its color or its shape is."""
+    shapes, colors = {item.shape for item in scene.objects}, {item.color for item in scene.objects}
+    lacking = [shape for shape in SHAPES if shape not in shapes]
+    if lacking and rng.random() < 0.4:
+        noun = rng.choice(lacking)
+    else:
+        present = {(item.shape, item.color) for item in scene.objects}
+        banned = present | (HELDOUT_PAIRS if split == "train" else frozenset())
+        pairs = [(s, c) for s in SHAPES for c in COLORS if (s, c) not in banned]
+        close = [(s, c) for s, c in pairs if s in shapes or c in colors]
+        shape, color = rng.choice(close if close and rng.random() < 0.7 else pairs)
+        noun = f"{color} {shape}"
+    return [Target((("noun", noun),), _ABSENT.replace("{noun}", noun), noun)]
+
+
+_KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
+    "count_both": _count_both,
+    "side": _side,
+    "largest": _largest,
+    "smallest": _smallest,
+    "describe": _describe,
+    "absent": _absent,
+}
+KINDS = tuple(_KINDS)
