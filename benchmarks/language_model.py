@@ -13,6 +13,7 @@ from gemma3_core.cache import KVCache
 from gemma3_core.config import Gemma3TextConfig
 from gemma3_core.generation import decode_step, prefill
 from gemma3_core.quantization import TorchAoConfig, quantized
+from gemma3_core.sampling import SamplingSettings, sample
 from gemma3_core.text import Gemma3ForCausalLM
 from gemma3_core.weights import build_on_meta
 
@@ -30,6 +31,8 @@ ONE_BILLION = Gemma3TextConfig.from_dict(
         "max_position_embeddings": 32_768,
     }
 )
+
+GREEDY = SamplingSettings(temperature=0.0)
 
 
 def random_model(config: Gemma3TextConfig, dtype: torch.dtype, seed: int = 0) -> Gemma3ForCausalLM:
@@ -124,7 +127,7 @@ def _our_decoding(model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: in
         token = prompt[:, -1]
         for _ in range(new_tokens):
             position = torch.tensor([cache.length])
-            token = decode_step(model, cache, token, position).argmax(-1)
+            token = sample(decode_step(model, cache, token, position), GREEDY, None)
 
     return run
 
@@ -142,7 +145,7 @@ def _their_decoding(model: Any, prompt: torch.Tensor, new_tokens: int) -> Callab
         with torch.inference_mode():
             for _ in range(new_tokens):
                 out = model(input_ids=token, past_key_values=cache, use_cache=True)
-                token = out.logits[:, -1].argmax(-1, keepdim=True)
+                token = out.logits[:, -1].float().argmax(-1, keepdim=True)  # as its generate does
 
     return run
 

@@ -150,3 +150,10 @@ def test_settings_out_of_range_say_what_was_got(values):
 def test_the_ends_of_the_ranges_are_allowed(values):
     settings = SamplingSettings(**{"temperature": 1.0, **values})
     assert 0 <= int(sample(random_logits(rows=1), settings, settings.generator(CPU))) < VOCABULARY
+
+
+def test_of_equal_logits_greedy_takes_the_first_as_argmax_does():
+    logits = torch.zeros(3, 4099, dtype=torch.bfloat16)
+    logits[0, [7, 70, 4000]] = 2.0
+    logits[1, [4098, 4097]] = 1.0
+    assert sample(logits, SamplingSettings(temperature=0.0), None).tolist() == [7, 4097, 0]
