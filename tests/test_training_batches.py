@@ -13,12 +13,12 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from tests.reference import assert_equal
-from training.batches import NO_PICTURE, Conversations, ConversationWriter, Mix, Share, collate
+from training.batches import NO_PICTURE, Conversations, ConversationWriter, Mix, Share, _alike, collate
 from training.model import IGNORED, DenseHeads, demo_config, initialise
 from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
 from training.ship import ship
 from training.tokenizer import build, carry
-from training.train import Trainer, answer_masks, mix_of, parse, patches_near_objects
+from training.train import Trainer, answer_masks, dense_mix_of, mix_of, parse, patches_near_objects
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 ONE_PICTURE = Mix(questions=4, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0, question_first=0.0, unnamed=0.0)
@@ -241,6 +241,33 @@ def test_the_arguments_name_the_mix() -> None:
     for wrong in (["--signs", "2"], ["--easiest-sign", "0.6", "--hardest-sign", "0.4"]):
         with pytest.raises(SystemExit):
             parse(["--out", "x", *wrong])
+
+
+def test_the_arguments_name_the_kinds_and_the_crowded_batches() -> None:
+    arguments = ["--out", "x", "--signs", "0.3", "--elsewhere", "0.1", "--crowds", "0.25"]
+    mix = mix_of(parse([*arguments, "--kinds", "where,read,strange_picture"]))
+    assert {share.world: share.kinds for share in mix.worlds} == {
+        "scenes": ("where",), "signs": ("read",), "elsewhere": ("strange_picture",),
+    }  # fmt: skip
+    assert mix.crowded == 0.25
+    assert dense_mix_of(parse(arguments)).crowded == 0.0
+    assert {share.kinds for share in mix_of(parse(arguments)).worlds} == {None}
+
+
+def test_crowded_batches_come_in_their_share_and_have_no_answers(writer: ConversationWriter) -> None:
+    mix, rng = replace(FAN, crowded=0.25), random.Random(4)
+    drawn = [_alike(mix, 24, rng) for _ in range(400)]
+    crowded = [(one, size) for one, size in drawn if one.worlds[0].world == "crowds"]
+    assert 0.18 < len(crowded) / len(drawn) < 0.32
+    assert {size for _, size in crowded} == {16}
+    batch = collate([writer.write(rng, crowded[0][0]) for _ in range(2)])
+    assert batch.input_ids.shape == (2, 1)
+    assert (batch.labels == IGNORED).all()
+    assert (batch.dense.patch_shape != 0).any() or (batch.dense.patch_character > 0).any()
+    kinds = replace(FAN, worlds=(Share("scenes", 1.0, kinds=("where",)),))
+    text = writer._tokenizer.decode(writer.write(rng, kinds).ids)
+    assert " is in the " in text
+    assert "There" not in text
 
 
 def test_character_heads_learn_and_without_them_the_loss_is_the_old_one(writer: ConversationWriter) -> None:

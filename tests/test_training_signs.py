@@ -142,8 +142,8 @@ def test_unknown_split_renderer_world_and_kind_are_errors() -> None:
         random_sign(random.Random(0), bundled_fonts(), "validation")
     with pytest.raises(ValueError, match="cairo"):
         draw(sign(), random.Random(0), renderer="cairo")
-    with pytest.raises(ValueError, match="charts"):
-        world_named("charts")
+    with pytest.raises(ValueError, match="maps"):
+        world_named("maps")
     with pytest.raises(ValueError, match="test"):
         ask(sign(), random.Random(0), "test")
     with pytest.raises(ValueError, match="count_shape"):

@@ -2,7 +2,7 @@
 
 A conversation is what the app sends: the checkpoint's chat template, the picture before the question,
 several questions about one picture; some ask on about a second picture, some see the picture through
-pan & scan, some have no picture at all.
+pan & scan, some have no picture at all. Of the pictures that can only be read through pan & scan, half have it.
 
 Most conversations are a fan: each question is asked as if it were the first, sees the picture and not
 the other questions, and has the positions of a first question. Else answers could be read off earlier
@@ -27,19 +27,25 @@ from training.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unla
 from training.model import IGNORED, IMAGE_SIZE, DenseLabels
 from training.questions import Question
 from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
-from training.worlds import World, world_named
+from training.worlds import ReadInCrops, World, world_named
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
+UNREAD_QUESTIONS = 2
+"""At most so many about a picture that would need crops and has none: the answer is always the same."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of a mix's pictures are of one world, and how hard these are: anything between two difficulties."""
+    """How many of a mix's pictures are of one world, and how hard these are: anything between two difficulties.
+
+    `kinds` of question are asked; None is all that the world has.
+    """
 
     world: str
     weight: float
     easiest: float = 1.0
     hardest: float = 1.0
+    kinds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Mix:
     question_first: float = 0.05
     true_size: float = 0.05
     unnamed: float = 0.35
+    crowded: float = 0.0  # share of batches that are crowds, with dense labels and without questions
 
 
 @dataclass
@@ -113,11 +120,26 @@ def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
 
     Else the few long ones (crops, two pictures) would have all others padded to their length.
     """
+    with_crops, with_two = max(1, size // 3), max(1, 2 * size // 3)
+    if mix.crowded and rng.random() < mix.crowded:
+        return replace(mix, worlds=(Share("crowds", 1.0),), questions=0, unnamed=0.6), with_two
+    in_crops = tuple(share for share in mix.worlds if isinstance(world_named(share.world), ReadInCrops))
+    others = tuple(share for share in mix.worlds if share not in in_crops)
+    pan_and_scan = mix.pan_and_scan if others else 0.0
     draw = rng.random()
-    if draw < mix.pan_and_scan:
-        return replace(mix, pan_and_scan=1.0, second_picture=0.0), max(1, size // 3)
-    if draw < mix.pan_and_scan + mix.second_picture:
-        return replace(mix, pan_and_scan=0.0, second_picture=1.0), max(1, 2 * size // 3)
+    if in_crops and mix.questions:
+        # Half of what is read in crops has them, in batches of its own, and half stands among the others.
+        usual = with_two * mix.second_picture + size * (1.0 - pan_and_scan - mix.second_picture)
+        half = sum(share.weight for share in in_crops) / 2
+        odds = usual / with_crops * half / (half + sum(share.weight for share in others))
+        if draw < (own := odds / (1.0 + odds)):
+            return replace(mix, worlds=in_crops, pan_and_scan=1.0, second_picture=0.0), with_crops
+        draw = (draw - own) / (1.0 - own)
+        mix = replace(mix, worlds=(*others, *(replace(share, weight=share.weight / 2) for share in in_crops)))
+    if draw < pan_and_scan:
+        return replace(mix, worlds=others, pan_and_scan=1.0, second_picture=0.0), with_crops
+    if draw < pan_and_scan + mix.second_picture:
+        return replace(mix, pan_and_scan=0.0, second_picture=1.0), with_two
     return replace(mix, pan_and_scan=0.0, second_picture=0.0), size
 
 
@@ -133,35 +155,52 @@ class ConversationWriter:
 
     def write(self, rng: random.Random, mix: Mix) -> _Conversation:
         if mix.questions == 0:
-            world, depiction = _imagined(rng, mix)
-            squares, dense = self._see(world, depiction, rng, mix, crops=False)
-            return _Conversation(squares, dense, [], [], [], [])
+            world, depiction, _ = _imagined(rng, mix)
+            squares, dense = self._see(world, depiction, rng, mix, crops=isinstance(world, ReadInCrops))
+            number = rng.randrange(1, len(squares)) if len(squares) > 1 else 0  # one that can be read
+            return _Conversation([squares[number]], [dense[number]], [], [], [], [])
         if rng.random() < mix.no_picture:
-            world, depiction = _imagined(rng, mix)
-            asked = world.ask(depiction, rng, "train", 1)
+            world, depiction, kinds = _imagined(rng, mix)
+            asked = world.ask(depiction, rng, "train", 1, kinds)
             return self._join([([], [replace_answer(q, NO_PICTURE) for q in asked])], rng, mix)
         first = max(1, mix.questions // 2) if (two := rng.random() < mix.second_picture) else mix.questions
         counts = [first, mix.questions - first] if two and mix.questions > 1 else [mix.questions]
         apart = len(counts) == 1 and rng.random() < mix.apart
         turns = []
         for count in counts:
-            world, depiction = _imagined(rng, mix)
-            seen = self._see(world, depiction, rng, mix, crops=rng.random() < mix.pan_and_scan)
-            asked = world.ask(depiction, rng, "train", count, apart=apart)
+            world, depiction, kinds = _imagined(rng, mix)
+            crops = rng.random() < mix.pan_and_scan
+            seen = self._see(world, depiction, rng, mix, crops)
+            if isinstance(world, ReadInCrops) and not crops:
+                asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), kinds, apart)
+                asked = [replace_answer(question, world.answer_without_crops) for question in asked]
+            else:
+                asked = world.ask(depiction, rng, "train", count, kinds, apart)
             turns.append((list(zip(*seen, strict=True)), asked))
         return self._fan(*turns[0]) if apart else self._join(turns, rng, mix)
 
     def _see(
         self, world: World[Any], depiction: Any, rng: random.Random, mix: Mix, crops: bool
     ) -> tuple[list[np.ndarray], list[PictureLabels]]:
-        """The squares that the encoder gets, whole picture first, and the dense labels of the whole."""
+        """The squares that the encoder gets, whole picture first, and their dense labels.
+
+        Crops have labels only where a world is read in them.
+        """
         boxes = pan_and_scan_boxes(*world.size(depiction)) if crops else []
-        if not boxes and rng.random() >= mix.true_size:
-            return [_channels_first(world.as_seen(depiction, rng, IMAGE_SIZE))], [world.labels(depiction)]
+        drawn_squeezed = not boxes or isinstance(world, ReadInCrops)
+        labels = [world.labels(depiction)]
+        if isinstance(world, ReadInCrops):
+            labels += [world.crop_labels(depiction, box) for box in boxes]
+        labels += [unlabelled()] * (1 + len(boxes) - len(labels))
+        if drawn_squeezed and rng.random() >= mix.true_size:
+            seen = [world.as_seen(depiction, rng, IMAGE_SIZE)]
+            if boxes and isinstance(world, ReadInCrops):
+                seen += world.crops_as_seen(depiction, boxes, rng, IMAGE_SIZE)
+            return [_channels_first(square) for square in seen], labels
         picture = world.draw(depiction, rng)
         squares = [_square(picture)]
         squares += [_square(picture.crop((b.left, b.top, b.right, b.bottom))) for b in boxes]
-        return squares, [world.labels(depiction), *[unlabelled()] * len(boxes)]
+        return squares, labels
 
     def _fan(self, seen: list, questions: list[Question]) -> _Conversation:
         """The picture once, and behind it each question as if it were the only one."""
@@ -225,12 +264,12 @@ class ConversationWriter:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any]:
-    """A world of the mix and a description of one of its pictures."""
+def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any, tuple[str, ...] | None]:
+    """A world of the mix, a description of one of its pictures, and the kinds of question to ask."""
     shares = mix.worlds
     share = shares[0] if len(shares) == 1 else rng.choices(shares, [share.weight for share in shares])[0]
     world = world_named(share.world)
-    return world, world.imagine(rng, "train", rng.uniform(share.easiest, share.hardest), mix.unnamed)
+    return world, world.imagine(rng, "train", rng.uniform(share.easiest, share.hardest), mix.unnamed), share.kinds
 
 
 def replace_answer(question: Question, answer: str) -> Question:

@@ -11,6 +11,7 @@ PATCHES_PER_SIDE = 16
 TOKENS_PER_SIDE = 8
 POINTS_PER_PATCH = 2  # at which a patch says its character: at a quarter and at three quarters of its width
 CHARACTERS_PER_TOKEN = 4
+HEIGHTS = 16  # parts of the picture's height in which a bar's is told, rounded up
 NO_LABEL = 255  # not to be learnt
 
 
@@ -30,6 +31,7 @@ class PictureLabels:
     token_color: np.ndarray
     patch_character: np.ndarray  # 1 + index in CHARACTERS
     token_characters: np.ndarray
+    token_height: np.ndarray  # of the bar in which the middle lies: 1 to HEIGHTS
 
 
 _PATCHES, _TOKENS = PATCHES_PER_SIDE**2, TOKENS_PER_SIDE**2
@@ -37,6 +39,7 @@ SIZES = {
     "patch_shape": _PATCHES, "patch_color": _PATCHES, "patch_centre": _PATCHES,
     "token_shape": _TOKENS, "token_color": _TOKENS,
     "patch_character": _PATCHES * POINTS_PER_PATCH, "token_characters": _TOKENS * CHARACTERS_PER_TOKEN,
+    "token_height": _TOKENS,
 }  # fmt: skip
 assert tuple(SIZES) == tuple(field.name for field in fields(PictureLabels))
 

@@ -10,6 +10,9 @@ of shapes, and one in five of all words and other texts, of which signs say one.
 fonts that matplotlib brings, with --all-fonts in all that the machine has. Pictures are drawn at their
 true size by each of the renderers and go through the image processor; answers are greedy; right means
 the key word of the answer is right and no other is said.
+
+Boards are asked about twice: with pan & scan, where the answer is to be right, and without, where it is to
+say that the writing is too small. How often it gives the true price nonetheless has a row of its own.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +31,47 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
+from training.board_questions import TOO_SMALL, says_too_small
 from training.questions import Question
-from training.worlds import SHIPPED_KINDS, WORLDS, Signs, World, is_right
+from training.worlds import SHIPPED_KINDS, WORLDS, Boards, Charts, ReadInCrops, Signs, World, is_right
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003
 NEW_TOKENS = 40
 BATCH = 24
+GUESSED_PRICES = "board_price, pan & scan off: the true price (should be rare)"
+_ROW_ENDINGS = {None: "", True: ", pan & scan on", False: ", pan & scan off: says that it is too small"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One question about one picture, and whether the answer was right."""
+    """One question about one picture, and whether the answer was right.
+
+    `pan_and_scan` is None where the question is of a kind that is asked without it only.
+    """
 
     question: Question
     answer: str
+    pan_and_scan: bool | None = None
 
     @property
     def right(self) -> bool:
+        return says_too_small(self.answer) if self.pan_and_scan is False else self.true
+
+    @property
+    def true(self) -> bool:
+        """Whether it says what is in the picture, readable or not."""
         return is_right(self.question.kind, self.question.key, self.answer)
+
+    @property
+    def wanted(self) -> str:
+        """What a right answer says."""
+        return TOO_SMALL if self.pan_and_scan is False else self.question.key
+
+    @property
+    def row(self) -> str:
+        """Of the table."""
+        return self.question.kind + _ROW_ENDINGS[self.pan_and_scan]
 
 
 class Examinee:
@@ -96,7 +122,9 @@ def questions_of_kind(
 def _world_of(kind: str, all_fonts: bool) -> World[Any]:
     for world in WORLDS.values():
         if kind in world.kinds:
-            return Signs(evaluate_all_fonts=True) if all_fonts and isinstance(world, Signs) else world
+            if all_fonts and isinstance(world, Signs | Charts | Boards):
+                return type(world)(evaluate_all_fonts=True)
+            return world
     raise ValueError(f"kind is {kind!r}; no world has it")
 
 
@@ -109,23 +137,26 @@ def evaluate(
     kinds: tuple[str, ...] = SHIPPED_KINDS,
     all_fonts: bool = False,
 ) -> list[Trial]:
-    """Asks `per_kind` questions of each kind."""
+    """Asks `per_kind` questions of each kind; of worlds that are read in crops, each with pan & scan and without."""
     trials = []
     for kind in kinds:
         asked = list(questions_of_kind(kind, per_kind, split, seed, renderer, all_fonts))
-        for start in range(0, len(asked), BATCH):
+        settings = (True, False) if isinstance(_world_of(kind, all_fonts), ReadInCrops) else (None,)
+        for setting, start in product(settings, range(0, len(asked), BATCH)):
             pictures, questions = zip(*asked[start : start + BATCH], strict=True)
-            answers = examinee.answer(list(pictures), [q.question for q in questions])
-            trials += [Trial(q, answer) for q, answer in zip(questions, answers, strict=True)]
+            answers = examinee.answer(list(pictures), [q.question for q in questions], pan_and_scan=bool(setting))
+            trials += [Trial(q, answer, setting) for q, answer in zip(questions, answers, strict=True)]
     return trials
 
 
 def accuracies(trials: list[Trial]) -> dict[str, float]:
-    """Share of right answers of each kind, 0 to 1."""
-    by_kind: dict[str, list[bool]] = {}
+    """Share of right answers of each row of the table, 0 to 1, and of prices told where none can be read."""
+    by_row: dict[str, list[bool]] = {}
     for trial in trials:
-        by_kind.setdefault(trial.question.kind, []).append(trial.right)
-    return {kind: sum(right) / len(right) for kind, right in by_kind.items()}
+        by_row.setdefault(trial.row, []).append(trial.right)
+        if trial.pan_and_scan is False and trial.question.kind == "board_price":
+            by_row.setdefault(GUESSED_PRICES, []).append(trial.true)
+    return {row: sum(right) / len(right) for row, right in by_row.items()}
 
 
 def table(shares: dict[str, dict[str, float]], per_kind: int) -> str:
@@ -174,8 +205,8 @@ def main() -> None:
         shares[weights] = accuracies(trials)
         for kind in kinds:
             for trial in [t for t in trials if t.question.kind == kind and not t.right][: arguments.wrong]:
-                asked, wanted = trial.question.question, trial.question.key
-                print(f"{weights}, {kind}: {asked!r} expected {wanted!r}, got {trial.answer!r}")
+                asked, wanted = trial.question.question, trial.wanted
+                print(f"{weights}, {trial.row}: {asked!r} expected {wanted!r}, got {trial.answer!r}")
     print(table(shares, arguments.per_kind))
     if arguments.json:
         figures = {"per_kind": arguments.per_kind, "split": split, "seed": seed, "right": shares}

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
-from training.words import CHARACTERS
+from training.words import CHARACTERS, POINT
 
 # File names begin with these, in lower case: sans, serif and mono faces that a sign may have. Without
 # such a list a machine's symbol, script and display fonts would come in. Longer names before shorter.
@@ -91,7 +91,7 @@ def _has_all_characters(path: Path) -> bool:
         known = FT2Font(str(path)).get_charmap()
     except (RuntimeError, OSError):  # FreeType can't read it: not a font, or damaged
         return False
-    return all(ord(character) in known for character in CHARACTERS)
+    return all(ord(character) in known for character in CHARACTERS + POINT)
 
 
 @lru_cache(maxsize=_OPEN_SIZES)
@@ -105,7 +105,7 @@ def metrics(font: Font) -> Metrics:
     """Heights of the font's characters."""
     drawn = at_size(font, _MEASURED_AT)
     inks, overhangs = {}, {}
-    for character in CHARACTERS:
+    for character in CHARACTERS + POINT:
         left, top, right, bottom = (side / _MEASURED_AT for side in drawn.getbbox(character, anchor="ls"))
         width = drawn.getlength(character) / _MEASURED_AT
         inks[character] = (-top, bottom)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gemma3_core.config import Gemma3Config, Gemma3TextConfig, RopeParameters, SiglipVisionConfig
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer import Gemma3Tokenizer
-from training.dense_labels import CHARACTERS_PER_TOKEN, PATCHES_PER_SIDE, POINTS_PER_PATCH, TOKENS_PER_SIDE
+from training.dense_labels import CHARACTERS_PER_TOKEN, HEIGHTS, PATCHES_PER_SIDE, POINTS_PER_PATCH, TOKENS_PER_SIDE
 from training.scenes import COLORS, SHAPES, is_heldout_pair
 from training.words import CHARACTERS
 
@@ -133,23 +133,26 @@ class DenseLabels:
     token_color: torch.Tensor
     patch_character: torch.Tensor
     token_characters: torch.Tensor
+    token_height: torch.Tensor
 
 
 class DenseHeads(nn.Module):
-    """Reads shape, color, centres and characters off the patches and the soft tokens; thrown away later.
+    """Reads shape, color, centres, characters and bars' heights off patches and soft tokens; thrown away later.
 
-    Without `characters`, their heads are there and neither used nor trained.
+    Without `characters` or `heights`, their heads are there and neither used nor trained.
     """
 
-    def __init__(self, characters: bool = False) -> None:
+    def __init__(self, characters: bool = False, heights: bool = False) -> None:
         super().__init__()
         self.characters = characters
+        self.heights = heights
         self.sizes = (len(SHAPES) + 1, len(COLORS) + 1, 2)
         self.patch = nn.Linear(VISION_WIDTH, sum(self.sizes))
         self.token = nn.Linear(TEXT_WIDTH, self.sizes[0] + self.sizes[1])
         with torch.random.fork_rng(devices=[]):  # what is drawn after the older heads stays as it was
             self.patch_character = nn.Linear(VISION_WIDTH, POINTS_PER_PATCH * (len(CHARACTERS) + 1))
             self.token_characters = nn.Linear(TEXT_WIDTH, CHARACTERS_PER_TOKEN * (len(CHARACTERS) + 1))
+            self.token_height = nn.Linear(TEXT_WIDTH, HEIGHTS + 1)
         pairs = [[is_heldout_pair(shape, color) for shape in ("", *SHAPES)] for color in ("", *COLORS)]
         self.unseen: torch.Tensor
         self.register_buffer("unseen", torch.tensor(pairs), persistent=False)
@@ -161,7 +164,7 @@ class DenseHeads(nn.Module):
         """
         missing, left_over = self.load_state_dict(state, strict=False)
         fresh = sorted({name.split(".")[0] for name in missing})
-        if left_over or not set(fresh) <= {"patch_character", "token_characters"}:
+        if left_over or not set(fresh) <= {"patch_character", "token_characters", "token_height"}:
             raise RuntimeError(f"dense heads: missing {fresh}, left over {left_over}")
         return fresh
 
@@ -173,11 +176,13 @@ class DenseHeads(nn.Module):
         shape, color = self._spared(shape, color, labels.token_shape, labels.token_color)
         token_loss = 0.75 * _rare_weighted(shape, labels.token_shape) + 0.25 * _rare_weighted(color, labels.token_color)
         loss = 0.6 * self._shape_loss(patches, labels) + 0.4 * token_loss
-        if not self.characters:
-            return loss
-        read = self.token_characters(normed).unflatten(-1, (CHARACTERS_PER_TOKEN, -1)).flatten(1, 2)
-        token_characters = _rare_weighted(read, labels.token_characters, _CHARACTER_WEIGHT)
-        return loss + 0.4 * self._character_loss(patches, labels) + 0.4 * token_characters
+        if self.characters:
+            read = self.token_characters(normed).unflatten(-1, (CHARACTERS_PER_TOKEN, -1)).flatten(1, 2)
+            token_characters = _rare_weighted(read, labels.token_characters, _CHARACTER_WEIGHT)
+            loss = loss + 0.4 * self._character_loss(patches, labels) + 0.4 * token_characters
+        if self.heights:
+            loss = loss + 0.2 * _rare_weighted(self.token_height(normed), labels.token_height)
+        return loss
 
     def patch_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """Of the readings of patches [N, P, E] alone; the labels of patches are [N, P], of characters [N, 2 P]."""

@@ -61,13 +61,18 @@ def _drawn(sign: Sign, size: tuple[int, int], renderer: str, rng: random.Random)
     picture = draw_background(sign.background, size, rng)
     if sign.plate is not None:
         _plate(picture, sign, sign.plate, scales)
+    write(picture, sign, scales, renderer)
+    return picture
+
+
+def write(picture: Image.Image, sign: Sign, scales: tuple[float, float], renderer: str) -> None:
+    """The text of a sign alone; `scales` are pixels of the picture for one of the sign, alike but for "pillow"."""
     if renderer == "pillow":
         _smooth_text(picture, sign, scales)
     elif renderer == "pillow_plain":
         write_hinted(picture, sign, scales[0])
     else:
         _matplotlib_text(picture, sign, scales[0])
-    return picture
 
 
 def labels(sign: Sign) -> PictureLabels:

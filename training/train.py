@@ -47,6 +47,7 @@ from training.model import (
     write_processor_files,
 )
 from training.tokenizer import TOKENIZER_FILES
+from training.worlds import world_named
 
 TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 DENSE_WEIGHT = 0.5
@@ -64,11 +65,12 @@ class Trainer:
         self.tokenizer_folder = tokenizer_folder(arguments.resume)
         self.tokenizer = Gemma3Tokenizer.from_pretrained(self.tokenizer_folder)
         self.model = self._start_model().to(self.device).train()
-        self.heads = DenseHeads(characters=arguments.signs > 0).to(self.device)
+        written = arguments.signs + arguments.charts + arguments.boards > 0
+        self.heads = DenseHeads(characters=written, heights=arguments.charts > 0).to(self.device)
         self.out = Path(arguments.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume_heads()
-        if arguments.signs:
+        if written:
             self._note({"fonts": [font.name for font in all_fonts()]})
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, arguments.learning_rate)
@@ -226,9 +228,10 @@ def tokenizer_folder(resume: str | None) -> Path:
 
 
 def patches_near_objects(labels: DenseLabels, count: int) -> torch.Tensor:
-    """Numbers [N, count] of patches: those on shapes and characters first, then their neighbours, then any."""
+    """Numbers [N, count] of patches: those on shapes, bars and characters first, then their neighbours, then any."""
     written = (labels.patch_character.unflatten(1, (-1, POINTS_PER_PATCH)) > 0).any(-1)
-    on_object = ((labels.patch_shape > 0) | written).float()
+    barred = labels.patch_color > 0  # bars have a color and no shape
+    on_object = ((labels.patch_shape > 0) | barred | written).float()
     side = math.isqrt(on_object.shape[1])
     near = F.max_pool2d(on_object.unflatten(1, (1, side, side)), 3, stride=1, padding=1).flatten(1)
     rank = 2 * on_object + 2 * near + torch.rand_like(near)
@@ -292,9 +295,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
     parser.add_argument("--signs", type=float, default=0.0, help="share of the pictures that are signs, 0 to 1")
-    parser.add_argument("--crowds", type=float, default=0.0, help="share of the dense stage's pictures, 0 to 1")
+    parser.add_argument("--charts", type=float, default=0.0, help="share of the pictures that are bar charts, 0 to 1")
+    parser.add_argument("--boards", type=float, default=0.0, help="share of the pictures that are boards, 0 to 1")
+    parser.add_argument("--elsewhere", type=float, default=0.0, help="share of pictures outside the model's worlds")
+    parser.add_argument("--kinds", help="of question that are asked, with commas between; by default all")
+    parser.add_argument(
+        "--crowds", type=float, default=0.0, help="share of the dense stage's pictures, and of the batches with answers"
+    )
     parser.add_argument("--easiest-sign", type=float, default=1.0, help="signs are at least so hard, 0 to 1")
     parser.add_argument("--hardest-sign", type=float, default=1.0, help="signs are at most so hard, 0 to 1")
+    parser.add_argument("--easiest-chart", type=float, default=1.0, help="charts between this and 1 (the whole world)")
+    parser.add_argument("--easiest-board", type=float, default=1.0, help="boards between this and 1 (the whole world)")
     parser.add_argument("--fall", type=float, default=0.35, help="share of the time in which the rate falls to 0")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1)
@@ -302,21 +313,40 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
-    for name in ("signs", "crowds"):
+    for name in ("signs", "charts", "boards", "elsewhere", "crowds", "easiest_chart", "easiest_board"):
         if not 0.0 <= getattr(arguments, name) <= 1.0:
-            parser.error(f"--{name} is {getattr(arguments, name)}; expected a share from 0 to 1")
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected a share from 0 to 1")
+    if sum(share.weight for share in beside_scenes(arguments)) > 1.0 + 1e-9:
+        parser.error("the shares of the worlds come to more than 1")
     if not 0.0 <= arguments.easiest_sign <= arguments.hardest_sign <= 1.0:
         parser.error("expected 0 <= --easiest-sign <= --hardest-sign <= 1")
     return arguments
 
 
-def mix_of(arguments: argparse.Namespace) -> Mix:
-    """The worlds that the arguments ask for, in their shares."""
-    shares = (
-        Share("scenes", 1.0 - arguments.signs, easiest=arguments.easiest),
+def beside_scenes(arguments: argparse.Namespace) -> tuple[Share, ...]:
+    """The shares of all other worlds, those of no weight among them."""
+    return (
         Share("signs", arguments.signs, arguments.easiest_sign, arguments.hardest_sign),
+        Share("charts", arguments.charts, arguments.easiest_chart),
+        Share("boards", arguments.boards, arguments.easiest_board),
+        Share("elsewhere", arguments.elsewhere),
     )
-    return Mix(worlds=tuple(share for share in shares if share.weight > 0))
+
+
+def mix_of(arguments: argparse.Namespace) -> Mix:
+    """The worlds that the arguments ask for, in their shares; what these leave are scenes."""
+    others = beside_scenes(arguments)
+    rest = round(1.0 - sum(share.weight for share in others), 9)
+    shares = (Share("scenes", rest, easiest=arguments.easiest), *others)
+    wanted = arguments.kinds.split(",") if arguments.kinds else None
+    return Mix(worlds=tuple(_asking(share, wanted) for share in shares if share.weight > 0), crowded=arguments.crowds)
+
+
+def _asking(share: Share, kinds: list[str] | None) -> Share:
+    """The share, asking only those of its world's kinds that are among `kinds`; None is all."""
+    if kinds is None:
+        return share
+    return replace(share, kinds=tuple(kind for kind in world_named(share.world).kinds if kind in kinds))
 
 
 def dense_mix_of(arguments: argparse.Namespace) -> Mix:
@@ -324,7 +354,8 @@ def dense_mix_of(arguments: argparse.Namespace) -> Mix:
     mix = mix_of(arguments)
     worlds = [replace(share, weight=share.weight * (1.0 - arguments.crowds)) for share in mix.worlds]
     worlds.append(Share("crowds", arguments.crowds))
-    return replace(mix, worlds=tuple(share for share in worlds if share.weight > 0), questions=0, unnamed=0.6)
+    shares = tuple(share for share in worlds if share.weight > 0)
+    return replace(mix, worlds=shares, questions=0, unnamed=0.6, crowded=0.0)
 
 
 def main() -> None:

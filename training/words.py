@@ -7,6 +7,8 @@ out: each is one token wherever it stands alone.
 import string
 
 CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+POINT = "."
+"""Prices have one; dense labels say nothing of it."""
 
 WORDS = tuple(
     """

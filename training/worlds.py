@@ -5,11 +5,31 @@ class here that has the methods of World, an entry in WORLDS.
 """
 
 import random
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL.Image import Image
 
-from training import crowds, drawing, more_questions, questions, scenes, sign_drawing, sign_questions, signs
+from gemma3_core.image_processor import Box
+from training import (
+    board_drawing,
+    board_questions,
+    boards,
+    chart_drawing,
+    chart_questions,
+    charts,
+    crowds,
+    drawing,
+    elsewhere,
+    more_questions,
+    questions,
+    scenes,
+    sign_drawing,
+    sign_questions,
+    signs,
+)
+from training.boards import Board
+from training.charts import Chart
 from training.crowds import Crowd
 from training.dense_labels import PictureLabels
 from training.fonts import Font, all_fonts, bundled_fonts
@@ -63,6 +83,21 @@ class World(Protocol[Depiction]):
 
     def is_right(self, kind: str, key: str, answer: str) -> bool:
         """Whether an answer says what it must and nothing else of its sort."""
+
+
+@runtime_checkable
+class ReadInCrops(World[Depiction], Protocol[Depiction]):
+    """A world whose pictures are asked about with pan & scan; without it, there is one answer to everything."""
+
+    @property
+    def answer_without_crops(self) -> str:
+        """What every question is answered where the whole picture is all there is."""
+
+    def crops_as_seen(self, depiction: Depiction, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image]:
+        """What the encoder gets of these parts of the picture: each squeezed to a square of `side` pixels."""
+
+    def crop_labels(self, depiction: Depiction, box: Box) -> PictureLabels:
+        """What lies in each patch and soft token of one of them."""
 
 
 class Scenes:
@@ -153,6 +188,132 @@ class Signs:
         return sign_questions.is_right(kind, key, answer)
 
 
+class Elsewhere:
+    """What the model does not know, which it has to say."""
+
+    kinds = elsewhere.KINDS
+
+    def imagine(
+        self,
+        rng: random.Random,
+        split: str,
+        difficulty: float = 1.0,
+        unnamed: float = 0.0,  # noqa: ARG002
+    ) -> elsewhere.Elsewhere:
+        return elsewhere.random_elsewhere(rng, split, difficulty)
+
+    def size(self, depiction: elsewhere.Elsewhere) -> tuple[int, int]:
+        return depiction.width, depiction.height
+
+    def draw(self, depiction: elsewhere.Elsewhere, rng: random.Random, renderer: str | None = None) -> Image:
+        return elsewhere.draw(depiction, rng, renderer)
+
+    def as_seen(self, depiction: elsewhere.Elsewhere, rng: random.Random, side: int) -> Image:
+        return elsewhere.as_seen(depiction, rng, side)
+
+    def labels(self, depiction: elsewhere.Elsewhere) -> PictureLabels:
+        return elsewhere.labels(depiction)
+
+    def ask(
+        self,
+        depiction: elsewhere.Elsewhere,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,  # noqa: ARG002
+    ) -> list[Question]:
+        return elsewhere.ask(depiction, rng, split, num, kinds)
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        return elsewhere.is_right(kind, key, answer)
+
+
+class Charts:
+    """Bar charts; their fonts are chosen as those of signs."""
+
+    kinds = chart_questions.KINDS
+
+    def __init__(self, evaluate_all_fonts: bool = False):
+        self._signs = Signs(evaluate_all_fonts)
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Chart:
+        return charts.random_chart(rng, self._signs.fonts(split), split, difficulty, unnamed)
+
+    def size(self, depiction: Chart) -> tuple[int, int]:
+        return depiction.width, depiction.height
+
+    def draw(self, depiction: Chart, rng: random.Random, renderer: str | None = None) -> Image:
+        return chart_drawing.draw(depiction, rng, renderer=renderer)
+
+    def as_seen(self, depiction: Chart, rng: random.Random, side: int) -> Image:
+        return chart_drawing.training_picture(depiction, rng, side)
+
+    def labels(self, depiction: Chart) -> PictureLabels:
+        return chart_drawing.labels(depiction)
+
+    def ask(
+        self,
+        depiction: Chart,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        return chart_questions.ask(depiction, rng, split, num, kinds, apart)
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        return chart_questions.is_right(kind, key, answer)
+
+
+class Boards:
+    """Words, or items and prices, on pictures too long to be read whole; their fonts are chosen as those of signs."""
+
+    kinds = board_questions.KINDS
+    answer_without_crops = board_questions.TOO_SMALL
+
+    def __init__(self, evaluate_all_fonts: bool = False):
+        self._signs = Signs(evaluate_all_fonts)
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Board:
+        return boards.random_board(rng, self._signs.fonts(split), split, difficulty, unnamed)
+
+    def size(self, depiction: Board) -> tuple[int, int]:
+        return depiction.width, depiction.height
+
+    def draw(self, depiction: Board, rng: random.Random, renderer: str | None = None) -> Image:
+        return board_drawing.draw(depiction, rng, renderer=renderer)
+
+    def as_seen(self, depiction: Board, rng: random.Random, side: int) -> Image:
+        return board_drawing.training_picture(depiction, rng, side)
+
+    def crops_as_seen(self, depiction: Board, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image]:
+        return board_drawing.training_crops(depiction, boxes, rng, side)
+
+    def labels(self, depiction: Board) -> PictureLabels:
+        return board_drawing.labels(depiction)
+
+    def crop_labels(self, depiction: Board, box: Box) -> PictureLabels:
+        return board_drawing.crop_labels(depiction, box)
+
+    def ask(
+        self,
+        depiction: Board,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        """With the answers that the crops allow."""
+        return board_questions.ask(depiction, rng, split, num, kinds, apart)
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        """Of an answer given with pan & scan."""
+        return board_questions.is_right(kind, key, answer)
+
+
 class Crowds:
     """Pictures full of shapes or words, to learn from and not to ask about."""
 
@@ -191,7 +352,13 @@ class Crowds:
         raise ValueError(f"nobody asks about crowds, got {kind!r}")
 
 
-WORLDS: dict[str, World[Any]] = {"scenes": Scenes(), "signs": Signs()}
+WORLDS: dict[str, World[Any]] = {
+    "scenes": Scenes(),
+    "signs": Signs(),
+    "charts": Charts(),
+    "boards": Boards(),
+    "elsewhere": Elsewhere(),
+}
 
 
 def world_named(name: str) -> World[Any]:

@@ -1,0 +1,108 @@
+"""What is outside the demo model's worlds: pictures without shapes or signs, strange questions, one honest answer."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from training.elsewhere import (
+    HELDOUT_QUESTIONS,
+    HELDOUT_SORTS,
+    KINDS,
+    NOT_ASKED_FOR,
+    NOTHING_KNOWN,
+    QUESTIONS,
+    SORTS,
+    Strange,
+    as_seen,
+    ask,
+    draw,
+    is_right,
+    labels,
+    random_elsewhere,
+)
+from training.scenes import HELDOUT_PAIRS, Scene
+from training.signs import Sign, is_heldout_text
+from training.worlds import WORLDS
+
+
+def several(split: str, number: int = 120) -> list:
+    rng = random.Random(split)
+    return [random_elsewhere(rng, split) for _ in range(number)]
+
+
+def test_each_sort_comes_in_its_split() -> None:
+    found = {split: Counter(d.sort for d in several(split) if isinstance(d, Strange)) for split in ("train", "heldout")}
+    assert set(found["train"]) == set(SORTS)
+    assert set(found["heldout"]) >= set(HELDOUT_SORTS)
+    assert sum(found["heldout"][sort] for sort in HELDOUT_SORTS) > found["heldout"].total() / 2
+
+
+def test_the_models_own_worlds_keep_to_their_split() -> None:
+    for depiction in several("train"):
+        if isinstance(depiction, Sign):
+            assert not is_heldout_text(depiction.text)
+        elif isinstance(depiction, Scene):
+            assert not {(item.shape, item.color) for item in depiction.objects} & HELDOUT_PAIRS
+    with pytest.raises(ValueError, match="split"):
+        random_elsewhere(random.Random(0), "test")
+
+
+@pytest.mark.parametrize("sort", [*SORTS, *HELDOUT_SORTS])
+def test_a_strange_picture_is_the_same_each_time_and_in_each_size(sort: str) -> None:
+    strange = Strange(448, 448, sort, seed=9)
+    small, large = as_seen(strange, random.Random(1), 224), draw(strange, random.Random(1))
+    assert (small.mode, small.size, large.size) == ("RGB", (224, 224), (448, 448))
+    assert small.tobytes() == as_seen(strange, random.Random(1), 224).tobytes()
+    other = as_seen(Strange(448, 448, sort, seed=10), random.Random(1), 224)
+    assert small.tobytes() != other.tobytes()
+    if sort != "noise":  # which averages away
+        once, twice = (np.asarray(picture.resize((16, 16)), np.float32) for picture in (small, large))
+        assert np.abs(once - twice).mean() < 6
+
+
+def test_nothing_lies_in_a_strange_picture() -> None:
+    for depiction in several("train", 30):
+        known = labels(depiction)
+        assert isinstance(depiction, Strange) is not any(part.any() for part in vars(known).values())
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_each_question_has_the_one_honest_answer(split: str) -> None:
+    rng = random.Random(2)
+    strange_questions = set(QUESTIONS if split == "train" else HELDOUT_QUESTIONS)
+    for depiction in several(split, 40):
+        asked = ask(depiction, rng, split, 8)
+        assert 1 <= len(asked) <= 4
+        strange = isinstance(depiction, Strange)
+        assert {q.kind for q in asked} == {KINDS[0] if strange else KINDS[1]}
+        assert {q.answer for q in asked} == {NOTHING_KNOWN if strange else NOT_ASKED_FOR}
+        assert all(is_right(q.kind, q.key, q.answer) for q in asked)
+        assert ask(depiction, rng, split, 8, (KINDS[1] if strange else KINDS[0],)) == []
+        if strange:
+            assert not {q.question for q in asked} & strange_questions
+    assert not set(QUESTIONS) & set(HELDOUT_QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (NOTHING_KNOWN, True),
+        (f" {NOTHING_KNOWN.lower()}\n", True),
+        (NOT_ASKED_FOR, False),
+        (f"{NOTHING_KNOWN} There is a circle.", False),
+        ("There are two circles.", False),
+        ("", False),
+    ],
+)
+def test_anything_more_is_made_up(answer: str, right: bool) -> None:
+    assert is_right("strange_picture", NOTHING_KNOWN, answer) is right
+    assert WORLDS["elsewhere"].is_right("strange_picture", NOTHING_KNOWN, answer) is right
+
+
+def test_the_world_is_reached_by_its_name() -> None:
+    world = WORLDS["elsewhere"]
+    assert world.kinds == KINDS
+    with pytest.raises(ValueError, match="kind"):
+        world.is_right("where", "a", "a")

@@ -1,0 +1,256 @@
+"""Questions about bar charts: tallest, shortest, taller, how many, in what color; when an answer is right.
+
+What a label says stands in quotation marks, in questions and answers: the tokenizer spells what is quoted.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+from training import questions, sign_questions
+from training.charts import Bar, Chart
+from training.colors import UNNAMED
+from training.questions import NUMBERS, Question, loosely, said_colors
+
+_QUOTED = re.compile(r'["“]([^"“”]*)(?:["”]|$)')  # an answer cut short may leave one open
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "chart_tallest": (
+        "Which bar is the tallest?",
+        "Which bar is tallest?",
+        "Which bar is the tallest one?",
+        "Which bar is the highest?",
+        "What is the tallest bar?",
+        "What is the highest bar?",
+        "What bar is the tallest in the picture?",
+        "What is the label of the tallest bar?",
+        "What is the tallest bar called?",
+        "What does the label of the tallest bar say?",
+        "What is written at the tallest bar?",
+        "Which bar is taller than all others?",
+        "Which has the tallest bar?",
+        "Tell me which bar is the tallest.",
+        "Please name the tallest bar.",
+        "Name the tallest bar.",
+        "Can you tell me which bar is the tallest?",
+        "Read the label of the tallest bar.",
+        "Tallest bar?",
+    ),
+    "chart_shortest": (
+        "Which bar is the shortest?",
+        "Which bar is shortest?",
+        "Which bar is the shortest one?",
+        "Which bar is the lowest?",
+        "What is the shortest bar?",
+        "What is the lowest bar?",
+        "What bar is the shortest in the picture?",
+        "What is the label of the shortest bar?",
+        "What is the shortest bar called?",
+        "What does the label of the shortest bar say?",
+        "What is written at the shortest bar?",
+        "Which bar is shorter than all others?",
+        "Which has the shortest bar?",
+        "Tell me which bar is the shortest.",
+        "Please name the shortest bar.",
+        "Name the shortest bar.",
+        "Can you tell me which bar is the shortest?",
+        "Read the label of the shortest bar.",
+        "Shortest bar?",
+    ),
+    "chart_taller": (
+        'Is "{one}" taller than "{other}"?',
+        'Is "{one}" higher than "{other}"?',
+        'Is the bar "{one}" taller than "{other}"?',
+        'Is the bar "{one}" taller than the bar "{other}"?',
+        'Is the bar "{one}" higher than the bar "{other}"?',
+        'Is the bar of "{one}" taller than that of "{other}"?',
+        'Is the bar for "{one}" taller than the one for "{other}"?',
+        'In the picture, is "{one}" taller than "{other}"?',
+        'Does "{one}" have a taller bar than "{other}"?',
+        'Has "{one}" a taller bar than "{other}"?',
+        'Tell me if "{one}" is taller than "{other}".',
+        'Can you tell me if "{one}" is taller than "{other}"?',
+        'Is it true that "{one}" is taller than "{other}"?',
+        'Please say if the bar "{one}" is taller than "{other}".',
+        '"{one}": is it taller than "{other}"?',
+    ),
+    "chart_count": (
+        "How many bars are there?",
+        "How many bars are there in the picture?",
+        "How many bars are in the picture?",
+        "How many bars do you see?",
+        "How many bars can you see?",
+        "How many bars does the picture show?",
+        "How many bars does the chart have?",
+        "How many bars are in the chart?",
+        "How many bars are shown?",
+        "How many bars?",
+        "Count the bars.",
+        "Please count the bars.",
+        "Can you count the bars?",
+        "Tell me how many bars there are.",
+        "What is the number of bars?",
+        "Number of bars?",
+    ),
+    "chart_bar_color": (
+        'What color is the bar "{one}"?',
+        'What color is "{one}"?',
+        'What color is the bar of "{one}"?',
+        'What color is the bar for "{one}"?',
+        'What color is the bar with the label "{one}"?',
+        'What color does the bar "{one}" have?',
+        'What color does "{one}" have?',
+        'What is the color of the bar "{one}"?',
+        'What is the color of "{one}"?',
+        'Which color is the bar "{one}"?',
+        'Which color is "{one}"?',
+        'Which color does the bar "{one}" have?',
+        'In what color is the bar "{one}"?',
+        'Tell me the color of the bar "{one}".',
+        'Please tell me what color the bar "{one}" is.',
+        'Can you tell me the color of "{one}"?',
+        'Color of the bar "{one}"?',
+    ),
+}
+
+HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
+    "chart_tallest": (
+        "Which of the bars is the tallest?",
+        "Could you tell me which bar is the highest?",
+        "What is the name of the tallest bar?",
+    ),
+    "chart_shortest": (
+        "Which of the bars is the shortest?",
+        "Could you tell me which bar is the lowest?",
+        "What is the name of the shortest bar?",
+    ),
+    "chart_taller": (
+        'Is the bar of "{one}" higher than that of "{other}"?',
+        'Could you tell me if "{one}" is taller than "{other}"?',
+        'Would you say "{one}" is taller than "{other}"?',
+    ),
+    "chart_count": (
+        "How many bars are there in this chart?",
+        "Could you tell me how many bars you see?",
+        "Please tell me the number of bars in the picture.",
+    ),
+    "chart_bar_color": (
+        'Which color is the bar of "{one}"?',
+        'Could you tell me what color the bar "{one}" is?',
+        'What color would you say "{one}" is?',
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a question could be about: the labels it names, its answer and key, how often it may be asked apart."""
+
+    answer: str
+    key: str
+    one: str = ""
+    other: str = ""
+    alike: int = 1
+
+
+def _extreme(chart: Chart, word: str, choose: Callable[..., Bar]) -> list[_Target]:
+    name = choose(chart.bars, key=lambda bar: bar.height).name
+    return [_Target(f'The {word} bar is "{name}".', name, alike=2)]
+
+
+def _tallest(chart: Chart, _rng: random.Random) -> list[_Target]:
+    return _extreme(chart, "tallest", max)
+
+
+def _shortest(chart: Chart, _rng: random.Random) -> list[_Target]:
+    return _extreme(chart, "shortest", min)
+
+
+def _taller(chart: Chart, rng: random.Random) -> list[_Target]:
+    """Each two bars once; yes as often as no."""
+    found = []
+    for pair in combinations(chart.bars, 2):
+        one, other = rng.sample(pair, 2)
+        yes = one.height > other.height
+        said, taller = ("Yes", one) if yes else ("No", other)
+        found.append(
+            _Target(f'{said}, "{taller.name}" is taller.', f'{said.lower()} "{taller.name}"', one.name, other.name)
+        )
+    return found
+
+
+def _count(chart: Chart, _rng: random.Random) -> list[_Target]:
+    number = NUMBERS[len(chart.bars)]
+    return [_Target(f"There are {number} bars.", number, alike=2)]
+
+
+def _bar_color(chart: Chart, _rng: random.Random) -> list[_Target]:
+    return [_Target(f"The bar is {bar.color}.", bar.color, bar.name) for bar in chart.bars if bar.color != UNNAMED]
+
+
+_KINDS: dict[str, Callable[[Chart, random.Random], list[_Target]]] = {
+    "chart_tallest": _tallest,
+    "chart_shortest": _shortest,
+    "chart_taller": _taller,
+    "chart_count": _count,
+    "chart_bar_color": _bar_color,
+}
+KINDS = tuple(_KINDS)
+_KIND_WEIGHTS = {"chart_count": 0.5}  # rather asked what takes reading
+
+
+def ask(
+    chart: Chart,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
+) -> list[Question]:
+    """Up to `num` questions about the chart, of all kinds or of `kinds`.
+
+    `apart`: each will be asked as if it were the only one, so that a few may come again in other words.
+    The color of a bar is asked where it has a name. `split` as in questions.ask.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
+    phrasings = PHRASINGS if split == "train" else HELDOUT_PHRASINGS
+    open_questions: dict[str, list[tuple[_Target, str]]] = {}
+    for kind in kinds or KINDS:
+        targets = [
+            (target, text)
+            for target in _KINDS[kind](chart, rng)
+            for text in rng.sample(phrasings[kind], target.alike if apart else 1)
+        ]
+        rng.shuffle(targets)
+        open_questions[kind] = targets
+    asked: list[Question] = []
+    while len(asked) < num and (left := [kind for kind, targets in open_questions.items() if targets]):
+        kind = rng.choices(left, [_KIND_WEIGHTS.get(kind, 1.0) for kind in left])[0]
+        target, text = open_questions[kind].pop()
+        # Labels come in last: a label "color" stays as it is written.
+        question = loosely(text, rng).replace("{one}", target.one).replace("{other}", target.other)
+        asked.append(Question(kind, question, target.answer, target.key))
+    return asked
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort.
+
+    Labels are compared as sign_questions does. "chart_taller": yes or no, and no other label than the
+    taller one's may be quoted, which the key has behind it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind in ("chart_tallest", "chart_shortest"):
+        return sign_questions.is_right("read", key, answer)
+    unquoted = _QUOTED.sub(" ", answer)
+    if kind == "chart_count":
+        return questions.is_right("count_all", key, unquoted)
+    if kind == "chart_bar_color":
+        return said_colors(unquoted) == {key}
+    said, taller = key.split(" ", 1)
+    quoted = {text.strip().lower() for text in _QUOTED.findall(answer)}
+    return questions.is_right("is_there", said, unquoted) and quoted <= {taller.strip('"').lower()}
