@@ -62,7 +62,9 @@ def _print_demo(figures: dict[str, Any]) -> None:
     print(f"| page ready after `python app.py` | {figures['page_ready_s']} s |")
     print(f"| first token, one picture (median) | {figures['first_token_s']} s |")
     print(f"| tokens a second (median) | {figures['tokens_per_s']} |")
-    print(f"| peak memory | {figures['peak_memory_gib']} GiB |\n")
+    print(f"| peak memory | {figures['peak_memory_gib']} GiB |")
+    print(f"| first token, int4 | {figures['int4']['first_token_s']} s |")
+    print(f"| tokens a second, int4 | {figures['int4']['tokens_per_s']} |\n")
 
 
 def _print_one_billion(reports: list[dict[str, Any]]) -> None:

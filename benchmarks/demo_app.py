@@ -1,4 +1,4 @@
-"""The embedded model behind the page: seconds to a ready page, to the first token, tokens a second, memory."""
+"""The embedded model behind the page: time to a ready page and the first token, tokens a second, memory; int4 too."""
 
 import os
 import re
@@ -32,19 +32,28 @@ def measure(rounds: int) -> dict[str, Any]:
         ready = time.perf_counter() - start
         stats = _ask(f"http://127.0.0.1:{port}/", rounds)
         memory = _peak_memory(app.pid)
+        int4 = _ask(f"http://127.0.0.1:{port}/", rounds, int4=True)
     finally:
         os.killpg(app.pid, signal.SIGTERM)
         app.wait(timeout=30)
     return {
         "page_ready_s": round(ready, 2),
-        "first_token_s": round(statistics.median(s["time_to_first_token_s"] for s in stats), 3),
-        "tokens_per_s": round(statistics.median(s["tokens_per_s"] for s in stats), 1),
+        **_speeds(stats),
         "peak_memory_gib": round(memory / 2**30, 2),
         "questions": len(stats),
+        "int4": _speeds(int4),
     }
 
 
-def _ask(address: str, rounds: int) -> list[dict[str, Any]]:
+def _speeds(stats: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over answers."""
+    return {
+        "first_token_s": round(statistics.median(s["time_to_first_token_s"] for s in stats), 3),
+        "tokens_per_s": round(statistics.median(s["tokens_per_s"] for s in stats), 1),
+    }
+
+
+def _ask(address: str, rounds: int, int4: bool = False) -> list[dict[str, Any]]:
     from gradio_client import Client, handle_file
 
     client = Client(address, verbose=False)
@@ -53,7 +62,7 @@ def _ask(address: str, rounds: int) -> list[dict[str, Any]]:
     for number in range(rounds + 1):
         picture = handle_file(pictures[number % len(pictures)])
         question = "How many shapes are there in the picture?"
-        _, figures = client.predict([picture], question, api_name="/ask")
+        _, figures = client.predict([picture], question, int4=int4, api_name="/ask")
         stats.append(figures)
     return stats[1:]  # the first question pays for what torch sets up once
 
