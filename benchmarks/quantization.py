@@ -23,7 +23,7 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import GROUP_SIZES, TorchAoConfig, quantized
 from training.evaluate import DEMO_MODEL, SEED, questions_of_kind
-from training.questions import KINDS
+from training.worlds import SHIPPED_KINDS
 
 RESULT = Path(__file__).resolve().parent / "results" / "quantization.json"
 PROMPTS, PROMPT_TOKENS = 4, 48
@@ -77,7 +77,7 @@ def answers_of_demo_model(model: Gemma3ForConditionalGeneration, per_kind: int) 
     """Held-out questions with their right answers; compared are the answer's tokens and its end."""
     processor = Gemma3Processor.from_pretrained(DEMO_MODEL)
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    for kind in KINDS:
+    for kind in SHIPPED_KINDS:
         for picture, question in questions_of_kind(kind, per_kind, "heldout", SEED):
             parts = [{"type": "image", "image": picture}, {"type": "text", "text": question.question}]
             asked: list[dict[str, Any]] = [{"role": "user", "content": parts}]

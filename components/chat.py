@@ -18,9 +18,10 @@ Message = dict[str, Any]
 _NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip shows what the model sees of these too
 
 _DEMO_LIMITS = (
-    "The demo model that answers knows one small world: pictures of 1 to 6 flat shapes (circle, square, triangle, "
-    "star, heart, rectangle) in eleven colors. It says how many there are, what color, what shape, whether one is "
-    "there, and where. For pictures of any kind, start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
+    "The demo model that answers knows a small world: pictures of 1 to 6 flat shapes (circle, square, triangle, star, "
+    "heart, rectangle) in eleven colors. It says how many there are, what color, what shape, whether one is there, and "
+    "where. Of a sign it tells the color of the text and can't read it yet; about anything else it says that it does "
+    "not know. For pictures of any kind, start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
 )
 
 

@@ -124,7 +124,7 @@ def test_first_sight_and_an_example(page):
     assert answered(page).strip()
     assert FIGURES.search(page.locator("#chat .figures").inner_text())
     assert page.locator("#chat .user-row img").count() == 1
-    assert "How many hearts are there?" in page.locator("#chat .user-row").inner_text()
+    assert "How many red shapes are there?" in page.locator("#chat .user-row").inner_text()
 
 
 def test_upload_ask_and_ask_again_about_the_same_picture(page):
@@ -289,8 +289,8 @@ def test_two_windows_never_mix(browser, url):
         choose(two, 1)
         answered(one)
         answered(two)
-        assert "hearts" in one.locator("#chat .user-row").inner_text()
-        assert "hearts" not in two.locator("#chat .user-row").inner_text()
+        assert "red shapes" in one.locator("#chat .user-row").inner_text()
+        assert "red shapes" not in two.locator("#chat .user-row").inner_text()
         write(two, "Is there a circle?")
         send(two)
         answered(two, 2)
@@ -340,14 +340,14 @@ def test_an_edited_question_goes_on_from_there_with_its_picture(page):
     answered(page, 2)
     write(page, "half a question")
     act(page, "Edit question 1")
-    comes_back(page, "How many hearts are there?", 1)
+    comes_back(page, "How many red shapes are there?", 1)
     page.locator("#changing", has_text="Editing question 1").wait_for()
     assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
     act(page, "Keep it as it was")
     comes_back(page, "half a question")
     assert page.locator("#chat .user-row").count() == 2
     act(page, "Edit question 1")
-    comes_back(page, "How many hearts are there?", 1)
+    comes_back(page, "How many red shapes are there?", 1)
     write(page, "What color is the star?")
     send(page)
     page.locator("#chat .user-row", has_text="What color is the star?").wait_for()
@@ -363,7 +363,7 @@ def test_undo_takes_the_question_and_its_picture_back(page):
     answered(page)
     act(page, "Undo")
     page.locator("#chat .placeholder-content").wait_for()
-    comes_back(page, "How many hearts are there?", 1)
+    comes_back(page, "How many red shapes are there?", 1)
     page.locator("#strip").get_by_text("What the model will see: 1 square").wait_for()
     send(page)
     assert answered(page).strip()
@@ -524,7 +524,7 @@ def test_stop_works_in_each_stage(browser, scripted, scripted_url, stage, shows)
             assert "There" in page.locator("#chat .bot-row").inner_text()
         else:
             assert "Stopped before the first word" in failure(page)
-            comes_back(page, "How many hearts are there?", 1)
+            comes_back(page, "How many red shapes are there?", 1)
 
 
 def test_stop_is_there_for_every_question_and_stays(browser, scripted, scripted_url):
@@ -781,7 +781,7 @@ def test_an_unexpected_fault_is_told_and_the_page_goes_on(browser, scripted, scr
         choose(page)
         assert "Something went wrong" in failure(page)
         assert "secret" not in page.locator("body").inner_text()
-        comes_back(page, "How many hearts are there?", 1)
+        comes_back(page, "How many red shapes are there?", 1)
         scripted.stream = real
         scripted.let_through(*STAGES)
         send(page)

@@ -1,6 +1,6 @@
 """Draws the page's example pictures: `python -m training.examples [--folder assets/examples]`.
 
-Fixed scenes, so that the same files come out each time; all of them lie inside the demo world.
+Fixed pictures, so that the same files come out each time; all of them lie inside the demo model's worlds.
 """
 
 import argparse
@@ -9,9 +9,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL.Image import Image
+
+from training import drawing, sign_drawing
 from training.colors import RGB
-from training.drawing import draw
+from training.fonts import Font, bundled_fonts
 from training.scenes import Background, Scene, SceneObject
+from training.signs import Plate, Sign
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples"
 
@@ -24,14 +28,14 @@ _CREAM, _NIGHT, _SKY, _MINT, _SAND, _LILAC = (
 
 @dataclass(frozen=True)
 class Example:
-    """A card of the page; `kind` and `key` say when an answer is right, as in training.questions."""
+    """A card of the page; `kind` and `key` say when an answer is right, as in training.worlds."""
 
     name: str
     alt: str
     question: str
     kind: str
     key: str
-    scene: Scene
+    depiction: Scene | Sign
 
 
 def _scene(width: int, height: int, ground: RGB, *items: SceneObject) -> Scene:
@@ -64,9 +68,13 @@ def _triangle(color: str, rgb: RGB, x: float, y: float, size: float, rotation: f
     return _item("triangle", color, rgb, x, y, size, rotation, variant="equilateral")
 
 
+def _font(name: str) -> Font:
+    return next(font for font in bundled_fonts() if font.name == name)
+
+
 EXAMPLES = (
     Example(
-        "hearts", "Three red hearts and a yellow star on cream", "How many hearts are there?", "count_shape", "three",
+        "hearts", "Three red hearts and a yellow star on cream", "How many red shapes are there?", "count_color", "three",
         _scene(
             640, 400, _CREAM,
             _heart("red", _RED, 150, 115, 115, 12), _heart("red", _RED, 470, 110, 110, -14),
@@ -92,12 +100,10 @@ EXAMPLES = (
         ),
     ),
     Example(
-        "there", "A green triangle, a purple star and an orange circle on light green", "Is there a green triangle?",
-        "is_there", "yes",
-        _scene(
-            640, 400, _MINT,
-            _triangle("green", (30, 132, 52), 330, 268, 138, 4), _star("purple", _PURPLE, 150, 118, 132, 10),
-            _item("circle", "orange", _ORANGE, 510, 110, 98),
+        "sign", "A dark green sign that says Coffee in white", "What color is the text?", "text_color", "white",
+        Sign(
+            640, 400, Background("plain", (_SAND,)), "Coffee", _font("DejaVuSerif-Bold"), "white", _WHITE,
+            320, 200, 120, -4, Plate((24, 84, 62), None, 0.0, beside=0.55, above=0.6, roundness=0.25),
         ),
     ),
     Example(
@@ -122,14 +128,20 @@ EXAMPLES = (
 )  # fmt: skip
 
 
+def _drawn(depiction: Scene | Sign) -> Image:
+    """Without effects, so that the files are small."""
+    if isinstance(depiction, Sign):
+        return sign_drawing.draw(depiction, random.Random(0), renderer="pillow", effects=0.0)
+    return drawing.draw(depiction, random.Random(0), renderer="pillow", effects=0.0)
+
+
 def write(folder: Path = FOLDER) -> None:
     """The pictures, and examples.json that lists them in the page's order."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for example in EXAMPLES:
         file = f"{example.name}.png"
-        picture = draw(example.scene, random.Random(0), renderer="pillow", effects=0.0)
-        picture.save(folder / file, optimize=True)
+        _drawn(example.depiction).save(folder / file, optimize=True)
         entries.append({"picture": file, "alt": example.alt, "question": example.question})
     (folder / "examples.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 

@@ -37,7 +37,7 @@ from training.questions import Question
 from training.scenes import Scene
 from training.signs import Sign
 
-SHIPPED_KINDS = questions.KINDS
+SHIPPED_KINDS = (*questions.KINDS, "text_color", *elsewhere.KINDS)
 """The kinds of question that the checkpoint in assets/demo_model was trained on."""
 
 _FURTHER_SHARE = 0.4  # of the questions about a scene are of more_questions' kinds
