@@ -74,7 +74,8 @@ def _font(name: str) -> Font:
 
 EXAMPLES = (
     Example(
-        "hearts", "Three red hearts and a yellow star on cream", "How many red shapes are there?", "count_color", "three",
+        "hearts", "Three red hearts and a yellow star on cream", "How many red shapes are there?",
+        "count_color", "three",
         _scene(
             640, 400, _CREAM,
             _heart("red", _RED, 150, 115, 115, 12), _heart("red", _RED, 470, 110, 110, -14),
