@@ -153,7 +153,7 @@ class Int4Linear(nn.Module):
     def _bytes_by_reading(self) -> torch.Tensor:
         """uint8 [N, K/2], out of the CPU kernel's arrangement."""
         assert self.qdata is not None
-        steps = [part.steps.transpose(1, 2).flatten(0, 1) for part in _parts(self.qdata, _ELEMENTS_AT_A_TIME)]
+        steps = (part.steps.transpose(1, 2).flatten(0, 1) for part in _parts(self.qdata, _ELEMENTS_AT_A_TIME))
         return torch.cat([each[:, ::2] << 4 | each[:, 1::2] for each in steps])
 
     def _bytes_by_asking(self) -> torch.Tensor:
@@ -176,7 +176,7 @@ class Int4Linear(nn.Module):
         return packed
 
     def _multiply(self, x: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
-        """x [M, K] -> [M, N] by the device's kernel, in bfloat16: float32 takes the CPU's 30 times as long."""
+        """x [M, K] -> [M, N] by the device's kernel, in bfloat16: for float32 the CPU's has no fast path."""
         assert self.qdata is not None
         on_cpu, ops = x.device.type == "cpu", torch.ops.aten
         kernel = ops._weight_int4pack_mm_for_cpu if on_cpu else ops._weight_int4pack_mm
@@ -208,10 +208,11 @@ class Int4Linear(nn.Module):
         """As nn.Module's, but scale and zero keep their type; for another kind of device weights are arranged anew."""
         if self.qdata is None or self.scale_and_zero is None:
             return super()._apply(fn, recurse)
-        device = fn(self.scale_and_zero).device
+        numbers = self.scale_and_zero
+        device = fn(numbers).device
         if device.type == self.qdata.device.type:
             super()._apply(fn, recurse)
-            self.scale_and_zero = self.scale_and_zero.to(SCALE_DTYPE)
+            self.scale_and_zero = numbers.to(device)
             return self
         require_int4(device)
         weight = self.int4_weight().to(device)
@@ -312,7 +313,7 @@ def _lanes(rows: int) -> torch.Tensor:
 
     The CPU kernel's blocks have 64 rows, 32 or, at a weight's end, what is left: that depends on the processor.
     """
-    numbers = torch.arange(2 * rows).view(rows, 2)
+    numbers = torch.arange(2 * rows, device="cpu").view(rows, 2)
     digits = [
         torch.ops.aten._convert_weight_to_int4pack_for_cpu((numbers // base % 16).int(), 1).flatten().long()
         for base in (1, 16)
