@@ -252,6 +252,9 @@ def test_the_arguments_name_the_kinds_and_the_crowded_batches() -> None:
     assert mix.crowded == 0.25
     assert dense_mix_of(parse(arguments)).crowded == 0.0
     assert {share.kinds for share in mix_of(parse(arguments)).worlds} == {None}
+    for wrong in ("where,read,strange", "where,read", ""):  # no such kind; none about what is elsewhere; none at all
+        with pytest.raises(SystemExit):
+            parse([*arguments, f"--kinds={wrong}"])
 
 
 def test_crowded_batches_come_in_their_share_and_have_no_answers(writer: ConversationWriter) -> None:

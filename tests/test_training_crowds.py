@@ -63,7 +63,7 @@ def test_letters_lie_where_the_labels_say() -> None:
     met, missed, full, unlabelled = 0, 0, 0, 0
     for number, words in enumerate(several(Words, 20)):
         squares = [
-            np.asarray(crowds.as_seen(one, random.Random(number), SIDE), np.int16)
+            np.asarray(crowds.training_picture(one, random.Random(number), SIDE), np.int16)
             for one in (words, replace(words, texts=()))
         ]
         differs = np.abs(squares[0] - squares[1]).max(axis=2).reshape(PATCHES_PER_SIDE, 14, PATCHES_PER_SIDE, 14)

@@ -15,12 +15,12 @@ from training.elsewhere import (
     QUESTIONS,
     SORTS,
     Strange,
-    as_seen,
     ask,
     draw,
     is_right,
     labels,
     random_elsewhere,
+    training_picture,
 )
 from training.scenes import HELDOUT_PAIRS, Scene
 from training.signs import Sign, is_heldout_text
@@ -52,10 +52,10 @@ def test_the_models_own_worlds_keep_to_their_split() -> None:
 @pytest.mark.parametrize("sort", [*SORTS, *HELDOUT_SORTS])
 def test_a_strange_picture_is_the_same_each_time_and_in_each_size(sort: str) -> None:
     strange = Strange(448, 448, sort, seed=9)
-    small, large = as_seen(strange, random.Random(1), 224), draw(strange, random.Random(1))
+    small, large = training_picture(strange, random.Random(1), 224), draw(strange, random.Random(1))
     assert (small.mode, small.size, large.size) == ("RGB", (224, 224), (448, 448))
-    assert small.tobytes() == as_seen(strange, random.Random(1), 224).tobytes()
-    other = as_seen(Strange(448, 448, sort, seed=10), random.Random(1), 224)
+    assert small.tobytes() == training_picture(strange, random.Random(1), 224).tobytes()
+    other = training_picture(Strange(448, 448, sort, seed=10), random.Random(1), 224)
     assert small.tobytes() != other.tobytes()
     if sort != "noise":  # which averages away
         once, twice = (np.asarray(picture.resize((16, 16)), np.float32) for picture in (small, large))

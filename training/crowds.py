@@ -115,7 +115,7 @@ def _shapes(rng: random.Random, width: int, height: int, background: Background,
     return placed
 
 
-def as_seen(crowd: Crowd, rng: random.Random, side: int) -> Image.Image:
+def training_picture(crowd: Crowd, rng: random.Random, side: int) -> Image.Image:
     """Squeezed to a square of `side` pixels, as the encoder gets it."""
     if isinstance(crowd, Scene):
         return drawing.training_picture(crowd, rng, side)

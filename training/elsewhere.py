@@ -86,7 +86,7 @@ def draw(depiction: Elsewhere, rng: random.Random, renderer: str | None = None) 
     return with_effects(_drawn(depiction, (depiction.width, depiction.height)), rng, 1.0)
 
 
-def as_seen(depiction: Elsewhere, rng: random.Random, side: int) -> Image.Image:
+def training_picture(depiction: Elsewhere, rng: random.Random, side: int) -> Image.Image:
     """Squeezed to a square of `side` pixels."""
     if isinstance(depiction, Scene):
         return drawing.training_picture(depiction, rng, side)
@@ -103,7 +103,12 @@ def labels(depiction: Elsewhere) -> PictureLabels:
 
 
 def ask(
-    depiction: Elsewhere, rng: random.Random, split: str = "train", num: int = 1, kinds: tuple[str, ...] | None = None
+    depiction: Elsewhere,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,  # noqa: ARG001  (the answer is the same either way)
 ) -> list[Question]:
     """Up to `num` questions; about a strange picture what one asks about shapes and signs, else something strange."""
     kind = "strange_picture" if isinstance(depiction, Strange) else "strange_question"

@@ -33,7 +33,7 @@ from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
 from training.board_questions import TOO_SMALL, says_too_small
 from training.questions import Question
-from training.worlds import SHIPPED_KINDS, WORLDS, Boards, Charts, ReadInCrops, Signs, World, is_right
+from training.worlds import SHIPPED_KINDS, WORLDS, Boards, Charts, ReadInCrops, Signs, World, is_right, kinds_named
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003
@@ -191,10 +191,10 @@ def main() -> None:
             parser.error(f"--worlds has {sorted(unknown)}; expected some of {','.join(WORLDS)}")
         kinds = tuple(kind for world in worlds for kind in WORLDS[world].kinds)
     if arguments.kinds:
-        kinds = tuple(arguments.kinds.split(","))
-        known = [kind for world in WORLDS.values() for kind in world.kinds]
-        if unknown := set(kinds) - set(known):
-            parser.error(f"--kinds has {sorted(unknown)}; expected some of {','.join(known)}")
+        try:
+            kinds = kinds_named(arguments.kinds)
+        except ValueError as error:
+            parser.error(str(error))
     split, seed, renderer = arguments.split, arguments.seed, arguments.renderer
     shares = {}
     for int4 in (False, True)[: 1 + arguments.int4]:

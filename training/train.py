@@ -47,7 +47,7 @@ from training.model import (
     write_processor_files,
 )
 from training.tokenizer import TOKENIZER_FILES
-from training.worlds import world_named
+from training.worlds import kinds_named, world_named
 
 TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 DENSE_WEIGHT = 0.5
@@ -320,6 +320,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("the shares of the worlds come to more than 1")
     if not 0.0 <= arguments.easiest_sign <= arguments.hardest_sign <= 1.0:
         parser.error("expected 0 <= --easiest-sign <= --hardest-sign <= 1")
+    try:
+        mix_of(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     return arguments
 
 
@@ -338,15 +342,22 @@ def mix_of(arguments: argparse.Namespace) -> Mix:
     others = beside_scenes(arguments)
     rest = round(1.0 - sum(share.weight for share in others), 9)
     shares = (Share("scenes", rest, easiest=arguments.easiest), *others)
-    wanted = arguments.kinds.split(",") if arguments.kinds else None
-    return Mix(worlds=tuple(_asking(share, wanted) for share in shares if share.weight > 0), crowded=arguments.crowds)
+    worlds = tuple(_asking(share, arguments.kinds) for share in shares if share.weight > 0)
+    return Mix(worlds=worlds, crowded=arguments.crowds)
 
 
-def _asking(share: Share, kinds: list[str] | None) -> Share:
-    """The share, asking only those of its world's kinds that are among `kinds`; None is all."""
+def _asking(share: Share, kinds: str | None) -> Share:
+    """The share, asking only those of its world's kinds that `kinds` names; None is all.
+
+    Raises ValueError for a name that no kind has, and where nothing would be left to ask.
+    """
     if kinds is None:
         return share
-    return replace(share, kinds=tuple(kind for kind in world_named(share.world).kinds if kind in kinds))
+    wanted = kinds_named(kinds)
+    asked = tuple(kind for kind in world_named(share.world).kinds if kind in wanted)
+    if not asked:
+        raise ValueError(f"none of the kinds {kinds} is asked about {share.world}, which have a share of the pictures")
+    return replace(share, kinds=asked)
 
 
 def dense_mix_of(arguments: argparse.Namespace) -> Mix:

@@ -100,22 +100,60 @@ class ReadInCrops(World[Depiction], Protocol[Depiction]):
         """What lies in each patch and soft token of one of them."""
 
 
-class Scenes:
+class _OfModules:
+    """A world whose pictures one module draws and labels and another asks about."""
+
+    drawing: Any
+    asking: Any
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        kinds: tuple[str, ...] = self.asking.KINDS
+        return kinds
+
+    def size(self, depiction: Any) -> tuple[int, int]:
+        return depiction.width, depiction.height
+
+    def draw(self, depiction: Any, rng: random.Random, renderer: str | None = None) -> Image:
+        picture: Image = self.drawing.draw(depiction, rng, renderer=renderer)
+        return picture
+
+    def as_seen(self, depiction: Any, rng: random.Random, side: int) -> Image:
+        picture: Image = self.drawing.training_picture(depiction, rng, side)
+        return picture
+
+    def labels(self, depiction: Any) -> PictureLabels:
+        found: PictureLabels = self.drawing.labels(depiction)
+        return found
+
+    def ask(
+        self,
+        depiction: Any,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        asked: list[Question] = self.asking.ask(depiction, rng, split, num, kinds, apart)
+        return asked
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        right: bool = self.asking.is_right(kind, key, answer)
+        return right
+
+
+class Scenes(_OfModules):
     """Flat shapes on a background."""
 
-    kinds = (*questions.KINDS, *more_questions.KINDS)
+    drawing = drawing
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (*questions.KINDS, *more_questions.KINDS)
 
     def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
         return scenes.random_scene(rng, split, difficulty, unnamed)
-
-    def size(self, depiction: Scene) -> tuple[int, int]:
-        return depiction.width, depiction.height
-
-    def draw(self, depiction: Scene, rng: random.Random, renderer: str | None = None) -> Image:
-        return drawing.draw(depiction, rng, renderer=renderer)
-
-    def as_seen(self, depiction: Scene, rng: random.Random, side: int) -> Image:
-        return drawing.training_picture(depiction, rng, side)
 
     def labels(self, depiction: Scene) -> PictureLabels:
         return drawing.picture_labels(depiction)
@@ -144,13 +182,8 @@ class Scenes:
         return asked_in.is_right(kind, key, answer)
 
 
-class Signs:
-    """A word or number on a background.
-
-    Training uses all fonts of the machine, evaluation those that every machine has, unless told otherwise.
-    """
-
-    kinds = sign_questions.KINDS
+class _Written(_OfModules):
+    """Training uses all fonts of the machine, evaluation those that every machine has, unless told otherwise."""
 
     def __init__(self, evaluate_all_fonts: bool = False):
         self._evaluate_all = evaluate_all_fonts
@@ -158,40 +191,48 @@ class Signs:
     def fonts(self, split: str) -> tuple[Font, ...]:
         return all_fonts() if split == "train" or self._evaluate_all else bundled_fonts()
 
+
+class Signs(_Written):
+    """A word or number on a background."""
+
+    drawing, asking = sign_drawing, sign_questions
+
     def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Sign:
         return signs.random_sign(rng, self.fonts(split), split, difficulty, unnamed)
 
-    def size(self, depiction: Sign) -> tuple[int, int]:
-        return depiction.width, depiction.height
 
-    def draw(self, depiction: Sign, rng: random.Random, renderer: str | None = None) -> Image:
-        return sign_drawing.draw(depiction, rng, renderer=renderer)
+class Charts(_Written):
+    """Bar charts."""
 
-    def as_seen(self, depiction: Sign, rng: random.Random, side: int) -> Image:
-        return sign_drawing.training_picture(depiction, rng, side)
+    drawing, asking = chart_drawing, chart_questions
 
-    def labels(self, depiction: Sign) -> PictureLabels:
-        return sign_drawing.labels(depiction)
-
-    def ask(
-        self,
-        depiction: Sign,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
-    ) -> list[Question]:
-        return sign_questions.ask(depiction, rng, split, num, kinds, apart)
-
-    def is_right(self, kind: str, key: str, answer: str) -> bool:
-        return sign_questions.is_right(kind, key, answer)
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Chart:
+        return charts.random_chart(rng, self.fonts(split), split, difficulty, unnamed)
 
 
-class Elsewhere:
+class Boards(_Written):
+    """Words, or items and prices, on pictures too long to be read whole.
+
+    Questions have the answers that the crops allow; answers are judged as given with pan & scan.
+    """
+
+    drawing, asking = board_drawing, board_questions
+    answer_without_crops = board_questions.TOO_SMALL
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Board:
+        return boards.random_board(rng, self.fonts(split), split, difficulty, unnamed)
+
+    def crops_as_seen(self, depiction: Board, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image]:
+        return board_drawing.training_crops(depiction, boxes, rng, side)
+
+    def crop_labels(self, depiction: Board, box: Box) -> PictureLabels:
+        return board_drawing.crop_labels(depiction, box)
+
+
+class Elsewhere(_OfModules):
     """What the model does not know, which it has to say."""
 
-    kinds = elsewhere.KINDS
+    drawing = asking = elsewhere
 
     def imagine(
         self,
@@ -202,122 +243,12 @@ class Elsewhere:
     ) -> elsewhere.Elsewhere:
         return elsewhere.random_elsewhere(rng, split, difficulty)
 
-    def size(self, depiction: elsewhere.Elsewhere) -> tuple[int, int]:
-        return depiction.width, depiction.height
 
-    def draw(self, depiction: elsewhere.Elsewhere, rng: random.Random, renderer: str | None = None) -> Image:
-        return elsewhere.draw(depiction, rng, renderer)
-
-    def as_seen(self, depiction: elsewhere.Elsewhere, rng: random.Random, side: int) -> Image:
-        return elsewhere.as_seen(depiction, rng, side)
-
-    def labels(self, depiction: elsewhere.Elsewhere) -> PictureLabels:
-        return elsewhere.labels(depiction)
-
-    def ask(
-        self,
-        depiction: elsewhere.Elsewhere,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,  # noqa: ARG002
-    ) -> list[Question]:
-        return elsewhere.ask(depiction, rng, split, num, kinds)
-
-    def is_right(self, kind: str, key: str, answer: str) -> bool:
-        return elsewhere.is_right(kind, key, answer)
-
-
-class Charts:
-    """Bar charts; their fonts are chosen as those of signs."""
-
-    kinds = chart_questions.KINDS
-
-    def __init__(self, evaluate_all_fonts: bool = False):
-        self._signs = Signs(evaluate_all_fonts)
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Chart:
-        return charts.random_chart(rng, self._signs.fonts(split), split, difficulty, unnamed)
-
-    def size(self, depiction: Chart) -> tuple[int, int]:
-        return depiction.width, depiction.height
-
-    def draw(self, depiction: Chart, rng: random.Random, renderer: str | None = None) -> Image:
-        return chart_drawing.draw(depiction, rng, renderer=renderer)
-
-    def as_seen(self, depiction: Chart, rng: random.Random, side: int) -> Image:
-        return chart_drawing.training_picture(depiction, rng, side)
-
-    def labels(self, depiction: Chart) -> PictureLabels:
-        return chart_drawing.labels(depiction)
-
-    def ask(
-        self,
-        depiction: Chart,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
-    ) -> list[Question]:
-        return chart_questions.ask(depiction, rng, split, num, kinds, apart)
-
-    def is_right(self, kind: str, key: str, answer: str) -> bool:
-        return chart_questions.is_right(kind, key, answer)
-
-
-class Boards:
-    """Words, or items and prices, on pictures too long to be read whole; their fonts are chosen as those of signs."""
-
-    kinds = board_questions.KINDS
-    answer_without_crops = board_questions.TOO_SMALL
-
-    def __init__(self, evaluate_all_fonts: bool = False):
-        self._signs = Signs(evaluate_all_fonts)
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Board:
-        return boards.random_board(rng, self._signs.fonts(split), split, difficulty, unnamed)
-
-    def size(self, depiction: Board) -> tuple[int, int]:
-        return depiction.width, depiction.height
-
-    def draw(self, depiction: Board, rng: random.Random, renderer: str | None = None) -> Image:
-        return board_drawing.draw(depiction, rng, renderer=renderer)
-
-    def as_seen(self, depiction: Board, rng: random.Random, side: int) -> Image:
-        return board_drawing.training_picture(depiction, rng, side)
-
-    def crops_as_seen(self, depiction: Board, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image]:
-        return board_drawing.training_crops(depiction, boxes, rng, side)
-
-    def labels(self, depiction: Board) -> PictureLabels:
-        return board_drawing.labels(depiction)
-
-    def crop_labels(self, depiction: Board, box: Box) -> PictureLabels:
-        return board_drawing.crop_labels(depiction, box)
-
-    def ask(
-        self,
-        depiction: Board,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
-    ) -> list[Question]:
-        """With the answers that the crops allow."""
-        return board_questions.ask(depiction, rng, split, num, kinds, apart)
-
-    def is_right(self, kind: str, key: str, answer: str) -> bool:
-        """Of an answer given with pan & scan."""
-        return board_questions.is_right(kind, key, answer)
-
-
-class Crowds:
+class Crowds(_OfModules):
     """Pictures full of shapes or words, to learn from and not to ask about."""
 
-    kinds: tuple[str, ...] = ()
+    drawing = crowds
+    kinds = ()
 
     def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Crowd:
         """Raises ValueError where anything but training asks for one."""
@@ -325,17 +256,8 @@ class Crowds:
             raise ValueError(f"crowds are for training and of one difficulty, got {split!r} and {difficulty}")
         return crowds.random_crowd(rng, unnamed)
 
-    def size(self, depiction: Crowd) -> tuple[int, int]:
-        return depiction.width, depiction.height
-
     def draw(self, depiction: Crowd, rng: random.Random, renderer: str | None = None) -> Image:  # noqa: ARG002
-        return crowds.as_seen(depiction, rng, max(depiction.width, depiction.height))
-
-    def as_seen(self, depiction: Crowd, rng: random.Random, side: int) -> Image:
-        return crowds.as_seen(depiction, rng, side)
-
-    def labels(self, depiction: Crowd) -> PictureLabels:
-        return crowds.labels(depiction)
+        return crowds.training_picture(depiction, rng, max(depiction.width, depiction.height))
 
     def ask(
         self,
@@ -368,6 +290,14 @@ def world_named(name: str) -> World[Any]:
     if name not in WORLDS:
         raise ValueError(f"world is {name!r}; expected one of {tuple(WORLDS)}")
     return WORLDS[name]
+
+
+def kinds_named(names: str) -> tuple[str, ...]:
+    """Kinds of question, given with commas between. Raises ValueError for one that no world has."""
+    kinds, known = tuple(names.split(",")), [kind for world in WORLDS.values() for kind in world.kinds]
+    if unknown := sorted(set(kinds) - set(known)):
+        raise ValueError(f"unknown kinds of question {unknown}; expected some of {','.join(known)}")
+    return kinds
 
 
 def is_right(kind: str, key: str, answer: str) -> bool:
