@@ -354,6 +354,8 @@ def test_a_change_of_type_leaves_the_int4_weights(prompt):
     assert logits.dtype == torch.float32
     assert_same(model.lm_head.int4_weight(), before)
     assert model.lm_head.scale_and_zero.dtype == torch.bfloat16
+    tiny = quantize_weight(noise(16, 128) * 1e-7, 128)  # scales that float16 has no number for
+    assert_same(Int4Linear.from_weight(tiny, None).half().int4_weight(), tiny)
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
