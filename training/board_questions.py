@@ -8,6 +8,7 @@ import re
 import string
 from decimal import Decimal
 
+from training import sign_questions
 from training.boards import Board, is_possible_item
 from training.questions import Question, loosely, said_yes_or_no
 from training.signs import is_heldout_text, random_text
@@ -207,8 +208,7 @@ def is_right(kind: str, key: str, answer: str) -> bool:
         return said_prices(answer) == {Decimal(key)}
     if kind == "board_has":
         return said_yes_or_no(re.sub(r'["“][^"“”]*["”]', "", answer)) == {key}
-    quoted = re.findall(r'["“]([^"“”]*)["”]', answer) or re.findall(r"(\w+)\W*$", answer)
-    return len(quoted) == 1 and quoted[0].strip().lower() == key.lower()
+    return sign_questions.is_right("read", key, answer)
 
 
 def said_prices(answer: str) -> set[Decimal]:

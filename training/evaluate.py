@@ -173,8 +173,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO_MODEL)
     parser.add_argument("--per-kind", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
-    parser.add_argument("--kinds", help="of question, with commas between; by default those the demo model knows")
-    parser.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--kinds", help="of question, with commas between; by default those the demo model knows")
+    asked.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
     parser.add_argument("--all-fonts", action="store_true", help="write signs in all fonts of this machine")
     parser.add_argument("--renderer", help="draw with this one only; by default each has its share")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -205,8 +206,8 @@ def main() -> None:
         shares[weights] = accuracies(trials)
         for kind in kinds:
             for trial in [t for t in trials if t.question.kind == kind and not t.right][: arguments.wrong]:
-                asked, wanted = trial.question.question, trial.wanted
-                print(f"{weights}, {trial.row}: {asked!r} expected {wanted!r}, got {trial.answer!r}")
+                question, wanted = trial.question.question, trial.wanted
+                print(f"{weights}, {trial.row}: {question!r} expected {wanted!r}, got {trial.answer!r}")
     print(table(shares, arguments.per_kind))
     if arguments.json:
         figures = {"per_kind": arguments.per_kind, "split": split, "seed": seed, "right": shares}
