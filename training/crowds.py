@@ -13,7 +13,14 @@ from PIL import Image
 
 from training import drawing, sign_drawing
 from training.colors import COLORS, UNNAMED
-from training.dense_labels import NO_LABEL, SIZES, PictureLabels, nothing
+from training.dense_labels import (
+    CHARACTERS_PER_TOKEN,
+    NO_LABEL,
+    SIZES,
+    TOKENS_PER_SIDE,
+    PictureLabels,
+    nothing,
+)
 from training.fonts import Font, all_fonts, edges, metrics
 from training.scenes import (
     SHAPES,
@@ -129,15 +136,23 @@ def training_picture(crowd: Crowd, rng: random.Random, side: int) -> Image.Image
 
 
 def labels(crowd: Crowd) -> PictureLabels:
-    """What lies in each patch; soft tokens hold too much here to be told apart."""
-    if isinstance(crowd, Scene):
-        known = vars(drawing.picture_labels(crowd))
-    else:
-        known = nothing()
-        for sign in crowd.texts:
-            one = sign_drawing.labels(sign)
-            for name in ("patch_color", "patch_character"):
-                there = getattr(one, name)
-                known[name] = np.where(there > 0, there, known[name])
-    unsaid = {name: np.full(size, NO_LABEL, np.uint8) for name, size in SIZES.items() if name.startswith("token")}
-    return PictureLabels(**{**known, **unsaid})
+    """What lies in each patch, and the characters in each soft token; a token that holds parts of two texts has none.
+
+    Of shapes, a soft token holds too many to be told apart.
+    """
+    known = vars(drawing.picture_labels(crowd)) if isinstance(crowd, Scene) else _written(crowd.texts)
+    unsaid = [name for name in SIZES if name.startswith("token") and name != "token_characters"]
+    return PictureLabels(**{**known, **{name: np.full(SIZES[name], NO_LABEL, np.uint8) for name in unsaid}})
+
+
+def _written(texts: tuple[Sign, ...]) -> dict[str, np.ndarray]:
+    known = nothing()
+    holding = np.zeros(TOKENS_PER_SIDE**2, int)  # texts with a character in each soft token
+    for sign in texts:
+        one = sign_drawing.labels(sign)
+        for name in ("patch_color", "patch_character", "token_characters"):
+            there = getattr(one, name)
+            known[name] = np.where(there > 0, there, known[name])
+        holding += (one.token_characters.reshape(-1, CHARACTERS_PER_TOKEN) > 0).any(-1)
+    known["token_characters"][np.repeat(holding > 1, CHARACTERS_PER_TOKEN)] = NO_LABEL
+    return known

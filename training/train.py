@@ -163,7 +163,7 @@ class Trainer:
         pixels = batch.pixels.float() / 127.5 - 1.0
         if batch.input_ids.shape[1] <= 1:
             zero = torch.zeros((), device=pixels.device)
-            return self._dense_loss_of_patches(pixels, batch.dense), zero, zero
+            return self._dense_loss(pixels, batch.dense), zero, zero
         features = self.model.get_image_features(pixels)
         dense = self.heads(features.last_hidden_state, features.pooler_output, batch.dense)
         hidden = self.model.decoder(
@@ -181,14 +181,15 @@ class Trainer:
         spared = logits.float().index_put((numbers[rows, places], tokens), logits.new_tensor(NEVER).float())
         return dense, F.cross_entropy(spared, targets[asked]), right
 
-    def _dense_loss_of_patches(self, pixels: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
+    def _dense_loss(self, pixels: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """What lies where, reading only the patches on and around objects, or all where crowds fill the pictures.
 
-        Most of another picture is background: leaving it out, the encoder reads 96 of 256 patches.
+        Most of another picture is background: leaving it out, the encoder reads 96 of 256 patches, and no soft token.
         """
-        tower = self.model.model.vision_tower
         if self.arguments.crowds:
-            return self.heads.patch_loss(tower.post_layernorm(tower.encoder(tower.embeddings(pixels))), labels)
+            features = self.model.get_image_features(pixels)
+            return self.heads(features.last_hidden_state, features.pooler_output, labels)
+        tower = self.model.model.vision_tower
         kept = patches_near_objects(labels, KEPT_PATCHES)
         embedded = tower.embeddings(pixels)
         seen = embedded.gather(1, kept[:, :, None].expand(-1, -1, embedded.shape[-1]))
