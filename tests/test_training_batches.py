@@ -207,6 +207,21 @@ def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+def test_the_decoder_stage_answers_the_same_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
+    arguments = parse(["--out", str(tmp_path), "--batch", "2", "--workers", "0", "--device", "cpu", "--plain"])
+    trainer = Trainer(arguments)
+    batch = collate([trainer.writer().write(random.Random(n), FAN) for n in range(2)])
+    with torch.no_grad():
+        whole, encoded = trainer.losses(batch), trainer.losses(trainer._encoded(batch))
+    assert encoded[0] == 0
+    torch.testing.assert_close(encoded[1], whole[1], rtol=1e-2, atol=0)  # soft tokens are kept in bfloat16
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run_decoder_stage(0.02, mix_of(arguments), size=2, pictures=4)
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not {name for name in changed if "language_model" not in name and "lm_head" not in name}
+
+
 SIGNS = replace(FAN, worlds=(Share("signs", 1.0),), questions=8)
 
 

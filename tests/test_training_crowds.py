@@ -7,10 +7,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from training import crowds
+from training import crowds, sign_drawing
 from training.colors import UNNAMED
 from training.crowds import Words, labels, random_crowd
-from training.dense_labels import NO_LABEL, PATCHES_PER_SIDE
+from training.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, PATCHES_PER_SIDE
 from training.scenes import Scene, is_heldout_pair
 from training.signs import LEAST_TRAINED, is_heldout_text
 from training.train import dense_mix_of, mix_of, parse
@@ -77,10 +77,10 @@ def test_letters_lie_where_the_labels_say() -> None:
     assert unlabelled < 0.1 * full  # else only the rims of letters
 
 
-def test_labels_are_those_of_the_signs_and_soft_tokens_stay_unsaid() -> None:
+def test_labels_are_those_of_the_signs() -> None:
     words = several(Words, 1)[0]
     whole = labels(words)
-    assert set(whole.token_characters) == set(whole.token_shape) == set(whole.token_color) == {NO_LABEL}
+    assert set(whole.token_shape) == set(whole.token_color) == {NO_LABEL}
     assert not whole.patch_shape.any()
     said = {CHARACTERS[number - 1] for number in whole.patch_character if number}
     assert said <= set("".join(sign.text for sign in words.texts))
@@ -115,3 +115,19 @@ def test_crowds_join_the_dense_stage_and_no_other() -> None:
     assert [share.world for share in dense_mix_of(parse(["--out", "x"])).worlds] == ["scenes"]
     with pytest.raises(SystemExit):
         parse(["--out", "x", "--crowds", "2"])
+
+
+def test_a_soft_token_tells_its_characters_unless_two_texts_share_it() -> None:
+    told = shared = 0
+    for words in several(Words, 10):
+        whole = labels(words).token_characters.reshape(-1, CHARACTERS_PER_TOKEN)
+        alone = [sign_drawing.labels(sign).token_characters.reshape(-1, CHARACTERS_PER_TOKEN) for sign in words.texts]
+        for token, said in enumerate(whole):
+            texts = [one[token] for one in alone if one[token].any()]
+            if len(texts) > 1:
+                assert (said == NO_LABEL).all()
+                shared += 1
+            else:
+                assert said.tolist() == (texts[0] if texts else np.zeros(CHARACTERS_PER_TOKEN)).tolist()
+                told += len(texts)
+    assert told > shared > 0

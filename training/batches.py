@@ -69,7 +69,7 @@ class Batch:
     """pixels uint8 [N, 3, 224, 224]; input_ids, labels, positions and segments [B, T]; dense labels of N pictures.
 
     A token sees its own segment and segment 0. Each row (b, t, id) of `excluded` [M, 3] names a token that the
-    prediction at [b, t] is not to be compared with.
+    prediction at [b, t] is not to be compared with. Where soft_tokens [N, 64, E] are there, pixels are [N, 0].
     """
 
     pixels: torch.Tensor
@@ -79,6 +79,7 @@ class Batch:
     segments: torch.Tensor
     excluded: torch.Tensor
     dense: DenseLabels
+    soft_tokens: torch.Tensor | None = None
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Trains the demo model: first what lies where (dense loss), then that and the answers together.
+"""Trains the demo model: what lies where (dense loss), answers with the encoder as it is, then both together.
 
     python -m training.train --out runs/demo --dense-minutes 12 --minutes 120
     python -m training.train --out runs/more --resume runs/demo/last --minutes 60
@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import math
+import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ from training.worlds import kinds_named, world_named
 TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 DENSE_WEIGHT = 0.5
 KEPT_PATCHES = 96
+QUESTIONS_OF_DECODER_STAGE = 2  # about one picture: further ones about a sign would have the same answers
 
 
 class Trainer:
@@ -105,10 +107,30 @@ class Trainer:
             if fresh and self.heads.characters:
                 self._note({"fresh_heads": fresh})
 
-    def run_stage(self, name: str, minutes: float, mix: Mix, size: int) -> None:
+    def run_decoder_stage(self, minutes: float, mix: Mix, size: int, pictures: int) -> None:
+        """Trains the decoder alone for `minutes`, over and over on the soft tokens of so many pictures.
+
+        To spell takes many more steps than to read letters, and these cost no encoder.
+        """
+        seen: list[Batch] = []
+        for batch in self.batches(replace(mix, crowded=0.0, questions=QUESTIONS_OF_DECODER_STAGE), size):
+            seen.append(self._encoded(batch))
+            if sum(len(known.pixels) for known in seen) >= pictures:
+                break
+        self._note({"stage": "decoder", "pictures": sum(len(known.pixels) for known in seen)})
+        self.run_stage("decoder", minutes, _over_and_over(seen, random.Random(self.arguments.seed)))
+
+    @torch.no_grad()
+    def _encoded(self, batch: Batch) -> Batch:
+        """The batch with soft tokens, in half the space, in place of its pixels."""
+        pixels = batch.pixels.to(self.device).float() / 127.5 - 1.0
+        tokens = self.model.get_image_features(pixels).pooler_output
+        return replace(batch, pixels=batch.pixels.new_empty(len(pixels), 0), soft_tokens=tokens.bfloat16().cpu())
+
+    def run_stage(self, name: str, minutes: float, batches: Iterator[Batch]) -> None:
         """Trains for `minutes`; the learning rate warms up, holds and falls to nothing at the end."""
         began, saved, window = time.monotonic(), time.monotonic(), []
-        for batch in self._batches(mix, size):
+        for batch in batches:
             progress = (time.monotonic() - began) / (60 * minutes)
             if progress >= 1:
                 break
@@ -123,7 +145,7 @@ class Trainer:
                 saved = time.monotonic()
         self.save("last")
 
-    def _batches(self, mix: Mix, size: int) -> Iterator[Batch]:
+    def batches(self, mix: Mix, size: int) -> Iterator[Batch]:
         seed = self.arguments.seed * 1_000_003 + self.step
         data = Conversations(str(self.tokenizer_folder), size, mix, seed)
         workers = self.arguments.workers
@@ -161,13 +183,19 @@ class Trainer:
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dense loss, answer loss, share of answer tokens predicted right)."""
         pixels = batch.pixels.float() / 127.5 - 1.0
+        zero = torch.zeros((), device=pixels.device)
+        if batch.soft_tokens is not None:
+            return zero, *self._answer_loss(batch, batch.soft_tokens)
         if batch.input_ids.shape[1] <= 1:
-            zero = torch.zeros((), device=pixels.device)
             return self._dense_loss(pixels, batch.dense), zero, zero
         features = self.model.get_image_features(pixels)
         dense = self.heads(features.last_hidden_state, features.pooler_output, batch.dense)
+        return dense, *self._answer_loss(batch, features.pooler_output)
+
+    def _answer_loss(self, batch: Batch, soft_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(answer loss, share of answer tokens predicted right), given soft tokens [N, 64, E]."""
         hidden = self.model.decoder(
-            inputs_embeds=self.model.model.embed(batch.input_ids, features.pooler_output),
+            inputs_embeds=self.model.model.embed(batch.input_ids, soft_tokens),
             attention_mask=answer_masks(batch, self.model.config),
             position_ids=batch.positions,
             use_cache=False,
@@ -179,7 +207,7 @@ class Trainer:
         rows, places, tokens = batch.excluded.unbind(1)
         numbers = asked.flatten().cumsum(0).unflatten(0, asked.shape) - 1
         spared = logits.float().index_put((numbers[rows, places], tokens), logits.new_tensor(NEVER).float())
-        return dense, F.cross_entropy(spared, targets[asked]), right
+        return F.cross_entropy(spared, targets[asked]), right
 
     def _dense_loss(self, pixels: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """What lies where, reading only the patches on and around objects, or all where crowds fill the pictures.
@@ -283,7 +311,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         name: getattr(batch, name).to(device)
         for name in ("pixels", "input_ids", "labels", "positions", "segments", "excluded")
     }
-    return replace(batch, dense=dense, **moved)
+    soft_tokens = None if batch.soft_tokens is None else batch.soft_tokens.to(device)
+    return replace(batch, dense=dense, soft_tokens=soft_tokens, **moved)
+
+
+def _over_and_over(batches: list[Batch], rng: random.Random) -> Iterator[Batch]:
+    """All batches in a new order each time, without end."""
+    while True:
+        yield from rng.sample(batches, len(batches))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -291,7 +326,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder for checkpoints and the log")
     parser.add_argument("--resume", help="a checkpoint folder to go on from")
     parser.add_argument("--dense-minutes", type=float, default=0.0)
-    parser.add_argument("--minutes", type=float, default=60.0, help="of the stage with answers")
+    parser.add_argument("--decoder-minutes", type=float, default=0.0, help="of answers with the encoder as it is")
+    parser.add_argument("--decoder-pictures", type=int, default=20_000, help="that are encoded once for that stage")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of the stage that trains all")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
@@ -375,9 +412,11 @@ def main() -> None:
     trainer = Trainer(arguments)
     mix = mix_of(arguments)
     if arguments.dense_minutes:
-        trainer.run_stage("dense", arguments.dense_minutes, dense_mix_of(arguments), arguments.batch)
+        trainer.run_stage("dense", arguments.dense_minutes, trainer.batches(dense_mix_of(arguments), arguments.batch))
+    if arguments.decoder_minutes:
+        trainer.run_decoder_stage(arguments.decoder_minutes, mix, arguments.batch, arguments.decoder_pictures)
     if arguments.minutes:
-        trainer.run_stage("joint", arguments.minutes, mix, arguments.batch)
+        trainer.run_stage("joint", arguments.minutes, trainer.batches(mix, arguments.batch))
 
 
 if __name__ == "__main__":
