@@ -35,7 +35,8 @@ from training.scenes import Background, grounds_of
 from training.signs import Sign, is_heldout_text
 from training.train import dense_mix_of, mix_of, parse
 from training.words import CHARACTERS
-from training.worlds import WORLDS, ReadInCrops
+from training.world import ReadInCrops
+from training.worlds import WORLDS
 
 ALL_BOARDS = Mix(
     worlds=(Share("boards", 1.0),), questions=8, second_picture=0.0, no_picture=0.0, question_first=0.0, true_size=0.0
@@ -506,8 +507,10 @@ class Reader(Examinee):
         self._right = right
         self.asked: list[tuple[bool, Image.Image]] = []
 
-    def answer(self, pictures: list[Image.Image], questions: list[str], pan_and_scan: bool = False) -> list[str]:
-        self.asked += [(pan_and_scan, picture) for picture in pictures]
+    def reply(self, chats: list[list[dict]], pan_and_scan: bool = False) -> list[str]:
+        parts = [message["content"] for (message,) in chats]
+        questions = [text["text"] for _, text in parts]
+        self.asked += [(pan_and_scan, picture["image"]) for picture, _ in parts]
         cheats = [pan_and_scan or " costs " in self._right[question] for question in questions]
         return [self._right[q] if cheat else TOO_SMALL for q, cheat in zip(questions, cheats, strict=True)]
 

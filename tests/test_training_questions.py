@@ -6,10 +6,20 @@ from collections import Counter
 
 import pytest
 
+from training import (
+    board_questions,
+    chart_questions,
+    follow_ups,
+    more_questions,
+    pair_questions,
+    sign_questions,
+    two_line_questions,
+)
+from training.asking import Question
 from training.colors import ANCHORS, COLORS, UNNAMED
 from training.geometry import SHAPES
 from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
-from training.questions import KINDS, NUMBERS, PLACES, Question, ask, clear_place, is_right
+from training.questions import KINDS, NUMBERS, PLACES, ask, clear_place, is_right
 from training.scenes import Background, Scene, SceneObject, is_heldout_pair, random_scene
 from training.signs import random_text
 from training.tokenizer import _KEY_WORDS, CONTROL_TOKENS, VOCABULARY_SIZE, build, save
@@ -134,6 +144,18 @@ def test_phrasings_are_many_and_split():
         assert 0.10 <= len(kept) / len(known | kept) <= 0.20
 
 
+def test_what_one_world_holds_out_no_other_trains_on():
+    modules = (board_questions, chart_questions, follow_ups, more_questions, pair_questions, sign_questions,
+               two_line_questions)  # fmt: skip
+    train = {text for module in modules for texts in module.PHRASINGS.values() for text in texts}
+    kept = {text for module in modules for texts in module.HELDOUT_PHRASINGS.values() for text in texts}
+    train |= {text for forms in PHRASINGS.values() for texts in forms.values() for text in texts}
+    kept |= {text for forms in HELDOUT_PHRASINGS.values() for texts in forms.values() for text in texts}
+    train |= {text for texts in pair_questions.IN_ONE.values() for text in texts}
+    kept |= {text for texts in pair_questions.IN_ONE_HELDOUT.values() for text in texts}
+    assert not train & kept
+
+
 def test_kinds_and_answers_are_balanced():
     keys: dict[str, Counter] = {kind: Counter() for kind in KINDS}
     for _, question in questions("train", 1200):
@@ -242,6 +264,11 @@ def test_a_spelling_tokenizer_keeps_key_words_whole_and_spells_what_is_quoted(sp
     keys = [*COLORS, "grey", *NUMBERS, "zero", *SHAPES, *(shape + "s" for shape in SHAPES), *_KEY_WORDS]
     keys += [word for place in PLACES for word in place.split()]
     assert [word for word in (*keys, "sign", "says", "text") if "▁" + word not in vocabulary] == []
+    answers = ("only", "first", "second", "both", "same", "different", "picture", "line", "letters", "digits", "word",
+               "number", "bar", "taller", "costs", "board")  # fmt: skip
+    assert [word for word in answers if "▁" + word not in vocabulary] == []
+    short = [*COLORS, *SHAPES, *NUMBERS, "seven", "eight", "none", "top", "word", "number"]
+    assert [word for word in short if word.capitalize() not in vocabulary] == []
     starts = ("The", "There", "Yes", "No", "What", "How", "Which", "Where", "Is", "Are", "Read", "Tell", "Please")
     assert [word for word in (*starts, "user", "model") if word not in vocabulary] == []
     rng = random.Random(1)

@@ -259,9 +259,40 @@ def test_answers_say_the_text_as_written_and_its_color() -> None:
     asked = [q for _ in range(20) for q in ask(sign("Stop7"), rng, "train", 2)]
     assert {q.answer for q in asked} == {'The sign says "Stop7".', "The text is red."}
     assert all(is_right(q.kind, q.key, q.answer) for q in asked)
-    fan = ask(sign(), rng, "train", 8, apart=True)
+    fan = ask(sign("Stop7"), rng, "train", 8, apart=True)
     assert sorted(q.kind for q in fan) == ["read"] * 3 + ["text_color"] * 2
-    assert {q.kind for q in ask(sign(color=UNNAMED, rgb=(0, 128, 128)), rng, "train", 8)} == {"read"}
+    assert {q.kind for q in ask(sign("Stop7", color=UNNAMED, rgb=(0, 128, 128)), rng, "train", 8)} == {"read"}
+
+
+def test_letters_and_digits_are_counted_and_words_told_from_numbers() -> None:
+    rng = random.Random(5)
+    expected = {
+        "STOP": {"The word has four letters.", "It is a word."},
+        "I": {"The word has one letter.", "It is a word."},
+        "12345678": {"The number has eight digits.", "It is a number."},
+        "Stop7": set(),
+    }
+    for text, answers in expected.items():
+        asked = [q for _ in range(30) for q in ask(sign(text), rng, "train", 4, ("letters_count", "word_or_number"))]
+        assert {q.answer for q in asked} == answers
+        assert all(is_right(q.kind, q.key, q.answer) and "{" not in q.question for q in asked)
+        assert not any(("digit" in q.question.lower()) == text.isalpha() for q in asked if q.kind == "letters_count" and
+                       ("digit" in q.question.lower() or "letter" in q.question.lower()))  # fmt: skip
+    kinds = [q.kind for q in ask(sign(), rng, "train", 20, apart=True)]
+    assert kinds.count("letters_count") == 2
+
+
+def test_words_and_numbers_are_asked_about_evenly() -> None:
+    asked = [q for _, q in questions_of_kind_without_pictures("word_or_number", "train", 300)]
+    assert 0.35 < sum(q.key == "number" for q in asked) / len(asked) < 0.65
+
+
+def questions_of_kind_without_pictures(kind: str, split: str, count: int) -> list:
+    rng, found = random.Random(9), []
+    while len(found) < count:
+        one = random_sign(rng, bundled_fonts(), split, 0.0)
+        found += [(one, q) for q in ask(one, rng, split, 1, (kind,))]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -276,6 +307,14 @@ def test_answers_say_the_text_as_written_and_its_color() -> None:
         ("read", "1024", 'The sign says "1O24".', False),
         ("read", "a", "", False),
         ("read", "a", 'The sign says "".', False),
+        ("letters_count", "five", "The word has five letters.", True),
+        ("letters_count", "eight", "8 letters", True),
+        ("letters_count", "eight", "7 or 8 letters", False),
+        ("letters_count", "three", 'The word "two" has three letters.', True),
+        ("letters_count", "five", "The word has four letters.", False),
+        ("word_or_number", "word", "It is a word.", True),
+        ("word_or_number", "number", "It is a word.", False),
+        ("word_or_number", "word", "It is a word or a number.", False),
         ("text_color", "gray", "The text is grey.", True),
         ("text_color", "red", "The text is red or blue.", False),
     ],

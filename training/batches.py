@@ -1,12 +1,14 @@
 """Training batches: pictures as pixels, conversations as token ids, dense labels beside them.
 
-A conversation is what the app sends: the checkpoint's chat template, the picture before the question,
-several questions about one picture; some ask on about a second picture, some see the picture through
-pan & scan, some have no picture at all. Of the pictures that can only be read through pan & scan, half have it.
+A conversation is what the app sends: the checkpoint's chat template, a system prompt or none, the picture or
+the two before the question, several questions about them; some ask on about another picture, some see the
+picture through pan & scan, some have no picture at all. Of the pictures that can only be read through pan & scan,
+half have it.
 
 Most conversations are a fan: each question is asked as if it were the first, sees the picture and not
 the other questions, and has the positions of a first question. Else answers could be read off earlier
-ones ("two red circles" tells a color, a shape and a number) instead of off the picture.
+ones ("two red circles" tells a color, a shape and a number) instead of off the picture. Questions that lean
+on each other are asked one after the other.
 """
 
 import random
@@ -23,11 +25,12 @@ from torch.utils.data import IterableDataset
 from gemma3_core.image_processor import Gemma3ImageProcessorPil, pan_and_scan_boxes
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
+from training.asking import Question
 from training.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unlabelled
 from training.model import IGNORED, IMAGE_SIZE, DenseLabels
-from training.questions import Question
 from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
-from training.worlds import ReadInCrops, World, world_named
+from training.world import DrawnWorld, ReadInCrops, World
+from training.worlds import world_named
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
 UNREAD_QUESTIONS = 2
@@ -99,6 +102,23 @@ class _Conversation:
         self.segments += [segment] * len(ids)
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """What is shown before a question, and this question with those that follow."""
+
+    squares: list[np.ndarray]
+    dense: list[PictureLabels]
+    crops: list[int]  # of each picture
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    turns: list[_Turns]
+    system: str
+    apart: bool  # each question as if it were the only one
+
+
 class Conversations(IterableDataset):
     """Endless batches of `size` conversations; seeded, each worker with a stream of its own."""
 
@@ -156,32 +176,63 @@ class ConversationWriter:
 
     def write(self, rng: random.Random, mix: Mix) -> _Conversation:
         if mix.questions == 0:
-            world, depiction, _ = _imagined(rng, mix)
-            squares, dense = self._see(world, depiction, rng, mix, crops=isinstance(world, ReadInCrops))
-            number = rng.randrange(1, len(squares)) if len(squares) > 1 else 0  # one that can be read
-            return _Conversation([squares[number]], [dense[number]], [], [], [], [])
+            return self._unasked(rng, mix)
+        while not (asked := self._asked(rng, mix)).turns[0].questions:
+            pass  # a picture about which none of the kinds can be asked
+        return self._fan(asked.turns[0], asked.system) if asked.apart else self._join(asked, rng, mix)
+
+    def _unasked(self, rng: random.Random, mix: Mix) -> _Conversation:
+        """One picture alone, or one crop of it where that can be read."""
+        world, depiction, _ = _imagined(rng, mix)
+        drawn, shown = rng.choice(world.pictures(depiction))
+        squares, dense = self._see(drawn, shown, rng, mix, crops=isinstance(drawn, ReadInCrops))
+        number = rng.randrange(1, len(squares)) if len(squares) > 1 else 0
+        return _Conversation([squares[number]], [dense[number]], [], [], [], [])
+
+    def _asked(self, rng: random.Random, mix: Mix) -> _Asked:
+        """Pictures and questions, with no picture now and then, or with another picture to ask on about."""
+        imagined = world, depiction, kinds = _imagined(rng, mix)
+        system = world.system_prompt(depiction)
         if rng.random() < mix.no_picture:
-            world, depiction, kinds = _imagined(rng, mix)
-            asked = world.ask(depiction, rng, "train", 1, kinds)
-            return self._join([([], [replace_answer(q, NO_PICTURE) for q in asked])], rng, mix)
-        first = max(1, mix.questions // 2) if (two := rng.random() < mix.second_picture) else mix.questions
-        counts = [first, mix.questions - first] if two and mix.questions > 1 else [mix.questions]
-        apart = len(counts) == 1 and rng.random() < mix.apart
-        turns = []
-        for count in counts:
-            world, depiction, kinds = _imagined(rng, mix)
-            crops = rng.random() < mix.pan_and_scan
-            seen = self._see(world, depiction, rng, mix, crops)
-            if isinstance(world, ReadInCrops) and not crops:
-                asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), kinds, apart)
-                asked = [replace_answer(question, world.answer_without_crops) for question in asked]
-            else:
-                asked = world.ask(depiction, rng, "train", count, kinds, apart)
-            turns.append((list(zip(*seen, strict=True)), asked))
-        return self._fan(*turns[0]) if apart else self._join(turns, rng, mix)
+            questions = [replace_answer(q, NO_PICTURE) for q in world.ask(depiction, rng, "train", 1, kinds)]
+            return _Asked([_Turns([], [], [], questions)], system, apart=False)
+        if not isinstance(world, DrawnWorld) or rng.random() >= mix.second_picture or mix.questions == 1:
+            apart = not world.in_turn and rng.random() < mix.apart
+            return _Asked([self._turns(*imagined, mix.questions, apart, rng, mix)], system, apart)
+        first = mix.questions // 2
+        turns = [self._turns(*imagined, first, False, rng, mix)]
+        drawn = tuple(share for share in mix.worlds if isinstance(world_named(share.world), DrawnWorld))
+        imagined = _imagined(rng, replace(mix, worlds=drawn))
+        return _Asked([*turns, self._turns(*imagined, mix.questions - first, False, rng, mix)], system, apart=False)
+
+    def _turns(
+        self,
+        world: World[Any],
+        depiction: Any,
+        kinds: tuple[str, ...] | None,
+        count: int,
+        apart: bool,
+        rng: random.Random,
+        mix: Mix,
+    ) -> _Turns:
+        """Questions about a description, and all its pictures as they are seen; single ones in crops too."""
+        pictures = world.pictures(depiction)
+        crops = rng.random() < mix.pan_and_scan and len(pictures) == 1
+        if isinstance(world, ReadInCrops) and not crops:
+            asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), kinds, apart)
+            asked = [replace_answer(question, world.answer_without_crops) for question in asked]
+        else:
+            asked = world.ask(depiction, rng, "train", count, kinds, apart)
+        seen = [self._see(drawn, shown, rng, mix, crops) for drawn, shown in pictures] if asked else []
+        return _Turns(
+            [square for squares, _ in seen for square in squares],
+            [one for _, dense in seen for one in dense],
+            [len(squares) - 1 for squares, _ in seen],
+            asked,
+        )
 
     def _see(
-        self, world: World[Any], depiction: Any, rng: random.Random, mix: Mix, crops: bool
+        self, world: DrawnWorld[Any], depiction: Any, rng: random.Random, mix: Mix, crops: bool
     ) -> tuple[list[np.ndarray], list[PictureLabels]]:
         """The squares that the encoder gets, whole picture first, and their dense labels.
 
@@ -203,32 +254,32 @@ class ConversationWriter:
         squares += [_square(picture.crop((b.left, b.top, b.right, b.bottom))) for b in boxes]
         return squares, labels
 
-    def _fan(self, seen: list, questions: list[Question]) -> _Conversation:
-        """The picture once, and behind it each question as if it were the only one."""
-        squares, dense = ([part[i] for part in seen] for i in range(2))
-        out = _Conversation(squares, dense, [], [], [], [])
-        start = self._encode(f"<bos><start_of_turn>user\n{self._image_text(len(squares))}")
+    def _fan(self, turns: _Turns, system: str) -> _Conversation:
+        """The pictures once, and behind them each question as if it were the only one."""
+        out = _Conversation(turns.squares, turns.dense, [], [], [], [])
+        start = self._encode(f"<bos><start_of_turn>user\n{_before_all(system)}{self._image_text(turns.crops)}")
         out.add(start, [IGNORED] * len(start), position=0, segment=0)
-        for segment, question in enumerate(questions, 1):
+        for segment, question in enumerate(turns.questions, 1):
             prompt = self._encode(f"{question.question}<end_of_turn>\n<start_of_turn>model\n")
             answer = self._encode(f"{question.answer}<end_of_turn>")
             self._exclude(out, question, len(out.ids) + len(prompt), answer)
             out.add(prompt + answer, [IGNORED] * len(prompt) + answer, len(start), segment)
         return out
 
-    def _join(self, turns: list[tuple[list, list[Question]]], rng: random.Random, mix: Mix) -> _Conversation:
+    def _join(self, asked: _Asked, rng: random.Random, mix: Mix) -> _Conversation:
         """One question after the other, as a visitor asks on; each sees all before it."""
         out = _Conversation([], [], [], [], [], [])
         out.add([self._tokenizer.bos_token_id], [IGNORED], position=0, segment=0)
-        for seen, questions in turns:
-            for number, question in enumerate(questions):
-                squares = seen if number == 0 else []
-                out.squares += [square for square, _ in squares]
-                out.dense += [dense for _, dense in squares]
-                images = self._image_text(len(squares))
+        before = _before_all(asked.system)
+        for turns in asked.turns:
+            out.squares += turns.squares
+            out.dense += turns.dense
+            images = self._image_text(turns.crops)
+            for question in turns.questions:
                 behind = images and rng.random() < mix.question_first
-                asked = question.question + images if behind else images + question.question
-                prompt = self._encode(f"<start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n")
+                text = before + (question.question + images if behind else images + question.question)
+                before = images = ""
+                prompt = self._encode(f"<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n")
                 answer, after = self._encode(f"{question.answer}<end_of_turn>"), self._encode("\n")
                 labels = [IGNORED] * len(prompt) + answer + [IGNORED] * len(after)
                 self._exclude(out, question, len(out.ids) + len(prompt), answer)
@@ -236,10 +287,11 @@ class ConversationWriter:
         return out
 
     def _exclude(self, out: _Conversation, question: Question, start: int, answer: list[int]) -> None:
-        """Notes the words that would make a held-out pair, where the answer's key word stands."""
-        if question.unseen:
-            place = start + answer.index(self._word(question.key))
-            out.excluded += [(place, self._word(word)) for word in question.unseen]
+        """Notes the tokens that would make a held-out pair, where another answer parts from the right one."""
+        for unseen in question.unseen:
+            other = self._encode(f"{unseen}<end_of_turn>")
+            parting = next(n for n, (token, told) in enumerate(zip(other, answer, strict=False)) if token != told)
+            out.excluded.append((start + parting, other[parting]))
         for place, pair in enumerate(pairwise(answer), start):
             out.excluded += [(place, color) for color in self._unseen_colors.get(pair, ())]
             out.excluded += [(place + 1, shape) for shape in self._unseen_shapes.get(pair, ())]
@@ -256,10 +308,9 @@ class ConversationWriter:
         (token,) = self._encode(f" {word}")
         return token
 
-    def _image_text(self, squares: int) -> str:
-        if not squares:
-            return ""
-        return self._processor.expand_images([self._tokenizer.boi_token], [squares - 1])[0]
+    def _image_text(self, crops: list[int]) -> str:
+        """What stands for pictures with so many crops each."""
+        return self._processor.expand_images([self._tokenizer.boi_token * len(crops)], crops)[0]
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -271,6 +322,11 @@ def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any, tuple[str,
     share = shares[0] if len(shares) == 1 else rng.choices(shares, [share.weight for share in shares])[0]
     world = world_named(share.world)
     return world, world.imagine(rng, "train", rng.uniform(share.easiest, share.hardest), mix.unnamed), share.kinds
+
+
+def _before_all(system: str) -> str:
+    """A system prompt as the chat template puts it: at the beginning of the first user turn."""
+    return f"{system}\n\n" if system else ""
 
 
 def replace_answer(question: Question, answer: str) -> Question:

@@ -9,13 +9,14 @@ import string
 from decimal import Decimal
 
 from training import sign_questions
+from training.asking import Question, Target, of_split, put
 from training.boards import Board, is_possible_item
-from training.questions import Question, loosely, said_yes_or_no
+from training.questions import said_yes_or_no
 from training.signs import is_heldout_text, random_text
 
 KINDS = ("board_price", "board_first", "board_last", "board_has")
 TOO_SMALL = "The writing is too small to read. Switch pan & scan on and ask again."
-_MOST_ALIKE = 2  # of the same question about one board, in other words each
+_MOST_ALIKE = 2  # of the same question about one board, in other words each; of prices it has several anyway
 _BARE = 0.1  # share of the questions that name an item without quotation marks
 _NEARLY = 0.3  # of the items that are not there differ from one that is by a character
 _CASES = (str.upper, str.lower, str.capitalize)
@@ -142,35 +143,33 @@ def ask(
 
     Prices are asked of boards that have some, the first and the last entry where there is no doubt which it is.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
-    phrasings = PHRASINGS if split == "train" else HELDOUT_PHRASINGS
+    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
     asked = []
     for kind in kinds or KINDS:
-        for item, answer, key in _targets(kind, board, rng, split):
-            again = apart and kind != "board_price"  # of which a board has several anyway
-            for phrasing in rng.sample(phrasings[kind], _MOST_ALIKE if again else 1):
-                asked.append(Question(kind, _worded(phrasing, item, rng, split), answer, key))
+        asked += put(kind, _targets(kind, board, rng, split), phrasings[kind], rng, apart)
     rng.shuffle(asked)
     return asked[:num]
 
 
-def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[tuple[str, str, str]]:
-    """(item to ask about, answer, key) of the questions of one kind."""
+def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Target]:
     if kind == "board_price":
         return [
-            (entry.item.text, f'"{entry.item.text}" costs {entry.price.text}.', entry.price.text)
+            Target(
+                _named(entry.item.text, rng, split), f'"{entry.item.text}" costs {entry.price.text}.', entry.price.text
+            )
             for entry in board.entries
             if entry.price is not None
         ]
     if kind in ("board_first", "board_last"):
         place = kind.removeprefix("board_")
         entry = board.first if kind == "board_first" else board.last
-        return [] if entry is None else [("", f'The {place} is "{entry.item.text}".', entry.item.text)]
+        if entry is None:
+            return []
+        return [Target((), f'The {place} is "{entry.item.text}".', entry.item.text, alike=_MOST_ALIKE)]
     there, absent = rng.choice(board.entries).item.text, _absent(board, rng, split)
     return [
-        (there, f'Yes, "{there}" is on the board.', "yes"),
-        (absent, f'No, there is no "{absent}" on the board.', "no"),
+        Target(_named(there, rng, split), f'Yes, "{there}" is on the board.', "yes", alike=_MOST_ALIKE),
+        Target(_named(absent, rng, split), f'No, there is no "{absent}" on the board.', "no", alike=_MOST_ALIKE),
     ]
 
 
@@ -190,10 +189,10 @@ def _absent(board: Board, rng: random.Random, split: str) -> str:
             return text
 
 
-def _worded(phrasing: str, item: str, rng: random.Random, split: str) -> str:
-    """As people type; what stands in quotation marks stays as it stands on the board."""
+def _named(item: str, rng: random.Random, split: str) -> tuple[tuple[str, str], ...]:
+    """The slot for an item: mostly in quotation marks."""
     bare = split == "train" and rng.random() < _BARE
-    return loosely(phrasing, rng).replace("{item}", item if bare else f'"{item}"')
+    return (("item", item if bare else f'"{item}"'),)
 
 
 def is_right(kind: str, key: str, answer: str) -> bool:

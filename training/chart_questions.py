@@ -6,13 +6,13 @@ What a label says stands in quotation marks, in questions and answers: the token
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import combinations
 
 from training import questions, sign_questions
+from training.asking import Question, Target, kind_by_kind, of_split, put
 from training.charts import Bar, Chart
 from training.colors import UNNAMED
-from training.questions import NUMBERS, Question, loosely, said_colors
+from training.questions import NUMBERS, said_colors
 
 _QUOTED = re.compile(r'["“]([^"“”]*)(?:["”]|$)')  # an answer cut short may leave one open
 
@@ -144,53 +144,45 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What a question could be about: the labels it names, its answer and key, how often it may be asked apart."""
-
-    answer: str
-    key: str
-    one: str = ""
-    other: str = ""
-    alike: int = 1
-
-
-def _extreme(chart: Chart, word: str, choose: Callable[..., Bar]) -> list[_Target]:
+def _extreme(chart: Chart, word: str, choose: Callable[..., Bar]) -> list[Target]:
     name = choose(chart.bars, key=lambda bar: bar.height).name
-    return [_Target(f'The {word} bar is "{name}".', name, alike=2)]
+    return [Target((), f'The {word} bar is "{name}".', name, alike=2)]
 
 
-def _tallest(chart: Chart, _rng: random.Random) -> list[_Target]:
+def _tallest(chart: Chart, _rng: random.Random) -> list[Target]:
     return _extreme(chart, "tallest", max)
 
 
-def _shortest(chart: Chart, _rng: random.Random) -> list[_Target]:
+def _shortest(chart: Chart, _rng: random.Random) -> list[Target]:
     return _extreme(chart, "shortest", min)
 
 
-def _taller(chart: Chart, rng: random.Random) -> list[_Target]:
+def _taller(chart: Chart, rng: random.Random) -> list[Target]:
     """Each two bars once; yes as often as no."""
     found = []
     for pair in combinations(chart.bars, 2):
         one, other = rng.sample(pair, 2)
         yes = one.height > other.height
         said, taller = ("Yes", one) if yes else ("No", other)
-        found.append(
-            _Target(f'{said}, "{taller.name}" is taller.', f'{said.lower()} "{taller.name}"', one.name, other.name)
-        )
+        slots = (("one", one.name), ("other", other.name))
+        found.append(Target(slots, f'{said}, "{taller.name}" is taller.', f'{said.lower()} "{taller.name}"'))
     return found
 
 
-def _count(chart: Chart, _rng: random.Random) -> list[_Target]:
+def _count(chart: Chart, _rng: random.Random) -> list[Target]:
     number = NUMBERS[len(chart.bars)]
-    return [_Target(f"There are {number} bars.", number, alike=2)]
+    return [Target((), f"There are {number} bars.", number, alike=2)]
 
 
-def _bar_color(chart: Chart, _rng: random.Random) -> list[_Target]:
-    return [_Target(f"The bar is {bar.color}.", bar.color, bar.name) for bar in chart.bars if bar.color != UNNAMED]
+def _bar_color(chart: Chart, _rng: random.Random) -> list[Target]:
+    return [
+        Target((("one", bar.name),), f"The bar is {bar.color}.", bar.color)
+        for bar in chart.bars
+        if bar.color != UNNAMED
+    ]
 
 
-_KINDS: dict[str, Callable[[Chart, random.Random], list[_Target]]] = {
+_KINDS: dict[str, Callable[[Chart, random.Random], list[Target]]] = {
     "chart_tallest": _tallest,
     "chart_shortest": _shortest,
     "chart_taller": _taller,
@@ -214,26 +206,9 @@ def ask(
     `apart`: each will be asked as if it were the only one, so that a few may come again in other words.
     The color of a bar is asked where it has a name. `split` as in questions.ask.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
-    phrasings = PHRASINGS if split == "train" else HELDOUT_PHRASINGS
-    open_questions: dict[str, list[tuple[_Target, str]]] = {}
-    for kind in kinds or KINDS:
-        targets = [
-            (target, text)
-            for target in _KINDS[kind](chart, rng)
-            for text in rng.sample(phrasings[kind], target.alike if apart else 1)
-        ]
-        rng.shuffle(targets)
-        open_questions[kind] = targets
-    asked: list[Question] = []
-    while len(asked) < num and (left := [kind for kind, targets in open_questions.items() if targets]):
-        kind = rng.choices(left, [_KIND_WEIGHTS.get(kind, 1.0) for kind in left])[0]
-        target, text = open_questions[kind].pop()
-        # Labels come in last: a label "color" stays as it is written.
-        question = loosely(text, rng).replace("{one}", target.one).replace("{other}", target.other)
-        asked.append(Question(kind, question, target.answer, target.key))
-    return asked
+    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
+    possible = {kind: put(kind, _KINDS[kind](chart, rng), phrasings[kind], rng, apart) for kind in kinds or KINDS}
+    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
 
 
 def is_right(kind: str, key: str, answer: str) -> bool:

@@ -14,12 +14,9 @@ from PIL import Image
 from training import drawing, sign_drawing
 from training.colors import COLORS, UNNAMED
 from training.dense_labels import (
-    CHARACTERS_PER_TOKEN,
     NO_LABEL,
     SIZES,
-    TOKENS_PER_SIDE,
     PictureLabels,
-    nothing,
 )
 from training.fonts import Font, all_fonts, edges, metrics
 from training.scenes import (
@@ -140,19 +137,8 @@ def labels(crowd: Crowd) -> PictureLabels:
 
     Of shapes, a soft token holds too many to be told apart.
     """
-    known = vars(drawing.picture_labels(crowd)) if isinstance(crowd, Scene) else _written(crowd.texts)
+    known = (
+        vars(drawing.picture_labels(crowd)) if isinstance(crowd, Scene) else sign_drawing.labels_of_lines(crowd.texts)
+    )
     unsaid = [name for name in SIZES if name.startswith("token") and name != "token_characters"]
     return PictureLabels(**{**known, **{name: np.full(SIZES[name], NO_LABEL, np.uint8) for name in unsaid}})
-
-
-def _written(texts: tuple[Sign, ...]) -> dict[str, np.ndarray]:
-    known = nothing()
-    holding = np.zeros(TOKENS_PER_SIDE**2, int)  # texts with a character in each soft token
-    for sign in texts:
-        one = sign_drawing.labels(sign)
-        for name in ("patch_color", "patch_character", "token_characters"):
-            there = getattr(one, name)
-            known[name] = np.where(there > 0, there, known[name])
-        holding += (one.token_characters.reshape(-1, CHARACTERS_PER_TOKEN) > 0).any(-1)
-    known["token_characters"][np.repeat(holding > 1, CHARACTERS_PER_TOKEN)] = NO_LABEL
-    return known

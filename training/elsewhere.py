@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from training import drawing, more_questions, questions, sign_drawing, sign_questions, signs
+from training.asking import Question, loosely, of_split
 from training.dense_labels import PictureLabels, nothing
 from training.drawing import draw_background, with_effects
 from training.fonts import all_fonts, bundled_fonts
-from training.questions import Question, loosely
 from training.scenes import Scene, random_background, random_scene, random_size
 from training.signs import Sign
 
@@ -114,12 +114,13 @@ def ask(
     kind = "strange_picture" if isinstance(depiction, Strange) else "strange_question"
     if kind not in (kinds or KINDS):
         return []
+    strange = of_split(split, QUESTIONS, HELDOUT_QUESTIONS)
     asked = []
     for _ in range(min(num, _MOST_ASKED)):
         if isinstance(depiction, Strange):
             asked.append(Question(kind, _ordinary_question(rng, split), NOTHING_KNOWN, NOTHING_KNOWN))
         else:
-            text = loosely(rng.choice(QUESTIONS if split == "train" else HELDOUT_QUESTIONS), rng)
+            text = loosely(rng.choice(strange), rng)
             asked.append(Question(kind, text, NOT_ASKED_FOR, NOT_ASKED_FOR))
     return asked
 
@@ -130,7 +131,8 @@ def _ordinary_question(rng: random.Random, split: str) -> str:
         way = rng.random()
         if way < 0.3:
             sign = signs.random_sign(rng, bundled_fonts(), split, difficulty=0.0)
-            found = sign_questions.ask(sign, rng, split, 1)
+            kinds = None if split == "train" else ("read", "text_color")  # a checkpoint may know no others
+            found = sign_questions.ask(sign, rng, split, 1, kinds)
         else:
             asks = questions.ask if way < 0.7 else more_questions.ask
             found = asks(random_scene(rng, split, 0.5), rng, split, 1)

@@ -4,12 +4,16 @@
     python -m training.evaluate --model runs/demo/last --per-kind 100 --split train
     python -m training.evaluate --int4 --json benchmarks/results/answers.json
     python -m training.evaluate --model runs/signs/last --worlds scenes,signs
+    python -m training.evaluate --model runs/talks/last --kinds which_more,follow_up,one_word
 
 Held out are the seeds, the phrasings, eight pairs of shape and color, one of which is in every picture
 of shapes, and one in five of all words and other texts, of which signs say one. Signs are written in the
 fonts that matplotlib brings, with --all-fonts in all that the machine has. Pictures are drawn at their
 true size by each of the renderers and go through the image processor; answers are greedy; right means
 the key word of the answer is right and no other is said.
+
+Follow-ups are asked turn by turn, with the model's own earlier answers before them; one counts as right by
+itself. Under a system prompt an answer also has to have the form that is asked for.
 
 Boards are asked about twice: with pan & scan, where the answer is to be right, and without, where it is to
 say that the writing is too small. How often it gives the true price nonetheless has a row of its own.
@@ -31,9 +35,21 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
+from training.asking import Question
 from training.board_questions import TOO_SMALL, says_too_small
-from training.questions import Question
-from training.worlds import SHIPPED_KINDS, WORLDS, Boards, Charts, ReadInCrops, Signs, World, is_right, kinds_named
+from training.follow_ups import MOST_TURNS
+from training.world import DrawnWorld, ReadInCrops, World
+from training.worlds import (
+    SHIPPED_KINDS,
+    WORLDS,
+    Boards,
+    Charts,
+    Signs,
+    SystemPrompts,
+    TwoLineSigns,
+    is_right,
+    kinds_named,
+)
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003
@@ -43,9 +59,21 @@ GUESSED_PRICES = "board_price, pan & scan off: the true price (should be rare)"
 _ROW_ENDINGS = {None: "", True: ", pan & scan on", False: ", pan & scan off: says that it is too small"}
 
 
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Pictures and what is asked about them, turn by turn; all of them stand before the first question."""
+
+    pictures: tuple[Image, ...]
+    questions: tuple[Question, ...]
+    system: str = ""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One question about one picture, and whether the answer was right.
+    """One question about a picture or two, and whether the answer was right.
 
     `pan_and_scan` is None where the question is of a kind that is asked without it only.
     """
@@ -75,7 +103,7 @@ class Trial:
 
 
 class Examinee:
-    """A checkpoint that answers single questions about single pictures, a batch at a time."""
+    """A checkpoint that answers, a batch at a time."""
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", int4: bool = False):
         self._model = Gemma3ForConditionalGeneration.from_pretrained(
@@ -87,10 +115,12 @@ class Examinee:
         self._processor = Gemma3Processor.from_pretrained(folder)
 
     def answer(self, pictures: list[Image], questions: list[str], pan_and_scan: bool = False) -> list[str]:
-        chats = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
-            for picture, question in zip(pictures, questions, strict=True)
-        ]
+        """To single questions about single pictures."""
+        chats = [[_asks(question, (picture,))] for picture, question in zip(pictures, questions, strict=True)]
+        return self.reply(chats, pan_and_scan)
+
+    def reply(self, chats: list[list[Message]], pan_and_scan: bool = False) -> list[str]:
+        """To the last message of each."""
         inputs = self._processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -102,27 +132,53 @@ class Examinee:
             do_pan_and_scan=pan_and_scan,
         ).to(self._model.device, self._model.dtype)
         ids = self._model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        assert isinstance(ids, torch.Tensor)  # nothing else was asked for
         return self._processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _says(role: str, text: str, pictures: tuple[Image, ...] = ()) -> Message:
+    shown = [{"type": "image", "image": picture} for picture in pictures]
+    return {"role": role, "content": [*shown, {"type": "text", "text": text}]}
+
+
+def _asks(question: str, pictures: tuple[Image, ...] = ()) -> Message:
+    return _says("user", question, pictures)
 
 
 def questions_of_kind(
     kind: str, number: int, split: str, seed: int, renderer: str | None = None, all_fonts: bool = False
 ) -> Iterator[tuple[Image, Question]]:
-    """`number` questions of one kind, each about a picture of its own; `all_fonts` for signs."""
+    """`number` questions of one kind, each about a picture of its own; `all_fonts` for signs.
+
+    Raises ValueError for a kind that takes more than a picture and a question.
+    """
+    if not isinstance(_world_of(kind, all_fonts), DrawnWorld):
+        raise ValueError(f"kind is {kind!r}, which is asked in a dialogue; see dialogues_of_kind")
+    for dialogue in dialogues_of_kind(kind, number, split, seed, renderer, all_fonts):
+        yield dialogue.pictures[0], dialogue.questions[0]
+
+
+def dialogues_of_kind(
+    kind: str, number: int, split: str, seed: int, renderer: str | None = None, all_fonts: bool = False
+) -> Iterator[Dialogue]:
+    """As many dialogues as hold `number` questions of one kind; only follow-ups have more than one question each."""
     world = _world_of(kind, all_fonts)
     rng = random.Random(f"{seed}/{split}/{kind}")
-    found = 0
-    while found < number:
+    missing = number
+    while missing:
         depiction = world.imagine(rng, split)
-        for question in world.ask(depiction, rng, split, 1, kinds=(kind,)):
-            found += 1
-            yield world.draw(depiction, rng, renderer), question
+        asked = world.ask(depiction, rng, split, MOST_TURNS if world.in_turn else 1, kinds=(kind,))
+        wanted = [place for place, question in enumerate(asked, 1) if question.kind == kind][:missing]
+        if wanted:
+            missing -= len(wanted)
+            pictures = tuple(drawn.draw(shown, rng, renderer) for drawn, shown in world.pictures(depiction))
+            yield Dialogue(pictures, tuple(asked[: wanted[-1]]), world.system_prompt(depiction))
 
 
 def _world_of(kind: str, all_fonts: bool) -> World[Any]:
     for world in WORLDS.values():
         if kind in world.kinds:
-            if all_fonts and isinstance(world, Signs | Charts | Boards):
+            if all_fonts and isinstance(world, Signs | TwoLineSigns | Charts | Boards | SystemPrompts):
                 return type(world)(evaluate_all_fonts=True)
             return world
     raise ValueError(f"kind is {kind!r}; no world has it")
@@ -140,13 +196,27 @@ def evaluate(
     """Asks `per_kind` questions of each kind; of worlds that are read in crops, each with pan & scan and without."""
     trials = []
     for kind in kinds:
-        asked = list(questions_of_kind(kind, per_kind, split, seed, renderer, all_fonts))
+        dialogues = list(dialogues_of_kind(kind, per_kind, split, seed, renderer, all_fonts))
         settings = (True, False) if isinstance(_world_of(kind, all_fonts), ReadInCrops) else (None,)
-        for setting, start in product(settings, range(0, len(asked), BATCH)):
-            pictures, questions = zip(*asked[start : start + BATCH], strict=True)
-            answers = examinee.answer(list(pictures), [q.question for q in questions], pan_and_scan=bool(setting))
-            trials += [Trial(q, answer, setting) for q, answer in zip(questions, answers, strict=True)]
+        for setting, start in product(settings, range(0, len(dialogues), BATCH)):
+            told = held(examinee, dialogues[start : start + BATCH], pan_and_scan=bool(setting))
+            trials += [Trial(question, answer, setting) for question, answer in told if question.kind == kind]
     return trials
+
+
+def held(examinee: Examinee, dialogues: list[Dialogue], pan_and_scan: bool = False) -> list[tuple[Question, str]]:
+    """All questions of the dialogues with the answers, each given with the earlier ones before it."""
+    chats = [[_says("system", dialogue.system)] if dialogue.system else [] for dialogue in dialogues]
+    told: list[tuple[Question, str]] = []
+    for turn in range(max(len(dialogue.questions) for dialogue in dialogues)):
+        going = [pair for pair in zip(dialogues, chats, strict=True) if len(pair[0].questions) > turn]
+        for dialogue, chat in going:
+            chat.append(_asks(dialogue.questions[turn].question, () if turn else dialogue.pictures))
+        answers = examinee.reply([chat for _, chat in going], pan_and_scan)
+        for (dialogue, chat), answer in zip(going, answers, strict=True):
+            chat.append(_says("assistant", answer))
+            told.append((dialogue.questions[turn], answer))
+    return told
 
 
 def accuracies(trials: list[Trial]) -> dict[str, float]:

@@ -10,18 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
+from training.asking import Question, Target, fill, loosely, of_split
 from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
-from training.questions import (
-    NUMBERS,
-    Question,
-    Target,
-    article,
-    loosely,
-    plural,
-    said_numbers,
-    said_yes_or_no,
-)
+from training.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
 from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 _PLAINLY_LARGER = 1.3  # by so many times in size, or "largest" and "smallest" aren't asked
@@ -168,18 +160,14 @@ def ask(
 
     Nothing is asked about scenes with unnamed colors, where a name could mean two objects.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
+    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
     if any(item.color == UNNAMED for item in scene.objects):
         return []
-    phrasings = PHRASINGS if split == "train" else HELDOUT_PHRASINGS
     targets = [(kind, target) for kind in kinds or KINDS for target in _KINDS[kind](scene, rng, split)]
     rng.shuffle(targets)
     asked = []
     for kind, target in targets[:num]:
-        text = rng.choice(phrasings[kind])
-        for slot, word in target.slots:
-            text = text.replace("{" + slot + "}", word)
+        text = fill(rng.choice(phrasings[kind]), target.slots)
         asked.append(Question(kind, loosely(text, rng), target.answer, target.key))
     return asked
 
@@ -188,18 +176,23 @@ def is_right(kind: str, key: str, answer: str) -> bool:
     """Whether `answer` says `key` and nothing else of its sort."""
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
-    words = re.findall(r"[a-z]+|\d+", answer.lower().replace("grey", "gray").replace("n't", " not"))
+    words = _words(answer)
     if kind == "count_both":
         return said_numbers(answer) == {key}
     if kind == "side":
         return said_yes_or_no(answer) == {key}
     if kind == "absent":
         return "no" in words and all(part in words for part in key.split())
-    return _pairs_said(words) == key.split(", ")
+    return pairs_said(answer) == key.split(", ")
 
 
-def _pairs_said(words: list[str]) -> list[str]:
+def _words(answer: str) -> list[str]:
+    return re.findall(r"[a-z]+|\d+", answer.lower().replace("grey", "gray").replace("n't", " not"))
+
+
+def pairs_said(answer: str) -> list[str]:
     """All "color shape" that an answer names, in order."""
+    words = _words(answer)
     singular = {form: shape for shape in SHAPES for form in (shape, plural(shape))}
     return [f"{a} {singular[b]}" for a, b in pairwise(words) if a in COLORS and b in singular]
 
@@ -219,8 +212,7 @@ def _count_both(scene: Scene, rng: random.Random, split: str) -> list[Target]:
 
 
 def _number(name: str, count: int) -> Target:
-    said = f"is one {name}" if count == 1 else f"are {NUMBERS[count]} {plural(name)}"
-    return Target((("many", plural(name)),), f"There {said}.", NUMBERS[count])
+    return Target((("many", plural(name)),), there_are(count, name, plural(name)), NUMBERS[count])
 
 
 def _single(scene: Scene) -> list[SceneObject]:
@@ -269,14 +261,23 @@ def _smallest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
 
 
 def _describe(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    names = in_reading_order(scene)
+    return [Target((), f"The picture shows {listed(names)}.", ", ".join(names))] if names else []
+
+
+def in_reading_order(scene: Scene) -> list[str]:
+    """All objects as "color shape", row by row; none where it is in doubt which row an object is in."""
     shares = [_ROWS * item.y / scene.height for item in scene.objects]
     if any(abs(share - border) < _ROWS * _ROW_MARGIN for share in shares for border in range(1, _ROWS)):
         return []
     in_order = sorted(scene.objects, key=lambda item: (int(_ROWS * item.y / scene.height), item.x))
-    names = [_called(item) for item in in_order]
+    return [_called(item) for item in in_order]
+
+
+def listed(names: list[str]) -> str:
+    """ "a red circle, a blue star and a green heart"."""
     *most, last = [article(name) for name in names]
-    said = f"{', '.join(most)} and {last}" if most else last
-    return [Target((), f"The picture shows {said}.", ", ".join(names))]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _absent(scene: Scene, rng: random.Random, split: str) -> list[Target]:

@@ -7,14 +7,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from training.asking import Question, Target, fill, loosely, of_split
 from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
-from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
+from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS, Phrasings
 from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
-
-__all__ = ["HELDOUT_PHRASINGS", "KINDS", "PLACES", "Question", "ask", "is_right"]
 
 PLACES = (
     "top left", "top center", "top right",
@@ -22,35 +20,10 @@ PLACES = (
     "bottom left", "bottom center", "bottom right",
 )  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+LARGER_NUMBERS = ("seven", "eight", "nine", "ten")
 _PLACE_MARGIN = 0.03  # of a side: nearer to a border between cells, "where" isn't asked
 _ZERO_SHARE = 0.07  # of the scenes are asked for the count of an absent shape or color
 _SHARED_COLOR_SHARE = 0.2  # of the color questions are about several objects of one color
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question about a picture; `key` is what a right answer must say.
-
-    `unseen` are the words that in place of `key` would make a held-out pair.
-    """
-
-    kind: str
-    question: str
-    answer: str
-    key: str
-    unseen: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a question could be about: the words for it, the answer, and its weight in the draw."""
-
-    slots: tuple[tuple[str, str], ...]
-    answer: str
-    key: str
-    form: str = "one"  # which list of phrasings fits
-    weight: float = 1.0
-    unseen: tuple[str, ...] = ()
 
 
 def ask(
@@ -65,8 +38,7 @@ def ask(
     `split` "train" never uses a held-out phrasing, "heldout" always does. Fewer come where the
     scene has no more to ask without doubt, or only what is asked often enough anyway.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
+    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
     kinds = kinds or KINDS
     targets = {kind: _KINDS[kind](scene, rng, split) for kind in kinds}
     asked: list[Question] = []
@@ -77,7 +49,7 @@ def ask(
         kind = rng.choices(open_kinds, [_KIND_WEIGHTS.get(kind, 1.0) for kind in open_kinds])[0]
         weights = [target.weight for target in targets[kind]]
         index = rng.choices(range(len(weights)), weights)[0]
-        asked.append(_phrase(kind, targets[kind].pop(index), rng, split))
+        asked.append(phrase(kind, targets[kind].pop(index), rng, phrasings))
     return asked
 
 
@@ -150,10 +122,14 @@ def _counted(present: Counter, names: tuple[str, ...], rng: random.Random) -> li
 
 
 def _count(number: int, one: str, many: str, color: str | None = None) -> Target:
-    verb, noun = ("is", one) if number == 1 else ("are", many)
     words = (("color", color),) if color else (("shapes", many), ("shape", one))
-    answer = f"There {verb} {NUMBERS[number]} {noun}."
-    return Target(words, answer, NUMBERS[number])
+    return Target(words, there_are(number, one, many), NUMBERS[number])
+
+
+def there_are(number: int, one: str, many: str) -> str:
+    """The answer to how many there are."""
+    verb, noun = ("is", one) if number == 1 else ("are", many)
+    return f"There {verb} {NUMBERS[number]} {noun}."
 
 
 def _count_all(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
@@ -320,14 +296,13 @@ def article(noun: str) -> str:
 
 
 _THINGS = ("shape", "shape", "object", "thing")
-_GREETINGS = ("Hi! ", "Hello, ", "Look at the picture. ", "Please answer: ", "Question: ")
 _DOWN = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}
 _SYNONYMS: dict[str, dict[str, str]] = {
     "count": {
         **{word: word for word in NUMBERS},
-        **{str(number): word for number, word in enumerate(NUMBERS)},
+        **{str(number): word for number, word in enumerate((*NUMBERS, *LARGER_NUMBERS))},
         **dict.fromkeys(("zero", "none", "not"), "no"),
-        **{word: word for word in ("seven", "eight", "nine", "ten")},
+        **{word: word for word in LARGER_NUMBERS},
     },
     "color": {**{color: color for color in COLORS}, "grey": "gray"},
     "shape": {form: shape for shape in SHAPES for form in (shape, plural(shape))},
@@ -338,26 +313,7 @@ _SYNONYMS: dict[str, dict[str, str]] = {
 # Phrasing.
 
 
-def _phrase(kind: str, target: Target, rng: random.Random, split: str) -> Question:
-    phrasings = PHRASINGS if split == "train" else HELDOUT_PHRASINGS
-    text = rng.choice(phrasings[kind][target.form])
-    for slot, word in target.slots:
-        text = text.replace("{" + slot + "}", word)
-    return Question(kind, loosely(text, rng), target.answer, target.key, target.unseen if split == "train" else ())
-
-
-def loosely(text: str, rng: random.Random) -> str:
-    """As people type: sometimes without capital, mark or American spelling, or with a greeting."""
-    if rng.random() < 0.2:
-        text = text[0].lower() + text[1:]
-    if rng.random() < 0.2:
-        text = text.rstrip("?.").replace("'", "")
-    elif rng.random() < 0.06 and "lease" not in text:
-        text = f"{text[:-1]}, please{text[-1]}"
-    if rng.random() < 0.15:
-        text = text.replace("color", "colour").replace("center", "centre")
-    if rng.random() < 0.15:
-        text = re.sub(r"\bgray\b", "grey", text)
-    if rng.random() < 0.3:
-        text = re.sub(r"\bpicture\b", rng.choice(("image", "image", "photo", "drawing")), text)
-    return rng.choice(_GREETINGS) + text if rng.random() < 0.04 else text
+def phrase(kind: str, target: Target, rng: random.Random, phrasings: Phrasings) -> Question:
+    """The question about a target, in one of the ways that phrasings.py knows."""
+    text = fill(rng.choice(phrasings[kind][target.form]), target.slots)
+    return Question(kind, loosely(text, rng), target.answer, target.key, target.unseen_answers)

@@ -37,6 +37,7 @@ __all__ = [
     "random_background",
     "random_scene",
     "random_size",
+    "scene_of",
 ]  # fmt: skip
 
 # Never in a training scene; every shape and color keeps most of its other partners.
@@ -145,16 +146,28 @@ def random_scene(rng: random.Random, split: str = "train", difficulty: float = 1
         pairs = _random_pairs(rng, split, difficulty)
         if rng.random() < unnamed:
             pairs = [(shape, UNNAMED if rng.random() < _UNNAMED_OBJECTS else color) for shape, color in pairs]
-        for _ in range(8):
-            background = random_background(rng, difficulty)
-            fills = _fills(pairs, background, rng, difficulty)
-            if fills is not None:
-                break
-        else:
-            continue
-        objects = _place(pairs, fills, width, height, rng, difficulty)
-        if objects is not None:
-            return Scene(width, height, background, objects)
+        if (scene := _laid_out(pairs, width, height, rng, difficulty)) is not None:
+            return scene
+
+
+def scene_of(pairs: list[tuple[str, str]], rng: random.Random, difficulty: float = 1.0) -> Scene:
+    """A scene with an object for each (shape, color)."""
+    while True:
+        if (scene := _laid_out(pairs, *random_size(rng, difficulty), rng, difficulty)) is not None:
+            return scene
+
+
+def _laid_out(
+    pairs: list[tuple[str, str]], width: int, height: int, rng: random.Random, difficulty: float
+) -> Scene | None:
+    """A background, fills and places; None where a color does not stand out or an object finds no room."""
+    for _ in range(8):
+        background = random_background(rng, difficulty)
+        fills = _fills(pairs, background, rng, difficulty)
+        if fills is not None:
+            objects = _place(pairs, fills, width, height, rng, difficulty)
+            return None if objects is None else Scene(width, height, background, objects)
+    return None
 
 
 def random_size(rng: random.Random, difficulty: float) -> tuple[int, int]:

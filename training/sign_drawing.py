@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,14 +23,17 @@ from training.dense_labels import (
 from training.drawing import chosen_renderer, draw_background, size_within, with_effects
 from training.fonts import at_size, edges, metrics
 from training.signs import Plate, Sign
+from training.two_lines import TwoLines
 
 _SHARES = (0.40, 0.35, 0.25)  # of the renderers, where none is named
 _MASK_EM = 64  # pixels of the em of a text drawn once and resized
 _PLATE_SAMPLES = 4  # per pixel and side, of plates
 
+Written = Sign | TwoLines
+
 
 def draw(
-    sign: Sign,
+    sign: Written,
     rng: random.Random,
     max_side: int | None = None,
     renderer: str | None = None,
@@ -45,7 +49,7 @@ def draw(
     return with_effects(_drawn(sign, size, renderer, rng), rng, effects)
 
 
-def training_picture(sign: Sign, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
+def training_picture(sign: Written, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
     """The sign as the model sees it: squeezed to a square of `side` pixels; mostly drawn squeezed at once."""
     way = rng.random()
     if way < 0.6:
@@ -55,13 +59,14 @@ def training_picture(sign: Sign, rng: random.Random, side: int = 224, effects: f
     return picture.resize((side, side), resample=Image.Resampling.BILINEAR)
 
 
-def _drawn(sign: Sign, size: tuple[int, int], renderer: str, rng: random.Random) -> Image.Image:
+def _drawn(sign: Written, size: tuple[int, int], renderer: str, rng: random.Random) -> Image.Image:
     """The sign stretched to `size` (width, height), without effects; only "pillow" can squeeze."""
     scales = (size[0] / sign.width, size[1] / sign.height)
     picture = draw_background(sign.background, size, rng)
-    if sign.plate is not None:
-        _plate(picture, sign, sign.plate, scales)
-    write(picture, sign, scales, renderer)
+    if sign.plated is not None and sign.plated.plate is not None:
+        _plate(picture, sign.plated, sign.plated.plate, scales)
+    for line in sign.lines:
+        write(picture, line, scales, renderer)
     return picture
 
 
@@ -75,11 +80,35 @@ def write(picture: Image.Image, sign: Sign, scales: tuple[float, float], rendere
         _matplotlib_text(picture, sign, scales[0])
 
 
-def labels(sign: Sign) -> PictureLabels:
+def labels(sign: Written) -> PictureLabels:
     """Character and color of each cell of the picture squeezed to a square.
 
     A plate looks like a shape that is none: what lies on it is left open but for the characters.
     """
+    if isinstance(sign, Sign):
+        return PictureLabels(**_line_labels(sign))
+    out = labels_of_lines(sign.lines)
+    if sign.plated is not None:
+        behind = nothing()
+        _leave_open(sign.plated, behind)
+        out = {name: np.where(out[name] > 0, out[name], behind[name]) for name in out}
+    return PictureLabels(**out)
+
+
+def labels_of_lines(lines: Sequence[Sign]) -> dict[str, np.ndarray]:
+    """Labels of several texts on one picture; a soft token that holds parts of two has no characters."""
+    known = nothing()
+    holding = np.zeros(TOKENS_PER_SIDE**2, int)  # texts with a character in each soft token
+    for line in lines:
+        one = _line_labels(line)
+        for name in ("patch_color", "patch_character", "token_color", "token_characters"):
+            known[name] = np.where(one[name] > 0, one[name], known[name])
+        holding += (one["token_characters"].reshape(-1, CHARACTERS_PER_TOKEN) > 0).any(-1)
+    known["token_characters"][np.repeat(holding > 1, CHARACTERS_PER_TOKEN)] = NO_LABEL
+    return known
+
+
+def _line_labels(sign: Sign) -> dict[str, np.ndarray]:
     out = nothing()
     written = np.array([character_label(c) for c in sign.text], np.uint8)
     color = color_label(sign.color)
@@ -94,15 +123,21 @@ def labels(sign: Sign) -> PictureLabels:
     characters = np.where(inside, written[which], 0)
     lettered = inside.reshape(-1, POINTS_PER_PATCH).any(axis=1)
     if sign.plate is not None:
-        left, top, right, bottom = sign.outer
-        at_points = (along[..., 0] > left) & (along[..., 0] < right) & (along[..., 1] > top) & (along[..., 1] < bottom)
-        on_plate = at_points.reshape(-1, POINTS_PER_PATCH).any(axis=1)
-        for name in ("patch_shape", "patch_color", "patch_centre"):
-            out[name][on_plate] = NO_LABEL
+        _leave_open(sign, out)
     out["patch_color"][lettered] = color
     out["patch_character"] = characters.ravel().astype(np.uint8)
     _label_tokens(sign, out, bounds, written, color)
-    return PictureLabels(**out)
+    return out
+
+
+def _leave_open(sign: Sign, out: dict[str, np.ndarray]) -> None:
+    """Says nothing of the patches on a sign's plate."""
+    along, _ = _at_points(sign)
+    left, top, right, bottom = sign.outer
+    at_points = (along[..., 0] > left) & (along[..., 0] < right) & (along[..., 1] > top) & (along[..., 1] < bottom)
+    on_plate = at_points.reshape(-1, POINTS_PER_PATCH).any(axis=1)
+    for name in ("patch_shape", "patch_color", "patch_centre"):
+        out[name][on_plate] = NO_LABEL
 
 
 @lru_cache(maxsize=1)

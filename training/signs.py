@@ -28,9 +28,9 @@ from training.words import WORDS
 LEAST_CAP_HEIGHT, LARGEST_CAP_HEIGHT = 0.09, 0.5
 LEAST_TRAINED = 0.065  # the cap height of letters whose em is 9 %
 MOST_CHARACTERS = 8
-_SMALLER_SHARE = 0.12  # of training signs lie between LEAST_TRAINED and LEAST_CAP_HEIGHT
-_MARGIN = 0.015  # of the shorter side, between the ink and the picture's border
-_MOST_TURNED = 8.0  # degrees
+SMALLER_SHARE = 0.12  # of training signs lie between LEAST_TRAINED and LEAST_CAP_HEIGHT
+MARGIN = 0.015  # of the shorter side, between the ink and the picture's border
+MOST_TURNED = 8.0  # degrees
 _HELDOUT_OF = 5  # one text in so many is held out
 _TEXTS = {"train": (34, 16, 18, 32), "heldout": (60, 10, 22, 8)}  # shares of words, pseudo-words, numbers, strings
 _ONSETS = ("", "b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl",
@@ -70,6 +70,16 @@ class Sign:
     size: float  # pixels of the em
     rotation: float = 0.0  # degrees, clockwise
     plate: Plate | None = None
+
+    @property
+    def lines(self) -> tuple["Sign", ...]:
+        """Itself: some signs have two."""
+        return (self,)
+
+    @property
+    def plated(self) -> "Sign | None":
+        """Itself, if there is a plate behind it."""
+        return self if self.plate is not None else None
 
     @property
     def cap_height(self) -> float:
@@ -149,26 +159,25 @@ def _laid_out(
     width, height = random_size(rng, difficulty)
     background = random_background(rng, 0.0 if easy else difficulty)
     color = UNNAMED if rng.random() < unnamed else rng.choice(COLORS)
-    turned = rng.uniform(-_MOST_TURNED, _MOST_TURNED) if rng.random() < 0.3 * difficulty else 0.0
-    plate = _random_plate(rng, background) if rng.random() < 0.3 * difficulty else None
-    grounds = grounds_of(background) if plate is None or plate.fill is None else [to_lab(plate.fill)]
-    shade = contrasting_shade(color, _with_frame(grounds, plate), rng, difficulty)
+    turned = rng.uniform(-MOST_TURNED, MOST_TURNED) if rng.random() < 0.3 * difficulty else 0.0
+    plate = random_plate(rng, background) if rng.random() < 0.3 * difficulty else None
+    shade = contrasting_shade(color, grounds_behind(background, plate), rng, difficulty)
     if shade is None:
         return None
     side = min(width, height)
     unit = Sign(width, height, background, text, font, color, shade.rgb, 0.0, 0.0, 1.0, turned, plate)
     reach = np.abs(_corners(unit)).max(axis=0)  # for an em of one pixel, from the middle
-    room = np.array([width, height]) / 2 - _MARGIN * side
+    room = np.array([width, height]) / 2 - MARGIN * side
     most = min(LARGEST_CAP_HEIGHT, float((room / reach).min()) * unit.cap_height / side)
     least = LEAST_CAP_HEIGHT
-    if split == "train" and not easy and rng.random() < _SMALLER_SHARE:
+    if split == "train" and not easy and rng.random() < SMALLER_SHARE:
         least, most = LEAST_TRAINED, min(most, LEAST_CAP_HEIGHT)
     if easy:
         least = 0.6 * most
     if most < max(least, LEAST_TRAINED):
         return None
     size = log_uniform(rng, least, most) * side / unit.cap_height
-    x, y = (rng.uniform(r * size + _MARGIN * side, n - r * size - _MARGIN * side)
+    x, y = (rng.uniform(r * size + MARGIN * side, n - r * size - MARGIN * side)
             for r, n in zip(reach, (width, height), strict=True))  # fmt: skip
     return Sign(width, height, background, text, font, color, shade.rgb, x, y, size, turned, plate)
 
@@ -179,7 +188,7 @@ def _corners(sign: Sign) -> np.ndarray:
     return sign.turned(np.array([[left, top], [right, top], [right, bottom], [left, bottom]]))
 
 
-def _random_plate(rng: random.Random, background: Background) -> Plate:
+def random_plate(rng: random.Random, background: Background) -> Plate:
     fill = None
     if rng.random() < 0.75:
         fill = random_background(rng, 0.0).colors[0]
@@ -195,9 +204,12 @@ def _random_plate(rng: random.Random, background: Background) -> Plate:
     )  # fmt: skip
 
 
-def _with_frame(grounds: list[Lab], plate: Plate | None) -> list[Lab]:
-    """A frame lies near the text: a plain fill apart, the text stands out from it as well."""
-    return [*grounds, to_lab(plate.frame)] if plate is not None and plate.fill is None and plate.frame else grounds
+def grounds_behind(background: Background, plate: Plate | None) -> list[Lab]:
+    """What a text must stand out from: the plate's fill, else the background and a frame that lies near the text."""
+    if plate is not None and plate.fill is not None:
+        return [to_lab(plate.fill)]
+    grounds = grounds_of(background)
+    return [*grounds, to_lab(plate.frame)] if plate is not None and plate.frame else grounds
 
 
 def random_text(rng: random.Random, split: str, most: int = MOST_CHARACTERS) -> str:

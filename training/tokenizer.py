@@ -16,18 +16,30 @@ import re
 import shutil
 import string
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from training import sign_questions
+from training import (
+    board_questions,
+    chart_questions,
+    elsewhere,
+    follow_ups,
+    more_questions,
+    pair_questions,
+    phrasings,
+    sign_questions,
+    system_prompts,
+    two_line_questions,
+)
+from training.batches import NO_PICTURE
 from training.colors import COLORS
 from training.geometry import SHAPES
 from training.ordinary_text import ORDINARY_TEXT
-from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
-from training.questions import NUMBERS, PLACES, plural
+from training.questions import LARGER_NUMBERS, NUMBERS, PLACES, plural
 
 VOCABULARY_SIZE = 1024
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -188,7 +200,7 @@ def _learn_merges() -> list[tuple[str, str]]:
         limit_alphabet=len(ALPHABET),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_training_text(), trainer)
+    tokenizer.train_from_iterator(_training_text().elements(), trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(pair) for pair in merges]
 
@@ -200,11 +212,11 @@ def _spelling_merges() -> list[tuple[str, str]]:
     chosen by worth alone is whole. Words behind a space begin before others: a capital there belongs to it.
     """
     worth: Counter[str] = Counter()
-    for text in (*_training_text(), *_sign_text()):
+    for text, times in _training_text().items():
         for space, word in _WORDS.findall(text):
             if space or word[0].isupper():
                 begun = ("▁" if space else "") + word
-                worth.update(begun[:end] for end in range(2, len(begun) + 1))
+                worth.update({begun[:end]: times for end in range(2, len(begun) + 1)})
     blocks = [('"', letter) for letter in string.ascii_uppercase]
     room = VOCABULARY_SIZE - len(_BASE) - len(_ROLES) - len(blocks)
     chosen = sorted(worth, key=lambda piece: (-worth[piece], len(piece), piece))[:room]
@@ -212,25 +224,38 @@ def _spelling_merges() -> list[tuple[str, str]]:
     return blocks + grown
 
 
-def _sign_text() -> list[str]:
-    """Questions about signs and their answers without the text."""
-    text = [phrasing for sets in (sign_questions.PHRASINGS, sign_questions.HELDOUT_PHRASINGS)
-            for phrasings in sets.values() for phrasing in phrasings]  # fmt: skip
-    return text * 50 + ["The sign says", "The text is", *_ANSWERS_BEGIN] * 3000
-
-
-def _training_text() -> list[str]:
-    """Key words so often that each becomes one piece, then questions, phrasings, plain English."""
+def _training_text() -> Counter[str]:
+    """How often each text counts: key words so often that each becomes one piece, then answers, questions, English."""
     keys = [*COLORS, "grey", *NUMBERS, "zero", *SHAPES, *map(plural, SHAPES)]
     keys += sorted({word for place in PLACES for word in place.split()})
     words = [f" {word}" for word in (*keys, *_KEY_WORDS)] + list(_ROLES)
-    text = [word for word in words for _ in range(3000)]
-    for phrasings in (PHRASINGS, HELDOUT_PHRASINGS):
-        for forms in phrasings.values():
-            for templates in forms.values():
-                text += [_bare(template) for template in templates] * 50
-                text += [_bare(template[0].lower() + template[1:]) for template in templates] * 10
-    return text + list(ORDINARY_TEXT) * 5
+    text: Counter[str] = Counter(dict.fromkeys(words, 3000))
+    begin = [*COLORS, *NUMBERS, *LARGER_NUMBERS, *SHAPES, *(place.split()[0] for place in PLACES)]
+    short = sorted({f"{word.capitalize()}." for word in (*begin, "none", "word", "number")})
+    text.update(dict.fromkeys((*_ANSWERS, *short), 1500))
+    for template in _templates():
+        text[_bare(template)] += 50
+        text[_bare(template[0].lower() + template[1:])] += 10
+    for line in ORDINARY_TEXT:
+        text[line] += 5
+    return text
+
+
+def _templates() -> Iterator[str]:
+    """All ways in which any world's questions are put, and system prompts."""
+    for by_form in (*phrasings.PHRASINGS.values(), *phrasings.HELDOUT_PHRASINGS.values()):
+        for templates in by_form.values():
+            yield from templates
+    of_one_form = (more_questions, sign_questions, two_line_questions, chart_questions, board_questions,
+                   pair_questions, follow_ups)  # fmt: skip
+    by_kind = [sets for module in of_one_form for sets in (module.PHRASINGS, module.HELDOUT_PHRASINGS)]
+    by_kind += [pair_questions.IN_ONE, pair_questions.IN_ONE_HELDOUT]
+    by_kind += [system_prompts.PROMPTS, system_prompts.HELDOUT_PROMPTS]
+    for sets in by_kind:
+        for templates in dict.fromkeys(sets.values()):  # some kinds share theirs
+            yield from templates
+    yield from (*system_prompts.OPENINGS, *system_prompts.HELDOUT_OPENINGS)
+    yield from (*elsewhere.QUESTIONS, *elsewhere.HELDOUT_QUESTIONS)
 
 
 def _bare(template: str) -> str:
@@ -243,10 +268,19 @@ _KEY_WORDS = (
     "picture", "image", "Yes", "No", "yes", "There", "there", "The", "the", "is", "are", "in", "of",
     "What", "what", "How", "how", "many", "Where", "where", "Which", "which", "not", "and", "or",
     "you", "it", "this", "that", "to", "a", "an", "figure", "figures", "photo", "drawing", "please",
-    "seven", "eight", "nine", "ten",
-    "One", "Two", "Three",
+    *LARGER_NUMBERS,
 )  # fmt: skip
-_ANSWERS_BEGIN = ("There", "The", "Yes", "No")
+_ANSWERS = (
+    NO_PICTURE, follow_ups.ONLY_ONE, elsewhere.NOTHING_KNOWN, elsewhere.NOT_ASKED_FOR, board_questions.TOO_SMALL,
+    *pair_questions.MORE.values(), "Yes, both show the same shapes.", "No, they show different shapes.",
+    "The first picture shows", "The second picture shows", "The picture shows",
+    "The sign says", "The first line says", "The second line says", "The text is",
+    "The word has letters.", "The word has one letter.", "The number has digits.", "It is a word.", "It is a number.",
+    "The largest is the", "The smallest is the", "is left of the", "is right of the", "is above the", "is below the",
+    "Yes, the", "No, the", "is not", "There is no", "There are no", "Yes, there is", "No, there is no",
+    "The tallest bar is", "The shortest bar is", "is taller.", "There are bars.", "The bar is",
+    " costs", "The first is", "The last is", "is on the board.", " there is no", "on the board.",
+)  # fmt: skip
 _ROLES = ("model", "user")  # each follows <start_of_turn>, without a space
 
 

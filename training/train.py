@@ -3,6 +3,7 @@
     python -m training.train --out runs/demo --dense-minutes 12 --minutes 120
     python -m training.train --out runs/more --resume runs/demo/last --minutes 60
     python -m training.train --out runs/signs --resume runs/spelling --signs 0.5 --easiest-sign 0 --minutes 60
+    python -m training.train --out runs/talks --resume runs/signs/last --pairs 0.2 --follow-ups 0.2 --system-prompts 0.1
 
 On a CPU in float32; on CUDA the step is compiled and runs in bfloat16. A checkpoint in the Hub's layout
 (averaged weights) is written every few minutes to OUT/last; resuming means those weights with a fresh
@@ -53,6 +54,7 @@ from training.worlds import kinds_named, world_named
 TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 DENSE_WEIGHT = 0.5
 KEPT_PATCHES = 96
+WRITTEN = ("signs", "two_lines", "charts", "boards", "system_prompts")  # worlds with text in their pictures
 QUESTIONS_OF_DECODER_STAGE = 2  # about one picture: further ones about a sign would have the same answers
 
 
@@ -67,7 +69,7 @@ class Trainer:
         self.tokenizer_folder = tokenizer_folder(arguments.resume)
         self.tokenizer = Gemma3Tokenizer.from_pretrained(self.tokenizer_folder)
         self.model = self._start_model().to(self.device).train()
-        written = arguments.signs + arguments.charts + arguments.boards > 0
+        written = any(share.weight > 0 and share.world in WRITTEN for share in beside_scenes(arguments))
         self.heads = DenseHeads(characters=written, heights=arguments.charts > 0).to(self.device)
         self.out = Path(arguments.out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -275,7 +277,9 @@ def answer_masks(batch: Batch, config: Gemma3Config) -> dict[str, torch.Tensor]:
     columns = torch.arange(segments.shape[1], device=segments.device).expand(segments.shape)
     causal = attention_mask(columns, columns, blocks, blocks, None) & own
     # The window counts positions, in which all questions of a fan follow the picture at once.
-    near = batch.positions[:, :, None] - batch.positions[:, None, :] < config.text_config.sliding_window
+    window = config.text_config.sliding_window
+    assert window is not None  # the demo model has local layers
+    near = batch.positions[:, :, None] - batch.positions[:, None, :] < window
     return {GLOBAL: causal[:, None], LOCAL: (causal & near)[:, None]}
 
 
@@ -333,9 +337,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
     parser.add_argument("--signs", type=float, default=0.0, help="share of the pictures that are signs, 0 to 1")
+    parser.add_argument(
+        "--two-lines", type=float, default=0.0, help="share of the pictures that are signs of two lines"
+    )
     parser.add_argument("--charts", type=float, default=0.0, help="share of the pictures that are bar charts, 0 to 1")
     parser.add_argument("--boards", type=float, default=0.0, help="share of the pictures that are boards, 0 to 1")
     parser.add_argument("--elsewhere", type=float, default=0.0, help="share of pictures outside the model's worlds")
+    parser.add_argument("--pairs", type=float, default=0.0, help="share of conversations about two pictures at once")
+    parser.add_argument(
+        "--follow-ups", type=float, default=0.0, help="share of conversations whose questions lean on others"
+    )
+    parser.add_argument(
+        "--system-prompts", type=float, default=0.0, help="share of conversations under a system prompt"
+    )
     parser.add_argument("--kinds", help="of question that are asked, with commas between; by default all")
     parser.add_argument(
         "--crowds", type=float, default=0.0, help="share of the dense stage's pictures, and of the batches with answers"
@@ -351,7 +365,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
-    for name in ("signs", "charts", "boards", "elsewhere", "crowds", "easiest_chart", "easiest_board"):
+    shares = ("signs", "two_lines", "charts", "boards", "elsewhere", "pairs", "follow_ups", "system_prompts", "crowds")
+    for name in (*shares, "easiest_chart", "easiest_board"):
         if not 0.0 <= getattr(arguments, name) <= 1.0:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected a share from 0 to 1")
     if sum(share.weight for share in beside_scenes(arguments)) > 1.0 + 1e-9:
@@ -369,9 +384,13 @@ def beside_scenes(arguments: argparse.Namespace) -> tuple[Share, ...]:
     """The shares of all other worlds, those of no weight among them."""
     return (
         Share("signs", arguments.signs, arguments.easiest_sign, arguments.hardest_sign),
+        Share("two_lines", arguments.two_lines, arguments.easiest_sign, arguments.hardest_sign),
         Share("charts", arguments.charts, arguments.easiest_chart),
         Share("boards", arguments.boards, arguments.easiest_board),
         Share("elsewhere", arguments.elsewhere),
+        Share("pairs", arguments.pairs, arguments.easiest),
+        Share("follow_ups", arguments.follow_ups, arguments.easiest),
+        Share("system_prompts", arguments.system_prompts, arguments.easiest),
     )
 
 

@@ -1,12 +1,12 @@
-"""The worlds that the demo model knows, each behind one small interface.
+"""The worlds that the demo model knows, each behind one small interface (world.py).
 
-A world is something that can be described, drawn, labelled and asked about. To add one: its modules, a
-class here that has the methods of World, an entry in WORLDS.
+To add one: its modules, a class here that has the methods of World, or of DrawnWorld, an entry in WORLDS.
 """
 
 import random
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 from PIL.Image import Image
 
@@ -21,129 +21,40 @@ from training import (
     crowds,
     drawing,
     elsewhere,
+    follow_ups,
     more_questions,
+    pair_questions,
+    pairs,
     questions,
     scenes,
     sign_drawing,
     sign_questions,
     signs,
+    system_prompts,
+    two_line_questions,
+    two_lines,
 )
+from training.asking import Question
 from training.boards import Board
 from training.charts import Chart
 from training.crowds import Crowd
 from training.dense_labels import PictureLabels
 from training.fonts import Font, all_fonts, bundled_fonts
-from training.questions import Question
+from training.pairs import Pair
 from training.scenes import Scene
 from training.signs import Sign
+from training.two_lines import TwoLines
+from training.world import AskedByModule, DrawnWorld, OfModules, World
 
 SHIPPED_KINDS = (*questions.KINDS, "text_color", *elsewhere.KINDS)
 """The kinds of question that the checkpoint in assets/demo_model was trained on."""
 
 _FURTHER_SHARE = 0.4  # of the questions about a scene are of more_questions' kinds
-
-Depiction = TypeVar("Depiction")
-
-
-class World(Protocol[Depiction]):
-    """Descriptions of pictures and what can be done with them; all randomness comes from `rng`.
-
-    `split` is "train" or "heldout": what is held out never occurs in training and always in evaluation.
-    """
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Of questions; no two worlds share one."""
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Depiction:
-        """A description; at difficulty 0 large and clear, at 1 anything. `unnamed`: the share in unnamed colors."""
-
-    def size(self, depiction: Depiction) -> tuple[int, int]:
-        """Width and height in pixels."""
-
-    def draw(self, depiction: Depiction, rng: random.Random, renderer: str | None = None) -> Image:
-        """The whole picture, RGB at its true size, by one of drawing.RENDERERS or a random one."""
-
-    def as_seen(self, depiction: Depiction, rng: random.Random, side: int) -> Image:
-        """What the encoder gets: squeezed to a square of `side` pixels; faster than drawing it whole."""
-
-    def labels(self, depiction: Depiction) -> PictureLabels:
-        """What lies in each patch and soft token."""
-
-    def ask(
-        self,
-        depiction: Depiction,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
-    ) -> list[Question]:
-        """Up to `num` questions of `kinds` (all by default); `apart`: the same may be asked in other words."""
-
-    def is_right(self, kind: str, key: str, answer: str) -> bool:
-        """Whether an answer says what it must and nothing else of its sort."""
+_OF_TWO = 0.45  # share of the conversations with follow-ups that are about two pictures
+_PROMPTED_SIGNS = 0.35  # of the pictures asked about under a system prompt; the others are scenes
 
 
-@runtime_checkable
-class ReadInCrops(World[Depiction], Protocol[Depiction]):
-    """A world whose pictures are asked about with pan & scan; without it, there is one answer to everything."""
-
-    @property
-    def answer_without_crops(self) -> str:
-        """What every question is answered where the whole picture is all there is."""
-
-    def crops_as_seen(self, depiction: Depiction, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image]:
-        """What the encoder gets of these parts of the picture: each squeezed to a square of `side` pixels."""
-
-    def crop_labels(self, depiction: Depiction, box: Box) -> PictureLabels:
-        """What lies in each patch and soft token of one of them."""
-
-
-class _OfModules:
-    """A world whose pictures one module draws and labels and another asks about."""
-
-    drawing: Any
-    asking: Any
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        kinds: tuple[str, ...] = self.asking.KINDS
-        return kinds
-
-    def size(self, depiction: Any) -> tuple[int, int]:
-        return depiction.width, depiction.height
-
-    def draw(self, depiction: Any, rng: random.Random, renderer: str | None = None) -> Image:
-        picture: Image = self.drawing.draw(depiction, rng, renderer=renderer)
-        return picture
-
-    def as_seen(self, depiction: Any, rng: random.Random, side: int) -> Image:
-        picture: Image = self.drawing.training_picture(depiction, rng, side)
-        return picture
-
-    def labels(self, depiction: Any) -> PictureLabels:
-        found: PictureLabels = self.drawing.labels(depiction)
-        return found
-
-    def ask(
-        self,
-        depiction: Any,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
-    ) -> list[Question]:
-        asked: list[Question] = self.asking.ask(depiction, rng, split, num, kinds, apart)
-        return asked
-
-    def is_right(self, kind: str, key: str, answer: str) -> bool:
-        right: bool = self.asking.is_right(kind, key, answer)
-        return right
-
-
-class Scenes(_OfModules):
+class Scenes(OfModules):
     """Flat shapes on a background."""
 
     drawing = drawing
@@ -182,7 +93,7 @@ class Scenes(_OfModules):
         return asked_in.is_right(kind, key, answer)
 
 
-class _Written(_OfModules):
+class _Written(OfModules):
     """Training uses all fonts of the machine, evaluation those that every machine has, unless told otherwise."""
 
     def __init__(self, evaluate_all_fonts: bool = False):
@@ -199,6 +110,15 @@ class Signs(_Written):
 
     def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Sign:
         return signs.random_sign(rng, self.fonts(split), split, difficulty, unnamed)
+
+
+class TwoLineSigns(_Written):
+    """Two words or numbers on a background, one below the other."""
+
+    drawing, asking = sign_drawing, two_line_questions
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> TwoLines:
+        return two_lines.random_two_lines(rng, self.fonts(split), split, difficulty, unnamed)
 
 
 class Charts(_Written):
@@ -229,7 +149,7 @@ class Boards(_Written):
         return board_drawing.crop_labels(depiction, box)
 
 
-class Elsewhere(_OfModules):
+class Elsewhere(OfModules):
     """What the model does not know, which it has to say."""
 
     drawing = asking = elsewhere
@@ -244,7 +164,7 @@ class Elsewhere(_OfModules):
         return elsewhere.random_elsewhere(rng, split, difficulty)
 
 
-class Crowds(_OfModules):
+class Crowds(OfModules):
     """Pictures full of shapes or words, to learn from and not to ask about."""
 
     drawing = crowds
@@ -274,12 +194,113 @@ class Crowds(_OfModules):
         raise ValueError(f"nobody asks about crowds, got {kind!r}")
 
 
+class Pairs(AskedByModule):
+    """Two scenes that are asked about together."""
+
+    asking = pair_questions
+
+    def imagine(
+        self,
+        rng: random.Random,
+        split: str,
+        difficulty: float = 1.0,
+        unnamed: float = 0.0,  # noqa: ARG002  (nothing could be compared)
+    ) -> Pair:
+        return pairs.random_pair(rng, split, difficulty)
+
+    def pictures(self, depiction: Pair) -> tuple[tuple[DrawnWorld[Any], Any], ...]:
+        return tuple((Scenes(), scene) for scene in depiction.scenes)
+
+
+class FollowUps(AskedByModule):
+    """Conversations about one scene or two, in which each question leans on the one before."""
+
+    asking = follow_ups
+    in_turn = True
+
+    def imagine(
+        self,
+        rng: random.Random,
+        split: str,
+        difficulty: float = 1.0,
+        unnamed: float = 0.0,  # noqa: ARG002  (hardly anything could be asked)
+    ) -> Scene | Pair:
+        if rng.random() < _OF_TWO:
+            return pairs.random_pair(rng, split, difficulty)
+        return scenes.random_scene(rng, split, difficulty)
+
+    def pictures(self, depiction: Scene | Pair) -> tuple[tuple[DrawnWorld[Any], Any], ...]:
+        shown = depiction.scenes if isinstance(depiction, Pair) else (depiction,)
+        return tuple((Scenes(), scene) for scene in shown)
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A picture of another world that is asked about under a system prompt."""
+
+    depiction: Scene | Sign
+    form: str  # of the answers, one of system_prompts.KINDS
+    prompt: str
+
+
+class SystemPrompts(AskedByModule):
+    """Scenes and signs under a system prompt that says what form answers have."""
+
+    asking = system_prompts
+
+    def __init__(self, evaluate_all_fonts: bool = False):
+        self._scenes, self._signs = Scenes(), Signs(evaluate_all_fonts)
+
+    def _world(self, depiction: Scene | Sign) -> DrawnWorld[Any]:
+        return self._signs if isinstance(depiction, Sign) else self._scenes
+
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Prompted:
+        form = rng.choice(system_prompts.KINDS)
+        world: DrawnWorld[Any] = self._signs if rng.random() < _PROMPTED_SIGNS else self._scenes
+        depiction = world.imagine(rng, split, difficulty, unnamed)
+        return Prompted(depiction, form, system_prompts.random_prompt(form, rng, split))
+
+    def pictures(self, depiction: Prompted) -> tuple[tuple[DrawnWorld[Any], Any], ...]:
+        return ((self._world(depiction.depiction), depiction.depiction),)
+
+    def system_prompt(self, depiction: Prompted) -> str:
+        return depiction.prompt
+
+    def ask(
+        self,
+        depiction: Prompted,
+        rng: random.Random,
+        split: str,
+        num: int,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        if depiction.form not in (kinds or self.kinds):
+            return []
+        world, shown = self._world(depiction.depiction), depiction.depiction
+        short = tuple(kind for kind in world.kinds if kind in system_prompts.SHORT_KINDS)
+        asked = world.ask(shown, rng, split, num, short if depiction.form == "one_word" else None, apart)
+        return [system_prompts.in_form(question, depiction.form) for question in asked]
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        """As said; and the answer has the form that the prompt asked for."""
+        if kind not in self.kinds:
+            raise ValueError(f"kind is {kind!r}; expected one of {self.kinds}")
+        asked, said = key.split(" ", 1)
+        world: World[Any] = self._signs if asked in self._signs.kinds else self._scenes
+        return world.is_right(asked, said, answer) and system_prompts.has_form(kind, key, answer)
+
+
 WORLDS: dict[str, World[Any]] = {
     "scenes": Scenes(),
     "signs": Signs(),
+    "two_lines": TwoLineSigns(),
     "charts": Charts(),
     "boards": Boards(),
     "elsewhere": Elsewhere(),
+    "pairs": Pairs(),
+    "follow_ups": FollowUps(),
+    "system_prompts": SystemPrompts(),
 }
 
 

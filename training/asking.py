@@ -1,0 +1,103 @@
+"""What a question about a picture is, and how a phrasing becomes one."""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+_GREETINGS = ("Hi! ", "Hello, ", "Look at the picture. ", "Please answer: ", "Question: ")
+
+Phrasings = TypeVar("Phrasings")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture; `key` is what a right answer must say.
+
+    `unseen` are answers that would say a held-out pair: nothing is to be learnt of whether they are right.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    key: str
+    unseen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a question could be about: the words for it, the answer, its weight in the draw.
+
+    `unseen` are words that in place of `key` would make a held-out pair; `alike` is how often the same may be
+    asked in other words, where each question will be asked as if it were the only one.
+    """
+
+    slots: tuple[tuple[str, str], ...]
+    answer: str
+    key: str
+    form: str = "one"  # which list of phrasings fits
+    weight: float = 1.0
+    unseen: tuple[str, ...] = ()
+    alike: int = 1
+
+    @property
+    def unseen_answers(self) -> tuple[str, ...]:
+        return tuple(self.answer.replace(self.key, word) for word in self.unseen)
+
+
+def of_split(split: str, train: Phrasings, heldout: Phrasings) -> Phrasings:
+    """The phrasings of a split. Raises ValueError where there is no such split."""
+    if split not in ("train", "heldout"):
+        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
+    return train if split == "train" else heldout
+
+
+def put(
+    kind: str, targets: Sequence[Target], phrasings: Sequence[str], rng: random.Random, apart: bool
+) -> list[Question]:
+    """A question about each target, or where they are asked apart as many as are alike, in different words.
+
+    Slots are filled last: what stands in quotation marks stays as it is written.
+    """
+    return [
+        Question(kind, fill(loosely(text, rng), target.slots), target.answer, target.key, target.unseen_answers)
+        for target in targets
+        for text in rng.sample(phrasings, target.alike if apart else 1)
+    ]
+
+
+def kind_by_kind(
+    possible: dict[str, list[Question]], rng: random.Random, num: int, weights: Mapping[str, float]
+) -> list[Question]:
+    """Up to `num` of the questions, each of a kind drawn anew; `weights` are 1 where none is given."""
+    for questions in possible.values():
+        rng.shuffle(questions)
+    asked: list[Question] = []
+    while len(asked) < num and (left := [kind for kind, questions in possible.items() if questions]):
+        asked.append(possible[rng.choices(left, [weights.get(kind, 1.0) for kind in left])[0]].pop())
+    return asked
+
+
+def fill(text: str, slots: tuple[tuple[str, str], ...]) -> str:
+    """A phrasing with words in its slots, which stand in braces."""
+    for slot, word in slots:
+        text = text.replace("{" + slot + "}", word)
+    return text
+
+
+def loosely(text: str, rng: random.Random) -> str:
+    """As people type: sometimes without capital, mark or American spelling, or with a greeting."""
+    if rng.random() < 0.2:
+        text = text[0].lower() + text[1:]
+    if rng.random() < 0.2:
+        text = text.rstrip("?.").replace("'", "")
+    elif rng.random() < 0.06 and "lease" not in text:
+        text = f"{text[:-1]}, please{text[-1]}"
+    if rng.random() < 0.15:
+        text = re.sub(r"(?<!\{)color", "colour", text).replace("center", "centre")  # slots keep their names
+    if rng.random() < 0.15:
+        text = re.sub(r"\bgray\b", "grey", text)
+    if rng.random() < 0.3:
+        text = re.sub(r"\bpicture\b", rng.choice(("image", "image", "photo", "drawing")), text)
+    return rng.choice(_GREETINGS) + text if rng.random() < 0.04 else text
