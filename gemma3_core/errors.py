@@ -41,5 +41,9 @@ class SamplingError(Gemma3Error, ValueError):
     """Sampling settings out of range."""
 
 
+class AttentionError(Gemma3Error, ValueError):
+    """Attention that can't be shown: pictures gone, another model by now, too long, no such token."""
+
+
 class QueueFullError(Gemma3Error, RuntimeError):
     """Too many questions are waiting already; try again in a moment."""

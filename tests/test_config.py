@@ -1,9 +1,12 @@
 """config.json in both spellings, in and out, against transformers' own classes."""
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
+import torch
 
 from gemma3_core.config import (
     GLOBAL,
@@ -14,7 +17,8 @@ from gemma3_core.config import (
     SiglipVisionConfig,
     read_config,
 )
-from gemma3_core.errors import CheckpointError, ConfigError
+from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 
 PUBLISHED = ["270m", "1b", "4b", "12b", "27b"]
 
@@ -222,6 +226,16 @@ def test_replace_leaves_the_original_alone():
         ({"hidden_activation": "silu"}, ["hidden_activation", "'silu'", "gelu_pytorch_tanh"]),
         ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping", "50.0"]),
         ({"use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
+        ({"attention_dropout": 0.1}, ["attention_dropout", "0.1"]),
+        ({"sliding_window": None}, ["sliding_window", "None"]),
+        ({"output_attentions": True}, ["output_attentions", "call"]),
+        ({"return_dict": False}, ["return_dict", "True"]),
+        ({"problem_type": "ranking"}, ["'ranking'", "regression"]),
+        ({"problem_type": "single_label_classification", "num_labels": 1}, ["num_labels", "regression"]),
+        ({"num_labels": 0}, ["num_labels", "0"]),
+        ({"id2label": {"first": "cat"}}, ["id2label", "first"]),
+        ({"dtype": "int3"}, ["dtype", "'int3'", "bfloat16"]),
+        ({"rope_parameters": {GLOBAL: {"partial_rotary_factor": 0.5}}}, ["partial_rotary_factor", "0.5"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ["'yarn'", "linear"]),
     ],
 )
@@ -237,8 +251,7 @@ def test_a_decoder_that_can_not_be_is_refused_with_what_was_got(change, words):
         ({"vision_config": {**VISION, "hidden_size": 50, "num_attention_heads": 4}}, ["50", "4"]),
         ({"vision_config": {**VISION, "hidden_act": "relu"}}, ["hidden_act", "'relu'"]),
         ({"vision_config": {**VISION, "vision_use_head": True}}, ["vision_use_head"]),
-        ({"vision_config": VISION, "mm_tokens_per_image": 250}, ["mm_tokens_per_image", "250"]),
-        ({"vision_config": VISION, "mm_tokens_per_image": 9}, ["mm_tokens_per_image", "64 patches"]),
+        ({"vision_config": {**VISION, "attention_dropout": 0.1}}, ["attention_dropout", "0.1"]),
     ],
 )
 def test_an_encoder_that_can_not_be_is_refused_with_what_was_got(change, words):
@@ -265,6 +278,17 @@ def test_malformed_fields_are_config_errors_and_never_raw_ones_or_silence(change
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.parametrize("tokens", [250, 9])
+def test_a_grid_that_does_not_fit_is_refused_when_a_model_is_built(tokens):
+    """As in transformers, where the class defaults (14 patches a side, 256 soft tokens) do not fit either."""
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {**small, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 20}
+    config = Gemma3Config(text_config=text, vision_config={**small, **VISION}, mm_tokens_per_image=tokens)
+    with pytest.raises(ConfigError, match=f"mm_tokens_per_image .{tokens}.*64 patches"):
+        Gemma3ForConditionalGeneration(config)
+    assert Gemma3ForConditionalGeneration(config.replace(mm_tokens_per_image=16)).config.tokens_per_side == 4
+
+
 def test_another_architecture_is_named_in_the_error(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match="'llama'"):
@@ -279,3 +303,148 @@ def test_an_unreadable_config_names_the_file_and_not_its_folder(tmp_path, conten
         read_config(tmp_path)
     assert "config.json" in str(error.value)
     assert str(tmp_path) not in str(error.value)
+
+
+KINDS = [Gemma3TextConfig, SiglipVisionConfig, Gemma3Config]
+OURS_ALONE = {"vision_use_head"}
+"""False inside our Gemma3Config: its encoder has no pooling head, and the reference's is used by nothing."""
+
+
+def theirs_of(kind: type) -> Any:
+    import transformers
+
+    return getattr(transformers, kind.__name__)
+
+
+def comparable(data: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON, without what says who wrote it, and without the reference's private fields."""
+    data = json.loads(json.dumps(data))
+    names = {name for name in data if name.startswith("_")} | {"transformers_version"} | OURS_ALONE
+    return {k: comparable(v) if isinstance(v, dict) else v for k, v in data.items() if k not in names}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_defaults_written_out_are_those_of_transformers(kind):
+    assert comparable(kind().to_dict()) == comparable(theirs_of(kind)().to_dict())
+    assert comparable(kind().to_diff_dict()) == comparable(theirs_of(kind)().to_diff_dict())
+    assert comparable(json.loads(kind().to_json_string())) == comparable(json.loads(theirs_of(kind)().to_json_string()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_of_transformers_is_an_attribute_with_its_default(kind):
+    ours, theirs = kind(), theirs_of(kind)()
+    parts = {"text_config", "vision_config"}
+    for name in {k for k in theirs.to_dict() if not k.startswith("_")} - {"transformers_version"} - parts:
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        assert (list(mine) if isinstance(mine, tuple) else mine) == other, name
+    assert ours.num_labels == theirs.num_labels
+    assert ours.torch_dtype is None
+    with pytest.raises(AttributeError, match="has no 'colour'"):
+        _ = ours.colour
+
+
+def test_token_ids_are_attributes_under_both_names():
+    config = Gemma3Config(image_token_id=7, boi_token_index=5)
+    theirs = theirs_of(Gemma3Config)(image_token_id=7, boi_token_index=5)
+    for name in ("image_token_id", "image_token_index", "boi_token_id", "boi_token_index", "eoi_token_id"):
+        assert getattr(config, name) == getattr(theirs, name)
+    assert config.replace(image_token_id=9).image_token_index == 9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_named_and_counted_as_in_transformers(kind):
+    for given in ({"num_labels": 3}, {"id2label": {"0": "cat", "1": "dog", "2": "cow"}, "num_labels": 3}):
+        ours, theirs = kind(**given), theirs_of(kind)(**given)
+        for name in ("id2label", "label2id", "num_labels"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        again = kind.from_dict(json.loads(ours.to_json_string()))
+        assert (again.id2label, again.num_labels) == (ours.id2label, 3)
+    assert kind(num_labels=3).replace(num_labels=5).id2label[4] == "LABEL_4"
+    assert kind(num_labels=3).replace(id2label={0: "yes", 1: "no"}).num_labels == 2
+
+
+def test_a_count_that_contradicts_the_labels_is_told_and_the_labels_count(caplog):
+    config = Gemma3TextConfig(id2label={0: "cat", 1: "dog", 2: "cow"}, num_labels=4)
+    assert config.num_labels == 3
+    assert "num_labels=4" in caplog.text
+
+
+def test_the_type_of_the_weights_is_read_under_both_names_and_by_both_forms():
+    for given in ({"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}, {"dtype": torch.bfloat16}):
+        config = Gemma3TextConfig(**given)
+        assert config.dtype == config.torch_dtype == torch.bfloat16
+        assert config.to_dict()["dtype"] == "bfloat16"
+    assert Gemma3TextConfig(dtype="bfloat16").replace(torch_dtype="float32").dtype == torch.float32
+
+
+def test_parts_may_be_given_as_dicts_or_as_configurations():
+    text, vision = {"hidden_size": 64, "num_hidden_layers": 2}, {"image_size": 896, "patch_size": 14}
+    as_dicts = Gemma3Config(text_config=text, vision_config=vision)
+    assert as_dicts == Gemma3Config(text_config=Gemma3TextConfig(**text), vision_config=SiglipVisionConfig(**vision))
+    assert as_dicts.get_text_config() is as_dicts.text_config
+    assert as_dicts.text_config.get_text_config() is as_dicts.text_config
+    theirs = theirs_of(Gemma3Config)(text_config=text, vision_config=vision)
+    assert comparable(as_dicts.to_dict()) == comparable(theirs.to_dict())
+
+
+def test_gemma_uses_no_pooling_head_whatever_siglip_says_alone():
+    assert SiglipVisionConfig().vision_use_head
+    assert not Gemma3Config().vision_config.vision_use_head
+    assert not Gemma3Config(vision_config=SiglipVisionConfig(image_size=448)).vision_config.vision_use_head
+
+
+def test_rotary_parameters_are_given_and_read_in_the_newer_spelling():
+    given = {GLOBAL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5, "novelty": 1}}
+    config = Gemma3TextConfig(rope_parameters=given)
+    assert config.rope_parameters == {**given, LOCAL: {"rope_type": "default", "rope_theta": 10_000.0}}
+    assert config.replace(rope_parameters={LOCAL: {"rope_theta": 7.0}}).rope_for(LOCAL).theta == 7.0
+    with pytest.raises(ConfigError, match="rope and rope_theta"):
+        config.replace(rope_theta=3.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_misspelt_name_is_an_error_and_a_field_of_a_newer_file_is_kept(kind):
+    with pytest.raises(UnsupportedOptionError, match=f"{kind.__name__} has no hiden_size"):
+        kind(hiden_size=3)
+    config = kind.from_dict({"hiden_size": 3})
+    assert config.hiden_size == 3
+    assert config.to_dict()["hiden_size"] == config.replace(num_labels=3).to_diff_dict()["hiden_size"] == 3
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_files_go_both_ways_between_transformers_and_us(shared_data, tmp_path, size):
+    data = published(shared_data, size)
+    kind = Gemma3Config if data["model_type"] == "gemma3" else Gemma3TextConfig
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.json").write_text(json.dumps({**data, "newfangled": [1, {"a": None}]}))
+    config = kind.from_pretrained(tmp_path / "first")
+    config.save_pretrained(tmp_path / "ours")
+    theirs = theirs_of(kind).from_pretrained(tmp_path / "ours")
+    assert comparable(theirs.to_dict()) == comparable(config.to_dict())
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = kind.from_pretrained(tmp_path / "theirs")
+    assert comparable(again.to_dict()) == comparable(config.to_dict())
+    assert again.newfangled == [1, {"a": None}]
+    again.to_json_file(tmp_path / "again.json")
+    assert kind.from_json_file(tmp_path / "again.json") == again
+
+
+def test_a_part_is_read_from_the_file_of_the_whole_and_changed_by_name(shared_data, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(published(shared_data, "4b")))
+    whole = Gemma3Config.from_pretrained(tmp_path)
+    assert Gemma3TextConfig.from_pretrained(tmp_path) == whole.text_config
+    assert SiglipVisionConfig.from_pretrained(tmp_path) == whole.vision_config
+    assert Gemma3TextConfig.from_pretrained(tmp_path, sliding_window=8).sliding_window == 8
+    with pytest.raises(UnsupportedOptionError, match="sliding_windw"):
+        Gemma3TextConfig.from_pretrained(tmp_path, sliding_windw=8)
+    whole.text_config.save_pretrained(tmp_path / "text")
+    with pytest.raises(ConfigError, match="'gemma3_text'; Gemma3Config reads 'gemma3'"):
+        Gemma3Config.from_pretrained(tmp_path / "text")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_configurations_survive_copying_and_pickling_and_stay_frozen(kind):
+    config = kind.from_dict({"novelty": [1], "num_labels": 3})
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(AttributeError):
+        config.num_labels = 7

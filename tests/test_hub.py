@@ -81,6 +81,9 @@ def response(status: int) -> httpx.Response:
         (hub_errors.RepositoryNotFoundError("404", response=response(404)), ["no public Hub repository", "HF_TOKEN"]),
         (hub_errors.RevisionNotFoundError("404", response=response(404)), ["no revision 'v9'"]),
         (hub_errors.HfHubHTTPError("500", response=response(500)), ["could not be downloaded", "network"]),
+        (hub_errors.HfHubHTTPError("401", response=response(401)), ["does not let you read", "401", "HF_TOKEN"]),
+        (hub_errors.HfHubHTTPError("403", response=response(403)), ["does not let you read", "403", "HF_TOKEN"]),
+        (hub_errors.OfflineModeIsEnabled("offline"), ["could not be downloaded", "network"]),
         (hub_errors.LocalEntryNotFoundError("offline"), ["could not be downloaded", "network"]),
         (httpx.ReadError("cut off in the middle"), ["could not be downloaded", "network"]),
         (httpx.ProxyError("no proxy"), ["could not be downloaded", "network"]),
@@ -112,3 +115,23 @@ def test_only_what_is_read_is_fetched_and_never_pickles(monkeypatch, tmp_path):
     files = {"config.json": True, "model-00001-of-00002.safetensors": True, "chat_template.jinja": True}
     files |= {"pytorch_model.bin": False, "model.gguf": False, "run.py": False, "tokenizer.model": False}
     assert {f: any(fnmatch(f, pattern) for pattern in asked["allow_patterns"]) for f in files} == files
+
+
+def test_without_weights_only_small_files_are_fetched(monkeypatch, tmp_path):
+    asked = {}
+
+    def record(repo_id, **options):
+        asked.update(options, repo_id=repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
+    resolve_folder("some/model", weights=False)
+    files = {"config.json": True, "tokenizer.json": True, "chat_template.jinja": True, "model.safetensors": False}
+    assert {f: any(fnmatch(f, pattern) for pattern in asked["allow_patterns"]) for f in files} == files
+
+
+def test_a_folder_without_a_checkpoint_says_which_file_is_missing_and_not_where(tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        Gemma3ForConditionalGeneration.from_pretrained(tmp_path)
+    assert_plain(error.value, "config.json is missing", "give the folder that holds it")
+    assert str(tmp_path) not in str(error.value)
