@@ -15,13 +15,13 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gemma3_core.errors import ChatTemplateError
+from gemma3_core.errors import ChatTemplateError, UnsupportedOptionError
 
 Message = Mapping[str, Any]
 
@@ -38,15 +38,23 @@ def render_chat(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = False,
-    continue_final_message: bool = False,
+    continue_final_message: bool | str = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The prompt of one conversation.
 
     A message is {"role": "system" | "user" | "assistant", "content": text or list of parts}, a part
     {"type": "text", "text": …} or {"type": "image", …}. `add_generation_prompt` opens the model's
     turn; `continue_final_message` leaves the last message's turn open instead, to be written on.
-    Raises ChatTemplateError for messages that are not of this form or that the template refuses.
+    `variables` are further names that the template may use, such as `tools`.
+    Raises ChatTemplateError for messages that are not of this form or that the template refuses,
+    UnsupportedOptionError for other fields than "content" to continue.
     """
+    if isinstance(continue_final_message, str) and continue_final_message != "content":
+        raise UnsupportedOptionError(
+            f"continue_final_message={continue_final_message!r} names a field that Gemma 3's messages don't have; "
+            'give True or "content".'
+        )
     if add_generation_prompt and continue_final_message:
         raise ChatTemplateError(
             "add_generation_prompt opens a new turn, continue_final_message keeps the last one "
@@ -56,16 +64,26 @@ def render_chat(
     if not chat:
         raise ChatTemplateError("There are no messages; give at least one of role user.")
     final_text = _mark_end(chat[-1]) if continue_final_message else None
-    variables = {
-        "messages": chat,
+    names = {
         "tools": None,
         "documents": None,
         "bos_token": bos_token,
         "eos_token": eos_token,
+        **_plain(variables or {}),
+        "messages": chat,
         "add_generation_prompt": add_generation_prompt,
     }
-    prompt = _render(template, variables)
+    prompt = _render(template, names)
     return prompt if final_text is None else _cut_at_mark(prompt, final_text)
+
+
+@lru_cache(maxsize=8)
+def template_variables(template: str) -> frozenset[str]:
+    """The names that a template takes from outside; raises ChatTemplateError where it is no Jinja."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_Environment().parse(template)))
+    except TemplateError as error:
+        raise ChatTemplateError(f"The chat template is no valid Jinja: {error.message}") from error
 
 
 class _Environment(ImmutableSandboxedEnvironment):

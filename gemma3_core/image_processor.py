@@ -5,10 +5,9 @@ Gemma3ImageProcessorPil with Pillow. Resized bilinear, as published, their squar
 step at most (bicubic by more: it overshoots, and they cut that off at different points).
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,200 +16,121 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from gemma3_core.errors import ConfigError, UnsupportedOptionError
+from gemma3_core.errors import ImageError, UnsupportedOptionError
 from gemma3_core.hub import read_json, resolve_folder, write_json
-from gemma3_core.images import DEFAULT_LIMITS, ImageLimits, ImageSource, load_image
+from gemma3_core.image_options import ImageProcessorConfig, check_options
+from gemma3_core.images import DEFAULT_LIMITS, ImageLimits, ImageSource, as_8_bit, load_image
+from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.pan_and_scan import Box, explain_pan_and_scan, pan_and_scan_boxes
+from gemma3_core.pixel_arrays import flat_pictures, is_array, open_array
 
-Square = Image.Image | torch.Tensor
-"""An RGB square of 8 bits a color: a picture, or a tensor [3, S, S]."""
+Square = Image.Image | np.ndarray | torch.Tensor
+"""A part of a picture: a PIL picture, an array [H, W, C] or a tensor [C, H, W]; of 8 bits a color as a rule."""
 
-
-@dataclass(frozen=True)
-class Box:
-    """Part of a picture, in pixels; right and bottom are the first column and row outside it."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
-@dataclass(frozen=True)
-class ImageProcessorConfig:
-    """preprocessor_config.json; the values here are those of the published Gemma 3 checkpoints.
-
-    `size` is the side of the encoder's square and `pan_and_scan_min_crop_size` the shortest side
-    of a crop, both in pixels.
-    """
-
-    size: int = 896
-    resample: int = Image.Resampling.BILINEAR
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    do_pan_and_scan: bool = False
-    pan_and_scan_min_crop_size: int = 256
-    pan_and_scan_max_num_crops: int = 4
-    pan_and_scan_min_ratio_to_activate: float = 1.2
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for values that no picture could be processed with."""
-        if self.size < 1 or self.pan_and_scan_min_crop_size < 1 or self.pan_and_scan_max_num_crops < 1:
-            raise ConfigError("size, pan_and_scan_min_crop_size and pan_and_scan_max_num_crops must be 1 or more.")
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or 0 in self.image_std:
-            raise ConfigError("image_mean and image_std must be three numbers each, and image_std not 0.")
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "ImageProcessorConfig":
-        """Null means the published default. Raises UnsupportedOptionError for keys of other processors."""
-        given = {key: value for key, value in content.items() if value is not None}
-        for key, value in given.items():
-            _check_option(key, value)
-        values = {key: value for key, value in given.items() if key in cls.__annotations__}
-        if "size" in values:
-            values["size"] = _side(values["size"])
-        for key in ("image_mean", "image_std"):
-            if key in values:
-                values[key] = _per_channel(values[key])
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The Hub's spelling."""
-        values = {name: getattr(self, name) for name in self.__annotations__}
-        return {
-            **values,
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "image_mean": list(self.image_mean),
-            "image_processor_type": "Gemma3ImageProcessor",
-            "image_std": list(self.image_std),
-            "resample": int(self.resample),
-            "size": {"height": self.size, "width": self.size},
-        }
-
-
-@dataclass(frozen=True)
-class ImageInputs:
-    """`pixel_values` [N, 3, S, S], float32: each picture followed by its crops; `num_crops` has one
-    count per picture. Also readable by key, like the reference's result."""
-
-    pixel_values: torch.Tensor
-    num_crops: tuple[int, ...]
-
-    def __getitem__(self, name: str) -> Any:
-        return {"pixel_values": self.pixel_values, "num_crops": self.num_crops}[name]
-
-
-def pan_and_scan_boxes(
-    width: int,
-    height: int,
-    min_crop_size: int = 256,
-    max_num_crops: int = 4,
-    min_ratio_to_activate: float = 1.2,
-) -> list[Box]:
-    """One row or one column of equal crops along the longer side; empty where there are none.
-
-    From the Gemma 3 report (arXiv 2503.19786, section 2.1), with the arithmetic of transformers:
-    as many crops as the sides' ratio, rounded half up. The last crop may be a few pixels shorter.
-    """
-    if max(width, height) / min(width, height) < min_ratio_to_activate:
-        return []
-    columns, rows = _grid(width, height, min_crop_size, max_num_crops)
-    crop_width, crop_height = math.ceil(width / columns), math.ceil(height / rows)
-    if min(crop_width, crop_height) < min_crop_size:
-        return []
-    corners = [(x * crop_width, y * crop_height) for y in range(rows) for x in range(columns)]
-    return [
-        Box(left, top, min(left + crop_width, width), min(top + crop_height, height))
-        for left, top in corners
-        if left < width and top < height
-    ]
-
-
-def explain_pan_and_scan(
-    width: int,
-    height: int,
-    min_crop_size: int = 256,
-    max_num_crops: int = 4,
-    min_ratio_to_activate: float = 1.2,
-) -> str:
-    """One plain sentence: how many crops a picture gets, or why it gets none."""
-    picture = f"{width} x {height}"
-    if max(width, height) / min(width, height) < min_ratio_to_activate:
-        shape = "square" if width == height else "nearly square"
-        return f"{picture} is {shape}: crops begin when one side is {min_ratio_to_activate:g} times the other."
-    boxes = pan_and_scan_boxes(width, height, min_crop_size, max_num_crops, min_ratio_to_activate)
-    if boxes:
-        crops = "1 crop" if len(boxes) == 1 else f"{len(boxes)} crops"
-        return f"{picture} is {'wide' if width > height else 'tall'}: {crops} beside the whole picture."
-    columns, rows = _grid(width, height, min_crop_size, max_num_crops)
-    crop = f"{math.ceil(width / columns)} x {math.ceil(height / rows)}"
-    return (
-        f"{picture} is too small for crops: each would be {crop} pixels, "
-        f"and the shorter side must be at least {min_crop_size}."
-    )
-
-
-def _grid(width: int, height: int, min_crop_size: int, max_num_crops: int) -> tuple[int, int]:
-    """Columns and rows of crops, before asking whether each is large enough."""
-    longer, shorter = max(width, height), min(width, height)
-    count = min(longer // min_crop_size, math.floor(longer / shorter + 0.5))
-    count = min(max_num_crops, max(2, count))
-    return (count, 1) if width >= height else (1, count)
+_CLASS_SIZE = 224  # of the reference's classes; the published config files say 896
 
 
 class ImageProcessor(ABC):
     """What both back ends share: settings, crops, and the way from pictures to ImageInputs."""
 
-    def __init__(self, config: ImageProcessorConfig | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> None:
-        self.config = config or ImageProcessorConfig()
+    backend: str
+
+    def __init__(
+        self, config: ImageProcessorConfig | None = None, limits: ImageLimits = DEFAULT_LIMITS, **options: Any
+    ) -> None:
+        """`options` are fields of ImageProcessorConfig, by their names in transformers; without a config the
+        size is 224, as there. Raises ConfigError and UnsupportedOptionError for what can't be."""
+        check_options(options)
+        known = {name: value for name, value in options.items() if name in _OPTIONS and value is not None}
+        if config is None:
+            config = ImageProcessorConfig(**{"size": _CLASS_SIZE, **known})
+        elif known:
+            config = replace(config, **known)
+        self.config = config
         self.limits = limits
+
+    def __getattr__(self, name: str) -> Any:
+        """The settings, by their names in transformers: `processor.size`, `processor.do_pan_and_scan`, …"""
+        if name in _OPTIONS and "config" in self.__dict__:
+            return getattr(self.config, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """`processor.do_pan_and_scan = True` changes the setting of this processor."""
+        if name in _OPTIONS:
+            changed = self._with_config(replace(self.config, **{name: value}))
+            name, value = "config", changed.config
+        super().__setattr__(name, value)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "num_crops"]
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         return cls(ImageProcessorConfig.from_dict(content))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None, token: str | None = None) -> Self:
-        """Read preprocessor_config.json, or the `image_processor` of processor_config.json (where
-        newer transformers writes it); the published values where there is neither."""
-        folder = resolve_folder(source, revision, token)
-        nested = read_json(folder / "processor_config.json", optional=True).get("image_processor")
-        return cls.from_dict(nested or read_json(folder / "preprocessor_config.json", optional=True))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write preprocessor_config.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / "preprocessor_config.json", self.config.to_dict())
-
-    def __call__(
-        self,
-        images: ImageSource | Sequence[ImageSource],
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
         *,
-        do_pan_and_scan: bool | None = None,
-        pan_and_scan_min_crop_size: int | None = None,
-        pan_and_scan_max_num_crops: int | None = None,
-        pan_and_scan_min_ratio_to_activate: float | None = None,
-    ) -> ImageInputs:
-        """One picture or several, in anything `load_image` reads; None means the config's value."""
-        processor = self.with_options(
-            do_pan_and_scan=do_pan_and_scan,
-            pan_and_scan_min_crop_size=pan_and_scan_min_crop_size,
-            pan_and_scan_max_num_crops=pan_and_scan_max_num_crops,
-            pan_and_scan_min_ratio_to_activate=pan_and_scan_min_ratio_to_activate,
-        )
-        pictures: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
-        groups = [processor._resized(load_image(picture, self.limits)) for picture in pictures]
-        return ImageInputs(
-            pixel_values=self.pixel_values([square for group in groups for square in group]),
-            num_crops=tuple(len(group) - 1 for group in groups),
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Read preprocessor_config.json, or the `image_processor` of processor_config.json (where
+        newer transformers writes it); the published values where there is neither. `options` win over both."""
+        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
+        folder = resolve_folder(source, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        nested = read_json(folder / "processor_config.json", optional=True).get("image_processor")
+        content = nested or read_json(folder / "preprocessor_config.json", optional=True)
+        return cls.from_dict({**content, **options})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds."""
+        return self.config.to_dict()
+
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False) -> list[str]:
+        """Write preprocessor_config.json; returns its path."""
+        if push_to_hub:
+            raise UnsupportedOptionError("push_to_hub is not supported; upload the folder with huggingface_hub.")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        path = Path(folder) / "preprocessor_config.json"
+        write_json(path, self.to_dict())
+        return [str(path)]
+
+    def __call__(self, images: ImageSource | Sequence[Any], **options: Any) -> ModelInputs:
+        """See `preprocess`."""
+        return self.preprocess(images, **options)
+
+    def preprocess(self, images: ImageSource | Sequence[Any], **options: Any) -> ModelInputs:
+        """`pixel_values`, each picture followed by its crops, and `num_crops`, one count per picture.
+
+        `images` is one picture, a batch [N, …] or a list (of lists) of them, in anything `load_image`
+        reads. `options` hold for this call; None means the processor's own. `pixel_values` is a list
+        [3, H, W] by default and one tensor [N, 3, H, W] with `return_tensors="pt"` or "np".
+        """
+        processor = self.with_options(**options)
+        groups = [processor._resized(processor._open(picture)) for picture in flat_pictures(images)]
+        parts = [part for group in groups for part in group]
+        return ModelInputs(
+            {
+                "pixel_values": processor._finished(parts),
+                "num_crops": [len(group) - 1 for group in groups],
+            },
+            tensor_type=processor.config.return_tensors,
         )
 
     def with_options(self, **options: Any) -> Self:
         """The same processor with other settings (fields of ImageProcessorConfig); None changes nothing."""
-        changes = {name: value for name, value in options.items() if value is not None}
+        if options.get("image_seq_length") is not None:
+            raise UnsupportedOptionError("image_seq_length is the Gemma3Processor's: give it when that is made.")
+        check_options(options)
+        changes = {name: value for name, value in options.items() if value is not None and name in _OPTIONS}
         return self._with_config(replace(self.config, **changes)) if changes else self
 
     def boxes(self, width: int, height: int) -> list[Box]:
@@ -229,11 +149,39 @@ class ImageProcessor(ABC):
 
     @abstractmethod
     def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
-        """N RGB squares -> [N, 3, S, S], float32, rescaled and normalised (-1 to 1 as published)."""
+        """N parts of one size -> [N, 3, H, W], rescaled and normalised (-1 to 1, float32, as published)."""
 
     @abstractmethod
-    def _resized(self, picture: Image.Image) -> list[Square]:
-        """The whole picture and its crops as 8-bit squares, in the form that the back end works with."""
+    def _resized(self, picture: Square) -> list[Square]:
+        """The whole picture and its crops, resized, in the form that the back end works with."""
+
+    def _open(self, source: Any) -> Square:
+        """A picture of 8-bit RGB; or an array [C, H, W] where the caller gave one, or wants other colors."""
+        if is_array(source):
+            return open_array(source, self.config, self.limits)
+        if isinstance(source, Image.Image) and not self.config.do_convert_rgb and source.mode != "RGB":
+            # as it lies there: [H, W] or [H, W, C]
+            raw = replace(self.config, input_data_format="channels_last")
+            return open_array(np.asarray(source), raw, self.limits)
+        return load_image(source, self.limits)
+
+    def _finished(self, parts: Sequence[Square]) -> Any:
+        """[N, C, H, W] where all parts are of one size and a tensor was asked for, else a list [C, H, W]."""
+        one_size = len({_size_of(part) for part in parts}) <= 1
+        if self.config.return_tensors is not None and one_size:
+            return self._in_data_format(self.pixel_values(parts))
+        values = [self._in_data_format(self.pixel_values([part])[0]) for part in parts]
+        return values if isinstance(self, Gemma3ImageProcessor) else [value.numpy() for value in values]
+
+    def _in_data_format(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels if self.config.data_format == "channels_first" else pixels.movedim(-3, -1)
+
+    def _check_channels(self, channels: int) -> None:
+        if self.config.do_normalize and channels != 3:
+            raise ImageError(
+                f"The picture has {channels} channels and image_mean has 3 numbers; leave do_convert_rgb on, "
+                "or set do_normalize=False."
+            )
 
     def _with_config(self, config: ImageProcessorConfig) -> Self:
         return type(self)(config, self.limits)
@@ -242,67 +190,126 @@ class ImageProcessor(ABC):
 class Gemma3ImageProcessor(ImageProcessor):
     """The back end that resizes tensors, antialiased, on `device`; bilinear, within one 8-bit step of transformers'."""
 
+    backend = "torchvision"
+
     def __init__(
-        self,
-        config: ImageProcessorConfig | None = None,
-        limits: ImageLimits = DEFAULT_LIMITS,
-        device: torch.device | str = "cpu",
+        self, config: ImageProcessorConfig | None = None, limits: ImageLimits = DEFAULT_LIMITS, **options: Any
     ) -> None:
         """Raises UnsupportedOptionError where torch can't resize as the config says."""
-        super().__init__(config, limits)
-        self.device = torch.device(device)
+        super().__init__(config, limits, **options)
         if self.config.resample not in _TORCH_MODES:
             raise UnsupportedOptionError(
-                f"The tensor image processor resizes bilinear (2) or bicubic (3), not resample={self.config.resample}. "
-                'Take backend="pil".'
+                "The tensor image processor resizes to the nearest pixel (0), bilinear (2) or bicubic (3), not "
+                f'resample={self.config.resample}. Take backend="pil".'
             )
 
     def to(self, device: torch.device | str) -> Self:
         """The same processor at work on another device."""
-        return type(self)(self.config, self.limits, device)
+        return self.with_options(device=device)
 
     def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
-        """N RGB squares -> [N, 3, S, S] on `device`, float32, rescaled and normalised (-1 to 1 as published)."""
+        """N parts of one size -> [N, 3, H, W] on `device`, rescaled and normalised (-1 to 1, float32, as published)."""
+        config = self.config
         if not squares:
-            return torch.empty(0, 3, self.config.size, self.config.size, device=self.device)
-        pixels = torch.stack([_as_tensor(square).to(self.device) for square in squares]).float()
+            return torch.empty(0, 3, *config.size.for_picture(1, 1), device=config.device)
+        tensors = [_as_tensor(square) for square in squares]
+        where = config.device or tensors[0].device
+        pixels = torch.stack([tensor.to(where) for tensor in tensors])
+        scale = config.rescale_factor if config.do_rescale else 1.0
+        if not config.do_normalize:
+            return pixels * scale if config.do_rescale else pixels
+        self._check_channels(pixels.shape[1])
         # In one step, as in the reference: 255 levels less the mean's level, over the deviation's.
-        scale = self.config.rescale_factor if self.config.do_rescale else 1.0
-        if not self.config.do_normalize:
-            return pixels * scale
         mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None] * (1.0 / scale)
-            for values in (self.config.image_mean, self.config.image_std)
+            torch.tensor(values, device=where)[:, None, None] * (1.0 / scale)
+            for values in (config.image_mean, config.image_std)
         )
-        return pixels.sub_(mean).div_(std)
+        return pixels.float().sub_(mean).div_(std)
 
-    def _resized(self, picture: Image.Image) -> list[Square]:
-        pixels = _as_tensor(picture).to(self.device)
-        parts = [pixels, *(pixels[:, b.top : b.bottom, b.left : b.right] for b in self.boxes(*picture.size))]
-        resize = _resize_8_bit if self.device.type == "cpu" else _resize_float
-        mode = _TORCH_MODES[self.config.resample]
-        return [resize(part, self.config.size, mode) for part in parts]
+    def _resized(self, picture: Square) -> list[Square]:
+        pixels = _as_tensor(picture)
+        pixels = pixels.to(self.config.device or pixels.device)
+        height, width = pixels.shape[-2:]
+        boxes = self.boxes(width, height)
+        parts = [pixels, *(pixels[:, box.top : box.bottom, box.left : box.right] for box in boxes)]
+        return list(self._resize(parts)) if self.config.do_resize else list(parts)
 
-    def _with_config(self, config: ImageProcessorConfig) -> Self:
-        return type(self)(config, self.limits, self.device)
+    def _resize(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Parts of one shape at once where that is faster: everywhere but on CPUs, unless said otherwise."""
+        on_cpu = parts[0].device.type == "cpu"
+        apart = on_cpu if self.config.disable_grouping is None else self.config.disable_grouping
+        groups: dict[Any, list[int]] = {}
+        for index, part in enumerate(parts):
+            groups.setdefault(index if apart else tuple(part.shape), []).append(index)
+        resize = _resize_real if parts[0].is_floating_point() else _resize_8_bit if on_cpu else _resize_float
+        resized: dict[int, torch.Tensor] = {}
+        for indices in groups.values():
+            batch = parts[indices[0]][None] if len(indices) == 1 else torch.stack([parts[i] for i in indices])
+            size = self.config.size.for_picture(*batch.shape[-2:])
+            resized |= zip(indices, resize(batch, size, _TORCH_MODES[self.config.resample]), strict=True)
+        return [resized[index] for index in range(len(parts))]
 
 
 class Gemma3ImageProcessorPil(ImageProcessor):
     """The back end that resizes with Pillow; its pixels equal those of transformers' bit for bit."""
 
+    backend = "pil"
+
+    def __init__(
+        self, config: ImageProcessorConfig | None = None, limits: ImageLimits = DEFAULT_LIMITS, **options: Any
+    ) -> None:
+        """Raises UnsupportedOptionError for a device other than the CPU."""
+        super().__init__(config, limits, **options)
+        if self.config.device is not None and self.config.device.type != "cpu":
+            raise UnsupportedOptionError(
+                f'backend="pil" works on the CPU, not on {self.config.device}; leave one of them out.'
+            )
+
     def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
-        """N RGB squares -> [N, 3, S, S], float32, rescaled and normalised (-1 to 1 as published)."""
-        side = self.config.size
-        result = np.empty((len(squares), 3, side, side), dtype=np.float32)
-        for index, square in enumerate(squares):
-            result[index] = _normalised(np.asarray(square), self.config).transpose(2, 0, 1)
+        """N parts of one size -> [N, 3, H, W], rescaled and normalised (-1 to 1, float32, as published)."""
+        if not squares:
+            return torch.empty(0, 3, *self.config.size.for_picture(1, 1))
+        arrays = [_with_channels(np.asarray(square)) for square in squares]
+        self._check_channels(arrays[0].shape[-1])
+        first = _normalised(arrays[0], self.config)
+        height, width, channels = first.shape
+        result = np.empty((len(arrays), channels, height, width), dtype=first.dtype)
+        result[0] = first.transpose(2, 0, 1)
+        for index, array in enumerate(arrays[1:], 1):
+            result[index] = _normalised(array, self.config).transpose(2, 0, 1)
         return torch.from_numpy(result)
 
-    def _resized(self, picture: Image.Image) -> list[Square]:
-        boxes = self.boxes(*picture.size)
-        parts = [picture, *(picture.crop((box.left, box.top, box.right, box.bottom)) for box in boxes)]
-        side = self.config.size
-        return [part.resize((side, side), resample=self.config.resample) for part in parts]
+    def _open(self, source: Any) -> Square:
+        """A PIL picture wherever it is 8-bit RGB; else an array [H, W, C]."""
+        picture = super()._open(source.detach().cpu().numpy() if _is_plain_tensor(source) else source)
+        if isinstance(picture, torch.Tensor):
+            picture = picture.cpu().numpy()
+        if not isinstance(picture, np.ndarray):
+            return picture
+        pixels = np.ascontiguousarray(picture.transpose(1, 2, 0))
+        if pixels.dtype.kind == "f" and self.config.do_rescale and self.config.do_resize:
+            pixels = as_8_bit(pixels / np.float32(255.0) if float(pixels.max()) <= 1.0 else pixels)
+        return Image.fromarray(pixels) if pixels.dtype == np.uint8 and pixels.shape[-1] == 3 else pixels
+
+    def _resized(self, picture: Square) -> list[Square]:
+        if isinstance(picture, Image.Image):
+            width, height = picture.size
+            cuts = [(box.left, box.top, box.right, box.bottom) for box in self.boxes(width, height)]
+            parts: list[Square] = [picture, *(picture.crop(cut) for cut in cuts)]
+        else:
+            height, width = picture.shape[:2]
+            boxes = self.boxes(width, height)
+            parts = [picture, *(picture[box.top : box.bottom, box.left : box.right] for box in boxes)]
+        return [self._resize(part) for part in parts] if self.config.do_resize else parts
+
+    def _resize(self, part: Any) -> Square:
+        if isinstance(part, Image.Image):
+            height, width = self.config.size.for_picture(part.height, part.width)
+            return part.resize((width, height), resample=self.config.resample)
+        picture, was_unit = _levels(part)
+        height, width = self.config.size.for_picture(*part.shape[:2])
+        resized = np.asarray(picture.resize((width, height), resample=self.config.resample))
+        return (resized.astype(np.float64) * (1 / 255)).astype(np.float32) if was_unit else resized
 
 
 def image_processor_class(backend: str | None) -> type[ImageProcessor]:
@@ -317,41 +324,91 @@ _BACKENDS: dict[str | None, type[ImageProcessor]] = {
     "torchvision": Gemma3ImageProcessor,
     "pil": Gemma3ImageProcessorPil,
 }
-_TORCH_MODES: dict[int, str] = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+_TORCH_MODES: dict[int, str] = {
+    Image.Resampling.NEAREST: "nearest-exact",
+    Image.Resampling.BILINEAR: "bilinear",
+    Image.Resampling.BICUBIC: "bicubic",
+}
+_OPTIONS = frozenset(ImageProcessorConfig.__annotations__)
+
+
+def _is_plain_tensor(source: Any) -> bool:
+    """bfloat16 has no counterpart in numpy."""
+    return isinstance(source, torch.Tensor) and source.dtype != torch.bfloat16
+
+
+def _size_of(part: Square) -> tuple[int, ...]:
+    return part.size if isinstance(part, Image.Image) else tuple(part.shape)
+
+
+def _with_channels(array: np.ndarray) -> np.ndarray:
+    return array if array.ndim == 3 else array[..., None]
 
 
 def _as_tensor(square: Square) -> torch.Tensor:
-    """An RGB picture as 8-bit [3, H, W]; its memory keeps the order of pixels, which resizing is fastest with."""
-    return square if isinstance(square, torch.Tensor) else torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    """A picture as [C, H, W]; its memory keeps the order of pixels, which resizing is fastest with."""
+    if isinstance(square, torch.Tensor):
+        return square
+    if isinstance(square, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(square))
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
 def _as_picture(square: Square) -> Image.Image:
-    return square if isinstance(square, Image.Image) else Image.fromarray(square.permute(1, 2, 0).cpu().numpy())
+    if isinstance(square, Image.Image):
+        return square
+    assert isinstance(square, torch.Tensor), "pictures stay pictures in Pillow's back end"
+    return Image.fromarray(square.permute(1, 2, 0).cpu().numpy())
 
 
-def _resize_8_bit(pixels: torch.Tensor, side: int, mode: str) -> torch.Tensor:
-    """[3, H, W] -> [3, side, side]; torch resizes 8-bit numbers on CPUs alone, in whole numbers like Pillow."""
-    return _interpolated(pixels, side, mode)
+def _levels(part: np.ndarray) -> tuple[Image.Image, bool]:
+    """[H, W, C] -> a picture of 8 bits, and whether its values went from 0 to 1. Each part is looked at by
+    itself and fractions of a level are cut off, as in the reference. Raises ImageError for other values."""
+    whole = part.dtype == np.uint8 or np.allclose(part, part.astype(int))
+    low, high = float(part.min()), float(part.max())
+    if low < 0 or high > (255 if whole else 1):
+        raise ImageError(
+            f"The array's values go from {low:g} to {high:g}; for resizing with Pillow they must be whole numbers "
+            "from 0 to 255, or from 0 to 1. The tensor back end takes any."
+        )
+    levels = part if whole else (part.astype(np.float64) * 255).astype(np.float32)
+    levels = levels.astype(np.uint8)
+    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels), not whole
 
 
-def _resize_float(pixels: torch.Tensor, side: int, mode: str) -> torch.Tensor:
+def _resize_8_bit(pixels: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """[N, C, H, W] -> [N, C, *size]; torch resizes 8-bit numbers on CPUs alone, in whole numbers like Pillow."""
+    return _interpolated(pixels, size, mode)
+
+
+def _resize_float(pixels: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
     """The same through float32, as every GPU can; bicubic overshoots, so it is cut off at 0 and 255."""
-    return _interpolated(pixels.float(), side, mode).round_().clamp_(0, 255).to(torch.uint8)
+    return _interpolated(pixels.float(), size, mode).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _interpolated(pixels: torch.Tensor, side: int, mode: str) -> torch.Tensor:
-    return F.interpolate(pixels[None], (side, side), mode=mode, antialias=True, align_corners=False)[0]
+def _resize_real(pixels: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Pictures of real numbers, which stay so."""
+    return _interpolated(pixels, size, mode)
+
+
+def _interpolated(pixels: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    if mode == "nearest-exact":
+        return F.interpolate(pixels, size, mode=mode)
+    return F.interpolate(pixels, size, mode=mode, antialias=True, align_corners=False)
 
 
 def _normalised(pixels: np.ndarray, config: ImageProcessorConfig) -> np.ndarray:
-    """[S, S, 3] of 0 to 255. The steps' precisions are the reference's, so that no bit differs:
-    rescaling in float64 and rounded to float32, normalising in float32."""
-    if config.do_rescale:
+    """[H, W, C] of 0 to 255. The steps' precisions are the reference's, so that no bit differs:
+    rescaling in float64 and rounded to float32, normalising in float32 (in the array's own floats)."""
+    if config.do_rescale and pixels.dtype == np.uint8:
         # Equal to rescaling each pixel: there are only 256 values to rescale.
         pixels = (np.arange(256, dtype=np.float64) * config.rescale_factor).astype(np.float32)[pixels]
+    elif config.do_rescale:
+        pixels = (pixels.astype(np.float64) * config.rescale_factor).astype(np.float32)
     if config.do_normalize:
-        mean, std = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
-        pixels = (pixels.astype(np.float32) - mean) / std
+        pixels = pixels if pixels.dtype.kind == "f" else pixels.astype(np.float32)
+        mean, std = np.array(config.image_mean, pixels.dtype), np.array(config.image_std, pixels.dtype)
+        pixels = (pixels - mean) / std
     return pixels
 
 
@@ -361,33 +418,3 @@ def _pan_and_scan_settings(config: ImageProcessorConfig) -> tuple[int, int, floa
         config.pan_and_scan_max_num_crops,
         config.pan_and_scan_min_ratio_to_activate,
     )
-
-
-# Keys that say what this processor does anyway, and names of classes.
-_FIXED = {
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "default_to_square": True,
-    "data_format": "channels_first",
-}
-_NAMES = {"image_processor_type", "feature_extractor_type", "processor_class", "image_seq_length"}
-
-
-def _check_option(key: str, value: Any) -> None:
-    if key in ImageProcessorConfig.__annotations__ or key in _NAMES:
-        return
-    if key not in _FIXED and value is False:  # a step that isn't wanted and doesn't exist
-        return
-    if key not in _FIXED or value != _FIXED[key]:
-        raise UnsupportedOptionError(f"The image processor's option {key}={value!r} is not supported.")
-
-
-def _side(size: Any) -> int:
-    sides = [size.get("height"), size.get("width")] if isinstance(size, Mapping) else [size, size]
-    if not isinstance(sides[0], int) or sides[0] != sides[1]:
-        raise ConfigError(f"size is {size!r}; the encoder needs a square, an equal height and width in pixels.")
-    return sides[0]
-
-
-def _per_channel(value: Any) -> tuple[float, ...]:
-    return tuple(float(v) for v in value) if isinstance(value, list | tuple) else (float(value),) * 3

@@ -135,7 +135,7 @@ def _check_bytes(size: int, limits: ImageLimits) -> None:
         )
 
 
-def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"The picture is {width} x {height} pixels: there is nothing to see.")
     if width * height > limits.max_pixels:
@@ -152,7 +152,7 @@ def _decode(data: bytes, limits: ImageLimits) -> Image.Image:
     _check_bytes(len(data), limits)
     picture = _open_header(data)
     with picture:
-        _check_pixels(*picture.size, limits)
+        check_pixels(*picture.size, limits)
         try:
             picture.load()
         except Exception as error:  # decoders raise anything on damaged bytes
@@ -180,7 +180,7 @@ def _open_header(data: bytes) -> ImageFile.ImageFile:
 
 def _finish(picture: Image.Image, limits: ImageLimits) -> Image.Image:
     """Any PIL picture -> a new RGB one without metadata (so that it isn't turned a second time)."""
-    _check_pixels(*picture.size, limits)
+    check_pixels(*picture.size, limits)
     try:
         rgb = _upright(_to_rgb(picture), _orientation(picture))
     except ImageError:
@@ -237,7 +237,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def _picture_of_array(array: np.ndarray) -> Image.Image:
-    pixels = _as_8_bit(_channels_last(array))
+    pixels = as_8_bit(_channels_last(array))
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
@@ -252,7 +252,7 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     raise ImageError(f"An array of shape {list(array.shape)} is no picture; give [H, W], [H, W, C] or [C, H, W].")
 
 
-def _as_8_bit(values: np.ndarray) -> np.ndarray:
+def as_8_bit(values: np.ndarray) -> np.ndarray:
     """uint8 as it is, uint16 over 257, bool to 0 and 255, floats from 0 to 1 times 255."""
     if values.dtype == np.uint8 or values.size == 0:
         return values.astype(np.uint8)

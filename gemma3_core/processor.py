@@ -1,28 +1,26 @@
 """Messages and pictures -> model inputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gemma3_core.chat_template import Message, render_chat
-from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError
+from gemma3_core.chat_template import template_variables
+from gemma3_core.conversations import Conversation, pictures_of, refuse_unsupported, render_prompts, split_batch
+from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.hub import read_json, resolve_folder, write_json
-from gemma3_core.image_processor import Gemma3ImageProcessor, ImageInputs, ImageProcessor, image_processor_class
-from gemma3_core.images import ImageSource, decode_base64, load_image
-from gemma3_core.tokenizer import (
-    Gemma3Tokenizer,
-    ModelInputs,
-    TokenIds,
-    to_tensors,
-)
+from gemma3_core.image_options import ImageProcessorConfig
+from gemma3_core.image_processor import ImageProcessor, image_processor_class
+from gemma3_core.images import ImageSource
+from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.pixel_arrays import is_array
+from gemma3_core.processor_options import CallOptions, split_options
+from gemma3_core.tokenizer import Gemma3Tokenizer, TokenIds
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
-Conversation = Sequence[Message]
 
 _DEFAULT_IMAGE_SEQ_LENGTH = 256  # of the published checkpoints: 64 x 64 patches pooled 4 x 4
-_IMAGE_KEYS = ("image", "url", "path", "base64")
 
 
 class Gemma3Processor:
@@ -32,10 +30,17 @@ class Gemma3Processor:
         self,
         image_processor: ImageProcessor,
         tokenizer: Gemma3Tokenizer,
-        image_seq_length: int = _DEFAULT_IMAGE_SEQ_LENGTH,
         chat_template: str | None = None,
+        image_seq_length: int = _DEFAULT_IMAGE_SEQ_LENGTH,
     ) -> None:
-        """`image_seq_length` is the number of soft tokens per picture and per crop."""
+        """`image_seq_length` is the number of soft tokens per picture and per crop.
+
+        Raises UnsupportedOptionError for arguments of other types.
+        """
+        _check_type("image_processor", image_processor, ImageProcessor)
+        _check_type("tokenizer", tokenizer, Gemma3Tokenizer)
+        _check_type("chat_template", chat_template, str | None)
+        _check_type("image_seq_length", image_seq_length, int)
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.image_seq_length = image_seq_length
@@ -48,119 +53,161 @@ class Gemma3Processor:
         cls,
         source: str | Path,
         revision: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
         *,
         backend: str | None = None,
-        device: torch.device | str = "cpu",
+        use_fast: bool | None = None,
+        device: torch.device | str | None = None,
+        image_seq_length: int | None = None,
+        chat_template: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
     ) -> "Gemma3Processor":
         """Read a checkpoint's tokenizer, image processor and processor_config.json; where the last
         two are missing, the published values apply.
 
         `backend` is the image processor's: None or "torchvision" (tensors, resized on `device`), or
-        "pil". Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        "pil"; `use_fast` says the same with True or False. Further options are the tokenizer's
+        (`padding_side`, …) or the image processor's (`do_pan_and_scan`, …) and win over the files.
+        Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
-        folder = resolve_folder(source, revision, token)
+        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
+        folder = resolve_folder(source, revision, token, weights=False, **how)  # type: ignore[arg-type]
         older = read_json(folder / "preprocessor_config.json", optional=True)
-        config = {
-            "image_seq_length": older.get("image_seq_length"),
-            **read_json(folder / "processor_config.json", optional=True),
-        }
-        return cls(
-            _image_processor(folder, backend, device),
-            Gemma3Tokenizer.from_pretrained(folder),
-            image_seq_length=config["image_seq_length"] or _DEFAULT_IMAGE_SEQ_LENGTH,
-        )
+        newer = read_json(folder / "processor_config.json", optional=True)
+        length = image_seq_length or newer.get("image_seq_length") or older.get("image_seq_length")
+        of_images = {name: options.pop(name) for name in list(options) if name in ImageProcessorConfig.__annotations__}
+        if backend is None and use_fast is not None:
+            backend = "torchvision" if use_fast else "pil"
+        images = image_processor_class(backend).from_pretrained(folder, device=device, **of_images)
+        tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
+        tokenizer.name_or_path = str(source)
+        return cls(images, tokenizer, chat_template, length or _DEFAULT_IMAGE_SEQ_LENGTH)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer's files, preprocessor_config.json and processor_config.json."""
-        self.tokenizer.save_pretrained(folder)
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False) -> list[str]:
+        """Write the tokenizer's files, preprocessor_config.json and processor_config.json; returns the last's path."""
+        self.tokenizer.save_pretrained(folder, push_to_hub)
         self.image_processor.save_pretrained(folder)
         content = {"image_seq_length": self.image_seq_length, "processor_class": "Gemma3Processor"}
-        write_json(Path(folder) / "processor_config.json", content)
+        path = Path(folder) / "processor_config.json"
+        write_json(path, content)
         if self.chat_template is not None:
             (Path(folder) / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        return [str(path)]
+
+    @property
+    def boi_token(self) -> str:
+        """`<start_of_image>`: where a text wants its next picture."""
+        return str(self.tokenizer.boi_token)
+
+    @property
+    def image_token(self) -> str:
+        """The same, under the name that transformers gives it: its own soft token is `tokenizer.image_token`."""
+        return self.boi_token
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The id of `image_token`, which is `<start_of_image>`."""
+        token_id: int | None = self.tokenizer.boi_token_id
+        return token_id
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What calls give, and models take."""
+        return ["pixel_values", "input_ids", "attention_mask", "token_type_ids"]
 
     def __call__(
         self,
         images: Images | None = None,
         text: str | Sequence[str] | None = None,
-        *,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        padding_side: str | None = None,
-        return_tensors: str | None = None,
-        do_pan_and_scan: bool | Sequence[bool] | None = None,
-        pan_and_scan_min_crop_size: int | None = None,
-        pan_and_scan_max_num_crops: int | None = None,
-        pan_and_scan_min_ratio_to_activate: float | None = None,
+        **options: Any,
     ) -> ModelInputs:
         """`input_ids`, `attention_mask`, `token_type_ids` [B, T] (1 where a soft token is) and, with
         pictures, `pixel_values` [N, 3, S, S]. Lists by default, tensors with `return_tensors="pt"`.
 
         Each `<start_of_image>` in a text takes the next picture: `images` is one picture, the
         pictures of one text, or a list of pictures for each text. Without a text there is one that
-        holds only its pictures. `do_pan_and_scan` may be a list, one setting for each picture. Special
-        tokens in the text count as such (see `escape_messages`). Raises PromptError where the counts of
-        pictures and places differ.
+        holds only its pictures. `options` are those of the tokenizer's call and of the image processor,
+        as keywords or in `text_kwargs` and `images_kwargs`; `do_pan_and_scan` may be a list, one
+        setting for each picture. Special tokens in the text count as such (see `escape_messages`).
+        Raises PromptError where the counts of pictures and places differ, or truncation cuts a picture.
         """
+        chosen = split_options(options)
         groups = None if images is None else _grouped(images)
         texts = self._texts(text, groups)
         self._check_counts(texts, groups)
         pictures = [picture for group in groups or [] for picture in group]
-        processed = None
+        processed = ModelInputs()
         if pictures:
-            processed = self._process_images(
-                pictures,
-                do_pan_and_scan,
-                pan_and_scan_min_crop_size=pan_and_scan_min_crop_size,
-                pan_and_scan_max_num_crops=pan_and_scan_max_num_crops,
-                pan_and_scan_min_ratio_to_activate=pan_and_scan_min_ratio_to_activate,
-            )
-            texts = self.expand_images(texts, processed.num_crops)
-        inputs = self.tokenizer(
-            texts, add_special_tokens=add_special_tokens, padding=padding, padding_side=padding_side
-        )
-        return self._assemble(inputs, processed, return_tensors)
+            processed = self._process_images(pictures, chosen.images)
+            texts = self.expand_images(texts, [int(count) for count in processed.pop("num_crops")])
+        inputs = self.tokenizer(texts, **{**chosen.text, "return_tensors": None})
+        self._check_soft_tokens(texts, inputs["input_ids"], chosen)
+        if chosen.token_type_ids:
+            soft = self.tokenizer.image_token_id
+            inputs["token_type_ids"] = [[int(i == soft) for i in row] for row in inputs["input_ids"]]
+        inputs.convert_to_tensors(chosen.return_tensors)
+        return ModelInputs({**inputs, **processed}, tensor_type=chosen.return_tensors)
 
     def apply_chat_template(
         self,
         conversation: Conversation | Sequence[Conversation],
-        *,
         chat_template: str | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, str]] | None = None,
         add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
+        return_tensors: str | None = "auto",
         return_dict: bool = False,
-        return_tensors: str | None = None,
-        padding: bool | str = False,
-        padding_side: str | None = None,
-        do_pan_and_scan: bool | Sequence[bool] | None = None,
+        load_audio_from_video: bool = False,
         processor_kwargs: Mapping[str, Any] | None = None,
+        sanitize_control_tokens: bool = False,
+        **options: Any,
     ) -> Any:
         """The prompt of a conversation, or of each of several, by the checkpoint's chat template.
 
         Text by default; with `tokenize=True` the input ids, with `return_dict=True` as well all
         ModelInputs. A picture is a part {"type": "image", "image" | "url" | "path" | "base64": …}.
-        `processor_kwargs` are further arguments of `__call__`.
+        `options` and `processor_kwargs` are the template's variables and the options of `__call__`.
         """
-        conversations = [_with_image_urls(chat) for chat in _batch(conversation)]
-        prompts = [
-            self._render(chat, chat_template, add_generation_prompt, continue_final_message) for chat in conversations
-        ]
-        is_batch = _is_batch(conversation)
+        refuse_unsupported(return_assistant_tokens_mask, sanitize_control_tokens)
+        if load_audio_from_video:
+            raise UnsupportedOptionError("load_audio_from_video was given; Gemma 3 reads texts and pictures only.")
+        chats, is_batch = split_batch(conversation)
+        template = chat_template or self.chat_template
+        names = template_variables(template) if template is not None else frozenset()
+        variables = {name: value for name, value in options.items() if name in names}
+        call = {name: value for name, value in options.items() if name not in names} | dict(processor_kwargs or {})
+        given = call.pop("images", None)
+        split_options(call)  # an option that nobody knows is one with tokenize=False, too
+        prompts = render_prompts(
+            chats,
+            template,
+            self.tokenizer.special_tokens,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables={"tools": tools, "documents": documents, **variables},
+        )
         if not tokenize:
             return prompts if is_batch else prompts[0]
-        groups = [list(self._pictures(chat)) for chat in conversations]
-        options: dict[str, Any] = {
-            "add_special_tokens": not prompts[0].startswith(self.tokenizer.bos_token),
-            "padding": padding,
-            "padding_side": padding_side,
-            "return_tensors": return_tensors,
-            "do_pan_and_scan": do_pan_and_scan,
-            **(processor_kwargs or {}),
-        }
-        inputs = self(images=groups if any(groups) else None, text=prompts, **options)
+        if return_tensors != "auto":
+            call["return_tensors"] = return_tensors
+        if prompts[0].startswith(self.tokenizer.bos_token):
+            call["add_special_tokens"] = False  # the template wrote it already
+        limits = self.image_processor.limits
+        groups: Any = [list(pictures_of(chat, limits)) for chat in chats] if given is None else given
+        inputs = self(images=groups if given is not None or any(groups) else None, text=prompts, **call)
         return inputs if return_dict else inputs["input_ids"]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: TokenIds | Sequence[TokenIds], skip_special_tokens: bool = True, **options: Any
+    ) -> Any:
+        """The texts of what `generate` gave."""
+        return self.tokenizer.decode(generated_outputs, skip_special_tokens, **options)
 
     def expand_images(self, texts: Sequence[str], num_crops: Sequence[int]) -> list[str]:
         """Put the soft tokens of the next picture, and of its crops, in place of each
@@ -184,11 +231,17 @@ class Gemma3Processor:
         """
         return [{**message, "content": self._escape_content(message.get("content"))} for message in messages]
 
-    def decode(self, ids: TokenIds, skip_special_tokens: bool = False) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens)
+    def decode(
+        self, token_ids: TokenIds | Sequence[TokenIds], skip_special_tokens: bool = False, **options: Any
+    ) -> Any:
+        """See Gemma3Tokenizer.decode."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens, **options)
 
-    def batch_decode(self, rows: Sequence[TokenIds] | torch.Tensor, skip_special_tokens: bool = False) -> list[str]:
-        return self.tokenizer.batch_decode(rows, skip_special_tokens)
+    def batch_decode(
+        self, sequences: TokenIds | Sequence[TokenIds], skip_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """See Gemma3Tokenizer.batch_decode."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens, **options)
 
     def _escape_content(self, content: Any) -> Any:
         if isinstance(content, str):
@@ -199,71 +252,68 @@ class Gemma3Processor:
             {**part, "text": self.escape_special_tokens(part["text"])} if _is_text(part) else part for part in content
         ]
 
-    def _render(self, chat: Conversation, template: str | None, open_turn: bool, keep_open: bool) -> str:
-        template = template or self.chat_template
-        if template is None:
-            raise ChatTemplateError("This checkpoint has no chat template; write the prompt yourself.")
-        return render_chat(
-            template,
-            chat,
-            bos_token=self.tokenizer.bos_token,
-            eos_token=self.tokenizer.eos_token,
-            add_generation_prompt=open_turn,
-            continue_final_message=keep_open,
-        )
-
-    def _pictures(self, chat: Conversation) -> Iterator[ImageSource]:
-        for message in chat:
-            parts = message["content"]
-            for part in () if isinstance(parts, str) else parts:
-                if part["type"] == "image":
-                    for key in _IMAGE_KEYS:
-                        if key in part:
-                            yield self._picture(key, part[key])
-
-    def _picture(self, key: str, source: Any) -> ImageSource:
-        """A key that says what it holds is taken at its word: base64 is never read as a path."""
-        limits = self.image_processor.limits
-        if key == "base64" and isinstance(source, str) and not source.startswith("data:"):
-            return load_image(decode_base64(source, limits), limits)
-        return load_image(Path(source) if key == "path" and isinstance(source, str) else source, limits)
-
-    def _texts(self, text: str | Sequence[str] | None, groups: list[list[ImageSource]] | None) -> list[str]:
+    def _texts(self, text: Any, groups: list[list[ImageSource]] | None) -> list[str]:
         if text is None and groups is None:
             raise PromptError("There is neither a text nor a picture; give at least one of them.")
         if text is None:
-            return [" ".join([self.tokenizer.boi_token] * len(group)) for group in groups or []]
-        texts = [text] if isinstance(text, str) else list(text)
-        if not texts or not all(isinstance(item, str) for item in texts):
-            raise PromptError("text must be a string or a list of strings, and not empty.")
-        return texts
+            return [" ".join([self.boi_token] * len(group)) for group in groups or []]
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(item, str) for item in texts):
+            kinds = sorted({type(item).__name__ for item in texts}) if isinstance(texts, list | tuple) else []
+            got = f"a {type(text).__name__}" + (f" of {', '.join(kinds)}" if kinds else "")
+            hint = " Pictures come first: name both, images= and text=." if is_array(text) else ""
+            raise PromptError(f"text is {got}; it must be a string or a list of strings, and not empty.{hint}")
+        return list(texts)
 
     def _check_counts(self, texts: list[str], groups: list[list[ImageSource]] | None) -> None:
-        boi = self.tokenizer.boi_token
-        places = [text.count(boi) for text in texts]
-        given = [0] * len(texts) if groups is None else [len(group) for group in groups]
-        if places != given:
+        if groups and any(groups) and None in (self.tokenizer.boi_token_id, self.tokenizer.image_token_id):
             raise PromptError(
-                f"The texts have {_counts(places)} places for pictures ({boi}), but {_counts(given)} pictures "
-                "were given. Give one picture for each place, in a list of its own for each text."
+                f"Pictures were given, but this tokenizer knows no {self.boi_token} or {self.tokenizer.image_token}: "
+                "its model reads text only. Take a checkpoint of 4B or larger, or leave the pictures out."
+            )
+        if groups is not None and len(groups) != len(texts):
+            raise PromptError(
+                f"There are {len(texts)} texts and pictures for {len(groups)} of them. Give a list of pictures for "
+                "each text, an empty one where there are none: images=[[first, second], []]."
+            )
+        places = [text.count(self.boi_token) for text in texts]
+        given = [0] * len(texts) if groups is None else [len(group) for group in groups]
+        if places != given and not (groups is None and self.tokenizer.boi_token_id is None):
+            raise PromptError(
+                f"The texts have {_counts(places)} places for pictures ({self.boi_token}), but {_counts(given)} "
+                "pictures were given. Give one picture for each place, in a list of its own for each text."
             )
 
-    def _process_images(
-        self, pictures: list[ImageSource], do_pan_and_scan: bool | Sequence[bool] | None, **options: Any
-    ) -> ImageInputs:
-        if do_pan_and_scan is None or isinstance(do_pan_and_scan, bool):
-            return self.image_processor(pictures, do_pan_and_scan=do_pan_and_scan, **options)
-        if len(do_pan_and_scan) != len(pictures):
+    def _check_soft_tokens(self, texts: list[str], rows: list[list[int]], chosen: CallOptions) -> None:
+        """Raises PromptError where truncation left part of a picture: the model could not place its features."""
+        token, token_id = self.tokenizer.image_token, self.tokenizer.image_token_id
+        wanted = [text.count(token) for text in texts]
+        kept = [row.count(token_id) for row in rows]
+        if token_id is not None and wanted != kept and len(kept) == len(wanted):
             raise PromptError(
-                f"do_pan_and_scan has {len(do_pan_and_scan)} settings for {len(pictures)} pictures; "
+                f"Truncation cuts pictures: {_counts(wanted)} soft tokens stand for them, and {_counts(kept)} are left "
+                f"within max_length={chosen.text.get('max_length')}. Take a larger max_length, shorter text or fewer "
+                "pictures, or leave truncation out."
+            )
+
+    def _process_images(self, pictures: list[ImageSource], options: dict[str, Any]) -> ModelInputs:
+        cuts = options.get("do_pan_and_scan")
+        if not isinstance(cuts, list | tuple):
+            return self.image_processor(pictures, **options)
+        if len(cuts) != len(pictures):
+            raise PromptError(
+                f"do_pan_and_scan has {len(cuts)} settings for {len(pictures)} pictures; "
                 "give one for each picture, or one for all."
             )
+        apart = {**options, "return_tensors": None}
         parts = [
-            self.image_processor([picture], do_pan_and_scan=cut, **options)
-            for picture, cut in zip(pictures, do_pan_and_scan, strict=True)
+            self.image_processor([picture], **{**apart, "do_pan_and_scan": cut})
+            for picture, cut in zip(pictures, cuts, strict=True)
         ]
-        counts = tuple(count for part in parts for count in part.num_crops)
-        return ImageInputs(torch.cat([part.pixel_values for part in parts]), counts)
+        return ModelInputs(
+            {name: [value for part in parts for value in part[name]] for name in ("pixel_values", "num_crops")},
+            tensor_type=options.get("return_tensors"),
+        )
 
     def _image_text(self, num_crops: int) -> str:
         """Worded as Gemma 3 was trained with; the model depends on it."""
@@ -273,60 +323,31 @@ class Gemma3Processor:
         crops = " ".join([image] * num_crops)
         return f"Here is the original image {image} and here are some crops to help you see better {crops}"
 
-    def _assemble(self, inputs: ModelInputs, images: ImageInputs | None, return_tensors: str | None) -> ModelInputs:
-        if return_tensors not in (None, "pt"):
-            raise UnsupportedOptionError(f'return_tensors is {return_tensors!r}; only "pt" is supported.')
-        image_id = self.tokenizer.image_token_id
-        inputs["token_type_ids"] = [[int(i == image_id) for i in row] for row in inputs["input_ids"]]
-        if return_tensors is not None:
-            inputs = to_tensors(inputs, return_tensors)
-        if images is not None:
-            pixels = images.pixel_values
-            inputs["pixel_values"] = pixels if return_tensors else list(pixels.cpu().numpy())
-        return inputs
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind):
+        expected = getattr(kind, "__name__", str(kind))
+        raise UnsupportedOptionError(
+            f"{name} is a {type(value).__name__}; a {expected} is expected. The order is image_processor, tokenizer, "
+            "chat_template, image_seq_length; name them to be sure."
+        )
 
 
-def _image_processor(folder: Path, backend: str | None, device: torch.device | str) -> ImageProcessor:
-    processor = image_processor_class(backend).from_pretrained(folder)
-    if isinstance(processor, Gemma3ImageProcessor):
-        return processor.to(device)
-    if torch.device(device).type != "cpu":
-        raise UnsupportedOptionError(f'backend="pil" works on the CPU, not on {device}; leave one of them out.')
-    return processor
-
-
-def _grouped(images: Images) -> list[list[ImageSource]]:
-    """-> one list of pictures per text."""
+def _grouped(images: Any) -> list[list[ImageSource]]:
+    """-> one list of pictures per text; a batch [N, …] of pictures is a list of them."""
+    if is_array(images) and images.ndim == 4:
+        return [list(images)]
     if not isinstance(images, list | tuple):
-        return [[images]]  # type: ignore[list-item]
-    if images and all(isinstance(group, list | tuple) for group in images):
-        return [list(group) for group in images]  # type: ignore[arg-type]
+        return [[images]]
+    batches = [isinstance(group, list | tuple) or (is_array(group) and group.ndim == 4) for group in images]
+    if images and all(batches):
+        return [list(group) for group in images]
+    if any(batches):
+        raise PromptError(
+            "images has lists of pictures beside single pictures; give one flat list for one text, or a list for "
+            "each text, an empty one where there are none: images=[[first, second], []]."
+        )
     return [list(images)]
-
-
-def _is_batch(conversation: Conversation | Sequence[Conversation]) -> bool:
-    return len(conversation) > 0 and isinstance(conversation[0], list | tuple)
-
-
-def _batch(conversation: Any) -> list[Conversation]:
-    return list(conversation) if _is_batch(conversation) else [conversation]
-
-
-def _with_image_urls(chat: Conversation) -> list[Message]:
-    """The other spelling of a picture, {"type": "image_url", "image_url": {"url": …}}, as ours."""
-    return [
-        {**m, "content": [_image_part(p) for p in m["content"]]}
-        if isinstance(m, Mapping) and isinstance(m.get("content"), list)
-        else m
-        for m in chat
-    ]
-
-
-def _image_part(part: Any) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") != "image_url":
-        return part
-    url = part.get("image_url")
-    return {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}
 
 
 def _is_text(part: Any) -> bool:

@@ -1,79 +1,35 @@
 """Text to token ids and back, over the `tokenizers` library. Special ids live only here."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import AddedToken, Tokenizer
 
+from gemma3_core.conversations import Conversation, refuse_unsupported, render_prompts, split_batch
 from gemma3_core.errors import CheckpointError, PromptError, UnsupportedOptionError
 from gemma3_core.hub import read_json, resolve_folder, write_json
-
-TokenIds = int | Sequence[int] | torch.Tensor
+from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.special_tokens import SpecialTexts, SpecialTokens
+from gemma3_core.text_encoding import (
+    NO_LIMIT,
+    TextOptions,
+    check_texts,
+    collect,
+    encode_texts,
+    first_row,
+    pad_encodings,
+    pad_rows,
+)
+from gemma3_core.token_ids import TokenIds, is_rows, plain_ids
+from gemma3_core.tokenizer_files import read_backend, read_chat_template
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# Breaks up a special token that somebody typed: invisible, no white space (so templates that trim
-# leave it alone), and a token of its own in Gemma's vocabulary.
-_WORD_JOINER = "\u2060"
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The named tokens; the values are Gemma 3's, for folders whose config doesn't name them.
-
-    `boi` and `eoi` stand around a picture, `image` is the soft token that its features replace.
-    """
-
-    bos_token: str = "<bos>"
-    eos_token: str = "<eos>"
-    pad_token: str = "<pad>"
-    unk_token: str = "<unk>"
-    mask_token: str = "<mask>"
-    boi_token: str = "<start_of_image>"
-    eoi_token: str = "<end_of_image>"
-    image_token: str = "<image_soft_token>"
-    end_of_turn_token: str = "<end_of_turn>"
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "SpecialTokens":
-        """Read tokenizer_config.json: a name is a string or {"content": string}, at the top level
-        or in `extra_special_tokens` (older) or `model_specific_special_tokens` (newer spelling)."""
-        named: dict[str, Any] = {}
-        for group in ("extra_special_tokens", "model_specific_special_tokens"):
-            if isinstance(config.get(group), Mapping):
-                named.update(config[group])
-        named.update({key: value for key, value in config.items() if key in cls.__annotations__})
-        texts = {k: v["content"] if isinstance(v, Mapping) else v for k, v in named.items()}
-        return cls(**{k: v for k, v in texts.items() if k in cls.__annotations__ and v})
-
-    def names(self) -> list[str]:
-        return [getattr(self, field) for field in self.__annotations__]
-
-
-class ModelInputs(dict[str, Any]):
-    """Named inputs of the model, as keys and as attributes; `model(**inputs)` takes them."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"there is no {name!r} here, only {', '.join(self)}") from None
-
-    def to(
-        self,
-        device: torch.device | str | int | torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> "ModelInputs":
-        """Move each tensor in place and return self; `dtype` touches only floating tensors."""
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        for name, value in self.items():
-            if isinstance(value, torch.Tensor):
-                self[name] = value.to(device, dtype if value.is_floating_point() else None)
-        return self
+_NAMED = tuple(field.name for field in fields(SpecialTokens))
+_NOT_IN_TRANSFORMERS = "end_of_turn_token"  # a name of ours: there the token has none
 
 
 class Gemma3Tokenizer:
@@ -91,41 +47,75 @@ class Gemma3Tokenizer:
         self.config = {k: v for k, v in (config or {}).items() if k != "chat_template"}
         self.chat_template = chat_template
         self.special_tokens = SpecialTokens.from_config(self.config)
+        self.name_or_path = ""
         self.padding_side: str = self.config.get("padding_side") or "left"
-        self.model_max_length: int | None = self.config.get("model_max_length")
+        self.truncation_side: str = self.config.get("truncation_side") or "right"
+        limit = self.config.get("model_max_length")
+        self.model_max_length: int = NO_LIMIT if limit is None else limit
+        # How long rows are is said in each call; a file's own settings would hold for all of them.
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        TextOptions(padding_side=self.padding_side, truncation_side=self.truncation_side)
         self._check_special_tokens()
         self._mark_special_tokens()
-        added = self.backend.get_added_tokens_decoder().items()
-        special = {token_id: token.content for token_id, token in added if token.special}
-        self.special_ids = frozenset(special)  # what decode(skip_special_tokens=True) leaves out
-        self._special_texts = tuple(special.values())
-        self._special_pattern = _any_of(special.values())
+        self._read_special_ids()
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, revision: str | None = None, token: str | None = None
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        *,
+        use_fast: bool = True,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        chat_template: str | None = None,
+        **options: Any,
     ) -> "Gemma3Tokenizer":
-        """Read tokenizer.json, tokenizer_config.json and the chat template of a checkpoint."""
-        folder = resolve_folder(source, revision, token)
-        config = read_json(folder / "tokenizer_config.json", optional=True)
-        return cls(_read_backend(folder), config, _read_chat_template(folder, config))
+        """Read tokenizer.json, tokenizer_config.json and the chat template of a checkpoint.
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, where there is one, the template."""
+        `options` win over tokenizer_config.json: padding_side, truncation_side, model_max_length and
+        the named tokens (`bos_token`, …). There is one implementation, so `use_fast` changes nothing.
+        Raises CheckpointError, and UnsupportedOptionError for other options.
+        """
+        del use_fast
+        known = {"padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces", *_NAMED}
+        for name in options:
+            if name not in known:
+                raise UnsupportedOptionError(
+                    f"The tokenizer has no option {name}={options[name]!r}; it knows {', '.join(sorted(known))}."
+                )
+        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
+        folder = resolve_folder(source, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        config = {**read_json(folder / "tokenizer_config.json", optional=True), **options}
+        tokenizer = cls(read_backend(folder), config, chat_template or read_chat_template(folder, config))
+        tokenizer.name_or_path = str(source)
+        return tokenizer
+
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False) -> tuple[str, ...]:
+        """Write tokenizer.json, tokenizer_config.json and, where there is one, the template; returns their paths."""
+        if push_to_hub:
+            raise UnsupportedOptionError("push_to_hub is not supported; upload the folder with huggingface_hub.")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
         named = {f: t for f, t in vars(self.special_tokens).items() if t in self}
-        # `end_of_turn_token` is no name that transformers knows; it need not be written.
-        named.pop("end_of_turn_token", None)
+        named.pop(_NOT_IN_TRANSFORMERS, None)
         images = {k: named[k] for k in ("boi_token", "eoi_token", "image_token") if k in named}
         config = {**self.config, **named, "extra_special_tokens": images}
         config.pop("model_specific_special_tokens", None)
         config.setdefault("tokenizer_class", "GemmaTokenizer")
-        config["padding_side"] = self.padding_side
+        config |= {"padding_side": self.padding_side, "model_max_length": self.model_max_length}
+        if self.truncation_side != "right":  # the default, which files leave out
+            config["truncation_side"] = self.truncation_side
         write_json(folder / "tokenizer_config.json", config)
+        written = ["tokenizer_config.json", "tokenizer.json"]
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            written.append("chat_template.jinja")
+        return tuple(str(folder / name) for name in written)
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
@@ -133,142 +123,290 @@ class Gemma3Tokenizer:
     def __contains__(self, token: str) -> bool:
         return self.backend.token_to_id(token) is not None
 
-    @property
-    def bos_token(self) -> str:
-        return self.special_tokens.bos_token
+    def __getattr__(self, name: str) -> Any:
+        """The named tokens and their ids: bos_token, bos_token_id, …; an id is None where the vocabulary lacks it."""
+        field = name.removesuffix("_id")
+        if field in _NAMED and "special_tokens" in self.__dict__:
+            token = getattr(self.special_tokens, field)
+            return token if field == name else self.token_id(token)
+        if field in ("sep_token", "cls_token"):
+            return None  # Gemma has none
+        raise AttributeError(f"Gemma3Tokenizer has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """`tokenizer.pad_token = …` names another token; raises CheckpointError where the vocabulary lacks it."""
+        field = name.removesuffix("_id")
+        if field not in _NAMED:
+            super().__setattr__(name, value)
+            return
+        token = value if field == name else self.convert_ids_to_tokens(value)
+        if not isinstance(token, str) or token not in self:
+            raise CheckpointError(f"{field} can't be {value!r}: the vocabulary has no such token. Name one of its own.")
+        self.special_tokens = replace(self.special_tokens, **{field: token})
+        self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        self._read_special_ids()
 
     @property
-    def bos_token_id(self) -> int:
-        return self._required_id(self.special_tokens.bos_token)
+    def vocab_size(self) -> int:
+        """The number of tokens without the added ones; `len()` counts these too."""
+        return self.backend.get_vocab_size(with_added_tokens=False)
 
     @property
-    def eos_token(self) -> str:
-        return self.special_tokens.eos_token
+    def vocab(self) -> dict[str, int]:
+        return self.get_vocab()
+
+    def get_vocab(self) -> dict[str, int]:
+        """All tokens with their ids."""
+        return self.backend.get_vocab(with_added_tokens=True)
 
     @property
-    def eos_token_id(self) -> int:
-        return self._required_id(self.special_tokens.eos_token)
+    def is_fast(self) -> bool:
+        return True
 
     @property
-    def pad_token(self) -> str:
-        return self.special_tokens.pad_token
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask"]
 
     @property
-    def pad_token_id(self) -> int:
-        return self._required_id(self.special_tokens.pad_token)
+    def special_tokens_map(self) -> dict[str, str]:
+        """The named tokens that the vocabulary has."""
+        named = {name: getattr(self.special_tokens, name) for name in _NAMED if name != _NOT_IN_TRANSFORMERS}
+        return {name: token for name, token in named.items() if token in self}
 
     @property
-    def unk_token_id(self) -> int | None:
-        return self.token_id(self.special_tokens.unk_token)
+    def all_special_tokens(self) -> list[str]:
+        """The named tokens, each once. `special_ids` has more: all that decoding can leave out."""
+        return list(dict.fromkeys(self.special_tokens_map.values()))
 
     @property
-    def boi_token(self) -> str:
-        return self.special_tokens.boi_token
+    def all_special_ids(self) -> list[int]:
+        return [self._required_id(token) for token in self.all_special_tokens]
 
     @property
-    def boi_token_id(self) -> int | None:
-        """`<start_of_image>`; None in a vocabulary without pictures."""
-        return self.token_id(self.special_tokens.boi_token)
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        return self.backend.get_added_tokens_decoder()
 
-    @property
-    def eoi_token(self) -> str:
-        return self.special_tokens.eoi_token
-
-    @property
-    def eoi_token_id(self) -> int | None:
-        """`<end_of_image>`; None in a vocabulary without pictures."""
-        return self.token_id(self.special_tokens.eoi_token)
-
-    @property
-    def image_token(self) -> str:
-        return self.special_tokens.image_token
-
-    @property
-    def image_token_id(self) -> int | None:
-        """`<image_soft_token>`; None in a vocabulary without pictures."""
-        return self.token_id(self.special_tokens.image_token)
-
-    @property
-    def end_of_turn_token_id(self) -> int | None:
-        """`<end_of_turn>`, where an answer stops; None in a vocabulary without turns."""
-        return self.token_id(self.special_tokens.end_of_turn_token)
+    def num_special_tokens_to_add(self) -> int:
+        """How many tokens `add_special_tokens` puts around a text."""
+        return self.backend.num_special_tokens_to_add(False)
 
     def token_id(self, token: str) -> int | None:
         return self.backend.token_to_id(token)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of one text; `add_special_tokens` puts `<bos>` in front.
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """The id of a token, or of each; that of `<unk>` for what the vocabulary lacks."""
+        if isinstance(tokens, str):
+            token_id = self.token_id(tokens)
+            return self._required_id(self.special_tokens.unk_token) if token_id is None else token_id
+        return [self.convert_tokens_to_ids(token) for token in tokens]  # type: ignore[misc]
+
+    def convert_ids_to_tokens(self, ids: TokenIds, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or of each in a row; None for an id beyond the vocabulary."""
+        row = plain_ids(ids)
+        if isinstance(row, int):
+            return self.backend.id_to_token(row)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.backend.id_to_token(i) for i in row if i not in skipped]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return str(self.backend.decoder.decode(tokens))
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """The tokens of a text, as the vocabulary spells them."""
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
+
+    def encode(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """The ids of one text (of each text of a list); `add_special_tokens` puts `<bos>` in front.
 
         Which tokens are added is tokenizer.json's rule (its post-processor), as in the reference,
         which ignores `add_bos_token` of tokenizer_config.json when it reads such a file.
         """
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self(
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            **options,
+        )["input_ids"]
 
-    def decode(self, ids: TokenIds, skip_special_tokens: bool = False) -> str:
-        """The text of one row of ids; bytes that make no whole character become U+FFFD each."""
-        row = [ids] if isinstance(ids, int) else [int(i) for i in ids]
-        return self.backend.decode(row, skip_special_tokens=skip_special_tokens)
-
-    def batch_decode(self, rows: Iterable[TokenIds], skip_special_tokens: bool = False) -> list[str]:
-        return [self.decode(row, skip_special_tokens) for row in rows]
-
-    def __call__(
+    def decode(
         self,
-        text: str | Sequence[str],
-        *,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        padding_side: str | None = None,
-        return_tensors: str | None = None,
-    ) -> ModelInputs:
-        """`input_ids` and `attention_mask` [B, T] of a text or a batch of texts.
+        token_ids: TokenIds | Sequence[TokenIds],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:
+        """The text of a row of ids, or the texts of several rows; bytes that make no whole character become
+        U+FFFD each. Raises PromptError for what are no ids."""
+        if clean_up_tokenization_spaces:
+            warnings.warn(
+                "clean_up_tokenization_spaces does nothing here: it would take away blanks that belong to the text.",
+                stacklevel=2,
+            )
+        ids = token_ids["input_ids"] if isinstance(token_ids, Mapping) else token_ids
+        if is_rows(ids):
+            return [self._decode_row(plain_ids(row), skip_special_tokens) for row in ids]  # type: ignore[union-attr]
+        return self._decode_row(plain_ids(ids), skip_special_tokens)
 
-        Lists by default, tensors with `return_tensors="pt"`; `padding=True` fills up to the longest.
+    def batch_decode(
+        self,
+        sequences: TokenIds | Iterable[TokenIds],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """The texts of several rows; a single row gives a list of one text."""
+        rows: Any = sequences if hasattr(sequences, "__len__") or isinstance(sequences, int) else list(sequences)
+        texts = self.decode(rows, skip_special_tokens, clean_up_tokenization_spaces)
+        return [texts] if isinstance(texts, str) else texts
+
+    def __call__(self, text: str | Sequence[str] | None = None, text_pair: Any = None, **options: Any) -> ModelInputs:
+        """`input_ids` and `attention_mask` of a text [T] or a batch of texts [B][T]; `options` are TextOptions.
+
+        Lists by default, [B, T] with `return_tensors="pt"` or "np". `padding` is True or "longest",
+        "max_length", False; `max_length` alone also cuts. Raises PromptError for what is no text,
+        UnsupportedOptionError for options that don't exist.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        encodings = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
-        inputs = self.pad([encoding.ids for encoding in encodings], padding, padding_side)
-        if return_tensors is None:
-            return inputs if not isinstance(text, str) else _first_row(inputs)
-        return to_tensors(inputs, return_tensors)
+        if text_pair is not None:
+            raise UnsupportedOptionError(
+                "text_pair is not supported: Gemma has no token between two texts. Write both into one prompt."
+            )
+        chosen = self._options(options)
+        texts, is_batch = check_texts(text, chosen.is_split_into_words)
+        chosen.warn()
+        encodings = encode_texts(self.backend, texts, chosen, self.model_max_length, self.truncation_side)
+        sources = list(range(len(encodings)))
+        if chosen.return_overflowing_tokens:
+            sources = [i for i, e in enumerate(encodings) for _ in (e, *e.overflowing)]
+            encodings = [part for e in encodings for part in (e, *e.overflowing)]
+        width = chosen.padded_width(max((len(e.ids) for e in encodings), default=0), self.model_max_length)
+        if width is not None:
+            side = chosen.padding_side or self._side("padding_side")
+            pad_encodings(encodings, width, side, self.pad_token, self.pad_token_id)
+        inputs = collect(encodings, chosen)
+        if chosen.return_overflowing_tokens:
+            inputs["overflow_to_sample_mapping"] = sources
+        elif not is_batch and chosen.return_tensors is None:
+            return first_row(inputs)
+        return inputs.convert_to_tensors(chosen.return_tensors)
 
     def pad(
         self,
-        rows: Sequence[Sequence[int]],
+        encoded_inputs: Any,
         padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
     ) -> ModelInputs:
-        """Rows of ids -> lists `input_ids` and `attention_mask`, filled up to the longest row."""
-        side = padding_side or self.padding_side
-        if side not in ("left", "right"):
-            raise UnsupportedOptionError(f'padding_side is {side!r}; it must be "left" or "right".')
-        if padding not in (True, False, "longest"):
-            raise UnsupportedOptionError(f'padding is {padding!r}; it must be True, False or "longest".')
-        width = max(map(len, rows), default=0) if padding else 0
-        inputs = ModelInputs(input_ids=[], attention_mask=[])
-        for row in rows:
-            fill = max(0, width - len(row))
-            pads, zeros, ones = [self.pad_token_id] * fill, [0] * fill, [1] * len(row)
-            left = side == "left"
-            inputs["input_ids"].append([*pads, *row] if left else [*row, *pads])
-            inputs["attention_mask"].append(zeros + ones if left else ones + zeros)
-        return inputs
+        """Fills up rows that have ids already: a dict of rows (or of one row), a list of such dicts, or rows of ids.
+
+        `attention_mask` gets 0 where `<pad>` was added, `token_type_ids` 0, `special_tokens_mask` 1.
+        """
+        options = TextOptions(
+            padding=padding, max_length=max_length, pad_to_multiple_of=pad_to_multiple_of, padding_side=padding_side,
+            truncation=False, return_tensors=return_tensors, verbose=verbose,
+        )  # fmt: skip
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+        if return_attention_mask is False:
+            del fills["attention_mask"]
+        side = padding_side or self._side("padding_side")
+        return pad_rows(encoded_inputs, options, fills, self.model_max_length, side)
+
+    def apply_chat_template(
+        self,
+        conversation: Conversation | Sequence[Conversation],
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, str]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        sanitize_control_tokens: bool = False,
+        padding: bool | str = False,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **template_variables: Any,
+    ) -> Any:
+        """The prompt of a conversation, or of each of several, by the checkpoint's chat template.
+
+        ModelInputs by default; the ids alone with `return_dict=False`, text with `tokenize=False`. Pictures
+        leave their `<start_of_image>` only: the processor's method of this name reads them.
+        """
+        refuse_unsupported(return_assistant_tokens_mask, sanitize_control_tokens)
+        chats, is_batch = split_batch(conversation)
+        prompts = render_prompts(
+            chats,
+            chat_template or self.chat_template,
+            self.special_tokens,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables={"tools": tools, "documents": documents, **template_variables},
+        )
+        if not tokenize:
+            return prompts if is_batch else prompts[0]
+        options = {"padding": padding, "truncation": truncation, "max_length": max_length, **(tokenizer_kwargs or {})}
+        inputs = self(
+            prompts if is_batch else prompts[0], add_special_tokens=False, return_tensors=return_tensors, **options
+        )
+        return inputs if return_dict else inputs["input_ids"]
+
+    def get_chat_template(self, chat_template: str | None = None) -> str:
+        """The template that apply_chat_template takes."""
+        template = chat_template or self.chat_template
+        if template is None:
+            raise CheckpointError("This checkpoint has no chat template; pass chat_template=.")
+        return template
 
     def escape_special_tokens(self, text: str) -> str:
-        """The same text to a reader, but without special tokens for the model.
+        """The same text to a reader, but without special tokens for the model: for visitors' words (SpecialTexts)."""
+        return self._special_texts.escaped(text)
 
-        A visitor who types `<end_of_turn>` would end the turn, one who types `<start_of_image>`
-        would upset the count of pictures. An invisible word joiner (U+2060) after the first
-        character of such a string makes it plain characters. Half a special token at the end is
-        broken too: a template may join it with the beginning of the next text.
-        """
-        broken = self._special_pattern.sub(lambda m: _break(m.group()), text)
-        body = broken.rstrip()
-        for token in self._special_texts:
-            for size in range(len(token) - 1, 0, -1):
-                if body.endswith(token[:size]):
-                    return body[:-size] + _break(token[:size]) + broken[len(body) :]
-        return broken
+    def _options(self, options: Mapping[str, Any]) -> TextOptions:
+        unknown = sorted(set(options) - set(TextOptions.__annotations__))
+        if unknown:
+            raise UnsupportedOptionError(
+                f"The tokenizer's call has no option {', '.join(unknown)}; "
+                f"it knows {', '.join(TextOptions.__annotations__)}."
+            )
+        return TextOptions(**options)
+
+    def _side(self, name: str) -> str:
+        """`tokenizer.padding_side = …` is the user's, so it is checked where it is used."""
+        TextOptions(**{name: getattr(self, name)})
+        return str(getattr(self, name))
+
+    def _decode_row(self, ids: int | list[int], skip_special_tokens: bool) -> str:
+        row = [ids] if isinstance(ids, int) else ids
+        if any(i < 0 or i > 0xFFFFFFFF for i in row):
+            raise PromptError(
+                f"These are no token ids: they go from {min(row)} to {max(row)}, and ids begin at 0. "
+                "Labels have -100 where nothing is learnt: leave those out."
+            )
+        return self.backend.decode(row, skip_special_tokens=skip_special_tokens)
+
+    def _read_special_ids(self) -> None:
+        added = self.backend.get_added_tokens_decoder().items()
+        special = {token_id: token.content for token_id, token in added if token.special}
+        self.special_ids = frozenset(special)  # what decode(skip_special_tokens=True) leaves out
+        self._special_texts = SpecialTexts(special.values())
 
     def _required_id(self, token: str) -> int:
         token_id = self.token_id(token)
@@ -320,50 +458,3 @@ class StreamingDecoder:
         """What was held back; call it after the last token."""
         run, self._byte_run = self._byte_run, []
         return self._backend.decode(run, skip_special_tokens=False) if run else ""
-
-
-def to_tensors(inputs: ModelInputs, kind: str) -> ModelInputs:
-    """Lists [B][T] of numbers -> int64 tensors [B, T]. Raises PromptError for unequal rows."""
-    if kind != "pt":
-        raise UnsupportedOptionError(f'return_tensors is {kind!r}; only "pt" is supported.')
-    lengths = sorted({len(row) for row in inputs["input_ids"]})
-    if len(lengths) > 1:
-        raise PromptError(
-            f"The prompts are of different lengths ({lengths[0]} to {lengths[-1]} tokens); "
-            "pass padding=True to make one batch of them."
-        )
-    return ModelInputs({k: torch.tensor(v, dtype=torch.int64) for k, v in inputs.items()})
-
-
-def _first_row(inputs: ModelInputs) -> ModelInputs:
-    return ModelInputs({name: rows[0] for name, rows in inputs.items()})
-
-
-def _break(text: str) -> str:
-    return text[0] + _WORD_JOINER + text[1:]
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)))
-
-
-def _read_backend(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError("The checkpoint has no tokenizer.json; fetch it, or name another folder.")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception:  # noqa: BLE001  the library raises bare Exception for each kind of damage
-        raise CheckpointError("tokenizer.json is damaged; fetch the file again.") from None
-
-
-def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template.json, else the config's key: a text or named texts."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    template = (read_json(folder / "chat_template.json", optional=True) or config).get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template

@@ -169,11 +169,12 @@ def test_expansion_in_words(small):
     (0, "a <start_of_image>", ("1", "0")),
     (1, "a", ("0", "1")),
     (2, "<start_of_image>" * 3, ("3", "2")),
-    (2, ["<start_of_image>", "<start_of_image>"], (r"\[1, 1\]", "2")),
+    ([1, 1], ["<start_of_image>" * 2, "a"], (r"\[2, 0\]", r"\[1, 1\]")),
 ])  # fmt: skip
 def test_wrong_counts_are_errors_with_both_counts(small, gradient_picture, images, texts, counts):
+    given = [[gradient_picture] * n for n in images] if isinstance(images, list) else [gradient_picture] * images
     with pytest.raises(PromptError, match=f"have {counts[0]} places .* but {counts[1]} pictures"):
-        small(images=[gradient_picture] * images or None, text=texts)
+        small(images=given or None, text=texts)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"text": []}, {"text": [1]}])
@@ -188,14 +189,15 @@ def test_a_picture_part_without_a_picture_is_an_error(small):
 
 
 def test_unknown_options_are_errors(small):
-    with pytest.raises(TypeError, match="shiny"):
-        small(text="a", shiny=True)
+    for options in ({"shiny": True}, {"text_kwargs": {"padding": True}, "padding": True}, {"videos": ["a.mp4"]}):
+        with pytest.raises(UnsupportedOptionError, match=r"shiny|padding is given twice|videos"):
+            small(text="a", **options)
     with pytest.raises(UnsupportedOptionError, match="return_tensors"):
         small(text="a", return_tensors="tf")
 
 
 def test_a_checkpoint_without_template_says_so(small):
-    bare = Gemma3Processor(small.image_processor, small.tokenizer, 8)
+    bare = Gemma3Processor(small.image_processor, small.tokenizer, image_seq_length=8)
     bare.chat_template = None
     with pytest.raises(ChatTemplateError, match="no chat template"):
         bare.apply_chat_template([user(text("a"))])

@@ -170,7 +170,7 @@ def test_unequal_rows_without_padding_are_an_error(small):
         small(["a", "abc"], return_tensors="pt")
 
 
-@pytest.mark.parametrize("option", [{"padding": "max_length"}, {"padding_side": "top"}, {"return_tensors": "tf"}])
+@pytest.mark.parametrize("option", [{"padding": "widest"}, {"padding_side": "top"}, {"return_tensors": "tf"}])
 def test_unsupported_options_are_named(small, option):
     with pytest.raises(UnsupportedOptionError, match=next(iter(option))):
         small("a", **option)
