@@ -32,6 +32,10 @@ class _FullColumns:
     def num_bytes(self) -> int:
         return 0 if self._buffer is None else self._buffer.nbytes
 
+    @property
+    def rows(self) -> int | None:
+        return None if self._buffer is None else self._buffer.shape[0]
+
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns every column so far (a view)."""
         end = start + new.shape[self._dim]
@@ -57,6 +61,10 @@ class _RingColumns:
     @property
     def num_bytes(self) -> int:
         return 0 if self._buffer is None else self._buffer.nbytes
+
+    @property
+    def rows(self) -> int | None:
+        return None if self._buffer is None else self._buffer.shape[0]
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns what its queries may need: the columns kept before, and `new`.
@@ -84,7 +92,9 @@ def _grow(old: torch.Tensor | None, like: torch.Tensor, dim: int, room: int, kee
     """A buffer with `room` columns along `dim`, the first `keep` taken over from `old`."""
     shape = list(like.shape)
     shape[dim] = room
-    buffer = like.new_zeros(shape)
+    # Never an inference tensor, which could not be written to once generation is over.
+    with torch.inference_mode(False):
+        buffer = like.new_zeros(shape)
     if old is not None:
         buffer.narrow(dim, 0, keep).copy_(old.narrow(dim, 0, keep))
     return buffer
@@ -122,6 +132,11 @@ class KVCache:
         for columns in self._all_columns():
             if isinstance(columns, _FullColumns):
                 columns.reserve = max(columns.reserve, tokens)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows that the cache holds; None before anything was read."""
+        return self._positions[GLOBAL].rows
 
     @property
     def num_bytes(self) -> int:

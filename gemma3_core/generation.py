@@ -1,26 +1,25 @@
 """Prefill, decode and generate: plain functions over a model; tokens come as they are made."""
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from gemma3_core.cache import KVCache
-from gemma3_core.config import AnyConfig, Gemma3Config, Gemma3TextConfig
-from gemma3_core.errors import ContextLengthError, PromptError, UnsupportedOptionError
-from gemma3_core.hub import read_json, write_json
-from gemma3_core.masks import divides_a_block, image_blocks
+from gemma3_core.config import Gemma3TextConfig
+from gemma3_core.errors import ContextLengthError, UnsupportedOptionError
+from gemma3_core.masks import image_blocks
 from gemma3_core.outputs import CausalLMOutput
-from gemma3_core.sampling import SamplingSettings, sample
-
-DEFAULT_NEW_TOKENS = 20
-"""As in transformers, where nothing else is said."""
+from gemma3_core.prompt_chunks import PicturesByColumn, chunk_ends, soft_token_places
+from gemma3_core.sampling import SamplingRule, choose, processed, seen_tokens
+from gemma3_core.stopping import StopStrings
 
 PREFILL_CHUNK_SIZE = 1024
 """Tokens that one pass over a prompt reads: enough to keep a GPU busy; memory for masks and attention grows with it."""
+
+_BY_COLUMN = ("input_ids", "inputs_embeds", "token_type_ids")
+_PICTURES = ("pixel_values", "soft_tokens")
 
 
 class LanguageModel(Protocol):
@@ -32,54 +31,8 @@ class LanguageModel(Protocol):
     def text_config(self) -> Gemma3TextConfig: ...
     @property
     def device(self) -> torch.device: ...
+    def get_input_embeddings(self) -> Any: ...
     def __call__(self, **inputs: Any) -> CausalLMOutput: ...
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """generation_config.json: how a checkpoint likes to be sampled, and where it stops."""
-
-    stop_ids: tuple[int, ...] = ()
-    pad_id: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    max_new_tokens: int = DEFAULT_NEW_TOKENS
-
-    @classmethod
-    def from_pretrained(cls, folder: Path, config: AnyConfig) -> "GenerationConfig":
-        """Read from `folder`; what it leaves open comes from the model's config."""
-        path = folder / "generation_config.json"
-        return cls.from_dict(read_json(path, optional=True), config)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], config: AnyConfig) -> "GenerationConfig":
-        """The fields of generation_config.json over those of the model's config.
-
-        The multimodal config's own stops go before its decoder's, as in transformers.
-        """
-        text = config.text_config if isinstance(config, Gemma3Config) else config
-        stops = (data.get("eos_token_id"), config.eos_token_id, text.eos_token_id)
-        eos = next((ids for ids in stops if ids is not None), None)
-        known = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
-        return cls(
-            stop_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
-            pad_id=data.get("pad_token_id", text.pad_token_id) or 0,
-            **{name: data[name] for name in known if data.get(name) is not None},
-        )
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes generation_config.json: the ids, and what differs from the defaults."""
-        ids = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
-        names = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(GenerationConfig, name)}
-        write_json(folder / "generation_config.json", {**ids, **chosen})
-
-    def sampling(self, seed: int | None = None) -> SamplingSettings:
-        if not self.do_sample:
-            return SamplingSettings(temperature=0.0, top_k=self.top_k, top_p=self.top_p, seed=seed)
-        return SamplingSettings(self.temperature, self.top_k, self.top_p, seed)
 
 
 def check_length(config: Gemma3TextConfig, prompt_tokens: int, new_tokens: int) -> None:
@@ -104,12 +57,19 @@ class PrefillProgress:
 def prefill(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
     """Reads a prompt into `cache` in one pass; logits [B, vocabulary] of the token after its last.
 
-    `inputs` are the processor's: input_ids [B, T], attention_mask [B, past + T] (left padding), and with
-    pictures token_type_ids and pixel_values (or soft_tokens in their place).
+    `inputs` are the processor's: input_ids [B, T] (or inputs_embeds [B, T, E]), attention_mask [B, past + T]
+    (left padding), and with pictures token_type_ids and pixel_values (or soft_tokens in their place).
     """
-    mask, new = inputs.get("attention_mask"), inputs["input_ids"].shape[1]
-    position_ids = None if mask is None else _positions_in_row(mask)[:, -new:]
-    return _read(model, cache, position_ids=position_ids, **inputs)
+    mask = inputs.get("attention_mask")
+    if mask is not None and inputs.get("position_ids") is None:
+        inputs["position_ids"] = positions_in_row(mask)[:, -prompt_length(inputs) :]
+    return _read(model, cache, **inputs)
+
+
+def prompt_length(inputs: dict[str, Any]) -> int:
+    """Tokens a row of a prompt that is given as ids or as embeddings."""
+    prompt = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    return prompt.shape[1]
 
 
 def prefill_in_chunks(
@@ -121,86 +81,32 @@ def prefill_in_chunks(
     the iterator ends the work after a chunk; the cache then holds what was read. See `chunk_ends`.
     Raises PromptError, UnsupportedOptionError.
     """
-    unknown = set(inputs) - {"input_ids", "token_type_ids", "attention_mask", "pixel_values", "soft_tokens"}
-    if unknown or chunk_size < 1:
+    unknown = set(inputs) - {*_BY_COLUMN, *_PICTURES, "attention_mask", "position_ids"}
+    if unknown or not isinstance(chunk_size, int) or chunk_size < 1:
         what = f"inputs {sorted(unknown)}" if unknown else f"chunks of {chunk_size} tokens; the least is 1"
         raise UnsupportedOptionError(f"Prefill in chunks does not know {what}.")
     given = {name: value for name, value in inputs.items() if value is not None}
-    total = given["input_ids"].shape[1]
+    total = prompt_length(given)
     if total <= chunk_size:
         yield PrefillProgress(total, total), prefill(model, cache, **given)
         return
-    mask = given.pop("attention_mask", None)
-    positions = None if mask is None else _positions_in_row(mask)[:, -total:]
-    soft = _soft_token_places(model, given)
-    pictures = _PicturesByColumn(soft, {n: given.pop(n) for n in ("pixel_values", "soft_tokens") if n in given})
+    mask = given.get("attention_mask")
+    positions = given.get("position_ids")
+    if positions is None and mask is not None:
+        positions = positions_in_row(mask)[:, -total:]
+    soft = soft_token_places(model, given)
+    pictures = PicturesByColumn(soft, {name: given[name] for name in _PICTURES if name in given})
     start = 0
     for end in chunk_ends(None if soft is None else image_blocks(soft.long()), total, chunk_size):
-        chunk = {name: value[:, start:end] for name, value in given.items()}
-        if mask is not None and positions is not None:
+        chunk = {name: given[name][:, start:end] for name in _BY_COLUMN if name in given}
+        if mask is not None:
             seen = mask.shape[1] - total + end  # a mask may begin with what the cache held before
-            chunk |= {"attention_mask": mask[:, :seen], "position_ids": positions[:, start:end]}
+            chunk["attention_mask"] = mask[:, :seen]
+        if positions is not None:
+            chunk["position_ids"] = positions[:, start:end]
         logits = _read(model, cache, **chunk, **pictures.beginning_in(start, end))
         yield PrefillProgress(end, total), logits
         start = end
-
-
-def chunk_ends(blocks: torch.Tensor | None, total: int, chunk_size: int) -> list[int]:
-    """The columns at which the chunks of a prompt of `total` tokens end, each as long as `chunk_size` lets it.
-
-    None ends inside an image block of any row (`blocks` [B, T]; see `masks`), whose tokens see one another:
-    only a block longer than `chunk_size` makes a chunk longer. With 4, `t t [ I I I ] t` is read as
-    `t t [`, `I I I ]` and `t`: ends 3, 7 and 8.
-    """
-    divides = torch.zeros(total, dtype=torch.bool) if blocks is None else divides_a_block(blocks).cpu()
-    cuts = [*(~divides).nonzero()[:, 0].tolist(), total]  # begins with 0
-    ends = [0]
-    while ends[-1] < total:
-        furthest = cuts[bisect_right(cuts, ends[-1] + chunk_size) - 1]
-        ends.append(furthest if furthest > ends[-1] else cuts[bisect_right(cuts, ends[-1])])
-    return ends[1:]
-
-
-class _PicturesByColumn:
-    """Which pictures of a prompt are to be read with which of its columns."""
-
-    def __init__(self, soft: torch.Tensor | None, pictures: dict[str, torch.Tensor]):
-        """`soft` [B, T] marks soft tokens: the k-th of N pictures fills the k-th share of them, row by row.
-
-        `pictures` are the inputs [N, …]. Raises PromptError where the places can't be shared so.
-        """
-        self._pictures = pictures
-        if not pictures:
-            return
-        assert soft is not None
-        count = next(iter(pictures.values())).shape[0]
-        rows, columns = soft.nonzero(as_tuple=True)
-        # Numbered so that neighbours in a row, and only these, differ by one.
-        places = rows * (soft.shape[1] + 1) + columns
-        if count == 0 or len(places) % count or (places.view(count, -1).diff(dim=1) != 1).any():
-            raise PromptError(
-                f"The prompt has {len(places)} places for soft tokens, and they can't be shared among {count} "
-                "pictures. Give one picture for each place."
-            )
-        self._first_columns = columns.view(count, -1)[:, 0]
-
-    def beginning_in(self, start: int, end: int) -> dict[str, torch.Tensor]:
-        """The inputs of the pictures whose first soft token stands in columns `start` to `end` - 1."""
-        if not self._pictures:
-            return {}
-        chosen = (self._first_columns >= start) & (self._first_columns < end)
-        if not chosen.any():
-            return {}
-        return {name: value[chosen.to(value.device)] for name, value in self._pictures.items()}
-
-
-def _soft_token_places(model: LanguageModel, inputs: dict[str, Any]) -> torch.Tensor | None:
-    """True [B, T] where soft tokens stand; None in a prompt of text alone."""
-    if "token_type_ids" in inputs:
-        return inputs["token_type_ids"] == 1
-    if "pixel_values" in inputs or "soft_tokens" in inputs:
-        return inputs["input_ids"] == model.config.image_token_index
-    return None
 
 
 @torch.inference_mode()
@@ -220,10 +126,136 @@ def decode_step(
     return out.logits[:, -1]
 
 
+class Reader(Protocol):
+    """How a prompt and then each new token is read; either way logits [B, vocabulary] of the token after."""
+
+    def read_prompt(self) -> Generator[PrefillProgress, None, torch.Tensor]: ...
+    def read(self, tokens: torch.Tensor) -> torch.Tensor: ...
+
+
+class CachedReader:
+    """Reads each token once, into a cache; the prompt in chunks."""
+
+    def __init__(self, model: LanguageModel, cache: KVCache, inputs: dict[str, Any], chunk_size: int):
+        self._model, self._cache, self._inputs, self._chunk_size = model, cache, inputs, chunk_size
+        self._positions = torch.empty(0)
+
+    def read_prompt(self) -> Generator[PrefillProgress, None, torch.Tensor]:
+        for progress, logits in prefill_in_chunks(self._model, self._cache, self._chunk_size, **self._inputs):  # noqa: B007
+            if progress.read < progress.total:
+                yield progress
+        mask, positions = self._inputs.get("attention_mask"), self._inputs.get("position_ids")
+        if positions is not None:
+            behind = (positions[:, -1] + 1).expand(logits.shape[0])
+        elif mask is not None:
+            behind = mask.sum(dim=1)
+        else:
+            behind = torch.full((logits.shape[0],), self._cache.length)
+        self._positions = behind.to(self._model.device)
+        return logits
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits = decode_step(self._model, self._cache, tokens, self._positions)
+        self._positions = self._positions + 1
+        return logits
+
+
+class UncachedReader:
+    """Reads everything again for each token: slow and simple, what the cache is compared with."""
+
+    def __init__(self, model: LanguageModel, inputs: dict[str, Any]):
+        self._model = model
+        self._inputs = {name: value for name, value in inputs.items() if value is not None}
+        if "attention_mask" in self._inputs and "position_ids" not in self._inputs:
+            self._inputs["position_ids"] = positions_in_row(self._inputs["attention_mask"])
+
+    def read_prompt(self) -> Generator[PrefillProgress, None, torch.Tensor]:
+        yield from ()
+        return self._pass()
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        new = tokens[:, None]
+        added = {"input_ids": new, "attention_mask": torch.ones_like(new), "token_type_ids": torch.zeros_like(new)}
+        if "position_ids" in self._inputs:
+            added["position_ids"] = self._inputs["position_ids"][:, -1:] + 1
+        grown = {name: torch.cat([self._inputs[name], added[name]], dim=1) for name in added if name in self._inputs}
+        self._inputs = {**self._inputs, **grown}
+        return self._pass()
+
+    @torch.inference_mode()
+    def _pass(self) -> torch.Tensor:
+        out = self._model(**self._inputs, use_cache=False, logits_to_keep=1)
+        assert out.logits is not None
+        return out.logits[:, -1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an answer is written: how tokens are chosen, and where rows end.
+
+    A row ends with one of `stop_ids`, or once its text completes one of `stop_strings`, or after
+    `max_new_tokens`. No stop id is chosen for the first `min_new_tokens`. Behind a row's end stands `pad_id`;
+    None lets it go on with whatever comes.
+    """
+
+    sampling: SamplingRule
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    stop_strings: StopStrings | None = None
+    pad_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token a row: tokens [B], and the logits [B, vocabulary] and scores that they were chosen from."""
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    scores: torch.Tensor
+
+
+def generate_steps(
+    reader: Reader,
+    plan: Plan,
+    generator: torch.Generator | None,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor | None = None,
+) -> Iterator[Step | PrefillProgress]:
+    """Yields a Step at a time until every row has ended, and PrefillProgress between the chunks of a long prompt.
+
+    prompt_ids [B, T] and prompt_mask (0 is padding) are what repetition penalty and stop strings look back on.
+    `generator` None draws from torch's own. Closing the iterator ends the work before the next chunk or token.
+    """
+    logits = yield from reader.read_prompt()
+    rule, tail = plan.sampling, prompt_ids
+    seen = seen_tokens(prompt_ids, prompt_mask, logits.shape[-1]) if rule.penalises else None
+    ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    stops = torch.tensor(plan.stop_ids, device=logits.device, dtype=torch.long)
+    for count in range(1, plan.max_new_tokens + 1):
+        banned = plan.stop_ids if count <= plan.min_new_tokens else ()
+        # Greedy choice among all tokens needs no scores of its own, nor float32.
+        plain = rule.greedy and seen is None and not banned
+        scores = logits if plain else processed(logits, rule, seen, banned)
+        tokens = choose(scores, rule, generator)
+        if plan.pad_id is not None:
+            tokens = tokens.masked_fill(ended, plan.pad_id)
+        ended = ended | torch.isin(tokens, stops)
+        if plan.stop_strings is not None:
+            tail = torch.cat([tail, tokens[:, None]], dim=1)[:, -plan.stop_strings.longest :]
+            ended = ended | plan.stop_strings.ended(tail)
+        if seen is not None:
+            seen = seen.scatter(1, tokens[:, None], True)
+        yield Step(tokens, logits, scores)
+        if count == plan.max_new_tokens or bool(ended.all()):
+            return
+        logits = reader.read(tokens)
+
+
 def generate_tokens(
     model: LanguageModel,
     inputs: dict[str, Any],
-    settings: SamplingSettings,
+    settings: SamplingRule,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     cache: KVCache | None = None,
@@ -235,82 +267,19 @@ def generate_tokens(
     that stopped earlier go on with whatever comes (cut them there). Closing the iterator ends the work
     before the next chunk or token.
     """
-    prompt = inputs["input_ids"]
     if max_new_tokens < 1:
         raise UnsupportedOptionError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
     past = 0 if cache is None else cache.length
-    check_length(model.text_config, past + prompt.shape[1], max_new_tokens)
+    total = past + prompt_length(inputs) + max_new_tokens
+    check_length(model.text_config, total - max_new_tokens, max_new_tokens)
     cache = cache if cache is not None else KVCache(model.text_config)
-    cache.reserve(past + prompt.shape[1] + max_new_tokens)
-    generator = settings.generator(model.device)
-    for progress, logits in prefill_in_chunks(model, cache, prefill_chunk_size, **inputs):  # noqa: B007
-        if progress.read < progress.total:
-            yield progress
-    mask = inputs.get("attention_mask")
-    length = torch.full((prompt.shape[0],), cache.length) if mask is None else mask.sum(dim=1)
-    positions = length.to(model.device)
-    stopped = torch.zeros_like(positions, dtype=torch.bool)
-    stops = torch.tensor(stop_ids, device=model.device, dtype=torch.long)
-    for count in range(1, max_new_tokens + 1):
-        tokens = sample(logits, settings, generator)
-        stopped |= torch.isin(tokens, stops)
-        yield tokens
-        if count == max_new_tokens or bool(stopped.all()):
-            return
-        logits = decode_step(model, cache, tokens, positions)
-        positions = positions + 1
+    cache.reserve(total)
+    reader = CachedReader(model, cache, inputs, prefill_chunk_size)
+    plan = Plan(settings, max_new_tokens, stop_ids)
+    for step in generate_steps(reader, plan, settings.generator(model.device), inputs["input_ids"]):
+        yield step if isinstance(step, PrefillProgress) else step.tokens
 
 
-class GenerationMixin:
-    """`generate` of the model classes, after transformers."""
-
-    generation_config: GenerationConfig
-
-    def generate(
-        self: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        max_new_tokens: int | None = None,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        eos_token_id: int | list[int] | None = None,
-        prefill_chunk_size: int | None = None,
-        seed: int | None = None,
-        **inputs: Any,
-    ) -> torch.Tensor:
-        """Prompt and new ids [B, T + new]; rows that stop early are filled with the pad id.
-
-        Options left out come from generation_config.json. The prompt is read in chunks of
-        `prefill_chunk_size` tokens (PREFILL_CHUNK_SIZE where nothing is said). Further `inputs` go to forward
-        (token_type_ids, pixel_values). Raises ContextLengthError, UnsupportedOptionError.
-        """
-        unknown = set(inputs) - {"token_type_ids", "pixel_values"}
-        if unknown:
-            raise UnsupportedOptionError(f"generate does not know {sorted(unknown)}.")
-        defaults: GenerationConfig = self.generation_config
-        given = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        chosen = GenerationConfig(**{**vars(defaults), **{k: v for k, v in given.items() if v is not None}})
-        stops = _as_tuple(eos_token_id) if eos_token_id is not None else defaults.stop_ids
-        limit = max_new_tokens if max_new_tokens is not None else defaults.max_new_tokens
-        prompt = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        chunk = PREFILL_CHUNK_SIZE if prefill_chunk_size is None else prefill_chunk_size
-        steps = generate_tokens(self, prompt, chosen.sampling(seed), limit, stops, prefill_chunk_size=chunk)
-        tokens = [step for step in steps if not isinstance(step, PrefillProgress)]
-        return torch.cat([input_ids, _padded_after_stop(torch.stack(tokens, dim=1), stops, defaults.pad_id)], dim=1)
-
-
-def _positions_in_row(mask: torch.Tensor) -> torch.Tensor:
+def positions_in_row(mask: torch.Tensor) -> torch.Tensor:
     """Rotary positions [B, T]: 0 on each row's first real token (padding gets 0 as well)."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _padded_after_stop(new: torch.Tensor, stops: tuple[int, ...], pad: int) -> torch.Tensor:
-    """New ids [B, new] with everything behind a row's first stopping token replaced by `pad`."""
-    is_stop = torch.isin(new, torch.tensor(stops, device=new.device, dtype=torch.long)).long()
-    return new.masked_fill(is_stop.cumsum(dim=1) - is_stop > 0, pad)
-
-
-def _as_tuple(ids: int | list[int]) -> tuple[int, ...]:
-    return (ids,) if isinstance(ids, int) else tuple(ids)
+    return (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)

@@ -1,5 +1,6 @@
 """The decoder's parts: RMSNorm, rotary embedding, attention, MLP and the layer they make up."""
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -11,22 +12,33 @@ from gemma3_core.config import Gemma3TextConfig, RopeParameters
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
+WeightReader = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
+"""Called beside a layer's fused attention with its number, rotated queries [B, H, T, D], keys [B, KV heads, S, D],
+mask [B, 1, T, S] or None, and scale; what it returns stands in `attentions` in place of the weights."""
+
 MANY_ROWS = 128
 """From so many rows on, widening a weight costs less than it saves."""
+
+WIDENED_AT_A_TIME = 2**23
+"""Numbers of a weight that are widened together: 32 MB, however large the layer is."""
 
 
 class Linear(nn.Linear):
     """x W^T + b; many rows of bfloat16 on a CPU are multiplied in float32.
 
     CPUs without matrix units for bfloat16 multiply float32 about twice as fast, and round once at the
-    end. The widened weight lives for this product only.
+    end. The widened weight, a part of it where it is large, lives for this product only.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self._widens(x):
             return super().forward(x)
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+        rows, wide = max(1, WIDENED_AT_A_TIME // self.in_features), x.float()
+        parts = []
+        for start in range(0, self.out_features, rows):
+            bias = None if self.bias is None else self.bias[start : start + rows].float()
+            parts.append(F.linear(wide, self.weight[start : start + rows].float(), bias).to(x.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _widens(self, x: torch.Tensor) -> bool:
         narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
@@ -85,12 +97,19 @@ def attend(
     if not with_weights:
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
         return out, None
-    keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    weights = attention_weights(queries, keys, mask, scale)
+    return weights @ values.repeat_interleave(groups, dim=1), weights
+
+
+def attention_weights(
+    queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Weights [B, H, T, S] of queries [B, H, T, D] over keys [B, KV heads, S, D]; mask [B, 1, T, S] as in `attend`."""
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     scores = queries @ keys.transpose(-1, -2) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
-    return weights @ values, weights
+    return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
 
 
 class Attention(nn.Module):
@@ -113,16 +132,19 @@ class Attention(nn.Module):
         rotary: Rotary,
         mask: torch.Tensor | None,
         cache: KVCache | None,
-        with_weights: bool,
+        with_weights: bool | WeightReader,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [B, T, E] -> [B, T, E], and the weights [B, H, T, S] where asked for."""
+        """x [B, T, E] -> [B, T, E], and the weights [B, H, T, S] (or what a reader makes of them) where asked for."""
         heads = (*x.shape[:-1], -1, self.config.head_dim)
         queries = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rotary)  # [B, H, T, D]
         keys = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rotary)
         values = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is not None:
             keys, values = cache.update(self.layer_index, keys, values)
-        out, weights = attend(queries, keys, values, mask, self.config.attention_scale, with_weights)
+        scale = self.config.attention_scale
+        out, weights = attend(queries, keys, values, mask, scale, with_weights is True)
+        if callable(with_weights):
+            weights = with_weights(self.layer_index, queries, keys, mask, scale)
         return self.o_proj(out.transpose(1, 2).flatten(2)), weights
 
 
@@ -158,7 +180,7 @@ class DecoderLayer(nn.Module):
         rotary: Rotary,
         mask: torch.Tensor | None,
         cache: KVCache | None,
-        with_weights: bool,
+        with_weights: bool | WeightReader,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, cache, with_weights)
         x = x + self.post_attention_layernorm(attended)

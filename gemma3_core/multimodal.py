@@ -1,15 +1,19 @@
 """Pictures and text: Gemma3Model, and Gemma3ForConditionalGeneration with its head."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from gemma3_core.cache import KVCache
 from gemma3_core.config import Gemma3Config
 from gemma3_core.errors import PromptError
-from gemma3_core.generation import GenerationMixin
+from gemma3_core.generate import GenerationMixin
 from gemma3_core.masks import image_blocks
-from gemma3_core.outputs import CausalLMOutput, ImageFeatures, TextModelOutput
-from gemma3_core.pretrained import PreTrainedModel
-from gemma3_core.text import Gemma3TextModel, causal_output, last_tokens, output_head
+from gemma3_core.outputs import CausalLMOutput, ImageFeatures, TextModelOutput, as_asked
+from gemma3_core.pretrained import PreTrainedModel, refuse_options
+from gemma3_core.prompt_chunks import places_in_embeddings
+from gemma3_core.text import Gemma3TextModel, causal_output, check_prompt, last_tokens, output_head
 from gemma3_core.vision import MultiModalProjector, SiglipVisionModel
 
 
@@ -25,22 +29,46 @@ class Gemma3Model(PreTrainedModel):
         self.multi_modal_projector = MultiModalProjector(config)
         self.language_model = Gemma3TextModel(config.text_config)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> ImageFeatures:
+    @property
+    def decoder(self) -> Gemma3TextModel:
+        return self.language_model
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **unknown: Any
+    ) -> ImageFeatures:
         """Pixels [N, 3, S, S] -> patch features and soft tokens [N, mm_tokens_per_image, E]."""
+        refuse_options("get_image_features", unknown)
         side = self.config.vision_config.image_size
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
+        is_tensor = isinstance(pixel_values, torch.Tensor)
+        if not is_tensor or not pixel_values.is_floating_point() or tuple(pixel_values.shape[1:]) != (3, side, side):
+            got = f"{pixel_values.dtype} {list(pixel_values.shape)}" if is_tensor else type(pixel_values).__name__
             raise PromptError(
-                f"pixel_values must be [pictures, 3, {side}, {side}], got {list(pixel_values.shape)}. "
-                "The processor's size must be that of the model's config."
+                f"pixel_values must be floating numbers [pictures, 3, {side}, {side}], got "
+                f"{got.removeprefix('torch.')}. Use the processor, with the size of the model's config."
             )
         features = self.vision_tower(pixel_values)
-        return ImageFeatures(features, self.multi_modal_projector(features))
+        return as_asked(ImageFeatures(features, self.multi_modal_projector(features)), return_dict)
 
-    def embed(self, input_ids: torch.Tensor, soft_tokens: torch.Tensor | None) -> torch.Tensor:
-        """Token embeddings [B, T, E], with soft tokens [N, tokens, E] in their places, in order."""
-        places = input_ids == self.config.image_token_index
-        # The published id of the soft token lies beyond some vocabularies; its embedding is replaced anyway.
-        x = self.language_model.embed_tokens(input_ids.masked_fill(places, 0) if self._soft_id_beyond() else input_ids)
+    def embed(
+        self,
+        input_ids: torch.Tensor | None,
+        soft_tokens: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token embeddings [B, T, E], with soft tokens [N, tokens, E] in their places, in order.
+
+        In `inputs_embeds` the places are where the soft token's own embedding stands.
+        """
+        soft_id, embedding = self.config.image_token_index, self.language_model.embed_tokens
+        if input_ids is not None:
+            places = input_ids == soft_id
+            # The published id of the soft token lies beyond some vocabularies; its embedding is replaced anyway.
+            x = embedding(input_ids.masked_fill(places, 0) if self._soft_id_beyond() else input_ids)
+        else:
+            assert inputs_embeds is not None
+            x = inputs_embeds
+            if soft_tokens is not None:
+                places = places_in_embeddings(x, embedding, soft_id)
         if soft_tokens is None:
             return x
         if int(places.sum()) != soft_tokens.shape[0] * soft_tokens.shape[1]:
@@ -57,30 +85,35 @@ class Gemma3Model(PreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: KVCache | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         soft_tokens: torch.Tensor | None = None,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
     ) -> TextModelOutput:
         """Hidden states [B, T, E] of new tokens; token_type_ids [B, T] are 1 on soft tokens.
 
         Without token_type_ids image blocks are causal like text, as in transformers. soft_tokens
-        [N, tokens, E], from get_image_features, may stand in for pixel_values.
+        [N, tokens, E], from get_image_features, may stand in for pixel_values; so may
+        mm_encoder_outputs={"image": what get_image_features returned}. The other inputs are those of Gemma3TextModel.
+        Raises PromptError, UnsupportedOptionError.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise PromptError("Give either input_ids or inputs_embeds.")
-        if pixel_values is not None:
-            soft_tokens = self.get_image_features(pixel_values).pooler_output
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, soft_tokens)
-        elif soft_tokens is not None:
-            raise PromptError("Pictures need input_ids: with inputs_embeds, put the soft tokens in yourself.")
+        refuse_options("forward", unknown)
+        check_prompt(input_ids, inputs_embeds, past_key_values)
+        soft_tokens = self._soft_tokens(pixel_values, soft_tokens, mm_encoder_outputs)
+        inputs_embeds = self.embed(input_ids, soft_tokens, inputs_embeds)
+        if token_type_ids is not None and token_type_ids.shape != inputs_embeds.shape[:2]:
+            raise PromptError(
+                f"token_type_ids must be {list(inputs_embeds.shape[:2])} like the prompt, got "
+                f"{list(token_type_ids.shape)}."
+            )
         first = 0 if past_key_values is None else past_key_values.get_seq_length()
         out = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -93,7 +126,21 @@ class Gemma3Model(PreTrainedModel):
             image_blocks=None if token_type_ids is None else image_blocks(token_type_ids, first),
         )
         out.image_hidden_states = soft_tokens
-        return out
+        return as_asked(out, return_dict)
+
+    def _soft_tokens(
+        self,
+        pixel_values: torch.Tensor | None,
+        soft_tokens: torch.Tensor | None,
+        encoded: Mapping[str, Any] | None,
+    ) -> torch.Tensor | None:
+        """The soft tokens [N, tokens, E] of whichever form of pictures is given; at most one may be."""
+        features = encoded.get("image") if encoded else None
+        if sum(form is not None for form in (pixel_values, soft_tokens, features)) > 1:
+            raise PromptError("Pictures are given twice: give one of pixel_values, soft_tokens and mm_encoder_outputs.")
+        if pixel_values is not None:
+            return self.get_image_features(pixel_values).pooler_output
+        return soft_tokens if features is None else features.pooler_output
 
 
 class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
@@ -112,15 +159,17 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
     def decoder(self) -> Gemma3TextModel:
         return self.model.language_model
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> ImageFeatures:
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **unknown: Any
+    ) -> ImageFeatures:
         """Pixels [N, 3, S, S] -> patch features and soft tokens [N, mm_tokens_per_image, E]."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(pixel_values, return_dict, **unknown)
 
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: KVCache | None = None,
         token_type_ids: torch.Tensor | None = None,
@@ -128,11 +177,20 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         soft_tokens: torch.Tensor | None = None,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
     ) -> CausalLMOutput:
-        """Logits [B, T or logits_to_keep, vocabulary]; loss where labels [B, T] are given (-100 is ignored)."""
+        """Logits [B, T or logits_to_keep, vocabulary]; loss where labels [B, T] are given (-100 is ignored).
+
+        The other inputs are those of Gemma3Model. num_items_in_batch: see `causal_output`.
+        Raises PromptError, UnsupportedOptionError.
+        """
+        refuse_options("forward", unknown)
         out = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -145,6 +203,7 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             soft_tokens=soft_tokens,
+            mm_encoder_outputs=mm_encoder_outputs,
         )
         logits = self.lm_head(last_tokens(out.last_hidden_state, logits_to_keep))
-        return causal_output(out, logits, labels)
+        return as_asked(causal_output(out, logits, labels, num_items_in_batch), return_dict)

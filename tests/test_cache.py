@@ -1,5 +1,6 @@
 """The key-value cache: whatever the chunks, each query finds the keys it may see, with the right positions."""
 
+import copy
 import json
 import random
 
@@ -265,6 +266,20 @@ def test_keys_are_kept_in_the_type_they_come_in(config):
     new = keys_of(0, 0, 2).bfloat16()
     keys, values = cache.update(0, new, new)
     assert keys.dtype == values.dtype == torch.bfloat16
+
+
+def test_a_cache_filled_for_inference_is_written_to_afterwards_and_copied(config):
+    """As when a conversation goes on with forward, or many begin with one prompt."""
+    cache = KVCache(config)
+    assert cache.batch_size is None
+    with torch.inference_mode():
+        read(cache, columns(0, WINDOW + 3).repeat(2, 1))
+    assert cache.batch_size == 2
+    again = copy.deepcopy(cache)
+    for one in (cache, again):
+        got = read(one, columns(WINDOW + 3, 2).repeat(2, 1))
+        assert torch.equal(got[1], keys_of(1, 0, WINDOW + 5, rows=2)[:, 0, :, 0])
+    assert cache.length == again.length == WINDOW + 5
 
 
 def test_two_caches_share_nothing(config):

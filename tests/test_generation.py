@@ -19,22 +19,17 @@ from reference import (
 )
 from transformers import Gemma3ForCausalLM as ReferenceCausalLM
 from transformers import Gemma3ForConditionalGeneration as ReferenceModel
+from transformers import GenerationConfig as ReferenceGenerationConfig
 
 from gemma3_core import generation
 from gemma3_core.cache import KVCache
 from gemma3_core.errors import ContextLengthError, PromptError, SamplingError, UnsupportedOptionError
-from gemma3_core.generation import (
-    DEFAULT_NEW_TOKENS,
-    PREFILL_CHUNK_SIZE,
-    GenerationConfig,
-    PrefillProgress,
-    chunk_ends,
-    generate_tokens,
-    prefill_in_chunks,
-)
+from gemma3_core.generation import PREFILL_CHUNK_SIZE, PrefillProgress, generate_tokens, prefill_in_chunks
+from gemma3_core.generation_config import DEFAULT_NEW_TOKENS, GenerationConfig, read_generation_config
 from gemma3_core.masks import image_blocks
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.sampling import SamplingSettings
+from gemma3_core.prompt_chunks import chunk_ends
+from gemma3_core.sampling import SamplingRule, SamplingSettings
 from gemma3_core.text import Gemma3ForCausalLM
 
 GREEDY = SamplingSettings(temperature=0.0)
@@ -170,44 +165,38 @@ def test_without_a_generation_config_stops_come_from_config_json(tmp_path):
     assert Gemma3ForConditionalGeneration.from_pretrained(tmp_path).generation_config.stop_ids == (1, 106)
 
 
-def test_the_published_sampling_defaults(shared_data, our_text):
+def test_the_published_sampling_defaults(shared_data):
     content = json.loads((shared_data / "configs" / "generation_config.json").read_text())
-    config = GenerationConfig.from_dict(content, our_text.config)
+    config = GenerationConfig.from_dict(content)
     assert config.stop_ids == (1, 106)
+    assert (config.pad_id, config.bos_token_id) == (0, 2)
     assert config.sampling() == SamplingSettings(temperature=1.0, top_k=64, top_p=0.95, seed=None)
-    assert config.max_new_tokens == 20
-
-
-def test_defaults_where_nothing_is_said_are_those_of_transformers(our_text):
-    from transformers import GenerationConfig as ReferenceGenerationConfig
-
-    theirs = ReferenceGenerationConfig._get_default_generation_params()
-    mine = GenerationConfig.from_dict({}, our_text.config)
-    assert not mine.do_sample
-    for name in ("temperature", "top_k", "top_p"):
-        assert getattr(mine, name) == theirs[name], name
+    assert config.to_dict() == content, "a file that is saved again loses nothing"
 
 
 @pytest.fixture
-def chosen(monkeypatch) -> list[SamplingSettings]:
-    """The settings that tokens were sampled with."""
-    seen: list[SamplingSettings] = []
+def chosen(monkeypatch) -> list[SamplingRule]:
+    """The rules that tokens were chosen by."""
+    seen: list[SamplingRule] = []
 
-    def remember(logits, settings, _):
-        seen.append(settings)
-        return logits.argmax(-1)
+    def remember(scores, rule, _):
+        seen.append(rule)
+        return scores.argmax(-1)
 
-    monkeypatch.setattr(generation, "sample", remember)
+    monkeypatch.setattr(generation, "choose", remember)
     return seen
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, SamplingSettings(0.7, 33, 0.8)),
-        ({"do_sample": False}, SamplingSettings(0.0, 33, 0.8)),
-        ({"temperature": 1.5}, SamplingSettings(1.5, 33, 0.8)),
-        ({"top_k": 0, "top_p": 1.0, "seed": 4}, SamplingSettings(0.7, 0, 1.0, 4)),
+        ({}, SamplingRule(0.7, 33, 0.8)),
+        ({"do_sample": False}, SamplingRule(0.0, 33, 0.8)),
+        ({"temperature": 1.5}, SamplingRule(1.5, 33, 0.8)),
+        ({"top_k": 0, "top_p": 1.0, "seed": 4}, SamplingRule(0.7, 0, 1.0, 4)),
+        ({"top_k": None, "top_p": None, "temperature": None}, SamplingRule(1.0, 0, 1.0)),
+        ({"generation_config": GenerationConfig(top_p=0.5), "min_p": 0.1}, SamplingRule(0.7, 33, 0.5, None, 0.1)),
+        ({"repetition_penalty": 1.3}, SamplingRule(0.7, 33, 0.8, repetition_penalty=1.3)),
     ],
 )
 def test_options_left_out_come_from_generation_config_json(tmp_path, chosen, options, expected):
@@ -217,6 +206,15 @@ def test_options_left_out_come_from_generation_config_json(tmp_path, chosen, opt
     out = model.generate(image_prompt("t5")[0], **options)
     assert chosen == [expected] * 3
     assert out.shape[1] == 6 + 3
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_defaults_where_nothing_is_said_are_those_of_transformers(our_text, chosen, do_sample):
+    theirs = ReferenceGenerationConfig._get_default_generation_params()
+    our_text.generate(image_prompt("t5")[0], do_sample=do_sample, max_new_tokens=1)
+    heat = theirs["temperature"] if do_sample else 0.0
+    assert chosen == [SamplingRule(heat, theirs["top_k"], theirs["top_p"], None, None, theirs["repetition_penalty"])]
+    assert not theirs["do_sample"]
 
 
 def test_without_a_word_it_is_twenty_tokens_as_in_transformers(our_text, their_text):
@@ -238,15 +236,14 @@ def test_no_new_tokens_is_an_error_that_says_so(our_text, count):
         our_text.generate(image_prompt("t5")[0], max_new_tokens=count)
 
 
-def test_a_generation_config_written_is_read_again(our_text, tmp_path):
-    config = GenerationConfig(stop_ids=(1, 106), pad_id=3, do_sample=True, temperature=0.5, top_k=9, top_p=0.5)
+def test_a_generation_config_written_is_read_again_by_both(our_text, tmp_path):
+    options = {"do_sample": True, "temperature": 0.5, "top_k": 9, "top_p": 0.5, "min_p": 0.1, "max_new_tokens": 7}
+    config = GenerationConfig(eos_token_id=[1, 106], pad_token_id=3, **options)
     config.save_pretrained(tmp_path)
-    assert GenerationConfig.from_pretrained(tmp_path, our_text.config) == config
-    from transformers import GenerationConfig as ReferenceGenerationConfig
-
+    assert GenerationConfig.from_pretrained(tmp_path) == config == read_generation_config(tmp_path, our_text.config)
     theirs = ReferenceGenerationConfig.from_pretrained(tmp_path)
-    assert (theirs.eos_token_id, theirs.pad_token_id, theirs.do_sample) == ([1, 106], 3, True)
-    assert (theirs.temperature, theirs.top_k, theirs.top_p) == (0.5, 9, 0.5)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == ([1, 106], 3)
+    assert {name: getattr(theirs, name) for name in options} == options
 
 
 def test_a_seed_gives_the_same_sampled_tokens_again(our_text):
@@ -270,7 +267,7 @@ class Counted:
 
     def __init__(self, model):
         self._model, self.passes = model, 0
-        self.text_config, self.device = model.text_config, model.device
+        self.text_config, self.device, self.config = model.text_config, model.device, model.config
 
     def __call__(self, **inputs):
         self.passes += 1
@@ -541,13 +538,13 @@ def test_a_conversation_that_just_fits_is_answered(tmp_path):
 
 
 def test_options_that_are_not_supported_are_named(our_text):
-    with pytest.raises(UnsupportedOptionError, match=r"num_beams.*repetition_penalty"):
-        our_text.generate(image_prompt("t5")[0], num_beams=4, repetition_penalty=1.2)
+    with pytest.raises(UnsupportedOptionError, match=r"no_repeat_ngram_size=2, num_beams=4"):
+        our_text.generate(image_prompt("t5")[0], num_beams=4, no_repeat_ngram_size=2)
 
 
 def test_sampling_out_of_range_is_refused(our_text):
     with pytest.raises(SamplingError, match="top_p"):
-        our_text.generate(image_prompt("t5")[0], do_sample=True, top_p=0.0)
+        our_text.generate(image_prompt("t5")[0], do_sample=True, top_p=1.5)
 
 
 def test_nothing_of_generation_is_kept_for_gradients(our_text):

@@ -4,10 +4,18 @@ import math
 
 import pytest
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from gemma3_core.errors import SamplingError
-from gemma3_core.sampling import SamplingSettings, sample
+from gemma3_core.sampling import SamplingRule, SamplingSettings, processed, sample, seen_tokens
 
 CPU = torch.device("cpu")
 VOCABULARY = 97
@@ -114,9 +122,55 @@ def test_without_a_seed_each_answer_draws_anew():
     assert first.initial_seed() != second.initial_seed()
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.6, 1.0])
+@pytest.mark.parametrize("top_p", [0.0, 0.7, 1.0])
+def test_min_p_comes_after_the_others_as_in_transformers(temperature, min_p, top_p):
+    logits = random_logits()
+    steps = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopKLogitsWarper(40)])
+    steps += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+    expected = steps(torch.zeros(3, 1, dtype=torch.long), logits)
+    expected = MinPLogitsWarper(min_p)(None, expected)
+    assert torch.equal(processed(logits, SamplingRule(temperature, 40, top_p, min_p=min_p)), expected)
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_repetition_penalty_and_banned_ids_are_those_of_transformers(penalty, temperature):
+    """Tokens of the prompt count, left padding does not, nor do ids beyond the vocabulary."""
+    logits, stops = random_logits(), (4, 11)
+    ids = torch.tensor([[7, 7, 4, 5, 90], [0, 0, 0, 5, VOCABULARY + 3], [0, 8, 0, 0, 1]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [0, 1, 0, 1, 1]])
+    padding = (mask != 0).int().argmax(dim=1)
+    expected = RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=padding)(ids, logits)
+    expected = MinNewTokensLengthLogitsProcessor(5, 3, list(stops))(ids, expected)
+    if temperature:
+        expected = TemperatureLogitsWarper(temperature)(ids, expected)
+    rule = SamplingRule(temperature, 0, 1.0, repetition_penalty=penalty)
+    seen = seen_tokens(ids, mask, VOCABULARY)
+    assert torch.equal(processed(logits, rule, seen, stops), expected)
+    everything = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
+    rule = SamplingRule(0.0, repetition_penalty=penalty)
+    assert torch.equal(processed(logits, rule, seen_tokens(ids, None, VOCABULARY)), everything)
+
+
+def test_a_rule_goes_further_than_what_a_visitor_may_set():
+    assert SamplingRule(temperature=2.1, top_p=0.0).temperature == 2.1
+    with pytest.raises(SamplingError, match=r"2\.1"):
+        SamplingSettings(temperature=2.1)
+    with pytest.raises(SamplingError, match="top_p"):
+        SamplingSettings(top_p=0.0)
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"min_p": "some"},
+        {"repetition_penalty": 0},
+        {"repetition_penalty": math.nan},
+        {"repetition_penalty": None},
         {"temperature": -0.1},
         {"temperature": 2.1},
         {"temperature": math.nan},

@@ -1,0 +1,123 @@
+"""Show an answer while `generate` writes it: on the screen, or piece by piece to another thread."""
+
+from collections.abc import Iterator
+from queue import Queue
+from typing import Any, Protocol
+
+import torch
+
+from gemma3_core.errors import UnsupportedOptionError
+
+_CJK_RANGES = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2CEAF),
+    (0x2F800, 0x2FA1F),
+)
+"""CJK ideographs and their extensions in Unicode: they need no space to be finished words."""
+
+
+class _Decodes(Protocol):
+    """What a streamer needs of a tokenizer (or a processor)."""
+
+    def decode(self, ids: Any, **options: Any) -> str: ...
+
+
+class BaseStreamer:
+    """What `generate` calls while it works: `put` with the prompt's ids [B, T], then with each step's [B]; `end`."""
+
+    def put(self, value: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        raise NotImplementedError
+
+
+class TextStreamer(BaseStreamer):
+    """Prints the text of one row as soon as words are finished.
+
+    `skip_prompt` leaves the prompt out; further options go to the tokenizer's `decode`
+    (skip_special_tokens=True, …).
+    """
+
+    def __init__(self, tokenizer: _Decodes, skip_prompt: bool = False, **decode_kwargs: Any):
+        self.tokenizer = tokenizer
+        self.skip_prompt = skip_prompt
+        self.decode_kwargs = decode_kwargs
+        self.next_tokens_are_prompt = True
+        self.token_cache: list[int] = []
+        self.print_len = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes ids [1, T] or [T]. Raises UnsupportedOptionError for several rows."""
+        if value.ndim > 1:
+            if value.shape[0] > 1:
+                raise UnsupportedOptionError(
+                    f"{type(self).__name__} shows one row, got {value.shape[0]}. Generate one prompt at a time."
+                )
+            value = value[0]
+        skips = self.skip_prompt and self.next_tokens_are_prompt
+        self.next_tokens_are_prompt = False
+        if skips:
+            return
+        # The line is decoded as a whole: how a token reads may depend on those around it.
+        self.token_cache.extend(value.tolist())
+        text = self._text()
+        if text.endswith("\n"):
+            piece = text[self.print_len :]
+            self.token_cache, self.print_len = [], 0
+        else:
+            finished = len(text) if text and _is_cjk(text[-1]) else text.rfind(" ") + 1
+            piece = text[self.print_len : finished]
+            self.print_len += len(piece)
+        self.on_finalized_text(piece)
+
+    def end(self) -> None:
+        """Shows what was held back; the next `put` is a prompt again."""
+        piece = self._text()[self.print_len :] if self.token_cache else ""
+        self.token_cache, self.print_len = [], 0
+        self.next_tokens_are_prompt = True
+        self.on_finalized_text(piece, stream_end=True)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called with each finished piece (it may be empty); override it to do something else than print."""
+        print(text, flush=True, end=None if stream_end else "")
+
+    def _text(self) -> str:
+        return self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
+
+
+class TextIteratorStreamer(TextStreamer):
+    """Hands finished pieces of text to another thread, which iterates over this object.
+
+    `generate` runs in a thread of its own. `timeout` is how many seconds iterating waits for a piece before it
+    raises queue.Empty; None waits for ever, also where `generate` ended with an error.
+    """
+
+    def __init__(
+        self, tokenizer: _Decodes, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+    ):
+        super().__init__(tokenizer, skip_prompt, **decode_kwargs)
+        self.text_queue: Queue[str | None] = Queue()
+        self.stop_signal = None
+        self.timeout = timeout
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text_queue.put(text, timeout=self.timeout)
+        if stream_end:
+            self.text_queue.put(self.stop_signal, timeout=self.timeout)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = self.text_queue.get(timeout=self.timeout)
+        if piece is None:
+            raise StopIteration
+        return piece
+
+
+def _is_cjk(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in _CJK_RANGES)
