@@ -45,10 +45,24 @@ class TorchAoConfig:
     def __init__(
         self,
         quant_type: Any = None,
+        modules_to_not_convert: Sequence[str] | None = None,
+        include_input_output_embeddings: bool = False,
+        untie_embedding_weights: bool = False,
         *,
         group_size: int | None = None,
-        modules_to_not_convert: Sequence[str] | None = None,
+        **unknown: Any,
     ):
+        asked = {"include_input_output_embeddings": include_input_output_embeddings or None}
+        asked |= {"untie_embedding_weights": untie_embedding_weights or None, **unknown}
+        if names := sorted(name for name, value in asked.items() if value is not None):
+            raise UnsupportedOptionError(
+                f"TorchAoConfig does not support {', '.join(names)}: it knows group_size and modules_to_not_convert. "
+                "Leave the others out."
+            )
+        if isinstance(modules_to_not_convert, str):
+            raise UnsupportedOptionError(
+                f"modules_to_not_convert must be a list of names, got {modules_to_not_convert!r}."
+            )
         if quant_type is not None and group_size is not None and not isinstance(quant_type, str):
             raise UnsupportedOptionError("Give the group size once: as quant_type or as group_size.")
         self.group_size = _group_size(quant_type, group_size)

@@ -5,6 +5,7 @@ are brought to one name: the path of the parameter in our modules. We write the 
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.hub import read_json
 from gemma3_core.int4_linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
 
+logger = logging.getLogger(__name__)
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+SCORE = "score.weight"
+"""A classifier's head."""
 _OF_HEAD = "lm_head."
+_OF_SCORE = "score."
 EMBEDDING = "embed_tokens.weight"
 
 FLOAT16_REASON = (
@@ -36,8 +42,10 @@ def module_name(stored: str, multimodal: bool) -> str:
     so are `vision_tower.vision_model.…` and `vision_tower.…`, with or without a leading `model.`.
     """
     if not multimodal:
-        return stored if stored.startswith((_OF_HEAD, "model.")) else f"model.{stored}"
+        return stored if stored.startswith((_OF_HEAD, _OF_SCORE, "model.")) else f"model.{stored}"
     name = stored.removeprefix("model.")
+    if name.startswith(_OF_SCORE):
+        return name
     if name.removeprefix("language_model.").startswith(_OF_HEAD):
         return name.removeprefix("language_model.")
     name = name.replace("language_model.model.", "language_model.", 1)
@@ -47,7 +55,7 @@ def module_name(stored: str, multimodal: bool) -> str:
 
 def hub_name(name: str, multimodal: bool) -> str:
     """The Hub's name of a tensor of ours; the inverse of `module_name`."""
-    if not multimodal:
+    if not multimodal or name.startswith(_OF_SCORE):
         return name
     if name.startswith(_OF_HEAD):
         return f"language_model.{name}"
@@ -80,18 +88,19 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     """Assigns the checkpoint's tensors to a model built on the meta device.
 
     On a CPU and in the stored type they stay memory-mapped: nothing is copied. Missing, left over or
-    misshapen tensors raise one CheckpointError that names them all.
+    misshapen tensors raise one CheckpointError that names them all. Only a classifier's head may be missing: it is
+    then new, as the log says, and waits to be trained.
     """
     multimodal = isinstance(model.config, Gemma3Config)
     int4 = _int4_shapes(model)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()} | int4
-    tied, has_head = is_tied(model.config), hasattr(model, "lm_head")
+    tied, has_head, is_bare = is_tied(model.config), hasattr(model, "lm_head"), not hasattr(model, "model")
     found: dict[str, torch.Tensor] = {}
     stored_names: dict[str, str] = {}
     for path in weight_files(folder):
         for stored, tensor in _read_file(path):
             name = module_name(stored, multimodal)
-            if not has_head:  # Gemma3Model and Gemma3TextModel are what others call `model`
+            if is_bare:  # Gemma3Model and Gemma3TextModel are what others call `model`
                 name = name.removeprefix("model.")
             if name in found:
                 raise CheckpointError(f"The checkpoint holds {name} twice, as {stored_names[name]} and {stored}.")
@@ -100,6 +109,10 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
         _drop_tied_head(found)
     elif not has_head:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(_OF_HEAD)}
+    if is_bare:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(_OF_SCORE)}
+    elif SCORE in expected and SCORE not in found:
+        found[SCORE] = _new_score(model, expected[SCORE], found)
     _check_names_and_shapes(expected, found)
     converted = {
         name: _checked_int4(tensor, name).to(device) if name in int4 else _converted(tensor, name, dtype, device)
@@ -130,8 +143,7 @@ def is_tied(config: Any) -> bool:
 
 def stored_dtype(config: AnyConfig) -> str | None:
     """The weights' type as config.json names it (`dtype`, or `torch_dtype` in older files)."""
-    name = config.extra.get("dtype") or config.extra.get("torch_dtype")
-    return None if name is None else str(name)
+    return None if config.dtype is None else str(config.dtype).removeprefix("torch.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -200,6 +212,13 @@ def _checked_int4(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise CheckpointError(f"{name} holds NaN or infinity. Make the int4 checkpoint again.")
     return tensor
+
+
+def _new_score(model: nn.Module, shape: tuple[int, ...], found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Small random weights for a classifier's head that the checkpoint lacks, in the type of its other weights."""
+    logger.warning("The checkpoint has no %s: it is new and random. Train it before you trust its answers.", SCORE)
+    dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
+    return torch.randn(shape).mul_(model.config.initializer_range).to(dtype)  # type: ignore[union-attr,arg-type]
 
 
 def _drop_tied_head(found: dict[str, torch.Tensor]) -> None:

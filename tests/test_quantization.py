@@ -195,7 +195,7 @@ def test_a_group_size_or_torchaos_object_configures():
     assert TorchAoConfig("int4_weight_only", group_size=64) == TorchAoConfig(64)
     assert TorchAoConfig("int4_weight_only") == TorchAoConfig(128)
     named = TorchAoConfig(64, modules_to_not_convert=["lm_head"])
-    assert named != TorchAoConfig(64)
+    assert named == TorchAoConfig("int4_weight_only", ["lm_head"], group_size=64) != TorchAoConfig(64)
     assert TorchAoConfig.from_dict(json.loads(json.dumps(named.to_dict()))) == named
 
 
@@ -214,6 +214,11 @@ def test_what_is_not_supported_is_refused_with_what_to_write():
             TorchAoConfig(given)
     with pytest.raises(UnsupportedOptionError, match="once"):
         TorchAoConfig(64, group_size=64)
+    for option in ({"include_input_output_embeddings": True}, {"untie_embedding_weights": True}, {"inner_k_tiles": 8}):
+        with pytest.raises(UnsupportedOptionError, match=f"does not support {next(iter(option))}: it knows group_size"):
+            TorchAoConfig("int4_weight_only", **option)
+    with pytest.raises(UnsupportedOptionError, match="must be a list of names, got 'lm_head'"):
+        TorchAoConfig(64, "lm_head")
     with pytest.raises(UnsupportedOptionError, match="must be a TorchAoConfig, got int"):
         Demo.from_pretrained(DEMO_MODEL, quantization_config=128)
 

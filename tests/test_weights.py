@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import TEXT, assert_equal, image_prompt, pixels, save_reference
+import transformers
+from reference import (
+    TEXT,
+    assert_equal,
+    image_prompt,
+    pixels,
+    randomise,
+    reference_config,
+    reference_text_config,
+    save_reference,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM as ReferenceCausalLM
@@ -15,6 +25,7 @@ from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 from transformers import Gemma3Model as ReferenceBase
 from transformers import Gemma3TextModel as ReferenceTextBase
 
+import gemma3_core
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
 from gemma3_core.text import Gemma3ForCausalLM, Gemma3TextModel
@@ -326,7 +337,7 @@ def test_an_unknown_type_is_refused(folder):
 def test_unknown_options_are_refused(folder):
     with pytest.raises(UnsupportedOptionError, match="flash_attention_2"):
         Gemma3ForConditionalGeneration.from_pretrained(folder, attn_implementation="flash_attention_2")
-    with pytest.raises(TypeError, match="trust_remote_code"):
+    with pytest.raises(UnsupportedOptionError, match="trust_remote_code"):
         Gemma3ForConditionalGeneration.from_pretrained(folder, trust_remote_code=True)
 
 
@@ -416,6 +427,44 @@ def test_what_we_save_loads_in_transformers(tmp_path, multimodal, dtype):
     if dtype == "float32":
         prompt = {"input_ids": image_prompt("t40")[0]}
         assert_equal(model(**prompt).logits, again.eval()(**prompt).logits)
+
+
+CLASSES = [
+    ("Gemma3ForConditionalGeneration", True),
+    ("Gemma3Model", True),
+    ("Gemma3ForSequenceClassification", True),
+    ("Gemma3ForCausalLM", False),
+    ("Gemma3TextModel", False),
+    ("Gemma3TextForSequenceClassification", False),
+]
+
+
+@pytest.mark.parametrize(("name", "multimodal"), CLASSES)
+def test_every_class_goes_from_transformers_to_us_and_back_unchanged(tmp_path, name, multimodal):
+    config = reference_config() if multimodal else reference_text_config()
+    reference = getattr(transformers, name)
+    original = reference(config)
+    randomise(original)
+    original.save_pretrained(tmp_path / "theirs")
+    getattr(gemma3_core, name).from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    again, told = reference.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    assert not told["mismatched_keys"]
+    expected = original.state_dict()
+    assert again.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
+    changes = {"dtype", "architectures", "transformers_version"}
+    ours, theirs = ({k: v for k, v in m.config.to_dict().items() if k not in changes} for m in (again, original))
+    assert _without_private(ours) == _without_private(theirs)
+
+
+def _without_private(data: dict) -> dict:
+    return {
+        k: _without_private(v) if isinstance(v, dict) else v
+        for k, v in data.items()
+        if not str(k).startswith("_") and k != "dtype"
+    }
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", None, torch.device("cpu")])

@@ -1,0 +1,105 @@
+"""The Auto classes: which class fits a checkpoint, and what is fetched for it."""
+
+import json
+
+import huggingface_hub
+import pytest
+
+from gemma3_core import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    Gemma3TextConfig,
+    Gemma3Tokenizer,
+)
+from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+TINY_TEXT = {**TINY, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 20}
+TINY_VISION = {**TINY, "image_size": 28, "patch_size": 14}
+
+
+def test_the_class_follows_from_the_checkpoint(chat_folder, text_chat_folder):
+    options = {"dtype": "bfloat16", "device_map": "cpu", "attn_implementation": "eager"}
+    seeing = AutoModelForCausalLM.from_pretrained(chat_folder, **options)
+    assert type(seeing) is Gemma3ForConditionalGeneration
+    assert (str(seeing.dtype), seeing.eager) == ("torch.bfloat16", True)
+    assert type(AutoModelForImageTextToText.from_pretrained(chat_folder)) is Gemma3ForConditionalGeneration
+    assert type(AutoModelForCausalLM.from_pretrained(text_chat_folder)) is Gemma3ForCausalLM
+    with pytest.raises(UnsupportedOptionError, match="got Gemma3TextConfig: 270M and 1B read text only"):
+        AutoModelForImageTextToText.from_pretrained(text_chat_folder)
+
+
+def test_a_configuration_gives_a_random_model_of_its_class():
+    both = Gemma3Config(text_config=TINY_TEXT, vision_config=TINY_VISION, mm_tokens_per_image=4)
+    assert type(AutoModelForCausalLM.from_config(both)) is Gemma3ForConditionalGeneration
+    assert type(AutoModelForCausalLM.from_config(Gemma3TextConfig(**TINY_TEXT))) is Gemma3ForCausalLM
+    with pytest.raises(UnsupportedOptionError, match="makes no object of its own"):
+        AutoModelForCausalLM()
+
+
+def test_processors_and_tokenizers(chat_folder, text_chat_folder):
+    default = AutoProcessor.from_pretrained(chat_folder, padding_side="right")
+    assert type(default) is Gemma3Processor
+    assert type(default.image_processor) is Gemma3ImageProcessor
+    assert default.tokenizer.padding_side == "right"
+    pil = AutoProcessor.from_pretrained(chat_folder, backend="pil")
+    assert type(pil.image_processor) is Gemma3ImageProcessorPil
+    assert type(AutoProcessor.from_pretrained(text_chat_folder, padding_side="right")) is Gemma3Tokenizer
+    assert AutoTokenizer.from_pretrained(str(chat_folder), use_fast=True).name_or_path == str(chat_folder)
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoTokenizer, AutoProcessor])
+def test_an_unknown_option_is_named(chat_folder, auto):
+    with pytest.raises(UnsupportedOptionError, match="no_such_option"):
+        auto.from_pretrained(chat_folder, no_such_option=1)
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoTokenizer, AutoProcessor])
+def test_a_wrong_folder_says_what_is_missing(tmp_path, auto):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing|no tokenizer\.json"):
+        auto.from_pretrained(tmp_path)
+
+
+def test_another_architecture_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ConfigError, match="'llama'"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("auto", [AutoTokenizer, AutoProcessor])
+def test_what_needs_no_weights_fetches_none(monkeypatch, chat_folder, auto):
+    asked = []
+
+    def record(repo_id, **options):
+        asked.append((repo_id, options))
+        return str(chat_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
+    loaded = auto.from_pretrained("some/model", revision="v1", token="secret", local_files_only=True)
+    assert all("*.safetensors" not in options["allow_patterns"] for _, options in asked)
+    assert all((options["revision"], options["token"]) == ("v1", "secret") for _, options in asked)
+    assert all(options["local_files_only"] for _, options in asked)
+    assert getattr(loaded, "tokenizer", loaded).name_or_path == "some/model"
+
+
+def test_a_model_is_refused_by_its_config_before_its_weights_are_fetched(monkeypatch, text_chat_folder):
+    asked = []
+
+    def record(_, **options):
+        asked.append(options["allow_patterns"])
+        return str(text_chat_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
+    with pytest.raises(UnsupportedOptionError):
+        AutoModelForImageTextToText.from_pretrained("some/model")
+    assert asked == [["*.json", "*.jinja"]]
+    AutoModelForCausalLM.from_pretrained("some/model")
+    assert "*.safetensors" in asked[-1]
