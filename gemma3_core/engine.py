@@ -5,15 +5,20 @@ The engine is the only door for components: they import from here and from nowhe
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
 
+from gemma3_core.answer_clock import AnswerClock
 from gemma3_core.cache import KVCache
-from gemma3_core.errors import ContextLengthError, Gemma3Error, ImageError, PromptError
+from gemma3_core.confidence import TokenChoice, token_choice
+from gemma3_core.config import GLOBAL
+from gemma3_core.errors import AttentionError, ContextLengthError, Gemma3Error, PromptError
 from gemma3_core.events import (
+    Answered,
     DoneEvent,
     Event,
     Int4Choice,
@@ -26,29 +31,61 @@ from gemma3_core.events import (
     Turn,
 )
 from gemma3_core.fair_queue import FairQueue, Ticket
-from gemma3_core.generation import PREFILL_CHUNK_SIZE, PrefillProgress, check_length, generate_tokens
+from gemma3_core.generation import (
+    PREFILL_CHUNK_SIZE,
+    CachedReader,
+    Plan,
+    PrefillProgress,
+    check_length,
+    generate_steps,
+)
+from gemma3_core.heat_maps import AttentionMap, LayerChoice, SquareMap
 from gemma3_core.hub import resolve_folder
-from gemma3_core.images import ImageSource, fetch_image, load_image
+from gemma3_core.images import ImageSource, fetch_image
+from gemma3_core.inspection import (
+    OcclusionReport,
+    PromptView,
+    read_answered,
+    read_request,
+    view_attention,
+    view_mask,
+    view_occlusion,
+    view_prompt,
+)
+from gemma3_core.mask_view import LayerMask, MaskView
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.pan_and_scan import Box
 from gemma3_core.precisions import Model, Precisions
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
+from gemma3_core.prompt_view import PromptToken
 from gemma3_core.quantization import DEFAULT_GROUP_SIZE, TorchAoConfig, count_weights
+from gemma3_core.request_inputs import load_all, ordinal, request_inputs
 from gemma3_core.sampling import SamplingSettings
 from gemma3_core.tokenizer import ModelInputs, StreamingDecoder
 
 __all__ = [
+    "Answered",
+    "AttentionMap",
+    "Box",
     "DoneEvent",
     "Engine",
     "Event",
     "Gemma3Error",
     "Int4Choice",
+    "LayerMask",
+    "MaskView",
     "ModelInfo",
+    "OcclusionReport",
     "PicturePreview",
+    "PromptToken",
+    "PromptView",
     "Request",
     "SamplingSettings",
+    "SquareMap",
     "StageEvent",
     "Stats",
+    "TokenChoice",
     "TokenEvent",
     "Turn",
     "fetch_image",
@@ -118,6 +155,8 @@ class Engine:
                 int4_bytes=precisions.int4_bytes,
                 left=precisions.left,
             ),
+            layers=tuple("global" if kind == GLOBAL else "local" for kind in model.text_config.layer_types or ()),
+            heads=model.text_config.num_attention_heads,
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> list[PicturePreview]:
@@ -128,7 +167,7 @@ class Engine:
         self._check_sees(len(pictures))
         processor = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
         previews = []
-        for picture in _load_all(pictures):
+        for picture in load_all(pictures):
             squares = tuple(processor.squares(picture))
             previews.append(
                 PicturePreview(
@@ -152,7 +191,7 @@ class Engine:
         """
         self._check(request)
         # Decoded before queueing, so that a broken picture is told at once and never holds others up.
-        pictures = [_load_all(turn.pictures) for turn in request.turns]
+        pictures = [load_all(turn.pictures) for turn in request.turns]
         entered = time.monotonic()
         ticket = self._queue.enter(request.visitor)
         try:
@@ -195,7 +234,7 @@ class Engine:
             place = self._queue.wait(ticket, place, _QUEUE_TICK_S)
 
     def _queue_text(self, place: int) -> str:
-        text = f"{_ordinal(place)} in the queue"
+        text = f"{ordinal(place)} in the queue"
         return text if self._mean_answer_s is None else f"{text}, about {max(1, round(place * self._mean_answer_s))} s"
 
     def _remember_duration(self, seconds: float) -> None:
@@ -204,7 +243,7 @@ class Engine:
 
     def _answer(self, request: Request, pictures: list[list[Image]], queue_s: float) -> Iterator[Event]:
         """Encodes, reads and writes; the queue's turn is ours."""
-        clock, int4 = _Clock(), self._int4(request)
+        clock, int4 = AnswerClock(), self._int4(request)
         for text in self._precisions.prepare(int4):
             yield StageEvent("preparing", text)
         squares = sum(map(len, pictures))
@@ -217,18 +256,21 @@ class Engine:
         yield from self._encode(inputs, squares, crops)
         yield StageEvent("reading", f"Reading {prompt_tokens:,} tokens")
 
-        decoder, pieces, stop_reason = StreamingDecoder(self._processor.tokenizer), [], "length"
+        decoder, stop_reason = StreamingDecoder(self._processor.tokenizer), "length"
+        pieces: list[str] = []
+        token_ids: list[int] = []
         stops = self._model.generation_config.stop_ids
         for token in self._tokens(request, inputs, self._precisions.model(int4)):
             if isinstance(token, StageEvent):
                 yield token
                 continue
             clock.tick()
-            if token in stops:
+            if token.token_id in stops:
                 stop_reason = "stop"
                 break
-            pieces.append(decoder.push(token))
-            yield TokenEvent(pieces[-1])
+            token_ids.append(token.token_id)
+            pieces.append(decoder.push(token.token_id))
+            yield TokenEvent(pieces[-1], token.choice)
         if rest := decoder.finish():
             pieces.append(rest)
             yield TokenEvent(rest)
@@ -247,20 +289,10 @@ class Engine:
             tokens_per_s=clock.tokens_per_s,
             stop_reason="stop" if stop_reason == "stop" else "length",
         )
-        yield DoneEvent("".join(pieces), stats)
+        yield DoneEvent("".join(pieces), stats, tuple(token_ids))
 
     def _inputs(self, request: Request, pictures: list[list[Image]]) -> ModelInputs:
-        """The conversation as model inputs on the model's device; visitors' words can't act as special tokens."""
-        messages = self._processor.escape_messages(_messages(request, pictures))
-        inputs = self._processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            do_pan_and_scan=_pan_and_scan(request),
-        )
-        return inputs.to(self._model.device, self._model.dtype)
+        return request_inputs(request, pictures, self._processor, self._model)
 
     def _encode(self, inputs: ModelInputs, num_pictures: int, num_crops: int) -> Iterator[Event]:
         """Turns pixel_values into soft tokens, a few squares at a time, so that Stop need not wait for all."""
@@ -280,7 +312,7 @@ class Engine:
     def _on_cpu(self) -> bool:
         return self._model.device.type == "cpu"
 
-    def _tokens(self, request: Request, inputs: ModelInputs, model: Model) -> Iterator[int | StageEvent]:
+    def _tokens(self, request: Request, inputs: ModelInputs, model: Model) -> "Iterator[_Token | StageEvent]":
         """The answer's tokens; before the first, how far the prompt has been read where that takes several passes."""
         settings = request.sampling or self.info.sampling
         config = self._model.text_config
@@ -291,12 +323,78 @@ class Engine:
         if not self.info.multimodal:
             fields.pop("token_type_ids", None)
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
-        steps = generate_tokens(model, fields, settings, request.max_new_tokens, stops, cache, prefill_chunk_size=chunk)
-        for step in steps:
+        reader = CachedReader(model, cache, fields, chunk)
+        plan = Plan(settings, request.max_new_tokens, stops)
+        for step in generate_steps(reader, plan, settings.generator(model.device), fields["input_ids"]):
             if isinstance(step, PrefillProgress):
                 yield StageEvent("reading", f"Reading {step.read:,} of {step.total:,} tokens")
-            else:
-                yield int(step[0])
+                continue
+            token_id, tokenizer = int(step.tokens[0]), self._processor.tokenizer
+            yield _Token(token_id, token_choice(tokenizer, step.logits[0], token_id) if request.confidence else None)
+
+    def inspect(self, request: Request) -> PromptView:
+        """The tokens of a request's prompt, and the squares that its image blocks stand for; nothing is answered.
+
+        Raises as `stream` does before it answers.
+        """
+        self._check(request)
+        return view_prompt(read_request(request, self._processor, self._model), self._processor)
+
+    def mask(self, request: Request) -> MaskView:
+        """Who may look at whom in a request's prompt, as its forward pass has it; nothing is answered.
+
+        Raises as `stream` does before it answers.
+        """
+        self._check(request)
+        return view_mask(read_request(request, self._processor, self._model), self._processor, self._model)
+
+    def attention(
+        self, answered: Answered, tokens: Sequence[int], layer: LayerChoice = "global", head: int | None = None
+    ) -> AttentionMap:
+        """Where the answer's `tokens` (numbers from 0) looked when they were written: the mean over them.
+
+        On the model and in the precision that answered, once it is free: this call waits in the queue. `layer` is a
+        number, "global" for the mean over the global layers or "rollout"; `head` None is the mean over heads.
+        Raises AttentionError for an answer that can't be looked at (pictures gone, another model by now, no such
+        token), QueueFullError, UnsupportedOptionError.
+        """
+        with self._model_of(answered) as model:
+            reading = read_answered(answered, self._processor, model)
+            return view_attention(reading, answered.done.token_ids, tokens, self._processor, model, layer, head)
+
+    def occlude(
+        self, answered: Answered, token: int, picture: int | None = None, box: Box | None = None
+    ) -> OcclusionReport:
+        """What hiding a region of a picture does to the answer's token number `token` (from 0), and the new answer.
+
+        `box` is in the original picture's pixels; None is the hottest region of that token's map, on `picture` (from
+        0) or, where that is None, on any. Waits and raises as `attention`.
+        """
+        with self._model_of(answered) as model:
+            reading = read_answered(answered, self._processor, model)
+            return view_occlusion(reading, answered.done.token_ids, token, picture, box, self._processor, model)
+
+    @contextmanager
+    def _model_of(self, answered: Answered) -> Iterator[Model]:
+        """The model that gave an answer, in its precision, for as long as the queue's turn is ours."""
+        stats = answered.done.stats
+        if stats.model != self.info.name:
+            raise AttentionError(
+                f"This answer is by {stats.model}, and {self.info.name} is loaded now. Ask again to look at its answer."
+            )
+        if not answered.done.token_ids:
+            raise AttentionError("This answer has no tokens to look at.")
+        int4 = stats.quantization == _quantization(True)
+        self._precisions.require(int4)
+        ticket = self._queue.enter(answered.request.visitor)
+        try:
+            for _ in self._wait_for_turn(ticket):
+                pass  # nobody is told the place: whoever asks waits
+            for _ in self._precisions.prepare(int4):
+                pass
+            yield self._precisions.model(int4)
+        finally:
+            self._queue.leave(ticket)
 
     def close(self) -> None:
         """Frees the model's memory; running answers end with an error of their own."""
@@ -306,62 +404,12 @@ class Engine:
         return self._precisions.default_int4 if request.int4 is None else request.int4
 
 
-class _Clock:
-    """Times of one answer, from leaving the queue; decoding speed leaves the first token out."""
+@dataclass(frozen=True)
+class _Token:
+    """A new token of an answer, and how sure the model was of it where that is asked for."""
 
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-        self._first: float | None = None
-        self.tokens = 0
-
-    def tick(self) -> None:
-        self.tokens += 1
-        self._last = time.monotonic()
-        if self._first is None:
-            self._first = self._last
-
-    @property
-    def first_token_s(self) -> float | None:
-        return None if self._first is None else round(self._first - self._start, 4)
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        if self._first is None or self.tokens < 2 or self._last <= self._first:
-            return None
-        return round((self.tokens - 1) / (self._last - self._first), 2)
-
-
-def _messages(request: Request, pictures: list[list[Image]]) -> list[dict[str, Any]]:
-    """The request as chat messages; pictures stand before the text of their turn."""
-    messages: list[dict[str, Any]] = []
-    if request.system_prompt.strip():
-        messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})
-    for turn, images in zip(request.turns, pictures, strict=True):
-        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-        messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
-    return messages
-
-
-def _pan_and_scan(request: Request) -> list[bool]:
-    """For each picture of the request, whether it is cut."""
-    return [
-        request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
-        for turn in request.turns
-        for _ in turn.pictures
-    ]
-
-
-def _load_all(pictures: Sequence[ImageSource]) -> list[Image]:
-    """Decodes pictures; among several, an error says which one it is about."""
-    loaded = []
-    for number, source in enumerate(pictures, 1):
-        try:
-            loaded.append(load_image(source))
-        except ImageError as error:
-            if len(pictures) == 1:
-                raise
-            raise ImageError(f"The {_ordinal(number)} picture: {error}") from None
-    return loaded
+    token_id: int
+    choice: TokenChoice | None
 
 
 def _quantization(int4: bool) -> str:
@@ -370,8 +418,3 @@ def _quantization(int4: bool) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _ordinal(number: int) -> str:
-    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from gemma3_core.image_processor import Box
+from gemma3_core.confidence import TokenChoice
 from gemma3_core.images import ImageSource
+from gemma3_core.pan_and_scan import Box
 from gemma3_core.sampling import SamplingSettings
 
 StageName = Literal["queued", "preparing", "encoding", "reading", "writing"]
@@ -34,7 +35,8 @@ class Request:
     """A conversation whose last turn is the question to answer.
 
     `sampling` None samples as the checkpoint's generation_config.json says; `int4` None is the server's
-    setting. The queue takes turns among `visitor`s.
+    setting. With `confidence` each token tells its probability and the likeliest others. The queue takes turns
+    among `visitor`s.
     """
 
     turns: tuple[Turn, ...]
@@ -44,6 +46,7 @@ class Request:
     max_new_tokens: int = 256
     sampling: SamplingSettings | None = None
     visitor: str = ""
+    confidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,13 @@ class StageEvent:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """The next piece of the answer's text (it may be empty while a character is incomplete)."""
+    """The next piece of the answer's text (it may be empty while a character is incomplete).
+
+    `choice` is the token behind it where the request asks for confidence; the rest of a broken character has none.
+    """
 
     text: str
+    choice: TokenChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,22 @@ class Stats:
 
 @dataclass(frozen=True)
 class DoneEvent:
-    """The end of an answer: its whole text and its figures."""
+    """The end of an answer: its whole text, its figures, and its tokens without the stopping one."""
 
     text: str
     stats: Stats
+    token_ids: tuple[int, ...] = ()
 
 
 Event = StageEvent | TokenEvent | DoneEvent
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request and the end of its answer: what the engine needs to look at that answer again."""
+
+    request: Request
+    done: DoneEvent
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,8 @@ class Int4Choice:
 class ModelInfo:
     """The model that answers, for the page's badge and texts.
 
-    `quantization` is that of the server's setting; `int4` None is an engine that knows no int4 at all.
+    `quantization` is that of the server's setting; `int4` None is an engine that knows no int4 at all. `layers`
+    are the decoder's kinds, "local" and "global", first layer first.
     """
 
     name: str
@@ -144,3 +161,5 @@ class ModelInfo:
     tokens_per_picture: int
     sampling: SamplingSettings
     int4: Int4Choice | None = None
+    layers: tuple[str, ...] = ()
+    heads: int = 0

@@ -14,11 +14,23 @@ REPOSITORY = Path(__file__).parents[1]
 ORDER = [
     "errors",
     "hub",
+    "json_config",
+    "rope",
     "config",
-    "tokenizer",
+    "model_inputs",
+    "special_tokens",
+    "text_encoding",
     "chat_template",
     "images",
+    "conversations",
+    "token_ids",
+    "tokenizer_files",
+    "tokenizer",
+    "pan_and_scan",
+    "image_options",
+    "pixel_arrays",
     "image_processor",
+    "processor_options",
     "processor",
     "outputs",
     "masks",
@@ -29,16 +41,37 @@ ORDER = [
     "quantization",
     "weights",
     "sampling",
+    "generation_config",
+    "stopping",
+    "streamers",
+    "prompt_chunks",
     "generation",
+    "generation_inputs",
+    "generate",
     "pretrained",
     "text",
     "multimodal",
+    "classification",
+    "pipelines",
+    "auto",
+    "verify",
     "precisions",
+    "confidence",
+    "prompt_view",
+    "attention_maps",
+    "heat_maps",
+    "occlusion",
+    "mask_view",
+    "mask_visualizer",
     "events",
     "fair_queue",
+    "request_inputs",
+    "inspection",
+    "answer_clock",
     "engine",
 ]
 CORE = sorted((REPOSITORY / "gemma3_core").glob("*.py"))
+VERIFY = REPOSITORY / "gemma3_core" / "verify.py"
 COMPONENTS = sorted((REPOSITORY / "components").glob("*.py"))
 # What is imported when the program runs; the tests' and the training's own needs are not.
 RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib", "torchao"}
@@ -102,7 +135,7 @@ def test_core_modules_import_only_from_modules_before_them(path):
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
 def test_the_core_knows_nothing_of_what_is_around_it(path):
-    packages = {package_of(name) for name in imports(path)}
+    packages = {package_of(name) for name in imports(path)} - ({"transformers"} if path == VERIFY else set())
     assert not packages & {"gradio", "transformers", "components", "training", "benchmarks", "app", "tests"}
     assert packages <= RUN_TIME | BROUGHT_ALONG | {"gemma3_core"} | sys.stdlib_module_names
 
@@ -119,10 +152,29 @@ def test_only_training_and_benchmarks_import_themselves():
         assert not {package_of(name) for name in imports(path)} & {"training", "benchmarks", "tests"}, name_of(path)
 
 
-def test_transformers_is_a_matter_of_tests_and_benchmarks():
+def test_transformers_is_a_matter_of_tests_and_benchmarks_and_of_the_command_that_compares_with_it():
     training = sorted((REPOSITORY / "training").glob("*.py"))
-    for path in [*CORE, *COMPONENTS, *training, REPOSITORY / "app.py"]:
+    for path in {*CORE, *COMPONENTS, *training, REPOSITORY / "app.py"} - {VERIFY}:
         assert "transformers" not in {package_of(name) for name in imports(path)}, name_of(path)
+
+
+def test_that_command_alone_imports_transformers_and_only_when_it_runs():
+    assert "transformers" in {package_of(name) for name in imports(VERIFY)}
+    assert after_import("gemma3_core.verify", "'transformers' in sys.modules") == "False"
+    for path in {*CORE, *COMPONENTS, REPOSITORY / "app.py"} - {VERIFY}:
+        assert "gemma3_core.verify" not in set(imports(path)), name_of(path)
+
+
+def test_importing_the_package_loads_nothing_and_its_names_are_all_there():
+    heavy = {"torch", "tokenizers", "safetensors", "huggingface_hub", "PIL", "numpy", "torchao", "transformers"}
+    loaded = f"sorted({heavy} & set(sys.modules)), [n for n in sys.modules if n.startswith('gemma3_core.')]"
+    assert after_import("gemma3_core", loaded) == "[] []"
+    missing = "[n for n in gemma3_core.__all__ if not hasattr(gemma3_core, n)]"
+    same = "set(gemma3_core.__all__) == set(gemma3_core._MODULES), 'transformers' in sys.modules"
+    assert after_import("gemma3_core", f"{missing}, {same}") == "[] True False"
+    assert after_import("gemma3_core", "hasattr(gemma3_core, 'Gemma4Model'), 'pipeline' in dir(gemma3_core)") == (
+        "False True"
+    )
 
 
 @pytest.mark.parametrize("path", [*CORE, *COMPONENTS], ids=name_of)

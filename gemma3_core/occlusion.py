@@ -1,0 +1,99 @@
+"""Does it matter? A part of a picture is hidden, and the model asked again.
+
+Attention tells where a model looked, not what its answer rests on. Hiding a region of the picture itself, before
+the processor, changes every square that shows it, crops included.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gemma3_core.attention_maps import encoded, replay, with_answer
+from gemma3_core.errors import AttentionError
+from gemma3_core.generation import PrefillProgress, generate_tokens
+from gemma3_core.pan_and_scan import Box
+from gemma3_core.precisions import Model
+from gemma3_core.sampling import SamplingSettings
+
+_SURROUNDINGS = 0.25
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What hiding a region did to one token of an answer.
+
+    `before` and `after` are the token's probabilities, from 0 to 1, with the answer's earlier tokens as they were;
+    `answer_ids` is the greedy answer with the region hidden, its stopping token left out.
+    """
+
+    token_id: int
+    before: float
+    after: float
+    answer_ids: tuple[int, ...]
+
+
+def hidden(picture: Image.Image, box: Box) -> Image.Image:
+    """A copy of an RGB picture with `box` in the mean color of what lies around it.
+
+    Around it is a frame a quarter as wide as the box's longer side; a box as large as the picture takes the
+    picture's own mean. Raises AttentionError for a box that is empty or reaches beyond the picture.
+    """
+    width, height = picture.size
+    if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
+        raise AttentionError(
+            f"The region must lie within the picture of {width} x {height} pixels and not be empty, got columns "
+            f"{box.left} to {box.right} and rows {box.top} to {box.bottom}."
+        )
+    pixels = np.array(picture.convert("RGB"))
+    frame = max(1, round(_SURROUNDINGS * max(box.right - box.left, box.bottom - box.top)))
+    rows = slice(max(0, box.top - frame), box.bottom + frame)
+    columns = slice(max(0, box.left - frame), box.right + frame)
+    around = np.zeros((height, width), dtype=bool)
+    around[rows, columns] = True
+    around[box.top : box.bottom, box.left : box.right] = False
+    mean = (pixels[around] if around.any() else pixels.reshape(-1, 3)).mean(axis=0)
+    pixels[box.top : box.bottom, box.left : box.right] = mean.round().astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def token_probability(model: Model, inputs: Mapping[str, Any], answer_ids: Sequence[int], token: int) -> float:
+    """The probability of the answer's token number `token` (from 0) after the prompt and the tokens before it.
+
+    `inputs` are the prompt's [1, T]. Raises AttentionError where the answer has no such token.
+    """
+    if not 0 <= token < len(answer_ids):
+        raise AttentionError(f"The answer has {len(answer_ids)} tokens, numbered from 0; there is no number {token}.")
+    turn = with_answer(inputs, answer_ids[:token])
+    logits = replay(model, turn, [turn["input_ids"].shape[1] - 1], with_logits=True).logits
+    assert logits is not None
+    return float(logits[0].float().softmax(dim=-1)[answer_ids[token]])
+
+
+def occlusion(
+    model: Model,
+    inputs: Mapping[str, Any],
+    inputs_hidden: Mapping[str, Any],
+    answer_ids: Sequence[int],
+    token: int,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+) -> Occlusion:
+    """Compares a prompt with the same prompt whose pictures were made by `hidden`, both as model inputs [1, T].
+
+    Raises AttentionError where the answer has no token number `token` (from 0), and what generation raises.
+    """
+    before = token_probability(model, inputs, answer_ids, token)
+    prompt = encoded(model, inputs_hidden)
+    after = token_probability(model, prompt, answer_ids, token)
+    return Occlusion(answer_ids[token], before, after, _greedy(model, prompt, max_new_tokens, stop_ids))
+
+
+def _greedy(model: Model, prompt: dict[str, Any], max_new_tokens: int, stop_ids: tuple[int, ...]) -> tuple[int, ...]:
+    steps = generate_tokens(model, prompt, SamplingSettings(temperature=0.0), max_new_tokens, stop_ids)
+    with torch.inference_mode():
+        tokens = [int(step[0]) for step in steps if not isinstance(step, PrefillProgress)]
+    return tuple(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)
