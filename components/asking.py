@@ -16,7 +16,18 @@ from components.conversation import NOTHING, Conversation, Exchange, joined, que
 from components.examples import Example
 from components.settings import Choices
 from components.stats import Interrupted
-from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, StageEvent, Stats, TokenEvent, Turn
+from gemma3_core.engine import (
+    Answered,
+    DoneEvent,
+    Engine,
+    Gemma3Error,
+    Request,
+    StageEvent,
+    Stats,
+    TokenChoice,
+    TokenEvent,
+    Turn,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +50,8 @@ class _Draft:
 
     stage: str = "Sending the question"
     pieces: list[str] = field(default_factory=list)
-    stats: Stats | None = None
+    choices: list[TokenChoice] = field(default_factory=list)
+    done: DoneEvent | None = None
     tokens: int = 0
     began: float | None = None  # when it left the queue; this and the next two in seconds of time.monotonic
     first: float | None = None
@@ -57,15 +69,16 @@ class _Draft:
         elif isinstance(event, TokenEvent):
             self.pieces.append(event.text)
             self.tokens += 1
+            self.choices += [event.choice] if event.choice is not None else []
             self.latest = time.monotonic()
             self.first = self.first or self.latest
         else:
-            self.pieces, self.stats = [event.text], event.stats
+            self.pieces, self.done = [event.text], event
 
     def figures(self, model: str, num_images: int) -> Stats | Interrupted:
         """The engine's figures, or where the answer was stopped, those that were seen on the way."""
-        if self.stats is not None:
-            return self.stats
+        if self.done is not None:
+            return self.done.stats
         first_token_s = self.first - self.began if self.first is not None and self.began is not None else None
         speed = None
         if self.first is not None and self.latest is not None and self.latest > self.first:
@@ -251,7 +264,9 @@ class Asking:
         else:
             pictures = sum(len(turn.pictures) for turn in request.turns)
             figures = draft.figures(self._engine.info.name, pictures)
-            answered = kept.add(Exchange(question, choices.pan_and_scan, draft.text, figures))
+            record = None if draft.done is None else Answered(request, draft.done)
+            exchange = Exchange(question, choices.pan_and_scan, draft.text, figures, record, tuple(draft.choices))
+            answered = kept.add(exchange)
             answered = replace(answered, returned=conversation.aside)
             yield _update(chat.messages(answered), composer.waiting(), answered, "")
 
@@ -298,6 +313,7 @@ def _request(question: Turn, conversation: Conversation, choices: Choices, windo
         max_new_tokens=int(choices.max_new_tokens),
         sampling=choices.sampling(),
         visitor=window,
+        confidence=True,
     )
 
 

@@ -110,7 +110,8 @@ def failed(reason: str) -> Message:
 
 
 def _answered(exchange: Exchange, number: int, again: bool) -> Message:
-    buttons = _button("copy", "Copy", f"Copy answer {number + 1}")
+    buttons = _button("inside-open", "Look inside", f"Look inside answer {number + 1}", number)
+    buttons += _button("copy", "Copy", f"Copy answer {number + 1}")
     if again:
         buttons += _button("retry", "Retry", "Retry: ask the last question again")
         buttons += _button("undo", "Undo", "Undo: take the last question back into the composer")

@@ -5,19 +5,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.stats import Interrupted
-from gemma3_core.engine import Stats, Turn
+from gemma3_core.engine import Answered, Stats, TokenChoice, Turn
 
 NOTHING = Turn("user", "")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, whether its pictures were cut, and its answer with its figures."""
+    """A question, whether its pictures were cut, and its answer with its figures.
+
+    `answered` is what the engine needs to look at the answer again, None for a stopped one; `choices` are its tokens.
+    """
 
     question: Turn
     pan_and_scan: bool
     answer: str
     stats: Stats | Interrupted
+    answered: Answered | None = None
+    choices: tuple[TokenChoice, ...] = ()
 
 
 @dataclass(frozen=True)

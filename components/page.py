@@ -12,6 +12,8 @@ from components.chat import badge, build_chat
 from components.composer import build_composer, build_notice
 from components.conversation import Conversation
 from components.examples import Example, load_examples
+from components.inside import Inside, build_inside
+from components.looking import Looking
 from components.serving import Page
 from components.settings import Settings, build_settings
 from components.strip import build_strip
@@ -32,7 +34,9 @@ _SEND_JS = """(message, ...rest) => {
   document.querySelector("#empty").click();
   return [sent, ...rest];
 }"""
-_EDIT_JS = "(number, ...rest) => [Number(document.querySelector('#edit').dataset.number), ...rest]"
+# Buttons in the conversation and in Inside say what they are about in data-number (see page.js).
+_NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
+_REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
 _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
 
 
@@ -64,10 +68,12 @@ def build_page(engine: Engine, examples: Sequence[Example] | None = None) -> gr.
             notice = build_notice()
             composer = build_composer(engine.info)
             strip = build_strip()
+        inside = build_inside(engine.info)
         asking = Asking(engine, cards)
         panels = Panels(conversation, settings, chat, composer, notice, strip, clear)
         changes = _connect_answers(asking, panels)
         _connect_strip(asking, panels, changes)
+        _connect_inside(Looking(engine), inside, panels)
         if settings.int4 is not None:
             # The badge says what the next answer will be given with.
             settings.int4.change(
@@ -111,7 +117,7 @@ def _connect_answers(asking: Asking, panels: Panels) -> list[Any]:
         panels.chat.example_select(asking.ask_example, [state, *values], **common),
         retry.click(asking.retry, [state, *values], **common),
         undo.click(asking.undo, [composer, state], **common),
-        edit.click(asking.edit, [number, composer, state], js=_EDIT_JS, **common),
+        edit.click(asking.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),
         keep.click(asking.keep, [state], **common),
         panels.clear.click(asking.clear, None, **common),
     ]
@@ -142,3 +148,36 @@ def _connect_strip(asking: Asking, panels: Panels, changes: Sequence[Any]) -> No
     gr.on([files.change, switch.change], trigger_mode="always_last", **draw)
     for change in changes:
         change.then(**draw)
+
+
+def _connect_inside(looking: Looking, inside: Inside, panels: Panels) -> None:
+    """Which turn Inside shows, and what is asked about it there."""
+    selected, number = gr.State(None), gr.Number(visible="hidden", precision=0)
+    show, close, look = (
+        gr.Button(act, elem_id=act, visible="hidden") for act in ("inside-open", "inside-close", "look")
+    )
+    common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 4, "api_visibility": "private"}
+    shown = [inside.panel, inside.title, inside.inputs, inside.words, inside.maps, inside.effect, inside.mask]
+    choice = [selected, inside.layer, inside.head]
+    show.click(
+        looking.open,
+        [number, panels.conversation],
+        [*shown, inside.comparison, selected],
+        js=_NUMBER_JS.format("inside-open"),
+        **common,
+    )
+    gr.on([close.click, panels.clear.click], looking.close, None, [inside.panel, selected], **common)
+    look.click(
+        looking.look,
+        [number, *choice],
+        [inside.words, inside.maps, inside.effect, selected],
+        js=_NUMBER_JS.format("look"),
+        **common,
+    )
+    gr.on([inside.layer.input, inside.head.input], looking.look_again, choice, inside.maps, **common)
+    inside.hide.click(looking.hide, selected, inside.effect, **common)
+    region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
+    hide_region.click(looking.hide, [selected, region], inside.effect, js=_REGION_JS, **common)
+    inside.mask_tab.select(looking.mask, selected, inside.mask, **common)
+    inside.compare_pan_and_scan.click(looking.compare_pan_and_scan, selected, inside.comparison, **common)
+    inside.compare_int4.click(looking.compare_int4, selected, inside.comparison, **common)

@@ -85,8 +85,8 @@ def launch_options() -> dict[str, Any]:
     """
     return {
         "theme": build_theme(),
-        "head": f"<style>{(_ASSETS / 'style.css').read_text(encoding='utf-8')}</style>",
-        "js": (_ASSETS / "page.js").read_text(encoding="utf-8"),
+        "head": f"<style>{_asset('style.css')}</style><script>{_asset('masks.js')}</script>",
+        "js": _asset("page.js"),
         "footer_links": ["api", "settings"],
         "allowed_paths": [str(EXAMPLES)],
         "max_file_size": _MAX_UPLOAD_BYTES,
@@ -98,6 +98,10 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "app_kwargs": {"middleware": [Middleware(SafeHeaders)]},
     }
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
 
 
 class SafeHeaders:

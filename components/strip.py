@@ -70,6 +70,14 @@ def _figure(image: str, name: str, tokens: int) -> str:
 def _image(picture: Image, alt: str) -> str:
     small = picture.copy()
     small.thumbnail((2 * _SIDE, _SIDE))
+    return picture_html(small, alt)
+
+
+def picture_html(picture: Image, alt: str, longest: int | None = None) -> str:
+    """An <img> that holds the picture itself, with its longer side at most `longest` pixels."""
+    small = picture.copy()
+    if longest is not None:
+        small.thumbnail((longest, longest))
     data = BytesIO()
     small.convert("RGB").save(data, "JPEG", quality=85)
     source = base64.b64encode(data.getvalue()).decode("ascii")

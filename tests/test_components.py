@@ -152,8 +152,8 @@ def test_each_question_can_be_edited_and_only_the_last_one_asked_again_or_taken_
 def test_controls_have_names_of_their_own():
     shown = str([part.value for m in chat.messages(two_exchanges()) for part in m["content"] if hasattr(part, "value")])
     names = re.findall(r'aria-label="([^"]+)"', shown)
-    assert names[:3] == ["Edit question 1", "Copy answer 1", "Edit question 2"]
-    assert len(set(names)) == len(names) == 6
+    assert names[:4] == ["Edit question 1", "Look inside answer 1", "Copy answer 1", "Edit question 2"]
+    assert len(set(names)) == len(names) == 8
 
 
 def test_a_tiff_is_named_where_browsers_would_show_a_broken_picture():
@@ -365,7 +365,7 @@ def test_a_stopped_answer_tells_what_was_seen_of_it():
     figures = draft.figures("demo model", 2)
     assert (figures.model, figures.num_images, figures.new_tokens) == ("demo model", 2, 3)
     assert figures.time_to_first_token_s >= 0
-    assert _Draft(stats=STATS).figures("demo model", 1) is STATS
+    assert _Draft(done=DoneEvent("a", STATS)).figures("demo model", 1) is STATS
 
 
 def test_reasons_and_stages_are_text_not_html():

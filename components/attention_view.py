@@ -1,0 +1,75 @@
+"""Where the model looked, as light on the pictures, and what hiding a part of them does."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from components.strip import picture_html
+from components.token_view import percent
+from gemma3_core.engine import AttentionMap, Box, OcclusionReport, SquareMap
+
+_LONGEST = 640  # pixels of a picture's longer side
+_NIGHT = (16, 18, 24)
+_DARKEST = 0.86  # how much of the night lies where the model did not look
+
+
+def maps_html(attention: AttentionMap, pictures: Sequence[Image.Image]) -> str:
+    """HTML of each square's part of its picture with the weights over it, on one scale for all.
+
+    `pictures` are the originals, in the order of the conversation.
+    """
+    if not attention.squares:
+        return '<p class="note">There is no picture in this conversation: the words of the prompt are all it saw.</p>'
+    most = max(max(map(max, square.grid)) for square in attention.squares)
+    figures = "".join(_figure(square, pictures[square.square.picture], most) for square in attention.squares)
+    share = percent(attention.on_pictures)
+    return (
+        f'<div class="maps">{figures}</div><p class="note">{share} of its attention went to pictures. '
+        "Draw a box on a whole picture to hide that region.</p>"
+    )
+
+
+def _figure(square_map: SquareMap, picture: Image.Image, most: float) -> str:
+    label = square_map.square.label
+    image = picture_html(spotlit(square_map, picture, most), f"Where the model looked on {label}", _LONGEST)
+    # On whole pictures page.js lets a region be drawn, and says it in shares of the picture.
+    drawable = f' class="drawable" data-picture="{square_map.square.picture}"' if square_map.square.crop is None else ""
+    caption = f"{escape(label)}: {percent(square_map.total)}"
+    return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def occlusion_html(report: OcclusionReport, picture: Image.Image) -> str:
+    """HTML of what hiding a region did: the region on the picture, the word's probability before and after."""
+    image = picture_html(picture, "The picture with the hidden region marked", _LONGEST)
+    word = escape(report.text.strip())
+    return (
+        f'<figure class="hidden-region"><div>{image}{_mark(picture, report.box)}</div></figure>'
+        f'<p role="status">With this region hidden, the probability of “{word}” goes from '
+        f"<b>{percent(report.before)}</b> to <b>{percent(report.after)}</b>. "
+        f"The answer becomes: “{escape(report.answer.strip())}”</p>"
+    )
+
+
+def spotlit(square_map: SquareMap, picture: Image.Image, most: float) -> Image.Image:
+    """The square's part of its picture, as bright as its weights and else dark; `most` is full light.
+
+    Light keeps the picture's own colors, which any color scheme of a heat map would be mistaken for.
+    """
+    box = square_map.square.box
+    part = picture.convert("RGB").crop((box.left, box.top, box.right, box.bottom))
+    part.thumbnail((_LONGEST, _LONGEST))
+    grid = np.array(square_map.grid, dtype=np.float32) / (most or 1.0)
+    weights = np.asarray(Image.fromarray(grid).resize(part.size, Image.Resampling.BICUBIC))
+    night = _DARKEST * (1.0 - np.clip(weights, 0.0, 1.0))
+    return Image.composite(Image.new("RGB", part.size, _NIGHT), part, Image.fromarray((255 * night).astype(np.uint8)))
+
+
+def _mark(picture: Image.Image, box: Box) -> str:
+    style = (
+        f"left:{100 * box.left / picture.width:.2f}%;top:{100 * box.top / picture.height:.2f}%;"
+        f"width:{100 * (box.right - box.left) / picture.width:.2f}%;"
+        f"height:{100 * (box.bottom - box.top) / picture.height:.2f}%"
+    )
+    return f'<span class="box" style="{style}"></span>'

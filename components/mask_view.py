@@ -1,0 +1,61 @@
+"""Who may look at whom: the masks of a prompt, for masks.js to draw."""
+
+import json
+from html import escape
+
+from gemma3_core.engine import LayerMask, MaskView, PromptView
+
+_RULES = {
+    "local": "The last {window:,} tokens, and all of its own picture.",
+    "global": "All that came before, and all of its own picture.",
+}
+_BUTTONS = (
+    ("in", "+", "Zoom in"),
+    ("out", "-", "Zoom out"),
+    ("whole", "All", "Show the whole mask"),
+    ("png", "PNG", "Save as PNG"),
+    ("svg", "SVG", "Save as SVG"),
+)
+
+
+def mask_html(mask: MaskView, prompt: PromptView) -> str:
+    """HTML of both kinds of layer side by side; what the mouse and the keyboard do is in masks.js."""
+    view = {
+        "tokens": [
+            [
+                token.text.replace("\n", "⏎"),
+                -1 if token.kind == "padding" else token.column,
+                -1 if token.square is None else token.square,
+            ]
+            for token in mask.tokens
+        ],
+        "blocks": [square.label for square in prompt.squares],
+        "window": next((one.window for one in mask.masks if one.window is not None), None),
+        # First and last key of each run, one after the other.
+        "rows": {one.kind: [[n for a, b in runs for n in (a, b - 1)] for runs in one.runs] for one in mask.masks},
+    }
+    data = escape(json.dumps(view, separators=(",", ":")))
+    figures = "".join(map(_figure, mask.masks))
+    return (
+        f'<div class="mask-view" data-view="{data}">'
+        '<p class="note">Each row is a token that asks, each column a token that it may look at: '
+        '<span class="key causal"></span>earlier <span class="key picture"></span>later, in the same picture</p>'
+        f'<div class="mask-pair">{figures}</div>'
+        '<p class="mask-says" role="status">Point at a cell, or move with the arrow keys; + and - zoom, 0 shows all.'
+        "</p></div>"
+    )
+
+
+def _figure(mask: LayerMask) -> str:
+    name = f"{mask.kind} layers"
+    buttons = "".join(
+        f'<button type="button" data-mask-act="{act}" data-kind="{mask.kind}" aria-label="{says}, {name}">{text}'
+        "</button>"
+        for act, text, says in _BUTTONS
+    )
+    rule = _RULES[mask.kind].format(window=mask.window or 0)
+    return (
+        f'<figure><canvas class="mask" tabindex="0" role="img" data-kind="{mask.kind}" aria-label="Mask of the {name}">'
+        f"</canvas><figcaption><b>{name.capitalize()}.</b> {rule}"
+        f'<span class="acts">{buttons}</span></figcaption></figure>'
+    )

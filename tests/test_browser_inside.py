@@ -1,0 +1,146 @@
+"""Inside, in Debian's chromium with the demo model: inputs, attention, mask and comparison of a turn."""
+
+import base64
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+from running_app import EXAMPLES, chromium, opened, running_app
+
+from components.examples import load_examples
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running_app() as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, url):
+    with opened(browser, url) as visitor:
+        yield visitor
+
+
+def look_inside(page, picture="night.png"):
+    """Asks the example about this picture and opens Inside for the answer."""
+    number = next(n for n, example in enumerate(load_examples()) if example.picture.name == picture)
+    page.locator("#chat button.example").nth(number).click()
+    page.get_by_role("button", name="Look inside answer 1").click()
+    page.locator("#inside .tokens").first.wait_for()
+
+
+def choose_word(page, word):
+    page.get_by_role("tab", name="Attention").click()
+    page.locator("#inside .answer-tokens button", has_text=word).click()
+    page.locator("#inside .maps img").first.wait_for()
+
+
+def brightest(page):
+    """The brightest place of the first map, in shares of its width and height."""
+    source = page.locator("#inside .maps img").first.get_attribute("src")
+    light = np.asarray(Image.open(BytesIO(base64.b64decode(source.split(",")[1]))).convert("L"), np.float32)
+    row, column = np.unravel_index(light.argmax(), light.shape)
+    return column / light.shape[1], row / light.shape[0]
+
+
+def test_inputs_show_the_squares_and_every_token(page):
+    look_inside(page)
+    assert page.locator("#inside .strip img").count() == 1
+    special = page.locator("#inside .tokens .special").all_inner_texts()
+    assert special[:2] == ["<bos>", "<start_of_turn>"]
+    assert page.locator("#inside .tokens .image").inner_text() == "picture 1: 64 soft tokens"
+    assert page.locator("#inside .tokens .text", has_text="star").get_attribute("title").startswith("token ")
+
+
+def test_a_word_of_the_answer_lights_up_what_it_is_about(page):
+    look_inside(page)
+    choose_word(page, "yellow")
+    across, down = brightest(page)
+    assert 0.55 < across < 0.85  # where the star is
+    assert 0.15 < down < 0.6
+    assert page.locator("#inside .alternatives tr").count() == 5
+    pressed = page.locator("#inside .answer-tokens button[aria-pressed=true]")
+    assert pressed.inner_text().strip() == "yellow"
+
+
+def test_a_region_can_be_hidden(page):
+    look_inside(page)
+    choose_word(page, "yellow")
+    page.locator("#hide").click()
+    effect = page.locator("#inside .hidden-region + p")
+    effect.wait_for()
+    assert "the probability of “yellow” goes from" in effect.inner_text()
+    before = page.locator("#inside .hidden-region .box").get_attribute("style")
+    # Another, drawn in a corner where nothing is.
+    area = page.locator("#inside .drawable")
+    area.evaluate("area => area.scrollIntoView({ block: 'center' })")  # all of it
+    place = area.bounding_box()
+    page.mouse.move(place["x"] + 4, place["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 0.1 * place["width"], place["y"] + 0.15 * place["height"])
+    page.mouse.up()
+    box = "document.querySelector('#inside .hidden-region .box')?.getAttribute('style')"
+    page.wait_for_function(f"old => {box} && {box} !== old", arg=before)
+    assert "The answer becomes: “The star is yellow.”" in effect.inner_text()
+
+
+def test_the_mask_tells_each_cell_by_mouse_and_keyboard(page):
+    look_inside(page)
+    page.get_by_role("tab", name="Mask").click()
+    canvas = page.locator("#inside canvas.mask").first
+    canvas.focus()
+    says = page.locator("#inside .mask-says")
+    page.keyboard.press("ArrowRight")
+    assert "sees “" in says.inner_text()
+    place = canvas.bounding_box()
+    page.mouse.move(place["x"] + 0.95 * place["width"], place["y"] + 0.1 * place["height"])
+    assert "it comes later" in says.inner_text()
+    page.mouse.move(place["x"] + 0.5 * place["width"], place["y"] + 0.3 * place["height"])
+    assert "both belong to the same picture" in says.inner_text()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as SVG, global layers").click()
+    assert download.value.suggested_filename == "mask-global.svg"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as PNG, local layers").click()
+    assert download.value.suggested_filename == "mask-local.png"
+
+
+def test_both_precisions_are_compared(page):
+    look_inside(page)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Full precision and int4").click()
+    page.locator("#inside .compared section .note").nth(1).wait_for()
+    page.get_by_text("Both answers are the same").or_(page.get_by_text("The answers part at")).wait_for()
+
+
+def test_inside_is_a_sheet_on_a_phone_and_closes(browser, url):
+    with opened(browser, url, width=390, height=844) as page:
+        look_inside(page)
+        sheet = page.locator("#inside").bounding_box()
+        assert sheet["width"] == 390
+        assert sheet["y"] > 100
+        page.get_by_role("button", name="Close Inside").click()
+        page.locator("#inside").wait_for(state="hidden")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_another_question_leaves_inside_as_it_is_and_a_new_chat_closes_it(page):
+    look_inside(page)
+    page.locator("#composer input[type=file]").set_input_files(str(EXAMPLES / "blue.png"))
+    page.locator("#composer .thumbnail-item").wait_for()
+    page.locator("#composer textarea").fill("How many shapes are there?")
+    page.locator("#composer textarea").press("Enter")
+    page.locator("#chat .figures").nth(1).wait_for()
+    assert page.locator("#inside h2").inner_text() == "Inside answer 1"
+    page.get_by_role("button", name="Look inside answer 2").click()
+    page.get_by_role("heading", name="Inside answer 2").wait_for()
+    page.locator("#clear").click()
+    page.locator("#inside").wait_for(state="hidden")

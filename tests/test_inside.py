@@ -1,0 +1,201 @@
+"""Inside, without a browser: what its HTML says, and what its handlers do with the real demo model."""
+
+import asyncio
+import base64
+import json
+import re
+from dataclasses import replace
+from html import escape, unescape
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+from running_app import EXAMPLES, require_demo_model
+from test_components import STATS
+
+from components.attention_view import spotlit
+from components.comparing import both_requests, first_difference
+from components.conversation import Conversation, Exchange
+from components.inside import MEAN_HEADS
+from components.looking import NO_WORD, STOPPED, Looking, Selected, drawn_box
+from components.mask_view import mask_html
+from components.stats import Interrupted
+from components.token_view import alternatives_html, answer_html, percent, prompt_html
+from gemma3_core.confidence import Alternative
+from gemma3_core.engine import (
+    Answered,
+    Box,
+    DoneEvent,
+    Engine,
+    Gemma3Error,
+    PromptToken,
+    PromptView,
+    Request,
+    SamplingSettings,
+    SquareMap,
+    TokenChoice,
+    TokenEvent,
+    Turn,
+)
+from gemma3_core.prompt_view import Square
+
+NIGHT = EXAMPLES / "night.png"
+SQUARE = Square(picture=0, crop=None, box=Box(0, 0, 80, 40), start=1, stop=5)
+
+
+def choice(token_id, text="a", probability=0.5):
+    return TokenChoice(token_id, text, probability, (Alternative(token_id, text, probability),))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    require_demo_model()
+    return Engine.load()
+
+
+@pytest.fixture(scope="module")
+def exchange(engine):
+    question = Turn("user", "What color is the star?", (NIGHT,))
+    request = Request((question,), confidence=True)
+    events = list(engine.stream(request))
+    done = events[-1]
+    assert isinstance(done, DoneEvent)
+    choices = tuple(e.choice for e in events if isinstance(e, TokenEvent) and e.choice is not None)
+    return Exchange(question, False, done.text, done.stats, Answered(request, done), choices)
+
+
+def test_a_prompt_shows_its_text_escaped_its_marks_and_one_name_for_each_picture():
+    tokens = [PromptToken(0, 2, "<bos>", "special")]
+    tokens += [PromptToken(n, 13, "<image_soft_token>", "image", 0) for n in range(1, 5)]
+    tokens += [PromptToken(5, 99, " <b>x", "text"), PromptToken(6, 7, "\n", "text")]
+    html = prompt_html(PromptView(tuple(tokens), (SQUARE,)), {5: 0.2, 6: 0.1})
+    assert "<b>x" not in html
+    assert " &lt;b&gt;x" in html
+    assert html.count("picture 1: 4 soft tokens") == 1
+    assert 'class="special" title="token 0: special token, id 2"' in html
+    assert "--weight:1.000" in html
+    assert "--weight:0.500" in html
+    assert "⏎</span><br>" in html
+
+
+def test_words_of_an_answer_are_buttons_that_tell_doubt_and_alternatives():
+    choices = [choice(1, "two", 0.25), replace(choice(2, "\n", 0.9995), alternatives=())]
+    html = answer_html(choices, chosen=1)
+    assert re.findall(r'data-act="look" data-number="(\d)" aria-pressed="(\w+)"', html) == [
+        ("0", "false"),
+        ("1", "true"),
+    ]
+    assert "--doubt:0.750" in html
+    assert 'title="two 25 %"' in html
+    assert "width:25.0%" in alternatives_html(choices[0])
+    assert [percent(p) for p in (0.0004, 0.031, 0.98)] == ["< 0.1 %", "3.1 %", "98 %"]
+
+
+def test_light_falls_where_the_weight_is_and_keeps_the_color():
+    picture = Image.new("RGB", (80, 40), (200, 100, 50))
+    grid = ((0.0, 0.0), (0.0, 0.5))
+    lit = np.asarray(spotlit(SquareMap(SQUARE, grid), picture, most=0.5)).astype(int)
+    assert lit[39, 79].tolist() == [200, 100, 50]
+    assert lit[0, 0].sum() < 0.35 * (200 + 100 + 50)
+
+
+def test_two_requests_differ_in_one_setting_and_share_their_seed():
+    earlier = Turn("user", "a", (NIGHT,), pan_and_scan=True)
+    request = Request((earlier, Turn("assistant", "b"), Turn("user", "c")), sampling=SamplingSettings(1.0), int4=True)
+    off, on = both_requests(request, "pan_and_scan")
+    assert (off.pan_and_scan, on.pan_and_scan) == (False, True)
+    assert off.turns[0] == on.turns[0] == earlier
+    assert off.sampling == on.sampling
+    assert off.sampling.seed is not None
+    assert [one.int4 for one in both_requests(request, "int4")] == [False, True]
+    assert all(one.confidence for one in (off, on))
+
+
+def test_the_first_difference_of_two_answers():
+    one = [choice(1), choice(2), choice(3)]
+    assert first_difference(one, one) is None
+    assert first_difference(one, [choice(1), choice(9)]) == 1
+    assert first_difference(one, one[:2]) == 2
+
+
+def test_a_drawn_box_is_checked():
+    pictures = [Image.new("RGB", (200, 100))]
+    assert drawn_box("0 0.1 0.2 0.5 0.6", pictures) == (0, Box(20, 20, 100, 60))
+    assert drawn_box("0 -1 0 2 1", pictures) == (0, Box(0, 0, 200, 100))
+    wrongs = ("", "0", "1 0 0 1 1", "-1 0 0 1 1", "0 a b c d", "0 0 0 1", "0 nan 0 1 1", "inf 0 0 1 1", "0 .5 .5 .5 1")
+    for wrong in wrongs:
+        with pytest.raises(Gemma3Error):
+            drawn_box(wrong, pictures)
+
+
+def test_the_mask_that_the_page_draws_is_the_engines(engine, exchange):
+    request = exchange.answered.request
+    mask = engine.mask(request)
+    html = mask_html(mask, engine.inspect(request))
+    data = json.loads(unescape(re.search(r'data-view="([^"]*)"', html)[1]))
+    assert len(data["tokens"]) == len(mask.tokens)
+    assert data["blocks"] == ["picture 1"]
+    for kind in ("global", "local"):
+        for query, runs in enumerate(data["rows"][kind]):
+            allowed = {key for first, last in zip(runs[::2], runs[1::2], strict=True) for key in range(first, last + 1)}
+            assert allowed == {key for key in range(len(mask.tokens)) if mask.mask(kind).allows(query, key)}
+
+
+def run(awaitable):
+    return asyncio.run(awaitable)
+
+
+def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
+    looking = Looking(engine)
+    panel, title, inputs, words, *_, selected = run(looking.open(0, Conversation((exchange,))))
+    assert panel["visible"]
+    assert "Inside answer 1" in title
+    assert "whole picture" in inputs
+    assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
+    assert words.count("<button") == len(exchange.choices)
+    color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
+    _, maps, _, chosen = run(looking.look(color, selected, "global", MEAN_HEADS))
+    data = base64.b64decode(re.search(r"base64,([^\"]*)\"", maps)[1])
+    light = np.asarray(Image.open(BytesIO(data)).convert("L"), np.float32)
+    row, column = np.unravel_index(light.argmax(), light.shape)
+    with Image.open(NIGHT) as picture:
+        red, green, blue = picture.convert("RGB").resize(light.shape[::-1]).getpixel((int(column), int(row)))
+    assert min(red, green) > 200 > blue  # the star is what lies in the light
+    assert run(looking.look_again(chosen, "0", 1)) != maps
+    effect = run(looking.hide(chosen))
+    assert "the probability of “yellow” goes from" in effect
+
+
+def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
+    maps = run(Looking(engine).look_again(Selected(exchange, 0), "rollout", 1))
+    assert 'role="alert"' in maps
+
+
+def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
+    looking = Looking(engine)
+    stopped = replace(exchange, stats=Interrupted("demo model", 1, 2, None, None), answered=None)
+    assert escape(STOPPED) in run(looking.open(0, Conversation((stopped,))))[3]
+    assert escape(STOPPED) in run(looking.mask(Selected(stopped)))
+    assert NO_WORD in run(looking.hide(Selected(exchange)))
+    gone = Turn("user", "What color is the star?", (tmp_path / "gone.png",))
+    request = replace(exchange.answered.request, turns=(gone,))
+    lost = replace(exchange, question=gone, answered=Answered(request, exchange.answered.done))
+    assert 'role="alert"' in run(looking.open(0, Conversation((lost,))))[2]
+    assert "gone" in run(looking.look_again(Selected(lost, 0), "global", MEAN_HEADS))
+    other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
+    switched = replace(exchange, answered=Answered(exchange.answered.request, other))
+    assert "is loaded now" in run(looking.look_again(Selected(switched, 0), "global", MEAN_HEADS))
+    for number in (None, 7, -1):
+        assert len(run(looking.open(number, Conversation((exchange,))))) == 9
+        assert run(looking.look(number, Selected(exchange), "global", MEAN_HEADS))[0] == run(looking.mask(None))
+
+
+def test_both_precisions_are_compared(engine, exchange):
+    async def all_of_it():
+        return [html async for html in Looking(engine).compare_int4(Selected(exchange))]
+
+    last = run(all_of_it())[-1]
+    assert last.count("<section>") == 2
+    assert "first token" in last
+    assert "Both answers are the same" in last or "The answers part at token" in last
