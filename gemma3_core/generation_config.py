@@ -165,7 +165,8 @@ class GenerationConfig:
         token: str | None = None,
     ) -> Self:
         """Reads generation_config.json of a folder or Hub id. Raises CheckpointError where there is none."""
-        return cls.from_dict(read_json(resolve_folder(pretrained_model_name, revision, token) / config_file_name))
+        folder = resolve_folder(pretrained_model_name, revision, token, weights=False)
+        return cls.from_dict(read_json(folder / config_file_name))
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
