@@ -6,9 +6,10 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from running_app import EXAMPLES, chromium, opened, running_app
+from running_app import EXAMPLES, chromium, opened, running_app, served
 
 from components.examples import load_examples
+from gemma3_core.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +145,17 @@ def test_another_question_leaves_inside_as_it_is_and_a_new_chat_closes_it(page):
     page.get_by_role("heading", name="Inside answer 2").wait_for()
     page.locator("#clear").click()
     page.locator("#inside").wait_for(state="hidden")
+
+
+def test_inside_of_a_model_that_reads_text_only(browser, text_chat_folder):
+    with served(Engine.load(text_chat_folder, device="cpu")) as address, opened(browser, address) as page:
+        page.locator("#composer textarea").fill("what is a color")
+        page.locator("#composer textarea").press("Enter")
+        page.get_by_role("button", name="Look inside answer 1").click()
+        page.locator("#inside .tokens .text", has_text="color").wait_for()
+        page.get_by_role("tab", name="Attention").click()
+        page.locator("#inside .answer-tokens button").first.click()
+        page.get_by_text("There is no picture in this conversation").wait_for()
+        assert not page.locator("#hide").is_visible()
+        page.get_by_role("tab", name="Mask").click()
+        page.locator("#inside canvas.mask").first.wait_for()
