@@ -20,7 +20,7 @@ _NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip shows what the model sees of t
 _DEMO_LIMITS = (
     "The demo model that answers knows a small world: pictures of 1 to 6 flat shapes (circle, square, triangle, star, "
     "heart, rectangle) in eleven colors. It says how many there are, what color, what shape, whether one is there, and "
-    "where. Of a sign it tells the color of the text and can't read it yet; about anything else it says that it does "
+    "where. It reads signs of one word or number and gets two in three right; about anything else it says that it does "
     "not know. For pictures of any kind, start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
 )
 

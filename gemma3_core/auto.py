@@ -205,11 +205,13 @@ def _placement(
         raise UnsupportedOptionError("device and device_map both say where the model goes. Give one of them.")
     if device_map is None:
         device_map = model_kwargs.get("device_map", _device(device))
+    rest = {name: value for name, value in model_kwargs.items() if name not in ("dtype", "torch_dtype")}
+    in_kwargs = model_kwargs.get("dtype", model_kwargs.get("torch_dtype"))
     if dtype in (None, "auto"):
-        dtype = torch_dtype or model_kwargs.get("dtype", dtype)
-    elif "dtype" in model_kwargs:
+        dtype = torch_dtype or in_kwargs or dtype
+    elif in_kwargs is not None:
         raise UnsupportedOptionError("dtype is given twice: to pipeline and in model_kwargs. Give it once.")
-    return {**model_kwargs, "device_map": device_map, "dtype": dtype}
+    return {**rest, "device_map": device_map, "dtype": dtype}
 
 
 def _device(device: int | str | torch.device | None) -> Any:

@@ -29,6 +29,8 @@ def resolve_folder(
     downloads are kept, `local_files_only` fetches nothing, `force_download` fetches again. Raises CheckpointError
     where there is neither folder nor id, with what to do.
     """
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise CheckpointError(f"A checkpoint is a folder or a Hub id such as google/gemma-3-4b-it, got {source!r}.")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

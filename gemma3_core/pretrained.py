@@ -62,7 +62,9 @@ class PreTrainedModel(nn.Module):
         super().__init__()
         if not isinstance(config, self.config_class):
             raise ConfigError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}."
+                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}. For a "
+                "checkpoint that sees pictures take Gemma3ForConditionalGeneration, for one that reads text only "
+                "Gemma3ForCausalLM, for either AutoModelForCausalLM."
             )
         self.config = config
         self.generation_config = GenerationConfig.from_model_config(self.config)
@@ -221,6 +223,10 @@ class PreTrainedModel(nn.Module):
             if isinstance(module, PreTrainedModel):
                 module.eager = implementation == "eager"
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """transformers' name of `set_attention`."""
+        self.set_attention(attn_implementation)
+
     def tie_weights(self) -> None:
         """Lets the head share the embedding's weight where the config says so."""
         head = getattr(self, "lm_head", None)
@@ -260,11 +266,20 @@ def pick_device(device: str | torch.device) -> torch.device:
     """ "auto" is the first CUDA device, else MPS, else the CPU. UnsupportedOptionError for what is no device."""
     if str(device) != "auto":
         try:
-            return torch.device(device)
+            chosen = torch.device(device)
         except (RuntimeError, TypeError):
             raise UnsupportedOptionError(
                 f"device {device!r} is none that this program runs on; use 'auto', 'cuda', 'mps' or 'cpu'."
             ) from None
+        cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if chosen.type == "cuda" and (chosen.index or 0) >= cuda:
+            raise UnsupportedOptionError(
+                f"device {str(device)!r} asks for CUDA device {chosen.index or 0}, and this machine has {cuda}. Use "
+                "'auto' or 'cpu', or install a torch build with CUDA."
+            )
+        if chosen.type == "mps" and not torch.backends.mps.is_available():
+            raise UnsupportedOptionError("device 'mps' is not there on this machine. Use 'auto' or 'cpu'.")
+        return chosen
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -81,6 +81,8 @@ class Gemma3Tokenizer:
         Raises CheckpointError, and UnsupportedOptionError for other options.
         """
         del use_fast
+        if options.get("trust_remote_code") is False or options.get("trust_remote_code", 0) is None:
+            del options["trust_remote_code"]  # no code is ever taken from a checkpoint
         known = {"padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces", *_NAMED}
         for name in options:
             if name not in known:

@@ -42,6 +42,7 @@ LEAST_RIGHT = {
     "count_shape": 0.4,
     "count_color": 0.5,
     "count_all": 0.75,
+    "read": 0.4,
     "text_color": 0.75,
     "strange_picture": 0.8,
     "strange_question": 0.75,

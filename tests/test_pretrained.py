@@ -12,7 +12,7 @@ from transformers import Gemma3Model as ReferenceBase
 from transformers import Gemma3TextModel as ReferenceTextModel
 
 from gemma3_core import hub
-from gemma3_core.errors import ConfigError, UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
 from gemma3_core.pretrained import pick_device
 from gemma3_core.text import Gemma3ForCausalLM, Gemma3TextModel
@@ -146,3 +146,24 @@ def test_where_downloads_lie_is_passed_on(monkeypatch, reference_text_folder, tm
     assert {name: asked[name] for name in options} == options
     hub.resolve_folder("some/model")
     assert asked["revision"] is None
+
+
+@pytest.mark.parametrize("source", [None, 5, "", " "])
+def test_what_names_no_checkpoint_is_told_so(source):
+    with pytest.raises(CheckpointError, match="a folder or a Hub id"):
+        Gemma3ForCausalLM.from_pretrained(source)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", 0, "cuda:3"])
+def test_a_device_that_is_not_there_is_told_so(device, reference_text_folder):
+    with pytest.raises(UnsupportedOptionError, match="this machine has 0"):
+        Gemma3ForCausalLM.from_pretrained(reference_text_folder, device_map=device)
+
+
+def test_attention_is_switched_by_transformers_name_too(reference_text_folder):
+    model = Gemma3ForCausalLM.from_pretrained(reference_text_folder)
+    model.set_attn_implementation("eager")
+    assert model.eager
+    with pytest.raises(UnsupportedOptionError, match="flash"):
+        model.set_attn_implementation("flash_attention_2")

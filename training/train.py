@@ -2,7 +2,8 @@
 
     python -m training.train --out runs/demo --dense-minutes 12 --minutes 120
     python -m training.train --out runs/more --resume runs/demo/last --minutes 60
-    python -m training.train --out runs/signs --resume runs/spelling --signs 0.5 --easiest-sign 0 --minutes 60
+    python -m training.train --out runs/signs --resume runs/spelling --signs 0.6 --crowds 0.6 --dense-minutes 60 \
+        --decoder-minutes 25 --minutes 60
     python -m training.train --out runs/talks --resume runs/signs/last --pairs 0.2 --follow-ups 0.2 --system-prompts 0.1
 
 On a CPU in float32; on CUDA the step is compiled and runs in bfloat16. A checkpoint in the Hub's layout

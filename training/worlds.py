@@ -46,7 +46,7 @@ from training.signs import Sign
 from training.two_lines import TwoLines
 from training.world import AskedByModule, DrawnWorld, OfModules, World
 
-SHIPPED_KINDS = (*questions.KINDS, "text_color", *elsewhere.KINDS)
+SHIPPED_KINDS = (*questions.KINDS, "read", "text_color", *elsewhere.KINDS)
 """The kinds of question that the checkpoint in assets/demo_model was trained on."""
 
 _FURTHER_SHARE = 0.4  # of the questions about a scene are of more_questions' kinds
