@@ -141,6 +141,12 @@ def _check_combination(config: GenerationConfig, beside: _Beside) -> None:
         raise UnsupportedOptionError(
             f"past_key_values must be a KVCache, as generate and forward return it, got {type(cache).__name__}."
         )
+    if beside.streamer is not None and not all(callable(getattr(beside.streamer, n, None)) for n in ("put", "end")):
+        raise UnsupportedOptionError(
+            f"streamer must have put() and end(), as TextStreamer has, got {type(beside.streamer).__name__}."
+        )
+    if not isinstance(config.max_cache_len, int | None):
+        raise UnsupportedOptionError(f"max_cache_len must be a whole number, got {config.max_cache_len!r}.")
     if config.cache_implementation not in (None, *CACHES):
         raise UnsupportedOptionError(
             f"cache_implementation={config.cache_implementation!r} is not supported; use 'dynamic' or 'static' "
@@ -172,7 +178,7 @@ def _plan(model: Any, config: GenerationConfig, beside: _Beside, prompt: Generat
         least = max(0, (config.min_length or 0) - prompt.length)
     for name, value in (("min_length", config.min_length or 0), ("min_new_tokens", least)):
         if not isinstance(value, int) or value < 0:
-            raise UnsupportedOptionError(f"{name} must be a whole number, 0 or more, got {value}.")
+            raise UnsupportedOptionError(f"{name} must be a whole number, 0 or more, got {value!r}.")
     strings = config.stop_strings
     assert strings is None or beside.tokenizer is not None
     stops = config.stop_ids
@@ -191,6 +197,10 @@ def _plan(model: Any, config: GenerationConfig, beside: _Beside, prompt: Generat
 
 def _new_tokens(model: Any, config: GenerationConfig, prompt: GenerationInputs) -> int:
     """The most tokens to write: max_new_tokens, else what max_length leaves, else 20 or what the context has left."""
+    for name in ("max_new_tokens", "max_length"):
+        value = getattr(config, name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise UnsupportedOptionError(f"{name} must be a whole number, 1 or more, got {value!r}.")
     longest = model.text_config.max_position_embeddings
     read = prompt.past + prompt.unread
     if config.max_new_tokens is not None:
@@ -206,8 +216,6 @@ def _new_tokens(model: Any, config: GenerationConfig, prompt: GenerationInputs) 
             )
     else:
         new_tokens = max(1, min(DEFAULT_NEW_TOKENS, longest - read))
-    if not isinstance(new_tokens, int) or new_tokens < 1:
-        raise UnsupportedOptionError(f"max_new_tokens must be a whole number, 1 or more, got {new_tokens}.")
     check_length(model.text_config, read, new_tokens)
     return new_tokens
 

@@ -27,6 +27,8 @@ class StopStrings:
                 f"stop_strings need tokenizer= a Gemma3Tokenizer (a processor has one as processor.tokenizer), "
                 f"got {type(tokenizer).__name__}."
             )
+        if not isinstance(strings, str | Sequence):
+            raise UnsupportedOptionError(f"stop_strings must be a string or several, got {strings!r}.")
         texts = [strings] if isinstance(strings, str) else list(strings)
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise UnsupportedOptionError(f"stop_strings must be a string or several, none of them empty, got {texts}.")

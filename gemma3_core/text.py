@@ -21,6 +21,12 @@ class ScaledEmbedding(nn.Embedding):
     """Token embeddings times sqrt(width), that factor rounded to the weights' type."""
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        # On a GPU this would wait for the device at each token; there torch's own assertion has to do.
+        if input_ids.device.type == "cpu" and bool(((input_ids < 0) | (input_ids >= self.num_embeddings)).any()):
+            raise PromptError(
+                f"input_ids hold {int(input_ids.min())} to {int(input_ids.max())}; the vocabulary has "
+                f"{self.num_embeddings:,} tokens from 0 on. Use the tokenizer of this checkpoint."
+            )
         scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype).item()
         return super().forward(input_ids) * scale
 
@@ -63,6 +69,8 @@ class Gemma3TextModel(PreTrainedModel):
         refuse_options("forward", unknown)
         check_prompt(input_ids, inputs_embeds, past_key_values)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.shape[-1] != self.config.hidden_size:
+            raise PromptError(f"inputs_embeds are {x.shape[-1]} wide, this model's are {self.config.hidden_size}.")
         keep = self.config.use_cache if use_cache is None else use_cache
         cache = past_key_values if past_key_values is not None else (KVCache(self.config) if keep else None)
         columns = _columns(x, cache)
@@ -264,6 +272,10 @@ def last_tokens(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Te
     """The last `logits_to_keep` of [B, T, E]; 0 keeps all, a tensor names the columns to keep."""
     if isinstance(logits_to_keep, torch.Tensor):
         return x[:, logits_to_keep]
+    if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
+        raise UnsupportedOptionError(
+            f"logits_to_keep is how many of the last tokens, or a tensor of columns, got {logits_to_keep!r}."
+        )
     return x[:, -logits_to_keep:] if logits_to_keep else x
 
 
@@ -279,6 +291,10 @@ def causal_output(
     """
     loss = None
     if labels is not None:
+        if not isinstance(labels, torch.Tensor):
+            raise PromptError(f"labels must be a tensor of ids, got {type(labels).__name__}.")
+        if labels.device.type == "cpu" and bool((labels >= logits.shape[-1]).any()):
+            raise PromptError(f"labels hold {int(labels.max())}; the vocabulary ends at {logits.shape[-1] - 1:,}.")
         if labels.shape != logits.shape[:2]:
             raise PromptError(
                 f"labels must be {list(logits.shape[:2])}, one for each token with logits, got {list(labels.shape)}. "
