@@ -130,6 +130,8 @@ def _check_prompt(model: Any, ids: torch.Tensor, embeds: torch.Tensor | None) ->
 def _inferred_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor | None:
     """0 where the padding id stands; None without padding, or where the padding id is a stop too."""
     pad = config.pad_id
+    if pad is not None and type(pad) is not int:
+        raise UnsupportedOptionError(f"pad_token_id must be an id, got {pad!r}.")
     if pad is None or pad in config.stop_ids or not bool((ids == pad).any()):
         return None
     return (ids != pad).long()

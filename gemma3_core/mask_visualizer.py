@@ -83,6 +83,8 @@ class AttentionMaskVisualizer:
         """The masks as data, one view for each sentence. Arguments and errors are those of a call."""
         if suffix:
             raise UnsupportedOptionError(f"Gemma 3 has no suffix, got {suffix!r}. Put it at the end of the sentence.")
+        if not isinstance(input_sentence, str | Sequence):
+            raise PromptError(f"A sentence is a string, got {type(input_sentence).__name__}.")
         sentences = [input_sentence] if isinstance(input_sentence, str) else list(input_sentence)
         if not sentences or not all(isinstance(sentence, str) and sentence for sentence in sentences):
             raise PromptError("There is nothing to show: give a sentence, or several, none of them empty.")

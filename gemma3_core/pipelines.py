@@ -173,7 +173,10 @@ class Pipeline:
 
     def _generation_given(self, options: dict[str, Any]) -> dict[str, Any]:
         """Takes what is for `generate` out of `options`."""
-        given = dict(options.pop("generate_kwargs", None) or {})
+        given = options.pop("generate_kwargs", None) or {}
+        if not isinstance(given, Mapping):
+            raise UnsupportedOptionError(f"generate_kwargs must be a dict of options, got {given!r}.")
+        given = dict(given)
         known = {*GenerationConfig.names(), *UNSUPPORTED, *_BESIDE_CONFIG}
         for name in [name for name in options if name in known]:
             if name in given:
@@ -389,8 +392,10 @@ def _images_and_text(item: Any) -> tuple[Any, Any]:
         raise PromptError(
             f'An input is a text, a list of messages, or {{"images": …, "text": …}}, got {type(item).__name__}.'
         )
-    images = item.get("images", item.get("image"))
-    return images, item["text"]
+    images, text = item.get("images", item.get("image")), item["text"]
+    if not isinstance(text, str | list | tuple):
+        raise PromptError(f"text must be a string or a list of strings, got {type(text).__name__}.")
+    return images, text
 
 
 def _loaded(images: Any, processor: Gemma3Processor, timeout: float) -> Any:

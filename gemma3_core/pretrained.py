@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gemma3_core.config import AnyConfig, Gemma3TextConfig, read_config
-from gemma3_core.errors import ConfigError, UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 from gemma3_core.generation_config import GenerationConfig, read_generation_config
 from gemma3_core.hub import resolve_folder, write_json
 from gemma3_core.int4_linear import Int4Linear, require_int4
@@ -201,7 +201,11 @@ class PreTrainedModel(nn.Module):
         refuse_options("save_pretrained", unknown, SAVING)
         if self.int4_plan is None and any(isinstance(module, Int4Linear) for module in self.modules()):
             raise UnsupportedOptionError("A part of an int4 model can't be saved alone. Save the whole model.")
+        if not isinstance(save_directory, str | Path) or not str(save_directory).strip():
+            raise CheckpointError(f"save_pretrained needs a folder to write to, got {save_directory!r}.")
         folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; give a folder to write to.")
         folder.mkdir(parents=True, exist_ok=True)
         dtype = str(self.dtype).removeprefix("torch.")
         data = {**self.config.to_diff_dict(), "architectures": [type(self).__name__], "dtype": dtype}

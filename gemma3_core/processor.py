@@ -178,6 +178,8 @@ class Gemma3Processor:
         if load_audio_from_video:
             raise UnsupportedOptionError("load_audio_from_video was given; Gemma 3 reads texts and pictures only.")
         chats, is_batch = split_batch(conversation)
+        if not isinstance(chat_template, str | None):
+            raise UnsupportedOptionError(f"chat_template must be a template's text, got {chat_template!r}.")
         template = chat_template or self.chat_template
         names = template_variables(template) if template is not None else frozenset()
         variables = {name: value for name, value in options.items() if name in names}

@@ -39,9 +39,40 @@ def test_forward(model, given, said):
         ({"max_length": 2.5}, "max_length must be a whole number, 1 or more, got 2.5"),
         ({"max_new_tokens": "5"}, "got '5'"),
         ({"max_new_tokens": True}, "got True"),
+        ({"pad_token_id": "a"}, "pad_token_id must be an id"),
+        ({"stop_strings": 5, "tokenizer": "x"}, "stop_strings"),
         ({"max_new_tokens": 2, "cache_implementation": "static", "max_cache_len": "x"}, "max_cache_len"),
     ],
 )
 def test_generate(model, option, said):
     with pytest.raises(Gemma3Error, match=said):
         model.generate(IDS, **option)
+
+
+@pytest.mark.parametrize("folder", [None, "", 5])
+def test_save_pretrained(model, folder):
+    with pytest.raises(Gemma3Error, match="needs a folder"):
+        model.save_pretrained(folder)
+
+
+def test_saving_over_a_file(model, tmp_path):
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(Gemma3Error, match="is a file"):
+        model.save_pretrained(tmp_path / "taken")
+
+
+def test_pipeline_visualizer_and_template(chat_folder):
+    from gemma3_core import AttentionMaskVisualizer, AutoProcessor, pipeline
+
+    pipe = pipeline("image-text-to-text", model=str(chat_folder), device=-1)
+    picture = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    with pytest.raises(Gemma3Error, match="text must be a string"):
+        pipe(picture, text=5)
+    with pytest.raises(Gemma3Error, match="generate_kwargs must be"):
+        pipe(picture, text="<start_of_image>a", generate_kwargs=5)
+    with pytest.raises(Gemma3Error, match="A sentence is a string"):
+        AttentionMaskVisualizer(chat_folder)(5)
+    with pytest.raises(Gemma3Error, match="chat_template must be"):
+        AutoProcessor.from_pretrained(chat_folder).apply_chat_template(
+            [{"role": "user", "content": "a"}], chat_template=5, tokenize=True
+        )
