@@ -282,7 +282,7 @@ def pick_device(device: str | torch.device) -> torch.device:
                 "'auto' or 'cpu', or install a torch build with CUDA."
             )
         if chosen.type == "mps" and not torch.backends.mps.is_available():
-            raise UnsupportedOptionError("device 'mps' is not there on this machine. Use 'auto' or 'cpu'.")
+            raise UnsupportedOptionError("There is no MPS device on this machine. Use 'auto' or 'cpu'.")
         return chosen
     if torch.cuda.is_available():
         return torch.device("cuda", 0)

@@ -101,9 +101,9 @@ EXAMPLES = (
         ),
     ),
     Example(
-        "sign", "A dark green sign that says Fruit in white", "What does the sign say?", "read", "Fruit",
+        "sign", "A dark green sign that says Coffee in white", "What does the sign say?", "read", "Coffee",
         Sign(
-            640, 400, Background("plain", (_SAND,)), "Fruit", _font("DejaVuSerif-Bold"), "white", _WHITE,
+            640, 400, Background("plain", (_SAND,)), "Coffee", _font("DejaVuSerif-Bold"), "white", _WHITE,
             320, 200, 120, -4, Plate((24, 84, 62), None, 0.0, beside=0.55, above=0.6, roundness=0.25),
         ),
     ),
