@@ -1,6 +1,6 @@
 """Compare: the same question answered twice, under two settings and with the same seed."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import zip_longest
@@ -9,7 +9,7 @@ from typing import Literal
 from components.answering import Answer
 from components.stats import figures_line
 from components.token_view import alternatives_html, visible
-from gemma3_core.engine import DoneEvent, Engine, Request, StageEvent, Stats, TokenChoice, TokenEvent
+from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, Stats, TokenChoice, TokenEvent
 
 Setting = Literal["pan_and_scan", "int4"]
 
@@ -29,10 +29,13 @@ class _Side:
     weights_bytes: int | None = None
 
 
-def both_requests(request: Request, setting: Setting) -> tuple[Request, Request]:
-    """The request without and with the setting; where sampling has no seed, both get the same."""
-    sampling = request.sampling
-    if sampling is not None and sampling.seed is None:
+def both_requests(request: Request, setting: Setting, default: SamplingSettings) -> tuple[Request, Request]:
+    """The request without and with the setting; `default` is how it is sampled where it leaves that open.
+
+    Without a seed of its own both get the same.
+    """
+    sampling = request.sampling or default
+    if sampling.seed is None:
         sampling = replace(sampling, seed=_SEED)
     one = replace(request, sampling=sampling, confidence=True)
     if setting == "int4":
@@ -43,11 +46,11 @@ def both_requests(request: Request, setting: Setting) -> tuple[Request, Request]
     return replace(one, turns=off, pan_and_scan=False), replace(one, turns=on, pan_and_scan=True)
 
 
-async def compared(engine: Engine, request: Request, setting: Setting) -> AsyncIterator[str]:
+async def compared(engine: Engine, request: Request, setting: Setting) -> AsyncGenerator[str, None]:
     """HTML of both answers as they come, one after the other. Raises Gemma3Error as the engine does."""
     sides = [_Side(name) for name in NAMES[setting]]
     choice = engine.info.int4
-    for side, asked in zip(sides, both_requests(request, setting), strict=True):
+    for side, asked in zip(sides, both_requests(request, setting, engine.info.sampling), strict=True):
         if choice is not None:
             int4 = choice.default if asked.int4 is None else asked.int4
             side.weights_bytes = choice.int4_bytes if int4 else choice.full_bytes

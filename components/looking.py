@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -26,6 +28,8 @@ UNEXPECTED = "Something went wrong while looking. Try again; if it stays, the se
 STOPPED = "This answer was stopped, so it can't be looked at. Ask again, and let the answer end."
 NO_WORD = "Choose a word of the answer first."
 
+_MOST_THREADS = 16
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -40,6 +44,8 @@ class Looking:
 
     def __init__(self, engine: Engine):
         self._engine = engine
+        # Not the event loop's own few threads: calls that wait in the engine's queue would hold them from everyone.
+        self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
 
     async def open(self, number: float | None, conversation: Conversation) -> tuple[Any, ...]:
         """For panel, title, inputs, words, maps, effect, mask, comparison and the selected turn."""
@@ -48,7 +54,7 @@ class Looking:
             return tuple(gr.skip() for _ in range(9))
         exchange = conversation.exchanges[index]
         title = f"<h2>Inside answer {index + 1}</h2>"
-        inputs = await _html(lambda: self._inputs(exchange))
+        inputs = await self._html(lambda: self._inputs(exchange))
         words = answer_html(exchange.choices) if exchange.answered else _problem(STOPPED)
         hint = CHOOSE_WORD if exchange.answered else ""
         return gr.update(visible=True), title, inputs, words, hint, HIDING, "", "", Selected(exchange)
@@ -88,7 +94,7 @@ class Looking:
             report = self._engine.occlude(answered, token, picture, box)
             return occlusion_html(report, pictures[report.picture])
 
-        return await _html(draw)
+        return await self._html(draw)
 
     async def mask(self, selected: Selected | None) -> Any:
         """The masks of the turn's prompt."""
@@ -97,27 +103,19 @@ class Looking:
         answered = selected.exchange.answered
         if answered is None:
             return _problem(STOPPED)
-        return await _html(
+        return await self._html(
             lambda: mask_html(self._engine.mask(answered.request), self._engine.inspect(answered.request))
         )
 
-    async def compare_pan_and_scan(self, selected: Selected | None) -> AsyncIterator[Any]:
-        """The question answered without and with pan & scan."""
-        async for html in self._compare(selected, "pan_and_scan"):
-            yield html
-
-    async def compare_int4(self, selected: Selected | None) -> AsyncIterator[Any]:
-        """The question answered in full precision and in int4."""
-        async for html in self._compare(selected, "int4"):
-            yield html
-
-    async def _compare(self, selected: Selected | None, setting: Setting) -> AsyncIterator[Any]:
+    async def compare(self, selected: Selected | None, setting: Setting) -> AsyncGenerator[str, None]:
+        """The question answered without and with pan & scan, or in full precision and in int4."""
         if selected is None or selected.exchange.answered is None:
             yield _problem(STOPPED)
             return
         try:
-            async for html in compared(self._engine, selected.exchange.answered.request, setting):
-                yield html
+            async with aclosing(compared(self._engine, selected.exchange.answered.request, setting)) as drawings:
+                async for html in drawings:
+                    yield html
         except Gemma3Error as error:
             yield _problem(str(error))
         except Exception:
@@ -137,7 +135,7 @@ class Looking:
             words = prompt_html(self._engine.inspect(answered.request), weights)
             return f"{maps_html(attention, self._pictures(answered))}<h3>On the words of the prompt</h3>{words}"
 
-        return alternatives_html(selected.exchange.choices[token]) + await _html(draw)
+        return alternatives_html(selected.exchange.choices[token]) + await self._html(draw)
 
     def _inputs(self, exchange: Exchange) -> str:
         previews = self._engine.preview(exchange.question.pictures, exchange.pan_and_scan)
@@ -151,6 +149,16 @@ class Looking:
         """The originals, in the order of the conversation."""
         paths = [picture for turn in answered.request.turns for picture in turn.pictures]
         return [preview.original for preview in self._engine.preview(paths, pan_and_scan=False)]
+
+    async def _html(self, draw: Callable[[], str]) -> str:
+        """What `draw` gives, made in a thread; where it can't be had, why."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, draw)
+        except Gemma3Error as error:
+            return _problem(str(error))
+        except Exception:
+            logger.exception("looking inside failed")
+            return _problem(UNEXPECTED)
 
 
 def drawn_box(region: str, pictures: Sequence[Image]) -> tuple[int, Box]:
@@ -177,17 +185,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(text)
     return number
-
-
-async def _html(draw: Callable[[], str]) -> str:
-    """What `draw` gives, made in a thread; where it can't be had, why."""
-    try:
-        return await asyncio.to_thread(draw)
-    except Gemma3Error as error:
-        return _problem(str(error))
-    except Exception:
-        logger.exception("looking inside failed")
-        return _problem(UNEXPECTED)
 
 
 def _problem(reason: str) -> str:

@@ -156,7 +156,7 @@ def _connect_inside(looking: Looking, inside: Inside, panels: Panels) -> None:
     show, close, look = (
         gr.Button(act, elem_id=act, visible="hidden") for act in ("inside-open", "inside-close", "look")
     )
-    common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 4, "api_visibility": "private"}
+    common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
     shown = [inside.panel, inside.title, inside.inputs, inside.words, inside.maps, inside.effect, inside.mask]
     choice = [selected, inside.layer, inside.head]
     show.click(
@@ -179,5 +179,5 @@ def _connect_inside(looking: Looking, inside: Inside, panels: Panels) -> None:
     region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
     hide_region.click(looking.hide, [selected, region], inside.effect, js=_REGION_JS, **common)
     inside.mask_tab.select(looking.mask, selected, inside.mask, **common)
-    inside.compare_pan_and_scan.click(looking.compare_pan_and_scan, selected, inside.comparison, **common)
-    inside.compare_int4.click(looking.compare_int4, selected, inside.comparison, **common)
+    for button, setting in ((inside.compare_pan_and_scan, "pan_and_scan"), (inside.compare_int4, "int4")):
+        button.click(looking.compare, [selected, gr.State(setting)], inside.comparison, **common)

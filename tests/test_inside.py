@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import re
+import threading
 from dataclasses import replace
 from html import escape, unescape
 from io import BytesIO
@@ -103,12 +104,15 @@ def test_light_falls_where_the_weight_is_and_keeps_the_color():
 def test_two_requests_differ_in_one_setting_and_share_their_seed():
     earlier = Turn("user", "a", (NIGHT,), pan_and_scan=True)
     request = Request((earlier, Turn("assistant", "b"), Turn("user", "c")), sampling=SamplingSettings(1.0), int4=True)
-    off, on = both_requests(request, "pan_and_scan")
+    default = SamplingSettings(0.5)
+    off, on = both_requests(request, "pan_and_scan", default)
     assert (off.pan_and_scan, on.pan_and_scan) == (False, True)
     assert off.turns[0] == on.turns[0] == earlier
     assert off.sampling == on.sampling
     assert off.sampling.seed is not None
-    assert [one.int4 for one in both_requests(request, "int4")] == [False, True]
+    assert [one.int4 for one in both_requests(request, "int4", default)] == [False, True]
+    left_open = both_requests(replace(request, sampling=None), "int4", default)
+    assert {one.sampling for one in left_open} == {replace(default, seed=0)}
     assert all(one.confidence for one in (off, on))
 
 
@@ -193,9 +197,51 @@ def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
 
 def test_both_precisions_are_compared(engine, exchange):
     async def all_of_it():
-        return [html async for html in Looking(engine).compare_int4(Selected(exchange))]
+        return [html async for html in Looking(engine).compare(Selected(exchange), "int4")]
 
     last = run(all_of_it())[-1]
     assert last.count("<section>") == 2
     assert "first token" in last
     assert "Both answers are the same" in last or "The answers part at token" in last
+
+
+def test_leaving_a_comparison_ends_the_engines_work(engine, exchange, monkeypatch):
+    closed = []
+
+    def stream(_request):
+        try:
+            while True:
+                yield TokenEvent("a ")
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(engine, "stream", stream)
+
+    async def leave():
+        comparison = Looking(engine).compare(Selected(exchange), "int4")
+        await anext(comparison)
+        await comparison.aclose()
+        for _ in range(100):
+            if closed:
+                return
+            await asyncio.sleep(0.05)
+
+    run(leave())
+    assert closed == [True]
+
+
+def test_many_who_wait_inside_hold_no_thread_of_the_event_loop(engine, exchange, monkeypatch):
+    waiting = threading.Event()
+    monkeypatch.setattr(engine, "mask", lambda _request: waiting.wait(20))
+
+    async def others_go_on():
+        looking = Looking(engine)
+        held = [asyncio.create_task(looking.mask(Selected(exchange))) for _ in range(12)]
+        await asyncio.sleep(0.1)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(lambda: "answered"), 5)
+        finally:
+            waiting.set()
+            await asyncio.gather(*held)
+
+    assert run(others_go_on()) == "answered"
