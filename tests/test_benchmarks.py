@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import language_model, vision_language
+from benchmarks import attention, language_model, vision_language
 from benchmarks.timing import in_turns
 from gemma3_core.config import Gemma3Config, read_config
+from gemma3_core.engine import AttentionMap, Box, Engine, SquareMap
 from gemma3_core.int4_linear import Int4Linear
+from gemma3_core.prompt_view import Square
 from gemma3_core.quantization import TorchAoConfig, quantized
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
@@ -50,3 +52,21 @@ def test_the_picture_benchmark_has_a_figure_for_each_way(config: Gemma3Config):
         rows: dict[str, Any] = report[precision]
         assert set(rows) == {"prefill", "decode", "picture_to_first_token_s", "share_of_bandwidth"}
         assert all(row["ours"] and set(row) == {"ours", "default", "static"} for row in rows.values())
+
+
+def test_attention_in_a_box_counts_cells_by_the_part_that_it_covers():
+    square = Square(picture=0, crop=None, box=Box(0, 0, 40, 20), start=0, stop=4)
+    seen = AttentionMap("global", (0,), None, (SquareMap(square, ((0.1, 0.2), (0.3, 0.4))),), ())
+    assert attention.share_in(seen, Box(0, 0, 40, 20)) == pytest.approx(1.0)
+    assert attention.share_in(seen, Box(20, 10, 40, 20)) == pytest.approx(0.4)
+    assert attention.share_in(seen, Box(10, 0, 30, 10)) == pytest.approx(0.15)
+
+
+def test_the_demo_model_looks_at_what_it_is_asked_about():
+    engine = Engine.load(device="cpu")
+    findings = [found for case in attention.cases(6) if (found := attention.find(engine, case, ["global", 0]))]
+    figures = attention.report(findings)
+    assert figures["layers"]["global"]["times_its_area_median"] > 4
+    assert figures["layers"]["0"]["share_on_object"] < figures["layers"]["global"]["share_on_object"]
+    assert figures["probability_without_asked"] < figures["probability_without_other"] - 0.2
+    assert f"{figures['layers']['global']['share_on_object']:.1%}" in attention.table(figures)
