@@ -4,6 +4,7 @@ import json
 import lzma
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,59 @@ def reference_text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference_text")
     save_reference(folder, multimodal=False)
     return folder
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Folders of small random checkpoints, written by transformers. Not to be changed."""
+
+    both: Path  # pictures and text
+    text: Path
+
+
+@pytest.fixture(scope="session")
+def sharp_weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """With attention so sharp that generated tokens vary."""
+    from reference import SHARP, save_reference
+
+    folder = tmp_path_factory.mktemp("sharp")
+    save_reference(folder / "both", sharpness=SHARP)
+    save_reference(folder / "text", multimodal=False, sharpness=SHARP)
+    return Weights(folder / "both", folder / "text")
+
+
+@pytest.fixture(scope="session")
+def weights(reference_folder: Path, reference_text_folder: Path) -> Weights:
+    """What `ours` and `theirs` hold; a module may put other weights here."""
+    return Weights(reference_folder, reference_text_folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(weights: Weights) -> Any:
+    from transformers import Gemma3ForConditionalGeneration
+
+    return Gemma3ForConditionalGeneration.from_pretrained(weights.both).eval()
+
+
+@pytest.fixture(scope="module")
+def ours(weights: Weights) -> Any:
+    from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+
+    return Gemma3ForConditionalGeneration.from_pretrained(weights.both)
+
+
+@pytest.fixture(scope="module")
+def their_text(weights: Weights) -> Any:
+    from transformers import Gemma3ForCausalLM
+
+    return Gemma3ForCausalLM.from_pretrained(weights.text).eval()
+
+
+@pytest.fixture(scope="module")
+def our_text(weights: Weights) -> Any:
+    from gemma3_core.text import Gemma3ForCausalLM
+
+    return Gemma3ForCausalLM.from_pretrained(weights.text)
 
 
 def _write_chat_checkpoint(folder: Path, tokenizer_folder: Path, multimodal: bool) -> None:

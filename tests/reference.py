@@ -97,6 +97,11 @@ def image_prompt(layout: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
     return input_ids, (input_ids == SOFT).long()
 
 
+def ids_of(layout: str, seed: int = 0) -> torch.Tensor:
+    """The ids alone."""
+    return image_prompt(layout, seed)[0]
+
+
 def pixels(num_images: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     side = VISION["image_size"]
@@ -109,6 +114,24 @@ def left_padded(rows: list[torch.Tensor], pad: int = 0) -> tuple[torch.Tensor, t
     padded = [torch.nn.functional.pad(row, (longest - row.shape[1], 0), value=pad) for row in rows]
     masks = [torch.nn.functional.pad(torch.ones_like(row), (longest - row.shape[1], 0)) for row in rows]
     return torch.cat(padded), torch.cat(masks)
+
+
+NEVER = 9_999
+"""A stop that never comes: it lies beyond the small models' vocabulary."""
+
+
+def picture_prompt(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """All inputs of one conversation that has a picture or more."""
+    input_ids, types = image_prompt(layout, seed)
+    pictures = pixels(layout.split().count("i"), seed)
+    mask = torch.ones_like(input_ids)
+    return {"input_ids": input_ids, "token_type_ids": types, "attention_mask": mask, "pixel_values": pictures}
+
+
+def text_batch() -> dict[str, torch.Tensor]:
+    """Three rows of text, padded on the left; one is longer than the window."""
+    input_ids, mask = left_padded([ids_of("t3", 1), ids_of(f"t{WINDOW + 6}", 2), ids_of("t9", 3)])
+    return {"input_ids": input_ids, "attention_mask": mask}
 
 
 def assert_equal(ours: torch.Tensor, theirs: torch.Tensor, bound: float = 1e-5) -> None:

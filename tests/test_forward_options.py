@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 import torch
 from reference import SOFT, WINDOW, assert_equal, image_prompt, left_padded, pixels
-from transformers import Gemma3ForCausalLM as ReferenceCausalLM
-from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 from transformers import Gemma3Model as ReferenceBase
 from transformers import Gemma3TextModel as ReferenceTextModel
 
@@ -15,29 +13,9 @@ from gemma3_core.config import GLOBAL, LOCAL
 from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.masks import image_blocks
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
-from gemma3_core.text import Gemma3ForCausalLM, Gemma3TextModel
+from gemma3_core.text import Gemma3TextModel
 
 LONG = f"t{2 * WINDOW} i t9 i t30"
-
-
-@pytest.fixture(scope="module")
-def theirs(reference_folder):
-    return ReferenceModel.from_pretrained(reference_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def ours(reference_folder):
-    return Gemma3ForConditionalGeneration.from_pretrained(reference_folder)
-
-
-@pytest.fixture(scope="module")
-def their_text(reference_text_folder):
-    return ReferenceCausalLM.from_pretrained(reference_text_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def our_text(reference_text_folder):
-    return Gemma3ForCausalLM.from_pretrained(reference_text_folder)
 
 
 def prompt_of(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -1,76 +1,37 @@
 """What `generate` begins with, against transformers: prompts of every form, caches handed in; and bad prompts."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from reference import SHARP, WINDOW, assert_equal, image_prompt, left_padded, pixels, save_reference
-from transformers import Gemma3ForCausalLM as ReferenceCausalLM
-from transformers import Gemma3ForConditionalGeneration as ReferenceModel
+from reference import (
+    NEVER,
+    WINDOW,
+    assert_equal,
+    ids_of,
+    picture_prompt,
+    pixels,
+    text_batch,
+)
 
 from gemma3_core.cache import KVCache
 from gemma3_core.errors import PromptError, UnsupportedOptionError
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.text import Gemma3ForCausalLM
-
-NEVER = 9_999
-"""A stop that never comes: it lies beyond the small models' vocabulary."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("sharp")
-    save_reference(path / "both", sharpness=SHARP)
-    save_reference(path / "text", multimodal=False, sharpness=SHARP)
-    return path
-
-
-@pytest.fixture(scope="module")
-def theirs(folder):
-    return ReferenceModel.from_pretrained(folder / "both").eval()
-
-
-@pytest.fixture(scope="module")
-def ours(folder):
-    return Gemma3ForConditionalGeneration.from_pretrained(folder / "both")
-
-
-@pytest.fixture(scope="module")
-def their_text(folder):
-    return ReferenceCausalLM.from_pretrained(folder / "text").eval()
-
-
-@pytest.fixture(scope="module")
-def our_text(folder):
-    return Gemma3ForCausalLM.from_pretrained(folder / "text")
-
-
-def ids_of(layout: str, seed: int = 0) -> torch.Tensor:
-    return image_prompt(layout, seed)[0]
-
-
-def picture_prompt(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    input_ids, types = image_prompt(layout, seed)
-    pictures = pixels(layout.split().count("i"), seed)
-    mask = torch.ones_like(input_ids)
-    return {"input_ids": input_ids, "token_type_ids": types, "attention_mask": mask, "pixel_values": pictures}
-
-
-def batch() -> dict[str, torch.Tensor]:
-    input_ids, mask = left_padded([ids_of("t3", 1), ids_of(f"t{WINDOW + 6}", 2), ids_of("t9", 3)])
-    return {"input_ids": input_ids, "attention_mask": mask}
+def weights(sharp_weights):
+    return sharp_weights
 
 
 def test_pad_and_mask_are_worked_out_as_in_transformers(our_text, their_text):
     """Without a mask padding is where the pad id stands; without a pad id the first stop fills rows up."""
-    input_ids = batch()["input_ids"]
+    input_ids = text_batch()["input_ids"]
     expected = their_text.generate(input_ids, max_new_tokens=9, eos_token_id=NEVER)
     assert torch.equal(our_text.generate(input_ids, max_new_tokens=9, eos_token_id=NEVER), expected)
-    masked = our_text.generate(**batch(), max_new_tokens=9, eos_token_id=NEVER)
+    masked = our_text.generate(**text_batch(), max_new_tokens=9, eos_token_id=NEVER)
     assert torch.equal(masked, expected), "the mask that is worked out is the right one"
     stops = expected[1:2, -6].tolist()
-    given = {**batch(), "max_new_tokens": 9, "eos_token_id": stops, "pad_token_id": None}
+    given = {**text_batch(), "max_new_tokens": 9, "eos_token_id": stops, "pad_token_id": None}
     assert torch.equal(our_text.generate(**given), their_text.generate(**given))
 
 
@@ -123,7 +84,7 @@ def test_the_naive_loop_without_a_cache_gives_the_cached_tokens(ours, theirs):
     assert torch.equal(naive.sequences, expected)
     assert naive.past_key_values is None
     assert torch.equal(theirs.generate(**given, use_cache=False), expected)
-    padded = {**batch(), "max_new_tokens": 12, "eos_token_id": NEVER}
+    padded = {**text_batch(), "max_new_tokens": 12, "eos_token_id": NEVER}
     del padded["attention_mask"]
     rows = {**padded, "token_type_ids": torch.zeros_like(padded["input_ids"])}
     assert torch.equal(ours.generate(**rows, use_cache=False), ours.generate(**rows))
@@ -223,7 +184,7 @@ def test_a_cache_of_forward_serves_generate_and_the_other_way_round(our_text, th
 
 
 def test_padded_rows_go_on_from_a_cache(our_text, their_text):
-    prompt = batch()
+    prompt = text_batch()
     first = our_text.generate(**prompt, max_new_tokens=5, eos_token_id=NEVER, return_dict_in_generate=True)
     ids = torch.cat([first.sequences, ids_of("t5", 7).repeat(3, 1)], 1)
     mask = torch.cat([prompt["attention_mask"], torch.ones(3, 11, dtype=torch.long)], 1)
@@ -253,7 +214,7 @@ def test_what_does_not_follow_on_a_cache_is_refused(ours, our_text):
 
 
 def test_ids_of_32_bits_and_masks_of_any_type_are_taken(our_text):
-    prompt, count = batch(), {"max_new_tokens": 4}
+    prompt, count = text_batch(), {"max_new_tokens": 4}
     expected = our_text.generate(**prompt, **count)
     assert torch.equal(our_text.generate(**{**prompt, "input_ids": prompt["input_ids"].int()}, **count), expected)
     for dtype in (torch.bool, torch.float32, torch.uint8):

@@ -2,67 +2,28 @@
 
 import copy
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from reference import SHARP, WINDOW, assert_equal, image_prompt, left_padded, pixels, save_reference
+from reference import (
+    NEVER,
+    assert_equal,
+    ids_of,
+    picture_prompt,
+    text_batch,
+)
 from transformers import Gemma3ForCausalLM as ReferenceCausalLM
-from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 from transformers import GenerationConfig as ReferenceGenerationConfig
 
 from gemma3_core.errors import CheckpointError, ContextLengthError, SamplingError, UnsupportedOptionError
 from gemma3_core.generation_config import UNSUPPORTED, GenerationConfig
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.text import Gemma3ForCausalLM
 
-NEVER = 9_999
-"""A stop that never comes: it lies beyond the small models' vocabulary."""
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("sharp")
-    save_reference(path / "both", sharpness=SHARP)
-    save_reference(path / "text", multimodal=False, sharpness=SHARP)
-    return path
-
-
-@pytest.fixture(scope="module")
-def theirs(folder):
-    return ReferenceModel.from_pretrained(folder / "both").eval()
-
-
-@pytest.fixture(scope="module")
-def ours(folder):
-    return Gemma3ForConditionalGeneration.from_pretrained(folder / "both")
-
-
-@pytest.fixture(scope="module")
-def their_text(folder):
-    return ReferenceCausalLM.from_pretrained(folder / "text").eval()
-
-
-@pytest.fixture(scope="module")
-def our_text(folder):
-    return Gemma3ForCausalLM.from_pretrained(folder / "text")
-
-
-def ids_of(layout: str, seed: int = 0) -> torch.Tensor:
-    return image_prompt(layout, seed)[0]
-
-
-def picture_prompt(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    input_ids, types = image_prompt(layout, seed)
-    pictures = pixels(layout.split().count("i"), seed)
-    mask = torch.ones_like(input_ids)
-    return {"input_ids": input_ids, "token_type_ids": types, "attention_mask": mask, "pixel_values": pictures}
-
-
-def batch() -> dict[str, torch.Tensor]:
-    input_ids, mask = left_padded([ids_of("t3", 1), ids_of(f"t{WINDOW + 6}", 2), ids_of("t9", 3)])
-    return {"input_ids": input_ids, "attention_mask": mask}
+def weights(sharp_weights):
+    return sharp_weights
 
 
 SAMPLED: list[dict[str, Any]] = [
@@ -77,7 +38,7 @@ SAMPLED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", SAMPLED, ids=str)
 def test_the_same_random_numbers_give_the_tokens_of_transformers(our_text, their_text, options):
     """A batch with left padding; torch.manual_seed rules both."""
-    given = {**batch(), **options, "do_sample": True, "max_new_tokens": 12, "eos_token_id": NEVER}
+    given = {**text_batch(), **options, "do_sample": True, "max_new_tokens": 12, "eos_token_id": NEVER}
     torch.manual_seed(5)
     expected = their_text.generate(**given)
     torch.manual_seed(5)
@@ -88,14 +49,14 @@ def test_the_same_random_numbers_give_the_tokens_of_transformers(our_text, their
 
 def test_a_generator_gives_the_same_tokens_again_and_leaves_torchs_own_alone(our_text):
     def draw(generator: torch.Generator) -> torch.Tensor:
-        return our_text.generate(**batch(), do_sample=True, max_new_tokens=20, generator=generator)
+        return our_text.generate(**text_batch(), do_sample=True, max_new_tokens=20, generator=generator)
 
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = draw(torch.Generator().manual_seed(3))
     assert torch.equal(draw(torch.Generator().manual_seed(3)), first)
     assert not torch.equal(draw(torch.Generator().manual_seed(4)), first)
-    assert torch.equal(our_text.generate(**batch(), do_sample=True, max_new_tokens=20, seed=3), first)
+    assert torch.equal(our_text.generate(**text_batch(), do_sample=True, max_new_tokens=20, seed=3), first)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -112,10 +73,10 @@ def test_a_generator_gives_the_same_tokens_again_and_leaves_torchs_own_alone(our
 def test_scores_and_logits_are_those_of_transformers(reference_text_folder, options):
     our_text = Gemma3ForCausalLM.from_pretrained(reference_text_folder)
     their_text = ReferenceCausalLM.from_pretrained(reference_text_folder).eval()
-    free = our_text.generate(**batch(), max_new_tokens=12, eos_token_id=NEVER)[:, -12:]
+    free = our_text.generate(**text_batch(), max_new_tokens=12, eos_token_id=NEVER)[:, -12:]
     stops = [int(free[0, 3]), int(free[2, 6])]
     extra = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "pad_token_id": 3}
-    given = {**batch(), **options, **extra, "max_new_tokens": 12, "eos_token_id": stops}
+    given = {**text_batch(), **options, **extra, "max_new_tokens": 12, "eos_token_id": stops}
     torch.manual_seed(1)
     other = their_text.generate(**given)
     torch.manual_seed(1)
@@ -125,7 +86,7 @@ def test_scores_and_logits_are_those_of_transformers(reference_text_folder, opti
         len(own.scores)
         == len(own.logits)
         == len(other.scores)
-        == own.sequences.shape[1] - batch()["input_ids"].shape[1]
+        == own.sequences.shape[1] - text_batch()["input_ids"].shape[1]
     )
     for mine, expected in zip((*own.scores, *own.logits), (*other.scores, *other.logits), strict=True):
         assert mine.dtype == torch.float32
@@ -253,9 +214,9 @@ def test_nothing_said_writes_what_the_context_has_left(our_text):
         model.generate(torch.full((1, 40), 7))
 
 
-def test_a_model_keeps_the_options_that_are_set_on_it(folder):
+def test_a_model_keeps_the_options_that_are_set_on_it(weights):
     """As users of transformers do; the cache that published files ask for is the one there is."""
-    model = Gemma3ForCausalLM.from_pretrained(folder / "text")
+    model = Gemma3ForCausalLM.from_pretrained(weights.text)
     model.generation_config.max_new_tokens = 3
     model.generation_config.cache_implementation = "hybrid"
     out = model.generate(ids_of("t5"), return_dict_in_generate=True)

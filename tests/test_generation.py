@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from reference import (
-    SHARP,
+    NEVER,
     SOFT,
     TOKENS_PER_IMAGE,
     WINDOW,
@@ -17,7 +17,6 @@ from reference import (
     pixels,
     save_reference,
 )
-from transformers import Gemma3ForCausalLM as ReferenceCausalLM
 from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 from transformers import GenerationConfig as ReferenceGenerationConfig
 
@@ -33,36 +32,11 @@ from gemma3_core.sampling import SamplingRule, SamplingSettings
 from gemma3_core.text import Gemma3ForCausalLM
 
 GREEDY = SamplingSettings(temperature=0.0)
-NEVER = 9_999
-"""A stop that never comes: it lies beyond the small models' vocabulary."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("sharp")
-    save_reference(path / "both", sharpness=SHARP)
-    save_reference(path / "text", multimodal=False, sharpness=SHARP)
-    return path
-
-
-@pytest.fixture(scope="module")
-def theirs(folder):
-    return ReferenceModel.from_pretrained(folder / "both").eval()
-
-
-@pytest.fixture(scope="module")
-def ours(folder):
-    return Gemma3ForConditionalGeneration.from_pretrained(folder / "both")
-
-
-@pytest.fixture(scope="module")
-def their_text(folder):
-    return ReferenceCausalLM.from_pretrained(folder / "text").eval()
-
-
-@pytest.fixture(scope="module")
-def our_text(folder):
-    return Gemma3ForCausalLM.from_pretrained(folder / "text")
+def weights(sharp_weights):
+    return sharp_weights
 
 
 def prompt_of(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -28,26 +28,6 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def theirs(reference_folder):
-    return ReferenceModel.from_pretrained(reference_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def ours(reference_folder):
-    return Gemma3ForConditionalGeneration.from_pretrained(reference_folder)
-
-
-@pytest.fixture(scope="module")
-def their_text(reference_text_folder):
-    return ReferenceCausalLM.from_pretrained(reference_text_folder).eval()
-
-
-@pytest.fixture(scope="module")
-def our_text(reference_text_folder):
-    return Gemma3ForCausalLM.from_pretrained(reference_text_folder)
-
-
 def prompt_of(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
     input_ids, token_type_ids = image_prompt(layout, seed)
     prompt = {"input_ids": input_ids, "token_type_ids": token_type_ids}
