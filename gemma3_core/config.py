@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from gemma3_core.errors import ConfigError
 from gemma3_core.hub import read_json
-from gemma3_core.json_config import CONFIG_FILE, JsonConfig, json_object, require_positive
+from gemma3_core.json_config import CONFIG_FILE, JsonConfig, frozen_with_advice, json_object, require_positive
 from gemma3_core.rope import DEFAULT_ROPE_THETA, GLOBAL, LOCAL, ROPE_FIELDS, RopeParameters, read_rope
 
 __all__ = [
@@ -31,6 +31,7 @@ DEFAULT_PATTERN = 6
 """Every sixth layer is global, where a file says nothing."""
 
 
+@frozen_with_advice
 @dataclass(frozen=True, init=False)
 class Gemma3TextConfig(JsonConfig):
     """The decoder. Lengths in tokens, widths in features; `extra` keeps fields we do not know.
@@ -162,6 +163,7 @@ class Gemma3TextConfig(JsonConfig):
         return {**data, "rope_parameters": self.rope_parameters}
 
 
+@frozen_with_advice
 @dataclass(frozen=True, init=False)
 class SiglipVisionConfig(JsonConfig):
     """The SigLIP encoder. `image_size` and `patch_size` in pixels."""
@@ -200,6 +202,7 @@ class SiglipVisionConfig(JsonConfig):
         return self.image_size // self.patch_size
 
 
+@frozen_with_advice
 @dataclass(frozen=True, init=False)
 class Gemma3Config(JsonConfig):
     """Pictures and text: decoder, encoder and what joins them. The two parts may be given as dicts."""

@@ -13,6 +13,10 @@ class ConfigError(Gemma3Error, ValueError):
     """A config.json (or a config object) says something that no Gemma 3 model can be."""
 
 
+class FrozenConfigError(ConfigError, AttributeError):
+    """A field of a configuration was set; these are frozen."""
+
+
 class CheckpointError(Gemma3Error, OSError):
     """A checkpoint folder lacks a file or a tensor, or holds one of the wrong shape or type."""
 

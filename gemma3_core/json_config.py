@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, ConfigError, FrozenConfigError, UnsupportedOptionError
 from gemma3_core.hub import read_json, resolve_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,22 @@ FIXED: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Fields that files hold and no Gemma 3 needs otherwise; results with more in them are asked for by the call."""
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def frozen_with_advice(config_class: _Class) -> _Class:
+    """Tells who sets a field of a frozen configuration how a changed copy is made: dataclasses say no more than no."""
+
+    def refuse(config: "JsonConfig", name: str, value: Any) -> None:
+        raise FrozenConfigError(
+            f"{type(config).__name__} is frozen, so {name} can't be set. Make a changed copy, "
+            f"config.replace({name}={value!r}), and load or build the model with config= that copy."
+        )
+
+    config_class.__setattr__ = refuse  # type: ignore[method-assign, assignment]
+    return config_class
 
 
 @dataclass(frozen=True, init=False)

@@ -76,3 +76,9 @@ def test_pipeline_visualizer_and_template(chat_folder):
         AutoProcessor.from_pretrained(chat_folder).apply_chat_template(
             [{"role": "user", "content": "a"}], chat_template=5, tokenize=True
         )
+
+
+def test_a_field_that_is_set_on_a_frozen_configuration(model):
+    with pytest.raises(Gemma3Error, match=r"config.replace\(use_cache=False\)"):
+        model.config.use_cache = False
+    assert model.config.use_cache
