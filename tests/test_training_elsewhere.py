@@ -1,4 +1,4 @@
-"""What is outside the demo model's worlds: pictures without shapes or signs, strange questions, one honest answer."""
+"""What is outside the demo model's worlds: strange pictures and questions, things not shown, one honest answer."""
 
 import random
 from collections import Counter
@@ -6,11 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from training.charts import Chart
+from training.colors import COLORS
 from training.elsewhere import (
     HELDOUT_QUESTIONS,
     HELDOUT_SORTS,
     KINDS,
     NOT_ASKED_FOR,
+    NOT_SHOWN,
     NOTHING_KNOWN,
     QUESTIONS,
     SORTS,
@@ -22,7 +25,7 @@ from training.elsewhere import (
     random_elsewhere,
     training_picture,
 )
-from training.scenes import HELDOUT_PAIRS, Scene
+from training.scenes import HELDOUT_PAIRS, Scene, is_heldout_pair
 from training.signs import Sign, is_heldout_text
 from training.worlds import WORLDS
 
@@ -72,17 +75,36 @@ def test_nothing_lies_in_a_strange_picture() -> None:
 def test_each_question_has_the_one_honest_answer(split: str) -> None:
     rng = random.Random(2)
     strange_questions = set(QUESTIONS if split == "train" else HELDOUT_QUESTIONS)
-    for depiction in several(split, 40):
+    answers = {"strange_picture": NOTHING_KNOWN, "strange_question": NOT_ASKED_FOR}
+    found: Counter[str] = Counter()
+    for depiction in several(split, 60):
         asked = ask(depiction, rng, split, 8)
         assert 1 <= len(asked) <= 4
         strange = isinstance(depiction, Strange)
-        assert {q.kind for q in asked} == {KINDS[0] if strange else KINDS[1]}
-        assert {q.answer for q in asked} == {NOTHING_KNOWN if strange else NOT_ASKED_FOR}
+        assert {q.kind for q in asked} <= ({"strange_picture"} if strange else {"strange_question", "not_shown"})
+        assert all(q.answer == answers.get(q.kind, NOT_SHOWN.replace("{thing}", q.key)) for q in asked)
         assert all(is_right(q.kind, q.key, q.answer) for q in asked)
-        assert ask(depiction, rng, split, 8, (KINDS[1] if strange else KINDS[0],)) == []
+        assert ask(depiction, rng, split, 8, ("strange_question" if strange else "strange_picture",)) == []
         if strange:
             assert not {q.question for q in asked} & strange_questions
+        found.update(q.kind for q in asked)
+    assert set(found) == set(KINDS)
     assert not set(QUESTIONS) & set(HELDOUT_QUESTIONS)
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_what_is_asked_about_and_not_shown_belongs_to_another_sort_of_picture(split: str) -> None:
+    rng = random.Random(3)
+    own = {Scene: "circle triangle star heart".split(), Sign: ["sign"], Chart: ["bar chart"]}
+    keys: set[str] = set()
+    for depiction in several(split, 80):
+        for question in ask(depiction, rng, split, 4, ("not_shown",)):
+            assert not any(question.key.endswith(thing) for thing in own[type(depiction)]), question
+            words = question.key.split()
+            if split == "train" and len(words) == 2 and words[0] in COLORS:
+                assert not is_heldout_pair(words[1], words[0])
+            keys.add(words[-1])
+    assert keys == {"circle", "triangle", "star", "heart", "sign", "chart"}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +121,12 @@ def test_each_question_has_the_one_honest_answer(split: str) -> None:
 def test_anything_more_is_made_up(answer: str, right: bool) -> None:
     assert is_right("strange_picture", NOTHING_KNOWN, answer) is right
     assert WORLDS["elsewhere"].is_right("strange_picture", NOTHING_KNOWN, answer) is right
+
+
+def test_that_something_is_not_shown_is_said_of_that_thing_alone() -> None:
+    assert is_right("not_shown", "sign", "There is no sign in the picture.")
+    assert not is_right("not_shown", "sign", "There is no star in the picture.")
+    assert not is_right("not_shown", "sign", 'The sign says "Tea".')
 
 
 def test_the_world_is_reached_by_its_name() -> None:

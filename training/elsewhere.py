@@ -1,7 +1,7 @@
-"""What lies outside the demo model's worlds: pictures without shapes or signs, and questions about anything else.
+"""What lies outside the demo model's worlds: pictures without anything it knows, and questions about anything else.
 
-The right answer is always one sentence that says what the model can do. Held out are whole sorts of pictures,
-real photographs among them, and phrasings.
+The right answer is always one sentence, which says what the model can do, or that there is no such thing in
+the picture. Held out are whole sorts of pictures, real photographs among them, and phrasings.
 """
 
 import random
@@ -12,20 +12,35 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from training import drawing, more_questions, questions, sign_drawing, sign_questions, signs
-from training.asking import Question, loosely, of_split
+from training import (
+    chart_drawing,
+    chart_questions,
+    charts,
+    drawing,
+    more_questions,
+    questions,
+    sign_drawing,
+    sign_questions,
+    signs,
+)
+from training.asking import Question, fill, loosely, of_split
+from training.charts import Chart
+from training.colors import COLORS
 from training.dense_labels import PictureLabels, nothing
 from training.drawing import draw_background, with_effects
 from training.fonts import all_fonts, bundled_fonts
-from training.scenes import Scene, random_background, random_scene, random_size
+from training.scenes import Scene, is_heldout_pair, random_background, random_scene, random_size
 from training.signs import Sign
 
-KINDS = ("strange_picture", "strange_question")
-NOTHING_KNOWN = "I see no shape and no sign in the picture."
-NOT_ASKED_FOR = "I can only tell you about shapes and signs."
+KINDS = ("strange_picture", "strange_question", "not_shown")
+NOTHING_KNOWN = "I only know shapes, signs and bar charts, and see none in the picture."
+NOT_ASKED_FOR = "I can only tell you about shapes, signs and bar charts."
+NOT_SHOWN = "There is no {thing} in the picture."
 SORTS = ("blank", "noise", "clouds", "landscape", "strokes", "blobs")
 HELDOUT_SORTS = ("mosaic", "photograph")
 _MOST_ASKED = 4  # about one picture: the answer is always the same
+_ABSENT_SHARE = 0.45  # of what is asked about a picture of the model's worlds: things that it doesn't show
+_ROUND_OR_POINTED = ("circle", "triangle", "star", "heart")  # neither bars nor plates of signs could be meant
 _PHOTOGRAPH = "grace_hopper.jpg"  # comes with matplotlib, so that every machine has it
 
 QUESTIONS = (
@@ -61,17 +76,21 @@ class Strange:
     seed: int
 
 
-Elsewhere = Strange | Scene | Sign
+Known = Scene | Sign | Chart
+Elsewhere = Strange | Known
 
 
 def random_elsewhere(rng: random.Random, split: str = "train", difficulty: float = 1.0) -> Elsewhere:
-    """A strange picture, or one of the model's worlds about which something strange will be asked."""
+    """A strange picture, or one of the model's worlds about which something else will be asked."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
-    if rng.random() < 0.5:
-        if rng.random() < 0.5:
+    if rng.random() < 0.6:
+        fonts, way = all_fonts() if split == "train" else bundled_fonts(), rng.random()
+        if way < 0.4:
             return random_scene(rng, split, difficulty)
-        return signs.random_sign(rng, all_fonts() if split == "train" else bundled_fonts(), split, difficulty)
+        if way < 0.7:
+            return signs.random_sign(rng, fonts, split, difficulty)
+        return charts.random_chart(rng, fonts, split, difficulty)
     width, height = random_size(rng, difficulty)
     sorts = SORTS if split == "train" else (*HELDOUT_SORTS, rng.choice(SORTS))
     return Strange(width, height, rng.choice(sorts), rng.getrandbits(32))
@@ -83,6 +102,8 @@ def draw(depiction: Elsewhere, rng: random.Random, renderer: str | None = None) 
         return drawing.draw(depiction, rng, renderer=renderer)
     if isinstance(depiction, Sign):
         return sign_drawing.draw(depiction, rng, renderer=renderer)
+    if isinstance(depiction, Chart):
+        return chart_drawing.draw(depiction, rng, renderer=renderer)
     return with_effects(_drawn(depiction, (depiction.width, depiction.height)), rng, 1.0)
 
 
@@ -92,6 +113,8 @@ def training_picture(depiction: Elsewhere, rng: random.Random, side: int) -> Ima
         return drawing.training_picture(depiction, rng, side)
     if isinstance(depiction, Sign):
         return sign_drawing.training_picture(depiction, rng, side)
+    if isinstance(depiction, Chart):
+        return chart_drawing.training_picture(depiction, rng, side)
     return with_effects(_drawn(depiction, (side, side)), rng, 1.0)
 
 
@@ -99,6 +122,8 @@ def labels(depiction: Elsewhere) -> PictureLabels:
     """Of a strange picture: nothing anywhere."""
     if isinstance(depiction, Scene):
         return drawing.picture_labels(depiction)
+    if isinstance(depiction, Chart):
+        return chart_drawing.labels(depiction)
     return sign_drawing.labels(depiction) if isinstance(depiction, Sign) else PictureLabels(**nothing())
 
 
@@ -110,31 +135,57 @@ def ask(
     kinds: tuple[str, ...] | None = None,
     apart: bool = False,  # noqa: ARG001  (the answer is the same either way)
 ) -> list[Question]:
-    """Up to `num` questions; about a strange picture what one asks about shapes and signs, else something strange."""
-    kind = "strange_picture" if isinstance(depiction, Strange) else "strange_question"
-    if kind not in (kinds or KINDS):
-        return []
-    strange = of_split(split, QUESTIONS, HELDOUT_QUESTIONS)
-    asked = []
-    for _ in range(min(num, _MOST_ASKED)):
-        if isinstance(depiction, Strange):
-            asked.append(Question(kind, _ordinary_question(rng, split), NOTHING_KNOWN, NOTHING_KNOWN))
-        else:
-            text = loosely(rng.choice(strange), rng)
-            asked.append(Question(kind, text, NOT_ASKED_FOR, NOT_ASKED_FOR))
-    return asked
+    """Up to `num` questions: about a strange picture what one asks about known ones, about these something else."""
+    of_split(split, QUESTIONS, HELDOUT_QUESTIONS)  # so that a wrong split is told even where nothing is asked
+    possible = ("strange_picture",) if isinstance(depiction, Strange) else ("strange_question", "not_shown")
+    wanted = [kind for kind in possible if kind in (kinds or KINDS)]
+    return [_question(depiction, rng, split, wanted) for _ in range(min(num, _MOST_ASKED))] if wanted else []
+
+
+def _question(depiction: Elsewhere, rng: random.Random, split: str, kinds: list[str]) -> Question:
+    if isinstance(depiction, Strange):
+        return Question("strange_picture", _ordinary_question(rng, split), NOTHING_KNOWN, NOTHING_KNOWN)
+    if kinds == ["not_shown"] or (len(kinds) == 2 and rng.random() < _ABSENT_SHARE):
+        return _about_what_is_not_shown(depiction, rng, split)
+    text = loosely(rng.choice(of_split(split, QUESTIONS, HELDOUT_QUESTIONS)), rng)
+    return Question("strange_question", text, NOT_ASKED_FOR, NOT_ASKED_FOR)
+
+
+def _about_what_is_not_shown(depiction: Known, rng: random.Random, split: str) -> Question:
+    """What one asks about pictures of another sort than this one."""
+    things = ["sign"] if not isinstance(depiction, Sign) else []
+    things += ["bar chart"] if not isinstance(depiction, Chart) else []
+    things += ["shape"] if not isinstance(depiction, Scene) else []
+    thing = rng.choice(things)
+    if thing == "shape":
+        thing = rng.choice(_ROUND_OR_POINTED)
+        color = rng.choice(COLORS)
+        if rng.random() < 0.5 and not (split == "train" and is_heldout_pair(thing, color)):
+            thing = f"{color} {thing}"
+        phrasings = of_split(split, more_questions.PHRASINGS, more_questions.HELDOUT_PHRASINGS)["absent"]
+        text = fill(rng.choice(phrasings), (("noun", thing),))
+    elif thing == "sign":
+        by_kind = of_split(split, sign_questions.PHRASINGS, sign_questions.HELDOUT_PHRASINGS)
+        phrasings = tuple(text for kind in ("read", "text_color") for text in by_kind[kind] if "sign" in text)
+        text = rng.choice(phrasings)
+    else:
+        by_kind = of_split(split, chart_questions.PHRASINGS, chart_questions.HELDOUT_PHRASINGS)
+        kind = rng.choice(("chart_tallest", "chart_shortest", "chart_count"))
+        text = rng.choice(tuple(text for text in by_kind[kind] if "bar" in text or "chart" in text))
+    return Question("not_shown", loosely(text, rng), NOT_SHOWN.replace("{thing}", thing), thing)
 
 
 def _ordinary_question(rng: random.Random, split: str) -> str:
-    """What could be asked about a scene or a sign."""
+    """What could be asked about a scene, a sign or a chart."""
     while True:
-        way = rng.random()
-        if way < 0.3:
+        way, found = rng.random(), []
+        if way < 0.25:
             sign = signs.random_sign(rng, bundled_fonts(), split, difficulty=0.0)
-            kinds = None if split == "train" else ("read", "text_color")  # a checkpoint may know no others
-            found = sign_questions.ask(sign, rng, split, 1, kinds)
+            found = sign_questions.ask(sign, rng, split, 1)
+        elif way < 0.45:
+            found = chart_questions.ask(charts.random_chart(rng, bundled_fonts(), split, 0.0), rng, split, 1)
         else:
-            asks = questions.ask if way < 0.7 else more_questions.ask
+            asks = questions.ask if way < 0.75 else more_questions.ask
             found = asks(random_scene(rng, split, 0.5), rng, split, 1)
         if found:
             return found[0].question
@@ -144,6 +195,8 @@ def is_right(kind: str, key: str, answer: str) -> bool:
     """Whether the answer is that sentence: anything more would be made up."""
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind == "not_shown":
+        key = NOT_SHOWN.replace("{thing}", key)
     return " ".join(answer.split()).lower() == key.lower()
 
 
