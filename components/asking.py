@@ -14,7 +14,7 @@ from components import chat, composer, strip
 from components.answering import Answer, RunningAnswers
 from components.conversation import NOTHING, Conversation, Exchange, joined, question_of
 from components.examples import Example
-from components.settings import Choices
+from components.settings import Choices, chosen_example, with_brought
 from components.stats import Interrupted
 from gemma3_core.engine import (
     Answered,
@@ -117,17 +117,23 @@ class Asking:
     async def ask_example(
         self, conversation: Conversation, request: gr.Request, choice: gr.SelectData, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks the question of an example card; what the browser says of it is not used but its number."""
-        number = choice.index
-        if not isinstance(number, int) or not 0 <= number < len(self._examples):
+        """Asks an example card's questions, one after the other, as long as they are answered to the end.
+
+        What the browser says of the card is not used but its number.
+        """
+        example = chosen_example(self._examples, choice)
+        if example is None:
             yield _update()
             return
-        question = self._examples[number].turn()
-        async with aclosing(
-            self._ask(question, conversation, conversation, Choices(*values), _window(request))
-        ) as updates:
-            async for update in updates:
-                yield update
+        choices = with_brought(Choices(*values), example)
+        for question in example.turns():
+            asked = conversation
+            async with aclosing(self._ask(question, asked, asked, choices, _window(request))) as updates:
+                async for update in updates:
+                    conversation = update[2] if isinstance(update[2], Conversation) else conversation
+                    yield update
+            if not _answered_to_the_end(conversation, asked):
+                return
 
     async def retry(
         self, conversation: Conversation, request: gr.Request, *values: Any
@@ -269,6 +275,12 @@ class Asking:
             answered = kept.add(exchange)
             answered = replace(answered, returned=conversation.aside)
             yield _update(chat.messages(answered), composer.waiting(), answered, "")
+
+
+def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:
+    """Whether there is one answer more than before, and nobody stopped it."""
+    more = len(conversation.exchanges) > len(before.exchanges)
+    return more and not isinstance(conversation.exchanges[-1].stats, Interrupted)
 
 
 def _update(shown: Any = None, box: Any = None, conversation: Conversation | None = None, notice: Any = None) -> Update:

@@ -34,7 +34,9 @@ def build_chat(info: ModelInfo, examples: Sequence[Example]) -> gr.Chatbot:
         layout="bubble",
         height="auto",
         placeholder=first_sight(info),
-        examples=[{"text": example.question, "files": [str(example.picture)]} for example in examples],
+        examples=[
+            {"text": example.text(), "files": [str(picture) for picture in example.pictures]} for example in examples
+        ],
         buttons=[],
         feedback_options=None,
         latex_delimiters=[],
@@ -45,7 +47,8 @@ def build_chat(info: ModelInfo, examples: Sequence[Example]) -> gr.Chatbot:
     )
     cards: list[Any] = chat.examples or []
     for example, card in zip(examples, cards, strict=True):
-        card["files"][0]["orig_name"] = example.alt  # what a screen reader says of the picture
+        for file in card["files"]:
+            file["orig_name"] = example.alt  # what a screen reader says of the picture
     return chat
 
 

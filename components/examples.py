@@ -1,4 +1,4 @@
-"""The example cards: pictures with a question each, from assets/examples/examples.json."""
+"""The example cards: pictures with what is asked about them, from assets/examples/examples.json."""
 
 import json
 from dataclasses import dataclass
@@ -11,17 +11,40 @@ FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples"
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, what it shows in words, and a question that is asked with one click."""
+    """Pictures, what they show in words, and questions that one click asks, one after the other.
 
-    picture: Path
+    `pan_and_scan` and `system_prompt` are settings that the card brings; without them the visitor's stay.
+    """
+
+    pictures: tuple[Path, ...]
     alt: str
-    question: str
+    questions: tuple[str, ...]
+    pan_and_scan: bool = False
+    system_prompt: str = ""
 
-    def turn(self) -> Turn:
-        return Turn("user", self.question, (self.picture,))
+    def turns(self) -> tuple[Turn, ...]:
+        """The questions; the pictures stand before the first."""
+        first, *further = self.questions
+        return (Turn("user", first, self.pictures), *(Turn("user", question) for question in further))
+
+    def text(self) -> str:
+        """What the card says."""
+        settings = ["pan & scan on"] if self.pan_and_scan else []
+        settings += [f"system prompt: {self.system_prompt}"] if self.system_prompt else []
+        note = f" ({', '.join(settings)})" if settings else ""
+        return " ".join(self.questions) + note
 
 
 def load_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
     """The cards in their order on the page."""
     entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    return tuple(Example(folder / entry["picture"], entry["alt"], entry["question"]) for entry in entries)
+    return tuple(
+        Example(
+            tuple(folder / picture for picture in entry["pictures"]),
+            entry["alt"],
+            tuple(entry["questions"]),
+            entry.get("pan_and_scan", False),
+            entry.get("system_prompt", ""),
+        )
+        for entry in entries
+    )

@@ -15,7 +15,7 @@ from components.examples import Example, load_examples
 from components.inside import Inside, build_inside
 from components.looking import Looking
 from components.serving import Page
-from components.settings import Settings, build_settings
+from components.settings import Own, Settings, bring, build_settings, chosen_example, take_back
 from components.strip import build_strip
 from gemma3_core.engine import Engine, ModelInfo
 
@@ -72,6 +72,7 @@ def build_page(engine: Engine, examples: Sequence[Example] | None = None) -> gr.
         asking = Asking(engine, cards)
         panels = Panels(conversation, settings, chat, composer, notice, strip, clear)
         changes = _connect_answers(asking, panels)
+        _connect_cards(cards, panels)
         _connect_strip(asking, panels, changes)
         _connect_inside(Looking(engine), inside, panels)
         if settings.int4 is not None:
@@ -125,6 +126,18 @@ def _connect_answers(asking: Asking, panels: Panels) -> list[Any]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
     handing: dict[str, Any] = {**common, "fn": asking.hand_back, "inputs": [composer, state]}
     return [change.then(**{**handing, "outputs": [composer, state]}) for change in changes]
+
+
+def _connect_cards(cards: Sequence[Example], panels: Panels) -> None:
+    """What a card brings shows in the settings, and goes with its conversation."""
+    own, shown = gr.State(Own()), panels.settings.brought
+    common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    def show(pan_and_scan: bool, system_prompt: str, choice: gr.SelectData) -> tuple[Any, ...]:
+        return bring(chosen_example(cards, choice), pan_and_scan, system_prompt)
+
+    panels.chat.example_select(show, shown[:2], [*shown, own], **common)
+    panels.clear.click(take_back, own, [*shown, own], **common)
 
 
 def _connect_emptying(composer: gr.MultimodalTextbox) -> None:

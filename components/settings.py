@@ -1,9 +1,12 @@
 """The sidebar: what can be changed, with one line on what it does; it counts from the next answer on."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 
+from components.examples import Example
 from gemma3_core.engine import Gemma3Error, Int4Choice, ModelInfo, SamplingSettings
 
 MOST_NEW_TOKENS = 2048
@@ -41,7 +44,61 @@ class Settings:
 
     inputs: tuple[gr.components.Component, ...]
     pan_and_scan: gr.Checkbox
+    system_prompt: gr.Textbox
+    system_prompt_fold: gr.Accordion
     int4: gr.Checkbox | None
+
+    @property
+    def brought(self) -> list[gr.components.Component | gr.Accordion]:
+        """What an example card may set."""
+        return [self.pan_and_scan, self.system_prompt, self.system_prompt_fold]
+
+
+@dataclass(frozen=True)
+class Own:
+    """The visitor's own settings where a card has brought others; None where it has not."""
+
+    pan_and_scan: bool | None = None
+    system_prompt: str | None = None
+
+
+def chosen_example(examples: Sequence[Example], choice: gr.SelectData) -> Example | None:
+    """The card of this number, if there is one."""
+    number = choice.index
+    return examples[number] if isinstance(number, int) and 0 <= number < len(examples) else None
+
+
+def with_brought(choices: Choices, example: Example) -> Choices:
+    """The visitor's choices with those that the card brings."""
+    return replace(
+        choices,
+        pan_and_scan=choices.pan_and_scan or example.pan_and_scan,
+        system_prompt=example.system_prompt or choices.system_prompt,
+    )
+
+
+def bring(example: Example | None, pan_and_scan: bool, system_prompt: str) -> tuple[Any, Any, Any, Own]:
+    """Updates that show what a card brings, for `Settings.brought`, and what was there before."""
+    if example is None:
+        return gr.skip(), gr.skip(), gr.skip(), Own()
+    switched, told = example.pan_and_scan and not pan_and_scan, bool(example.system_prompt)
+    own = Own(pan_and_scan if switched else None, system_prompt if told else None)
+    return (
+        True if switched else gr.skip(),
+        example.system_prompt if told else gr.skip(),
+        gr.update(open=True) if told else gr.skip(),
+        own,
+    )
+
+
+def take_back(own: Own) -> tuple[Any, Any, Any, Own]:
+    """Updates that put the visitor's own settings back."""
+    return (
+        gr.skip() if own.pan_and_scan is None else own.pan_and_scan,
+        gr.skip() if own.system_prompt is None else own.system_prompt,
+        gr.skip() if own.system_prompt is None else gr.update(open=bool(own.system_prompt)),
+        Own(),
+    )
 
 
 def build_settings(info: ModelInfo) -> Settings:
@@ -57,7 +114,7 @@ def build_settings(info: ModelInfo) -> Settings:
             visible=info.multimodal,
         )
         int4 = None if info.int4 is None else _build_int4(info.int4)
-        with gr.Accordion("System prompt", open=False):
+        with gr.Accordion("System prompt", open=False) as fold:
             system_prompt = gr.Textbox(
                 elem_id="system-prompt",
                 label="System prompt",
@@ -68,7 +125,7 @@ def build_settings(info: ModelInfo) -> Settings:
             )
         sampling = _build_sampling(info.sampling)
     chosen = gr.State(None) if int4 is None else int4
-    return Settings((pan_and_scan, system_prompt, *sampling, chosen), pan_and_scan, int4)
+    return Settings((pan_and_scan, system_prompt, *sampling, chosen), pan_and_scan, system_prompt, fold, int4)
 
 
 def _build_int4(choice: Int4Choice) -> gr.Checkbox:

@@ -32,7 +32,7 @@ def page(browser, url):
 
 def look_inside(page, picture="night.png"):
     """Asks the example about this picture and opens Inside for the answer."""
-    number = next(n for n, example in enumerate(load_examples()) if example.picture.name == picture)
+    number = next(n for n, example in enumerate(load_examples()) if example.pictures[0].name == picture)
     page.locator("#chat button.example").nth(number).click()
     page.get_by_role("button", name="Look inside answer 1").click()
     page.locator("#inside .tokens").first.wait_for()

@@ -5,6 +5,7 @@ import json
 import mimetypes
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -15,9 +16,9 @@ from PIL import Image
 from components import chat, markdown, strip
 from components.asking import Asking, _Draft
 from components.conversation import NOTHING, Conversation, Exchange, joined, question_of
-from components.examples import FOLDER, load_examples
+from components.examples import FOLDER, Example, load_examples
 from components.serving import declare_avif, launch_options
-from components.settings import Choices, build_settings, int4_line
+from components.settings import Choices, Own, bring, build_settings, int4_line, take_back, with_brought
 from components.stats import Interrupted, figures_line
 from components.theme import build_theme
 from gemma3_core.engine import (
@@ -461,51 +462,103 @@ def test_strip_without_crops_and_without_pictures():
 
 def test_examples_are_drawn_by_their_command(tmp_path):
     from training.examples import EXAMPLES, write
-    from training.signs import Sign
+    from training.scenes import Scene
 
     write(tmp_path)
     assert json.loads((tmp_path / "examples.json").read_text()) == json.loads((FOLDER / "examples.json").read_text())
     for example in EXAMPLES:
-        drawn, kept = (np.asarray(Image.open(folder / f"{example.name}.png")) for folder in (tmp_path, FOLDER))
-        apart = np.abs(drawn.astype(int) - kept.astype(int))
-        # The smoothing's last bit may differ between Pillow's builds, and the rims of letters between Freetype's.
-        assert apart.mean() <= 0.5 if isinstance(example.depiction, Sign) else apart.max() <= 2
+        for file, depiction in zip(example.files, example.depictions, strict=True):
+            drawn, kept = (np.asarray(Image.open(folder / file)) for folder in (tmp_path, FOLDER))
+            apart = np.abs(drawn.astype(int) - kept.astype(int))
+            # The smoothing's last bit may differ between Pillow's builds, and the rims of letters between Freetype's.
+            assert apart.max() <= 2 if isinstance(depiction, Scene) else apart.mean() <= 0.5
 
 
 def test_example_pictures_lie_inside_the_demo_models_worlds():
+    from training.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board
+    from training.charts import Chart
     from training.colors import delta_e, is_clear, to_lab
+    from training.elsewhere import SORTS, Strange
     from training.examples import EXAMPLES
     from training.scenes import LARGEST, MIN_CONTRAST, SMALLEST, Scene, is_heldout_pair
-    from training.signs import LEAST_CAP_HEIGHT, MOST_CHARACTERS, is_heldout_text
+    from training.signs import LEAST_CAP_HEIGHT, MOST_CHARACTERS, Sign, is_heldout_text
+    from training.two_lines import TwoLines
     from training.worlds import SHIPPED_KINDS
 
-    assert {type(example.depiction).__name__ for example in EXAMPLES} == {"Scene", "Sign"}
-    for example in EXAMPLES:
-        picture = example.depiction
+    assert {asked.kind for example in EXAMPLES for asked in example.asked} <= set(SHIPPED_KINDS)
+    pictures = [(example.name, depiction) for example in EXAMPLES for depiction in example.depictions]
+    assert {type(picture) for _, picture in pictures} == {Scene, Sign, TwoLines, Chart, Board, Strange}
+    for name, picture in pictures:
         side = min(picture.width, picture.height)
-        assert example.kind in SHIPPED_KINDS
         for item in picture.objects if isinstance(picture, Scene) else ():
-            assert is_clear(item.rgb, item.color), (example.name, item.shape, item.color)
+            assert is_clear(item.rgb, item.color), (name, item.shape, item.color)
             assert SMALLEST <= item.size / side <= LARGEST
             assert delta_e(to_lab(item.rgb), to_lab(picture.background.colors[0])) > MIN_CONTRAST
             assert item.radius <= min(item.x, item.y, picture.width - item.x, picture.height - item.y)
             assert not is_heldout_pair(item.shape, item.color)
-        if not isinstance(picture, Scene):
-            assert is_clear(picture.rgb, picture.color)
-            assert delta_e(to_lab(picture.rgb), to_lab(picture.plate.fill)) > MIN_CONTRAST
-            assert picture.cap_height / side >= LEAST_CAP_HEIGHT
-            assert len(picture.text) <= MOST_CHARACTERS
-            assert not is_heldout_text(picture.text)
+        for line in picture.lines if isinstance(picture, Sign | TwoLines) else ():
+            assert is_clear(line.rgb, line.color)
+            assert delta_e(to_lab(line.rgb), to_lab(picture.plated.plate.fill)) > MIN_CONTRAST
+            assert line.cap_height / side >= LEAST_CAP_HEIGHT
+            assert len(line.text) <= MOST_CHARACTERS
+            assert not is_heldout_text(line.text)
+        for bar in picture.bars if isinstance(picture, Chart) else ():
+            assert is_clear(bar.rgb, bar.color)
+            assert bar.label.cap_height / side >= 0.05
+            assert not is_heldout_text(bar.name)
+        for entry in picture.entries if isinstance(picture, Board) else ():
+            left, _, right, _ = entry.outer
+            (box,) = [box for box in picture.boxes if box.left < left and right < box.right]
+            assert not is_heldout_text(entry.item.text)
+            for text in entry.texts:
+                assert text.cap_height / (box.right - box.left) >= LEAST_IN_CROP
+                assert text.cap_height / picture.width <= MOST_IN_WHOLE
+                assert delta_e(to_lab(text.rgb), to_lab(picture.background.colors[0])) > MIN_CONTRAST
+        if isinstance(picture, Strange):
+            assert picture.sort in SORTS
 
 
-def test_cards_have_a_picture_words_for_it_and_a_question():
+def test_cards_have_pictures_words_for_them_and_questions():
     cards = load_examples()
-    assert 4 <= len(cards) <= 6
-    assert any(max(Image.open(card.picture).size) == 2 * min(Image.open(card.picture).size) for card in cards)
+    assert 4 <= len(cards) <= 12
+    sizes = [Image.open(picture).size for card in cards for picture in card.pictures]
+    assert any(max(size) == 2 * min(size) for size in sizes)
     for card in cards:
-        assert card.picture.is_file()
+        assert all(picture.is_file() for picture in card.pictures)
         assert card.alt
-        assert card.question.endswith("?")
+        assert all(question.endswith("?") for question in card.questions)
+        first, *further = card.turns()
+        assert first.pictures == card.pictures
+        assert not any(turn.pictures for turn in further)
+    assert {len(card.pictures) for card in cards} == {len(card.questions) for card in cards} == {1, 2}
+
+
+def test_a_card_says_which_settings_it_brings_and_they_are_taken_back():
+    plain = Example((Path("a.png"),), "a", ("What?",))
+    cut = replace(plain, pan_and_scan=True)
+    told = replace(plain, system_prompt="Be brief.")
+    assert [card.text() for card in (plain, cut, told)] == [
+        "What?",
+        "What? (pan & scan on)",
+        "What? (system prompt: Be brief.)",
+    ]
+    skip = gr.skip()
+    assert bring(plain, False, "Mine") == (skip, skip, skip, Own())
+    assert bring(None, False, "Mine") == (skip, skip, skip, Own())
+    assert bring(cut, False, "") == (True, skip, skip, Own(pan_and_scan=False))
+    assert bring(cut, True, "") == (skip, skip, skip, Own())
+    assert bring(told, False, "Mine") == (skip, "Be brief.", gr.update(open=True), Own(system_prompt="Mine"))
+    assert take_back(Own()) == (skip, skip, skip, Own())
+    assert take_back(Own(False, "Mine")) == (False, "Mine", gr.update(open=True), Own())
+    assert take_back(Own(None, "")) == (skip, "", gr.update(open=False), Own())
+
+
+def test_a_card_asks_with_what_it_brings_and_what_the_visitor_has_chosen():
+    mine = Choices(True, "Mine", 0.0, 64, 0.95, "", 8)
+    plain = Example((Path("a.png"),), "a", ("What?",))
+    assert with_brought(mine, plain) == mine
+    assert with_brought(replace(mine, pan_and_scan=False), replace(plain, pan_and_scan=True)) == mine
+    assert with_brought(mine, replace(plain, system_prompt="Be brief.")).system_prompt == "Be brief."
 
 
 def luminance(color: str) -> float:

@@ -95,7 +95,7 @@ def test_each_question_has_the_one_honest_answer(split: str) -> None:
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_what_is_asked_about_and_not_shown_belongs_to_another_sort_of_picture(split: str) -> None:
     rng = random.Random(3)
-    own = {Scene: "circle triangle star heart".split(), Sign: ["sign"], Chart: ["bar chart"]}
+    own = {Scene: ["circle", "triangle", "star", "heart"], Sign: ["sign"], Chart: ["bar chart"]}
     keys: set[str] = set()
     for depiction in several(split, 80):
         for question in ask(depiction, rng, split, 4, ("not_shown",)):
