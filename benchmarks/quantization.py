@@ -23,7 +23,8 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import GROUP_SIZES, TorchAoConfig, quantized
 from training.evaluate import DEMO_MODEL, SEED, questions_of_kind
-from training.worlds import SHIPPED_KINDS
+from training.world import DrawnWorld, ReadInCrops
+from training.worlds import WORLDS
 
 RESULT = Path(__file__).resolve().parent / "results" / "quantization.json"
 PROMPTS, PROMPT_TOKENS = 4, 48
@@ -74,10 +75,11 @@ def _logits(model: Any, reading: Reading) -> torch.Tensor:
 
 
 def answers_of_demo_model(model: Gemma3ForConditionalGeneration, per_kind: int) -> Iterator[Reading]:
-    """Held-out questions with their right answers; compared are the answer's tokens and its end."""
+    """Held-out questions about single pictures with their right answers, whose tokens and end are compared."""
     processor = Gemma3Processor.from_pretrained(DEMO_MODEL)
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    for kind in SHIPPED_KINDS:
+    whole = [w for w in WORLDS.values() if isinstance(w, DrawnWorld) and not isinstance(w, ReadInCrops)]
+    for kind in (kind for world in whole for kind in world.kinds):
         for picture, question in questions_of_kind(kind, per_kind, "heldout", SEED):
             parts = [{"type": "image", "image": picture}, {"type": "text", "text": question.question}]
             asked: list[dict[str, Any]] = [{"role": "user", "content": parts}]

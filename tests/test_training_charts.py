@@ -53,7 +53,7 @@ from training.scenes import MIN_CONTRAST, Background, grounds_of
 from training.signs import Sign, is_heldout_text
 from training.train import Trainer, mix_of, parse, patches_near_objects
 from training.words import CHARACTERS
-from training.worlds import SHIPPED_KINDS, WORLDS, Charts, world_named
+from training.worlds import WORLDS, Charts, world_named
 from training.worlds import is_right as right_in_any_world
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
@@ -493,9 +493,8 @@ def test_right_and_wrong(kind: str, key: str, answer: str, right: bool) -> None:
     assert right_in_any_world(kind, key, answer) is right
 
 
-def test_the_world_of_charts_joins_the_others_and_is_not_shipped_yet() -> None:
+def test_the_world_of_charts_joins_the_others() -> None:
     assert WORLDS["charts"].kinds == KINDS
-    assert not set(KINDS) & set(SHIPPED_KINDS)
     world, rng = Charts(), random.Random(8)
     one = world.imagine(rng, "heldout")
     assert {bar.label.font for bar in one.bars} <= set(bundled_fonts())

@@ -21,7 +21,7 @@ from training.pairs import Pair
 from training.questions import NUMBERS, PLACES
 from training.scenes import HELDOUT_PAIRS, SHAPES, Scene
 from training.train import mix_of, parse
-from training.worlds import SHIPPED_KINDS, WORLDS
+from training.worlds import WORLDS
 from training.worlds import is_right as right_in_any_world
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
@@ -134,7 +134,6 @@ def test_only_conversations_with_a_wanted_kind_are_given() -> None:
     with pytest.raises(ValueError, match="color"):
         is_right("color", "red", "red")
     assert WORLD.kinds == KINDS
-    assert not set(KINDS) & set(SHIPPED_KINDS)
 
 
 def test_phrasings_are_many_and_split() -> None:

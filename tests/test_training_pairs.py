@@ -29,7 +29,7 @@ from training.questions import NUMBERS
 from training.scenes import HELDOUT_PAIRS, SHAPES, SMALLEST
 from training.topics import TOPICS, Subject, subjects, target
 from training.train import mix_of, parse
-from training.worlds import SHIPPED_KINDS, WORLDS
+from training.worlds import WORLDS
 from training.worlds import is_right as right_in_any_world
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
@@ -178,7 +178,6 @@ def test_unknown_splits_and_kinds_are_errors_and_nothing_of_it_is_shipped() -> N
     with pytest.raises(ValueError, match="read"):
         is_right("read", "a", "a")
     assert WORLDS["pairs"].kinds == KINDS
-    assert not set(KINDS) & set(SHIPPED_KINDS)
 
 
 def test_training_sends_two_pictures_as_the_app_does(writer: ConversationWriter, processor: Gemma3Processor) -> None:

@@ -27,7 +27,7 @@ from training.signs import (
     random_text,
 )
 from training.words import CHARACTERS, WORDS
-from training.worlds import SHIPPED_KINDS, WORLDS, world_named
+from training.worlds import ALL_KINDS, WORLDS, world_named
 from training.worlds import is_right as right_in_any_world
 
 
@@ -324,10 +324,8 @@ def test_right_and_wrong(kind: str, key: str, answer: str, right: bool) -> None:
     assert right_in_any_world(kind, key, answer) is right
 
 
-def test_no_two_worlds_share_a_kind_and_the_shipped_ones_exist() -> None:
-    kinds = [kind for world in WORLDS.values() for kind in world.kinds]
-    assert len(set(kinds)) == len(kinds)
-    assert set(SHIPPED_KINDS) <= set(kinds)
+def test_no_two_worlds_share_a_kind() -> None:
+    assert len(set(ALL_KINDS)) == len(ALL_KINDS)
     assert WORLDS["signs"].kinds == KINDS
 
 

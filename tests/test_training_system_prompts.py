@@ -29,7 +29,7 @@ from training.system_prompts import (
 )
 from training.tokenizer import build, save
 from training.train import Trainer, mix_of, parse
-from training.worlds import SHIPPED_KINDS, WORLDS, Prompted, SystemPrompts, is_right
+from training.worlds import WORLDS, Prompted, SystemPrompts, is_right
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 WORLD = WORLDS["system_prompts"]
@@ -129,7 +129,6 @@ def test_the_form_alone_is_judged_by_itself() -> None:
     assert has_form("one_word", "color red", "Blue.")
     assert not has_form("full_sentence", "color red", "Blue.")
     assert WORLD.kinds == KINDS
-    assert not set(KINDS) & set(SHIPPED_KINDS)
     with pytest.raises(ValueError, match="read"):
         WORLD.is_right("read", "STOP", "STOP")
 

@@ -40,7 +40,7 @@ from training.board_questions import TOO_SMALL, says_too_small
 from training.follow_ups import MOST_TURNS
 from training.world import DrawnWorld, ReadInCrops, World
 from training.worlds import (
-    SHIPPED_KINDS,
+    ALL_KINDS,
     WORLDS,
     Boards,
     Charts,
@@ -190,7 +190,7 @@ def evaluate(
     split: str = "heldout",
     seed: int = SEED,
     renderer: str | None = None,
-    kinds: tuple[str, ...] = SHIPPED_KINDS,
+    kinds: tuple[str, ...] = ALL_KINDS,
     all_fonts: bool = False,
 ) -> list[Trial]:
     """Asks `per_kind` questions of each kind; of worlds that are read in crops, each with pan & scan and without."""
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--per-kind", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
     asked = parser.add_mutually_exclusive_group()
-    asked.add_argument("--kinds", help="of question, with commas between; by default those the demo model knows")
+    asked.add_argument("--kinds", help="of question, with commas between; by default all")
     asked.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
     parser.add_argument("--all-fonts", action="store_true", help="write signs in all fonts of this machine")
     parser.add_argument("--renderer", help="draw with this one only; by default each has its share")
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    kinds = SHIPPED_KINDS
+    kinds = ALL_KINDS
     if arguments.worlds:
         worlds = arguments.worlds.split(",")
         if unknown := set(worlds) - set(WORLDS):

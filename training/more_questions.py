@@ -1,7 +1,6 @@
 """Further questions about scenes: shape and color together, sides, sizes, all objects, and what is not there.
 
-Each kind lists its targets as those of questions.py do; phrasings stand beside them. They are kinds of their
-own so that a checkpoint that never learnt them is not asked (`worlds.SHIPPED_KINDS`).
+Each kind lists its targets as those of questions.py do; phrasings stand beside them.
 """
 
 import random

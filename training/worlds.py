@@ -46,9 +46,6 @@ from training.signs import Sign
 from training.two_lines import TwoLines
 from training.world import AskedByModule, DrawnWorld, OfModules, World
 
-SHIPPED_KINDS = (*questions.KINDS, "read", "text_color", *elsewhere.KINDS)
-"""The kinds of question that the checkpoint in assets/demo_model was trained on."""
-
 _FURTHER_SHARE = 0.4  # of the questions about a scene are of more_questions' kinds
 _OF_TWO = 0.45  # share of the conversations with follow-ups that are about two pictures
 _PROMPTED_SIGNS = 0.35  # of the pictures asked about under a system prompt; the others are scenes
@@ -303,6 +300,9 @@ WORLDS: dict[str, World[Any]] = {
     "system_prompts": SystemPrompts(),
 }
 
+ALL_KINDS = tuple(kind for world in WORLDS.values() for kind in world.kinds)
+"""Of question."""
+
 
 def world_named(name: str) -> World[Any]:
     """One of WORLDS, or "crowds". Raises ValueError where there is no such world."""
@@ -315,9 +315,9 @@ def world_named(name: str) -> World[Any]:
 
 def kinds_named(names: str) -> tuple[str, ...]:
     """Kinds of question, given with commas between. Raises ValueError for one that no world has."""
-    kinds, known = tuple(names.split(",")), [kind for world in WORLDS.values() for kind in world.kinds]
-    if unknown := sorted(set(kinds) - set(known)):
-        raise ValueError(f"unknown kinds of question {unknown}; expected some of {','.join(known)}")
+    kinds = tuple(names.split(","))
+    if unknown := sorted(set(kinds) - set(ALL_KINDS)):
+        raise ValueError(f"unknown kinds of question {unknown}; expected some of {','.join(ALL_KINDS)}")
     return kinds
 
 
@@ -326,4 +326,4 @@ def is_right(kind: str, key: str, answer: str) -> bool:
     for world in WORLDS.values():
         if kind in world.kinds:
             return world.is_right(kind, key, answer)
-    raise ValueError(f"kind is {kind!r}; expected one of {[k for world in WORLDS.values() for k in world.kinds]}")
+    raise ValueError(f"kind is {kind!r}; expected one of {ALL_KINDS}")
