@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         AutoTokenizer,
         pipeline,
     )
+    from gemma3_core.cache import KVCache
     from gemma3_core.classification import Gemma3ForSequenceClassification, Gemma3TextForSequenceClassification
     from gemma3_core.config import Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
     from gemma3_core.generation_config import GenerationConfig
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from gemma3_core.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
     from gemma3_core.processor import Gemma3Processor
     from gemma3_core.quantization import TorchAoConfig
-    from gemma3_core.streamers import TextIteratorStreamer, TextStreamer
+    from gemma3_core.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
     from gemma3_core.text import Gemma3ForCausalLM, Gemma3TextModel
     from gemma3_core.tokenizer import Gemma3Tokenizer
 
@@ -36,6 +37,7 @@ _MODULES = {
     "AutoModelForImageTextToText": "auto",
     "AutoProcessor": "auto",
     "AutoTokenizer": "auto",
+    "BaseStreamer": "streamers",
     "Gemma3Config": "config",
     "Gemma3ForCausalLM": "text",
     "Gemma3ForConditionalGeneration": "multimodal",
@@ -49,6 +51,7 @@ _MODULES = {
     "Gemma3TextModel": "text",
     "Gemma3Tokenizer": "tokenizer",
     "GenerationConfig": "generation_config",
+    "KVCache": "cache",
     "SiglipVisionConfig": "config",
     "TextIteratorStreamer": "streamers",
     "TextStreamer": "streamers",
@@ -63,6 +66,7 @@ __all__ = [
     "AutoModelForImageTextToText",
     "AutoProcessor",
     "AutoTokenizer",
+    "BaseStreamer",
     "Gemma3Config",
     "Gemma3ForCausalLM",
     "Gemma3ForConditionalGeneration",
@@ -76,6 +80,7 @@ __all__ = [
     "Gemma3TextModel",
     "Gemma3Tokenizer",
     "GenerationConfig",
+    "KVCache",
     "SiglipVisionConfig",
     "TextIteratorStreamer",
     "TextStreamer",

@@ -34,7 +34,12 @@ class _AutoModel:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, **options: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
     ) -> Any:
         """A model of the class that fits the checkpoint in a folder or at a Hub id.
 
@@ -45,8 +50,10 @@ class _AutoModel:
         if config is None:
             # The small files first: a checkpoint of the wrong sort is refused before its weights are downloaded.
             how = {name: options[name] for name in HUB_OPTIONS if name in options}
-            config = read_config(resolve_folder(source, revision, token, weights=False, **how))
-        return cls._kind(config).from_pretrained(source, revision=revision, token=token, **options)
+            config = read_config(resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how))
+        return cls._kind(config).from_pretrained(
+            pretrained_model_name_or_path, revision=revision, token=token, **options
+        )
 
     @classmethod
     def from_config(cls, config: AnyConfig) -> Any:
@@ -81,12 +88,17 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, **options: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
     ) -> Gemma3Tokenizer:
         """The tokenizer of a folder or Hub id; no weights are downloaded. `options` as for Gemma3Tokenizer."""
-        folder = resolve_folder(source, revision, token, weights=False, **_taken(options))
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **_taken(options))
         tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
-        tokenizer.name_or_path = str(source)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer
 
 
@@ -95,18 +107,23 @@ class AutoProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, **options: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
     ) -> Gemma3Processor | Gemma3Tokenizer:
         """The processor of a folder or Hub id, with the tensor image processor (`backend="pil"` for the other).
 
         No weights are downloaded. `options` as for Gemma3Processor (padding_side="left", …). Raises
         CheckpointError, ConfigError, UnsupportedOptionError.
         """
-        folder = resolve_folder(source, revision, token, weights=False, **_taken(options))
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **_taken(options))
         if (folder / CONFIG_FILE).is_file() and isinstance(read_config(folder), Gemma3TextConfig):
             return AutoTokenizer.from_pretrained(folder, **options)
         processor = Gemma3Processor.from_pretrained(folder, **options)
-        processor.tokenizer.name_or_path = str(source)
+        processor.tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return processor
 
 
@@ -151,6 +168,8 @@ def pipeline(
         raise UnsupportedOptionError(f"pipeline does not support {', '.join(given)}. Leave it out.")
     if model is None:
         raise UnsupportedOptionError("pipeline needs model=: a folder, a Hub id or a model. None is chosen for you.")
+    if not isinstance(model_kwargs, Mapping | None):
+        raise UnsupportedOptionError(f"model_kwargs must be a dict of options, got {model_kwargs!r}.")
     place = _placement(device, device_map, dtype, options.pop("torch_dtype", None), model_kwargs or {})
     source = model if isinstance(model, str | Path) else None
     kind = _pipeline_kind(task, model, revision, token)

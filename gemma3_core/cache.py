@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from gemma3_core.config import GLOBAL, LOCAL, Gemma3TextConfig
+from gemma3_core.config import GLOBAL, LOCAL, Gemma3Config, Gemma3TextConfig
+from gemma3_core.errors import ConfigError
 from gemma3_core.masks import PADDING
 
 _LEAST_GROWTH = 256
@@ -107,8 +108,11 @@ class KVCache:
     then `advance`: only that moves the cache on. A pass that failed half way leaves the cache unusable.
     """
 
-    def __init__(self, config: Gemma3TextConfig, reserve: int = 0):
+    def __init__(self, config: Gemma3TextConfig | Gemma3Config, reserve: int = 0):
         """Room for `reserve` tokens is taken at once on global layers; beyond it they grow."""
+        config = config.text_config if isinstance(config, Gemma3Config) else config
+        if not isinstance(config, Gemma3TextConfig):
+            raise ConfigError(f"A KVCache needs the model's config (model.config), got {type(config).__name__}.")
         self.length = 0
         """Tokens read so far, padding included."""
         self.has_padding = False

@@ -15,7 +15,8 @@ from gemma3_core.errors import PromptError
 from gemma3_core.hub import resolve_folder
 from gemma3_core.multimodal import Gemma3Model
 from gemma3_core.outputs import TextModelOutput, _KeyedOutput, as_asked
-from gemma3_core.pretrained import PreTrainedModel, refuse_options
+from gemma3_core.pretrained import PreTrainedModel
+from gemma3_core.saving import refuse_options
 from gemma3_core.text import Gemma3TextModel
 
 REGRESSION = "regression"

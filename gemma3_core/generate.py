@@ -145,8 +145,8 @@ def _check_combination(config: GenerationConfig, beside: _Beside) -> None:
         raise UnsupportedOptionError(
             f"streamer must have put() and end(), as TextStreamer has, got {type(beside.streamer).__name__}."
         )
-    if not isinstance(config.max_cache_len, int | None):
-        raise UnsupportedOptionError(f"max_cache_len must be a whole number, got {config.max_cache_len!r}.")
+    if not isinstance(config.max_cache_len, int | None) or (config.max_cache_len or 1) < 1:
+        raise UnsupportedOptionError(f"max_cache_len must be a whole number, 1 or more, got {config.max_cache_len!r}.")
     if config.cache_implementation not in (None, *CACHES):
         raise UnsupportedOptionError(
             f"cache_implementation={config.cache_implementation!r} is not supported; use 'dynamic' or 'static' "
@@ -182,7 +182,7 @@ def _plan(model: Any, config: GenerationConfig, beside: _Beside, prompt: Generat
     strings = config.stop_strings
     assert strings is None or beside.tokenizer is not None
     stops = config.stop_ids
-    if not all(isinstance(token, int) for token in stops):
+    if not all(type(token) is int and token >= 0 for token in stops):
         raise UnsupportedOptionError(f"eos_token_id must be an id or a list of ids, got {config.eos_token_id!r}.")
     return Plan(
         sampling=config.rule(beside.seed),

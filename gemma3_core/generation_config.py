@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from gemma3_core.config import AnyConfig, Gemma3Config
 from gemma3_core.errors import SamplingError, UnsupportedOptionError
-from gemma3_core.hub import read_json, resolve_folder, write_json
+from gemma3_core.hub import read_json, resolve_folder
 from gemma3_core.sampling import SamplingRule, SamplingSettings
+from gemma3_core.saving import folder_to_save_in, write_json
 
 FILE_NAME = "generation_config.json"
 
@@ -133,7 +134,9 @@ class GenerationConfig:
         if name in UNSUPPORTED:
             self._kept[name] = value
         elif name in self.names() or name == "_kept":
-            super().__setattr__(name, value)
+            # Ids may come as a tensor or an array; a file holds numbers.
+            plain = value.tolist() if name.endswith("_token_id") and hasattr(value, "tolist") else value
+            super().__setattr__(name, plain)
         else:
             raise UnsupportedOptionError(f"GenerationConfig does not know {name}. Check its spelling.")
 
@@ -162,10 +165,15 @@ class GenerationConfig:
         pretrained_model_name: str | Path,
         config_file_name: str = FILE_NAME,
         revision: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> Self:
         """Reads generation_config.json of a folder or Hub id. Raises CheckpointError where there is none."""
-        folder = resolve_folder(pretrained_model_name, revision, token, weights=False)
+        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
+        folder = resolve_folder(pretrained_model_name, revision, token, weights=False, **how)  # type: ignore[arg-type]
         return cls.from_dict(read_json(folder / config_file_name))
 
     @classmethod
@@ -191,11 +199,12 @@ class GenerationConfig:
         chosen = {name: getattr(self, name) for name in self.names() if getattr(self, name) is not None}
         return {**self._kept, **chosen}
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes generation_config.json: the options that are set, and what the file read had besides."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE_NAME, self.to_dict())
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes generation_config.json: the options that are set, and what the file read had besides.
+
+        Raises CheckpointError, UnsupportedOptionError.
+        """
+        write_json(folder_to_save_in(save_directory, options) / FILE_NAME, self.to_dict())
 
     def update(self, **options: Any) -> dict[str, Any]:
         """Sets the options that are known, supported or not; returns the others."""
@@ -214,7 +223,7 @@ class GenerationConfig:
     def stop_ids(self) -> tuple[int, ...]:
         """The ids that end an answer; none where eos_token_id is open."""
         ids = self.eos_token_id
-        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+        return () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
 
     @property
     def pad_id(self) -> int | None:

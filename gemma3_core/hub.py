@@ -1,7 +1,6 @@
-"""A folder or a Hub id -> a folder with the checkpoint's files on disk; its JSON files in and out."""
+"""A folder or a Hub id -> a folder with the checkpoint's files on disk; its JSON files."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +103,3 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path.name} must hold a JSON object, got {type(data).__name__}. Download it again.")
     return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON object, keys in order, so that the same content is the same file."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

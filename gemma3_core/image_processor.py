@@ -17,12 +17,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from gemma3_core.errors import ImageError, UnsupportedOptionError
-from gemma3_core.hub import read_json, resolve_folder, write_json
+from gemma3_core.hub import read_json, resolve_folder
 from gemma3_core.image_options import ImageProcessorConfig, check_options
 from gemma3_core.images import DEFAULT_LIMITS, ImageLimits, ImageSource, as_8_bit, load_image
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.pan_and_scan import Box, explain_pan_and_scan, pan_and_scan_boxes
 from gemma3_core.pixel_arrays import flat_pictures, is_array, open_array
+from gemma3_core.saving import folder_to_save_in, write_json
 
 Square = Image.Image | np.ndarray | torch.Tensor
 """A part of a picture: a PIL picture, an array [H, W, C] or a tensor [C, H, W]; of 8 bits a color as a rule."""
@@ -73,7 +74,7 @@ class ImageProcessor(ABC):
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        pretrained_model_name_or_path: str | Path,
         revision: str | None = None,
         token: str | bool | None = None,
         *,
@@ -85,7 +86,7 @@ class ImageProcessor(ABC):
         """Read preprocessor_config.json, or the `image_processor` of processor_config.json (where
         newer transformers writes it); the published values where there is neither. `options` win over both."""
         how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(source, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
         nested = read_json(folder / "processor_config.json", optional=True).get("image_processor")
         content = nested or read_json(folder / "preprocessor_config.json", optional=True)
         return cls.from_dict({**content, **options})
@@ -94,12 +95,9 @@ class ImageProcessor(ABC):
         """What preprocessor_config.json holds."""
         return self.config.to_dict()
 
-    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False) -> list[str]:
-        """Write preprocessor_config.json; returns its path."""
-        if push_to_hub:
-            raise UnsupportedOptionError("push_to_hub is not supported; upload the folder with huggingface_hub.")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / "preprocessor_config.json"
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> list[str]:
+        """Write preprocessor_config.json; returns its path. Raises CheckpointError, UnsupportedOptionError."""
+        path = folder_to_save_in(save_directory, options) / "preprocessor_config.json"
         write_json(path, self.to_dict())
         return [str(path)]
 

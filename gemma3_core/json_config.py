@@ -11,8 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from gemma3_core.errors import CheckpointError, ConfigError, FrozenConfigError, UnsupportedOptionError
-from gemma3_core.hub import read_json, resolve_folder, write_json
+from gemma3_core.errors import ConfigError, FrozenConfigError, UnsupportedOptionError
+from gemma3_core.hub import read_json, resolve_folder
+from gemma3_core.saving import folder_to_save_in, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ class JsonConfig:
     }
     """What a change of one name makes void in a copy."""
 
-    def __init__(self, **values: Any) -> None:
-        values = self._read(values)
+    def __init__(self, *parts: Any, **values: Any) -> None:
+        values = self._read({**self._named(parts, values), **values})
         for f in fields(self):
             value = values.pop(f.name, None if f.name in self._nullable and f.name in values else MISSING)
             if value is MISSING or (value is None and f.name not in self._nullable):
@@ -93,6 +94,13 @@ class JsonConfig:
                 f"`extra`; from_dict keeps them there."
             )
         self._complete()
+
+    def _named(self, parts: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given without a name, by its name. ConfigError where that can't be told, or is in `values` too."""
+        del values
+        if parts:
+            raise ConfigError(f"{type(self).__name__} takes its fields by name alone, got {parts[0]!r} without one.")
+        return {}
 
     def _read(self, values: dict[str, Any]) -> dict[str, Any]:
         """What was given -> values of fields; every spelling is taken."""
@@ -170,13 +178,23 @@ class JsonConfig:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None, **changes: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **changes: Any,
     ) -> Self:
         """config.json of a folder or a Hub id, then `changes`; of a whole model's file, the part that is meant.
 
         Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
-        data = read_json(resolve_folder(source, revision, token, weights=False) / CONFIG_FILE)
+        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        data = read_json(folder / CONFIG_FILE)
         kind = data.get("model_type")
         if kind != cls.model_type:
             data = data.get(cls.base_config_key, {})
@@ -206,15 +224,11 @@ class JsonConfig:
         return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, path: str | Path, use_diff: bool = True) -> None:
-        Path(path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(Path(path), self.to_json_string(use_diff))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json, unknown fields included."""
-        folder = Path(folder)
-        if folder.is_file():
-            raise CheckpointError(f"{folder.name} is a file; give a folder to save in.")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG_FILE, self.to_diff_dict())
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes config.json, unknown fields included. Raises CheckpointError, UnsupportedOptionError."""
+        write_json(folder_to_save_in(save_directory, options) / CONFIG_FILE, self.to_diff_dict())
 
 
 def require_positive(config: Any, names: Iterable[str]) -> None:
@@ -233,8 +247,11 @@ def json_object(name: str, value: Any) -> dict[str, Any]:
 
 
 def _read_labels(values: dict[str, Any]) -> dict[str, Any]:
-    """`num_labels` is how many `id2label` has; the names are LABEL_0, … where none are given."""
+    """`num_labels` is how many `id2label` has; the names are LABEL_0, … where none are given, or not as many."""
     count, labels = values.pop("num_labels", None), values.get("id2label")
+    if isinstance(labels, Mapping) and labels and count not in (None, len(labels)):
+        logger.warning("num_labels=%s counts; the %s names of id2label are not as many.", count, len(labels))
+        labels = None
     if not labels:
         count = DEFAULT_NUM_LABELS if count is None else count
         if not isinstance(count, int) or count < 1:
@@ -245,8 +262,6 @@ def _read_labels(values: dict[str, Any]) -> dict[str, Any]:
         labels = {int(number): str(label) for number, label in json_object("id2label", labels).items()}
     except ValueError:
         raise ConfigError(f"id2label must name a label for each number, got {labels!r}.") from None
-    if count is not None and count != len(labels):
-        logger.warning("num_labels=%s is not the %s labels of id2label, which count.", count, len(labels))
     return {**values, "id2label": labels}
 
 

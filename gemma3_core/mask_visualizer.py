@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gemma3_core.config import Gemma3Config, read_config
-from gemma3_core.errors import PromptError, UnsupportedOptionError
+from gemma3_core.errors import ImageError, PromptError, UnsupportedOptionError
 from gemma3_core.hub import resolve_folder
 from gemma3_core.images import ImageSource, load_image
 from gemma3_core.mask_view import FoldedMask, MaskView, mask_view
@@ -216,6 +216,11 @@ def _short(label: str) -> str:
 
 def _grouped(images: Any) -> list[list[Any]]:
     """-> the pictures of each sentence: one picture, a list for one sentence, or a list for each."""
+    if not isinstance(images, ImageSource | list | tuple):
+        raise ImageError(
+            f"images are pictures (paths, URLs, bytes, Pillow pictures, arrays), got {type(images).__name__}. To show "
+            f"any square ones, leave images out and write {PICTURE} for each."
+        )
     if not isinstance(images, list | tuple):
         return [[images]]
     if images and all(isinstance(group, list | tuple) for group in images):

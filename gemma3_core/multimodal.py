@@ -11,9 +11,17 @@ from gemma3_core.errors import PromptError
 from gemma3_core.generate import GenerationMixin
 from gemma3_core.masks import image_blocks
 from gemma3_core.outputs import CausalLMOutput, ImageFeatures, TextModelOutput, as_asked
-from gemma3_core.pretrained import PreTrainedModel, refuse_options
+from gemma3_core.pretrained import PreTrainedModel
 from gemma3_core.prompt_chunks import places_in_embeddings
-from gemma3_core.text import Gemma3TextModel, causal_output, check_prompt, last_tokens, output_head
+from gemma3_core.saving import refuse_options
+from gemma3_core.text import (
+    Gemma3TextModel,
+    causal_output,
+    check_prompt,
+    last_tokens,
+    output_head,
+    require_tensors,
+)
 from gemma3_core.vision import MultiModalProjector, SiglipVisionModel
 
 
@@ -107,6 +115,7 @@ class Gemma3Model(PreTrainedModel):
         """
         refuse_options("forward", unknown)
         check_prompt(input_ids, inputs_embeds, past_key_values)
+        require_tensors(token_type_ids=token_type_ids, soft_tokens=soft_tokens)
         soft_tokens = self._soft_tokens(pixel_values, soft_tokens, mm_encoder_outputs)
         inputs_embeds = self.embed(input_ids, soft_tokens, inputs_embeds)
         if token_type_ids is not None and token_type_ids.shape != inputs_embeds.shape[:2]:
@@ -135,6 +144,11 @@ class Gemma3Model(PreTrainedModel):
         encoded: Mapping[str, Any] | None,
     ) -> torch.Tensor | None:
         """The soft tokens [N, tokens, E] of whichever form of pictures is given; at most one may be."""
+        if not isinstance(encoded, Mapping | None):
+            raise PromptError(
+                'mm_encoder_outputs must be {"image": what get_image_features returned}, got '
+                f"{type(encoded).__name__}."
+            )
         features = encoded.get("image") if encoded else None
         if sum(form is not None for form in (pixel_values, soft_tokens, features)) > 1:
             raise PromptError("Pictures are given twice: give one of pixel_values, soft_tokens and mm_encoder_outputs.")

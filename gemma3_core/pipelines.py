@@ -85,10 +85,13 @@ class Pipeline:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model, tokenizer and, where there is one, processor, so that the folder makes the same pipeline."""
-        self.model.save_pretrained(folder)
-        (self.processor or self.tokenizer).save_pretrained(folder)
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes model, tokenizer and, where there is one, processor, so that the folder makes the same pipeline.
+
+        `options` are those of the model's save_pretrained (max_shard_size).
+        """
+        self.model.save_pretrained(save_directory, **options)
+        (self.processor or self.tokenizer).save_pretrained(save_directory)
 
     def _prepare(self, item: Any, options: CallOptions) -> Prepared:
         raise NotImplementedError
@@ -223,7 +226,10 @@ class ImageTextToTextPipeline(Pipeline):
         return self._run({"images": images, "text": text}, options)
 
     def _prepare_options(self, options: dict[str, Any], sort: CallOptions) -> None:
-        sort.prepare.update(options.pop("processor_kwargs", None) or {})
+        given = options.pop("processor_kwargs", None) or {}
+        if not isinstance(given, Mapping):
+            raise UnsupportedOptionError(f"processor_kwargs must be a dict of options, got {given!r}.")
+        sort.prepare.update(given)
         sort.prepare.update(options)
 
     def _prepare(self, item: Any, options: CallOptions) -> Prepared:

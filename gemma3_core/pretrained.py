@@ -8,13 +8,26 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from gemma3_core.config import AnyConfig, Gemma3TextConfig, read_config
-from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
+from gemma3_core.config import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
+from gemma3_core.device_maps import (
+    DeviceMap,
+    Placement,
+    bytes_of_parts,
+    connect,
+    parts_of,
+    pick_device,
+    placed,
+)
+from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.generation_config import GenerationConfig, read_generation_config
-from gemma3_core.hub import resolve_folder, write_json
+from gemma3_core.hub import resolve_folder
 from gemma3_core.int4_linear import Int4Linear, require_int4
 from gemma3_core.quantization import Int4Plan, TorchAoConfig, count_weights, install_int4, quantized
+from gemma3_core.saving import folder_to_save_in, refuse_options, write_json
+from gemma3_core.weight_files import MAX_SHARD_SIZE, shard_bytes
 from gemma3_core.weights import build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
+
+__all__ = ["ATTENTION_IMPLEMENTATIONS", "LOADING", "PreTrainedModel", "pick_device"]
 
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -32,24 +45,6 @@ LOADING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 """Options of transformers' from_pretrained that are taken at values that change nothing."""
-
-SAVING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {"safe_serialization": (True,), "is_main_process": (True,), "push_to_hub": (False,), "save_peft_format": (True,)}
-)
-"""The same of save_pretrained."""
-
-
-def refuse_options(
-    where: str, options: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
-) -> None:
-    """UnsupportedOptionError that names every option which is neither None nor at a value that changes nothing."""
-    asked = [
-        name
-        for name, value in options.items()
-        if value is not None and not (isinstance(value, bool | str) and value in neutral.get(name, ()))
-    ]
-    if asked:
-        raise UnsupportedOptionError(f"{where} does not support {', '.join(sorted(asked))}. Leave it out.")
 
 
 class PreTrainedModel(nn.Module):
@@ -72,6 +67,8 @@ class PreTrainedModel(nn.Module):
         """True runs the open form of attention ("eager"), False torch's fused one ("sdpa")."""
         self.int4_plan: Int4Plan | None = None
         """Which layers hold int4 weights; None in full precision."""
+        self.hf_device_map: dict[str, torch.device] | None = None
+        """The device of each part, where from_pretrained was told; None else."""
 
     @property
     def text_config(self) -> Gemma3TextConfig:
@@ -85,7 +82,8 @@ class PreTrainedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        """Where inputs belong; of a model on several devices the embedding's."""
+        return self.decoder.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,6 +113,29 @@ class PreTrainedModel(nn.Module):
         total = sum(p.numel() for p in self.parameters()) if only_trainable else count_weights(self)
         return total - sum(parameter.numel() for parameter in left_out)
 
+    def can_generate(self) -> bool:
+        """Whether the model has `generate`: those with a language model's head."""
+        return hasattr(self, "generate")
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the weights, a tied head's once; int4 weights are buffers."""
+        buffers = self.buffers() if return_buffers else ()
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *buffers))
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
+        """The token embedding, where that is its size already; UnsupportedOptionError for another."""
+        embedding = self.get_input_embeddings()
+        if new_num_tokens not in (None, embedding.num_embeddings):
+            raise UnsupportedOptionError(
+                f"resize_token_embeddings to {new_num_tokens} is not supported; the vocabulary has "
+                f"{embedding.num_embeddings:,} tokens. Use tokens that it has: the tokenizer's <unused…> ones are free."
+            )
+        return embedding
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:
+        """Not supported: raises UnsupportedOptionError."""
+        raise UnsupportedOptionError("push_to_hub is not supported: save, and upload the folder with huggingface_hub.")
+
     is_gradient_checkpointing = False
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
@@ -134,7 +155,7 @@ class PreTrainedModel(nn.Module):
         config: AnyConfig | None = None,
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
-        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        device_map: DeviceMap | None = None,
         attn_implementation: str | None = None,
         quantization_config: TorchAoConfig | None = None,
         revision: str | None = None,
@@ -146,8 +167,9 @@ class PreTrainedModel(nn.Module):
     ) -> Self:
         """Loads a checkpoint in the Hub's layout, strictly: each tensor there, none left over.
 
-        dtype (torch_dtype is its older name) None or "auto" is the checkpoint's own. device_map is "auto", or a device
-        for the whole model ({"": device} too); None is the CPU. attn_implementation is "sdpa" (None too) or "eager".
+        dtype (torch_dtype is its older name) None or "auto" is the checkpoint's own. device_map is "auto" (the first
+        accelerator; several GPUs in order where one is too small), a device, or names of modules with the device of
+        each ("" is all that is left); None is the CPU. attn_implementation is "sdpa" (None too) or "eager".
         quantization_config makes int4 weights of a checkpoint in full precision; one that was saved with int4
         weights needs none. Layers that stay in full precision although they are candidates are named in the log.
         `config` stands in for the folder's config.json. Raises CheckpointError, ConfigError, UnsupportedOptionError.
@@ -164,49 +186,63 @@ class PreTrainedModel(nn.Module):
             force_download=force_download,
         )
         config = read_config(folder) if config is None else config
+        if isinstance(config, Gemma3Config):
+            _ = config.tokens_per_side  # a checkpoint whose pictures can't be read is told now, not at the first one
         model = build_on_meta(lambda: cls(config))
         assert isinstance(model, cls)
         model.set_attention("sdpa" if attn_implementation is None else attn_implementation)
         weights = parse_dtype(torch_dtype if dtype is None else dtype, stored_dtype(config))
-        return model._filled(folder, weights, pick_device(_one_device(device_map)), quantization_config)
-
-    def _filled(
-        self, folder: Path, dtype: torch.dtype | None, where: torch.device, quantization_config: TorchAoConfig | None
-    ) -> Self:
-        """The weights of a checkpoint in a model that has none yet, on their device, in int4 where asked for."""
         if not isinstance(quantization_config, TorchAoConfig | None):
             raise UnsupportedOptionError(
                 f"quantization_config must be a TorchAoConfig, got {type(quantization_config).__name__}."
             )
+        # int4 weights are so small that "auto" takes one device for them.
+        is_int4 = quantization_config is not None or _stored_int4(config, None) is not None
+        num_bytes = None if is_int4 else bytes_of_parts(model, (weights or torch.float32).itemsize)
+        where = placed(model, device_map, num_bytes)
+        filled = model._filled(folder, weights, where, quantization_config)
+        if device_map is not None:
+            filled.hf_device_map = dict(where.parts) or {"": where.main}
+        return filled
+
+    def _filled(
+        self, folder: Path, dtype: torch.dtype | None, where: Placement, quantization_config: TorchAoConfig | None
+    ) -> Self:
+        """The weights of a checkpoint in a model that has none yet, where they belong, in int4 where asked for."""
         stored = _stored_int4(self.config, quantization_config)
         if stored or quantization_config:
-            require_int4(where)
+            for device in where.devices:
+                require_int4(device)
         if stored:
             install_int4(self, stored)
         # To be quantised, weights are read on the CPU, where they stay on disk, and go to the device one by one.
-        load_weights(self, folder, dtype, torch.device("cpu") if quantization_config and not stored else where)
+        wanted = None if stored else quantization_config
+        load_weights(self, folder, dtype, (lambda _: torch.device("cpu")) if wanted else where.of)
         self.tie_weights()
         self.generation_config = read_generation_config(folder, self.config)
-        model = quantized(self, quantization_config, where) if quantization_config and not stored else self
+        model = quantized(self, wanted, where.of) if wanted else self
         if model.int4_plan:
-            model.to(where, model.dtype)
+            for name, part in parts_of(model).items():
+                part.to(where.of(name), model.dtype)
             model.int4_plan.warn()
+        if where.parts:
+            connect(model)
         return model
 
-    def save_pretrained(self, save_directory: str | Path, **unknown: Any) -> None:
-        """Writes config.json, generation_config.json and model.safetensors in the Hub's layout.
+    def save_pretrained(
+        self, save_directory: str | Path, *, max_shard_size: int | str = MAX_SHARD_SIZE, **options: Any
+    ) -> None:
+        """Writes config.json, model.safetensors and, of models that generate, generation_config.json: the Hub's layout.
 
-        int4 weights are written as they are, in a form that fits any device. Raises UnsupportedOptionError.
+        Where the weights need more than `max_shard_size` (bytes, or "500MB"), they are written as several files with
+        an index. int4 weights are written as they are, in a form that fits any device. Weights of an earlier save in
+        the folder are replaced. Raises CheckpointError, UnsupportedOptionError.
         """
-        refuse_options("save_pretrained", unknown, SAVING)
         if self.int4_plan is None and any(isinstance(module, Int4Linear) for module in self.modules()):
             raise UnsupportedOptionError("A part of an int4 model can't be saved alone. Save the whole model.")
-        if not isinstance(save_directory, str | Path) or not str(save_directory).strip():
-            raise CheckpointError(f"save_pretrained needs a folder to write to, got {save_directory!r}.")
-        folder = Path(save_directory)
-        if folder.exists() and not folder.is_dir():
-            raise CheckpointError(f"{folder} is a file; give a folder to write to.")
-        folder.mkdir(parents=True, exist_ok=True)
+        shard_bytes(max_shard_size)
+        folder = folder_to_save_in(save_directory, options)
+        save_weights(self, folder, max_shard_size)  # first: where the disk is full, an earlier save stays whole
         dtype = str(self.dtype).removeprefix("torch.")
         data = {**self.config.to_diff_dict(), "architectures": [type(self).__name__], "dtype": dtype}
         for name in ("torch_dtype", "quantization_config"):
@@ -214,8 +250,8 @@ class PreTrainedModel(nn.Module):
         if self.int4_plan:
             data["quantization_config"] = self.int4_plan.config.to_dict()
         write_json(folder / "config.json", data)
-        self.generation_config.save_pretrained(folder)
-        save_weights(self, folder)
+        if self.can_generate():
+            self.generation_config.save_pretrained(folder)
 
     def set_attention(self, implementation: str) -> None:
         """ "sdpa" (torch's fused attention) or "eager" (open, slower; gives attention weights either way)."""
@@ -250,40 +286,3 @@ def _stored_int4(config: AnyConfig, asked: TorchAoConfig | None) -> TorchAoConfi
             "Leave quantization_config out, or load the checkpoint in full precision."
         )
     return stored
-
-
-def _one_device(device_map: str | int | torch.device | Mapping[str, Any] | None) -> str | torch.device:
-    """The one device that a device_map names. UnsupportedOptionError where it spreads the model over several."""
-    if isinstance(device_map, Mapping):
-        devices = set(device_map.values())
-        if len(devices) != 1:
-            raise UnsupportedOptionError(
-                f"device_map={dict(device_map)} spreads the model; one device holds it here. Use 'auto' or one device."
-            )
-        device_map = devices.pop()
-    if isinstance(device_map, int) and not isinstance(device_map, bool):
-        return torch.device("cuda", device_map)
-    return "cpu" if device_map is None else device_map  # type: ignore[return-value]
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto" is the first CUDA device, else MPS, else the CPU. UnsupportedOptionError for what is no device."""
-    if str(device) != "auto":
-        try:
-            chosen = torch.device(device)
-        except (RuntimeError, TypeError):
-            raise UnsupportedOptionError(
-                f"device {device!r} is none that this program runs on; use 'auto', 'cuda', 'mps' or 'cpu'."
-            ) from None
-        cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if chosen.type == "cuda" and (chosen.index or 0) >= cuda:
-            raise UnsupportedOptionError(
-                f"device {str(device)!r} asks for CUDA device {chosen.index or 0}, and this machine has {cuda}. Use "
-                "'auto' or 'cpu', or install a torch build with CUDA."
-            )
-        if chosen.type == "mps" and not torch.backends.mps.is_available():
-            raise UnsupportedOptionError("There is no MPS device on this machine. Use 'auto' or 'cpu'.")
-        return chosen
-    if torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -9,14 +9,15 @@ import torch
 from gemma3_core.chat_template import template_variables
 from gemma3_core.conversations import Conversation, pictures_of, refuse_unsupported, render_prompts, split_batch
 from gemma3_core.errors import PromptError, UnsupportedOptionError
-from gemma3_core.hub import read_json, resolve_folder, write_json
+from gemma3_core.hub import read_json, resolve_folder
 from gemma3_core.image_options import ImageProcessorConfig
 from gemma3_core.image_processor import ImageProcessor, image_processor_class
 from gemma3_core.images import ImageSource
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.pixel_arrays import is_array
 from gemma3_core.processor_options import CallOptions, split_options
-from gemma3_core.tokenizer import Gemma3Tokenizer, TokenIds
+from gemma3_core.saving import folder_to_save_in, write_json, write_text
+from gemma3_core.tokenizer import TOKENIZER_OPTIONS, Gemma3Tokenizer, TokenIds
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
 
@@ -51,7 +52,7 @@ class Gemma3Processor:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        pretrained_model_name_or_path: str | Path,
         revision: str | None = None,
         token: str | bool | None = None,
         *,
@@ -74,7 +75,7 @@ class Gemma3Processor:
         Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
         how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(source, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
         older = read_json(folder / "preprocessor_config.json", optional=True)
         newer = read_json(folder / "processor_config.json", optional=True)
         length = image_seq_length or newer.get("image_seq_length") or older.get("image_seq_length")
@@ -82,19 +83,31 @@ class Gemma3Processor:
         if backend is None and use_fast is not None:
             backend = "torchvision" if use_fast else "pil"
         images = image_processor_class(backend).from_pretrained(folder, device=device, **of_images)
+        if not options.get("trust_remote_code"):
+            options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
+        if unknown := sorted(set(options) - TOKENIZER_OPTIONS):
+            raise UnsupportedOptionError(
+                f"The processor has no option {', '.join(unknown)}. For texts it knows "
+                f"{', '.join(sorted(TOKENIZER_OPTIONS))}; for pictures "
+                f"{', '.join(sorted(ImageProcessorConfig.__annotations__))}."
+            )
         tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
-        tokenizer.name_or_path = str(source)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return cls(images, tokenizer, chat_template, length or _DEFAULT_IMAGE_SEQ_LENGTH)
 
-    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False) -> list[str]:
-        """Write the tokenizer's files, preprocessor_config.json and processor_config.json; returns the last's path."""
-        self.tokenizer.save_pretrained(folder, push_to_hub)
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> list[str]:
+        """Write the tokenizer's files, preprocessor_config.json and processor_config.json; returns the last's path.
+
+        Raises CheckpointError, UnsupportedOptionError.
+        """
+        folder = folder_to_save_in(save_directory, options)
+        self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         content = {"image_seq_length": self.image_seq_length, "processor_class": "Gemma3Processor"}
-        path = Path(folder) / "processor_config.json"
+        path = folder / "processor_config.json"
         write_json(path, content)
         if self.chat_template is not None:
-            (Path(folder) / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            write_text(folder / "chat_template.jinja", self.chat_template)
         return [str(path)]
 
     @property
@@ -180,6 +193,8 @@ class Gemma3Processor:
         chats, is_batch = split_batch(conversation)
         if not isinstance(chat_template, str | None):
             raise UnsupportedOptionError(f"chat_template must be a template's text, got {chat_template!r}.")
+        if not isinstance(processor_kwargs, Mapping | None):
+            raise UnsupportedOptionError(f"processor_kwargs must be a dict of options, got {processor_kwargs!r}.")
         template = chat_template or self.chat_template
         names = template_variables(template) if template is not None else frozenset()
         variables = {name: value for name, value in options.items() if name in names}

@@ -43,6 +43,11 @@ class TextStreamer(BaseStreamer):
     """
 
     def __init__(self, tokenizer: _Decodes, skip_prompt: bool = False, **decode_kwargs: Any):
+        if isinstance(tokenizer, str | bytes) or not callable(getattr(tokenizer, "decode", None)):
+            raise UnsupportedOptionError(
+                f"{type(self).__name__} needs the tokenizer or processor that decodes the answer, got "
+                f"{type(tokenizer).__name__}. Load one with AutoTokenizer or AutoProcessor."
+            )
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs

@@ -14,7 +14,8 @@ from gemma3_core.generate import GenerationMixin
 from gemma3_core.layers import DecoderLayer, RMSNorm, WeightReader, rotary_tables
 from gemma3_core.masks import NO_BLOCK, PADDING, attention_mask
 from gemma3_core.outputs import CausalLMOutput, TextModelOutput, as_asked
-from gemma3_core.pretrained import PreTrainedModel, refuse_options
+from gemma3_core.pretrained import PreTrainedModel
+from gemma3_core.saving import refuse_options
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -68,6 +69,8 @@ class Gemma3TextModel(PreTrainedModel):
         """
         refuse_options("forward", unknown)
         check_prompt(input_ids, inputs_embeds, past_key_values)
+        mask = None if isinstance(attention_mask, Mapping) else attention_mask
+        require_tensors(attention_mask=mask, position_ids=position_ids, image_blocks=image_blocks)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if x.shape[-1] != self.config.hidden_size:
             raise PromptError(f"inputs_embeds are {x.shape[-1]} wide, this model's are {self.config.hidden_size}.")
@@ -116,6 +119,15 @@ class Gemma3TextModel(PreTrainedModel):
 
     def _rotary(self, kind: str, position_ids: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return rotary_tables(position_ids, self.config.head_dim, self.config.rope_for(kind), x.dtype)
+
+
+def require_tensors(**given: Any) -> None:
+    """PromptError for inputs that are there and no tensors."""
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor | None):
+            raise PromptError(
+                f'{name} must be a tensor, got {type(value).__name__}. Ask for tensors: return_tensors="pt".'
+            )
 
 
 def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> None:
@@ -271,7 +283,15 @@ def output_head(config: Gemma3TextConfig) -> nn.Linear:
 def last_tokens(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The last `logits_to_keep` of [B, T, E]; 0 keeps all, a tensor names the columns to keep."""
     if isinstance(logits_to_keep, torch.Tensor):
-        return x[:, logits_to_keep]
+        columns, tokens = logits_to_keep, x.shape[1]
+        if columns.dtype == torch.bool and columns.shape == (tokens,):
+            columns = columns.nonzero()[:, 0]
+        whole = columns.dtype in (torch.int32, torch.int64) and columns.ndim == 1
+        if not whole or (columns.device.type == "cpu" and bool(((columns < -tokens) | (columns >= tokens)).any())):
+            raise UnsupportedOptionError(
+                f"logits_to_keep must hold numbers of columns, below {tokens}, in one row; got {columns.tolist()}."
+            )
+        return x[:, columns.to(x.device)]
     if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
         raise UnsupportedOptionError(
             f"logits_to_keep is how many of the last tokens, or a tensor of columns, got {logits_to_keep!r}."
@@ -293,6 +313,10 @@ def causal_output(
     if labels is not None:
         if not isinstance(labels, torch.Tensor):
             raise PromptError(f"labels must be a tensor of ids, got {type(labels).__name__}.")
+        if labels.dtype != torch.long:
+            raise PromptError(f"labels must be int64, got {str(labels.dtype).removeprefix('torch.')}. Use .long().")
+        if not isinstance(num_items, int | float | torch.Tensor | None):
+            raise PromptError(f"num_items_in_batch must be a number of tokens, got {num_items!r}.")
         if labels.device.type == "cpu" and bool((labels >= logits.shape[-1]).any()):
             raise PromptError(f"labels hold {int(labels.max())}; the vocabulary ends at {logits.shape[-1] - 1:,}.")
         if labels.shape != logits.shape[:2]:
@@ -304,7 +328,7 @@ def causal_output(
         how = "mean" if num_items is None else "sum"
         loss = F.cross_entropy(logits.float().flatten(0, 1), shifted, ignore_index=-100, reduction=how)
         if num_items is not None:
-            loss = loss / num_items
+            loss = loss / (num_items.to(loss.device) if isinstance(num_items, torch.Tensor) else num_items)
     return CausalLMOutput(
         loss=loss,
         logits=logits,

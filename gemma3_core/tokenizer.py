@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from gemma3_core.conversations import Conversation, refuse_unsupported, render_prompts, split_batch
 from gemma3_core.errors import CheckpointError, PromptError, UnsupportedOptionError
-from gemma3_core.hub import read_json, resolve_folder, write_json
+from gemma3_core.hub import read_json, resolve_folder
 from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.special_tokens import SpecialTexts, SpecialTokens
 from gemma3_core.text_encoding import (
     NO_LIMIT,
@@ -29,6 +30,10 @@ from gemma3_core.tokenizer_files import read_backend, read_chat_template
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _NAMED = tuple(field.name for field in fields(SpecialTokens))
+TOKENIZER_OPTIONS = frozenset(
+    {"padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces", *_NAMED}
+)
+"""What from_pretrained takes in place of tokenizer_config.json's."""
 _NOT_IN_TRANSFORMERS = "end_of_turn_token"  # a name of ours: there the token has none
 
 
@@ -63,7 +68,7 @@ class Gemma3Tokenizer:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        pretrained_model_name_or_path: str | Path,
         revision: str | None = None,
         token: str | bool | None = None,
         *,
@@ -81,28 +86,28 @@ class Gemma3Tokenizer:
         Raises CheckpointError, and UnsupportedOptionError for other options.
         """
         del use_fast
-        if options.get("trust_remote_code") is False or options.get("trust_remote_code", 0) is None:
-            del options["trust_remote_code"]  # no code is ever taken from a checkpoint
-        known = {"padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces", *_NAMED}
+        if not options.get("trust_remote_code"):
+            options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
         for name in options:
-            if name not in known:
+            if name not in TOKENIZER_OPTIONS:
                 raise UnsupportedOptionError(
-                    f"The tokenizer has no option {name}={options[name]!r}; it knows {', '.join(sorted(known))}."
+                    f"The tokenizer has no option {name}={options[name]!r}; it knows "
+                    f"{', '.join(sorted(TOKENIZER_OPTIONS))}."
                 )
         how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(source, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
         config = {**read_json(folder / "tokenizer_config.json", optional=True), **options}
         tokenizer = cls(read_backend(folder), config, chat_template or read_chat_template(folder, config))
-        tokenizer.name_or_path = str(source)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer
 
-    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False) -> tuple[str, ...]:
-        """Write tokenizer.json, tokenizer_config.json and, where there is one, the template; returns their paths."""
-        if push_to_hub:
-            raise UnsupportedOptionError("push_to_hub is not supported; upload the folder with huggingface_hub.")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / "tokenizer.json"))
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> tuple[str, ...]:
+        """Write tokenizer.json, tokenizer_config.json and, where there is one, the template; returns their paths.
+
+        Raises CheckpointError, UnsupportedOptionError.
+        """
+        folder = folder_to_save_in(save_directory, options)
+        write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         named = {f: t for f, t in vars(self.special_tokens).items() if t in self}
         named.pop(_NOT_IN_TRANSFORMERS, None)
         images = {k: named[k] for k in ("boi_token", "eoi_token", "image_token") if k in named}
@@ -115,7 +120,7 @@ class Gemma3Tokenizer:
         write_json(folder / "tokenizer_config.json", config)
         written = ["tokenizer_config.json", "tokenizer.json"]
         if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            write_text(folder / "chat_template.jinja", self.chat_template)
             written.append("chat_template.jinja")
         return tuple(str(folder / name) for name in written)
 

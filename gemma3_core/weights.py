@@ -1,12 +1,11 @@
-"""Safetensors in and out, and the table of tensor names.
+"""Weights into a model and out of it, and the table of tensor names.
 
 Checkpoints name the same tensor in several ways (Hub, transformers 4.5x, transformers 5). All of them
 are brought to one name: the path of the parameter in our modules. We write the Hub's names.
 """
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ from torch import nn
 
 from gemma3_core.config import AnyConfig, Gemma3Config
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
-from gemma3_core.hub import read_json
 from gemma3_core.int4_linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
+from gemma3_core.quantization import count_weights
+from gemma3_core.weight_files import MAX_SHARD_SIZE, read_tensors, weight_files, write_tensors
 
 logger = logging.getLogger(__name__)
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
 SCORE = "score.weight"
 """A classifier's head."""
@@ -84,8 +82,10 @@ def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build().eval()
 
 
-def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Assigns the checkpoint's tensors to a model built on the meta device.
+def load_weights(
+    model: nn.Module, folder: Path, dtype: torch.dtype | None, device_of: Callable[[str], torch.device]
+) -> None:
+    """Assigns the checkpoint's tensors to a model built on the meta device; `device_of` a name says where each goes.
 
     On a CPU and in the stored type they stay memory-mapped: nothing is copied. Missing, left over or
     misshapen tensors raise one CheckpointError that names them all. Only a classifier's head may be missing: it is
@@ -98,7 +98,7 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     found: dict[str, torch.Tensor] = {}
     stored_names: dict[str, str] = {}
     for path in weight_files(folder):
-        for stored, tensor in _read_file(path):
+        for stored, tensor in read_tensors(path):
             name = module_name(stored, multimodal)
             if is_bare:  # Gemma3Model and Gemma3TextModel are what others call `model`
                 name = name.removeprefix("model.")
@@ -115,7 +115,9 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
         found[SCORE] = _new_score(model, expected[SCORE], found)
     _check_names_and_shapes(expected, found)
     converted = {
-        name: _checked_int4(tensor, name).to(device) if name in int4 else _converted(tensor, name, dtype, device)
+        name: _checked_int4(tensor, name).to(device_of(name))
+        if name in int4
+        else _converted(tensor, name, dtype, device_of(name))
         for name, tensor in found.items()
     }
     if tied and has_head and HEAD in model.state_dict():
@@ -124,16 +126,14 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     model.load_state_dict(converted, strict=True, assign=True)
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Writes model.safetensors with the Hub's names (a tied head is not written twice)."""
-    from safetensors.torch import save_file
-
+def save_weights(model: nn.Module, folder: Path, max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
+    """Writes the weights with the Hub's names (a tied head is not written twice), in shards where they are larger."""
     multimodal = isinstance(model.config, Gemma3Config)
     state = dict(model.named_parameters())
     for name, layer in _int4_layers(model):
         state |= layer.state_dict(prefix=f"{name}.")
-    tensors = {hub_name(name, multimodal): tensor.detach().contiguous() for name, tensor in state.items()}
-    save_file(tensors, str(folder / SINGLE_FILE), metadata={"format": "pt"})
+    tensors = {hub_name(name, multimodal): tensor.detach() for name, tensor in state.items()}
+    write_tensors(tensors, folder, count_weights(model), max_shard_size)
 
 
 def is_tied(config: Any) -> bool:
@@ -144,50 +144,6 @@ def is_tied(config: Any) -> bool:
 def stored_dtype(config: AnyConfig) -> str | None:
     """The weights' type as config.json names it (`dtype`, or `torch_dtype` in older files)."""
     return None if config.dtype is None else str(config.dtype).removeprefix("torch.")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder: one, or the shards that its index names.
-
-    Where both are there the single file counts, as in transformers.
-    """
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    if (folder / INDEX_FILE).exists():
-        shards = sorted(set(_weight_map(folder).values()))
-        missing = [name for name in shards if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"Missing from the checkpoint folder: {_listed(missing)}. Download them again.")
-        return [folder / name for name in shards]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise CheckpointError(
-            "The checkpoint folder holds pickled weights (.bin, .pt): these can run code when read and are refused. "
-            "Use the safetensors files."
-        )
-    raise CheckpointError(f"{SINGLE_FILE} is missing from the checkpoint folder. Download it again.")
-
-
-def _weight_map(folder: Path) -> Mapping[str, str]:
-    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX_FILE} has no weight_map. Download it again.")
-    for name in weight_map.values():
-        if Path(str(name)).name != name:
-            raise CheckpointError(f"{INDEX_FILE} names a file outside its folder: {name!r}.")
-    return weight_map
-
-
-def _read_file(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path.name} is damaged or cut off ({type(error).__name__}). Download it again."
-        ) from None
 
 
 def _int4_layers(model: nn.Module) -> list[tuple[str, Int4Linear]]:

@@ -19,6 +19,7 @@ from gemma3_core.config import (
 )
 from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.text import Gemma3TextModel
 
 PUBLISHED = ["270m", "1b", "4b", "12b", "27b"]
 
@@ -279,14 +280,46 @@ def test_malformed_fields_are_config_errors_and_never_raw_ones_or_silence(change
 
 
 @pytest.mark.parametrize("tokens", [250, 9])
-def test_a_grid_that_does_not_fit_is_refused_when_a_model_is_built(tokens):
-    """As in transformers, where the class defaults (14 patches a side, 256 soft tokens) do not fit either."""
+def test_a_grid_that_does_not_fit_is_refused_when_it_is_loaded_or_sees_a_picture(tokens, tmp_path):
+    """As in transformers, where the class defaults (14 patches a side, 256 soft tokens) do not fit, a model may be
+    built all the same."""
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     text = {**small, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 20}
     config = Gemma3Config(text_config=text, vision_config={**small, **VISION}, mm_tokens_per_image=tokens)
-    with pytest.raises(ConfigError, match=f"mm_tokens_per_image .{tokens}.*64 patches"):
-        Gemma3ForConditionalGeneration(config)
+    model, words = Gemma3ForConditionalGeneration(config), f"mm_tokens_per_image .{tokens}.*64 patches"
+    with pytest.raises(ConfigError, match=words):
+        model.get_image_features(torch.zeros(1, 3, 896, 896))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=words):
+        Gemma3ForConditionalGeneration.from_pretrained(tmp_path)
     assert Gemma3ForConditionalGeneration(config.replace(mm_tokens_per_image=16)).config.tokens_per_side == 4
+
+
+def test_the_examples_of_the_class_pages():
+    """One of them gives both parts without a name, which transformers 5.23 itself no longer takes."""
+    vision, text = SiglipVisionConfig(), Gemma3TextConfig()
+    configuration = Gemma3Config(vision, text)
+    assert configuration == Gemma3Config(text, vision) == Gemma3Config(vision_config=vision, text_config=text)
+    with torch.device("meta"):
+        assert Gemma3ForConditionalGeneration(configuration).config is configuration
+        assert Gemma3TextModel(text).config is text
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "named", "words"),
+    [
+        (Gemma3Config, (Gemma3TextConfig(), Gemma3TextConfig()), {}, ["one Gemma3TextConfig", "got Gemma3TextConfig"]),
+        (Gemma3Config, (Gemma3TextConfig(),), {"text_config": Gemma3TextConfig()}, ["without a name"]),
+        (Gemma3Config, ({"hidden_size": 4},), {}, ["got dict"]),
+        (Gemma3Config, (256,), {}, ["got int"]),
+        (Gemma3TextConfig, (262_208,), {}, ["by name alone", "262208"]),
+        (SiglipVisionConfig, (768,), {}, ["by name alone"]),
+    ],
+)
+def test_what_is_given_without_a_name_and_can_not_be_told_is_an_error(kind, parts, named, words):
+    with pytest.raises(ConfigError) as error:
+        kind(*parts, **named)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_another_architecture_is_named_in_the_error(tmp_path):
@@ -363,9 +396,16 @@ def test_labels_are_named_and_counted_as_in_transformers(kind):
     assert kind(num_labels=3).replace(id2label={0: "yes", 1: "no"}).num_labels == 2
 
 
-def test_a_count_that_contradicts_the_labels_is_told_and_the_labels_count(caplog):
-    config = Gemma3TextConfig(id2label={0: "cat", 1: "dog", 2: "cow"}, num_labels=4)
-    assert config.num_labels == 3
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("more", [{}, {"label2id": {"cat": 0, "dog": 1, "cow": 2}}], ids=["", "label2id"])
+def test_a_count_that_contradicts_the_labels_is_told_and_counts_as_in_transformers(kind, more, caplog):
+    given = {"id2label": {0: "cat", 1: "dog", 2: "cow"}, "num_labels": 4, **more}
+    for ours, theirs in [
+        (kind(**given), theirs_of(kind)(**given)),
+        (kind.from_dict(given), theirs_of(kind).from_dict(given)),
+    ]:
+        for name in ("id2label", "label2id", "num_labels"):
+            assert getattr(ours, name) == getattr(theirs, name), name
     assert "num_labels=4" in caplog.text
 
 

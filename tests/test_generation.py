@@ -111,6 +111,20 @@ def test_a_stop_ends_the_answer_and_is_part_of_it(our_text, their_text, as_list)
     assert torch.equal(mine, greedy(their_text, prompt, 30, [NEVER, stop] if as_list else stop))
 
 
+@pytest.mark.parametrize(
+    "form", [torch.tensor, lambda ids: torch.tensor(ids, dtype=torch.int32)], ids=["int64", "int32"]
+)
+def test_ids_of_stops_may_come_as_tensors(our_text, their_text, form):
+    prompt = prompt_of("t9")
+    prompt.pop("token_type_ids")
+    stop = greedy(our_text, prompt, 30)[0, -20].item()
+    for stops in (form([NEVER, stop]), form(stop)):
+        given = {**prompt, "max_new_tokens": 30, "eos_token_id": stops, "pad_token_id": form(0)}
+        mine = our_text.generate(**given)
+        assert mine.shape[1] < 40
+        assert torch.equal(mine, their_text.generate(**given, do_sample=False))
+
+
 def write_generation_config(folder: Path, **content: Any) -> None:
     (folder / "generation_config.json").write_text(json.dumps(content))
 

@@ -43,6 +43,7 @@ def test_what_each_class_saves_loads_in_transformers_and_back(own, other, sees, 
     expected = result(mine, sees)
     assert_equal(result(theirs.eval(), sees), expected)
     theirs.save_pretrained(tmp_path / "theirs")
+    assert {p.name for p in (tmp_path / "ours").iterdir()} == {p.name for p in (tmp_path / "theirs").iterdir()}
     assert torch.equal(result(own.from_pretrained(tmp_path / "theirs"), sees), expected)
 
 
@@ -64,6 +65,12 @@ def test_what_every_class_has(own, other, sees, request):
     assert mine.num_parameters(only_trainable=True) == 0
     assert torch.equal(mine.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
     assert (mine.get_output_embeddings() is None) is (theirs.get_output_embeddings() is None)
+    assert mine.can_generate() is theirs.can_generate()
+    assert mine.get_memory_footprint() == mine.get_memory_footprint(False) == theirs.get_memory_footprint(False)
+    assert mine.resize_token_embeddings() is mine.get_input_embeddings()
+    for refused, words in ((lambda: mine.resize_token_embeddings(9), "to 9"), (mine.push_to_hub, "push_to_hub")):
+        with pytest.raises(UnsupportedOptionError, match=words):
+            refused()
     assert (mine.device, mine.dtype) == (theirs.device, theirs.dtype) == (torch.device("cpu"), torch.float32)
     assert not mine.training
     assert mine.train().training
@@ -82,7 +89,7 @@ def test_devices_of_every_form(reference_text_folder, device_map):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device_map": {"model.layers.0": "cpu", "lm_head": "cuda:0"}}, ["spreads", "auto"]),
+        ({"device_map": {"model.layers.0": "cpu", "lm_head": "cpu"}}, ["nothing of model.embed_tokens"]),
         ({"device_map": "balanced"}, ["balanced", "auto"]),
         ({"device_map": 3.5}, ["3.5"]),
         ({"attn_implementation": "flash_attention_2"}, ["flash_attention_2", "sdpa"]),
@@ -108,8 +115,8 @@ def test_options_that_change_nothing_are_taken(reference_text_folder, tmp_path):
     assert model.dtype == torch.bfloat16
     model.save_pretrained(tmp_path, safe_serialization=True, push_to_hub=False)
     assert ReferenceCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
-    with pytest.raises(UnsupportedOptionError, match="max_shard_size, push_to_hub"):
-        model.save_pretrained(tmp_path, push_to_hub=True, max_shard_size="1GB")
+    with pytest.raises(UnsupportedOptionError, match="state_dict, variant"):
+        model.save_pretrained(tmp_path, variant="fp16", state_dict={})
 
 
 def test_attention_is_chosen_when_loading(reference_text_folder):

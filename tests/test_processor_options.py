@@ -326,6 +326,13 @@ def test_options_that_do_not_exist_are_errors_that_name_them(small, pictures, op
         small(images=pictures[0], text=BOI, **options)
 
 
+@pytest.mark.parametrize("options", [{"shiny": 1, "bright": 2}, {"trust_remote_code": True}], ids=str)
+def test_options_of_loading_that_do_not_exist_are_the_processors_errors(chat_folder, options):
+    with pytest.raises(UnsupportedOptionError, match=f"The processor has no option {', '.join(sorted(options))}\\."):
+        Gemma3Processor.from_pretrained(chat_folder, **options)
+    Gemma3Processor.from_pretrained(chat_folder, trust_remote_code=False)
+
+
 @pytest.mark.parametrize("options", [
     {"shiny": 1}, {"return_assistant_tokens_mask": True}, {"sanitize_control_tokens": True}, {"tools": [{}]},
     {"load_audio_from_video": True}, {"continue_final_message": "thoughts"},

@@ -69,6 +69,13 @@ def test_it_prints_words_and_a_line_at_the_end(tokenizer, capsys):
     assert capsys.readouterr().out == "two\n"
 
 
+@pytest.mark.parametrize("kind", [TextStreamer, TextIteratorStreamer])
+@pytest.mark.parametrize("given", ["google/gemma-3-1b-it", b"x", None, 5], ids=repr)
+def test_what_decodes_nothing_is_refused(kind, given):
+    with pytest.raises(UnsupportedOptionError, match="needs the tokenizer or processor"):
+        kind(given)
+
+
 def test_several_rows_are_refused(tokenizer):
     with pytest.raises(UnsupportedOptionError, match="one row, got 2"):
         TextStreamer(tokenizer).put(torch.zeros(2, 3, dtype=torch.long))

@@ -29,7 +29,8 @@ import gemma3_core
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
 from gemma3_core.text import Gemma3ForCausalLM, Gemma3TextModel
-from gemma3_core.weights import INDEX_FILE, SINGLE_FILE, hub_name, module_name, weight_files
+from gemma3_core.weight_files import INDEX_FILE, SINGLE_FILE, weight_files
+from gemma3_core.weights import hub_name, module_name
 
 Rename = Callable[[str], str]
 

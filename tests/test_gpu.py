@@ -1,0 +1,178 @@
+"""What must hold on a CUDA device: `pytest -m gpu`. Left out where there is none; asked for there, skipped."""
+
+import pytest
+import torch
+from reference import (
+    NEVER,
+    TEXT,
+    WINDOW,
+    assert_equal,
+    image_prompt,
+    left_padded,
+    picture_prompt,
+    pixels,
+    text_batch,
+)
+from transformers import Gemma3ForCausalLM as ReferenceCausalLM
+from transformers import Gemma3ForConditionalGeneration as ReferenceModel
+
+from gemma3_core import AutoProcessor, TorchAoConfig, pipeline
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.text import Gemma3ForCausalLM
+
+pytestmark = pytest.mark.gpu
+CUDA = "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _exact_products():
+    """TF32 off, as the project's meaning of equal has it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def both_models(folder):
+    theirs = ReferenceModel.from_pretrained(folder).eval().to(CUDA)
+    return Gemma3ForConditionalGeneration.from_pretrained(folder, device_map="auto"), theirs
+
+
+@pytest.fixture(scope="module")
+def pair(weights):
+    return both_models(weights.both)
+
+
+@pytest.fixture(scope="module")
+def sharp_pair(sharp_weights):
+    """With attention so sharp that generated tokens vary."""
+    return both_models(sharp_weights.both)
+
+
+@pytest.fixture(scope="module")
+def text_pair(sharp_weights):
+    theirs = ReferenceCausalLM.from_pretrained(sharp_weights.text).eval().to(CUDA)
+    return Gemma3ForCausalLM.from_pretrained(sharp_weights.text, device_map=0), theirs
+
+
+def on_gpu(inputs):
+    return {name: value.to(CUDA) for name, value in inputs.items()}
+
+
+def padded_batch():
+    """Two rows with three pictures, padded on the left, beyond the window."""
+    rows = [image_prompt("t9 i t30 i t5"), image_prompt("i t3")]
+    ids, mask = left_padded([row for row, _ in rows])
+    types, _ = left_padded([kinds for _, kinds in rows])
+    assert ids.shape[1] > WINDOW
+    return on_gpu({"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "pixel_values": pixels(3)})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_logits_hidden_states_and_image_features(weights, pair, attention):
+    _, theirs = pair
+    ours = Gemma3ForConditionalGeneration.from_pretrained(
+        weights.both, device_map="auto", attn_implementation=attention
+    )
+    assert (ours.device.type, ours.dtype) == (CUDA, torch.float32)
+    given = padded_batch()
+    mine, other = ours(**given, output_hidden_states=True), theirs(**given, output_hidden_states=True)
+    real = given["attention_mask"].bool()
+    for one, two in zip((mine.logits, *mine.hidden_states), (other.logits, *other.hidden_states), strict=True):
+        assert_equal(one[real], two[real])
+    assert_equal(mine.image_hidden_states, other.image_hidden_states)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_greedy_tokens_far_beyond_the_window(sharp_pair, cache):
+    given = {**padded_batch(), "max_new_tokens": 2 * WINDOW, "do_sample": False, "eos_token_id": NEVER}
+    mine = sharp_pair[0].generate(**given, cache_implementation=cache)
+    assert mine.device.type == CUDA
+    assert torch.equal(mine, sharp_pair[1].generate(**given))
+
+
+def test_sampling_with_a_generator_of_the_device(text_pair):
+    ours, theirs = text_pair
+    given = {**on_gpu(text_batch()), "do_sample": True, "top_k": 20, "max_new_tokens": 12, "eos_token_id": NEVER}
+    torch.manual_seed(5)
+    expected = theirs.generate(**given)
+    torch.manual_seed(5)
+    assert torch.equal(ours.generate(**given), expected)
+    draws = [ours.generate(**given, generator=torch.Generator(CUDA).manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*draws)
+
+
+def test_loss_and_gradients(weights):
+    given = on_gpu(picture_prompt("t9 i t30 i t5"))
+    given["labels"] = given["input_ids"].masked_fill(given["token_type_ids"] == 1, -100)
+    ours = Gemma3ForConditionalGeneration.from_pretrained(weights.both, device_map=CUDA)
+    theirs = ReferenceModel.from_pretrained(weights.both).to(CUDA)
+    for model in (ours, theirs):
+        model(**given).loss.backward()
+    # A tied weight has one gradient, whatever the parameters are called.
+    assert_equal(ours.lm_head.weight.grad, theirs.lm_head.weight.grad, 1e-4)
+    norms = [model.model.language_model.layers[0].input_layernorm.weight.grad for model in (ours, theirs)]
+    assert_equal(*norms, 1e-4)
+
+
+@torch.no_grad()
+def test_bfloat16_is_as_near_to_float32_as_the_references(weights, pair):
+    given = padded_batch()
+    real = given["attention_mask"].bool()
+    exact = pair[1](**given).logits[real]
+    errors = []
+    for kind, options in ((Gemma3ForConditionalGeneration, {"device_map": CUDA}), (ReferenceModel, {})):
+        model = kind.from_pretrained(weights.both, dtype=torch.bfloat16, **options).eval().to(CUDA)
+        errors.append((model(**given).logits[real].float() - exact).norm())
+    assert errors[0] <= 1.2 * errors[1]
+
+
+@torch.no_grad()
+def test_int4_weights_answer_as_on_the_cpu(weights, tmp_path):
+    config = TorchAoConfig("int4_weight_only", group_size=32)
+    there, here = (
+        Gemma3ForCausalLM.from_pretrained(weights.text, quantization_config=config, device_map=where)
+        for where in (CUDA, "cpu")
+    )
+    given = text_batch()
+    real = given["attention_mask"].bool()
+    expected = here(**given).logits[real]
+    found = there(**on_gpu(given)).logits.cpu()[real]
+    assert (found - expected).norm() <= 5e-2 * expected.norm()
+    there.save_pretrained(tmp_path, max_shard_size="60KB")
+    again = Gemma3ForCausalLM.from_pretrained(tmp_path, device_map=CUDA)
+    assert torch.equal(again(**on_gpu(given)).logits.cpu()[real], found)
+
+
+def test_processor_model_and_pipeline_work_together(chat_folder, gradient_picture):
+    model = Gemma3ForConditionalGeneration.from_pretrained(chat_folder, device_map="auto", dtype=torch.bfloat16)
+    processor = AutoProcessor.from_pretrained(chat_folder, padding_side="left", device=CUDA)
+    parts = [{"type": "image", "image": gradient_picture}, {"type": "text", "text": "what is it"}]
+    messages = [{"role": "user", "content": parts}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "do_pan_and_scan": True}
+    inputs = processor.apply_chat_template(messages, **options, add_generation_prompt=True)
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    assert (inputs["pixel_values"].device.type, inputs["pixel_values"].dtype) == (CUDA, torch.bfloat16)
+    output = model.generate(**inputs, max_new_tokens=5, cache_implementation="static")
+    assert isinstance(processor.decode(output[0], skip_special_tokens=True), str)
+    pipe = pipeline("image-text-to-text", model=chat_folder, device=0)
+    assert pipe.device == torch.device(CUDA, 0)
+    [record] = pipe(gradient_picture, text="<start_of_image> what", max_new_tokens=3, return_full_text=False)
+    assert isinstance(record["generated_text"], str)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("second", ["cpu", 1])
+def test_parts_on_two_devices(weights, pair, second):
+    """A GPU and the CPU; two GPUs where there are two."""
+    if second == 1 and torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device")
+    layers = range(4, TEXT["num_hidden_layers"])
+    device_map = {"": 0, **{f"model.language_model.layers.{number}": second for number in layers}}
+    model = Gemma3ForConditionalGeneration.from_pretrained(weights.both, device_map=device_map)
+    given = padded_batch()
+    real = given["attention_mask"].bool()
+    assert_equal(model(**given).logits[real], pair[1](**given).logits[real])
+    tokens = [each.generate(**given, max_new_tokens=8, do_sample=False) for each in (model, pair[1])]
+    assert torch.equal(*tokens)
