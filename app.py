@@ -1,6 +1,7 @@
 """Starts the app: `python app.py`, with options on the command line or in the environment."""
 
 import argparse
+import ipaddress
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ class Option:
     help: str
     default: Any = None
     metavar: str | None = None
+    many: bool = False
+    """May be given several times; in the environment, with commas between."""
 
     @property
     def variable(self) -> str:
@@ -49,6 +52,12 @@ def read_port(value: str) -> int:
     return int(value)
 
 
+def read_count(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number from 1 on")
+    return int(value)
+
+
 def read_login(value: str) -> tuple[str, str]:
     user, colon, password = value.partition(":")
     if not (user and colon and password):
@@ -69,6 +78,8 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 OPTIONS = (
     Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="FOLDER_OR_HUB_ID"),
+    Option("also", read_text, "a further model that visitors may choose", (), "FOLDER_OR_HUB_ID", many=True),
+    Option("keep", read_count, "how many of these stay in memory beside the first (default: 1)", default=1),
     Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
     Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
     Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
@@ -92,13 +103,30 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     for option in OPTIONS:
         if option.read is read_switch:
             parser.add_argument(f"--{option.name}", action="store_const", const=True, help=option.help)
+        elif option.many:
+            parser.add_argument(
+                f"--{option.name}", action="append", type=option.read, help=option.help, metavar=option.metavar
+            )
         else:
             parser.add_argument(f"--{option.name}", type=option.read, help=option.help, metavar=option.metavar)
     settings = parser.parse_args(arguments)
     for option in OPTIONS:
         if getattr(settings, option.name) is None:
             setattr(settings, option.name, _from_environment(parser, option, environment))
+        elif option.many:
+            setattr(settings, option.name, tuple(getattr(settings, option.name)))
     return settings
+
+
+def listens_here_only(settings: argparse.Namespace, environment: Mapping[str, str]) -> bool:
+    """Whether only programs on this machine reach the page, as far as the app can tell."""
+    host = settings.host or environment.get("GRADIO_SERVER_NAME") or "127.0.0.1"  # as Gradio chooses it
+    if settings.share or "SPACE_ID" in environment:
+        return False
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _from_environment(parser: argparse.ArgumentParser, option: Option, environment: Mapping[str, str]) -> Any:
@@ -106,7 +134,7 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
     if value is None:
         return option.default
     try:
-        return option.read(value)
+        return tuple(map(option.read, value.split(","))) if option.many else option.read(value)
     except argparse.ArgumentTypeError as error:
         parser.error(f"environment variable {option.variable}: {error}")
 
@@ -114,15 +142,21 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
 def build(settings: argparse.Namespace) -> "gr.Blocks":
     """Loads the model and builds the page. Raises Gemma3Error where the checkpoint can't be used."""
     from components.page import build_page
-    from gemma3_core.engine import Engine
+    from gemma3_core.models import Models
 
-    return build_page(Engine.load(settings.model, settings.device, settings.dtype, settings.int4))
+    how = (settings.device, settings.dtype, settings.int4, settings.keep)
+    return build_page(Models.load(settings.model, settings.also, *how))
 
 
 def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
     from gemma3_core.engine import Gemma3Error
+    from gemma3_core.models import PUBLISHED
+
+    if settings.model is None and listens_here_only(settings, os.environ):
+        # Who chooses it here is who downloads it: on a public page a stranger could.
+        settings.also = (*settings.also, PUBLISHED)
 
     try:
         page = build(settings)

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,11 +16,14 @@ from components.conversation import NOTHING, Conversation, Exchange, joined, que
 from components.examples import Example
 from components.settings import Choices, chosen_example, with_brought
 from components.stats import Interrupted
+from components.token_view import ahead_html
 from gemma3_core.engine import (
     Answered,
+    ContextLengthError,
     DoneEvent,
-    Engine,
+    Event,
     Gemma3Error,
+    ModelInfo,
     Request,
     StageEvent,
     Stats,
@@ -28,6 +31,7 @@ from gemma3_core.engine import (
     TokenEvent,
     Turn,
 )
+from gemma3_core.models import Models
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class _Draft:
     choices: list[TokenChoice] = field(default_factory=list)
     done: DoneEvent | None = None
     tokens: int = 0
+    request: Request | None = None  # as the model that answers gets it
+    known: Stats | None = None  # of the prompt, once it is
     began: float | None = None  # when it left the queue; this and the next two in seconds of time.monotonic
     first: float | None = None
     latest: float | None = None
@@ -63,8 +69,8 @@ class _Draft:
 
     def take(self, event: StageEvent | TokenEvent | DoneEvent) -> None:
         if isinstance(event, StageEvent):
-            self.stage = event.text
-            if event.stage != "queued" and self.began is None:
+            self.stage, self.known = event.text, event.known or self.known
+            if event.stage not in ("loading", "queued") and self.began is None:
                 self.began = time.monotonic()
         elif isinstance(event, TokenEvent):
             self.pieces.append(event.text)
@@ -85,15 +91,25 @@ class _Draft:
             speed = (self.tokens - 1) / (self.latest - self.first)
         return Interrupted(model, num_images, self.tokens, first_token_s, speed)
 
+    def answered(self) -> Answered | None:
+        """What the engine needs to look at the answer again; of a stopped one what was written until then."""
+        if self.request is None:
+            return None
+        if self.done is not None:
+            return Answered(self.request, self.done)
+        if self.known is None or not self.choices:
+            return None
+        return Answered.stopped(self.request, self.known, self.text, tuple(choice.token_id for choice in self.choices))
+
     def message(self) -> chat.Message:
         return chat.answering(self.text) if self.text.strip() else chat.working(self.stage)
 
 
 class Asking:
-    """The page's handlers for one engine. Of a visitor nothing stays here but the running answer."""
+    """The page's handlers for a server's models. Of a visitor nothing stays here but the running answer."""
 
-    def __init__(self, engine: Engine, examples: Sequence[Example]):
-        self._engine, self._examples = engine, tuple(examples)
+    def __init__(self, models: Models, examples: Sequence[Example]):
+        self._models, self._examples = models, tuple(examples)
         self._running = RunningAnswers()
         self._previews = itertools.count()
         self._newest_preview: dict[str, int] = {}  # by window
@@ -203,7 +219,12 @@ class Asking:
         return _update([], composer.emptied(), Conversation(), "")
 
     def preview(
-        self, message: dict[str, Any] | None, pan_and_scan: bool, conversation: Conversation, request: gr.Request
+        self,
+        message: dict[str, Any] | None,
+        pan_and_scan: bool,
+        conversation: Conversation,
+        request: gr.Request,
+        model: str | None = None,
     ) -> str | dict[str, Any]:
         """HTML of the squares that the composer's pictures will become; without any, those of the last answer.
 
@@ -214,18 +235,48 @@ class Asking:
         if window in self._running:
             return gr.skip()
         number = self._newest_preview[window] = next(self._previews)
-        html = self._preview_html(_held(message).pictures, pan_and_scan, conversation)
+        html = self._preview_html(_held(message).pictures, pan_and_scan, conversation, model)
         return html if self._newest_preview.get(window) == number else gr.skip()
 
-    def _preview_html(self, pictures: tuple[Any, ...], pan_and_scan: bool, conversation: Conversation) -> str:
+    def _preview_html(
+        self, pictures: tuple[Any, ...], pan_and_scan: bool, conversation: Conversation, model: str | None
+    ) -> str:
         answered = not pictures and bool(conversation.exchanges)
         if answered:
             last = conversation.exchanges[-1]
-            pictures, pan_and_scan = last.question.pictures, last.pan_and_scan
+            pictures, pan_and_scan, model = last.question.pictures, last.pan_and_scan, last.stats.model
         try:
-            return strip.strip_html(self._engine.preview(pictures, pan_and_scan), pan_and_scan, answered)
+            with self._models.held(model) as engine:
+                if engine is None:
+                    return strip.unloaded_html(model or "") if pictures and not answered else ""
+                return strip.strip_html(engine.preview(pictures, pan_and_scan), pan_and_scan, answered)
         except Gemma3Error as error:
             return "" if str(error) == conversation.failure else strip.problem_html(str(error))
+
+    def ahead(
+        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
+    ) -> str:
+        """HTML of how many tokens the prompt of the composer's question will have; empty without one.
+
+        Of `values` the last says whether the tokens themselves are to be seen, the others are the settings. Nothing
+        waits for the model here. What is wrong with pictures is not said: the strip above says it.
+        """
+        *chosen, opened = values
+        question, choices = _held(message), Choices(*chosen)
+        if _window(request) in self._running or question == NOTHING:
+            return ""
+        kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
+        asked = Request(kept.turns(question), choices.system_prompt or "", bool(choices.pan_and_scan))
+        try:
+            with self._models.held(choices.model) as engine:
+                if engine is None:
+                    return ""
+                room = engine.info.context_length - int(choices.max_new_tokens)
+                return ahead_html(engine.inspect(asked), room, bool(opened))
+        except ContextLengthError as error:
+            return strip.problem_html(str(error))
+        except Gemma3Error:
+            return ""
 
     async def _ask(
         self,
@@ -250,8 +301,8 @@ class Asking:
         try:
             if not question.text:
                 raise Gemma3Error(ONLY_PICTURE if question.pictures else NO_QUESTION)
-            request = _request(question, kept, choices, window)
-            with Answer(self._engine.stream(request)) as answer, self._running.entry(window, answer):
+            events = self._events(_request(question, kept, choices, window), choices, draft)
+            with Answer(events) as answer, self._running.entry(window, answer):
                 yield _update([*shown, draft.message()], composer.waiting(), notice="")
                 async with aclosing(_drawn(answer, draft)) as drawings:
                     async for message in drawings:
@@ -268,13 +319,25 @@ class Asking:
             logger.exception("answering failed")
             yield _without_answer(question, conversation, UNEXPECTED, again)
         else:
-            pictures = sum(len(turn.pictures) for turn in request.turns)
-            figures = draft.figures(self._engine.info.name, pictures)
-            record = None if draft.done is None else Answered(request, draft.done)
-            exchange = Exchange(question, choices.pan_and_scan, draft.text, figures, record, tuple(draft.choices))
+            assert draft.request is not None
+            pictures = sum(len(turn.pictures) for turn in draft.request.turns)
+            figures = draft.figures(choices.model or self._models.first.info.name, pictures)
+            exchange = Exchange(
+                question, choices.pan_and_scan, draft.text, figures, draft.answered(), tuple(draft.choices)
+            )
             answered = kept.add(exchange)
             answered = replace(answered, returned=conversation.aside)
             yield _update(chat.messages(answered), composer.waiting(), answered, "")
+
+    def _events(self, request: Request, choices: Choices, draft: _Draft) -> Iterator[Event]:
+        """The answer of the chosen model, whose own defaults hold where the settings don't show them yet."""
+
+        def followed(info: ModelInfo) -> Request:
+            now = choices.following(info, self._models.info(choices.shown))
+            draft.request = replace(request, sampling=now.sampling(), int4=now.int4)
+            return draft.request
+
+        return self._models.stream(choices.model, followed)
 
 
 def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:

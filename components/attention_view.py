@@ -26,8 +26,10 @@ def maps_html(attention: AttentionMap, pictures: Sequence[Image.Image]) -> str:
     figures = "".join(_figure(square, pictures[square.square.picture], most) for square in attention.squares)
     share = percent(attention.on_pictures)
     return (
-        f'<div class="maps">{figures}</div><p class="note">{share} of its attention went to pictures. '
-        "Draw a box on a whole picture to hide that region.</p>"
+        f'<div class="maps">{figures}</div><p class="note">{share} of its attention went to pictures.</p>'
+        '<p class="note" id="region-help">Draw a box on a whole picture, or tap it, to hide that region. With the '
+        "keyboard: arrow keys place and move a box, Shift with arrow keys sizes it, Enter hides it, Escape removes it."
+        "</p>"
     )
 
 
@@ -35,9 +37,17 @@ def _figure(square_map: SquareMap, picture: Image.Image, most: float) -> str:
     label = square_map.square.label
     image = picture_html(spotlit(square_map, picture, most), f"Where the model looked on {label}", _LONGEST)
     # On whole pictures page.js lets a region be drawn, and says it in shares of the picture.
-    drawable = f' class="drawable" data-picture="{square_map.square.picture}"' if square_map.square.crop is None else ""
+    drawable, controls = "", ""
+    if square_map.square.crop is None:
+        drawable = (
+            f' class="drawable" data-picture="{square_map.square.picture}" tabindex="0" role="application" '
+            f'aria-label="Region to hide on {escape(label)}" aria-describedby="region-help"'
+        )
+        controls = (
+            '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button>'
+        )
     caption = f"{escape(label)}: {percent(square_map.total)}"
-    return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption></figure>"
+    return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption>{controls}</figure>"
 
 
 def occlusion_html(report: OcclusionReport, picture: Image.Image) -> str:

@@ -21,19 +21,21 @@ _DEMO_LIMITS = (
     "The demo model that answers knows a small world: pictures of 1 to 6 flat shapes (circle, square, triangle, star, "
     "heart, rectangle) in eleven colors. It says how many there are, what color, what shape, whether one is there, and "
     "where. It reads signs of one word or number and gets two in three right; about anything else it says that it does "
-    "not know. For pictures of any kind, start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
+    "not know. For pictures of any kind, {}"
 )
+_CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
+_START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
 
 
-def build_chat(info: ModelInfo, examples: Sequence[Example]) -> gr.Chatbot:
-    """The conversation, with the first sight where nothing has been asked yet."""
+def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[str] = ()) -> gr.Chatbot:
+    """The conversation, with the first sight where nothing has been asked yet; `models` can be chosen."""
     chat = gr.Chatbot(
         elem_id="chat",
         show_label=False,
         container=False,
         layout="bubble",
         height="auto",
-        placeholder=first_sight(info),
+        placeholder=first_sight(info, models),
         examples=[
             {"text": example.text(), "files": [str(picture) for picture in example.pictures]} for example in examples
         ],
@@ -52,14 +54,19 @@ def build_chat(info: ModelInfo, examples: Sequence[Example]) -> gr.Chatbot:
     return chat
 
 
-def first_sight(info: ModelInfo) -> str:
-    """Markdown of the first lines on the page: what this is, and what the model can do."""
+def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
+    """Markdown of the first lines on the page: what this is, and what the model can do; `models` can be chosen."""
     if not info.multimodal:
         return (
             f"## Ask a question, and watch the answer come in\n\n{literal(info.name)} answers. "
             "It reads text only; start Gemma 3 4B or larger for pictures."
         )
-    limits = _DEMO_LIMITS if info.is_demo else f"{literal(info.name)} answers. It can be wrong about what it sees."
+    way_out = _CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _START_PUBLISHED
+    limits = (
+        _DEMO_LIMITS.format(way_out)
+        if info.is_demo
+        else f"{literal(info.name)} answers. It can be wrong about what it sees."
+    )
     return f"## Ask about a picture, and see what the model saw\n\n{limits}"
 
 

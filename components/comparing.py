@@ -1,17 +1,28 @@
-"""Compare: the same question answered twice, under two settings and with the same seed."""
+"""Compare: the same question answered twice, under two settings or by two models, and with the same seed."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import Literal
 
 from components.answering import Answer
 from components.stats import figures_line
 from components.token_view import alternatives_html, visible
-from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, Stats, TokenChoice, TokenEvent
+from gemma3_core.engine import (
+    DoneEvent,
+    Gemma3Error,
+    ModelInfo,
+    Request,
+    SamplingSettings,
+    StageEvent,
+    Stats,
+    TokenChoice,
+    TokenEvent,
+)
+from gemma3_core.models import Models
 
-Setting = Literal["pan_and_scan", "int4"]
+Setting = Literal["pan_and_scan", "int4", "model"]
 
 NAMES = {"pan_and_scan": ("Pan & scan off", "Pan & scan on"), "int4": ("Full precision", "int4")}
 _SEED = 0
@@ -27,6 +38,14 @@ class _Side:
     tokens: tuple[TokenChoice, ...] = ()
     stats: Stats | None = None
     weights_bytes: int | None = None
+    vocabulary: str = ""
+
+    def noted(self, info: ModelInfo, request: Request) -> None:
+        """Notes what is known of this side's model once it is loaded."""
+        self.vocabulary = info.vocabulary
+        if info.int4 is not None:
+            int4 = info.int4.default if request.int4 is None else request.int4
+            self.weights_bytes = info.int4.int4_bytes if int4 else info.int4.full_bytes
 
 
 def both_requests(request: Request, setting: Setting, default: SamplingSettings) -> tuple[Request, Request]:
@@ -38,6 +57,8 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
     if sampling.seed is None:
         sampling = replace(sampling, seed=_SEED)
     one = replace(request, sampling=sampling, confidence=True)
+    if setting == "model":
+        return one, one
     if setting == "int4":
         return replace(one, int4=False), replace(one, int4=True)
     # Earlier turns keep what they were asked with.
@@ -46,15 +67,20 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
     return replace(one, turns=off, pan_and_scan=False), replace(one, turns=on, pan_and_scan=True)
 
 
-async def compared(engine: Engine, request: Request, setting: Setting) -> AsyncGenerator[str, None]:
-    """HTML of both answers as they come, one after the other. Raises Gemma3Error as the engine does."""
-    sides = [_Side(name) for name in NAMES[setting]]
-    choice = engine.info.int4
-    for side, asked in zip(sides, both_requests(request, setting, engine.info.sampling), strict=True):
-        if choice is not None:
-            int4 = choice.default if asked.int4 is None else asked.int4
-            side.weights_bytes = choice.int4_bytes if int4 else choice.full_bytes
-        with Answer(engine.stream(asked)) as answer:
+async def compared(
+    models: Models, model: str, request: Request, setting: Setting, other: str | None = None
+) -> AsyncGenerator[str, None]:
+    """HTML of both answers as they come, one after the other; `model` gave the answer that is compared.
+
+    Under two settings both are by that model, else the second is by the `other`. Raises Gemma3Error as the engine does.
+    """
+    info = models.info(model)
+    if info is None or (setting == "model" and other in (None, model)):
+        raise Gemma3Error("Choose another model to compare with.")
+    asked = (model, other if setting == "model" else model)
+    sides = [_Side(name or "") for name in (asked if setting == "model" else NAMES[setting])]
+    for name, side, wanted in zip(asked, sides, both_requests(request, setting, info.sampling), strict=True):
+        with Answer(models.stream(name, _taken(side, wanted, setting))) as answer:
             async for event in answer:
                 if isinstance(event, StageEvent):
                     side.stage = event.text
@@ -66,15 +92,37 @@ async def compared(engine: Engine, request: Request, setting: Setting) -> AsyncG
                 yield comparison_html(sides)
 
 
+def _taken(side: _Side, wanted: Request, setting: Setting) -> Callable[[ModelInfo], Request]:
+    """How a side's model takes its request: another model may lack the precision that the first answered in."""
+
+    def taken(info: ModelInfo) -> Request:
+        lacks = setting == "model" and (info.int4 is None or bool(info.int4.obstacle))
+        request = replace(wanted, int4=None) if lacks else wanted
+        side.noted(info, request)
+        return request
+
+    return taken
+
+
 def comparison_html(sides: Sequence[_Side]) -> str:
-    """Both sides; once both are complete, the first token in which they differ is marked, with what each weighed."""
-    done = all(side.stats is not None for side in sides)
-    place = first_difference(sides[0].tokens, sides[1].tokens) if done else None
-    columns = "".join(_column(side, place) for side in sides)
-    verdict = ""
-    if done:
+    """Both sides; once both are complete, the first token in which they differ is marked, with what each weighed.
+
+    Of models with different vocabularies, the tokens in which the texts part.
+    """
+    one, other = sides
+    if one.stats is None or other.stats is None:
+        places, verdict = (None, None), ""
+    elif one.vocabulary == other.vocabulary:
+        place = first_difference(one.tokens, other.tokens)
+        places = (place, place)
         same = "Both answers are the same, token by token."
         verdict = same if place is None else f"The answers part at token {place + 1}."
+    else:
+        places = parting(one.tokens, other.tokens)
+        same = "Both answers are the same text."
+        verdict = same if places == (None, None) else "The texts part where it is marked."
+        verdict += " The two models have different vocabularies, so their tokens can't be compared one by one."
+    columns = "".join(_column(side, place) for side, place in zip(sides, places, strict=True))
     return f'<div class="compared">{columns}</div><p class="note" role="status">{verdict}</p>'
 
 
@@ -84,10 +132,27 @@ def first_difference(one: Sequence[TokenChoice], other: Sequence[TokenChoice]) -
     return next((number for number, (a, b) in enumerate(pairs) if a != b), None)
 
 
+def parting(one: Sequence[TokenChoice], other: Sequence[TokenChoice]) -> tuple[int | None, int | None]:
+    """The numbers of the tokens in which the texts of two answers part; None where they are the same, and where one
+    ends there."""
+    texts = ["".join(token.text for token in tokens) for tokens in (one, other)]
+    if texts[0] == texts[1]:
+        return None, None
+    pairs = enumerate(zip_longest(*texts))
+    place = next(number for number, (a, b) in pairs if a != b)
+    return _token_at(one, place), _token_at(other, place)
+
+
+def _token_at(tokens: Sequence[TokenChoice], place: int) -> int | None:
+    """The number of the token that writes the character of this number; None where the text ends before."""
+    ends = accumulate(len(token.text) for token in tokens)
+    return next((number for number, end in enumerate(ends) if place < end), None)
+
+
 def _column(side: _Side, place: int | None) -> str:
     if side.stats is None:
         body = f"<p>{escape(side.text)}</p>" if side.text else f'<p class="note">{escape(side.stage)}</p>'
-        return f"<section><h3>{side.name}</h3>{body}</section>"
+        return f"<section><h3>{escape(side.name)}</h3>{body}</section>"
     words = "".join(
         f"<mark>{visible(token.text)}</mark>" if number == place else visible(token.text)
         for number, token in enumerate(side.tokens)
@@ -95,4 +160,4 @@ def _column(side: _Side, place: int | None) -> str:
     weighed = alternatives_html(side.tokens[place]) if place is not None and place < len(side.tokens) else ""
     memory = "" if side.weights_bytes is None else f" · weights {side.weights_bytes / 1e6:,.1f} MB"
     figures = escape(figures_line(side.stats) + memory)
-    return f'<section><h3>{side.name}</h3><p>{words}</p><p class="note">{figures}</p>{weighed}</section>'
+    return f'<section><h3>{escape(side.name)}</h3><p>{words}</p><p class="note">{figures}</p>{weighed}</section>'

@@ -12,19 +12,23 @@ _MAX_PASTED = 1_000_000
 
 def build_composer(info: ModelInfo) -> gr.MultimodalTextbox:
     """Pictures by button, drop and paste; Enter sends, Shift+Enter breaks the line."""
-    hint = "Ask about a picture: add, drop or paste one" if info.multimodal else "Ask a question"
     return gr.MultimodalTextbox(
         elem_id="composer",
         label="Your question",
         show_label=False,
         container=False,
-        placeholder=hint,
+        placeholder=hint(info),
         file_types=["image"],
         file_count="multiple",
         lines=1,  # with more, Enter would break the line
         max_lines=8,
         max_plain_text_length=_MAX_PASTED,
     )
+
+
+def hint(info: ModelInfo) -> str:
+    """What stands in an empty composer."""
+    return "Ask about a picture: add, drop or paste one" if info.multimodal else "Ask a question"
 
 
 def build_notice() -> gr.HTML:

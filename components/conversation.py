@@ -14,7 +14,8 @@ NOTHING = Turn("user", "")
 class Exchange:
     """A question, whether its pictures were cut, and its answer with its figures.
 
-    `answered` is what the engine needs to look at the answer again, None for a stopped one; `choices` are its tokens.
+    `answered` is what the engine needs to look at the answer again, also at what was written of a stopped one;
+    `choices` are its tokens.
     """
 
     question: Turn

@@ -1,6 +1,8 @@
 """Inside: what the model saw, of the turn that is selected. A column on wide pages, a sheet on phones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -30,11 +32,13 @@ class Inside:
     mask: gr.HTML
     compare_pan_and_scan: gr.Button
     compare_int4: gr.Button
+    other: gr.Dropdown
+    compare_models: gr.Button
     comparison: gr.HTML
 
 
-def build_inside(info: ModelInfo) -> Inside:
-    """Closed until "Look inside" under an answer is clicked."""
+def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
+    """Closed until "Look inside" under an answer is clicked; `models` are all that can be compared."""
     with gr.Column(elem_id="inside", visible=False) as panel:
         with gr.Row(elem_id="inside-head"):
             title = gr.HTML()
@@ -47,10 +51,39 @@ def build_inside(info: ModelInfo) -> Inside:
             with gr.Tab("Mask") as mask_tab:
                 mask = gr.HTML()
             with gr.Tab("Compare"):
-                pan_and_scan, int4, comparison = _build_compare(info)
-    return Inside(
-        panel, title, inputs, words, layer, head, maps, hide, effect, mask_tab, mask, pan_and_scan, int4, comparison
+                compare = _build_compare(info, models)
+    return Inside(panel, title, inputs, words, layer, head, maps, hide, effect, mask_tab, mask, *compare)
+
+
+def fitting(inside: Inside) -> list[Any]:
+    """The components that `fitted` updates, in its order."""
+    buttons = [inside.hide, inside.effect, inside.compare_pan_and_scan, inside.compare_int4]
+    return [inside.layer, inside.head, *buttons, inside.other]
+
+
+def fitted(info: ModelInfo, models: Sequence[str]) -> tuple[Any, ...]:
+    """Updates for the model that gave the answer which Inside shows; `models` are all that can be compared."""
+    others = [name for name in models if name != info.name]
+    return (
+        gr.update(choices=_layers(info), value=_MEAN_LAYERS),
+        gr.update(choices=_heads(info), value=MEAN_HEADS),
+        *(gr.update(visible=info.multimodal) for _ in range(3)),
+        gr.update(visible=_has_both_precisions(info)),
+        gr.update(choices=others, value=others[0] if others else None),
     )
+
+
+def _layers(info: ModelInfo) -> list[tuple[str, str]]:
+    layers = [("Mean of the global layers", _MEAN_LAYERS), ("Rollout through all layers", _ROLLOUT)]
+    return layers + [(f"Layer {number + 1} ({kind})", str(number)) for number, kind in enumerate(info.layers)]
+
+
+def _heads(info: ModelInfo) -> list[tuple[str, int]]:
+    return [("Mean of all heads", MEAN_HEADS), *((f"Head {n + 1}", n) for n in range(info.heads))]
+
+
+def _has_both_precisions(info: ModelInfo) -> bool:
+    return info.int4 is not None and not info.int4.obstacle
 
 
 def _build_attention(
@@ -59,20 +92,22 @@ def _build_attention(
     words = gr.HTML()
     maps = gr.HTML(CHOOSE_WORD)
     with gr.Accordion("Details", open=False):
-        layers = [("Mean of the global layers", _MEAN_LAYERS), ("Rollout through all layers", _ROLLOUT)]
-        layers += [(f"Layer {number + 1} ({kind})", str(number)) for number, kind in enumerate(info.layers)]
-        layer = gr.Dropdown(layers, value=_MEAN_LAYERS, label="Layer", filterable=False)
-        heads = [("Mean of all heads", MEAN_HEADS), *((f"Head {n + 1}", n) for n in range(info.heads))]
-        head = gr.Dropdown(heads, value=MEAN_HEADS, label="Head", filterable=False)
+        layer = gr.Dropdown(_layers(info), value=_MEAN_LAYERS, label="Layer", filterable=False)
+        head = gr.Dropdown(_heads(info), value=MEAN_HEADS, label="Head", filterable=False)
     hide = gr.Button("Hide the hottest region and ask again", elem_id="hide", size="sm", visible=info.multimodal)
     effect = gr.HTML(HIDING, visible=info.multimodal)
     return words, layer, head, maps, hide, effect
 
 
-def _build_compare(info: ModelInfo) -> tuple[gr.Button, gr.Button, gr.HTML]:
+def _build_compare(
+    info: ModelInfo, models: Sequence[str]
+) -> tuple[gr.Button, gr.Button, gr.Dropdown, gr.Button, gr.HTML]:
     gr.HTML('<p class="note">Answers this question twice with the same seed, and marks where the answers part.</p>')
     with gr.Row():
         pan_and_scan = gr.Button("Pan & scan off and on", size="sm", visible=info.multimodal)
-        both = info.int4 is not None and not info.int4.obstacle
-        int4 = gr.Button("Full precision and int4", size="sm", visible=both)
-    return pan_and_scan, int4, gr.HTML()
+        int4 = gr.Button("Full precision and int4", size="sm", visible=_has_both_precisions(info))
+    others = list(models[1:])
+    with gr.Column(visible=bool(others), elem_id="two-models"):
+        other = gr.Dropdown(others, label="Another model", filterable=False, elem_id="other-model")
+        two = gr.Button("This answer's model and that one", size="sm", elem_id="compare-models")
+    return pan_and_scan, int4, other, two, gr.HTML()

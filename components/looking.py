@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -14,13 +15,15 @@ import gradio as gr
 from PIL.Image import Image
 
 from components.attention_view import maps_html, occlusion_html
+from components.calls import Call, Calls
 from components.comparing import Setting, compared
 from components.conversation import Conversation, Exchange
-from components.inside import CHOOSE_WORD, HIDING, MEAN_HEADS
+from components.inside import CHOOSE_WORD, HIDING, MEAN_HEADS, fitted
 from components.mask_view import mask_html
 from components.strip import strip_html
 from components.token_view import alternatives_html, answer_html, prompt_html
-from gemma3_core.engine import Answered, Box, Engine, Gemma3Error
+from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, StoppedError
+from gemma3_core.models import Models
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,11 @@ UNEXPECTED = "Something went wrong while looking. Try again; if it stays, the se
 STOPPED = "This answer was stopped, so it can't be looked at. Ask again, and let the answer end."
 NO_WORD = "Choose a word of the answer first."
 
-_MOST_THREADS = 16
+# More than the engine's queue holds, so that who waits there is told so, and beside them some that only draw.
+_MOST_THREADS = 96
+
+_LOOK, _HIDE, _COMPARE = "look", "hide", "compare"
+_WAITING = {_LOOK: "Looking at the answer again", _HIDE: "Hiding the region and asking again"}
 
 
 @dataclass(frozen=True)
@@ -40,61 +47,100 @@ class Selected:
 
 
 class Looking:
-    """Inside's handlers for one engine; what they show belongs to the visitor's own turns."""
+    """Inside's handlers; what they show belongs to the visitor's own turns, and comes from the model that answered."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, models: Models):
+        self._models = models
         # Not the event loop's own few threads: calls that wait in the engine's queue would hold them from everyone.
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
+        self._calls = Calls(self._threads)
 
-    async def open(self, number: float | None, conversation: Conversation) -> tuple[Any, ...]:
+    async def open(self, number: float | None, conversation: Conversation, request: gr.Request) -> tuple[Any, ...]:
         """For panel, title, inputs, words, maps, effect, mask, comparison and the selected turn."""
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
             return tuple(gr.skip() for _ in range(9))
+        self._calls.give_up(_window(request))
         exchange = conversation.exchanges[index]
         title = f"<h2>Inside answer {index + 1}</h2>"
-        inputs = await self._html(lambda: self._inputs(exchange))
+        inputs = await self._html(exchange, lambda engine: _inputs(engine, exchange))
         words = answer_html(exchange.choices) if exchange.answered else _problem(STOPPED)
         hint = CHOOSE_WORD if exchange.answered else ""
         return gr.update(visible=True), title, inputs, words, hint, HIDING, "", "", Selected(exchange)
 
-    def close(self) -> tuple[Any, None]:
-        """For the panel and the selected turn."""
+    def fit(self, selected: Selected | None) -> tuple[Any, ...]:
+        """For what depends on the model that gave the answer (see inside.fitting)."""
+        info = None if selected is None else self._models.info(selected.exchange.stats.model)
+        return tuple(gr.skip() for _ in range(7)) if info is None else fitted(info, self._models.names)
+
+    async def close(self, request: gr.Request) -> tuple[Any, None]:
+        """For the panel and the selected turn. What was being worked out for it is given up."""
+        self._calls.give_up(_window(request))
         return gr.update(visible=False), None
 
+    async def leave(self, request: gr.Request) -> None:
+        """Gives up what a window was waiting for that has been closed."""
+        self._calls.give_up(_window(request))
+
+    async def stop_looking(self, request: gr.Request) -> str:
+        """For the maps."""
+        self._calls.give_up(_window(request), _LOOK)
+        return CHOOSE_WORD
+
+    async def stop_hiding(self, request: gr.Request) -> str:
+        """For the effect."""
+        self._calls.give_up(_window(request), _HIDE)
+        return HIDING
+
     async def look(
-        self, number: float | None, selected: Selected | None, layer: str, head: int
-    ) -> tuple[Any, Any, Any, Any]:
-        """For words, maps, effect and the selected turn: where the model looked for the token of this number."""
+        self, number: float | None, selected: Selected | None, layer: str, head: int, request: gr.Request
+    ) -> AsyncGenerator[tuple[Any, Any, Any, Any], None]:
+        """For words, maps, effect and the selected turn: where the model looked for the token of this number.
+
+        Gives up what this window is still waiting for about another word.
+        """
+        nothing = gr.skip(), gr.skip(), gr.skip(), gr.skip()
         token = int(number) if number is not None else -1
         if selected is None or not 0 <= token < len(selected.exchange.choices):
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            yield nothing
+            return
         chosen = Selected(selected.exchange, token)
-        return answer_html(chosen.exchange.choices, token), await self._maps(chosen, layer, head), HIDING, chosen
+        self._calls.give_up(_window(request), _LOOK, _HIDE)
+        yield answer_html(chosen.exchange.choices, token), gr.skip(), HIDING, chosen
+        async with aclosing(self._maps(chosen, layer, head, _window(request))) as drawings:
+            async for maps in drawings:
+                yield gr.skip(), maps, gr.skip(), gr.skip()
 
-    async def look_again(self, selected: Selected | None, layer: str, head: int) -> Any:
+    async def look_again(
+        self, selected: Selected | None, layer: str, head: int, request: gr.Request
+    ) -> AsyncGenerator[Any, None]:
         """The maps of the same token, from another layer or head."""
         if selected is None or selected.token is None:
-            return gr.skip()
-        return await self._maps(selected, layer, head)
+            yield gr.skip()
+            return
+        async with aclosing(self._maps(selected, layer, head, _window(request))) as drawings:
+            async for maps in drawings:
+                yield maps
 
-    async def hide(self, selected: Selected | None, region: str = "") -> str:
+    async def hide(self, selected: Selected | None, request: gr.Request, region: str = "") -> AsyncGenerator[Any, None]:
         """What becomes of the token's probability, and of the answer, without a region.
 
         `region` is what page.js says of a box drawn on a picture; empty is the hottest region.
         """
         if selected is None or selected.token is None or selected.exchange.answered is None:
-            return _problem(NO_WORD)
+            yield _problem(NO_WORD)
+            return
         answered, token = selected.exchange.answered, selected.token
 
-        def draw() -> str:
-            pictures = self._pictures(answered)
+        def draw(engine: Engine, call: Call) -> str:
+            pictures = _pictures(engine, answered)
             picture, box = drawn_box(region, pictures) if region else (None, None)
-            report = self._engine.occlude(answered, token, picture, box)
+            report = engine.occlude(answered, token, picture, box, stop=call.stop, tell=call.tell)
             return occlusion_html(report, pictures[report.picture])
 
-        return await self._html(draw)
+        async with aclosing(self._called(_window(request), _HIDE, selected.exchange, draw)) as drawings:
+            async for effect in drawings:
+                yield effect
 
     async def mask(self, selected: Selected | None) -> Any:
         """The masks of the turn's prompt."""
@@ -104,61 +150,105 @@ class Looking:
         if answered is None:
             return _problem(STOPPED)
         return await self._html(
-            lambda: mask_html(self._engine.mask(answered.request), self._engine.inspect(answered.request))
+            selected.exchange,
+            lambda engine: mask_html(engine.mask(answered.request), engine.inspect(answered.request)),
         )
 
-    async def compare(self, selected: Selected | None, setting: Setting) -> AsyncGenerator[str, None]:
-        """The question answered without and with pan & scan, or in full precision and in int4."""
+    async def compare(
+        self, selected: Selected | None, setting: Setting, request: gr.Request, other: str | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The question answered without and with pan & scan, in full precision and in int4, or by an `other` model."""
         if selected is None or selected.exchange.answered is None:
             yield _problem(STOPPED)
             return
         try:
-            async with aclosing(compared(self._engine, selected.exchange.answered.request, setting)) as drawings:
-                async for html in drawings:
-                    yield html
+            model, asked = selected.exchange.stats.model, selected.exchange.answered.request
+            with self._calls.entry(_window(request), _COMPARE) as call:
+                async with aclosing(compared(self._models, model, asked, setting, other)) as drawings:
+                    async for html in drawings:
+                        if call.stop.is_set():
+                            yield gr.skip()
+                            return
+                        yield html
         except Gemma3Error as error:
             yield _problem(str(error))
         except Exception:
             logger.exception("comparing failed")
             yield _problem(UNEXPECTED)
 
-    async def _maps(self, selected: Selected, layer: str, head: int) -> str:
+    async def _maps(self, selected: Selected, layer: str, head: int, window: str) -> AsyncGenerator[Any, None]:
         answered, token = selected.exchange.answered, selected.token
         if answered is None or token is None:
-            return _problem(STOPPED)
+            yield _problem(STOPPED)
+            return
+        choice = alternatives_html(selected.exchange.choices[token])
 
-        def draw() -> str:
+        def draw(engine: Engine, call: Call) -> str:
             chosen_head = None if head == MEAN_HEADS else int(head)
             chosen_layer: Any = int(layer) if layer.isdecimal() else layer
-            attention = self._engine.attention(answered, [token], chosen_layer, chosen_head)
+            attention = engine.attention(answered, [token], chosen_layer, chosen_head, stop=call.stop, tell=call.tell)
             weights = {word.token.column: word.weight for word in attention.tokens if word.token.kind == "text"}
-            words = prompt_html(self._engine.inspect(answered.request), weights)
-            return f"{maps_html(attention, self._pictures(answered))}<h3>On the words of the prompt</h3>{words}"
+            words = prompt_html(engine.inspect(answered.request), weights)
+            return f"{maps_html(attention, _pictures(engine, answered))}<h3>On the words of the prompt</h3>{words}"
 
-        return alternatives_html(selected.exchange.choices[token]) + await self._html(draw)
+        async with aclosing(self._called(window, _LOOK, selected.exchange, draw)) as drawings:
+            async for html in drawings:
+                yield choice + html if isinstance(html, str) else html
 
-    def _inputs(self, exchange: Exchange) -> str:
-        previews = self._engine.preview(exchange.question.pictures, exchange.pan_and_scan)
-        squares = strip_html(previews, exchange.pan_and_scan, answered=True)
-        if exchange.answered is None:
-            return squares
-        prompt = self._engine.inspect(exchange.answered.request)
-        return f"{squares}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
+    async def _called(
+        self, window: str, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]
+    ) -> AsyncGenerator[Any, None]:
+        """HTML of what is waited for, then of what `draw` gives or why it can't be had. Given up, it changes
+        nothing more: Gradio repeats a generator's last update when it ends, so that one is to leave all as it is."""
 
-    def _pictures(self, answered: Answered) -> list[Image]:
-        """The originals, in the order of the conversation."""
-        paths = [picture for turn in answered.request.turns for picture in turn.pictures]
-        return [preview.original for preview in self._engine.preview(paths, pan_and_scan=False)]
+        def waiting(told: str) -> str:
+            return (
+                f'<p class="note" role="status">{escape(told or _WAITING[kind])} '
+                f'<button type="button" data-act="{kind}-stop">Stop</button></p>'
+            )
 
-    async def _html(self, draw: Callable[[], str]) -> str:
-        """What `draw` gives, made in a thread; where it can't be had, why."""
+        async with aclosing(
+            self._calls.results(window, kind, partial(self._shown, exchange, draw), waiting)
+        ) as drawings:
+            async for html in drawings:
+                yield gr.skip() if html is None else html
+
+    async def _html(self, exchange: Exchange, draw: Callable[[Engine], str]) -> str:
+        """What `draw` makes of the engine that gave the answer, in a thread; where it can't be had, why."""
+        shown = partial(self._shown, exchange, lambda engine, _call: draw(engine), Call())
+        return await asyncio.get_running_loop().run_in_executor(self._threads, shown) or ""
+
+    def _shown(self, exchange: Exchange, draw: Callable[[Engine, Call], str], call: Call) -> str | None:
+        """What `draw` makes; where it can't be had, why; nothing where nobody wants it any more."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, draw)
+            with self._models.that_answered(exchange.stats.model) as engine:
+                return draw(engine, call)
+        except StoppedError:
+            return None
         except Gemma3Error as error:
             return _problem(str(error))
         except Exception:
             logger.exception("looking inside failed")
             return _problem(UNEXPECTED)
+
+
+def _inputs(engine: Engine, exchange: Exchange) -> str:
+    previews = engine.preview(exchange.question.pictures, exchange.pan_and_scan)
+    squares = strip_html(previews, exchange.pan_and_scan, answered=True)
+    if exchange.answered is None:
+        return squares
+    prompt = engine.inspect(exchange.answered.request)
+    return f"{squares}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
+
+
+def _pictures(engine: Engine, answered: Answered) -> list[Image]:
+    """The originals, in the order of the conversation."""
+    paths = [picture for turn in answered.request.turns for picture in turn.pictures]
+    return [preview.original for preview in engine.preview(paths, pan_and_scan=False)]
+
+
+def _window(request: gr.Request) -> str:
+    return request.session_hash or ""
 
 
 def drawn_box(region: str, pictures: Sequence[Image]) -> tuple[int, Box]:

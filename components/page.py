@@ -12,12 +12,14 @@ from components.chat import badge, build_chat
 from components.composer import build_composer, build_notice
 from components.conversation import Conversation
 from components.examples import Example, load_examples
-from components.inside import Inside, build_inside
+from components.following import Following
+from components.inside import Inside, build_inside, fitting
 from components.looking import Looking
 from components.serving import Page
 from components.settings import Own, Settings, bring, build_settings, chosen_example, take_back
-from components.strip import build_strip
-from gemma3_core.engine import Engine, ModelInfo
+from components.strip import build_ahead, build_strip
+from gemma3_core.engine import Engine
+from gemma3_core.models import Models
 
 TITLE = "Gemma 3 and pictures"
 _HOUR_S, _DAY_S = 3600, 86400
@@ -37,6 +39,7 @@ _SEND_JS = """(message, ...rest) => {
 # Buttons in the conversation and in Inside say what they are about in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
+_OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#ahead details')?.open)]"
 _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
 
 
@@ -50,49 +53,46 @@ class Panels:
     composer: gr.MultimodalTextbox
     notice: gr.HTML
     strip: gr.HTML
+    ahead: gr.HTML
     clear: gr.Button
 
 
-def build_page(engine: Engine, examples: Sequence[Example] | None = None) -> gr.Blocks:
-    """The whole app around a loaded engine; `launch` is the caller's."""
+def build_page(models: Models | Engine, examples: Sequence[Example] | None = None) -> gr.Blocks:
+    """The whole app around a loaded engine, or around several models; `launch` is the caller's."""
+    models = models if isinstance(models, Models) else Models(models)
+    info = models.first.info
     cards = load_examples() if examples is None else tuple(examples)
-    cards = cards if engine.info.multimodal else ()
+    cards = cards if info.multimodal else ()
     with Page(title=TITLE, fill_height=True, analytics_enabled=False, delete_cache=(_HOUR_S, _DAY_S)) as page:
         conversation = gr.State(Conversation())
-        settings = build_settings(engine.info)
+        settings = build_settings(info, models.offers)
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
-                head = gr.HTML(_head(engine.info))
+                head = gr.HTML(_head(badge(info)))
                 clear = gr.Button("New chat", elem_id="clear", size="sm", scale=0, min_width=96)
-            chat = build_chat(engine.info, cards)
+            chat = build_chat(info, cards, models.names)
             notice = build_notice()
-            composer = build_composer(engine.info)
-            strip = build_strip()
-        inside = build_inside(engine.info)
-        asking = Asking(engine, cards)
-        panels = Panels(conversation, settings, chat, composer, notice, strip, clear)
+            composer = build_composer(info)
+            strip, ahead = build_strip(), build_ahead()
+        inside = build_inside(info, models.names)
+        asking = Asking(models, cards)
+        panels = Panels(conversation, settings, chat, composer, notice, strip, ahead, clear)
         changes = _connect_answers(asking, panels)
         _connect_cards(cards, panels)
         _connect_strip(asking, panels, changes)
-        _connect_inside(Looking(engine), inside, panels)
-        if settings.int4 is not None:
-            # The badge says what the next answer will be given with.
-            settings.int4.change(
-                lambda int4: _head(engine.info, int4),
-                settings.int4,
-                head,
-                queue=False,
-                show_progress="hidden",
-                api_visibility="private",
-            )
+        _connect_ahead(asking, panels, changes)
+        looking = Looking(models)
+        _connect_inside(looking, inside, panels)
+        _connect_models(Following(models, _head), panels, head, changes)
         page.unload(asking.leave)
-        build_ask_endpoint(engine)
+        page.unload(looking.leave)
+        build_ask_endpoint(models.first)
     page.queue(default_concurrency_limit=None)
     return page
 
 
-def _head(info: ModelInfo, int4: bool | None = None) -> str:
-    return f'<h1>{TITLE}</h1><p class="badge">{badge(info, int4)}</p>'
+def _head(badge_line: str) -> str:
+    return f'<h1>{TITLE}</h1><p class="badge">{badge_line}</p>'
 
 
 def _connect_answers(asking: Asking, panels: Panels) -> list[Any]:
@@ -140,6 +140,24 @@ def _connect_cards(cards: Sequence[Example], panels: Panels) -> None:
     panels.clear.click(take_back, own, [*shown, own], **common)
 
 
+def _connect_models(following: Following, panels: Panels, head: gr.HTML, changes: Sequence[Any]) -> None:
+    """The badge says what the next answer will be given with; where there is a choice of models, the page follows."""
+    settings = panels.settings
+    common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    if settings.int4 is not None:
+        settings.int4.change(following.head, [settings.int4, settings.chosen], head, **common)
+    if settings.model is not None:
+        follow: dict[str, Any] = {
+            "fn": following.follow,
+            "inputs": [panels.conversation, *settings.inputs],
+            "outputs": following.outputs(settings, head, panels.chat, panels.composer),
+            **common,
+        }
+        settings.model.change(**follow)
+        for change in changes:  # by then a model that was chosen before has been loaded
+            change.then(**follow)
+
+
 def _connect_emptying(composer: gr.MultimodalTextbox) -> None:
     """A hidden button that empties the composer in the browser alone."""
     empty = gr.Button("Empty", elem_id="empty", visible="hidden")
@@ -152,15 +170,37 @@ def _connect_strip(asking: Asking, panels: Panels, changes: Sequence[Any]) -> No
     composer.change(None, composer, files, js=_FILES_JS, api_visibility="private")
     draw: dict[str, Any] = {
         "fn": asking.preview,
-        "inputs": [composer, switch, panels.conversation],
+        "inputs": [composer, switch, panels.conversation, panels.settings.chosen],
         "outputs": panels.strip,
         "show_progress": "hidden",
         "concurrency_limit": 2,  # decoding pictures is work for the processor
         "api_visibility": "private",
     }
-    gr.on([files.change, switch.change], trigger_mode="always_last", **draw)
+    model = [] if panels.settings.model is None else [panels.settings.model.change]
+    gr.on([files.change, switch.change, *model], trigger_mode="always_last", **draw)
     for change in changes:
         change.then(**draw)
+
+
+def _connect_ahead(asking: Asking, panels: Panels, changes: Sequence[Any]) -> None:
+    """How many tokens the prompt will have: page.js clicks the hidden button where typing pauses."""
+    settings = panels.settings
+    button, opened = gr.Button("Count", elem_id="count-tokens", visible="hidden"), gr.Checkbox(visible="hidden")
+    draw: dict[str, Any] = {
+        "fn": asking.ahead,
+        "inputs": [panels.composer, panels.conversation, *settings.inputs, opened],
+        "outputs": panels.ahead,
+        "js": _OPENED_JS,
+        "show_progress": "hidden",
+        "concurrency_limit": 2,
+        "api_visibility": "private",
+    }
+    model = [] if settings.model is None else [settings.model.change]
+    gr.on([button.click, settings.pan_and_scan.change, *model], trigger_mode="always_last", **draw)
+    for change in changes:
+        change.then(**draw)
+    sent = panels.composer.submit
+    sent(lambda: "", None, panels.ahead, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _connect_inside(looking: Looking, inside: Inside, panels: Panels) -> None:
@@ -170,27 +210,36 @@ def _connect_inside(looking: Looking, inside: Inside, panels: Panels) -> None:
         gr.Button(act, elem_id=act, visible="hidden") for act in ("inside-open", "inside-close", "look")
     )
     common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
+    # These wait in the engine's own queue, and each click counts: it gives up what was waited for before.
+    waits = {**common, "concurrency_limit": None, "trigger_mode": "multiple"}
+    stops = {"look-stop": (looking.stop_looking, inside.maps), "hide-stop": (looking.stop_hiding, inside.effect)}
+    for name, (stop, shows) in stops.items():
+        gr.Button("Stop", elem_id=name, visible="hidden").click(stop, None, shows, queue=False, **common)
     shown = [inside.panel, inside.title, inside.inputs, inside.words, inside.maps, inside.effect, inside.mask]
     choice = [selected, inside.layer, inside.head]
-    show.click(
+    opened = show.click(
         looking.open,
         [number, panels.conversation],
         [*shown, inside.comparison, selected],
         js=_NUMBER_JS.format("inside-open"),
         **common,
     )
+    if panels.settings.model is not None:
+        opened.then(looking.fit, selected, fitting(inside), **common)
+        models = [selected, gr.State("model"), inside.other]
+        inside.compare_models.click(looking.compare, models, inside.comparison, **common)
     gr.on([close.click, panels.clear.click], looking.close, None, [inside.panel, selected], **common)
     look.click(
         looking.look,
         [number, *choice],
         [inside.words, inside.maps, inside.effect, selected],
         js=_NUMBER_JS.format("look"),
-        **common,
+        **waits,
     )
-    gr.on([inside.layer.input, inside.head.input], looking.look_again, choice, inside.maps, **common)
-    inside.hide.click(looking.hide, selected, inside.effect, **common)
+    gr.on([inside.layer.input, inside.head.input], looking.look_again, choice, inside.maps, **waits)
+    inside.hide.click(looking.hide, selected, inside.effect, **waits)
     region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
-    hide_region.click(looking.hide, [selected, region], inside.effect, js=_REGION_JS, **common)
+    hide_region.click(looking.hide, [selected, region], inside.effect, js=_REGION_JS, **waits)
     inside.mask_tab.select(looking.mask, selected, inside.mask, **common)
     for button, setting in ((inside.compare_pan_and_scan, "pan_and_scan"), (inside.compare_int4, "int4")):
         button.click(looking.compare, [selected, gr.State(setting)], inside.comparison, **common)

@@ -2,21 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from components.examples import Example
 from gemma3_core.engine import Gemma3Error, Int4Choice, ModelInfo, SamplingSettings
+from gemma3_core.models import Offer
 
 MOST_NEW_TOKENS = 2048
+
+_SAME = 1e-6  # a slider's value comes back from the browser as it was, but for rounding
 
 
 @dataclass(frozen=True)
 class Choices:
     """The settings' values, in the order of `Settings.inputs`; an empty `seed` draws one each time.
 
-    `int4` None is the server's setting, for engines that leave no choice.
+    `int4` None is the server's setting, for engines that leave no choice. `model` is the name of the one that shall
+    answer, None the server's first; `shown` that of the one whose defaults the settings began with.
     """
 
     pan_and_scan: bool
@@ -27,6 +32,24 @@ class Choices:
     seed: str | None
     max_new_tokens: float
     int4: bool | None = None
+    model: str | None = None
+    shown: str | None = None
+
+    def following(self, info: ModelInfo, shown: ModelInfo | None) -> "Choices":
+        """For a model whose defaults the settings do not show yet: what was left as it stood becomes its default.
+
+        `shown` is the model of that name. A precision that the model doesn't have becomes the server's setting.
+        """
+        if shown is None or info.name == shown.name:
+            return self
+        followed = replace(self, shown=info.name)
+        for name in ("temperature", "top_k", "top_p"):
+            if abs(getattr(self, name) - getattr(shown.sampling, name)) < _SAME:
+                followed = replace(followed, **{name: getattr(info.sampling, name)})
+        left_open = shown.int4 is None or self.int4 == shown.int4.default
+        if left_open or info.int4 is None or info.int4.obstacle:
+            followed = replace(followed, int4=None)
+        return followed
 
     def sampling(self) -> SamplingSettings:
         """Raises SamplingError for values out of range."""
@@ -46,7 +69,16 @@ class Settings:
     pan_and_scan: gr.Checkbox
     system_prompt: gr.Textbox
     system_prompt_fold: gr.Accordion
+    sampling: tuple[gr.components.Component, ...]
     int4: gr.Checkbox | None
+    model: gr.Dropdown | None
+    model_note: gr.HTML | None
+    shown: gr.State
+
+    @property
+    def chosen(self) -> gr.components.Component:
+        """What holds the name of the chosen model, None where there is no choice."""
+        return self.inputs[-2]
 
     @property
     def brought(self) -> list[gr.components.Component | gr.Accordion]:
@@ -77,12 +109,12 @@ def with_brought(choices: Choices, example: Example) -> Choices:
     )
 
 
-def bring(example: Example | None, pan_and_scan: bool, system_prompt: str) -> tuple[Any, Any, Any, Own]:
+def bring(example: Example | None, pan_and_scan: bool, system_prompt: str | None) -> tuple[Any, Any, Any, Own]:
     """Updates that show what a card brings, for `Settings.brought`, and what was there before."""
     if example is None:
         return gr.skip(), gr.skip(), gr.skip(), Own()
     switched, told = example.pan_and_scan and not pan_and_scan, bool(example.system_prompt)
-    own = Own(pan_and_scan if switched else None, system_prompt if told else None)
+    own = Own(pan_and_scan if switched else None, (system_prompt or "") if told else None)  # an empty box says None
     return (
         True if switched else gr.skip(),
         example.system_prompt if told else gr.skip(),
@@ -101,15 +133,15 @@ def take_back(own: Own) -> tuple[Any, Any, Any, Own]:
     )
 
 
-def build_settings(info: ModelInfo) -> Settings:
-    """Pan & scan in front, the rest folded away."""
+def build_settings(info: ModelInfo, offers: Sequence[Offer] = ()) -> Settings:
+    """The model (where there is more than the first) and pan & scan in front, the rest folded away."""
     # Closed as it comes, which is right for a phone; page.js opens it where there is room.
     with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
         gr.HTML("<h2>Settings</h2>")
+        model, note = _build_model(info, offers) if offers else (None, None)
         pan_and_scan = gr.Checkbox(
             label="Pan & scan",
-            info="Cuts wide or tall pictures into crops, so that small things stay visible. "
-            f"Slower: each crop is another {info.tokens_per_picture} tokens.",
+            info=pan_and_scan_line(info),
             elem_id="pan-and-scan",
             visible=info.multimodal,
         )
@@ -124,8 +156,46 @@ def build_settings(info: ModelInfo) -> Settings:
                 max_lines=8,
             )
         sampling = _build_sampling(info.sampling)
-    chosen = gr.State(None) if int4 is None else int4
-    return Settings((pan_and_scan, system_prompt, *sampling, chosen), pan_and_scan, system_prompt, fold, int4)
+    chosen, shown = gr.State(None) if int4 is None else int4, gr.State(info.name)
+    inputs = (pan_and_scan, system_prompt, *sampling, chosen, gr.State(None) if model is None else model, shown)
+    return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown)
+
+
+def _build_model(info: ModelInfo, offers: Sequence[Offer]) -> tuple[gr.Dropdown, gr.HTML]:
+    names = [info.name, *(offer.name for offer in offers)]
+    model = gr.Dropdown(
+        names,
+        value=info.name,
+        label="Model",
+        info="Answers from your next question on.",
+        filterable=False,
+        elem_id="model",
+    )
+    return model, gr.HTML(elem_id="model-note", visible=False)
+
+
+def model_note(offer: Offer | None, known: ModelInfo | None, in_memory: bool) -> str:
+    """HTML of what choosing this model means, as far as it is known; `offer` None is the server's first."""
+    if offer is None or in_memory:
+        return ""
+    lines = ["Loaded when you next ask, which takes a while."]
+    if offer.from_hub and known is None:
+        size = "" if offer.download_bytes is None else f": {_size(offer.download_bytes)}"
+        lines = [
+            f"Downloaded from the Hub when you next ask, if it is not on this machine yet{size}. "
+            "That needs its licence accepted on the Hub, and HF_TOKEN set where this app was started."
+        ]
+    if known is None:
+        lines.append("Settings below that you leave as they are become its own then.")
+    return f'<p class="note">{escape(" ".join(lines))}</p>'
+
+
+def pan_and_scan_line(info: ModelInfo) -> str:
+    """What the switch does, and costs with this model."""
+    return (
+        "Cuts wide or tall pictures into crops, so that small things stay visible. "
+        f"Slower: each crop is another {info.tokens_per_picture} tokens."
+    )
 
 
 def _build_int4(choice: Int4Choice) -> gr.Checkbox:

@@ -18,6 +18,11 @@ def build_strip() -> gr.HTML:
     return gr.HTML(elem_id="strip", visible=True)
 
 
+def build_ahead() -> gr.HTML:
+    """How many tokens the whole prompt will have, and which."""
+    return gr.HTML(elem_id="ahead")
+
+
 def strip_html(previews: Sequence[PicturePreview], pan_and_scan: bool, answered: bool = False) -> str:
     """HTML of what the model will see, or has seen for the last answer; empty without pictures.
 
@@ -31,6 +36,12 @@ def strip_html(previews: Sequence[PicturePreview], pan_and_scan: bool, answered:
     pictures = "".join(_picture(number, preview, pan_and_scan) for number, preview in enumerate(previews, 1))
     summary = f"{title}: {count(squares, 'square')}, {count(total, 'token')}"
     return f'<details class="strip" open><summary>{summary}</summary>{pictures}</details>'
+
+
+def unloaded_html(model: str) -> str:
+    """HTML for pictures of which nothing can be said yet."""
+    text = f"What {model} sees of a picture shows here once it is loaded."
+    return f'<div class="strip"><p class="note">{escape(text)}</p></div>'
 
 
 def problem_html(reason: str) -> str:

@@ -7,16 +7,18 @@ from itertools import groupby
 from components.stats import count
 from gemma3_core.engine import PromptToken, PromptView, TokenChoice
 
+_MOST_SHOWN = 4000  # tokens of text; a browser draws no more of them at once without a pause
 _NAMES = {"text": "text", "special": "special token", "image": "soft token", "padding": "padding"}
 
 
 def prompt_html(prompt: PromptView, weights: Mapping[int, float] | None = None) -> str:
     """HTML of all tokens in order: image blocks folded, special tokens marked, the position on hover.
 
-    `weights` shades words, by column; the largest of them is the darkest.
+    `weights` shades words, by column; the largest of them is the darkest. Of a very long prompt the middle is left
+    out, and said to be.
     """
     most = max((weights or {}).values(), default=0.0)
-    parts = []
+    parts: list[str] = []
     for square, run in groupby(prompt.tokens, key=lambda token: token.square):
         members = list(run)
         if square is None:
@@ -25,7 +27,24 @@ def prompt_html(prompt: PromptView, weights: Mapping[int, float] | None = None) 
             ]
         else:
             parts.append(_block(prompt.squares[square].label, members))
+    if len(parts) > _MOST_SHOWN:
+        left_out = count(len(parts) - _MOST_SHOWN, "token")
+        parts[_MOST_SHOWN // 2 : -_MOST_SHOWN // 2] = [f'<span class="image">{left_out} not shown here</span>']
     return f'<div class="tokens">{"".join(parts)}</div>'
+
+
+def ahead_html(prompt: PromptView, room: int, opened: bool) -> str:
+    """HTML of how long the prompt of a question will be that is not sent yet; its tokens where that is `opened`.
+
+    `room` is how many tokens of a prompt fit before the answer.
+    """
+    length = len(prompt.tokens)
+    fits = "" if length <= room else f', <b class="failure">more than fit: {room:,} beside the answer</b>'
+    tokens = prompt_html(prompt) if opened else ""
+    return (
+        f"<details{' open' if opened else ''}><summary>Tokens: the whole prompt will have {length:,}{fits}</summary>"
+        f"{tokens}</details>"
+    )
 
 
 def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None) -> str:

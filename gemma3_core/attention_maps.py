@@ -6,7 +6,7 @@ openly. The row that looked for the answer's k-th token (from 0) is the one befo
 `prompt tokens + k - 1`. `heat_maps` puts the weights onto the pictures and the words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ MOST_WEIGHT_BYTES = 100_000_000
 
 ROLLOUT_MAX_TOKENS = 4096
 """Rollout needs every row: three float32 matrices of tokens x tokens, 200 MB at this length."""
+
+Check = Callable[[], None]
+"""Called before each layer and each picture; what it raises ends the work there."""
 
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values", "soft_tokens"}
 _BY_COLUMN = ("input_ids", "position_ids", "token_type_ids")
@@ -72,6 +75,7 @@ def replay(
     rows: Sequence[int],
     with_logits: bool = False,
     chunk_size: int = REPLAY_CHUNK_SIZE,
+    check: Check | None = None,
 ) -> Replay:
     """Reads a turn again and returns the attention weights of the chosen `rows` (columns of the turn).
 
@@ -80,12 +84,13 @@ def replay(
     most MOST_WEIGHT_BYTES where there are several rows), one layer's activations for `chunk_size` tokens, one
     picture's encoding and, for turns longer than `chunk_size`, a key-value cache; never weights of [T, T].
     A 4B model in bfloat16, 4 crops, so T = 1,500: 34 layers x 8 heads x 1,500 keys x 2 bytes = 0.8 MB a row, an
-    MLP of 3 x 1,500 x 10,240 x 2 bytes = 92 MB. Raises AttentionError, PromptError, UnsupportedOptionError.
+    MLP of 3 x 1,500 x 10,240 x 2 bytes = 92 MB. Raises AttentionError, PromptError, UnsupportedOptionError, and what
+    `check` raises.
     """
     turn = _checked(model, inputs)
     total = turn["input_ids"].shape[1]
     _check_rows(model, rows, total)
-    turn = encoded(model, turn)
+    turn = encoded(model, turn, check)
     types = turn.get("token_type_ids")
     ends = chunk_ends(None if types is None else image_blocks(types), total, chunk_size)
     # One pass keeps nothing of a layer that it is through with; only several need a cache between them.
@@ -93,7 +98,7 @@ def replay(
     ordered, parts, heads = sorted(rows), [], []
     for start, end in zip([0, *ends], ends, strict=False):
         chosen = [row - start for row in ordered if start <= row < end]
-        weights, logits = _read(model, _columns(turn, start, end), chosen, cache, total)
+        weights, logits = _read(model, _columns(turn, start, end), _RowReader(chosen, check), cache, total)
         parts.append(weights)
         if with_logits and chosen:
             heads.append(logits)
@@ -102,7 +107,7 @@ def replay(
 
 
 @torch.inference_mode()
-def rollout(model: Model, inputs: Mapping[str, Any], rows: Sequence[int]) -> torch.Tensor:
+def rollout(model: Model, inputs: Mapping[str, Any], rows: Sequence[int], check: Check | None = None) -> torch.Tensor:
     """Attention rollout over all layers: how much of each token is mixed into the chosen rows, [rows, T] float32.
 
     Per layer the mean over heads, mixed half and half with the identity for the residual stream; the layers'
@@ -117,46 +122,55 @@ def rollout(model: Model, inputs: Mapping[str, Any], rows: Sequence[int]) -> tor
             f"most; this turn has {total:,}. Choose a layer, or the mean over the global layers."
         )
     _check_rows(model, rows, total)
-    turn = encoded(model, turn)
-    mixing = _Rollout()
+    turn = encoded(model, turn, check)
+    mixing = _Rollout(check)
     model(**turn, output_attentions=mixing, use_cache=False, logits_to_keep=1)
     assert mixing.mixed is not None
     return mixing.mixed[list(rows)]
 
 
 @torch.inference_mode()
-def encoded(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def encoded(model: Model, inputs: Mapping[str, Any], check: Check | None = None) -> dict[str, Any]:
     """The inputs with soft tokens in the place of pixels, encoded one picture at a time, in the room that one takes."""
     turn = {name: value for name, value in inputs.items() if name != "pixel_values"}
     if inputs.get("pixel_values") is not None:
         assert isinstance(model, Gemma3ForConditionalGeneration)
-        squares = inputs["pixel_values"].split(1)
-        turn["soft_tokens"] = torch.cat([model.get_image_features(square).pooler_output for square in squares])
+        parts = []
+        for square in inputs["pixel_values"].split(1):
+            if check is not None:
+                check()
+            parts.append(model.get_image_features(square).pooler_output)
+        turn["soft_tokens"] = torch.cat(parts)
     return turn
 
 
 class _RowReader:
     """Computes the weights of chosen rows from what a layer attends with."""
 
-    def __init__(self, rows: list[int]):
-        self._rows = rows
+    def __init__(self, rows: list[int], check: Check | None = None):
+        self.rows, self._check = rows, check
 
     def __call__(
         self, _layer: int, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
-        mask = None if mask is None else mask[:, :, self._rows]
-        return attention_weights(queries[:, :, self._rows], keys, mask, scale)
+        if self._check is not None:
+            self._check()
+        mask = None if mask is None else mask[:, :, self.rows]
+        return attention_weights(queries[:, :, self.rows], keys, mask, scale)
 
 
 class _Rollout:
     """Multiplies the layers' attention, each mixed with the identity, as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Check | None = None) -> None:
         self.mixed: torch.Tensor | None = None
+        self._check = check
 
     def __call__(
         self, _layer: int, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
+        if self._check is not None:
+            self._check()
         total = queries.shape[2]
         before, after = self.mixed, torch.empty(total, total, device=queries.device)
         for start in range(0, total, _ROWS_AT_A_TIME):
@@ -216,16 +230,16 @@ def _columns(turn: dict[str, Any], start: int, end: int) -> dict[str, Any]:
 
 
 def _read(
-    model: Model, part: dict[str, Any], chosen: list[int], cache: KVCache | None, total: int
+    model: Model, part: dict[str, Any], reader: _RowReader, cache: KVCache | None, total: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One pass: weights [layers, H, chosen rows, total] and logits [chosen rows, vocabulary]."""
+    """One pass: weights [layers, H, the reader's rows, total] and logits [rows, vocabulary]."""
     device = part["input_ids"].device
     out = model(
         **part,
         past_key_values=cache,
         use_cache=cache is not None,
-        output_attentions=_RowReader(chosen),
-        logits_to_keep=torch.tensor(chosen, device=device, dtype=torch.long),
+        output_attentions=reader,
+        logits_to_keep=torch.tensor(reader.rows, device=device, dtype=torch.long),
     )
     if cache is None:
         return torch.stack([weights[0] for weights in out.attentions]), out.logits[0]

@@ -4,6 +4,7 @@ Probabilities are the model's own, the softmax of the logits that the token was 
 top-k and top-p, which only say how to draw from them.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -54,3 +55,9 @@ def token_text(tokenizer: Gemma3Tokenizer, token_id: int) -> str:
     """One token as text with its leading space; ids beyond the tokenizer's vocabulary by their number."""
     token = tokenizer.backend.id_to_token(token_id)
     return f"<{token_id}>" if token is None else token.replace("▁", " ")
+
+
+def vocabulary_fingerprint(tokenizer: Gemma3Tokenizer) -> str:
+    """The same for two tokenizers only where every id stands for the same token: then ids can be compared."""
+    tokens = sorted((number, token) for token, number in tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(tokens).encode()).hexdigest()

@@ -226,6 +226,20 @@ class Gemma3Config(JsonConfig):
         "eoi_token_id": "eoi_token_index",
     }
 
+    def _named(self, parts: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+        """The two parts may come without a name, in either order, as transformers' documentation writes them."""
+        kinds = {"text_config": Gemma3TextConfig, "vision_config": SiglipVisionConfig}
+        named: dict[str, Any] = {}
+        for part in parts:
+            name = next((name for name, kind in kinds.items() if isinstance(part, kind)), None)
+            if name is None or name in named or name in values:
+                raise ConfigError(
+                    "Gemma3Config takes one SiglipVisionConfig and one Gemma3TextConfig without a name, got "
+                    f"{', '.join(type(each).__name__ for each in parts)}. Give everything else by name."
+                )
+            named[name] = part
+        return named
+
     def _read(self, values: dict[str, Any]) -> dict[str, Any]:
         values = super()._read(values)
         for name, read in (("text_config", self._read_text), ("vision_config", self._read_vision)):
@@ -259,8 +273,8 @@ class Gemma3Config(JsonConfig):
     def tokens_per_side(self) -> int:
         """Soft tokens along one side of a picture's square. ConfigError where patches do not make them.
 
-        Checked when a model is built: as in transformers, the class defaults (14 patches a side, 256 soft
-        tokens) make a configuration all the same.
+        Checked when a checkpoint is loaded, and where there are pictures: as in transformers, the class defaults
+        (14 patches a side, 256 soft tokens) make a configuration and a model all the same.
         """
         side = int(self.mm_tokens_per_image**0.5)
         if side * side != self.mm_tokens_per_image or self.vision_config.patches_per_side % side:

@@ -3,10 +3,12 @@
 The engine is the only door for components: they import from here and from nowhere below.
 """
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +16,9 @@ from PIL.Image import Image
 
 from gemma3_core.answer_clock import AnswerClock
 from gemma3_core.cache import KVCache
-from gemma3_core.confidence import TokenChoice, token_choice
+from gemma3_core.confidence import TokenChoice, token_choice, vocabulary_fingerprint
 from gemma3_core.config import GLOBAL
-from gemma3_core.errors import AttentionError, ContextLengthError, Gemma3Error, PromptError
+from gemma3_core.errors import AttentionError, ContextLengthError, Gemma3Error, PromptError, StoppedError
 from gemma3_core.events import (
     Answered,
     DoneEvent,
@@ -46,7 +48,7 @@ from gemma3_core.inspection import (
     OcclusionReport,
     PromptView,
     read_answered,
-    read_request,
+    read_tokens,
     view_attention,
     view_mask,
     view_occlusion,
@@ -68,6 +70,7 @@ __all__ = [
     "Answered",
     "AttentionMap",
     "Box",
+    "ContextLengthError",
     "DoneEvent",
     "Engine",
     "Event",
@@ -85,6 +88,7 @@ __all__ = [
     "SquareMap",
     "StageEvent",
     "Stats",
+    "StoppedError",
     "TokenChoice",
     "TokenEvent",
     "Turn",
@@ -95,6 +99,7 @@ DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 DEMO_NAME = "demo model"
 
 _QUEUE_TICK_S = 0.5
+_CALL_TICK_S = 0.1  # a call that is given up leaves the queue within this time
 _SQUARES_PER_PASS = 8
 # A CPU gains nothing from more at once, and Stop waits for the pass that is running.
 _SQUARES_PER_PASS_ON_CPU = 1
@@ -104,12 +109,18 @@ _PREFILL_CHUNK_SIZE_ON_CPU = 512
 class Engine:
     """One loaded model, in full precision and in int4, behind a queue; safe to use from many threads."""
 
-    def __init__(self, precisions: Precisions, processor: Gemma3Processor, name: str, is_demo: bool = False):
+    def __init__(
+        self,
+        precisions: Precisions,
+        processor: Gemma3Processor,
+        name: str,
+        is_demo: bool = False,
+        queue: FairQueue | None = None,
+    ):
         self._precisions, self._processor = precisions, processor
         # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
         self._model = precisions.default
-        self._queue = FairQueue()
-        self._mean_answer_s: float | None = None
+        self.queue = FairQueue() if queue is None else queue
         self.info = self._describe(name, is_demo)
 
     @classmethod
@@ -120,20 +131,24 @@ class Engine:
         dtype: str = "auto",
         int4: bool = False,
         int4_group_size: int = DEFAULT_GROUP_SIZE,
+        *,
+        name: str | None = None,
+        queue: FairQueue | None = None,
     ) -> "Engine":
         """A checkpoint folder or Hub id; None is the embedded demo model, and nothing is downloaded.
 
         `int4` is what answers a request that leaves it open; the other precision is made when first asked for.
-        A checkpoint that holds int4 weights always answers in int4.
+        A checkpoint that holds int4 weights always answers in int4. `name` is what it is called, by itself the
+        folder's; engines that share a device share a `queue`, so that one question at a time is worked on.
         Raises CheckpointError, ConfigError, UnsupportedOptionError with what to do.
         """
         folder = resolve_folder(model or DEMO_MODEL)
         precisions = Precisions.load(folder, dtype, pick_device(device), int4, TorchAoConfig(int4_group_size))
-        name = DEMO_NAME if model is None else Path(model).name
+        name = name or (DEMO_NAME if model is None else Path(model).name)
         where = precisions.default.device
         # Pictures are resized where the model is if that is a CUDA device; elsewhere the CPU does as well.
         processor = Gemma3Processor.from_pretrained(folder, device=where if where.type == "cuda" else "cpu")
-        return cls(precisions, processor, name, is_demo=model is None)
+        return cls(precisions, processor, name, is_demo=model is None, queue=queue)
 
     def _describe(self, name: str, is_demo: bool) -> ModelInfo:
         model, precisions = self._model, self._precisions
@@ -157,6 +172,7 @@ class Engine:
             ),
             layers=tuple("global" if kind == GLOBAL else "local" for kind in model.text_config.layer_types or ()),
             heads=model.text_config.num_attention_heads,
+            vocabulary=vocabulary_fingerprint(self._processor.tokenizer),
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> list[PicturePreview]:
@@ -193,23 +209,26 @@ class Engine:
         # Decoded before queueing, so that a broken picture is told at once and never holds others up.
         pictures = [load_all(turn.pictures) for turn in request.turns]
         entered = time.monotonic()
-        ticket = self._queue.enter(request.visitor)
+        ticket = self.queue.enter(request.visitor)
         try:
             yield from self._wait_for_turn(ticket)
             started = time.monotonic()
             was_ready = self._precisions.ready(self._int4(request))
             yield from self._answer(request, pictures, queue_s=started - entered)
             if was_ready:  # else it took longer than the next answers will
-                self._remember_duration(time.monotonic() - started)
+                self.queue.remember(time.monotonic() - started)
         finally:
-            self._queue.leave(ticket)
+            self.queue.leave(ticket)
 
-    def _check(self, request: Request) -> None:
-        """What can be told before a picture is decoded. Raises PromptError, UnsupportedOptionError."""
+    def _check(self, request: Request, asked: bool = True) -> None:
+        """What can be told before a picture is decoded; where it is not `asked` yet, the question may be empty.
+
+        Raises PromptError, UnsupportedOptionError.
+        """
         self._precisions.require(self._int4(request))
         if request.max_new_tokens < 1:
             raise PromptError(f"The answer must be allowed at least 1 token, got {request.max_new_tokens}.")
-        if not request.turns or request.turns[-1].role != "user" or not request.turns[-1].text.strip():
+        if not request.turns or request.turns[-1].role != "user" or (asked and not request.turns[-1].text.strip()):
             raise PromptError("There is no question. Write one and send again.")
         pictures = sum(len(turn.pictures) for turn in request.turns)
         self._check_sees(pictures)
@@ -224,22 +243,18 @@ class Engine:
         if pictures and not self.info.multimodal:
             raise PromptError(f"{self.info.name} reads text only. Remove the picture, or start a model that sees.")
 
-    def _wait_for_turn(self, ticket: Ticket) -> Iterator[Event]:
-        place, told = self._queue.wait(ticket, None, 0), ""
+    def _wait_for_turn(self, ticket: Ticket, tick_s: float = _QUEUE_TICK_S) -> Iterator[StageEvent]:
+        place, told = self.queue.wait(ticket, None, 0), ""
         while place:
             if (text := self._queue_text(place)) != told:
                 told = text
             # Said again each tick: a closed page is noticed only when something is sent to it.
             yield StageEvent("queued", told)
-            place = self._queue.wait(ticket, place, _QUEUE_TICK_S)
+            place = self.queue.wait(ticket, place, tick_s)
 
     def _queue_text(self, place: int) -> str:
-        text = f"{ordinal(place)} in the queue"
-        return text if self._mean_answer_s is None else f"{text}, about {max(1, round(place * self._mean_answer_s))} s"
-
-    def _remember_duration(self, seconds: float) -> None:
-        mean = self._mean_answer_s
-        self._mean_answer_s = seconds if mean is None else 0.8 * mean + 0.2 * seconds
+        text, mean = f"{ordinal(place)} in the queue", self.queue.mean_turn_s
+        return text if mean is None else f"{text}, about {max(1, round(place * mean))} s"
 
     def _answer(self, request: Request, pictures: list[list[Image]], queue_s: float) -> Iterator[Event]:
         """Encodes, reads and writes; the queue's turn is ours."""
@@ -254,7 +269,22 @@ class Engine:
         check_length(self._model.text_config, prompt_tokens, request.max_new_tokens)
         crops = 0 if "pixel_values" not in inputs else inputs["pixel_values"].shape[0] - squares
         yield from self._encode(inputs, squares, crops)
-        yield StageEvent("reading", f"Reading {prompt_tokens:,} tokens")
+        known = Stats(
+            model=self.info.name,
+            device=self.info.device,
+            dtype=self.info.dtype,
+            quantization=_quantization(int4),
+            num_images=squares,
+            num_crops=crops,
+            prompt_tokens=prompt_tokens,
+            reused_tokens=0,
+            new_tokens=0,
+            queue_s=round(queue_s, 4),
+            time_to_first_token_s=None,
+            tokens_per_s=None,
+            stop_reason="cancelled",
+        )
+        yield StageEvent("reading", f"Reading {prompt_tokens:,} tokens", known)
 
         decoder, stop_reason = StreamingDecoder(self._processor.tokenizer), "length"
         pieces: list[str] = []
@@ -274,17 +304,9 @@ class Engine:
         if rest := decoder.finish():
             pieces.append(rest)
             yield TokenEvent(rest)
-        stats = Stats(
-            model=self.info.name,
-            device=self.info.device,
-            dtype=self.info.dtype,
-            quantization=_quantization(int4),
-            num_images=squares,
-            num_crops=crops,
-            prompt_tokens=prompt_tokens,
-            reused_tokens=0,
+        stats = replace(
+            known,
             new_tokens=clock.tokens,
-            queue_s=round(queue_s, 4),
             time_to_first_token_s=clock.first_token_s,
             tokens_per_s=clock.tokens_per_s,
             stop_reason="stop" if stop_reason == "stop" else "length",
@@ -333,49 +355,72 @@ class Engine:
             yield _Token(token_id, token_choice(tokenizer, step.logits[0], token_id) if request.confidence else None)
 
     def inspect(self, request: Request) -> PromptView:
-        """The tokens of a request's prompt, and the squares that its image blocks stand for; nothing is answered.
+        """The tokens of a request's prompt, and the squares that its image blocks stand for.
 
-        Raises as `stream` does before it answers.
+        Quick: nothing is answered, encoded or waited for, and of pictures only the sizes are read. The question may
+        be empty yet. Raises as `stream` does before it answers, but for pictures damaged behind their header.
         """
-        self._check(request)
-        return view_prompt(read_request(request, self._processor, self._model), self._processor)
+        self._check(request, asked=False)
+        return view_prompt(read_tokens(request, self._processor), self._processor)
 
     def mask(self, request: Request) -> MaskView:
-        """Who may look at whom in a request's prompt, as its forward pass has it; nothing is answered.
+        """Who may look at whom in a request's prompt, as its forward pass has it.
 
-        Raises as `stream` does before it answers.
+        Quick as `inspect`, and raises as it does.
         """
         self._check(request)
-        return view_mask(read_request(request, self._processor, self._model), self._processor, self._model)
+        return view_mask(read_tokens(request, self._processor), self._processor, self._model)
 
     def attention(
-        self, answered: Answered, tokens: Sequence[int], layer: LayerChoice = "global", head: int | None = None
+        self,
+        answered: Answered,
+        tokens: Sequence[int],
+        layer: LayerChoice = "global",
+        head: int | None = None,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> AttentionMap:
         """Where the answer's `tokens` (numbers from 0) looked when they were written: the mean over them.
 
-        On the model and in the precision that answered, once it is free: this call waits in the queue. `layer` is a
-        number, "global" for the mean over the global layers or "rollout"; `head` None is the mean over heads.
-        Raises AttentionError for an answer that can't be looked at (pictures gone, another model by now, no such
-        token), QueueFullError, UnsupportedOptionError.
+        On the model and in the precision that answered, once it is free: this call waits in the queue, and `tell`
+        is told its place there in words. `layer` is a number, "global" for the mean over the global layers or
+        "rollout"; `head` None is the mean over heads. Once `stop` is set, from another thread, the place in the
+        queue is given back within one layer or picture, and StoppedError raised. Raises AttentionError for an answer
+        that can't be looked at (pictures gone, another model by now, no such token), QueueFullError,
+        UnsupportedOptionError.
         """
-        with self._model_of(answered) as model:
+        check = partial(_check_stop, stop)
+        with self._model_of(answered, check, tell) as model:
             reading = read_answered(answered, self._processor, model)
-            return view_attention(reading, answered.done.token_ids, tokens, self._processor, model, layer, head)
+            ids = answered.done.token_ids
+            return view_attention(reading, ids, tokens, self._processor, model, layer, head, check)
 
     def occlude(
-        self, answered: Answered, token: int, picture: int | None = None, box: Box | None = None
+        self,
+        answered: Answered,
+        token: int,
+        picture: int | None = None,
+        box: Box | None = None,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> OcclusionReport:
         """What hiding a region of a picture does to the answer's token number `token` (from 0), and the new answer.
 
         `box` is in the original picture's pixels; None is the hottest region of that token's map, on `picture` (from
-        0) or, where that is None, on any. Waits and raises as `attention`.
+        0) or, where that is None, on any. Waits, stops and raises as `attention`.
         """
-        with self._model_of(answered) as model:
+        check = partial(_check_stop, stop)
+        with self._model_of(answered, check, tell) as model:
             reading = read_answered(answered, self._processor, model)
-            return view_occlusion(reading, answered.done.token_ids, token, picture, box, self._processor, model)
+            ids = answered.done.token_ids
+            return view_occlusion(reading, ids, token, picture, box, self._processor, model, check)
 
     @contextmanager
-    def _model_of(self, answered: Answered) -> Iterator[Model]:
+    def _model_of(
+        self, answered: Answered, check: Callable[[], None], tell: Callable[[str], None] | None
+    ) -> Iterator[Model]:
         """The model that gave an answer, in its precision, for as long as the queue's turn is ours."""
         stats = answered.done.stats
         if stats.model != self.info.name:
@@ -386,15 +431,20 @@ class Engine:
             raise AttentionError("This answer has no tokens to look at.")
         int4 = stats.quantization == _quantization(True)
         self._precisions.require(int4)
-        ticket = self._queue.enter(answered.request.visitor)
+        ticket = self.queue.enter(answered.request.visitor)
         try:
-            for _ in self._wait_for_turn(ticket):
-                pass  # nobody is told the place: whoever asks waits
-            for _ in self._precisions.prepare(int4):
-                pass
+            for event in self._wait_for_turn(ticket, _CALL_TICK_S):
+                check()
+                if tell is not None:
+                    tell(event.text)
+            for text in self._precisions.prepare(int4):
+                check()
+                if tell is not None:
+                    tell(text)
+            check()
             yield self._precisions.model(int4)
         finally:
-            self._queue.leave(ticket)
+            self.queue.leave(ticket)
 
     def close(self) -> None:
         """Frees the model's memory; running answers end with an error of their own."""
@@ -410,6 +460,11 @@ class _Token:
 
     token_id: int
     choice: TokenChoice | None
+
+
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise StoppedError("This was given up before it was done. Ask again for it.")
 
 
 def _quantization(int4: bool) -> str:

@@ -49,5 +49,9 @@ class AttentionError(Gemma3Error, ValueError):
     """Attention that can't be shown: pictures gone, another model by now, too long, no such token."""
 
 
+class StoppedError(Gemma3Error, RuntimeError):
+    """Work that was given up at the wish of whoever asked for it."""
+
+
 class QueueFullError(Gemma3Error, RuntimeError):
     """Too many questions are waiting already; try again in a moment."""

@@ -4,7 +4,7 @@ Components and clients see only these, so that another engine (replicas, other m
 the same door.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from PIL.Image import Image
@@ -14,7 +14,7 @@ from gemma3_core.images import ImageSource
 from gemma3_core.pan_and_scan import Box
 from gemma3_core.sampling import SamplingSettings
 
-StageName = Literal["queued", "preparing", "encoding", "reading", "writing"]
+StageName = Literal["loading", "queued", "preparing", "encoding", "reading", "writing"]
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,15 @@ class Request:
 
 @dataclass(frozen=True)
 class StageEvent:
-    """What is being done, also in words fit for the page ("Encoding 3 pictures")."""
+    """What is being done, also in words fit for the page ("Encoding 3 pictures").
+
+    `known` comes with the first "reading": what is known of the answer once its prompt is. Whoever stops the answer
+    gets no DoneEvent, and can look at what was written with it.
+    """
 
     stage: StageName
     text: str
+    known: "Stats | None" = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,12 @@ class Answered:
     request: Request
     done: DoneEvent
 
+    @classmethod
+    def stopped(cls, request: Request, known: Stats, text: str, token_ids: tuple[int, ...]) -> "Answered":
+        """Of an answer that was stopped: its prompt's figures, and what was written until then."""
+        stats = replace(known, new_tokens=len(token_ids), stop_reason="cancelled")
+        return cls(request, DoneEvent(text, stats, token_ids))
+
 
 @dataclass(frozen=True)
 class PicturePreview:
@@ -147,7 +158,8 @@ class ModelInfo:
     """The model that answers, for the page's badge and texts.
 
     `quantization` is that of the server's setting; `int4` None is an engine that knows no int4 at all. `layers`
-    are the decoder's kinds, "local" and "global", first layer first.
+    are the decoder's kinds, "local" and "global", first layer first. `vocabulary` is the same where two models have
+    the same tokens under the same ids, so that these can be compared.
     """
 
     name: str
@@ -163,3 +175,4 @@ class ModelInfo:
     int4: Int4Choice | None = None
     layers: tuple[str, ...] = ()
     heads: int = 0
+    vocabulary: str = ""

@@ -31,6 +31,13 @@ class FairQueue:
         # Whose turn comes after whose: each visitor with something waiting once, but not the one being served.
         self._turns: list[str] = []
         self._running: Ticket | None = None
+        self.mean_turn_s: float | None = None
+        """How long a turn lasts, about; None before the first."""
+
+    def remember(self, seconds: float) -> None:
+        """Takes a turn's duration into the mean."""
+        mean = self.mean_turn_s
+        self.mean_turn_s = seconds if mean is None else 0.8 * mean + 0.2 * seconds
 
     def enter(self, visitor: str) -> Ticket:
         """A ticket at the end of the queue. Raises QueueFullError where too many wait already."""

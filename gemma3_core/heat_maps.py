@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gemma3_core.attention_maps import replay, rollout
+from gemma3_core.attention_maps import Check, replay, rollout
 from gemma3_core.config import GLOBAL, Gemma3TextConfig
 from gemma3_core.errors import AttentionError, UnsupportedOptionError
 from gemma3_core.pan_and_scan import Box
@@ -108,17 +108,18 @@ def attention_map(
     squares: Sequence[Square] = (),
     layer: LayerChoice = "global",
     head: int | None = None,
+    check: Check | None = None,
 ) -> AttentionMap:
     """Where the `rows` (columns of the turn) looked, on its pictures and its words.
 
     `inputs` are the turn's, as `attention_maps.replay` takes them; `tokens` and `squares` describe the turn (see
-    `prompt_view`). Raises AttentionError, PromptError, UnsupportedOptionError.
+    `prompt_view`). Raises AttentionError, PromptError, UnsupportedOptionError, and what `check` raises.
     """
     layers = chosen_layers(model.text_config, layer, head)
     if layer == "rollout":
-        weights = rollout(model, inputs, rows)
+        weights = rollout(model, inputs, rows, check)
     else:
-        weights = mean_weights(replay(model, inputs, rows).weights, layers, head)
+        weights = mean_weights(replay(model, inputs, rows, check=check).weights, layers, head)
     return map_of(weights.mean(dim=0), tokens, squares, layer, layers, head)
 
 

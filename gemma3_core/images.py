@@ -40,6 +40,7 @@ _TURNS = {  # EXIF 2.32, tag Orientation: how to set the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # of these, width and height change places
 _BAND_ROWS = 1024  # transparency is flattened in bands, so that large pictures need no third copy
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
 
@@ -77,6 +78,26 @@ def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Ima
     if isinstance(source, str):
         return _decode(_read_string(source, limits), limits)
     raise ImageError(f"A picture can't be read from {type(source).__name__}; give a path, URL, bytes or a picture.")
+
+
+def picture_size(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Width and height of what `load_image` would give; of a path or bytes only what Pillow needs to read
+    for its size and orientation. Raises ImageError as `load_image` does, but for damage behind the header.
+    """
+    if isinstance(source, Path):
+        source = _read_file(source, limits)
+    if not isinstance(source, bytes | bytearray | memoryview):
+        return load_image(source, limits).size
+    data = bytes(source)
+    if not data:
+        return load_image(data, limits).size
+    _check_bytes(len(data), limits)
+    with _open_header(data) as picture:
+        width, height = picture.size
+        check_pixels(width, height, limits)
+        # Of a TIFF Pillow gives the upright size before it is read.
+        sideways = picture.format != "TIFF" and _orientation(picture) in _SIDEWAYS
+        return (height, width) if sideways else (width, height)
 
 
 def decode_base64(text: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 import torch
 from PIL.Image import Image
 
-from gemma3_core.attention_maps import with_answer
+from gemma3_core.attention_maps import Check, with_answer
 from gemma3_core.confidence import token_text
 from gemma3_core.errors import AttentionError, ImageError
 from gemma3_core.events import Answered, Request
 from gemma3_core.heat_maps import AttentionMap, LayerChoice, attention_map
 from gemma3_core.mask_view import MaskView, mask_view
 from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.occlusion import hidden, occlusion
 from gemma3_core.pan_and_scan import Box
 from gemma3_core.precisions import Model
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.prompt_view import PromptToken, Square, prompt_tokens, squares_of
-from gemma3_core.request_inputs import load_all, pan_and_scan, request_inputs
+from gemma3_core.request_inputs import crop_boxes, load_all, request_inputs, request_tokens, sizes_of
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,25 @@ class Reading:
     inputs: ModelInputs
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A request's prompt: the sizes of its pictures turn by turn, in pixels, and its ids and types [1, T]."""
+
+    request: Request
+    sizes: tuple[tuple[tuple[int, int], ...], ...]
+    inputs: ModelInputs
+
+
 def read_request(request: Request, processor: Gemma3Processor, model: Model) -> Reading:
     """Raises ImageError for pictures that can't be read."""
     pictures = tuple(tuple(load_all(turn.pictures)) for turn in request.turns)
     return Reading(request, pictures, request_inputs(request, pictures, processor, model))
+
+
+def read_tokens(request: Request, processor: Gemma3Processor) -> Tokens:
+    """Needs no model and decodes no picture. Raises ImageError for pictures that can't be read."""
+    sizes = tuple(tuple(sizes_of(turn.pictures)) for turn in request.turns)
+    return Tokens(request, sizes, request_tokens(request, sizes, processor))
 
 
 def read_answered(answered: Answered, processor: Gemma3Processor, model: Model) -> Reading:
@@ -87,20 +103,17 @@ def read_answered(answered: Answered, processor: Gemma3Processor, model: Model) 
     return reading
 
 
-def view_prompt(reading: Reading, processor: Gemma3Processor) -> PromptView:
+def view_prompt(tokens: Tokens, processor: Gemma3Processor) -> PromptView:
     """The prompt's tokens and squares."""
-    inputs = reading.inputs
-    return PromptView(
-        prompt_tokens(processor.tokenizer, inputs["input_ids"], None, inputs.get("token_type_ids")),
-        _squares(reading, processor),
-    )
+    ids, types = tokens.inputs["input_ids"], tokens.inputs["token_type_ids"]
+    squares = _squares(tokens.request, tokens.sizes, types, processor)
+    return PromptView(prompt_tokens(processor.tokenizer, ids, None, types), squares)
 
 
-def view_mask(reading: Reading, processor: Gemma3Processor, model: Model) -> MaskView:
+def view_mask(tokens: Tokens, processor: Gemma3Processor, model: Model) -> MaskView:
     """The masks of the prompt, on each kind of layer, as the answer's forward pass used them."""
-    inputs = reading.inputs
-    types = inputs.get("token_type_ids")
-    return mask_view(model.text_config, processor.tokenizer, inputs["input_ids"], token_type_ids=types)
+    types = tokens.inputs["token_type_ids"] if isinstance(model, Gemma3ForConditionalGeneration) else None
+    return mask_view(model.text_config, processor.tokenizer, tokens.inputs["input_ids"], token_type_ids=types)
 
 
 def view_attention(
@@ -111,10 +124,11 @@ def view_attention(
     model: Model,
     layer: LayerChoice,
     head: int | None,
+    check: Check | None = None,
 ) -> AttentionMap:
     """Where the answer's tokens number `chosen` (from 0) looked when they were written: the mean over them.
 
-    Raises AttentionError where the answer has no such tokens, UnsupportedOptionError.
+    Raises AttentionError where the answer has no such tokens, UnsupportedOptionError, and what `check` raises.
     """
     if not chosen or min(chosen) < 0 or max(chosen) >= len(answer_ids):
         raise AttentionError(
@@ -128,7 +142,9 @@ def view_attention(
     types = turn.get("token_type_ids")
     tokens = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
     rows = [first + number for number in chosen]
-    return attention_map(model, turn, rows, tokens, _squares(reading, processor), layer, head)
+    sizes = [[image.size for image in images] for images in reading.pictures]
+    squares = _squares(reading.request, sizes, types, processor)
+    return attention_map(model, turn, rows, tokens, squares, layer, head, check)
 
 
 def view_occlusion(
@@ -139,10 +155,12 @@ def view_occlusion(
     box: Box | None,
     processor: Gemma3Processor,
     model: Model,
+    check: Check | None = None,
 ) -> OcclusionReport:
     """Hides a box of a picture (both numbered from 0), or the hottest region of the token's own map.
 
-    Raises AttentionError where there is no such token or picture, or the box reaches beyond it.
+    Raises AttentionError where there is no such token or picture, or the box reaches beyond it, and what `check`
+    raises.
     """
     flat = [image for images in reading.pictures for image in images]
     if not flat:
@@ -150,7 +168,9 @@ def view_occlusion(
     if picture is not None and not 0 <= picture < len(flat):
         raise AttentionError(f"The pictures are numbered 0 to {len(flat) - 1}; there is no number {picture}.")
     if box is None:
-        square, box = view_attention(reading, answer_ids, [token], processor, model, "global", None).hottest(picture)
+        square, box = view_attention(reading, answer_ids, [token], processor, model, "global", None, check).hottest(
+            picture
+        )
         picture = square.picture
     elif picture is None:
         if len(flat) > 1:
@@ -162,7 +182,8 @@ def view_occlusion(
     without = Reading(reading.request, tuple(map(tuple, pictures)), inputs)
     most, stops = max(reading.request.max_new_tokens, 1), model.generation_config.stop_ids
     with torch.inference_mode():
-        done = occlusion(model, _forward_inputs(reading), _forward_inputs(without), answer_ids, token, most, stops)
+        prompts = _forward_inputs(reading), _forward_inputs(without)
+        done = occlusion(model, *prompts, answer_ids, token, most, stops, check)
     tokenizer = processor.tokenizer
     return OcclusionReport(
         picture,
@@ -180,13 +201,14 @@ def _forward_inputs(reading: Reading) -> dict[str, torch.Tensor]:
     return {name: reading.inputs[name] for name in names if name in reading.inputs}
 
 
-def _squares(reading: Reading, processor: Gemma3Processor) -> tuple[Square, ...]:
-    flat = [image for images in reading.pictures for image in images]
-    if not flat:
+def _squares(
+    request: Request,
+    sizes: Sequence[Sequence[tuple[int, int]]],
+    token_type_ids: torch.Tensor | None,
+    processor: Gemma3Processor,
+) -> tuple[Square, ...]:
+    """`sizes` are those of each turn's pictures."""
+    flat = [size for turn in sizes for size in turn]
+    if not flat or token_type_ids is None:
         return ()
-    sizes = [(image.width, image.height) for image in flat]
-    crops = [
-        processor.image_processor.with_options(do_pan_and_scan=cut).boxes(*size)
-        for size, cut in zip(sizes, pan_and_scan(reading.request), strict=True)
-    ]
-    return squares_of(reading.inputs["token_type_ids"].cpu(), sizes, crops)
+    return squares_of(token_type_ids.cpu(), flat, crop_boxes(request, sizes, processor))

@@ -22,23 +22,30 @@ MANY_ROWS = 128
 WIDENED_AT_A_TIME = 2**23
 """Numbers of a weight that are widened together: 32 MB, however large the layer is."""
 
+ROWS_AT_A_TIME = 2**22
+"""Numbers of the input that are widened together: 16 MB, however long the prompt or large the picture is."""
+
 
 class Linear(nn.Linear):
     """x W^T + b; many rows of bfloat16 on a CPU are multiplied in float32.
 
     CPUs without matrix units for bfloat16 multiply float32 about twice as fast, and round once at the
-    end. The widened weight, a part of it where it is large, lives for this product only.
+    end. The widened weight and input, a part of them where they are large, live for this product only.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self._widens(x):
             return super().forward(x)
-        rows, wide = max(1, WIDENED_AT_A_TIME // self.in_features), x.float()
-        parts = []
-        for start in range(0, self.out_features, rows):
-            bias = None if self.bias is None else self.bias[start : start + rows].float()
-            parts.append(F.linear(wide, self.weight[start : start + rows].float(), bias).to(x.dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        x_rows, features = x.reshape(-1, self.in_features), max(1, WIDENED_AT_A_TIME // self.in_features)
+        at_a_time = max(MANY_ROWS, ROWS_AT_A_TIME // max(self.in_features, min(features, self.out_features)))
+        out = x.new_empty(x_rows.shape[0], self.out_features)
+        for first in range(0, self.out_features, features):
+            columns = slice(first, first + features)
+            weight, bias = self.weight[columns].float(), None if self.bias is None else self.bias[columns].float()
+            for start in range(0, x_rows.shape[0], at_a_time):
+                rows = slice(start, start + at_a_time)
+                out[rows, columns] = F.linear(x_rows[rows].float(), weight, bias)
+        return out.view(*x.shape[:-1], self.out_features)
 
     def _widens(self, x: torch.Tensor) -> bool:
         narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gemma3_core.attention_maps import encoded, replay, with_answer
+from gemma3_core.attention_maps import Check, encoded, replay, with_answer
 from gemma3_core.errors import AttentionError
 from gemma3_core.generation import PrefillProgress, generate_tokens
 from gemma3_core.pan_and_scan import Box
@@ -60,7 +60,9 @@ def hidden(picture: Image.Image, box: Box) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def token_probability(model: Model, inputs: Mapping[str, Any], answer_ids: Sequence[int], token: int) -> float:
+def token_probability(
+    model: Model, inputs: Mapping[str, Any], answer_ids: Sequence[int], token: int, check: Check | None = None
+) -> float:
     """The probability of the answer's token number `token` (from 0) after the prompt and the tokens before it.
 
     `inputs` are the prompt's [1, T]. Raises AttentionError where the answer has no such token.
@@ -68,7 +70,7 @@ def token_probability(model: Model, inputs: Mapping[str, Any], answer_ids: Seque
     if not 0 <= token < len(answer_ids):
         raise AttentionError(f"The answer has {len(answer_ids)} tokens, numbered from 0; there is no number {token}.")
     turn = with_answer(inputs, answer_ids[:token])
-    logits = replay(model, turn, [turn["input_ids"].shape[1] - 1], with_logits=True).logits
+    logits = replay(model, turn, [turn["input_ids"].shape[1] - 1], with_logits=True, check=check).logits
     assert logits is not None
     return float(logits[0].float().softmax(dim=-1)[answer_ids[token]])
 
@@ -81,19 +83,26 @@ def occlusion(
     token: int,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
+    check: Check | None = None,
 ) -> Occlusion:
     """Compares a prompt with the same prompt whose pictures were made by `hidden`, both as model inputs [1, T].
 
-    Raises AttentionError where the answer has no token number `token` (from 0), and what generation raises.
+    Raises AttentionError where the answer has no token number `token` (from 0), and what generation and `check` raise.
     """
-    before = token_probability(model, inputs, answer_ids, token)
-    prompt = encoded(model, inputs_hidden)
-    after = token_probability(model, prompt, answer_ids, token)
-    return Occlusion(answer_ids[token], before, after, _greedy(model, prompt, max_new_tokens, stop_ids))
+    before = token_probability(model, inputs, answer_ids, token, check)
+    prompt = encoded(model, inputs_hidden, check)
+    after = token_probability(model, prompt, answer_ids, token, check)
+    return Occlusion(answer_ids[token], before, after, _greedy(model, prompt, max_new_tokens, stop_ids, check))
 
 
-def _greedy(model: Model, prompt: dict[str, Any], max_new_tokens: int, stop_ids: tuple[int, ...]) -> tuple[int, ...]:
-    steps = generate_tokens(model, prompt, SamplingSettings(temperature=0.0), max_new_tokens, stop_ids)
+def _greedy(
+    model: Model, prompt: dict[str, Any], max_new_tokens: int, stop_ids: tuple[int, ...], check: Check | None
+) -> tuple[int, ...]:
+    tokens = []
     with torch.inference_mode():
-        tokens = [int(step[0]) for step in steps if not isinstance(step, PrefillProgress)]
+        for step in generate_tokens(model, prompt, SamplingSettings(temperature=0.0), max_new_tokens, stop_ids):
+            if check is not None:
+                check()
+            if not isinstance(step, PrefillProgress):
+                tokens.append(int(step[0]))
     return tuple(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)

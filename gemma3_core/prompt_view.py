@@ -144,8 +144,8 @@ def folded(tokens: Sequence[PromptToken], most: int) -> tuple[Segment, ...]:
     The longest runs fold first, and as many tokens as fit stay single at both of their ends; where even one
     segment a run is too many, neighbouring runs fold together.
     """
-    if most < 2:
-        raise PromptError(f"A folded prompt has 2 segments or more, got most={most}.")
+    if not isinstance(most, int) or most < 2:
+        raise PromptError(f"A folded prompt has 2 segments or more, got most={most!r}.")
     if len(tokens) <= most:
         return tuple(_single(token) for token in tokens)
     runs = [list(run) for _, run in groupby(tokens, key=_run_of)]

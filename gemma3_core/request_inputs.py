@@ -1,16 +1,19 @@
 """A request -> pictures, chat messages, model inputs."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from PIL.Image import Image
 
 from gemma3_core.errors import ImageError
 from gemma3_core.events import Request
-from gemma3_core.images import ImageSource, load_image
+from gemma3_core.images import ImageSource, load_image, picture_size
 from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.pan_and_scan import Box
 from gemma3_core.precisions import Model
 from gemma3_core.processor import Gemma3Processor
+
+Read = TypeVar("Read")
 
 
 def request_inputs(
@@ -31,6 +34,36 @@ def request_inputs(
     return inputs.to(model.device, model.dtype)
 
 
+def request_tokens(
+    request: Request, sizes: Sequence[Sequence[tuple[int, int]]], processor: Gemma3Processor
+) -> ModelInputs:
+    """input_ids and token_type_ids [1, T], the same as `request_inputs` gives, from the pictures' sizes alone.
+
+    `sizes` are widths and heights of each turn's pictures, in pixels; no pixel is read, so this is quick.
+    """
+    prompt = processor.apply_chat_template(
+        processor.escape_messages(_messages(request, sizes)), add_generation_prompt=True
+    )
+    counts = [len(boxes) for boxes in crop_boxes(request, sizes, processor)]
+    texts = processor.expand_images([prompt], counts)
+    tokenizer = processor.tokenizer
+    inputs = tokenizer(texts, add_special_tokens=not prompt.startswith(tokenizer.bos_token), return_tensors="pt")
+    types = (inputs["input_ids"] == tokenizer.image_token_id).long()
+    return ModelInputs({"input_ids": inputs["input_ids"], "token_type_ids": types})
+
+
+def crop_boxes(
+    request: Request, sizes: Sequence[Sequence[tuple[int, int]]], processor: Gemma3Processor
+) -> list[list[Box]]:
+    """For each picture of the request the boxes of its crops, in its pixels."""
+    flat = [size for turn in sizes for size in turn]
+    images = processor.image_processor
+    return [
+        images.with_options(do_pan_and_scan=cut).boxes(*size)
+        for size, cut in zip(flat, pan_and_scan(request), strict=True)
+    ]
+
+
 def pan_and_scan(request: Request) -> list[bool]:
     """For each picture of the request, whether it is cut."""
     return [
@@ -42,15 +75,24 @@ def pan_and_scan(request: Request) -> list[bool]:
 
 def load_all(pictures: Sequence[ImageSource]) -> list[Image]:
     """Decodes pictures; among several, an ImageError says which one it is about."""
-    loaded = []
+    return _each(load_image, pictures)
+
+
+def sizes_of(pictures: Sequence[ImageSource]) -> list[tuple[int, int]]:
+    """Widths and heights in pixels, as `load_all` would give them, and errors as there."""
+    return _each(picture_size, pictures)
+
+
+def _each(read: Callable[[ImageSource], Read], pictures: Sequence[ImageSource]) -> list[Read]:
+    results = []
     for number, source in enumerate(pictures, 1):
         try:
-            loaded.append(load_image(source))
+            results.append(read(source))
         except ImageError as error:
             if len(pictures) == 1:
                 raise
             raise ImageError(f"The {ordinal(number)} picture: {error}") from None
-    return loaded
+    return results
 
 
 def ordinal(number: int) -> str:
@@ -59,8 +101,8 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def _messages(request: Request, pictures: Sequence[Sequence[Image]]) -> list[dict[str, Any]]:
-    """The request as chat messages; pictures stand before the text of their turn."""
+def _messages(request: Request, pictures: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """The request as chat messages; pictures (or what stands for each) before the text of their turn."""
     messages: list[dict[str, Any]] = []
     if request.system_prompt.strip():
         messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})

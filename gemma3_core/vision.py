@@ -102,14 +102,12 @@ class MultiModalProjector(nn.Module):
 
     def __init__(self, config: Gemma3Config):
         super().__init__()
-        vision = config.vision_config
-        self.patches_per_side = vision.patches_per_side
-        self.pool = vision.patches_per_side // config.tokens_per_side
+        self.config, vision = config, config.vision_config
         self.mm_input_projection_weight = nn.Parameter(torch.zeros(vision.hidden_size, config.text_config.hidden_size))
         self.mm_soft_emb_norm = RMSNorm(vision.hidden_size, vision.layer_norm_eps)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        side = self.patches_per_side
+        side = self.config.vision_config.patches_per_side
         grid = features.transpose(1, 2).unflatten(2, (side, side))  # [N, width, side, side]
-        pooled = F.avg_pool2d(grid, self.pool).flatten(2).transpose(1, 2)
+        pooled = F.avg_pool2d(grid, side // self.config.tokens_per_side).flatten(2).transpose(1, 2)
         return (self.mm_soft_emb_norm(pooled) @ self.mm_input_projection_weight).type_as(features)

@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 import pytest
 import torch
 from PIL import Image
+from running_app import chromium
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -20,11 +21,31 @@ from tokenizers.processors import TemplateProcessing
 _REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a CUDA device, tests marked `gpu` are left out; asked for by `-m gpu` they are skipped and say why."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if torch.cuda.is_available():
+        return
+    if "gpu" in (config.option.markexpr or ""):
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+        return
+    config.hook.pytest_deselected(items=gpu)
+    items[:] = [item for item in items if item not in gpu]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With NO_SKIPS set, as in CI, a skipped test fails the run: there everything a test needs is there."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium; for one module, because the driver's event loop is in the way of tests that have their own."""
+    with chromium() as running:
+        yield running
 
 
 CHAT_TEMPLATE = (

@@ -161,6 +161,11 @@ class ScriptedEngine:
         finally:
             self.closed_in.append(stage)
 
+    def inspect(self, _request: Any) -> Any:
+        from gemma3_core.engine import PromptView
+
+        return PromptView((), ())
+
     def preview(self, _pictures: Any, _pan_and_scan: bool) -> list[Any]:
         return []
 

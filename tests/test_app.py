@@ -12,17 +12,19 @@ import app
 def test_defaults_are_the_demo_model_on_this_machine_only():
     settings = app.parse([], {})
     expected = {
-        "model": None, "int4": False, "device": "auto", "dtype": "auto",
+        "model": None, "also": (), "keep": 1, "int4": False, "device": "auto", "dtype": "auto",
         "host": None, "port": None, "share": False, "auth": None,
     }  # fmt: skip
     assert vars(settings) == expected
 
 
 def test_each_option_can_be_given():
-    line = "--model some/folder --int4 --device cpu --dtype float32 --host 0.0.0.0 --port 8000 --share --auth me:secret"
+    line = "--model some/folder --also a/b --also c --keep 2 --int4 --device cpu --dtype float32 --host 0.0.0.0 "
+    line += "--port 8000 --share --auth me:secret"
     settings = app.parse(line.split(), {})
     assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
     assert (settings.host, settings.port, settings.share) == ("0.0.0.0", 8000, True)
+    assert (settings.also, settings.keep) == (("a/b", "c"), 2)
     assert settings.auth == ("me", "secret")
 
 
@@ -30,11 +32,13 @@ def test_each_option_can_come_from_the_environment():
     environment = {
         "GEMMA_MODEL": "google/gemma-3-4b-it", "GEMMA_INT4": "yes", "GEMMA_DEVICE": "cuda", "GEMMA_DTYPE": "bfloat16",
         "GEMMA_HOST": "0.0.0.0", "GEMMA_PORT": "7000", "GEMMA_SHARE": "0", "GEMMA_AUTH": "me:a:b",
+        "GEMMA_ALSO": "a/b, c d", "GEMMA_KEEP": "3",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
         "model": "google/gemma-3-4b-it", "int4": True, "device": "cuda", "dtype": "bfloat16",
         "host": "0.0.0.0", "port": 7000, "share": False, "auth": ("me", "a:b"),
+        "also": ("a/b", "c d"), "keep": 3,
     }  # fmt: skip
 
 
@@ -51,6 +55,8 @@ def test_the_command_line_wins():
         (["--port", "70000"], "--port: '70000' is no port"),
         (["--auth", "nobody"], "--auth: must have the form USER:PASSWORD"),
         (["--model", " "], "--model: is empty"),
+        (["--also", ""], "--also: is empty"),
+        (["--keep", "0"], "--keep: '0' is no number from 1 on"),
         (["--prot", "1"], "--prot"),
     ],
 )
@@ -65,6 +71,7 @@ def test_a_bad_option_is_named(arguments, says, capsys):
     [
         ("GEMMA_INT4", "perhaps"), ("GEMMA_DEVICE", "tpu"), ("GEMMA_DTYPE", "half"), ("GEMMA_PORT", "web"),
         ("GEMMA_SHARE", ""), ("GEMMA_AUTH", "secret-without-user"),
+        ("GEMMA_ALSO", "a/b,"), ("GEMMA_KEEP", "some"),
     ],
 )  # fmt: skip
 def test_a_bad_variable_is_named(variable, value, capsys):
@@ -76,13 +83,48 @@ def test_a_bad_variable_is_named(variable, value, capsys):
         assert "secret-without-user" not in message
 
 
+@pytest.mark.parametrize(
+    ("line", "environment", "here"),
+    [
+        ("", {}, True), ("--host localhost", {}, True), ("--host 127.0.0.2", {}, True), ("--host ::1", {}, True),
+        ("--host 0.0.0.0", {}, False), ("--host 192.168.0.7", {}, False), ("--host example.org", {}, False),
+        ("--share", {}, False), ("", {"SPACE_ID": "me/space"}, False), ("", {"GRADIO_SERVER_NAME": "0.0.0.0"}, False),
+        ("--host 127.0.0.1", {"GRADIO_SERVER_NAME": "0.0.0.0"}, True), ("", {"GEMMA_SHARE": "1"}, False),
+    ],
+)  # fmt: skip
+def test_whether_strangers_reach_the_page(line, environment, here):
+    assert app.listens_here_only(app.parse(line.split(), environment), environment) is here
+
+
+@pytest.mark.parametrize(
+    ("line", "also"),
+    [
+        ("app.py", ("google/gemma-3-4b-it",)), ("app.py --also a/b", ("a/b", "google/gemma-3-4b-it")),
+        ("app.py --model a/b", ()), ("app.py --host 0.0.0.0", ()), ("app.py --share --also c", ("c",)),
+    ],
+)  # fmt: skip
+def test_the_published_model_is_offered_only_where_no_model_is_named_and_no_stranger_comes(line, also, monkeypatch):
+    built = []
+
+    class Page:
+        def launch(self, **options):
+            built.append(options)
+
+    monkeypatch.setattr(app, "build", lambda settings: built.append(settings.also) or Page())
+    monkeypatch.setattr("sys.argv", line.split())
+    app.main()
+    assert built[0] == also
+
+
 def test_importing_the_app_loads_nothing_heavy():
     code = "import sys, app; sys.exit(' '.join({'torch', 'gradio', 'gemma3_core'} & set(sys.modules)) or 0)"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("option", [["--int4", "--device", "mps"], ["--model", "no/such/folder/anywhere"]])
+@pytest.mark.parametrize(
+    "option", [["--int4", "--device", "mps"], ["--model", "no/such/folder/anywhere"], ["--also", "/no/such/folder"]]
+)
 def test_what_the_engine_refuses_ends_in_one_line(option):
     command = [sys.executable, "app.py", *option]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)

@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 ORDER = [
     "errors",
     "hub",
+    "saving",
     "json_config",
     "rope",
     "config",
@@ -39,6 +40,7 @@ ORDER = [
     "vision",
     "int4_linear",
     "quantization",
+    "weight_files",
     "weights",
     "sampling",
     "generation_config",
@@ -48,6 +50,7 @@ ORDER = [
     "generation",
     "generation_inputs",
     "generate",
+    "device_maps",
     "pretrained",
     "text",
     "multimodal",
@@ -69,6 +72,7 @@ ORDER = [
     "inspection",
     "answer_clock",
     "engine",
+    "models",
 ]
 CORE = sorted((REPOSITORY / "gemma3_core").glob("*.py"))
 VERIFY = REPOSITORY / "gemma3_core" / "verify.py"
@@ -142,8 +146,11 @@ def test_the_core_knows_nothing_of_what_is_around_it(path):
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
 def test_components_know_the_engine_and_nothing_below_it(path):
+    """Above it are the models that a server offers: several engines."""
     names = list(imports(path))
-    assert {name for name in names if package_of(name) == "gemma3_core"} <= {"gemma3_core.engine"}
+    doors = {f"gemma3_core.{name}" for name in ORDER[ORDER.index("engine") :]}
+    assert doors == {"gemma3_core.engine", "gemma3_core.models"}
+    assert {name for name in names if package_of(name) == "gemma3_core"} <= doors
     assert not {package_of(name) for name in names} & {"torch", "transformers", "training", "benchmarks", "app"}
 
 

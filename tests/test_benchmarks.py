@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import attention, language_model, vision_language
+from benchmarks import attention, attention_memory, language_model, mask_view, vision_language
 from benchmarks.timing import in_turns
 from gemma3_core.config import Gemma3Config, read_config
 from gemma3_core.engine import AttentionMap, Box, Engine, SquareMap
@@ -70,3 +70,31 @@ def test_the_demo_model_looks_at_what_it_is_asked_about():
     assert figures["layers"]["0"]["share_on_object"] < figures["layers"]["global"]["share_on_object"]
     assert figures["probability_without_asked"] < figures["probability_without_other"] - 0.2
     assert f"{figures['layers']['global']['share_on_object']:.1%}" in attention.table(figures)
+
+
+def test_the_mask_benchmark_measures_the_page_that_it_is_given():
+    shown: list[str] = []
+    figures = mask_view.measure(700, 2, 3, lambda html: shown.append(html) or [40.0, 20.0])
+    assert 690 <= figures.tokens <= 700
+    assert (figures.painted_s, figures.redrawn_s, figures.html_bytes) == (0.04, 0.02, len(shown[0].encode()))
+    assert figures.total_s == figures.engine_s + figures.html_s + 0.04
+    assert shown[0].count("picture 2") == 1
+
+
+def test_the_memory_benchmark_counts_what_is_allocated_at_the_peak(tmp_path):
+    def work() -> None:
+        first = torch.ones(1_000_000)
+        second = first + 1
+        del first
+        second.sum()
+
+    assert 8_000_000 <= attention_memory.peak_allocated(work) < 8_100_000
+    text = {**attention_memory.TEXT_4B, "hidden_size": 64, "intermediate_size": 256, "head_dim": 16}
+    vision = {**attention_memory.VISION_4B, "hidden_size": 32, "intermediate_size": 64, "image_size": 224}
+    attention_memory.write_checkpoint(tmp_path, text, vision, soft_tokens=16)
+    figures = attention_memory.measure(tmp_path, (1200, 300), device="cpu")
+    assert figures["crops"] == 4
+    assert figures["tokens"] > 5 * 16
+    assert 1 < figures["allocated_mb"] < 60
+    rows = 32 * 8 * figures["tokens"] * 2 + 262_208 * 2
+    assert figures["further_layers_mb"] == round(rows / 1e6, 1)

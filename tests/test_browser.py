@@ -8,19 +8,13 @@ from pathlib import Path
 import pytest
 from conftest import write_published_shape
 from PIL import Image
-from running_app import EXAMPLES, ScriptedEngine, chromium, opened, running_app, served
+from running_app import EXAMPLES, ScriptedEngine, opened, running_app, served
 from test_components import DEMO
 
 from gemma3_core.engine import Engine
 
 STAGES = ("queued", "encoding", "reading", "writing")
 FIGURES = re.compile(r"demo model · \w+ · 1 picture.* · \d+ tokens · first token \d+\.\d\d s")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from gemma3_core.engine import (
     TokenEvent,
     Turn,
 )
+from gemma3_core.models import Models
 
 STATS = Stats("demo model", "cpu", "bfloat16", "none", 1, 2, 212, 0, 15, 0.0, 0.2123, 63.7, "stop")
 DEMO = ModelInfo("demo model", "cpu", "float32", "none", True, True, 4_421_888, 8192, 64, SamplingSettings())
@@ -209,7 +210,7 @@ def typed(text: str, *files: str) -> dict:
 
 def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_pictures():
     engine = Speaking("A heart.")
-    asking = Asking(engine, ())
+    asking = Asking(Models(engine), ())
     before = Conversation((replace(two_exchanges().exchanges[0], question=question_of("What?", ["/cache/a.png"])),
                            two_exchanges().exchanges[1]))  # fmt: skip
     _, box, changing, notice = asking.edit(0, typed("half a question"), before, Window())
@@ -227,7 +228,7 @@ def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_p
 
 
 def test_editing_can_be_given_up():
-    asking = Asking(Speaking(), ())
+    asking = Asking(Models(Speaking()), ())
     _, _, changing, _ = asking.edit(1, typed("half a question", "/cache/b.png"), two_exchanges(), Window())
     shown, box, kept, notice = asking.keep(changing, Window())
     assert (kept, notice, len(shown)) == (two_exchanges(), "", 4)
@@ -235,7 +236,7 @@ def test_editing_can_be_given_up():
 
 
 def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
-    asking = Asking(Speaking(Gemma3Error("The conversation has 9,000 tokens.")), ())
+    asking = Asking(Models(Speaking(Gemma3Error("The conversation has 9,000 tokens."))), ())
     _, _, changing, _ = asking.edit(0, typed(""), two_exchanges(), Window())
     shown, after, notice = run(asking.send(typed("word " * 9000), changing, Window(), *VALUES))
     assert after.exchanges == two_exchanges().exchanges
@@ -247,20 +248,20 @@ def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
 
 @pytest.mark.parametrize("number", [-1, 2, None])
 def test_a_question_that_there_is_not_is_not_edited(number):
-    update = Asking(Speaking(), ()).edit(number, typed(""), two_exchanges(), Window())
+    update = Asking(Models(Speaking()), ()).edit(number, typed(""), two_exchanges(), Window())
     assert all(set(part) == {"__type__"} for part in update)
 
 
 def test_undo_takes_the_last_question_back_before_what_is_typed_already():
     before = two_exchanges().add(Exchange(question_of("Who?", ["/cache/a.png"]), True, "I.", STATS))
-    shown, box, after, _ = Asking(Speaking(), ()).undo(typed("and you"), before, Window())
+    shown, box, after, _ = Asking(Models(Speaking()), ()).undo(typed("and you"), before, Window())
     assert (after, len(shown)) == (two_exchanges(), 4)
     assert box["value"] == {"text": "Who?\n\nand you", "files": ["/cache/a.png"]}
 
 
 @pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])
 def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
-    shown, after, _ = run(Asking(Speaking(answer), ()).retry(two_exchanges(), Window(), *VALUES))
+    shown, after, _ = run(Asking(Models(Speaking(answer)), ()).retry(two_exchanges(), Window(), *VALUES))
     assert after.exchanges == two_exchanges().exchanges
     assert after.returned == NOTHING
     assert "failure" in shown[-1]["content"][0].value
@@ -268,13 +269,13 @@ def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
 
 def test_a_retry_replaces_the_last_answer():
     engine = Speaking("Right.")
-    _, after, _ = run(Asking(engine, ()).retry(two_exchanges(), Window(), *VALUES))
+    _, after, _ = run(Asking(Models(engine), ()).retry(two_exchanges(), Window(), *VALUES))
     assert [exchange.answer for exchange in after.exchanges] == ["A star.", "Right."]
     assert [turn.text for turn in engine.requests[0].turns] == ["What?", "A star.", "Where?"]
 
 
 def test_a_question_sent_while_another_is_answered_comes_back():
-    asking = Asking(Speaking("Right."), ())
+    asking = Asking(Models(Speaking("Right.")), ())
 
     async def both():
         first = asking.send(typed("One?"), Conversation(), Window(), *VALUES)
@@ -284,14 +285,14 @@ def test_a_question_sent_while_another_is_answered_comes_back():
         await first.aclose()
         return second, other
 
-    asking._engine.answers.append("Left.")
+    asking._models.first.answers.append("Left.")
     second, other = asyncio.run(both())
     assert [update[2].returned.text for update in second] == ["Two?"]
     assert other[-1][2].exchanges[0].answer == "Left."
 
 
 def test_send_comes_back_only_when_nothing_of_the_window_is_running():
-    asking = Asking(Speaking("Right."), ())
+    asking = Asking(Models(Speaking("Right.")), ())
 
     async def buttons():
         answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
@@ -308,7 +309,7 @@ def test_send_comes_back_only_when_nothing_of_the_window_is_running():
 
 
 def test_stop_brings_send_back_where_nothing_runs():
-    asking = Asking(Speaking("Right."), ())
+    asking = Asking(Models(Speaking("Right.")), ())
 
     async def stopped():
         answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
@@ -323,7 +324,7 @@ def test_stop_brings_send_back_where_nothing_runs():
 
 
 def test_enter_while_the_composer_shows_stop_asks_nothing():
-    shown, after, notice = run(Asking(Speaking(), ()).send(None, Conversation(), Window(), *VALUES))
+    shown, after, notice = run(Asking(Models(Speaking()), ()).send(None, Conversation(), Window(), *VALUES))
     assert (shown, after, notice) == (None, None, None)
 
 
@@ -334,7 +335,7 @@ def test_a_preview_that_was_overtaken_changes_nothing():
                 newer.append(asking.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
             raise Gemma3Error(f"Said of {pictures[0].name}.")
 
-    newer, asking = [], Asking(Slow(), ())
+    newer, asking = [], Asking(Models(Slow()), ())
     older = asking.preview(typed("", "/cache/first.png"), False, Conversation(), Window())
     assert older == gr.skip()
     assert "Said of second.png." in newer[0]
@@ -345,7 +346,7 @@ def test_a_broken_picture_is_told_once():
         def preview(self, _pictures, _pan_and_scan):
             raise Gemma3Error("The picture is empty.")
 
-    asking, message = Asking(Refusing(), ()), typed("What?", "/cache/a.png")
+    asking, message = Asking(Models(Refusing()), ()), typed("What?", "/cache/a.png")
     assert "The picture is empty." in asking.preview(message, False, Conversation(), Window())
     told = Conversation(failure="The picture is empty.")
     assert asking.preview(message, False, told, Window()) == ""
@@ -548,6 +549,7 @@ def test_a_card_says_which_settings_it_brings_and_they_are_taken_back():
     assert bring(cut, False, "") == (True, skip, skip, Own(pan_and_scan=False))
     assert bring(cut, True, "") == (skip, skip, skip, Own())
     assert bring(told, False, "Mine") == (skip, "Be brief.", gr.update(open=True), Own(system_prompt="Mine"))
+    assert bring(told, False, None)[-1] == Own(system_prompt="")  # what an empty box says
     assert take_back(Own()) == (skip, skip, skip, Own())
     assert take_back(Own(False, "Mine")) == (False, "Mine", gr.update(open=True), Own())
     assert take_back(Own(None, "")) == (skip, "", gr.update(open=False), Own())

@@ -288,7 +288,7 @@ def test_values_that_pillow_has_no_levels_for_are_errors():
         Gemma3ImageProcessorPil(size=8)(np.zeros((3, 8, 9), np.uint8), input_data_format="channels_last")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_tensors_stay_on_their_device(levels, device):
     picture = torch.from_numpy(levels).permute(2, 0, 1)
     expected = Gemma3ImageProcessor(size=SMALL)(picture, **CROPS, **PT)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gemma3_core import images
 from gemma3_core.errors import ImageError
-from gemma3_core.images import ImageLimits, decode_base64, load_image
+from gemma3_core.images import ImageLimits, decode_base64, load_image, picture_size
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -104,6 +104,28 @@ def test_exif_orientation_is_applied_once(gradient_picture, orientation, form):
     assert same(load_image(once), upright)
     assert same(load_image(Image.open(io.BytesIO(data))), upright)
     assert not once.info
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_is_that_of_the_upright_picture(gradient_picture, tmp_path, orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "picture"
+    gradient_picture.save(path, form, exif=exif)
+    assert picture_size(path) == picture_size(path.read_bytes()) == load_image(path).size
+    assert picture_size(Image.open(path)) == load_image(path).size
+
+
+def test_the_size_of_what_is_no_picture_is_refused_as_the_picture_is(gradient_picture, tmp_path):
+    for wrong in (b"", b"no picture", tmp_path / "gone.png", 7):
+        with pytest.raises(ImageError):
+            picture_size(wrong)
+    file = io.BytesIO()
+    gradient_picture.save(file, "PNG")
+    for limits in (ImageLimits(max_pixels=100), ImageLimits(max_bytes=100)):
+        with pytest.raises(ImageError, match="at most"):
+            picture_size(file.getvalue(), limits)
 
 
 def test_transparency_becomes_white():

@@ -1,6 +1,7 @@
 """What the engine tells of an answer: prompt, masks, attention, occlusion, confidence; and what it refuses."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +11,14 @@ from PIL import Image
 from reference import TOKENS_PER_IMAGE, assert_equal
 
 from gemma3_core.engine import Answered, Box, DoneEvent, Engine, Request, StageEvent, TokenEvent, Turn
-from gemma3_core.errors import AttentionError, ContextLengthError, ImageError, PromptError, UnsupportedOptionError
+from gemma3_core.errors import (
+    AttentionError,
+    ContextLengthError,
+    ImageError,
+    PromptError,
+    StoppedError,
+    UnsupportedOptionError,
+)
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 
 PATIENCE_S = 120
@@ -219,3 +227,104 @@ def test_while_another_answer_is_written_attention_waits_in_the_queue(engine, lo
         stream.close()
         assert waiting.result(timeout=PATIENCE_S).squares
     assert isinstance(next(engine.stream(SHORT)), StageEvent), "the queue is free again"
+
+
+def test_a_prompt_is_counted_before_it_is_asked_and_without_a_pixel_read(engine, monkeypatch):
+    inputs = engine._inputs(LONG, [list(turn.pictures) for turn in LONG.turns])
+    stream = engine.stream(replace(SHORT, visitor="somebody"))
+    while not isinstance(next(stream), TokenEvent):
+        pass
+    monkeypatch.setattr(type(engine._processor.image_processor), "__call__", None)
+    view = engine.inspect(LONG)  # while another answer is being written: nothing waits here
+    assert [token.token_id for token in view.tokens] == inputs["input_ids"][0].tolist()
+    assert [token.square is not None for token in view.tokens] == inputs["token_type_ids"][0].bool().tolist()
+    unfinished = replace(LONG, turns=(*LONG.turns[:2], Turn("user", "", LONG.turns[2].pictures)))
+    assert len(engine.inspect(unfinished).tokens) == len(view.tokens) - len("and this")
+    stream.close()
+    with pytest.raises(PromptError, match="no question"):
+        engine.mask(unfinished)
+
+
+def stopped_after(engine: Engine, request: Request, tokens: int) -> Answered:
+    """What is known of an answer that is stopped after so many tokens."""
+    stream = engine.stream(replace(request, confidence=True))
+    known, pieces, ids = None, [], []
+    for event in stream:
+        if isinstance(event, StageEvent):
+            known = event.known or known
+        elif isinstance(event, TokenEvent) and event.choice is not None:
+            pieces.append(event.text)
+            ids.append(event.choice.token_id)
+        if len(ids) == tokens:
+            break
+    stream.close()
+    assert known is not None
+    return Answered.stopped(request, known, "".join(pieces), tuple(ids))
+
+
+def test_an_answer_that_was_stopped_or_cut_is_looked_into_like_others(engine, long_answer):
+    assert long_answer.done.stats.stop_reason == "length"
+    stopped = stopped_after(engine, LONG, 3)
+    stats = stopped.done.stats
+    assert (stats.stop_reason, stats.new_tokens, stats.prompt_tokens, stats.num_crops) == (
+        "cancelled",
+        3,
+        long_answer.done.stats.prompt_tokens,
+        long_answer.done.stats.num_crops,
+    )
+    assert stopped.done.token_ids == long_answer.done.token_ids[:3]
+    assert engine.attention(stopped, [2]) == engine.attention(long_answer, [2])
+    box = Box(0, 0, 40, 40)
+    assert engine.occlude(stopped, 2, 0, box) == engine.occlude(long_answer, 2, 0, box)
+    with pytest.raises(AttentionError, match="has 3 tokens"):
+        engine.attention(stopped, [3])
+
+
+def test_attention_that_waits_can_be_given_up_and_leaves_the_queue(engine, long_answer):
+    stream = engine.stream(replace(SHORT, visitor="somebody"))
+    while not isinstance(next(stream), TokenEvent):
+        pass
+    stop, told = threading.Event(), []
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine.attention, long_answer, [0], stop=stop, tell=told.append)
+        end = time.monotonic() + PATIENCE_S
+        while not told and time.monotonic() < end:
+            time.sleep(0.02)
+        stop.set()
+        with pytest.raises(StoppedError):
+            waiting.result(timeout=PATIENCE_S)
+    assert told[0].startswith("1st in the queue")
+    assert not engine.queue._waiting
+    stream.close()
+
+
+class _Stop(threading.Event):
+    """Set once it has been looked at so many times."""
+
+    def __init__(self, looks: int):
+        super().__init__()
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.mark.parametrize("looks", [1, 4, 10])
+@pytest.mark.parametrize("act", ["attention", "rollout", "occlude"])
+def test_attention_that_runs_is_given_up_within_one_picture_or_layer(engine, long_answer, act, looks, monkeypatch):
+    """Seven pictures are encoded one by one before seven layers are read: each looks at the stop first."""
+    encoded, features = [], type(engine._model).get_image_features
+    monkeypatch.setattr(
+        type(engine._model), "get_image_features", lambda self, pixels: encoded.append(1) or features(self, pixels)
+    )
+    calls = {
+        "attention": lambda: engine.attention(long_answer, [0], stop=_Stop(looks)),
+        "rollout": lambda: engine.attention(long_answer, [0], "rollout", stop=_Stop(looks)),
+        "occlude": lambda: engine.occlude(long_answer, 0, stop=_Stop(looks)),
+    }
+    with pytest.raises(StoppedError):
+        calls[act]()
+    assert len(encoded) == min(looks - 1, 7)
+    assert engine.queue._running is None
+    assert not engine.queue._waiting

@@ -226,7 +226,7 @@ def test_padded_batch_decoded_step_by_step_equals_one_pass(ours, theirs):
     assert_equal(torch.cat(steps, 1)[mask.bool()], reference[mask.bool()])
 
 
-@pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 7, 11])], ids=str)
+@pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 7, 11]), torch.tensor([-1])], ids=str)
 @torch.no_grad()
 def test_logits_to_keep(ours, theirs, keep):
     prompt = prompt_of("t5 i t9")

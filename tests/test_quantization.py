@@ -41,7 +41,7 @@ DEMO_MODEL = ASSETS / "demo_model"
 NIGHT = ASSETS / "examples" / "night.png"
 PATIENCE_S = 120
 # Where there is a GPU, its kernel is held to the same bounds.
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = (torch.float32, torch.bfloat16)
 WIDENED_BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 KERNEL_BOUND = 2e-2  # bfloat16 keeps 8 bits: a product of many terms is off by some parts in 256 of its largest

@@ -1,0 +1,180 @@
+"""How much memory `Engine.attention` takes beyond the model: a picture with 4 crops at the widths of Gemma 3 4B.
+
+    python -m benchmarks.attention_memory
+
+The layers are as wide as the 4B model's, but few: one local and one global layer, one layer of the encoder, random
+weights, so that it runs on a small machine. A pass keeps nothing of a layer that it is through with but the rows
+asked for, so more layers add those alone: `further_layers_mb` is that sum for all 34, and with it the logits of the
+published vocabulary, added up and not measured. Measured is what torch allocates at its peak (on a CPU from the
+profiler, which sees each allocation of torch's own, on a GPU from its allocator) and, on Linux, by how much the
+process grew, which counts everything: decoded pictures, buffers of the libraries, what malloc holds back.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.timing import machine
+from gemma3_core.config import Gemma3Config
+from gemma3_core.engine import DEMO_MODEL, Answered, Engine, Request, Stats, Turn
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.tokenizer import Gemma3Tokenizer
+
+RESULT = Path(__file__).parent / "results" / "attention_memory.json"
+LAYERS, HEADS, VOCABULARY = 34, 8, 262_208
+TEXT_4B = {
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 1024,
+}
+VISION_4B = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "image_size": 896,
+    "patch_size": 14,
+}
+SOFT_TOKENS = 256
+CONTEXT = 8192
+WIDE = (3584, 896)  # four crops
+
+
+def write_checkpoint(folder: Path, text: dict[str, Any], vision: dict[str, Any], soft_tokens: int) -> None:
+    """One local and one global layer of these widths, one layer of the encoder; bfloat16."""
+    tokenizer = Gemma3Tokenizer.from_pretrained(DEMO_MODEL)
+    kinds = ["sliding_attention", "full_attention"]
+    few = {"num_hidden_layers": 2, "layer_types": kinds, "vocab_size": len(tokenizer)}
+    ids = {"image_token_index": tokenizer.image_token_id, "boi_token_index": tokenizer.boi_token_id}
+    ids |= {"eoi_token_index": tokenizer.eoi_token_id, "eos_token_id": [tokenizer.eos_token_id]}
+    config = Gemma3Config.from_dict(
+        {
+            "text_config": {**text, **few, "max_position_embeddings": CONTEXT},
+            "vision_config": {**vision, "num_hidden_layers": 1},
+            "mm_tokens_per_image": soft_tokens,
+            **ids,
+        }
+    )
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": vision["image_size"], "width": vision["image_size"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    (folder / "processor_config.json").write_text(json.dumps({"image_seq_length": soft_tokens}))
+
+
+def answer_about(engine: Engine, size: tuple[int, int]) -> Answered:
+    """An answer of one word about a wide picture with its crops, as if it had been given."""
+    picture = Image.effect_noise(size, 60).convert("RGB")
+    request = Request((Turn("user", "What color is the star?", (picture,)),), pan_and_scan=True)
+    prompt = engine.inspect(request)
+    info = engine.info
+    known = Stats(
+        model=info.name,
+        device=info.device,
+        dtype=info.dtype,
+        quantization=info.quantization,
+        num_images=1,
+        num_crops=len(prompt.squares) - 1,
+        prompt_tokens=len(prompt.tokens),
+        reused_tokens=0,
+        new_tokens=0,
+        queue_s=0.0,
+        time_to_first_token_s=None,
+        tokens_per_s=None,
+        stop_reason="cancelled",
+    )
+    return Answered.stopped(request, known, "yellow", (7,))
+
+
+def peak_allocated(work: Callable[[], Any]) -> int:
+    """Bytes that torch allocates at its peak while `work` runs, beyond what it held before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    assert profile.profiler is not None
+    records = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for record in sorted(records, key=lambda event: event.start_ns()):
+        held += record.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def growth(work: Callable[[], Any]) -> int | None:
+    """Bytes by which the process grew at its peak while `work` ran; None where the system doesn't tell."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        return None
+    try:
+        clear.write_text("5")  # the peak is now what there is now
+    except OSError:
+        return None
+
+    def field(name: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) * 1024
+
+    before = field("VmRSS")
+    work()
+    return field("VmHWM") - before
+
+
+def measure(folder: Path, size: tuple[int, int] = WIDE, device: str = "auto") -> dict[str, Any]:
+    """Of the checkpoint in `folder`; figures in millions of bytes."""
+    engine = Engine.load(folder, device=device, dtype="bfloat16")
+    answered = answer_about(engine, size)
+
+    for weight in engine._model.state_dict().values():
+        weight.sum()  # read from the disk before, or the process would grow by its weights
+
+    def look() -> None:
+        engine.attention(answered, [0])
+
+    grown = growth(look)  # the first time: what malloc keeps for later would hide it in a second
+    allocated = peak_allocated(look)
+    tokens = answered.done.stats.prompt_tokens
+    rows = (LAYERS - len(engine.info.layers)) * HEADS * tokens * 2
+    logits = VOCABULARY * 2
+    return {
+        "device": engine.info.device,
+        "crops": answered.done.stats.num_crops,
+        "tokens": tokens,
+        "allocated_mb": _megabytes(allocated),
+        "process_grew_mb": None if grown is None else _megabytes(grown),
+        "further_layers_mb": _megabytes(rows + logits),
+        "allocated_by_34_layers_mb": _megabytes(allocated + rows + logits),
+    }
+
+
+def _megabytes(number: int) -> float:
+    return round(number / 1e6, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), TEXT_4B, VISION_4B, SOFT_TOKENS)
+        report = {"machine": machine(), **measure(Path(folder), WIDE, arguments.device)}
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print({name: value for name, value in report.items() if name != "machine"})
+
+
+if __name__ == "__main__":
+    main()
