@@ -118,7 +118,7 @@ def test_first_sight_and_an_example(page):
     assert answered(page).strip()
     assert FIGURES.search(page.locator("#chat .figures").inner_text())
     assert page.locator("#chat .user-row img").count() == 1
-    assert "How many red shapes are there?" in page.locator("#chat .user-row").inner_text()
+    assert "How many hearts are there?" in page.locator("#chat .user-row").inner_text()
 
 
 def test_upload_ask_and_ask_again_about_the_same_picture(page):
@@ -283,8 +283,8 @@ def test_two_windows_never_mix(browser, url):
         choose(two, 1)
         answered(one)
         answered(two)
-        assert "red shapes" in one.locator("#chat .user-row").inner_text()
-        assert "red shapes" not in two.locator("#chat .user-row").inner_text()
+        assert "How many hearts" in one.locator("#chat .user-row").inner_text()
+        assert "How many hearts" not in two.locator("#chat .user-row").inner_text()
         write(two, "Is there a circle?")
         send(two)
         answered(two, 2)
@@ -334,14 +334,14 @@ def test_an_edited_question_goes_on_from_there_with_its_picture(page):
     answered(page, 2)
     write(page, "half a question")
     act(page, "Edit question 1")
-    comes_back(page, "How many red shapes are there?", 1)
+    comes_back(page, "How many hearts are there?", 1)
     page.locator("#changing", has_text="Editing question 1").wait_for()
     assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
     act(page, "Keep it as it was")
     comes_back(page, "half a question")
     assert page.locator("#chat .user-row").count() == 2
     act(page, "Edit question 1")
-    comes_back(page, "How many red shapes are there?", 1)
+    comes_back(page, "How many hearts are there?", 1)
     write(page, "What color is the star?")
     send(page)
     page.locator("#chat .user-row", has_text="What color is the star?").wait_for()
@@ -357,7 +357,7 @@ def test_undo_takes_the_question_and_its_picture_back(page):
     answered(page)
     act(page, "Undo")
     page.locator("#chat .placeholder-content").wait_for()
-    comes_back(page, "How many red shapes are there?", 1)
+    comes_back(page, "How many hearts are there?", 1)
     page.locator("#strip").get_by_text("What the model will see: 1 square").wait_for()
     send(page)
     assert answered(page).strip()
@@ -518,7 +518,7 @@ def test_stop_works_in_each_stage(browser, scripted, scripted_url, stage, shows)
             assert "There" in page.locator("#chat .bot-row").inner_text()
         else:
             assert "Stopped before the first word" in failure(page)
-            comes_back(page, "How many red shapes are there?", 1)
+            comes_back(page, "How many hearts are there?", 1)
 
 
 def test_stop_is_there_for_every_question_and_stays(browser, scripted, scripted_url):
@@ -746,7 +746,7 @@ def test_nothing_in_an_answer_or_a_question_becomes_html(browser, scripted, scri
 def test_what_the_visitor_chose_reaches_the_engine(browser, scripted, scripted_url):
     scripted.let_through("queued", "encoding", "reading", "writing")
     with opened(browser, scripted_url) as page:
-        page.get_by_role("button", name="System prompt").click()
+        page.locator("#settings").get_by_role("button", name="System prompt").click()
         page.locator("#system-prompt textarea").fill("Be brief.")
         page.get_by_role("button", name="Sampling").click()
         page.locator("#seed input").fill("11")
@@ -775,7 +775,7 @@ def test_an_unexpected_fault_is_told_and_the_page_goes_on(browser, scripted, scr
         choose(page)
         assert "Something went wrong" in failure(page)
         assert "secret" not in page.locator("body").inner_text()
-        comes_back(page, "How many red shapes are there?", 1)
+        comes_back(page, "How many hearts are there?", 1)
         scripted.stream = real
         scripted.let_through(*STAGES)
         send(page)
