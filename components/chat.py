@@ -18,10 +18,10 @@ Message = dict[str, Any]
 _NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip shows what the model sees of these too
 
 _DEMO_LIMITS = (
-    "The demo model that answers knows a small world: pictures of 1 to 6 flat shapes (circle, square, triangle, star, "
-    "heart, rectangle) in eleven colors. It says how many there are, what color, what shape, whether one is there, and "
-    "where. It reads signs of one word or number and gets two in three right; about anything else it says that it does "
-    "not know. For pictures of any kind, {}"
+    "The demo model that answers knows a small world: flat shapes (circle, square, triangle, star, heart, rectangle) "
+    "in eleven colors, signs, bar charts, and boards of words and prices, which need pan & scan. It counts, names and "
+    "places shapes, reads three signs in four, and takes up what you ask next; labels of charts and prices it mostly "
+    "gets wrong. Of anything else it says that it does not know it. For pictures of any kind, {}"
 )
 _CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
 _START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"

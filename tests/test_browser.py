@@ -112,7 +112,7 @@ def converse(page, *questions):
 def test_first_sight_and_an_example(page):
     first = page.locator("#chat .placeholder-content").inner_text()
     assert "eleven colors" in first
-    assert "python app.py --model google/gemma-3-4b-it" in first
+    assert "choose gemma-3-4b-it under Model" in first
     assert page.locator("#chat button.example").count() >= 4
     choose(page)
     assert answered(page).strip()
@@ -158,7 +158,8 @@ def test_strip_says_why_a_square_picture_gets_no_crops(page, tmp_path):
 
 def test_pan_and_scan_counts_for_the_answer_and_the_strip_keeps_what_was_seen(page):
     page.locator("#pan-and-scan input").check()
-    choose(page, 5)
+    write(page, "How many circles are there?", EXAMPLES / "wide.png")
+    send(page)
     answered(page)
     assert "1 picture, 2 crops" in page.locator("#chat .figures").inner_text()
     page.locator("#strip").get_by_text("What the model saw: 3 squares").wait_for()
@@ -477,7 +478,8 @@ def test_settings_are_folded_on_a_phone(browser, url):
         page.get_by_role("button", name="Toggle Sidebar").click()
         page.locator("#pan-and-scan input").check()
         page.get_by_role("button", name="Toggle Sidebar").click()
-        choose(page, 5)
+        write(page, "How many circles are there?", EXAMPLES / "wide.png")
+        send(page)
         answered(page)
         assert "2 crops" in page.locator("#chat .figures").inner_text()
 
