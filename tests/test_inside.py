@@ -223,18 +223,23 @@ def test_both_precisions_are_compared(engine, exchange):
     assert "Both answers are the same" in last or "The answers part at token" in last
 
 
-def test_leaving_a_comparison_ends_the_engines_work(engine, exchange, monkeypatch):
-    closed = []
+@pytest.fixture
+def closed(engine, monkeypatch):
+    """Holds an entry for each answer that was closed; all answers are without end."""
+    ends = []
 
     def stream(_request):
         try:
             while True:
                 yield TokenEvent("a ")
         finally:
-            closed.append(True)
+            ends.append(True)
 
     monkeypatch.setattr(engine, "stream", stream)
+    return ends
 
+
+def test_leaving_a_comparison_ends_the_engines_work(engine, exchange, closed):
     async def leave():
         comparison = Looking(Models(engine)).compare(Selected(exchange), "int4", Window())
         await anext(comparison)
@@ -342,18 +347,7 @@ def test_hiding_that_waits_is_given_up_without_the_maps(engine, exchange, monkey
     assert waits.stops[0].is_set()
 
 
-def test_closing_the_panel_ends_a_comparison(engine, exchange, monkeypatch):
-    closed = []
-
-    def stream(_request):
-        try:
-            while True:
-                yield TokenEvent("a ")
-        finally:
-            closed.append(True)
-
-    monkeypatch.setattr(engine, "stream", stream)
-
+def test_closing_the_panel_ends_a_comparison(engine, exchange, closed):
     async def go():
         looking = Looking(Models(engine))
         comparison = looking.compare(Selected(exchange), "int4", Window())
