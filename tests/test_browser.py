@@ -236,6 +236,7 @@ def test_settings_out_of_range_are_told(page):
     page.get_by_role("button", name="Sampling").click()
     page.locator("#seed input").fill("-5")
     page.locator("#seed input").press("Tab")
+    page.wait_for_timeout(500)  # on a busy machine the box tells the page a moment later
     write(page, "Hello")
     send(page)
     assert "seed" in failure(page)
