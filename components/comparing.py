@@ -110,14 +110,15 @@ def comparison_html(sides: Sequence[_Side]) -> str:
     Of models with different vocabularies, the tokens in which the texts part.
     """
     one, other = sides
-    if one.stats is None or other.stats is None:
-        places, verdict = (None, None), ""
-    elif one.vocabulary == other.vocabulary:
+    places: tuple[int | None, int | None] = (None, None)
+    verdict = ""
+    complete = one.stats is not None and other.stats is not None
+    if complete and one.vocabulary == other.vocabulary:
         place = first_difference(one.tokens, other.tokens)
         places = (place, place)
         same = "Both answers are the same, token by token."
         verdict = same if place is None else f"The answers part at token {place + 1}."
-    else:
+    elif complete:
         places = parting(one.tokens, other.tokens)
         same = "Both answers are the same text."
         verdict = same if places == (None, None) else "The texts part where it is marked."
