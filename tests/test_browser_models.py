@@ -94,10 +94,14 @@ def test_a_switch_counts_for_the_next_answer_of_this_visitor_only(browser, page,
     page.locator("#inside .maps img").first.wait_for()
 
 
-def test_two_models_are_compared(page):
+def ask_and_open_compare(page):
     ask(page)
     page.get_by_role("button", name="Look inside answer 1").click()
     page.get_by_role("tab", name="Compare").click()
+
+
+def test_two_models_are_compared(page):
+    ask_and_open_compare(page)
     page.wait_for_function("document.querySelector('#other-model input').value === 'other-demo'")
     page.locator("#compare-models").click()
     page.locator("#inside .compared section .note").nth(1).wait_for()
@@ -109,9 +113,7 @@ def test_two_models_are_compared(page):
 
 
 def test_models_with_other_vocabularies_are_compared_by_their_text(page):
-    ask(page)
-    page.get_by_role("button", name="Look inside answer 1").click()
-    page.get_by_role("tab", name="Compare").click()
+    ask_and_open_compare(page)
     page.wait_for_function("document.querySelector('#other-model input').value")
     page.locator("#other-model input").click()
     page.get_by_role("option", name="small-model", exact=True).click()
