@@ -92,6 +92,18 @@ def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: 
     assert not faults, faults
 
 
+def unfold(page: Any, name: str, field: str) -> Any:
+    """Opens the fold of this name and returns its field, once what is typed there stays.
+
+    Gradio draws a fold's fields when it is opened, and gives them their first values a frame later: no visitor
+    types in between, but a test can.
+    """
+    page.locator("#settings").get_by_role("button", name=name).click()
+    page.locator(field).wait_for()
+    page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    return page.locator(field)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

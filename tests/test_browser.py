@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import write_published_shape
 from PIL import Image
-from running_app import EXAMPLES, ScriptedEngine, opened, running_app, served
+from running_app import EXAMPLES, ScriptedEngine, opened, running_app, served, unfold
 from test_components import DEMO
 
 from gemma3_core.engine import Engine
@@ -233,10 +233,7 @@ def test_a_question_longer_than_the_context(page):
 
 
 def test_settings_out_of_range_are_told(page):
-    page.get_by_role("button", name="Sampling").click()
-    page.locator("#seed input").fill("-5")
-    page.locator("#seed input").press("Tab")
-    page.wait_for_timeout(500)  # on a busy machine the box tells the page a moment later
+    unfold(page, "Sampling", "#seed input").fill("-5")
     write(page, "Hello")
     send(page)
     assert "seed" in failure(page)
@@ -308,8 +305,7 @@ def test_pan_and_scan_changed_between_turns(page):
 
 
 def test_the_same_seed_gives_the_same_answer(page):
-    page.get_by_role("button", name="Sampling").click()
-    page.wait_for_timeout(500)  # in a fold's first moments Gradio sets its sliders back
+    unfold(page, "Sampling", "#seed input")
     temperature = page.get_by_label("number input for Temperature")
     temperature.fill("2")
     temperature.press("Tab")
@@ -749,10 +745,8 @@ def test_nothing_in_an_answer_or_a_question_becomes_html(browser, scripted, scri
 def test_what_the_visitor_chose_reaches_the_engine(browser, scripted, scripted_url):
     scripted.let_through("queued", "encoding", "reading", "writing")
     with opened(browser, scripted_url) as page:
-        page.locator("#settings").get_by_role("button", name="System prompt").click()
-        page.locator("#system-prompt textarea").fill("Be brief.")
-        page.get_by_role("button", name="Sampling").click()
-        page.locator("#seed input").fill("11")
+        unfold(page, "System prompt", "#system-prompt textarea").fill("Be brief.")
+        unfold(page, "Sampling", "#seed input").fill("11")
         page.locator("#pan-and-scan input").check()
         write(page, "What is it?", EXAMPLES / "night.png")
         send(page)

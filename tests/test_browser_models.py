@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from running_app import EXAMPLES, opened, running_app, served
+from running_app import EXAMPLES, opened, running_app, served, unfold
 from safetensors.torch import load_file, save_file
 from test_browser import add, answered, send, write
 
@@ -66,7 +66,7 @@ def ask(page, number=1, picture="night.png", question=QUESTION):
 
 def value(page, label):
     if not page.get_by_label("number input for Top-k").is_visible():
-        page.get_by_role("button", name="Sampling").click()
+        unfold(page, "Sampling", "#seed input")
     return page.get_by_label(f"number input for {label}").input_value()
 
 

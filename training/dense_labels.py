@@ -11,7 +11,7 @@ PATCHES_PER_SIDE = 16
 TOKENS_PER_SIDE = 8
 POINTS_PER_PATCH = 2  # at which a patch says its character: at a quarter and at three quarters of its width
 CHARACTERS_PER_TOKEN = 4
-HEIGHTS = 16  # parts of the picture's height in which a bar's is told, rounded up
+HEIGHTS = 16  # parts in which a bar's height, of the picture's, or a shape's size, of the largest one's, is told
 NO_LABEL = 255  # not to be learnt
 
 
@@ -31,7 +31,7 @@ class PictureLabels:
     token_color: np.ndarray
     patch_character: np.ndarray  # 1 + index in CHARACTERS
     token_characters: np.ndarray
-    token_height: np.ndarray  # of the bar in which the middle lies: 1 to HEIGHTS
+    token_height: np.ndarray  # of the bar in which the middle lies, or the shape whose centre does: 1 to HEIGHTS
 
 
 _PATCHES, _TOKENS = PATCHES_PER_SIDE**2, TOKENS_PER_SIDE**2

@@ -13,6 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from training.colors import RGB
 from training.dense_labels import (
+    HEIGHTS,
     NO_LABEL,
     PATCHES_PER_SIDE,
     TOKENS_PER_SIDE,
@@ -21,7 +22,7 @@ from training.dense_labels import (
     nothing,
 )
 from training.geometry import SHAPES
-from training.scenes import Background, Scene, SceneObject, inner_circle_of, polygon
+from training.scenes import LARGEST, Background, Scene, SceneObject, inner_circle_of, polygon
 
 __all__ = [
     "NO_LABEL", "RENDERERS", "PatchLabels", "draw", "draw_background", "patch_labels",
@@ -131,12 +132,15 @@ def patch_labels(scene: Scene, grid: int = 16) -> PatchLabels:
 def picture_labels(scene: Scene) -> PictureLabels:
     """What lies in each patch and, by the objects' centres, in each soft token; no characters."""
     cells = patch_labels(scene, PATCHES_PER_SIDE)
+    largest = LARGEST * min(scene.width, scene.height)
     out = nothing()
     for item in scene.objects:
         row = min(TOKENS_PER_SIDE - 1, int(item.y * TOKENS_PER_SIDE / scene.height))
         column = min(TOKENS_PER_SIDE - 1, int(item.x * TOKENS_PER_SIDE / scene.width))
-        out["token_shape"][row * TOKENS_PER_SIDE + column] = 1 + SHAPES.index(item.shape)
-        out["token_color"][row * TOKENS_PER_SIDE + column] = color_label(item.color)
+        token = row * TOKENS_PER_SIDE + column
+        out["token_shape"][token] = 1 + SHAPES.index(item.shape)
+        out["token_color"][token] = color_label(item.color)
+        out["token_height"][token] = min(HEIGHTS, math.ceil(HEIGHTS * item.size / largest))
     out |= {"patch_shape": cells.shape.ravel(), "patch_color": cells.color.ravel()}
     return PictureLabels(**out | {"patch_centre": cells.centre.ravel()})
 

@@ -137,9 +137,10 @@ class DenseLabels:
 
 
 class DenseHeads(nn.Module):
-    """Reads shape, color, centres, characters and bars' heights off patches and soft tokens; thrown away later.
+    """Reads shape, color, centres, characters, sizes and places off patches and soft tokens; thrown away later.
 
-    Without `characters` or `heights`, their heads are there and neither used nor trained.
+    A soft token that tells its own column and row can be compared with others: left of, above, the label below a
+    bar. Without `characters` or `heights`, their heads are there and neither used nor trained.
     """
 
     def __init__(self, characters: bool = False, heights: bool = False) -> None:
@@ -153,6 +154,7 @@ class DenseHeads(nn.Module):
             self.patch_character = nn.Linear(VISION_WIDTH, POINTS_PER_PATCH * (len(CHARACTERS) + 1))
             self.token_characters = nn.Linear(TEXT_WIDTH, CHARACTERS_PER_TOKEN * (len(CHARACTERS) + 1))
             self.token_height = nn.Linear(TEXT_WIDTH, HEIGHTS + 1)
+            self.token_place = nn.Linear(TEXT_WIDTH, 2 * TOKENS_PER_SIDE)  # column, row
         pairs = [[is_heldout_pair(shape, color) for shape in ("", *SHAPES)] for color in ("", *COLORS)]
         self.unseen: torch.Tensor
         self.register_buffer("unseen", torch.tensor(pairs), persistent=False)
@@ -164,7 +166,7 @@ class DenseHeads(nn.Module):
         """
         missing, left_over = self.load_state_dict(state, strict=False)
         fresh = sorted({name.split(".")[0] for name in missing})
-        if left_over or not set(fresh) <= {"patch_character", "token_characters", "token_height"}:
+        if left_over or not set(fresh) <= {"patch_character", "token_characters", "token_height", "token_place"}:
             raise RuntimeError(f"dense heads: missing {fresh}, left over {left_over}")
         return fresh
 
@@ -175,7 +177,7 @@ class DenseHeads(nn.Module):
         shape, color = self.token(normed).split(self.sizes[:2], dim=-1)
         shape, color = self._spared(shape, color, labels.token_shape, labels.token_color)
         token_loss = 0.75 * _rare_weighted(shape, labels.token_shape) + 0.25 * _rare_weighted(color, labels.token_color)
-        loss = 0.6 * self._shape_loss(patches, labels) + 0.4 * token_loss
+        loss = 0.6 * self._shape_loss(patches, labels) + 0.4 * token_loss + 0.1 * self._place_loss(normed)
         if self.characters:
             read = self.token_characters(normed).unflatten(-1, (CHARACTERS_PER_TOKEN, -1)).flatten(1, 2)
             token_characters = _rare_weighted(read, labels.token_characters, _CHARACTER_WEIGHT)
@@ -183,6 +185,12 @@ class DenseHeads(nn.Module):
         if self.heights:
             loss = loss + 0.2 * _rare_weighted(self.token_height(normed), labels.token_height)
         return loss
+
+    def _place_loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of the columns and rows that the soft tokens [N, 64, E] tell."""
+        number = torch.arange(TOKENS_PER_SIDE**2, device=tokens.device).expand(tokens.shape[:2]).flatten()
+        column, row = self.token_place(tokens).flatten(0, 1).split(TOKENS_PER_SIDE, dim=-1)
+        return F.cross_entropy(column, number % TOKENS_PER_SIDE) + F.cross_entropy(row, number // TOKENS_PER_SIDE)
 
     def patch_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """Of the readings of patches [N, P, E] alone; the labels of patches are [N, P], of characters [N, 2 P]."""

@@ -7,7 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 from training.asking import Question, Target, fill, loosely, of_split
 from training.colors import COLORS, UNNAMED
@@ -17,6 +17,7 @@ from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 _PLAINLY_LARGER = 1.3  # by so many times in size, or "largest" and "smallest" aren't asked
 _PLAINLY_BESIDE = 0.1  # of a side: how far two centres lie apart, at least
+_MOST_SIDES = 3  # asked about one scene: to compare two places takes many examples
 _ROWS = 3  # a description goes row by row
 _ROW_MARGIN = 0.03  # of the height: nearer to a border between rows, the order is in doubt
 _KEPT_ONES = 0.4  # most pairs are there once: these are asked about less
@@ -221,24 +222,28 @@ def _single(scene: Scene) -> list[SceneObject]:
 
 
 def _side(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    """Of up to so many pairs, which side one lies on; as often yes as no."""
     named = _single(scene)
-    if len(named) < 2:
-        return []
-    one, other = rng.sample(named, 2)
+    pairs = list(permutations(named, 2))
+    chosen = rng.sample(pairs, min(_MOST_SIDES, len(pairs)))
+    return [target for one, other in chosen if (target := _beside(scene, one, other, rng)) is not None]
+
+
+def _beside(scene: Scene, one: SceneObject, other: SceneObject, rng: random.Random) -> Target | None:
+    """Whether one lies left of, right of, above or below the other; None where that is in doubt."""
     apart = ((one.x - other.x) / scene.width, (one.y - other.y) / scene.height)
+    wanted = rng.random() < 0.5
     plain = [
-        (side, apart[axis] * direction > 0)
+        side
         for side, (axis, direction) in _SIDES.items()
-        if abs(apart[axis]) >= _PLAINLY_BESIDE
+        if abs(apart[axis]) >= _PLAINLY_BESIDE and (apart[axis] * direction > 0) == wanted
     ]
-    wanted = rng.random() < 0.5  # as often yes as no
-    plain = [(side, true) for side, true in plain if true == wanted]
     if not plain:
-        return []
-    side, true = rng.choice(plain)
+        return None
+    side, word = rng.choice(plain), "Yes" if wanted else "No"
     slots = (("one", _called(one)), ("other", _called(other)), ("side", side))
-    said = f"the {_called(one)} is {'' if true else 'not '}{side} the {_called(other)}."
-    return [Target(slots, f"Yes, {said}" if true else f"No, {said}", "yes" if true else "no")]
+    said = f"{word}, the {_called(one)} is {'' if wanted else 'not '}{side} the {_called(other)}."
+    return Target(slots, said, word.lower())
 
 
 def _extreme(scene: Scene, word: str, in_order: list[SceneObject]) -> list[Target]:

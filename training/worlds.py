@@ -46,7 +46,7 @@ from training.signs import Sign
 from training.two_lines import TwoLines
 from training.world import AskedByModule, DrawnWorld, OfModules, World
 
-_FURTHER_SHARE = 0.4  # of the questions about a scene are of more_questions' kinds
+_FURTHER_SHARE = 0.55  # of the questions about a scene are of more_questions' kinds
 _OF_TWO = 0.45  # share of the conversations with follow-ups that are about two pictures
 _PROMPTED_SIGNS = 0.35  # of the pictures asked about under a system prompt; the others are scenes
 
