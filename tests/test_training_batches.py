@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from gemma3_core.config import read_config
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
@@ -135,6 +136,20 @@ def test_ignored_cells_leave_the_dense_loss_unchanged(writer: ConversationWriter
     padded = {name: torch.cat([value, torch.full_like(value, IGNORED)]) for name, value in vars(batch.dense).items()}
     two = heads(patches, tokens, type(batch.dense)(**padded))
     assert_equal(two, one)
+
+
+def test_soft_tokens_learn_their_places(writer: ConversationWriter) -> None:
+    """The loss is gone where each token tells its own column and row, and there where it tells another's."""
+    heads = DenseHeads()
+    labels = collate([writer.write(random.Random(7), Mix(questions=0))]).dense
+    number = torch.arange(64)
+    told = F.one_hot(torch.stack([number % 8, 8 + number // 8]), 16).sum(dim=0).float()[None]
+    heads.token_place = torch.nn.Linear(16, 16)
+    with torch.no_grad():
+        heads.token_place.weight.copy_(40 * torch.eye(16))
+        heads.token_place.bias.zero_()
+    assert heads._place_loss(told, labels) < 1e-6
+    assert heads._place_loss(told.roll(1, dims=1), labels) > 10
 
 
 def test_what_would_make_a_heldout_pair_is_not_compared_with(writer: ConversationWriter) -> None:

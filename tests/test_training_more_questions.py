@@ -69,6 +69,12 @@ def test_sides_are_plain_and_as_often_yes_as_no() -> None:
     assert 0.4 < sum(q.key == "yes" for _, q in questions) / len(questions) < 0.6
 
 
+def test_sides_are_asked_of_several_pairs() -> None:
+    rng = random.Random(1)
+    counts = {len(ask(random_scene(rng, "train"), rng, "train", 8, ("side",))) for _ in range(60)}
+    assert max(counts) == 3
+
+
 def _named_in_order(answer: str) -> list[str]:
     names = {answer.find(f"{c} {s}"): f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" in answer}
     return [names[place] for place in sorted(names)]

@@ -199,9 +199,27 @@ def test_training_sends_two_pictures_as_the_app_does(writer: ConversationWriter,
     assert (batch.dense.token_shape != IGNORED).all()
 
 
+def test_two_pictures_have_crops_each_as_the_processor_makes_them(
+    writer: ConversationWriter, processor: Gemma3Processor
+) -> None:
+    """Each picture has its own crops right behind it, or none where it is nearly square."""
+    rng, found = random.Random(6), set()
+    while len(found) < 3:  # both, one of them, none
+        conversation = writer.write(rng, replace(ONLY_PAIRS, apart=0.0, pan_and_scan=1.0))
+        text = processor.decode(conversation.ids)
+        layouts = [(first, second) for first in range(5) for second in range(5)]
+        first, second = next(crops for crops in reversed(layouts) if f"user\n{_two_images(processor, crops)}" in text)
+        assert len(conversation.squares) == 2 + first + second
+        found.add((first > 0) + (second > 0))
+
+
+def _two_images(processor: Gemma3Processor, crops: tuple[int, int]) -> str:
+    return processor.expand_images([2 * processor.tokenizer.boi_token], list(crops))[0]
+
+
 def test_a_fan_has_both_pictures_before_each_question(writer: ConversationWriter, processor: Gemma3Processor) -> None:
-    conversation = writer.write(random.Random(2), replace(ONLY_PAIRS, apart=1.0, second_picture=1.0, pan_and_scan=1.0))
-    assert len(conversation.squares) == 2  # neither crops nor a third picture
+    conversation = writer.write(random.Random(2), replace(ONLY_PAIRS, apart=1.0, second_picture=1.0))
+    assert len(conversation.squares) == 2  # no third picture
     assert max(conversation.segments) == 4
     first = [i for i, s in zip(conversation.ids, conversation.segments, strict=True) if s in (0, 1)]
     asked_alone, _, _ = processor.decode(first).partition("<start_of_turn>model\n")

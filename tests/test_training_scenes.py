@@ -8,17 +8,20 @@ from matplotlib.path import Path
 from PIL import Image, ImageDraw
 
 from training.colors import ANCHORS, COLORS, UNNAMED, delta_e, is_clear, mix, shades, to_lab, unnamed_shades
+from training.dense_labels import HEIGHTS
 from training.drawing import (
     NO_LABEL,
     RENDERERS,
     draw,
     draw_background,
     patch_labels,
+    picture_labels,
     training_picture,
 )
 from training.geometry import SHAPES, VARIANTS, inner_circle, unit_polygon
 from training.scenes import (
     HELDOUT_PAIRS,
+    LARGEST,
     Background,
     Scene,
     SceneObject,
@@ -250,6 +253,18 @@ def test_patch_labels_of_one_object():
     assert set(np.unique(labels.shape)) == {0, 1 + SHAPES.index("star")}
     assert (labels.shape[8:] == 0).all()
     assert (labels.shape[:, :8] == 0).all()
+
+
+def test_soft_tokens_say_how_large_a_shape_is():
+    for scene in scenes("train", 25):
+        labels = picture_labels(scene)
+        largest = LARGEST * min(scene.width, scene.height)
+        sizes: dict[int, list[float]] = {}  # by soft token: two small shapes may lie in one
+        for item in scene.objects:
+            token = 8 * int(8 * item.y / scene.height) + int(8 * item.x / scene.width)
+            sizes.setdefault(token, []).append(np.ceil(HEIGHTS * item.size / largest))
+        assert all(labels.token_height[token] in known for token, known in sizes.items())
+        assert ((labels.token_height > 0) == (labels.token_shape > 0)).all()
 
 
 def test_patch_labels_agree_with_the_outlines():

@@ -215,9 +215,9 @@ class ConversationWriter:
         rng: random.Random,
         mix: Mix,
     ) -> _Turns:
-        """Questions about a description, and all its pictures as they are seen; single ones in crops too."""
+        """Questions about a description, and all its pictures as they are seen."""
         pictures = world.pictures(depiction)
-        crops = rng.random() < mix.pan_and_scan and len(pictures) == 1
+        crops = rng.random() < mix.pan_and_scan
         if isinstance(world, ReadInCrops) and not crops:
             asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), kinds, apart)
             asked = [replace_answer(question, world.answer_without_crops) for question in asked]

@@ -28,7 +28,7 @@ from training.signs import Sign
 _SHARES = (0.35, 0.25, 0.40)  # of the renderers, where none is named
 _LEAST_SHARE = 0.15  # of a patch, for a bar to count as lying in it
 _TICK_LENGTH = 3.5  # widths of a line
-_DASH = (4.0, 2.0)  # widths of a line: drawn, left out
+DASH = (4.0, 2.0)  # widths of a line: drawn, left out
 _UNSAID_MARGIN = 0.3  # of the cap height, around notes
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -71,7 +71,7 @@ def _drawn(chart: Chart, size: tuple[int, int], renderer: str, rng: random.Rando
     if renderer == "matplotlib":
         _figure(picture, chart, scales[0])
         return picture
-    for box, color, dashes in _boxes(chart):
+    for box, color, dashes in boxes(chart):
         _fill(picture, box, color, dashes, scales, smooth=renderer == "pillow")
     for sign in (*(bar.label for bar in chart.bars), *chart.notes):
         write(picture, sign, scales, renderer)
@@ -171,7 +171,7 @@ def _leave_open(note: Sign, out: dict[str, np.ndarray]) -> None:
 # Renderers with Pillow: everything but the letters is made of filled boxes.
 
 
-def _boxes(chart: Chart) -> Iterator[tuple[Box, RGB, tuple[bool, bool]]]:
+def boxes(chart: Chart) -> Iterator[tuple[Box, RGB, tuple[bool, bool]]]:
     """Boxes in pixels of the chart, each on those before it; whether to dash along x and along y."""
     look = chart.look
     if look.face is not None:
@@ -252,8 +252,8 @@ def _fill(
     for axis, dashed in enumerate(dashes):
         if dashed:
             thickness = max(1.0, ends[1 - axis] - starts[1 - axis])
-            place = np.arange(len(shares[axis])) / thickness % sum(_DASH)
-            shares[axis] = shares[axis] * (place < _DASH[0])
+            place = np.arange(len(shares[axis])) / thickness % sum(DASH)
+            shares[axis] = shares[axis] * (place < DASH[0])
     mask = Image.fromarray((255 * np.outer(shares[1], shares[0]) + 0.5).astype(np.uint8))
     picture.paste(color, (left, top), mask)
 
@@ -303,7 +303,7 @@ def _dress(axes: Any, chart: Chart, scale: float) -> None:
         axes.tick_params(axis="y", length=0.0)
     if look.grid is not None:
         which = "both" if look.grid_columns else "y"
-        style = (0, _DASH) if look.grid_dashed else "-"
+        style = (0, DASH) if look.grid_dashed else "-"
         axes.grid(True, axis=which, color=_unit(look.grid), linewidth=line, linestyle=style)
     axes.set_axisbelow(not look.grid_in_front)
 

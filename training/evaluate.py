@@ -17,12 +17,17 @@ itself. Under a system prompt an answer also has to have the form that is asked 
 
 Boards are asked about twice: with pan & scan, where the answer is to be right, and without, where it is to
 say that the writing is too small. How often it gives the true price nonetheless has a row of its own.
+
+    python -m training.evaluate --renderer browser --per-kind 100
+
+asks the same questions about the same pictures as drawn by a program that no training picture is from.
 """
 
 import argparse
 import json
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -37,6 +42,8 @@ from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
 from training.asking import Question
 from training.board_questions import TOO_SMALL, says_too_small
+from training.browser_drawing import BROWSER, Browser, Drawable
+from training.drawing import RENDERERS
 from training.follow_ups import MOST_TURNS
 from training.world import DrawnWorld, ReadInCrops, World
 from training.worlds import (
@@ -60,6 +67,7 @@ _ROW_ENDINGS = {None: "", True: ", pan & scan on", False: ", pan & scan off: say
 
 
 Message = dict[str, Any]
+Renderer = str | Browser | None  # one of drawing.RENDERERS, a browser, or None for each in its share
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ def _asks(question: str, pictures: tuple[Image, ...] = ()) -> Message:
 
 
 def questions_of_kind(
-    kind: str, number: int, split: str, seed: int, renderer: str | None = None, all_fonts: bool = False
+    kind: str, number: int, split: str, seed: int, renderer: Renderer = None, all_fonts: bool = False
 ) -> Iterator[tuple[Image, Question]]:
     """`number` questions of one kind, each about a picture of its own; `all_fonts` for signs.
 
@@ -159,11 +167,14 @@ def questions_of_kind(
 
 
 def dialogues_of_kind(
-    kind: str, number: int, split: str, seed: int, renderer: str | None = None, all_fonts: bool = False
+    kind: str, number: int, split: str, seed: int, renderer: Renderer = None, all_fonts: bool = False
 ) -> Iterator[Dialogue]:
-    """As many dialogues as hold `number` questions of one kind; only follow-ups have more than one question each."""
+    """As many dialogues as hold `number` questions of one kind; only follow-ups have more than one question each.
+
+    What is shown and asked does not depend on the renderer.
+    """
     world = _world_of(kind, all_fonts)
-    rng = random.Random(f"{seed}/{split}/{kind}")
+    rng, pen = random.Random(f"{seed}/{split}/{kind}"), random.Random(f"{seed}/{split}/{kind}/drawing")
     missing = number
     while missing:
         depiction = world.imagine(rng, split)
@@ -171,8 +182,15 @@ def dialogues_of_kind(
         wanted = [place for place, question in enumerate(asked, 1) if question.kind == kind][:missing]
         if wanted:
             missing -= len(wanted)
-            pictures = tuple(drawn.draw(shown, rng, renderer) for drawn, shown in world.pictures(depiction))
+            pictures = tuple(_drawn(drawn, shown, pen, renderer) for drawn, shown in world.pictures(depiction))
             yield Dialogue(pictures, tuple(asked[: wanted[-1]]), world.system_prompt(depiction))
+
+
+def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer: Renderer) -> Image:
+    """The picture; a browser draws what it can, and leaves textures and photographs as they are."""
+    if not isinstance(renderer, Browser):
+        return world.draw(depiction, rng, renderer)
+    return renderer.draw(depiction, rng) if isinstance(depiction, Drawable) else world.draw(depiction, rng)
 
 
 def _world_of(kind: str, all_fonts: bool) -> World[Any]:
@@ -189,7 +207,7 @@ def evaluate(
     per_kind: int,
     split: str = "heldout",
     seed: int = SEED,
-    renderer: str | None = None,
+    renderer: Renderer = None,
     kinds: tuple[str, ...] = ALL_KINDS,
     all_fonts: bool = False,
 ) -> list[Trial]:
@@ -247,7 +265,9 @@ def main() -> None:
     asked.add_argument("--kinds", help="of question, with commas between; by default all")
     asked.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
     parser.add_argument("--all-fonts", action="store_true", help="write signs in all fonts of this machine")
-    parser.add_argument("--renderer", help="draw with this one only; by default each has its share")
+    parser.add_argument(
+        "--renderer", choices=(*RENDERERS, BROWSER), help="draw with this one only; by default each but the browser"
+    )
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -266,7 +286,14 @@ def main() -> None:
             kinds = kinds_named(arguments.kinds)
         except ValueError as error:
             parser.error(str(error))
-    split, seed, renderer = arguments.split, arguments.seed, arguments.renderer
+    with ExitStack() as stack:
+        renderer = stack.enter_context(Browser()) if arguments.renderer == BROWSER else arguments.renderer
+        _ask_all(arguments, kinds, renderer)
+
+
+def _ask_all(arguments: argparse.Namespace, kinds: tuple[str, ...], renderer: Renderer) -> None:
+    """Asks, and prints and writes what came of it."""
+    split, seed = arguments.split, arguments.seed
     shares = {}
     for int4 in (False, True)[: 1 + arguments.int4]:
         examinee = Examinee(arguments.model, arguments.device, arguments.dtype, int4)
@@ -281,6 +308,7 @@ def main() -> None:
     print(table(shares, arguments.per_kind))
     if arguments.json:
         figures = {"per_kind": arguments.per_kind, "split": split, "seed": seed, "right": shares}
+        figures |= {"renderer": arguments.renderer} if arguments.renderer else {}
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

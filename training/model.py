@@ -177,7 +177,7 @@ class DenseHeads(nn.Module):
         shape, color = self.token(normed).split(self.sizes[:2], dim=-1)
         shape, color = self._spared(shape, color, labels.token_shape, labels.token_color)
         token_loss = 0.75 * _rare_weighted(shape, labels.token_shape) + 0.25 * _rare_weighted(color, labels.token_color)
-        loss = 0.6 * self._shape_loss(patches, labels) + 0.4 * token_loss + 0.1 * self._place_loss(normed)
+        loss = 0.6 * self._shape_loss(patches, labels) + 0.4 * token_loss + 0.1 * self._place_loss(normed, labels)
         if self.characters:
             read = self.token_characters(normed).unflatten(-1, (CHARACTERS_PER_TOKEN, -1)).flatten(1, 2)
             token_characters = _rare_weighted(read, labels.token_characters, _CHARACTER_WEIGHT)
@@ -186,11 +186,18 @@ class DenseHeads(nn.Module):
             loss = loss + 0.2 * _rare_weighted(self.token_height(normed), labels.token_height)
         return loss
 
-    def _place_loss(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of the columns and rows that the soft tokens [N, 64, E] tell."""
-        number = torch.arange(TOKENS_PER_SIDE**2, device=tokens.device).expand(tokens.shape[:2]).flatten()
+    def _place_loss(self, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
+        """Of the columns and rows that the soft tokens [N, 64, E] tell, of the pictures that have labels."""
+        labelled = (labels.token_characters != IGNORED).any(dim=1, keepdim=True)
+        number = torch.arange(TOKENS_PER_SIDE**2, device=tokens.device)
         column, row = self.token_place(tokens).flatten(0, 1).split(TOKENS_PER_SIDE, dim=-1)
-        return F.cross_entropy(column, number % TOKENS_PER_SIDE) + F.cross_entropy(row, number // TOKENS_PER_SIDE)
+        columns, rows = (
+            torch.where(labelled, place, IGNORED).flatten()
+            for place in (number % TOKENS_PER_SIDE, number // TOKENS_PER_SIDE)
+        )
+        told = labelled.sum() * len(number)
+        loss = F.cross_entropy(column, columns, reduction="sum") + F.cross_entropy(row, rows, reduction="sum")
+        return loss / told.clamp(min=1)
 
     def patch_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """Of the readings of patches [N, P, E] alone; the labels of patches are [N, P], of characters [N, 2 P]."""
