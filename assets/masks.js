@@ -5,8 +5,9 @@
 // window (tokens, or null), and rows: for each query the runs of allowed keys, first and last, one after the other.
 // Nothing of the rule is decided here; only why a cell is as it is, is put into words.
 (() => {
-  const MOST_SCALE = 28; // pixels a token, where its text can be read beside it
+  const MOST_SCALE = 28; // pixels a token
   const EDGE = 14; // pixels of the strips that show the pictures' blocks
+  const TEXT_FROM = 11, TEXT_ROOM = 72; // from so many pixels a token its text stands beside the mask, in so many
 
   class MaskView {
     constructor(root) {
@@ -31,8 +32,13 @@
       this.left = this.top = 0;
     }
 
-    side(canvas) {
-      return Math.max(64, canvas.clientWidth - EDGE);
+    // Pixels above and left of the mask: the blocks' strips, and where tokens are large their text.
+    edge(canvas, scale = this.scale) {
+      return (scale ?? (canvas.clientWidth - EDGE) / this.size) >= TEXT_FROM ? EDGE + TEXT_ROOM : EDGE;
+    }
+
+    side(canvas, scale = this.scale) {
+      return Math.max(64, canvas.clientWidth - this.edge(canvas, scale));
     }
 
     scaleOf(canvas) {
@@ -84,7 +90,7 @@
 
     act(act, kind) {
       const canvas = this.canvases.find((one) => one.dataset.kind === kind) ?? this.canvases[0];
-      const middle = EDGE + this.side(canvas) / 2;
+      const middle = this.edge(canvas) + this.side(canvas) / 2;
       if (act === "in" || act === "out") this.zoom(canvas, act === "in" ? 2 : 0.5, middle, middle);
       if (act === "whole") { this.whole(); this.draw(); }
       if (act === "png") this.save(canvas.toDataURL("image/png"), `mask-${canvas.dataset.kind}.png`);
@@ -112,8 +118,8 @@
     }
 
     onCanvas(canvas) {
-      const scale = this.scaleOf(canvas);
-      return [EDGE + (this.cursor.key + 0.5 - this.left) * scale, EDGE + (this.cursor.query + 0.5 - this.top) * scale];
+      const scale = this.scaleOf(canvas), edge = this.edge(canvas);
+      return [edge + (this.cursor.key + 0.5 - this.left) * scale, edge + (this.cursor.query + 0.5 - this.top) * scale];
     }
 
     follow(canvas) {
@@ -125,11 +131,12 @@
     }
 
     zoom(canvas, factor, x, y) {
-      const before = this.scaleOf(canvas), least = this.side(canvas) / this.size;
+      const before = this.scaleOf(canvas), least = this.side(canvas, null) / this.size, was = this.edge(canvas);
       const after = Math.min(Math.max(before * factor, least), Math.max(MOST_SCALE, least));
-      this.left += (x - EDGE) / before - (x - EDGE) / after;
-      this.top += (y - EDGE) / before - (y - EDGE) / after;
       this.scale = after === least ? null : after;
+      const is = this.edge(canvas);
+      this.left += (x - was) / before - (x - is) / after;
+      this.top += (y - was) / before - (y - is) / after;
       this.bound(canvas);
       this.draw();
     }
@@ -148,8 +155,8 @@
     }
 
     point(canvas, x, y) {
-      const scale = this.scaleOf(canvas);
-      const key = Math.floor((x - EDGE) / scale + this.left), query = Math.floor((y - EDGE) / scale + this.top);
+      const scale = this.scaleOf(canvas), edge = this.edge(canvas);
+      const key = Math.floor((x - edge) / scale + this.left), query = Math.floor((y - edge) / scale + this.top);
       if (key < 0 || query < 0 || key >= this.size || query >= this.size) return;
       this.cursor = { query, key };
       this.tell(canvas.dataset.kind);
@@ -192,16 +199,22 @@
       if (canvas.width !== pixels) canvas.width = canvas.height = pixels;
       const style = getComputedStyle(this.root), ink = (name) => rgb(style.getPropertyValue(name));
       const colors = { causal: ink("--mask-causal"), picture: ink("--mask-picture"), ground: ink("--mask-ground") };
-      const edge = Math.round(EDGE * dense), side = pixels - edge, scale = this.scaleOf(canvas) * dense;
+      const edge = Math.round(this.edge(canvas) * dense), side = pixels - edge, scale = this.scaleOf(canvas) * dense;
       const context = canvas.getContext("2d");
       context.clearRect(0, 0, pixels, pixels);
       context.putImageData(this.cells(context, canvas.dataset.kind, side, scale, colors), edge, edge);
-      this.strips(context, edge, side, scale, style);
+      this.strips(context, edge, side, scale, style, EDGE * dense);
+      if (edge > EDGE * dense) this.texts(context, edge, side, scale, style, EDGE * dense);
       if (this.active(canvas) || this.canvases.some((one) => one.matches(":hover"))) {
         context.strokeStyle = style.getPropertyValue("--mask-cursor");
         context.lineWidth = dense;
         const cell = Math.max(scale, 3 * dense);
+        context.save();
+        context.beginPath();
+        context.rect(edge, edge, side, side); // it may lie beyond what is shown
+        context.clip();
         context.strokeRect(edge + (this.cursor.key - this.left) * scale, edge + (this.cursor.query - this.top) * scale, cell, cell);
+        context.restore();
       }
     }
 
@@ -253,24 +266,47 @@
       if (b + 1 <= side) buffer[row + b + 1] -= part * (until - b);
     }
 
-    // The pictures' blocks beside the mask, and where there is room the tokens' text.
-    strips(context, edge, side, scale, style) {
-      context.font = `${Math.round(edge * 0.72)}px ui-monospace, monospace`;
+    // The pictures' blocks right beside the mask, `thick` pixels.
+    strips(context, edge, side, scale, style, thick) {
+      context.font = `${Math.round(thick * 0.72)}px ui-monospace, monospace`;
       for (const block of this.spans()) {
         const color = style.getPropertyValue("--mask-block");
         for (const [first, across] of [[this.left, true], [this.top, false]]) {
           const from = Math.max(0, (block.first - first) * scale), until = Math.min(side, (block.last + 1 - first) * scale);
           if (until <= from) continue;
           context.fillStyle = color;
-          const thick = edge * 0.85;
-          if (across) context.fillRect(edge + from, 0, until - from, thick);
-          else context.fillRect(0, edge + from, thick, until - from);
+          if (across) context.fillRect(edge + from, edge - thick, until - from, 0.85 * thick);
+          else context.fillRect(edge - thick, edge + from, 0.85 * thick, until - from);
           if (across && context.measureText(block.name).width < until - from - 6) {
             context.fillStyle = style.getPropertyValue("--mask-block-text");
-            context.fillText(block.name, edge + from + 3, edge * 0.7);
+            context.fillText(block.name, edge + from + 3, edge - 0.3 * thick);
           }
         }
       }
+    }
+
+    // What the tokens say, beyond the strips: queries line by line, keys upwards. Soft tokens say nothing.
+    texts(context, edge, side, scale, style, thick) {
+      const room = edge - thick - 4;
+      context.save();
+      context.font = `${Math.min(0.85 * scale, 0.8 * thick)}px ui-monospace, monospace`;
+      context.fillStyle = style.color;
+      context.textAlign = "right";
+      context.textBaseline = "middle";
+      for (const across of [false, true]) {
+        const start = across ? this.left : this.top;
+        const first = Math.ceil(start - 0.5), last = Math.min(this.size - 1, Math.floor(start + side / scale - 0.5));
+        for (let number = first; number <= last; number++) {
+          if (this.data.tokens[number][2] >= 0) continue;
+          const text = shortened(context, this.data.tokens[number][0], room), place = edge + (number + 0.5 - start) * scale;
+          context.save();
+          context.translate(across ? place : edge - thick, across ? edge - thick : place);
+          if (across) context.rotate(Math.PI / 2); // read downwards, towards the mask
+          context.fillText(text, -2, 0);
+          context.restore();
+        }
+      }
+      context.restore();
     }
 
     spans() {
@@ -314,6 +350,13 @@
       link.download = name;
       link.click();
     }
+  }
+
+  function shortened(context, text, room) {
+    if (context.measureText(text).width <= room) return text;
+    let kept = text.length;
+    while (kept > 1 && context.measureText(`${text.slice(0, kept)}…`).width > room) kept--;
+    return `${text.slice(0, kept)}…`;
   }
 
   function rgb(text) {

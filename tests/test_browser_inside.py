@@ -192,6 +192,30 @@ def test_the_mask_tells_each_cell_by_mouse_and_keyboard(page):
     assert download.value.suggested_filename == "mask-local.png"
 
 
+def test_zoomed_in_the_mask_has_its_tokens_beside_it(page):
+    """What lies left of the mask is drawn on; what is under the mouse stays the same cell."""
+    look_inside(page)
+    page.get_by_role("tab", name="Mask").click()
+    canvas = page.locator("#inside canvas.mask").first
+    canvas.focus()
+    beside = """canvas => {
+      const dense = canvas.width / canvas.clientWidth;
+      const strip = canvas.getContext("2d").getImageData(0, 80 * dense, 50 * dense, canvas.height - 80 * dense).data;
+      return strip.filter((value, at) => at % 4 === 3 && value > 0).length / (strip.length / 4);
+    }"""
+    assert canvas.evaluate(beside) > 0.5  # the mask itself
+    for _ in range(12):
+        page.keyboard.press("+")
+    written = canvas.evaluate(beside)
+    assert 0.01 < written < 0.4  # letters
+    says = page.locator("#inside .mask-says")
+    place = canvas.bounding_box()
+    page.mouse.move(place["x"] + 0.6 * place["width"], place["y"] + 0.7 * place["height"])
+    cell = says.inner_text()
+    page.mouse.dblclick(place["x"] + 0.6 * place["width"], place["y"] + 0.7 * place["height"])
+    assert says.inner_text() == cell
+
+
 def test_both_precisions_are_compared(page):
     look_inside(page)
     page.get_by_role("tab", name="Compare").click()
