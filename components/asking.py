@@ -209,13 +209,17 @@ class Asking:
         return gr.skip() if window in self._running else composer.ready()
 
     async def leave(self, request: gr.Request) -> None:
-        """Stops the answer of a window that has been closed."""
-        self._running.stop(_window(request))
-        self._newest_preview.pop(_window(request), None)
+        """Stops the answer of a window that has been closed; nothing of it stays."""
+        window = _window(request)
+        self._running.stop(window)
+        self._newest_preview.pop(window, None)
+        self._models.forget(window)
 
     async def clear(self, request: gr.Request) -> Update:
         """Back to the first sight."""
-        await self._running.discard(_window(request))
+        window = _window(request)
+        await self._running.discard(window)
+        self._models.forget(window)
         return _update([], composer.emptied(), Conversation(), "")
 
     def preview(

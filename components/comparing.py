@@ -51,12 +51,12 @@ class _Side:
 def both_requests(request: Request, setting: Setting, default: SamplingSettings) -> tuple[Request, Request]:
     """The request without and with the setting; `default` is how it is sampled where it leaves that open.
 
-    Without a seed of its own both get the same.
+    Without a seed of its own both get the same. Neither goes on from what was read before, so that times compare.
     """
     sampling = request.sampling or default
     if sampling.seed is None:
         sampling = replace(sampling, seed=_SEED)
-    one = replace(request, sampling=sampling, confidence=True)
+    one = replace(request, sampling=sampling, confidence=True, reuse=False)
     if setting == "model":
         return one, one
     if setting == "int4":

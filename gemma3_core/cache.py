@@ -154,6 +154,17 @@ class KVCache:
         """Tokens read so far, padding included (the name that transformers' caches use)."""
         return self.length
 
+    def holds_first(self, tokens: int) -> bool:
+        """Whether the cache can go back to its first `tokens` tokens: not once a ring has lost what these would see."""
+        window = self._config.window(LOCAL)
+        return tokens == self.length or (tokens < self.length and (window is None or self.length <= window))
+
+    def go_back(self, tokens: int) -> None:
+        """Forgets all but the first `tokens` tokens. Raises ValueError where `holds_first` is false."""
+        if not self.holds_first(tokens):
+            raise ValueError(f"a cache of {self.length} tokens can't go back to {tokens}")
+        self.length = tokens
+
     def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:
         """Announces new tokens: their positions (or PADDING) and image blocks, both [B, T]."""
         self._new = positions.shape[1]

@@ -7,16 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-from PIL.Image import Image
-
-from gemma3_core.answer_clock import AnswerClock
-from gemma3_core.cache import KVCache
-from gemma3_core.confidence import TokenChoice, token_choice, vocabulary_fingerprint
+from gemma3_core.answer_writer import AnswerWriter
+from gemma3_core.confidence import TokenChoice, vocabulary_fingerprint
 from gemma3_core.config import GLOBAL
 from gemma3_core.errors import AttentionError, ContextLengthError, Gemma3Error, PromptError, StoppedError
 from gemma3_core.events import (
@@ -33,14 +28,6 @@ from gemma3_core.events import (
     Turn,
 )
 from gemma3_core.fair_queue import FairQueue, Ticket
-from gemma3_core.generation import (
-    PREFILL_CHUNK_SIZE,
-    CachedReader,
-    Plan,
-    PrefillProgress,
-    check_length,
-    generate_steps,
-)
 from gemma3_core.heat_maps import AttentionMap, LayerChoice, SquareMap
 from gemma3_core.hub import resolve_folder
 from gemma3_core.images import ImageSource, fetch_image
@@ -57,14 +44,13 @@ from gemma3_core.inspection import (
 from gemma3_core.mask_view import LayerMask, MaskView
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pan_and_scan import Box
-from gemma3_core.precisions import Model, Precisions
+from gemma3_core.precisions import Model, Precisions, quantization_name
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.prompt_view import PromptToken
 from gemma3_core.quantization import DEFAULT_GROUP_SIZE, TorchAoConfig, count_weights
-from gemma3_core.request_inputs import load_all, ordinal, request_inputs
+from gemma3_core.request_inputs import load_all, ordinal
 from gemma3_core.sampling import SamplingSettings
-from gemma3_core.tokenizer import ModelInputs, StreamingDecoder
 
 __all__ = [
     "Answered",
@@ -100,10 +86,6 @@ DEMO_NAME = "demo model"
 
 _QUEUE_TICK_S = 0.5
 _CALL_TICK_S = 0.1  # a call that is given up leaves the queue within this time
-_SQUARES_PER_PASS = 8
-# A CPU gains nothing from more at once, and Stop waits for the pass that is running.
-_SQUARES_PER_PASS_ON_CPU = 1
-_PREFILL_CHUNK_SIZE_ON_CPU = 512
 
 
 class Engine:
@@ -122,6 +104,7 @@ class Engine:
         self._model = precisions.default
         self.queue = FairQueue() if queue is None else queue
         self.info = self._describe(name, is_demo)
+        self._writer = AnswerWriter(precisions, processor, self.info)
 
     @classmethod
     def load(
@@ -156,7 +139,7 @@ class Engine:
             name=name,
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
-            quantization=_quantization(precisions.default_int4),
+            quantization=quantization_name(precisions.default_int4),
             multimodal=isinstance(model, Gemma3ForConditionalGeneration),
             is_demo=is_demo,
             num_parameters=count_weights(model),
@@ -213,8 +196,8 @@ class Engine:
         try:
             yield from self._wait_for_turn(ticket)
             started = time.monotonic()
-            was_ready = self._precisions.ready(self._int4(request))
-            yield from self._answer(request, pictures, queue_s=started - entered)
+            was_ready = self._precisions.ready(self._precisions.asked(request.int4))
+            yield from self._writer.answer(request, pictures, queue_s=started - entered)
             if was_ready:  # else it took longer than the next answers will
                 self.queue.remember(time.monotonic() - started)
         finally:
@@ -225,7 +208,7 @@ class Engine:
 
         Raises PromptError, UnsupportedOptionError.
         """
-        self._precisions.require(self._int4(request))
+        self._precisions.require(self._precisions.asked(request.int4))
         if request.max_new_tokens < 1:
             raise PromptError(f"The answer must be allowed at least 1 token, got {request.max_new_tokens}.")
         if not request.turns or request.turns[-1].role != "user" or (asked and not request.turns[-1].text.strip()):
@@ -256,103 +239,9 @@ class Engine:
         text, mean = f"{ordinal(place)} in the queue", self.queue.mean_turn_s
         return text if mean is None else f"{text}, about {max(1, round(place * mean))} s"
 
-    def _answer(self, request: Request, pictures: list[list[Image]], queue_s: float) -> Iterator[Event]:
-        """Encodes, reads and writes; the queue's turn is ours."""
-        clock, int4 = AnswerClock(), self._int4(request)
-        for text in self._precisions.prepare(int4):
-            yield StageEvent("preparing", text)
-        squares = sum(map(len, pictures))
-        if squares:
-            yield StageEvent("encoding", f"Encoding {_count(squares, 'picture')}")
-        inputs = self._inputs(request, pictures)
-        prompt_tokens = inputs["input_ids"].shape[1]
-        check_length(self._model.text_config, prompt_tokens, request.max_new_tokens)
-        crops = 0 if "pixel_values" not in inputs else inputs["pixel_values"].shape[0] - squares
-        yield from self._encode(inputs, squares, crops)
-        known = Stats(
-            model=self.info.name,
-            device=self.info.device,
-            dtype=self.info.dtype,
-            quantization=_quantization(int4),
-            num_images=squares,
-            num_crops=crops,
-            prompt_tokens=prompt_tokens,
-            reused_tokens=0,
-            new_tokens=0,
-            queue_s=round(queue_s, 4),
-            time_to_first_token_s=None,
-            tokens_per_s=None,
-            stop_reason="cancelled",
-        )
-        yield StageEvent("reading", f"Reading {prompt_tokens:,} tokens", known)
-
-        decoder, stop_reason = StreamingDecoder(self._processor.tokenizer), "length"
-        pieces: list[str] = []
-        token_ids: list[int] = []
-        stops = self._model.generation_config.stop_ids
-        for token in self._tokens(request, inputs, self._precisions.model(int4)):
-            if isinstance(token, StageEvent):
-                yield token
-                continue
-            clock.tick()
-            if token.token_id in stops:
-                stop_reason = "stop"
-                break
-            token_ids.append(token.token_id)
-            pieces.append(decoder.push(token.token_id))
-            yield TokenEvent(pieces[-1], token.choice)
-        if rest := decoder.finish():
-            pieces.append(rest)
-            yield TokenEvent(rest)
-        stats = replace(
-            known,
-            new_tokens=clock.tokens,
-            time_to_first_token_s=clock.first_token_s,
-            tokens_per_s=clock.tokens_per_s,
-            stop_reason="stop" if stop_reason == "stop" else "length",
-        )
-        yield DoneEvent("".join(pieces), stats, tuple(token_ids))
-
-    def _inputs(self, request: Request, pictures: list[list[Image]]) -> ModelInputs:
-        return request_inputs(request, pictures, self._processor, self._model)
-
-    def _encode(self, inputs: ModelInputs, num_pictures: int, num_crops: int) -> Iterator[Event]:
-        """Turns pixel_values into soft tokens, a few squares at a time, so that Stop need not wait for all."""
-        pixel_values = inputs.pop("pixel_values", None)
-        if pixel_values is None:
-            return
-        assert isinstance(self._model, Gemma3ForConditionalGeneration)
-        parts = []
-        for chunk in pixel_values.split(_SQUARES_PER_PASS_ON_CPU if self._on_cpu else _SQUARES_PER_PASS):
-            crops = f" and {_count(num_crops, 'crop')}" if num_crops else ""
-            yield StageEvent("encoding", f"Encoding {_count(num_pictures, 'picture')}{crops}")
-            with torch.inference_mode():
-                parts.append(self._model.get_image_features(chunk).pooler_output)
-        inputs["soft_tokens"] = torch.cat(parts)
-
-    @property
-    def _on_cpu(self) -> bool:
-        return self._model.device.type == "cpu"
-
-    def _tokens(self, request: Request, inputs: ModelInputs, model: Model) -> "Iterator[_Token | StageEvent]":
-        """The answer's tokens; before the first, how far the prompt has been read where that takes several passes."""
-        settings = request.sampling or self.info.sampling
-        config = self._model.text_config
-        cache = KVCache(config, reserve=inputs["input_ids"].shape[1] + request.max_new_tokens)
-        stops = self._model.generation_config.stop_ids
-        # One row is never padded, and without a mask torch's fused attention has less to read.
-        fields = {name: inputs[name] for name in ("input_ids", "token_type_ids", "soft_tokens") if name in inputs}
-        if not self.info.multimodal:
-            fields.pop("token_type_ids", None)
-        chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
-        reader = CachedReader(model, cache, fields, chunk)
-        plan = Plan(settings, request.max_new_tokens, stops)
-        for step in generate_steps(reader, plan, settings.generator(model.device), fields["input_ids"]):
-            if isinstance(step, PrefillProgress):
-                yield StageEvent("reading", f"Reading {step.read:,} of {step.total:,} tokens")
-                continue
-            token_id, tokenizer = int(step.tokens[0]), self._processor.tokenizer
-            yield _Token(token_id, token_choice(tokenizer, step.logits[0], token_id) if request.confidence else None)
+    def forget(self, visitor: str) -> None:
+        """Lets go of what is kept of a visitor for their next question; to be called when they have left."""
+        self._writer.kept.forget(visitor)
 
     def inspect(self, request: Request) -> PromptView:
         """The tokens of a request's prompt, and the squares that its image blocks stand for.
@@ -429,7 +318,7 @@ class Engine:
             )
         if not answered.done.token_ids:
             raise AttentionError("This answer has no tokens to look at.")
-        int4 = stats.quantization == _quantization(True)
+        int4 = stats.quantization == quantization_name(True)
         self._precisions.require(int4)
         ticket = self.queue.enter(answered.request.visitor)
         try:
@@ -448,28 +337,10 @@ class Engine:
 
     def close(self) -> None:
         """Frees the model's memory; running answers end with an error of their own."""
-        del self._model, self._precisions
-
-    def _int4(self, request: Request) -> bool:
-        return self._precisions.default_int4 if request.int4 is None else request.int4
-
-
-@dataclass(frozen=True)
-class _Token:
-    """A new token of an answer, and how sure the model was of it where that is asked for."""
-
-    token_id: int
-    choice: TokenChoice | None
+        self._writer.kept.clear()
+        del self._model, self._precisions, self._writer
 
 
 def _check_stop(stop: threading.Event | None) -> None:
     if stop is not None and stop.is_set():
         raise StoppedError("This was given up before it was done. Ask again for it.")
-
-
-def _quantization(int4: bool) -> str:
-    return "int4" if int4 else "none"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -36,7 +36,8 @@ class Request:
 
     `sampling` None samples as the checkpoint's generation_config.json says; `int4` None is the server's
     setting. With `confidence` each token tells its probability and the likeliest others. The queue takes turns
-    among `visitor`s.
+    among `visitor`s. With `reuse` what the visitor's last answer has read already is not read again where the
+    conversation goes on from it; without, the prompt is read from its beginning and nothing is kept.
     """
 
     turns: tuple[Turn, ...]
@@ -47,6 +48,7 @@ class Request:
     sampling: SamplingSettings | None = None
     visitor: str = ""
     confidence: bool = False
+    reuse: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of one answer; times in seconds, lengths in tokens."""
+    """Figures of one answer; times in seconds, lengths in tokens.
+
+    `reused_tokens` of the prompt's were read for the answer before, and not again.
+    """
 
     model: str
     device: str

@@ -245,6 +245,13 @@ class Models:
                 slot.used = next(self._uses)
             self._release(slot)
 
+    def forget(self, visitor: str) -> None:
+        """Lets go of what the models keep of a visitor for their next question."""
+        with self._changed:
+            engines = [self.first, *(slot.engine for slot in self._slots.values() if slot.engine is not None)]
+        for engine in engines:
+            engine.forget(visitor)
+
     def _checked(self, name: str | None) -> str:
         if name is None:
             return self.first.info.name

@@ -137,6 +137,7 @@ class ScriptedEngine:
         self.go_on = {stage: threading.Event() for stage in ("queued", "encoding", "reading", "writing")}
         self.requests: list[Any] = []
         self.closed_in: list[str] = []
+        self.forgotten: list[str] = []
         self.answer = "There are three red hearts."
         self.echoes = False  # answers with the question's own words instead
 
@@ -172,6 +173,9 @@ class ScriptedEngine:
             yield DoneEvent(answer, stats)
         finally:
             self.closed_in.append(stage)
+
+    def forget(self, visitor: str) -> None:
+        self.forgotten.append(visitor)
 
     def inspect(self, _request: Any) -> Any:
         from gemma3_core.engine import PromptView

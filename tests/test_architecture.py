@@ -71,6 +71,8 @@ ORDER = [
     "request_inputs",
     "inspection",
     "answer_clock",
+    "kept_caches",
+    "answer_writer",
     "engine",
     "models",
 ]

@@ -14,7 +14,7 @@ from PIL import Image
 from reference import TOKENS_PER_IMAGE, VISION
 from safetensors.torch import load_file, save_file
 
-from gemma3_core import engine as engine_module
+from gemma3_core import answer_writer
 from gemma3_core.engine import (
     DoneEvent,
     Engine,
@@ -35,8 +35,10 @@ from gemma3_core.errors import (
     QueueFullError,
     UnsupportedOptionError,
 )
+from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
+from gemma3_core.request_inputs import request_inputs
 
 PATIENCE_S = 60
 """Far more than these tests need; a deadlock must end the test, not the patience of who runs it."""
@@ -79,8 +81,11 @@ def stages(events: list[Event]) -> list[str]:
 
 
 def prompt_of(engine: Engine, request: Request) -> str:
-    inputs = engine._inputs(request, [list(turn.pictures) for turn in request.turns])
-    return engine._processor.decode(inputs["input_ids"][0])
+    return engine._processor.decode(inputs_of(engine, request)["input_ids"][0])
+
+
+def inputs_of(engine: Engine, request: Request) -> ModelInputs:
+    return request_inputs(request, [list(turn.pictures) for turn in request.turns], engine._processor, engine._model)
 
 
 CONVERSATIONS = {
@@ -168,7 +173,7 @@ def test_stages_come_in_order_and_tokens_make_up_the_answer(engine):
 
 
 def test_a_long_prompt_tells_how_far_it_has_been_read(engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "_PREFILL_CHUNK_SIZE_ON_CPU", 40)
+    monkeypatch.setattr(answer_writer, "_PREFILL_CHUNK_SIZE_ON_CPU", 40)
     request = ask("what is this " * 9, picture(1))
     events = list(engine.stream(request))
     total = events[-1].stats.prompt_tokens
@@ -185,7 +190,7 @@ def test_a_long_prompt_tells_how_far_it_has_been_read(engine, monkeypatch):
 
 
 def test_stopping_while_a_long_prompt_is_read_ends_the_work_within_one_chunk(engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "_PREFILL_CHUNK_SIZE_ON_CPU", 20)
+    monkeypatch.setattr(answer_writer, "_PREFILL_CHUNK_SIZE_ON_CPU", 20)
     passes, forward = [], type(engine._model).forward
 
     def counted(model, **inputs):
@@ -234,7 +239,7 @@ def test_a_stop_ends_the_answer_and_is_not_shown(engine, chat_folder, tmp_path):
     free = answer(engine, ask("what", max_new_tokens=12))
     assert (free.stats.stop_reason, free.stats.new_tokens) == ("length", 12)
     processor = engine._processor
-    inputs = engine._inputs(ask("what"), [[]])
+    inputs = inputs_of(engine, ask("what"))
     tokens = engine._model.generate(inputs["input_ids"], max_new_tokens=12)[0, inputs["input_ids"].shape[1] :].tolist()
     stop = next(token for i, token in enumerate(tokens) if i >= 3 and token not in tokens[:i])
     shutil.copytree(chat_folder, tmp_path / "stops")
@@ -283,7 +288,7 @@ def test_typed_special_tokens_are_plain_characters(engine, place):
         return Request(turns, system_prompt=words if place == "system prompt" else "", max_new_tokens=4)
 
     def specials(request: Request) -> list[int]:
-        inputs = engine._inputs(request, [list(turn.pictures) for turn in request.turns])
+        inputs = inputs_of(engine, request)
         special = engine._processor.tokenizer.special_ids
         return [token for token in inputs["input_ids"][0].tolist() if token in special]
 
@@ -496,7 +501,7 @@ def test_preview_is_what_the_model_gets(engine):
     assert (second.boxes, second.tokens) == ((), TOKENS_PER_IMAGE)
     assert "square" in second.note
     request = ask("what", wide, square, pan_and_scan=True)
-    pixel_values = engine._inputs(request, [[wide, square]])["pixel_values"]
+    pixel_values = inputs_of(engine, request)["pixel_values"]
     squares = [*first.squares, *second.squares]
     assert torch.equal(engine._processor.image_processor.pixel_values(squares), pixel_values)
     (plain,) = engine.preview([wide], pan_and_scan=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from reference import TOKENS_PER_IMAGE, assert_equal
+from test_engine import inputs_of
 
 from gemma3_core.engine import Answered, Box, DoneEvent, Engine, Request, StageEvent, TokenEvent, Turn
 from gemma3_core.errors import (
@@ -65,7 +66,7 @@ def long_answer(engine) -> Answered:
 @torch.no_grad()
 def weights_of_a_plain_pass(engine: Engine, done: Answered, folder) -> torch.Tensor:
     """[layers, H, T, T] of prompt and answer, by the model's own output_attentions."""
-    inputs = engine._inputs(done.request, [list(turn.pictures) for turn in done.request.turns])
+    inputs = inputs_of(engine, done.request)
     ids = torch.cat([inputs["input_ids"], torch.tensor([done.done.token_ids])], dim=1)
     model = Gemma3ForConditionalGeneration.from_pretrained(folder)
     types = torch.nn.functional.pad(inputs["token_type_ids"], (0, len(done.done.token_ids)))
@@ -230,7 +231,7 @@ def test_while_another_answer_is_written_attention_waits_in_the_queue(engine, lo
 
 
 def test_a_prompt_is_counted_before_it_is_asked_and_without_a_pixel_read(engine, monkeypatch):
-    inputs = engine._inputs(LONG, [list(turn.pictures) for turn in LONG.turns])
+    inputs = inputs_of(engine, LONG)
     stream = engine.stream(replace(SHORT, visitor="somebody"))
     while not isinstance(next(stream), TokenEvent):
         pass

@@ -37,6 +37,9 @@ class Named:
     def close(self):
         self.closed = True
 
+    def forget(self, visitor):
+        self.forgotten = visitor
+
 
 class Loader:
     """Gives an engine for each offer, counts, and can be held or made to fail."""
