@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import demo_app, language_model, vision_language
+from benchmarks import demo_app, language_model, next_question, vision_language
 from benchmarks.timing import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     report: dict[str, Any] = {"machine": machine()}
     if arguments.only in (None, "demo"):
-        report["demo"] = demo_app.measure(rounds=12)
+        report["demo"] = demo_app.measure(rounds=12) | {"next_question": next_question.measure(rounds=12)}
         _print_demo(report["demo"])
     if arguments.only in (None, "1b"):
         report["1b"] = [
@@ -64,7 +64,12 @@ def _print_demo(figures: dict[str, Any]) -> None:
     print(f"| tokens a second (median) | {figures['tokens_per_s']} |")
     print(f"| peak memory | {figures['peak_memory_gib']} GiB |")
     print(f"| first token, int4 | {figures['int4']['first_token_s']} s |")
-    print(f"| tokens a second, int4 | {figures['int4']['tokens_per_s']} |\n")
+    print(f"| tokens a second, int4 | {figures['int4']['tokens_per_s']} |")
+    further = figures["next_question"]
+    print(
+        f"| first token of a further question, {further['reused_tokens']} of {further['prompt_tokens']} tokens reused: "
+        f"so many times sooner | {further['ratio']} |\n"
+    )
 
 
 def _print_one_billion(reports: list[dict[str, Any]]) -> None:

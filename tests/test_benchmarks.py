@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import attention, attention_memory, language_model, mask_view, vision_language
+from benchmarks import attention, attention_memory, language_model, mask_view, next_question, vision_language
 from benchmarks.timing import in_turns
 from gemma3_core.config import Gemma3Config, read_config
 from gemma3_core.engine import AttentionMap, Box, Engine, SquareMap
@@ -52,6 +52,12 @@ def test_the_picture_benchmark_has_a_figure_for_each_way(config: Gemma3Config):
         rows: dict[str, Any] = report[precision]
         assert set(rows) == {"prefill", "decode", "picture_to_first_token_s", "share_of_bandwidth"}
         assert all(row["ours"] and set(row) == {"ours", "default", "static"} for row in rows.values())
+
+
+def test_a_further_question_is_answered_sooner():
+    figures = next_question.measure(rounds=2)
+    assert 0 < figures["reused_tokens"] < figures["prompt_tokens"]
+    assert figures["ratio"] > 1
 
 
 def test_attention_in_a_box_counts_cells_by_the_part_that_it_covers():

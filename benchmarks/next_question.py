@@ -1,0 +1,50 @@
+"""How much sooner a further question about pictures is answered when what was read before is not read again.
+
+The embedded model, behind the engine as the page uses it: a question about two pictures, one of them in crops, then
+another one. It is asked with `reuse` and without in turns; both give the same answer.
+"""
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gemma3_core.engine import DoneEvent, Engine, Request, Turn
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Medians of the time to the second answer's first token, seconds, and their ratio."""
+    engine = Engine.load(device="cpu")
+    pictures = (str(EXAMPLES / "wide.png"), str(EXAMPLES / "night.png"))
+    first = Request((Turn("user", "How many shapes are there?", pictures),), pan_and_scan=True, visitor="benchmark")
+    answer = _asked(engine, first)
+    further = replace(
+        first, turns=(*first.turns, Turn("assistant", answer.text), Turn("user", "And in the second picture?"))
+    )
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(rounds + 1):
+        _asked(engine, first)
+        done = {reuse: _asked(engine, replace(further, reuse=reuse)) for reuse in times}
+        if done[True].token_ids != done[False].token_ids or not done[True].stats.reused_tokens:
+            raise RuntimeError("with reuse and without, the answers differ, or nothing was reused")
+        for reuse, end in done.items():
+            if number and end.stats.time_to_first_token_s is not None:
+                times[reuse].append(end.stats.time_to_first_token_s)
+    reused, anew = statistics.median(times[True]), statistics.median(times[False])
+    stats = done[True].stats
+    return {
+        "prompt_tokens": stats.prompt_tokens,
+        "reused_tokens": stats.reused_tokens,
+        "first_token_s": reused,
+        "first_token_anew_s": anew,
+        "ratio": round(anew / reused, 2),
+    }
+
+
+def _asked(engine: Engine, request: Request) -> DoneEvent:
+    *_, end = engine.stream(request)
+    if not isinstance(end, DoneEvent):
+        raise RuntimeError(f"an answer ended with {end}")
+    return end
