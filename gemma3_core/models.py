@@ -247,10 +247,10 @@ class Models:
 
     def forget(self, visitor: str) -> None:
         """Lets go of what the models keep of a visitor for their next question."""
-        with self._changed:
-            engines = [self.first, *(slot.engine for slot in self._slots.values() if slot.engine is not None)]
-        for engine in engines:
-            engine.forget(visitor)
+        with self._changed:  # none is let go meanwhile
+            for engine in (self.first, *(slot.engine for slot in self._slots.values())):
+                if engine is not None:
+                    engine.forget(visitor)
 
     def _checked(self, name: str | None) -> str:
         if name is None:

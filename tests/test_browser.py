@@ -762,6 +762,44 @@ def test_what_the_visitor_chose_reaches_the_engine(browser, scripted, scripted_u
     assert first.visitor == second.visitor != ""
 
 
+def test_the_next_question_reuses_what_was_read_until_the_chat_is_cleared(page):
+    question = "How many hearts are there?"
+    write(page, question, EXAMPLES / "night.png")
+    send(page)
+    answered(page)
+    assert "reused" not in page.locator("#chat .figures").first.inner_text()
+    write(page, "How many stars are there?")
+    send(page)
+    answered(page, 2)
+    tokens = r"([\d,]+) tokens"
+    first, second = (page.locator("#chat .figures").nth(number).inner_text() for number in range(2))
+    read = int(re.search(tokens, first)[1])
+    assert int(re.search(rf"{tokens} \((\d+) reused\)", second)[2]) > read
+    page.locator("#clear").click()
+    page.locator("#chat .figures").first.wait_for(state="detached")
+    write(page, question, EXAMPLES / "night.png")
+    send(page)
+    answered(page)
+    assert "reused" not in page.locator("#chat .figures").first.inner_text()
+
+
+def test_who_clears_the_chat_or_leaves_is_forgotten(browser, scripted, scripted_url):
+    scripted.let_through(*STAGES)
+    with opened(browser, scripted_url) as page:
+        choose(page)
+        answered(page)
+        assert scripted.forgotten == []
+        page.locator("#clear").click()
+        page.locator("#chat .figures").first.wait_for(state="detached")
+        assert len(scripted.forgotten) == 1
+        page.close()
+    end = time.monotonic() + 10
+    while len(scripted.forgotten) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert len(scripted.forgotten) == 2
+    assert set(scripted.forgotten) == {scripted.requests[0].visitor}
+
+
 def test_an_unexpected_fault_is_told_and_the_page_goes_on(browser, scripted, scripted_url):
     def broken(_):
         raise RuntimeError("/secret/path")

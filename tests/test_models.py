@@ -159,6 +159,12 @@ def test_two_who_choose_the_same_share_one_load_and_others_answers_go_on(models,
     assert loader.loaded == ["a"]
 
 
+def test_who_leaves_is_forgotten_by_each_model_in_memory(models, loader):
+    said(models, "a")
+    models.forget("someone")
+    assert [engine.forgotten for engine in (models.first, loader.engines["a"])] == ["someone", "someone"]
+
+
 def test_a_failed_load_tells_all_who_wait_and_may_be_tried_again(models, loader):
     loader.go_on.clear()
     loader.failures.append(CheckpointError("config.json is missing."))
