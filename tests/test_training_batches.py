@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from gemma3_core.config import read_config
@@ -15,6 +16,7 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from tests.reference import assert_equal
+from training.average import average
 from training.batches import NO_PICTURE, Conversations, ConversationWriter, Mix, Share, _alike, collate
 from training.model import IGNORED, DenseHeads, demo_config, initialise
 from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
@@ -359,6 +361,27 @@ def test_a_checkpoint_is_carried_to_another_tokenizer_by_the_text_of_its_tokens(
     assert len(trainer.tokenizer.encode('"STOP"', add_special_tokens=False)) == 5
     trainer.save("last")
     assert (tmp_path / "run" / "last" / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
+
+
+def test_the_mean_of_checkpoints_is_a_checkpoint(tmp_path: Path) -> None:
+    weights = load_file(DEMO_MODEL / "model.safetensors")
+    for name, factor in (("one", 1.0), ("two", 3.0)):
+        shutil.copytree(DEMO_MODEL, tmp_path / name)
+        save_file(
+            {key: factor * tensor.float() for key, tensor in weights.items()}, tmp_path / name / "model.safetensors"
+        )
+    average([tmp_path / "one", tmp_path / "two"], tmp_path / "mean")
+    mean = load_file(tmp_path / "mean" / "model.safetensors")
+    assert mean.keys() == weights.keys()
+    assert all(torch.equal(mean[key], 2 * weights[key].float()) for key in weights)
+    Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "mean")
+    save_file({"other": torch.zeros(1)}, tmp_path / "two" / "model.safetensors")
+    with pytest.raises(ValueError, match="other tensors"):
+        average([tmp_path / "one", tmp_path / "two"], tmp_path / "mean")
+    with pytest.raises(ValueError, match="two"):
+        average([tmp_path / "one"], tmp_path / "mean")
+    with pytest.raises(ValueError, match="beside"):
+        average([tmp_path / "one", tmp_path / "two"], tmp_path / "two")
 
 
 def test_shipping_rounds_the_weights_to_bfloat16_and_changes_nothing_else(tmp_path: Path) -> None:
