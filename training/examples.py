@@ -195,15 +195,15 @@ EXAMPLES = (
         (Asked("What does the sign say?", "read", "Coffee"),),
     ),
     Example(
-        "chart", "A bar chart of four days, Mon to Thu, of which Thu is the tallest",
+        "chart", "A bar chart of four days, Mon to Fri, of which Fri is the tallest",
         (
             _chart(
                 (250, 248, 244),
                 ("Mon", 0.7, "blue", _BLUE), ("Tue", 0.3, "orange", _ORANGE),
-                ("Wed", 0.46, "green", _GREEN), ("Thu", 0.92, "purple", _PURPLE),
+                ("Wed", 0.46, "green", _GREEN), ("Fri", 0.92, "purple", _PURPLE),
             ),
         ),
-        (Asked("Which bar is the tallest?", "chart_tallest", "Thu"),),
+        (Asked("Which bar is the tallest?", "chart_tallest", "Fri"),),
     ),
     Example(
         "board", "A wide board in small writing: tea, milk and bread with their prices",
