@@ -109,7 +109,7 @@ def test_two_models_are_compared(page):
     page.get_by_text("The answers part at token").wait_for()
     assert page.locator("#inside .compared .alternatives").count() == 2
     for figures in page.locator("#inside .compared section > .note").all_inner_texts():
-        assert re.search(r"first token .* tokens/s · weights [\d.]+ MB", figures)
+        assert re.search(r"first token .* tokens/s · (cut at 256 new tokens · )?weights [\d.]+ MB", figures)
 
 
 def test_models_with_other_vocabularies_are_compared_by_their_text(page):
