@@ -285,7 +285,7 @@
       }
     }
 
-    // What the tokens say, beyond the strips: queries line by line, keys upwards. Soft tokens say nothing.
+    // What the tokens say, beyond the strips: queries line by line, keys turned. Soft tokens say nothing.
     texts(context, edge, side, scale, style, thick) {
       const room = edge - thick - 4;
       context.save();

@@ -126,9 +126,8 @@ class AnswerWriter:
         pixel_values = inputs.pop("pixel_values", None)
         if pixel_values is None:
             return
-        pixel_values = pixel_values[
-            int(inputs["token_type_ids"][:, :reused].sum()) // self._processor.image_seq_length :
-        ]
+        known = int(inputs["token_type_ids"][:, :reused].sum()) // self._processor.image_seq_length
+        pixel_values = pixel_values[known:]
         if not len(pixel_values):
             return
         assert isinstance(self._model, Gemma3ForConditionalGeneration)
@@ -151,10 +150,8 @@ class AnswerWriter:
 
         However it ends but by an error, what the cache then holds goes back with it.
         """
-        settings, model = (
-            request.sampling or self._info.sampling,
-            self._precisions.model(self._precisions.asked(request.int4)),
-        )
+        model = self._precisions.model(self._precisions.asked(request.int4))
+        settings = request.sampling or self._info.sampling
         total = inputs["input_ids"].shape[1] + request.max_new_tokens
         cache = KVCache(self._model.text_config, reserve=total) if lent.cache is None else lent.cache
         cache.reserve(total)
@@ -175,9 +172,8 @@ class AnswerWriter:
                     continue
                 token_id, tokenizer = int(step.tokens[0]), self._processor.tokenizer
                 read.append(token_id)
-                yield _Token(
-                    token_id, token_choice(tokenizer, step.logits[0], token_id) if request.confidence else None
-                )
+                choice = token_choice(tokenizer, step.logits[0], token_id) if request.confidence else None
+                yield _Token(token_id, choice)
         except GeneratorExit:  # between two passes
             lent.back = Kept(cache, tuple(read[: cache.length]), began)
             raise

@@ -8,7 +8,6 @@ smoothing, hinting and kerning. Backgrounds, which are not asked about, are the 
 
 import base64
 import io
-import math
 import random
 import shutil
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ class Browser:
             self._load(font)
         self._page.set_viewport_size({"width": depiction.width, "height": depiction.height})
         self._page.evaluate("svg => document.body.innerHTML = svg", svg_of(depiction, rng))
-        self._page.evaluate("async () => Promise.all([...document.images].map((image) => image.decode()))")
+        self._page.evaluate("() => Promise.all([...document.querySelectorAll('image')].map((image) => image.decode()))")
         return Image.open(io.BytesIO(self._page.screenshot())).convert("RGB")
 
     def _serve(self, route: Any) -> None:
@@ -191,7 +190,7 @@ def _box(
     left, top, right, bottom = box
     size = f'x="{left:.2f}" y="{top:.2f}" width="{max(0.0, right - left):.2f}" height="{max(0.0, bottom - top):.2f}"'
     stroke = "" if frame is None else f' stroke="{_rgb(frame[0])}" stroke-width="{frame[1]:.2f}"'
-    radius = min(radius, math.inf if radius == 0 else min(right - left, bottom - top) / 2)
+    radius = max(0.0, min(radius, (right - left) / 2, (bottom - top) / 2))
     return f'<rect {size} rx="{radius:.2f}" fill="{"none" if fill is None else _rgb(fill)}"{stroke}/>'
 
 
