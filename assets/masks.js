@@ -100,9 +100,11 @@
     key(canvas, event) {
       const step = event.shiftKey ? 10 : 1;
       const moves = { ArrowLeft: [0, -step], ArrowRight: [0, step], ArrowUp: [-step, 0], ArrowDown: [step, 0] };
-      if (event.key === "+" || event.key === "=") this.zoom(canvas, 1.5, ...this.onCanvas(canvas));
-      else if (event.key === "-") this.zoom(canvas, 1 / 1.5, ...this.onCanvas(canvas));
-      else if (event.key === "0") { this.whole(); this.draw(); }
+      if (["+", "=", "-"].includes(event.key)) {
+        this.zoom(canvas, event.key === "-" ? 1 / 1.5 : 1.5, ...this.onCanvas(canvas));
+        this.follow(canvas); // where the text takes its room, the cursor would lie below it
+        this.draw();
+      } else if (event.key === "0") { this.whole(); this.draw(); }
       else if (moves[event.key]) {
         const [query, key] = moves[event.key];
         this.cursor = { query: this.within(this.cursor.query + query), key: this.within(this.cursor.key + key) };

@@ -208,6 +208,12 @@ def test_zoomed_in_the_mask_has_its_tokens_beside_it(page):
         page.keyboard.press("+")
     written = canvas.evaluate(beside)
     assert 0.01 < written < 0.4  # letters
+    cursor = """canvas => {
+      const view = canvas.closest(".mask-view").maskView, seen = view.side(canvas) / view.scaleOf(canvas);
+      const within = (number, first) => first <= number && number + 1 <= first + seen + 0.01;
+      return within(view.cursor.key, view.left) && within(view.cursor.query, view.top);
+    }"""
+    assert canvas.evaluate(cursor)
     says = page.locator("#inside .mask-says")
     place = canvas.bounding_box()
     page.mouse.move(place["x"] + 0.6 * place["width"], place["y"] + 0.7 * place["height"])
