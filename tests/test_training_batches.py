@@ -226,7 +226,8 @@ def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path
 
 
 def test_the_decoder_stage_answers_the_same_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
-    arguments = parse(["--out", str(tmp_path), "--batch", "2", "--workers", "0", "--device", "cpu", "--plain"])
+    asked_of_each = ["--decoder-questions", "3"]
+    arguments = parse(["--out", str(tmp_path), "--workers", "0", "--device", "cpu", "--plain", *asked_of_each])
     trainer = Trainer(arguments)
     batch = collate([trainer.writer().write(random.Random(n), FAN) for n in range(2)])
     with torch.no_grad():
@@ -234,10 +235,30 @@ def test_the_decoder_stage_answers_the_same_and_leaves_the_encoder_alone(tmp_pat
     assert encoded[0] == 0
     torch.testing.assert_close(encoded[1], whole[1], rtol=1e-2, atol=0)  # soft tokens are kept in bfloat16
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    asked = []
+    trainer.batches = lambda mix, size, batches=trainer.batches: asked.append(mix.questions) or batches(mix, size)
     trainer.run_decoder_stage(0.02, mix_of(arguments), size=2, pictures=4)
+    assert asked == [3]
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert not {name for name in changed if "language_model" not in name and "lm_head" not in name}
+
+
+def test_the_encoder_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    """Its parameters, all of them and no others, are in the groups whose rate is scaled."""
+    trainer = Trainer(parse(["--out", str(tmp_path), "--device", "cpu", "--plain"]))
+    trainer.encoder_rate = 0.25
+    trainer._set_rate(0.1)
+    rates = {
+        id(p): group["lr"] / group["base_lr"]
+        for o in trainer.optimisers
+        for group in o.param_groups
+        for p in group["params"]
+    }
+    for name, parameter in trainer.model.named_parameters():
+        encodes = "vision_tower" in name or "projector" in name
+        assert rates.pop(id(parameter)) == (0.25 if encodes else 1.0), name
+    assert set(rates.values()) == {1.0}  # of the dense heads
 
 
 SIGNS = replace(FAN, worlds=(Share("signs", 1.0),), questions=8)

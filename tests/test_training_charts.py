@@ -394,7 +394,9 @@ def test_phrasings_are_many_and_split() -> None:
         assert len(set(PHRASINGS[kind])) == len(PHRASINGS[kind]) >= 12
         assert len(HELDOUT_PHRASINGS[kind]) >= 3
         assert not set(PHRASINGS[kind]) & set(HELDOUT_PHRASINGS[kind])
-    for kind, slots in {"chart_taller": ['"{one}"', '"{other}"'], "chart_bar_color": ['"{one}"']}.items():
+    of_two = ['"{one}"', '"{other}"']
+    named = {"chart_taller": of_two, "chart_which_taller": of_two, "chart_bar_color": ['"{one}"']}
+    for kind, slots in named.items():
         assert all(slot in text for slot in slots for text in (*PHRASINGS[kind], *HELDOUT_PHRASINGS[kind]))
 
 
@@ -418,6 +420,10 @@ def test_answers_are_true_by_the_description(split: str) -> None:
                 yes = by_name[asked[0]].height > by_name[asked[1]].height
                 assert question.answer == f'{"Yes" if yes else "No"}, "{asked[0] if yes else asked[1]}" is taller.'
                 said["yes" if yes else "no"] += 1
+            elif question.kind == "chart_which_taller":
+                assert told == [max(asked, key=lambda name: by_name[name].height)]
+            elif question.kind == "chart_order":
+                assert [by_name[name].height for name in told] == sorted(heights, reverse=True)
             elif question.kind == "chart_count":
                 assert question.answer == f"There are {NUMBERS[len(one.bars)]} bars."
             else:
@@ -431,7 +437,8 @@ def test_each_is_asked_once_and_apart_a_few_in_other_words() -> None:
     rng = random.Random(5)
     all_of = ask(three(), rng, num=100)
     assert Counter(q.kind for q in all_of) == {
-        "chart_tallest": 1, "chart_shortest": 1, "chart_taller": 3, "chart_count": 1, "chart_bar_color": 3,
+        "chart_tallest": 1, "chart_shortest": 1, "chart_taller": 3, "chart_which_taller": 3, "chart_order": 1,
+        "chart_count": 1, "chart_bar_color": 3,
     }  # fmt: skip
     fan = ask(three(), rng, num=100, apart=True)
     assert Counter(q.kind for q in fan)["chart_tallest"] == 2
@@ -477,6 +484,14 @@ def test_labels_stay_as_they_are_written_however_loosely_it_is_asked(monkeypatch
         ("chart_taller", 'no "milk"', '"milk" is taller.', False),
         ("chart_taller", 'no "yes"', 'No, "yes" is taller.', True),
         ("chart_taller", 'no "yes"', 'No, "yes', True),
+        ("chart_taller", 'no "milk"', 'No, "milk" is taller, "tea" is not.', False),
+        ("chart_which_taller", "milk", '"Milk" is taller.', True),
+        ("chart_which_taller", "milk", '"tea" is taller.', False),
+        ("chart_which_taller", "milk", '"milk" is taller than "tea".', False),
+        ("chart_order", '"tea", "milk", "ox"', '"Tea", "milk", "ox".', True),
+        ("chart_order", '"tea", "milk", "ox"', '"tea", "ox", "milk".', False),
+        ("chart_order", '"tea", "milk", "ox"', '"tea", "milk".', False),
+        ("chart_order", '"tea", "milk", "ox"', "tea, milk, ox.", False),
         ("chart_count", "four", "There are four bars.", True),
         ("chart_count", "four", "4", True),
         ("chart_count", "four", "There are four or five bars.", False),

@@ -20,6 +20,7 @@ from training.pair_questions import (
     IN_ONE,
     IN_ONE_HELDOUT,
     KINDS,
+    NOTHING,
     PHRASINGS,
     ask,
     is_right,
@@ -118,6 +119,22 @@ def test_what_is_on_a_picture_is_all_that_is_on_it() -> None:
             assert q.answer.startswith(f"The {kind.removeprefix('on_')} picture shows a")
 
 
+def test_only_in_one_picture_is_what_the_other_has_not_as_often() -> None:
+    nothing, own = 0, 0
+    for pair, q in asked("train", "only_in", 150):
+        first = " the first" in q.answer.lower() or q.answer.startswith("The first")
+        here, there = pair.scenes if first else pair.scenes[::-1]
+        left = Counter(f"{o.color} {o.shape}" for o in here.objects)
+        left -= Counter(f"{o.color} {o.shape}" for o in there.objects)
+        if left:
+            assert sorted(q.key.split(", ")) == sorted(left.elements())
+            own += 1
+        else:
+            assert q.key == NOTHING
+            nothing += 1
+    assert 0.1 < nothing / (nothing + own) < 0.5
+
+
 def test_topics_are_answered_as_the_scenes_own_questions_are() -> None:
     rng = random.Random(3)
     scenes = [random_pair(rng).first for _ in range(150)]
@@ -159,6 +176,12 @@ def test_phrasings_are_many_and_split() -> None:
         ("same", "yes", "Yes, both show the same shapes.", True),
         ("same", "no", "No, they show different shapes.", True),
         ("same", "no", "Yes, both show the same shapes.", False),
+        ("only_in", "red circle", "Only the first picture shows a red circle.", True),
+        ("only_in", "red circle", "Only the first picture shows a red circle and a blue star.", False),
+        ("only_in", "red circle", "The first picture shows nothing else.", False),
+        ("only_in", "nothing", "The first picture shows nothing else.", True),
+        ("only_in", "nothing", "Only the first picture shows a red circle.", False),
+        ("only_in", "nothing", "Yes.", False),
         ("on_second", "red circle, blue star", "The second picture shows a blue star and a red circle.", True),
         ("on_second", "red circle, blue star", "The second picture shows a red circle.", False),
         ("on_second", "red circle, red circle", "The second picture shows a red circle.", False),

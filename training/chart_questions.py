@@ -1,11 +1,11 @@
-"""Questions about bar charts: tallest, shortest, taller, how many, in what color; when an answer is right.
+"""Questions about bar charts: tallest, shortest, taller, in what order, how many, what color; when an answer is right.
 
 What a label says stands in quotation marks, in questions and answers: the tokenizer spells what is quoted.
 """
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 from training import questions, sign_questions
@@ -76,6 +76,36 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         'Please say if the bar "{one}" is taller than "{other}".',
         '"{one}": is it taller than "{other}"?',
     ),
+    "chart_which_taller": (
+        'Which is taller, "{one}" or "{other}"?',
+        'Which bar is taller, "{one}" or "{other}"?',
+        'Which is the taller bar, "{one}" or "{other}"?',
+        'Which one is taller, "{one}" or "{other}"?',
+        'Which is higher, "{one}" or "{other}"?',
+        'Which bar is higher, "{one}" or "{other}"?',
+        'Which has the taller bar, "{one}" or "{other}"?',
+        'Which of "{one}" and "{other}" is taller?',
+        'What is taller, "{one}" or "{other}"?',
+        'In the picture, which is taller, "{one}" or "{other}"?',
+        'Tell me which is taller, "{one}" or "{other}".',
+        'Can you tell me which bar is taller, "{one}" or "{other}"?',
+        '"{one}" or "{other}": which is taller?',
+    ),
+    "chart_order": (
+        "List the bars from tallest to shortest.",
+        "List the bars from the tallest to the shortest.",
+        "List all bars from the tallest to the shortest.",
+        "Name the bars from tallest to shortest.",
+        "Name all bars, the tallest first.",
+        "Name the bars, tallest first.",
+        "Read the labels of the bars, tallest first.",
+        "Sort the bars from the tallest to the shortest.",
+        "Please sort the bars, the tallest first.",
+        "Tell me the bars from tallest to shortest.",
+        "Can you list the bars from tallest to shortest?",
+        "What are the bars, from tallest to shortest?",
+        "Bars from tallest to shortest?",
+    ),
     "chart_count": (
         "How many bars are there?",
         "How many bars are there in the picture?",
@@ -131,6 +161,16 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
         'Could you tell me if "{one}" is taller than "{other}"?',
         'Would you say "{one}" is taller than "{other}"?',
     ),
+    "chart_which_taller": (
+        'Which of the two is taller, "{one}" or "{other}"?',
+        'Could you tell me which is taller, "{one}" or "{other}"?',
+        'Which would you say is taller, "{one}" or "{other}"?',
+    ),
+    "chart_order": (
+        "Could you list the bars from the tallest to the shortest?",
+        "Please name all the bars from tallest to shortest.",
+        "Tell me all bars, the tallest first.",
+    ),
     "chart_count": (
         "How many bars are there in this chart?",
         "Could you tell me how many bars you see?",
@@ -157,16 +197,34 @@ def _shortest(chart: Chart, _rng: random.Random) -> list[Target]:
     return _extreme(chart, "shortest", min)
 
 
+def _of_two(chart: Chart, rng: random.Random) -> Iterator[tuple[tuple[tuple[str, str], ...], Bar, Bar]]:
+    """Each two bars once, in random order, with the slots that name them."""
+    for pair in combinations(chart.bars, 2):
+        one, other = rng.sample(pair, 2)
+        yield (("one", one.name), ("other", other.name)), one, other
+
+
 def _taller(chart: Chart, rng: random.Random) -> list[Target]:
     """Each two bars once; yes as often as no."""
     found = []
-    for pair in combinations(chart.bars, 2):
-        one, other = rng.sample(pair, 2)
-        yes = one.height > other.height
-        said, taller = ("Yes", one) if yes else ("No", other)
-        slots = (("one", one.name), ("other", other.name))
+    for slots, one, other in _of_two(chart, rng):
+        said, taller = ("Yes", one) if one.height > other.height else ("No", other)
         found.append(Target(slots, f'{said}, "{taller.name}" is taller.', f'{said.lower()} "{taller.name}"'))
     return found
+
+
+def _which_taller(chart: Chart, rng: random.Random) -> list[Target]:
+    found = []
+    for slots, one, other in _of_two(chart, rng):
+        name = max(one, other, key=lambda bar: bar.height).name
+        found.append(Target(slots, f'"{name}" is taller.', name))
+    return found
+
+
+def _order(chart: Chart, _rng: random.Random) -> list[Target]:
+    falling = sorted(chart.bars, key=lambda bar: bar.height, reverse=True)
+    names = ", ".join(f'"{bar.name}"' for bar in falling)
+    return [Target((), f"{names}.", names)]
 
 
 def _count(chart: Chart, _rng: random.Random) -> list[Target]:
@@ -186,11 +244,13 @@ _KINDS: dict[str, Callable[[Chart, random.Random], list[Target]]] = {
     "chart_tallest": _tallest,
     "chart_shortest": _shortest,
     "chart_taller": _taller,
+    "chart_which_taller": _which_taller,
+    "chart_order": _order,
     "chart_count": _count,
     "chart_bar_color": _bar_color,
 }
 KINDS = tuple(_KINDS)
-_KIND_WEIGHTS = {"chart_count": 0.5}  # rather asked what takes reading
+_KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 1.5}  # rather asked what takes reading
 
 
 def ask(
@@ -214,12 +274,14 @@ def ask(
 def is_right(kind: str, key: str, answer: str) -> bool:
     """Whether `answer` says `key` and nothing else of its sort.
 
-    Labels are compared as sign_questions does. "chart_taller": yes or no, and no other label than the
-    taller one's may be quoted, which the key has behind it.
+    Labels are compared as sign_questions does. "chart_order": all labels that are quoted, in order. "chart_taller":
+    yes or no, and no other label than the taller one's may be quoted, which the key has behind it.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
-    if kind in ("chart_tallest", "chart_shortest"):
+    if kind == "chart_order":
+        return _quoted(answer) == _quoted(key)
+    if kind in ("chart_tallest", "chart_shortest", "chart_which_taller"):
         return sign_questions.is_right("read", key, answer)
     unquoted = _QUOTED.sub(" ", answer)
     if kind == "chart_count":
@@ -227,5 +289,9 @@ def is_right(kind: str, key: str, answer: str) -> bool:
     if kind == "chart_bar_color":
         return said_colors(unquoted) == {key}
     said, taller = key.split(" ", 1)
-    quoted = {text.strip().lower() for text in _QUOTED.findall(answer)}
-    return questions.is_right("is_there", said, unquoted) and quoted <= {taller.strip('"').lower()}
+    return questions.is_right("is_there", said, unquoted) and set(_quoted(answer)) <= set(_quoted(taller))
+
+
+def _quoted(text: str) -> list[str]:
+    """What stands in quotation marks, in order, in small letters."""
+    return [quoted.strip().lower() for quoted in _QUOTED.findall(text)]

@@ -197,12 +197,13 @@ def pairs_said(answer: str) -> list[str]:
     return [f"{a} {singular[b]}" for a, b in pairwise(words) if a in COLORS and b in singular]
 
 
-def _called(item: SceneObject) -> str:
+def called(item: SceneObject) -> str:
+    """Its color and shape."""
     return f"{item.color} {item.shape}"
 
 
 def _count_both(scene: Scene, rng: random.Random, split: str) -> list[Target]:
-    present = Counter(_called(item) for item in scene.objects)
+    present = Counter(called(item) for item in scene.objects)
     if rng.random() < _ZERO_SHARE:
         color, shape = rng.choice(COLORS), rng.choice(SHAPES)
         banned = split == "train" and (shape, color) in HELDOUT_PAIRS
@@ -217,8 +218,8 @@ def _number(name: str, count: int) -> Target:
 
 def _single(scene: Scene) -> list[SceneObject]:
     """Objects that their color and shape alone name."""
-    present = Counter(_called(item) for item in scene.objects)
-    return [item for item in scene.objects if present[_called(item)] == 1]
+    present = Counter(called(item) for item in scene.objects)
+    return [item for item in scene.objects if present[called(item)] == 1]
 
 
 def _side(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
@@ -241,8 +242,8 @@ def _beside(scene: Scene, one: SceneObject, other: SceneObject, rng: random.Rand
     if not plain:
         return None
     side, word = rng.choice(plain), "Yes" if wanted else "No"
-    slots = (("one", _called(one)), ("other", _called(other)), ("side", side))
-    said = f"{word}, the {_called(one)} is {'' if wanted else 'not '}{side} the {_called(other)}."
+    slots = (("one", called(one)), ("other", called(other)), ("side", side))
+    said = f"{word}, the {called(one)} is {'' if wanted else 'not '}{side} the {called(other)}."
     return Target(slots, said, word.lower())
 
 
@@ -253,7 +254,7 @@ def _extreme(scene: Scene, word: str, in_order: list[SceneObject]) -> list[Targe
     larger, smaller = sorted((first.size, second.size), reverse=True)
     if larger < _PLAINLY_LARGER * smaller:
         return []
-    return [Target((), f"The {word} is the {_called(first)}.", _called(first))]
+    return [Target((), f"The {word} is the {called(first)}.", called(first))]
 
 
 def _largest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
@@ -275,7 +276,7 @@ def in_reading_order(scene: Scene) -> list[str]:
     if any(abs(share - border) < _ROWS * _ROW_MARGIN for share in shares for border in range(1, _ROWS)):
         return []
     in_order = sorted(scene.objects, key=lambda item: (int(_ROWS * item.y / scene.height), item.x))
-    return [_called(item) for item in in_order]
+    return [called(item) for item in in_order]
 
 
 def listed(names: list[str]) -> str:

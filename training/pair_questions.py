@@ -1,4 +1,6 @@
-"""Questions about two pictures: which has more, do they show the same, what is on one; when an answer is right."""
+"""Questions about two pictures: which has more, are they the same, what is on one, or only there; when an answer is
+right.
+"""
 
 import random
 import re
@@ -8,18 +10,20 @@ from training import questions
 from training.asking import Question, Target, kind_by_kind, of_split, put
 from training.colors import COLORS
 from training.geometry import SHAPES
-from training.more_questions import in_reading_order, listed, pairs_said
+from training.more_questions import called, in_reading_order, listed, pairs_said
 from training.pairs import Pair, names
 from training.questions import plural, said_yes_or_no
 from training.topics import TOPICS, Subject, subjects, target
 
-KINDS = ("which_more", "same", "on_first", "on_second", "in_one")
+KINDS = ("which_more", "same", "only_in", "on_first", "on_second", "in_one")
 ORDINALS = ("first", "second")
+NOTHING = "nothing"
 MORE = {"first": "The first picture.", "second": "The second picture.", "both": "Both have as many."}
 _KEYS = {"first": 0.4, "second": 0.4, "both": 0.2}  # how often each is the answer to which has more
 _KEPT_ALIKE = 0.25  # of the pairs in which nothing is more are asked which has more
 _KEPT_DIFFERENT = 0.45  # of the pairs that differ are asked whether they do: most do
-_KIND_WEIGHTS = {"which_more": 1.5, "in_one": 1.5}
+_KEPT_NOTHING = 0.4  # of the pictures that have nothing of their own are asked what they have
+_KIND_WEIGHTS = {"which_more": 1.5, "same": 1.5, "only_in": 1.5, "in_one": 1.5}
 
 _SHOWS = (
     "What is on the {which} picture?",
@@ -84,6 +88,24 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "Can you tell me if they show the same?",
         "Is it the same shapes in both?",
     ),
+    "only_in": (
+        "What is only in the {which} picture?",
+        "What is only on the {which} picture?",
+        "What is in the {which} picture only?",
+        "What do you see only in the {which} picture?",
+        "What does only the {which} picture show?",
+        "What does the {which} picture show that the other does not?",
+        "What is in the {which} picture and not in the other?",
+        "What is on the {which} picture and not on the other?",
+        "What has the {which} picture that the other has not?",
+        "What has only the {which} picture?",
+        "Which shapes are only in the {which} picture?",
+        "Which shapes are only on the {which} picture?",
+        "Which shapes does only the {which} picture have?",
+        "List the shapes that are only in the {which} picture.",
+        "Tell me what is only in the {which} picture.",
+        "Can you tell me what is only in the {which} picture?",
+    ),
     "on_first": _SHOWS,
     "on_second": _SHOWS,
 }
@@ -98,6 +120,11 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
         "Do these two pictures show the same shapes?",
         "Could you tell me if both show the same?",
         "Does the first picture show the same as the second?",
+    ),
+    "only_in": (
+        "Which shapes do you see only in the {which} picture?",
+        "Could you tell me what is only in the {which} picture?",
+        "What is there in the {which} picture that is not in the other?",
     ),
     "on_first": _SHOWS_HELDOUT,
     "on_second": _SHOWS_HELDOUT,
@@ -191,12 +218,31 @@ def _targets(kind: str, pair: Pair, rng: random.Random) -> list[Target]:
             return [Target((), "Yes, both show the same shapes.", "yes", alike=2)]
         differ = Target((), "No, they show different shapes.", "no", alike=2)
         return [differ] if rng.random() < _KEPT_DIFFERENT else []
+    if kind == "only_in":
+        return _only_in(pair, rng)
     which = kind.removeprefix("on_")
     in_order = in_reading_order(pair.scenes[ORDINALS.index(which)])
     if not in_order:
         return []
     answer = f"The {which} picture shows {listed(in_order)}."
     return [Target((("which", which),), answer, ", ".join(in_order))]
+
+
+def _only_in(pair: Pair, rng: random.Random) -> list[Target]:
+    """What each picture has that the other has not, or not as often; nothing of its own, rarely."""
+    found = []
+    for number, which in enumerate(ORDINALS):
+        left = Counter(called(item) for item in pair.scenes[1 - number].objects)
+        shown, own = in_reading_order(pair.scenes[number]), []
+        for name in shown:
+            left[name] -= 1
+            own += [name] * (left[name] < 0)
+        slots = (("which", which),)
+        if own:
+            found.append(Target(slots, f"Only the {which} picture shows {listed(own)}.", ", ".join(own)))
+        elif shown and rng.random() < _KEPT_NOTHING:
+            found.append(Target(slots, f"The {which} picture shows nothing else.", NOTHING))
+    return found
 
 
 def _which_more(pair: Pair, rng: random.Random) -> list[Target]:
@@ -241,7 +287,7 @@ def about_one(topic: str, subject: Subject, pair: Pair, number: int, rng: random
 def is_right(kind: str, key: str, answer: str) -> bool:
     """Whether `answer` says `key` and nothing else of its sort; what a picture shows is listed in whatever order.
 
-    "in_one": the key has the kind of questions.py before it by which it is judged.
+    "only_in" may have the key NOTHING. "in_one": the key has the kind of questions.py before it by which it is judged.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
@@ -253,4 +299,6 @@ def is_right(kind: str, key: str, answer: str) -> bool:
     if kind == "which_more":
         words = re.findall(r"[a-z]+", answer.lower())
         return {word for word in (*ORDINALS, "both") if word in words} == {key}
+    if kind == "only_in" and key == NOTHING:
+        return NOTHING in answer.lower() and not pairs_said(answer)
     return Counter(pairs_said(answer)) == Counter(key.split(", "))

@@ -56,7 +56,6 @@ TOKENIZER_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo_mod
 DENSE_WEIGHT = 0.5
 KEPT_PATCHES = 96
 WRITTEN = ("signs", "two_lines", "charts", "boards", "system_prompts")  # worlds with text in their pictures
-QUESTIONS_OF_DECODER_STAGE = 2  # about one picture: further ones about a sign would have the same answers
 
 
 class Trainer:
@@ -79,6 +78,7 @@ class Trainer:
             self._note({"fonts": [font.name for font in all_fonts()]})
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, arguments.learning_rate)
+        self.encoder_rate = 1.0
         self.compute = torch.compile(self.losses, dynamic=True) if self.device.type == "cuda" else self.losses
         if self.device.type == "cpu" and not arguments.plain:
             fuse_elementwise(self.model)
@@ -116,7 +116,7 @@ class Trainer:
         To spell takes many more steps than to read letters, and these cost no encoder.
         """
         seen: list[Batch] = []
-        for batch in self.batches(replace(mix, crowded=0.0, questions=QUESTIONS_OF_DECODER_STAGE), size):
+        for batch in self.batches(replace(mix, crowded=0.0, questions=self.arguments.decoder_questions), size):
             seen.append(self._encoded(batch))
             if sum(len(known.pixels) for known in seen) >= pictures:
                 break
@@ -159,7 +159,8 @@ class Trainer:
         fall = min(1.0, (1.0 - progress) / self.arguments.fall) if self.arguments.fall else 1.0
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = group["base_lr"] * warm * fall
+                part = self.encoder_rate if group["encodes"] else 1.0
+                group["lr"] = group["base_lr"] * warm * fall * part
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         batch = to_device(batch, self.device)
@@ -287,17 +288,26 @@ def answer_masks(batch: Batch, config: Gemma3Config) -> dict[str, torch.Tensor]:
 def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside layers, AdamW for embeddings, norms, biases and the dense heads.
 
-    Muon takes twice the rate: about what its authors use for matrices of these sizes.
+    Muon takes twice the rate: about what its authors use for matrices of these sizes. What encodes pictures is in
+    groups of its own.
     """
-    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
-    ids = {id(p) for p in inner}
-    outer = [p for p in model.parameters() if id(p) not in ids] + list(heads.parameters())
-    muon = torch.optim.Muon(inner, lr=2 * rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(outer, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
+    inner: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    outer: dict[bool, list[nn.Parameter]] = {False: list(heads.parameters()), True: []}
+    for name, parameter in model.named_parameters():
+        group = inner if parameter.ndim == 2 and ".layers." in name else outer
+        group["vision_tower" in name or "multi_modal_projector" in name].append(parameter)
+    muon = torch.optim.Muon(
+        _groups(inner), lr=2 * rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(_groups(outer), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     for optimiser in (muon, adamw):
-        for group in optimiser.param_groups:
-            group["base_lr"] = group["lr"]
+        for parameters in optimiser.param_groups:
+            parameters["base_lr"] = parameters["lr"]
     return [muon, adamw]
+
+
+def _groups(parameters: dict[bool, list[nn.Parameter]]) -> list[dict[str, Any]]:
+    return [{"params": found, "encodes": encodes} for encodes, found in parameters.items()]
 
 
 def fuse_elementwise(model: nn.Module) -> None:
@@ -333,9 +343,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dense-minutes", type=float, default=0.0)
     parser.add_argument("--decoder-minutes", type=float, default=0.0, help="of answers with the encoder as it is")
     parser.add_argument("--decoder-pictures", type=int, default=20_000, help="that are encoded once for that stage")
+    parser.add_argument("--decoder-questions", type=int, default=2, help="about each of them; a sign has few answers")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the stage that trains all")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--encoder-rate", type=float, default=1.0, help="of what encodes pictures in that stage, as a share of the rate"
+    )
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
     parser.add_argument("--signs", type=float, default=0.0, help="share of the pictures that are signs, 0 to 1")
     parser.add_argument(
@@ -436,6 +450,7 @@ def main() -> None:
     if arguments.decoder_minutes:
         trainer.run_decoder_stage(arguments.decoder_minutes, mix, arguments.batch, arguments.decoder_pictures)
     if arguments.minutes:
+        trainer.encoder_rate = arguments.encoder_rate
         trainer.run_stage("joint", arguments.minutes, trainer.batches(mix, arguments.batch))
 
 
