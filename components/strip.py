@@ -33,7 +33,8 @@ def strip_html(previews: Sequence[PicturePreview], pan_and_scan: bool, answered:
     total = sum(preview.tokens for preview in previews)
     squares = sum(len(preview.squares) for preview in previews)
     title = f"What the model {'saw' if answered else 'will see'}"
-    pictures = "".join(_picture(number, preview, pan_and_scan) for number, preview in enumerate(previews, 1))
+    several = len(previews) > 1
+    pictures = "".join(_picture(number, preview, pan_and_scan, several) for number, preview in enumerate(previews, 1))
     summary = f"{title}: {count(squares, 'square')}, {count(total, 'token')}"
     return f'<details class="strip" open><summary>{summary}</summary>{pictures}</details>'
 
@@ -49,12 +50,15 @@ def problem_html(reason: str) -> str:
     return f'<div class="strip"><p class="failure" role="alert">{escape(reason)}</p></div>'
 
 
-def _picture(number: int, preview: PicturePreview, explained: bool) -> str:
+def _picture(number: int, preview: PicturePreview, explained: bool, several: bool) -> str:
+    """`several`: it is one of them, so that its figures have to say which."""
     tokens = preview.tokens // len(preview.squares)
     figures = [_original(number, preview)] if preview.boxes else []
     for index, square in enumerate(preview.squares):
         name = f"crop {index}" if index else "whole picture"
-        figures.append(_figure(_image(square, f"Picture {number}, {name}, as the model gets it"), name, tokens))
+        image = _image(square, f"Picture {number}, {name}, as the model gets it")
+        which = f"picture {number}, {name}" if index else f"picture {number}"
+        figures.append(_figure(image, which if several else name, tokens))
     note = f'<p class="note">{escape(preview.note)}</p>' if explained else ""
     return f'<div class="squares">{"".join(figures)}</div>{note}'
 

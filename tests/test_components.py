@@ -453,6 +453,15 @@ def test_strip_shows_squares_tokens_and_boxes():
     assert set(re.findall(r'src="(.{5})', html)) == {"data:"}
 
 
+def test_strip_says_of_several_pictures_which_is_which():
+    def names(html: str) -> list[str]:
+        return re.findall(r"<figcaption>([^<]*)<", html)
+
+    assert names(strip.strip_html([preview()], True)) == ["original", "whole picture", "crop 1"]
+    two = strip.strip_html([preview(squares=preview().squares[:1], boxes=(), tokens=64), preview()], True)
+    assert names(two) == ["picture 1", "original", "picture 2", "picture 2, crop 1"]
+
+
 def test_strip_without_crops_and_without_pictures():
     html = strip.strip_html([preview(squares=preview().squares[:1], boxes=(), tokens=64)], False, answered=True)
     assert "What the model saw: 1 square, 64 tokens" in html
