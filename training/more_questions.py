@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise, permutations
 
-from training.asking import Question, Target, fill, loosely, of_split
+from training.asking import Question, Target, kind_by_kind, of_split, put
 from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
 from training.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
@@ -154,22 +154,24 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
 
 
 def ask(
-    scene: Scene, rng: random.Random, split: str = "train", num: int = 1, kinds: tuple[str, ...] | None = None
+    scene: Scene,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
 ) -> list[Question]:
-    """Up to `num` different questions about the scene; as questions.ask.
+    """Up to `num` questions about the scene, of all kinds or of `kinds`; arguments as for signs.
 
     Nothing is asked about scenes with unnamed colors, where a name could mean two objects.
     """
     phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
     if any(item.color == UNNAMED for item in scene.objects):
         return []
-    targets = [(kind, target) for kind in kinds or KINDS for target in _KINDS[kind](scene, rng, split)]
-    rng.shuffle(targets)
-    asked = []
-    for kind, target in targets[:num]:
-        text = fill(rng.choice(phrasings[kind]), target.slots)
-        asked.append(Question(kind, loosely(text, rng), target.answer, target.key))
-    return asked
+    possible = {
+        kind: put(kind, _KINDS[kind](scene, rng, split), phrasings[kind], rng, apart) for kind in kinds or KINDS
+    }
+    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
 
 
 def is_right(kind: str, key: str, answer: str) -> bool:
@@ -254,7 +256,7 @@ def _extreme(scene: Scene, word: str, in_order: list[SceneObject]) -> list[Targe
     larger, smaller = sorted((first.size, second.size), reverse=True)
     if larger < _PLAINLY_LARGER * smaller:
         return []
-    return [Target((), f"The {word} is the {called(first)}.", called(first))]
+    return [Target((), f"The {word} is the {called(first)}.", called(first), alike=2)]
 
 
 def _largest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
@@ -310,3 +312,4 @@ _KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
     "absent": _absent,
 }
 KINDS = tuple(_KINDS)
+_KIND_WEIGHTS = {"side": 1.2, "describe": 0.8, "absent": 0.7}

@@ -47,6 +47,8 @@ from training.two_lines import TwoLines
 from training.world import AskedByModule, DrawnWorld, OfModules, World
 
 _FURTHER_SHARE = 0.55  # of the questions about a scene are of more_questions' kinds
+_PLAIN_IN_SIZE = 0.35  # of the training scenes have a plainly largest or smallest shape: few have by chance
+_SCENES_TRIED = 20  # for one of these
 _OF_TWO = 0.45  # share of the conversations with follow-ups that are about two pictures
 _PROMPTED_SIGNS = 0.35  # of the pictures asked about under a system prompt; the others are scenes
 
@@ -61,7 +63,14 @@ class Scenes(OfModules):
         return (*questions.KINDS, *more_questions.KINDS)
 
     def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
-        return scenes.random_scene(rng, split, difficulty, unnamed)
+        scene = scenes.random_scene(rng, split, difficulty, unnamed)
+        if split == "train" and rng.random() < _PLAIN_IN_SIZE:
+            wanted = rng.choice(("largest", "smallest"))
+            for _ in range(_SCENES_TRIED):
+                if more_questions.ask(scene, rng, kinds=(wanted,)):
+                    break
+                scene = scenes.random_scene(rng, split, difficulty)
+        return scene
 
     def labels(self, depiction: Scene) -> PictureLabels:
         return drawing.picture_labels(depiction)
@@ -73,13 +82,13 @@ class Scenes(OfModules):
         split: str,
         num: int,
         kinds: tuple[str, ...] | None = None,
-        apart: bool = False,  # noqa: ARG002  (a scene has enough to ask about)
+        apart: bool = False,
     ) -> list[Question]:
         wanted = kinds or self.kinds
         first = tuple(kind for kind in wanted if kind in questions.KINDS)
         further = tuple(kind for kind in wanted if kind in more_questions.KINDS)
         more = sum(rng.random() < _FURTHER_SHARE for _ in range(num)) if first else num
-        asked = more_questions.ask(depiction, rng, split, more, further) if further else []
+        asked = more_questions.ask(depiction, rng, split, more, further, apart) if further else []
         if first:
             asked += questions.ask(depiction, rng, split, num - len(asked), first)
         rng.shuffle(asked)
