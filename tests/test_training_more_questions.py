@@ -141,3 +141,23 @@ def test_scenes_ask_old_and_further_kinds_and_only_the_old_are_shipped() -> None
             ask(random_scene(rng), rng, split)
     with pytest.raises(ValueError, match="kind"):
         is_right("count", "two", "two")
+
+
+def test_training_scenes_often_have_a_plainly_largest_or_smallest_shape_and_heldout_ones_by_chance() -> None:
+    def share(split: str) -> float:
+        rng = random.Random(split)
+        scenes = [WORLDS["scenes"].imagine(rng, split) for _ in range(200)]
+        return sum(bool(ask(scene, rng, split, kinds=("largest", "smallest"))) for scene in scenes) / len(scenes)
+
+    assert share("train") > 0.4 > share("heldout") > 0.1
+
+
+def test_of_a_scene_with_many_sides_sizes_are_asked_as_well() -> None:
+    """Kinds with many targets do not crowd out those that have one."""
+    rng, kinds = random.Random(4), Counter[str]()
+    while kinds.total() < 300:
+        scene = WORLDS["scenes"].imagine(rng, "train")
+        if ask(scene, rng, kinds=("largest",)):
+            kinds.update(q.kind for q in ask(scene, rng, num=3, apart=True))
+    assert kinds["largest"] > 0.12 * kinds.total()
+    assert kinds["side"] > 0.12 * kinds.total()
