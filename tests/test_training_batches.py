@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from gemma3_core.config import read_config
+from gemma3_core.int4_linear import quantize_weight
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
+from gemma3_core.quantization import TorchAoConfig, quantized
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from tests.reference import assert_equal
 from training.average import average
@@ -22,7 +24,16 @@ from training.model import IGNORED, DenseHeads, demo_config, initialise
 from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
 from training.ship import ship
 from training.tokenizer import build, carry
-from training.train import Trainer, answer_masks, dense_mix_of, mix_of, parse, patches_near_objects
+from training.train import (
+    Trainer,
+    answer_masks,
+    decoder_weights,
+    dense_mix_of,
+    in_int4,
+    mix_of,
+    parse,
+    patches_near_objects,
+)
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 ONE_PICTURE = Mix(questions=4, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0, question_first=0.0, unnamed=0.0)
@@ -259,6 +270,31 @@ def test_the_encoder_may_learn_at_a_rate_of_its_own(tmp_path: Path) -> None:
         encodes = "vision_tower" in name or "projector" in name
         assert rates.pop(id(parameter)) == (0.25 if encodes else 1.0), name
     assert set(rates.values()) == {1.0}  # of the dense heads
+
+
+def test_answers_may_be_learnt_as_int4_gives_them(tmp_path: Path) -> None:
+    """The loss is that of int4 weights, the head's aside; what is kept and trained are the whole weights."""
+    trainer = Trainer(parse(["--out", str(tmp_path), "--resume", str(DEMO_MODEL), "--device", "cpu", "--plain"]))
+    batch = collate([trainer.writer().write(random.Random(n), FAN) for n in range(2)])
+    weights = decoder_weights(trainer.model)
+    assert len(weights) == 7 * trainer.model.text_config.num_hidden_layers
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        whole = trainer.losses(batch)[1]
+        with in_int4(weights):
+            rounded = trainer.losses(batch)[1]
+        config = TorchAoConfig(modules_to_not_convert=["lm_head"])
+        by_app = quantized(trainer.model, config)
+        trainer.model, trained = by_app, trainer.model
+        asked = trainer.losses(batch)[1]
+    torch.testing.assert_close(rounded, asked, rtol=2e-2, atol=1e-4)
+    assert abs(rounded - whole) > 1e-5
+    assert all(torch.equal(weight, kept) for weight, kept in zip(weights, before, strict=True))
+    trainer.model, trainer.rounded = trained, weights
+    trainer.train_step(batch)
+    for weight, kept in zip(weights, before, strict=True):
+        learnt, rounding = weight - kept, quantize_weight(kept, 128).dequantize() - kept
+        assert 0 < learnt.norm() < 0.5 * rounding.norm()
 
 
 SIGNS = replace(FAN, worlds=(Share("signs", 1.0),), questions=8)

@@ -18,7 +18,8 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -30,10 +31,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gemma3_core.config import GLOBAL, LOCAL, Gemma3Config
+from gemma3_core.int4_linear import quantize_weight
 from gemma3_core.layers import MLP, RMSNorm
 from gemma3_core.masks import attention_mask, image_blocks
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
+from gemma3_core.quantization import TorchAoConfig, candidate_layers
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from gemma3_core.vision import VisionMLP
 from training.batches import Batch, Conversations, ConversationWriter, Mix, Share
@@ -79,6 +82,7 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, arguments.learning_rate)
         self.encoder_rate = 1.0
+        self.rounded: list[nn.Parameter] = []
         self.compute = torch.compile(self.losses, dynamic=True) if self.device.type == "cuda" else self.losses
         if self.device.type == "cpu" and not arguments.plain:
             fuse_elementwise(self.model)
@@ -164,12 +168,13 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         batch = to_device(batch, self.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            dense, answer, right = self.compute(batch)
-        loss = answer + DENSE_WEIGHT * dense if batch.input_ids.shape[1] > 1 else dense
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with in_int4(self.rounded) if self.rounded else nullcontext():
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+                dense, answer, right = self.compute(batch)
+            loss = answer + DENSE_WEIGHT * dense if batch.input_ids.shape[1] > 1 else dense
+            loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -320,6 +325,25 @@ def fuse_elementwise(model: nn.Module) -> None:
             module.forward = MethodType(compiled[type(module)], module)
 
 
+def decoder_weights(model: Gemma3ForConditionalGeneration) -> list[nn.Parameter]:
+    """What int4 rounds, but for the head, which is the embedding too."""
+    layers = candidate_layers(model).items()
+    return [layer.weight for name, layer in layers if name != "lm_head" and isinstance(layer, nn.Linear)]
+
+
+@contextmanager
+def in_int4(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The weights as they are in int4: what is learnt from answers given with these goes into the whole ones."""
+    whole = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.data.copy_(quantize_weight(weight, TorchAoConfig().group_size).dequantize())
+    try:
+        yield
+    finally:
+        for weight, kept in zip(weights, whole, strict=True):
+            weight.data.copy_(kept)
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     dense = DenseLabels(**{name: value.to(device) for name, value in vars(batch.dense).items()})
     moved = {
@@ -350,6 +374,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--encoder-rate", type=float, default=1.0, help="of what encodes pictures in that stage, as a share of the rate"
     )
+    parser.add_argument("--int4", action="store_true", help="answer in int4 in that stage, so that it costs less there")
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
     parser.add_argument("--signs", type=float, default=0.0, help="share of the pictures that are signs, 0 to 1")
     parser.add_argument(
@@ -451,6 +476,7 @@ def main() -> None:
         trainer.run_decoder_stage(arguments.decoder_minutes, mix, arguments.batch, arguments.decoder_pictures)
     if arguments.minutes:
         trainer.encoder_rate = arguments.encoder_rate
+        trainer.rounded = decoder_weights(trainer.model) if arguments.int4 else []
         trainer.run_stage("joint", arguments.minutes, trainer.batches(mix, arguments.batch))
 
 
