@@ -1,6 +1,7 @@
 """Boards are read in their crops and not as a whole; questions, labels, batches and evaluation keep to that."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -344,9 +345,12 @@ def test_answers_are_true(split: str) -> None:
                 assert question.answer == f'"{quoted}" costs {prices[quoted]}.'
                 assert quoted in question.question
             elif question.kind == "board_has":
-                assert question.answer.startswith("Yes, ") == (quoted in shown)
-                assert quoted in shown or quoted.lower() not in {item.lower() for item in shown}
-                assert is_heldout_text(quoted) == (split == "heldout")
+                assert question.answer == f'The board says "{quoted}", so {question.key}.'
+                assert quoted in shown
+                for item in re.findall(r'"([^"]*)"', question.question):  # a few are asked about without marks
+                    assert (item == quoted) == (question.key == "yes")
+                    assert item in shown or item.lower() not in {one.lower() for one in shown}
+                    assert is_heldout_text(item) == (split == "heldout")
             else:
                 axis = 0 if one.wide else 1
                 ends = {e.item.text: e.outer[axis if question.kind == "board_first" else axis + 2] for e in one.entries}
@@ -363,8 +367,21 @@ def test_the_case_of_what_is_not_there_does_not_give_it_away() -> None:
     for one in (board(("TEA", "2.50"), ("MILK", "1.00")), board(("tea", "2.50"), ("milk", "1.00"))):
         capital = one.entries[0].item.text.isupper()
         for _ in range(60):
-            (absent,) = [q.answer.split('"')[1] for q in ask(one, rng, num=2, kinds=("board_has",)) if q.key == "no"]
+            questions = ask(one, rng, "heldout", num=2, kinds=("board_has",))
+            (absent,) = [q.question.split('"')[1] for q in questions if q.key == "no"]
             assert absent.isupper() if capital else absent.islower()
+
+
+def test_of_what_is_not_there_the_likest_entry_is_told() -> None:
+    one = board(("bread", "2.50"), ("milk", "1.00"), ("water", "3.00"))
+    told = {}
+    for number in range(200):
+        for question in ask(one, random.Random(number), "heldout", 2, kinds=("board_has",)):
+            told[question.question.split('"')[1]] = question.answer
+    near = [item for item in told if item != "milk" and sum(a != b for a, b in zip(item, "milk", strict=False)) == 1]
+    assert near
+    assert {told[item] for item in near if len(item) == 4} == {'The board says "milk", so no.'}
+    assert told["milk"] == 'The board says "milk", so yes.'
 
 
 def test_what_stands_in_quotation_marks_is_asked_as_it_is_written() -> None:
@@ -392,6 +409,10 @@ def test_what_stands_in_quotation_marks_is_asked_as_it_is_written() -> None:
         ("board_first", "tea", 'The first is "teas".', False),
         ("board_last", "tea", 'The last is "tea" or "milk".', False),
         ("board_last", "tea", TOO_SMALL, False),
+        ("board_has", "yes", 'The board says "tea", so yes.', True),
+        ("board_has", "no", 'The board says "tea", so no.', True),
+        ("board_has", "no", 'The board says "no", so yes.', False),
+        ("board_has", "yes", 'The board says "tea".', False),
         ("board_has", "yes", 'Yes, "tea" is on the board.', True),
         ("board_has", "yes", 'Yes, "no" is on the board.', True),
         ("board_has", "no", 'No, there is no "yes" on the board.', True),

@@ -418,7 +418,8 @@ def test_answers_are_true_by_the_description(split: str) -> None:
                 assert by_name[told[0]].height == min(heights)
             elif question.kind == "chart_taller":
                 yes = by_name[asked[0]].height > by_name[asked[1]].height
-                assert question.answer == f'{"Yes" if yes else "No"}, "{asked[0] if yes else asked[1]}" is taller.'
+                name, therefore = (asked[0], "yes") if yes else (asked[1], "no")
+                assert question.answer == f'"{name}" is taller, so {therefore}.'
                 said["yes" if yes else "no"] += 1
             elif question.kind == "chart_which_taller":
                 assert told == [max(asked, key=lambda name: by_name[name].height)]
@@ -474,6 +475,8 @@ def test_labels_stay_as_they_are_written_however_loosely_it_is_asked(monkeypatch
         ("chart_tallest", "tea", "", False),
         ("chart_shortest", "Ox", 'The shortest bar is "Ox".', True),
         ("chart_shortest", "Ox", 'The shortest bar is "".', False),
+        ("chart_taller", 'yes "tea"', '"tea" is taller, so yes.', True),
+        ("chart_taller", 'yes "tea"', '"tea" is taller, so no.', False),
         ("chart_taller", 'yes "tea"', 'Yes, "tea" is taller.', True),
         ("chart_taller", 'yes "tea"', "Yes.", True),
         ("chart_taller", 'yes "tea"', 'Yes, "milk" is taller.', False),

@@ -7,6 +7,7 @@ import random
 import re
 import string
 from decimal import Decimal
+from difflib import SequenceMatcher
 
 from training import sign_questions
 from training.asking import Question, Target, of_split, put
@@ -167,10 +168,17 @@ def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Ta
             return []
         return [Target((), f'The {place} is "{entry.item.text}".', entry.item.text, alike=_MOST_ALIKE)]
     there, absent = rng.choice(board.entries).item.text, _absent(board, rng, split)
+    nearest = max((entry.item.text for entry in board.entries), key=lambda text: _likeness(text, absent))
+    # What it says comes first: yes or no follows from it.
     return [
-        Target(_named(there, rng, split), f'Yes, "{there}" is on the board.', "yes", alike=_MOST_ALIKE),
-        Target(_named(absent, rng, split), f'No, there is no "{absent}" on the board.', "no", alike=_MOST_ALIKE),
+        Target(_named(there, rng, split), f'The board says "{there}", so yes.', "yes", alike=_MOST_ALIKE),
+        Target(_named(absent, rng, split), f'The board says "{nearest}", so no.', "no", alike=_MOST_ALIKE),
     ]
+
+
+def _likeness(one: str, other: str) -> float:
+    """1 where two texts are the same but for their case, 0 where they share nothing."""
+    return SequenceMatcher(None, one.lower(), other.lower(), autojunk=False).ratio()
 
 
 def _absent(board: Board, rng: random.Random, split: str) -> str:

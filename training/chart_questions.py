@@ -205,11 +205,11 @@ def _of_two(chart: Chart, rng: random.Random) -> Iterator[tuple[tuple[tuple[str,
 
 
 def _taller(chart: Chart, rng: random.Random) -> list[Target]:
-    """Each two bars once; yes as often as no."""
+    """Each two bars once; yes as often as no. Which one is taller comes first: yes or no follows from it."""
     found = []
     for slots, one, other in _of_two(chart, rng):
-        said, taller = ("Yes", one) if one.height > other.height else ("No", other)
-        found.append(Target(slots, f'{said}, "{taller.name}" is taller.', f'{said.lower()} "{taller.name}"'))
+        said, taller = ("yes", one) if one.height > other.height else ("no", other)
+        found.append(Target(slots, f'"{taller.name}" is taller, so {said}.', f'{said} "{taller.name}"'))
     return found
 
 
