@@ -250,7 +250,7 @@ _KINDS: dict[str, Callable[[Chart, random.Random], list[Target]]] = {
     "chart_bar_color": _bar_color,
 }
 KINDS = tuple(_KINDS)
-_KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 1.5}  # rather asked what takes reading
+_KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 3.0}  # rather asked what takes reading and comparing
 
 
 def ask(
