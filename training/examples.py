@@ -207,8 +207,8 @@ EXAMPLES = (
     ),
     Example(
         "board", "A wide board in small writing: tea, milk and bread with their prices",
-        (_board(("tea", "3.50"), ("milk", "2.00"), ("bread", "2.50")),),
-        (Asked('What does "milk" cost?', "board_price", "2.00"),),
+        (_board(("tea", "3.50"), ("milk", "1.50"), ("bread", "2.50")),),
+        (Asked('What does "milk" cost?', "board_price", "1.50"),),
         pan_and_scan=True,
     ),
     Example(
@@ -240,12 +240,12 @@ EXAMPLES = (
                 1280, 640, _LILAC,
                 _star("yellow", (240, 190, 0), 230, 200, 150, 8), _item("circle", "red", _RED, 395, 440, 140),
                 _item("square", "blue", _BLUE, 560, 190, 130, 10), _heart("purple", _PURPLE, 725, 440, 140, -8),
-                _triangle("green", _GREEN, 890, 210, 150), _item("circle", "orange", _ORANGE, 1055, 430, 130),
+                _triangle("green", _GREEN, 890, 210, 150), _star("orange", _ORANGE, 1055, 430, 150, -6),
             ),
         ),
         (
-            Asked("How many circles are there?", "count_shape", "two"),
-            Asked("And the stars?", "follow_up", "count_shape one"),
+            Asked("How many stars are there?", "count_shape", "two"),
+            Asked("And the circles?", "follow_up", "count_shape one"),
         ),
     ),
     Example(
@@ -261,9 +261,9 @@ EXAMPLES = (
         system_prompt="Answer with one word.",
     ),
     Example(
-        "shop", "A dark blue sign of two lines that say Open and Now",
-        (_shop("Open", "Now"),),
-        (Asked("What does the second line say?", "second_line", "Now"),),
+        "shop", "A dark blue sign of two lines that say Book and Shop",
+        (_shop("Book", "Shop"),),
+        (Asked("What does the second line say?", "second_line", "Shop"),),
     ),
     Example(
         "list", "A white star, a red circle and a yellow square on dark green",
