@@ -1,6 +1,7 @@
 """What is outside the demo model's worlds: strange pictures and questions, things not shown, one honest answer."""
 
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -15,8 +16,10 @@ from training.elsewhere import (
     NOT_ASKED_FOR,
     NOT_SHOWN,
     NOTHING_KNOWN,
+    PATTERNS,
     QUESTIONS,
     SORTS,
+    THINGS,
     Strange,
     ask,
     draw,
@@ -25,7 +28,7 @@ from training.elsewhere import (
     random_elsewhere,
     training_picture,
 )
-from training.scenes import HELDOUT_PAIRS, Scene, is_heldout_pair
+from training.scenes import HELDOUT_PAIRS, SHAPES, Scene, is_heldout_pair
 from training.signs import Sign, is_heldout_text
 from training.worlds import WORLDS
 
@@ -90,6 +93,18 @@ def test_each_question_has_the_one_honest_answer(split: str) -> None:
         found.update(q.kind for q in asked)
     assert set(found) == set(KINDS)
     assert not set(QUESTIONS) & set(HELDOUT_QUESTIONS)
+
+
+def test_what_is_strange_is_put_in_many_ways_and_never_as_it_is_held_out() -> None:
+    rng, seen = random.Random(3), set()
+    for depiction in several("train", 60):
+        seen |= {q.question for _ in range(20) for q in ask(depiction, rng, "train", 4, ("strange_question",))}
+    assert len(seen) > 500
+    heldout = [re.sub(r"[^a-z ]", "", question.lower()) for question in HELDOUT_QUESTIONS]
+    assert not [q for q in seen if any(text in re.sub(r"[^a-z ]", "", q.lower()) for text in heldout)]
+    own = {*SHAPES, "sign", "bar", "chart", "board", "word", "number", "letter", "shape"}
+    assert not set(THINGS) & own
+    assert len(set(PATTERNS)) == len(PATTERNS)
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
