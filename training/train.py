@@ -82,7 +82,7 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, arguments.learning_rate)
         self.encoder_rate = 1.0
-        self.rounded: list[nn.Parameter] = []
+        self.rounded: list[torch.Tensor] = []
         self.compute = torch.compile(self.losses, dynamic=True) if self.device.type == "cuda" else self.losses
         if self.device.type == "cpu" and not arguments.plain:
             fuse_elementwise(self.model)
@@ -325,14 +325,14 @@ def fuse_elementwise(model: nn.Module) -> None:
             module.forward = MethodType(compiled[type(module)], module)
 
 
-def decoder_weights(model: Gemma3ForConditionalGeneration) -> list[nn.Parameter]:
+def decoder_weights(model: Gemma3ForConditionalGeneration) -> list[torch.Tensor]:
     """What int4 rounds, but for the head, which is the embedding too."""
     layers = candidate_layers(model).items()
     return [layer.weight for name, layer in layers if name != "lm_head" and isinstance(layer, nn.Linear)]
 
 
 @contextmanager
-def in_int4(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def in_int4(weights: Sequence[torch.Tensor]) -> Iterator[None]:
     """The weights as they are in int4: what is learnt from answers given with these goes into the whole ones."""
     whole = [weight.detach().clone() for weight in weights]
     for weight in weights:
