@@ -53,21 +53,22 @@ def problem_html(reason: str) -> str:
 def _picture(number: int, preview: PicturePreview, explained: bool, several: bool) -> str:
     """`several`: it is one of them, so that its figures have to say which."""
     tokens = preview.tokens // len(preview.squares)
-    figures = [_original(number, preview)] if preview.boxes else []
+    which = f"picture {number}, " if several else ""
+    figures = [_original(number, preview, which)] if preview.boxes else []
     for index, square in enumerate(preview.squares):
         name = f"crop {index}" if index else "whole picture"
         image = _image(square, f"Picture {number}, {name}, as the model gets it")
-        which = f"picture {number}, {name}" if index else f"picture {number}"
-        figures.append(_figure(image, which if several else name, tokens))
+        figures.append(_figure(image, f"picture {number}" if several and not index else which + name, tokens))
     note = f'<p class="note">{escape(preview.note)}</p>' if explained else ""
     return f'<div class="squares">{"".join(figures)}</div>{note}'
 
 
-def _original(number: int, preview: PicturePreview) -> str:
+def _original(number: int, preview: PicturePreview, which: str) -> str:
     boxes = "".join(_box(index, preview) for index in range(1, len(preview.boxes) + 1))
     image = _image(preview.original, f"Picture {number} with its crops marked")
     size = f"{preview.width:,} × {preview.height:,}"
-    return f'<figure class="original"><div>{image}{boxes}</div><figcaption>original<br>{size}</figcaption></figure>'
+    caption = f"<figcaption>{which}original<br>{size}</figcaption>"
+    return f'<figure class="original"><div>{image}{boxes}</div>{caption}</figure>'
 
 
 def _box(index: int, preview: PicturePreview) -> str:

@@ -459,7 +459,7 @@ def test_strip_says_of_several_pictures_which_is_which():
 
     assert names(strip.strip_html([preview()], True)) == ["original", "whole picture", "crop 1"]
     two = strip.strip_html([preview(squares=preview().squares[:1], boxes=(), tokens=64), preview()], True)
-    assert names(two) == ["picture 1", "original", "picture 2", "picture 2, crop 1"]
+    assert names(two) == ["picture 1", "picture 2, original", "picture 2", "picture 2, crop 1"]
 
 
 def test_strip_without_crops_and_without_pictures():

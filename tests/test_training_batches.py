@@ -329,7 +329,13 @@ def test_the_arguments_name_the_mix() -> None:
     both = mix_of(parse(["--out", "x", "--signs", "0.25", "--easiest-sign", "0", "--hardest-sign", "0.5"]))
     assert both.worlds == (Share("scenes", 0.75), Share("signs", 0.25, 0.0, 0.5))
     assert mix_of(parse(["--out", "x", "--signs", "1"])).worlds == (Share("signs", 1.0),)
-    for wrong in (["--signs", "2"], ["--easiest-sign", "0.6", "--hardest-sign", "0.4"]):
+    refused = (
+        ["--signs", "2"],
+        ["--easiest-sign", "0.6", "--hardest-sign", "0.4"],
+        ["--decoder-questions", "0"],
+        ["--encoder-rate", "-1"],
+    )
+    for wrong in refused:
         with pytest.raises(SystemExit):
             parse(["--out", "x", *wrong])
 

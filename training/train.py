@@ -19,7 +19,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -170,7 +170,7 @@ class Trainer:
         batch = to_device(batch, self.device)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        with in_int4(self.rounded) if self.rounded else nullcontext():
+        with in_int4(self.rounded):
             with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
                 dense, answer, right = self.compute(batch)
             loss = answer + DENSE_WEIGHT * dense if batch.input_ids.shape[1] > 1 else dense
@@ -409,6 +409,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in (*shares, "easiest_chart", "easiest_board"):
         if not 0.0 <= getattr(arguments, name) <= 1.0:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected a share from 0 to 1")
+    if arguments.decoder_questions < 1:
+        parser.error(f"--decoder-questions is {arguments.decoder_questions}; expected 1 or more")
+    if arguments.encoder_rate < 0:
+        parser.error(f"--encoder-rate is {arguments.encoder_rate}; expected 0 or more")
     if sum(share.weight for share in beside_scenes(arguments)) > 1.0 + 1e-9:
         parser.error("the shares of the worlds come to more than 1")
     if not 0.0 <= arguments.easiest_sign <= arguments.hardest_sign <= 1.0:
