@@ -1,5 +1,7 @@
 """What must hold on a CUDA device: `pytest -m gpu`. Left out where there is none; asked for there, skipped."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import (
@@ -17,8 +19,10 @@ from transformers import Gemma3ForCausalLM as ReferenceCausalLM
 from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 
 from gemma3_core import AutoProcessor, TorchAoConfig, pipeline
+from gemma3_core.engine import DoneEvent, Engine, Request, Turn
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.text import Gemma3ForCausalLM
+from training.examples import EXAMPLES, FOLDER
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -176,3 +180,25 @@ def test_parts_on_two_devices(weights, pair, second):
     assert_equal(model(**given).logits[real], pair[1](**given).logits[real])
     tokens = [each.generate(**given, max_new_tokens=8, do_sample=False) for each in (model, pair[1])]
     assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize(("dtype", "int4"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_the_demo_model_answers_the_cards_as_the_cpu_does(dtype, int4):
+    """In conversation: what was read before is reused, and reading it anew gives the same tokens."""
+    ours, here = Engine.load(device=CUDA, dtype=dtype), Engine.load(device="cpu", dtype="float32")
+    for example in EXAMPLES:
+        turns: list[Turn] = []
+        for asked in example.asked:
+            pictures = () if turns else tuple(str(FOLDER / name) for name in example.files)
+            turns.append(Turn("user", asked.question, pictures))
+            request = Request(tuple(turns), pan_and_scan=example.pan_and_scan, visitor="test", int4=int4)
+            answers = [answered(engine, request) for engine in (ours, here)]
+            answers.append(answered(ours, replace(request, reuse=False)))
+            assert len({answer.token_ids for answer in answers}) == 1, (example.name, [a.text for a in answers])
+            turns.append(Turn("assistant", answers[0].text))
+
+
+def answered(engine, request):
+    *_, end = engine.stream(request)
+    assert isinstance(end, DoneEvent)
+    return end

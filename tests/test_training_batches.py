@@ -3,12 +3,14 @@
 import json
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from gemma3_core.config import read_config
@@ -17,13 +19,14 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig, quantized
 from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.weight_files import INDEX_FILE, SINGLE_FILE, weight_files
 from tests.reference import assert_equal
 from training.average import average
-from training.batches import NO_PICTURE, Conversations, ConversationWriter, Mix, Share, _alike, collate
-from training.model import IGNORED, DenseHeads, demo_config, initialise
+from training.batches import NO_PICTURE, Batch, Conversations, ConversationWriter, Mix, Share, _alike, collate
+from training.model import IGNORED, VISION_WIDTH, DenseHeads, demo_config, initialise
 from training.scenes import COLORS, HELDOUT_PAIRS, SHAPES
-from training.ship import ship
-from training.tokenizer import build, carry
+from training.ship import MOST_BYTES, ship
+from training.tokenizer import TOKENIZER_FILES, build, carry
 from training.train import (
     Trainer,
     answer_masks,
@@ -144,7 +147,7 @@ def test_ignored_cells_leave_the_dense_loss_unchanged(writer: ConversationWriter
     torch.manual_seed(0)
     heads = DenseHeads()
     batch = collate([writer.write(random.Random(7), Mix(questions=0))])
-    patches, tokens = torch.randn(2, 256, 192), torch.randn(2, 64, 256)
+    patches, tokens = torch.randn(2, 256, VISION_WIDTH), torch.randn(2, 64, 256)
     one = heads(patches[:1], tokens[:1], batch.dense)
     padded = {name: torch.cat([value, torch.full_like(value, IGNORED)]) for name, value in vars(batch.dense).items()}
     two = heads(patches, tokens, type(batch.dense)(**padded))
@@ -297,6 +300,36 @@ def test_answers_may_be_learnt_as_int4_gives_them(tmp_path: Path) -> None:
         assert 0 < learnt.norm() < 0.5 * rounding.norm()
 
 
+@pytest.mark.parametrize(("stage", "share", "rounded"), [("joint", 0.5, 15), ("joint", 0.0, 0), ("dense", 0.5, 0)])
+def test_the_end_of_a_stage_with_answers_is_in_int4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, share: float, rounded: int
+) -> None:
+    """A minute in which a batch is waited for half a second and learnt from in one and a half: 30 steps."""
+    arguments = ["--out", str(tmp_path), "--int4", str(share), "--device", "cpu", "--plain"]
+    trainer = Trainer(parse(arguments))
+    batch = collate([trainer.writer().write(random.Random(1), FAN)])
+    now, steps = [100.0], []
+    monkeypatch.setattr("training.train.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            now[0] += 0.5
+            yield batch
+
+    def train_step(_batch: Batch) -> dict[str, torch.Tensor]:
+        now[0] += 1.5
+        steps.append(len(trainer.rounded))
+        return {"answer": torch.tensor(float(len(steps))), "pictures": torch.tensor(3)}
+
+    monkeypatch.setattr(trainer, "train_step", train_step)
+    trainer.run_stage(stage, 1.0, batches())
+    weights = len(decoder_weights(trainer.model))
+    assert steps == [0] * (30 - rounded) + [weights] * rounded
+    (line,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert line == {"stage": stage, "step": 25, "minutes": 0.83, "answer": 13.0, "pictures": 3.0, "waited_s": 0.5}
+    assert isinstance(line["pictures"], float)
+
+
 SIGNS = replace(FAN, worlds=(Share("signs", 1.0),), questions=8)
 
 
@@ -334,6 +367,7 @@ def test_the_arguments_name_the_mix() -> None:
         ["--easiest-sign", "0.6", "--hardest-sign", "0.4"],
         ["--decoder-questions", "0"],
         ["--encoder-rate", "-1"],
+        ["--int4", "1.5"],
     )
     for wrong in refused:
         with pytest.raises(SystemExit):
@@ -375,7 +409,7 @@ def test_character_heads_learn_and_without_them_the_loss_is_the_old_one(writer: 
     torch.manual_seed(0)
     plain, reading = DenseHeads(), DenseHeads(characters=True)
     reading.load_state_dict(plain.state_dict())
-    patches, tokens = torch.randn(3, 256, 192), torch.randn(3, 64, 256)
+    patches, tokens = torch.randn(3, 256, VISION_WIDTH), torch.randn(3, 64, 256)
     assert reading(patches, tokens, batch.dense) > plain(patches, tokens, batch.dense)
     plain(patches, tokens, batch.dense).backward()
     assert plain.patch_character.weight.grad is None
@@ -426,19 +460,23 @@ def test_a_checkpoint_is_carried_to_another_tokenizer_by_the_text_of_its_tokens(
     assert (tmp_path / "run" / "last" / "tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
 
 
-def test_the_mean_of_checkpoints_is_a_checkpoint(tmp_path: Path) -> None:
-    weights = load_file(DEMO_MODEL / "model.safetensors")
+@pytest.mark.parametrize("largest_file", ["50GB", "5MB"])
+def test_the_mean_of_checkpoints_is_a_checkpoint(tmp_path: Path, largest_file: str) -> None:
+    weights = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype="float32").state_dict()
     for name, factor in (("one", 1.0), ("two", 3.0)):
         shutil.copytree(DEMO_MODEL, tmp_path / name)
-        save_file(
-            {key: factor * tensor.float() for key, tensor in weights.items()}, tmp_path / name / "model.safetensors"
-        )
+        model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype="float32")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= factor
+        model.save_pretrained(tmp_path / name, max_shard_size=largest_file if name == "one" else "50GB")
     average([tmp_path / "one", tmp_path / "two"], tmp_path / "mean")
-    mean = load_file(tmp_path / "mean" / "model.safetensors")
+    assert not (tmp_path / "mean" / INDEX_FILE).exists()
+    assert [file.name for file in (tmp_path / "mean").glob("*.safetensors")] == [SINGLE_FILE]
+    mean = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "mean").state_dict()
     assert mean.keys() == weights.keys()
-    assert all(torch.equal(mean[key], 2 * weights[key].float()) for key in weights)
-    Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "mean")
-    save_file({"other": torch.zeros(1)}, tmp_path / "two" / "model.safetensors")
+    assert all(torch.equal(mean[key], 2 * weights[key]) for key in weights)
+    save_file({"other": torch.zeros(1)}, tmp_path / "two" / SINGLE_FILE)
     with pytest.raises(ValueError, match="other tensors"):
         average([tmp_path / "one", tmp_path / "two"], tmp_path / "mean")
     with pytest.raises(ValueError, match="two"):
@@ -448,7 +486,7 @@ def test_the_mean_of_checkpoints_is_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_shipping_rounds_the_weights_to_bfloat16_and_changes_nothing_else(tmp_path: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in TOKENIZER_FILES:
         (tmp_path / name).write_bytes((DEMO_MODEL / name).read_bytes())
     ship(DEMO_MODEL, tmp_path)
     for name in ("generation_config.json", "preprocessor_config.json", "processor_config.json"):
@@ -457,3 +495,31 @@ def test_shipping_rounds_the_weights_to_bfloat16_and_changes_nothing_else(tmp_pa
     before, after = (Gemma3ForConditionalGeneration.from_pretrained(folder) for folder in (DEMO_MODEL, tmp_path))
     for name, value in before.state_dict().items():
         assert torch.equal(value, after.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("earlier", ["50GB", "10MB"])
+def test_what_is_shipped_lies_in_files_that_git_takes_and_all_can_read(
+    tmp_path: Path, model: Gemma3ForConditionalGeneration, earlier: str
+) -> None:
+    """The demo model at its full size, in place of an earlier one in a single file or in larger ones."""
+    trained, shipped = tmp_path / "trained", tmp_path / "shipped"
+    model.save_pretrained(trained)
+    for name in TOKENIZER_FILES:
+        shutil.copy(DEMO_MODEL / name, trained / name)
+    model.save_pretrained(shipped, max_shard_size=earlier)
+    ship(trained, shipped)
+    files = weight_files(shipped)
+    assert len(files) > 2
+    assert sorted(shipped.glob("*.safetensors")) == files
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o644}
+    assert max(file.stat().st_size for file in shipped.iterdir()) <= MOST_BYTES
+    after = Gemma3ForConditionalGeneration.from_pretrained(shipped).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.bfloat16(), after[name]), name
+
+
+def test_a_checkpoint_that_is_too_large_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.ship.MOST_IN_ALL", 1_000_000)
+    with pytest.raises(ValueError, match="more than 1,000,000"):
+        ship(DEMO_MODEL, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -47,7 +47,7 @@ from training.dense_labels import (
 from training.drawing import RENDERERS
 from training.evaluate import questions_of_kind
 from training.fonts import bundled_fonts, edges, metrics
-from training.model import DenseHeads
+from training.model import VISION_WIDTH, DenseHeads
 from training.questions import NUMBERS
 from training.scenes import MIN_CONTRAST, Background, grounds_of
 from training.signs import Sign, is_heldout_text
@@ -544,7 +544,7 @@ def test_batches_hold_charts_with_their_heights() -> None:
     plain = DenseHeads(characters=True)
     torch.manual_seed(0)
     reading = DenseHeads(characters=True, heights=True)
-    patches, tokens = torch.randn(6, 256, 192), torch.randn(6, 64, 256)
+    patches, tokens = torch.randn(6, 256, VISION_WIDTH), torch.randn(6, 64, 256)
     assert reading(patches, tokens, batch.dense) > plain(patches, tokens, batch.dense)
     plain(patches, tokens, batch.dense).backward()
     assert plain.token_height.weight.grad is None

@@ -10,24 +10,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
-_WEIGHTS, _HEADS = "model.safetensors", "dense_heads.pt"
+from gemma3_core.weight_files import read_tensors, weight_files, write_tensors
+
+_HEADS = "dense_heads.pt"
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> None:
-    """Writes a checkpoint of the mean weights, and of the mean dense heads where each has some.
+    """Writes a checkpoint of the mean weights, in one file, and of the mean dense heads where each has some.
 
     Raises ValueError for fewer than two, for checkpoints of other tensors, and where `out` is one of them.
     """
     if len(checkpoints) < 2 or out in checkpoints:
         raise ValueError("Give two checkpoints or more, and a folder beside them to write to.")
-    mean = _mean([load_file(folder / _WEIGHTS) for folder in checkpoints])
+    mean = _mean([_weights(folder) for folder in checkpoints])
     shutil.copytree(checkpoints[0], out, dirs_exist_ok=True)
-    save_file(mean, out / _WEIGHTS, metadata={"format": "pt"})
+    write_tensors(mean, out, sum(tensor.numel() for tensor in mean.values()))
     heads = [folder / _HEADS for folder in checkpoints]
     if all(file.exists() for file in heads):
         torch.save(_mean([torch.load(file, weights_only=True) for file in heads]), out / _HEADS)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in weight_files(folder) for name, tensor in read_tensors(file)}
 
 
 def _mean(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

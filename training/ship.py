@@ -8,28 +8,34 @@ from pathlib import Path
 
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.weight_files import weight_files
 from training.evaluate import DEMO_MODEL
 from training.model import special_id, write_processor_files
 from training.tokenizer import TOKENIZER_FILES
 
 MOST_BYTES = 9_000_000
+"""Of one file in git."""
+MOST_IN_ALL = 30_000_000
+"""Bytes of the weights."""
+_SHARD_BYTES = MOST_BYTES - 200_000  # the rest is for a file's header
 
 
 def ship(source: Path, target: Path = DEMO_MODEL) -> None:
-    """Writes config, weights, tokenizer and processor files to `target`.
+    """Writes config, weights (in files of at most MOST_BYTES), tokenizer and processor files to `target`.
 
-    Raises ValueError where the file of weights would be too large.
+    Raises ValueError where the weights would be too large.
     """
     model = Gemma3ForConditionalGeneration.from_pretrained(source, dtype="bfloat16")
-    size = sum(2 * parameter.numel() for parameter in model.parameters())
-    if size > MOST_BYTES:
-        raise ValueError(f"{size:,} bytes of weights are more than {MOST_BYTES:,}, the most for one file in git")
-    model.save_pretrained(target)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    if size > MOST_IN_ALL:
+        raise ValueError(f"{size:,} bytes of weights are more than {MOST_IN_ALL:,}, the most for the demo model")
+    model.save_pretrained(target, max_shard_size=_SHARD_BYTES)
+    for file in weight_files(target):
+        file.chmod(0o644)
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             (target / name).write_bytes((source / name).read_bytes())
     write_processor_files(target, special_id(Gemma3Tokenizer.from_pretrained(target), "<end_of_turn>"))
-    (target / "model.safetensors").chmod(0o644)
 
 
 def main() -> None:

@@ -5,10 +5,12 @@
     python -m training.train --out runs/signs --resume runs/spelling --signs 0.6 --crowds 0.6 --dense-minutes 60 \
         --decoder-minutes 25 --minutes 60
     python -m training.train --out runs/talks --resume runs/signs/last --pairs 0.2 --follow-ups 0.2 --system-prompts 0.1
+    python -m training.train --out runs/gpu --resume runs/talks/last --batch 256 --workers 15 --int4 0.4 --minutes 20
 
-On a CPU in float32; on CUDA the step is compiled and runs in bfloat16. A checkpoint in the Hub's layout
-(averaged weights) is written every few minutes to OUT/last; resuming means those weights with a fresh
-optimiser, and the tokenizer beside them. Large clear signs first: a run with --hardest-sign 0, then one without.
+On a CPU in float32; on CUDA in bfloat16, where `--workers` (a process each) draw what it learns from: as many as
+the machine has cores, less one. A checkpoint in the Hub's layout (averaged weights) is written every few minutes to
+OUT/last; resuming means those weights with a fresh optimiser, and the tokenizer beside them. Large clear signs first:
+a run with --hardest-sign 0, then one without.
 """
 
 import argparse
@@ -83,8 +85,7 @@ class Trainer:
         self.optimisers = optimisers(self.model, self.heads, arguments.learning_rate)
         self.encoder_rate = 1.0
         self.rounded: list[torch.Tensor] = []
-        self.compute = torch.compile(self.losses, dynamic=True) if self.device.type == "cuda" else self.losses
-        if self.device.type == "cpu" and not arguments.plain:
+        if not arguments.plain:
             fuse_elementwise(self.model)
         self.step = 0
 
@@ -136,13 +137,17 @@ class Trainer:
 
     def run_stage(self, name: str, minutes: float, batches: Iterator[Batch]) -> None:
         """Trains for `minutes`; the learning rate warms up, holds and falls to nothing at the end."""
-        began, saved, window = time.monotonic(), time.monotonic(), []
+        began = saved = asked = time.monotonic()
+        window: list[dict[str, torch.Tensor]] = []
         for batch in batches:
             progress = (time.monotonic() - began) / (60 * minutes)
             if progress >= 1:
                 break
+            waited = time.monotonic() - asked
             self._set_rate(progress)
-            window.append(self.train_step(batch))
+            in_int4_now = name != "dense" and progress >= 1 - self.arguments.int4
+            self.rounded = decoder_weights(self.model) if in_int4_now else []
+            window.append({**self.train_step(batch), "waited_s": torch.tensor(waited)})
             self.step += 1
             if self.step % 25 == 0:
                 self._log(name, window, began)
@@ -150,6 +155,7 @@ class Trainer:
             if time.monotonic() - saved > 60 * self.arguments.save_minutes:
                 self.save("last")
                 saved = time.monotonic()
+            asked = time.monotonic()
         self.save("last")
 
     def batches(self, mix: Mix, size: int) -> Iterator[Batch]:
@@ -166,13 +172,14 @@ class Trainer:
                 part = self.encoder_rate if group["encodes"] else 1.0
                 group["lr"] = group["base_lr"] * warm * fall * part
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One step of both optimisers and of the average; the figures stay on the device until they are asked for."""
         batch = to_device(batch, self.device)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         with in_int4(self.rounded):
             with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-                dense, answer, right = self.compute(batch)
+                dense, answer, right = self.losses(batch)
             loss = answer + DENSE_WEIGHT * dense if batch.input_ids.shape[1] > 1 else dense
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -180,14 +187,9 @@ class Trainer:
             optimiser.step()
         decay = min(0.998, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
-            for average, mine in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(mine, 1 - decay)
-        return {
-            "dense": dense.item(),
-            "answer": answer.item(),
-            "right": right.item(),
-            "pictures": float(batch.pixels.shape[0]),
-        }
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        figures = {"dense": dense, "answer": answer, "right": right, "pictures": torch.tensor(len(batch.pixels))}
+        return {name: figure.detach() for name, figure in figures.items()}
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dense loss, answer loss, share of answer tokens predicted right)."""
@@ -236,8 +238,8 @@ class Trainer:
         near["patch_character"] = characters.gather(1, kept[:, :, None].expand(-1, -1, POINTS_PER_PATCH)).flatten(1)
         return self.heads.patch_loss(patches, replace(labels, **near))
 
-    def _log(self, stage: str, window: list[dict[str, float]], began: float) -> None:
-        mean = {key: sum(w[key] for w in window) / len(window) for key in window[0]}
+    def _log(self, stage: str, window: list[dict[str, torch.Tensor]], began: float) -> None:
+        mean = {key: float(torch.stack([one[key] for one in window]).float().mean()) for key in window[0]}
         line = {"stage": stage, "step": self.step, "minutes": round((time.monotonic() - began) / 60, 2), **mean}
         self._note({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()})
 
@@ -251,7 +253,7 @@ class Trainer:
         fresh, place = self.out / f"{name}.new", self.out / name
         shutil.rmtree(fresh, ignore_errors=True)
         self.average.save_pretrained(fresh)
-        torch.save(self.heads.state_dict(), fresh / "dense_heads.pt")
+        torch.save({name: value.cpu() for name, value in self.heads.state_dict().items()}, fresh / "dense_heads.pt")
         for file in TOKENIZER_FILES:
             shutil.copy(self.tokenizer_folder / file, fresh / file)
         write_processor_files(fresh, special_id(self.tokenizer, "<end_of_turn>"))
@@ -374,7 +376,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--encoder-rate", type=float, default=1.0, help="of what encodes pictures in that stage, as a share of the rate"
     )
-    parser.add_argument("--int4", action="store_true", help="answer in int4 in that stage, so that it costs less there")
+    parser.add_argument(
+        "--int4",
+        type=float,
+        default=0.0,
+        help="share of each stage with answers, its end, in which the decoder answers in int4, so that it costs less",
+    )
     parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
     parser.add_argument("--signs", type=float, default=0.0, help="share of the pictures that are signs, 0 to 1")
     parser.add_argument(
@@ -406,7 +413,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
     shares = ("signs", "two_lines", "charts", "boards", "elsewhere", "pairs", "follow_ups", "system_prompts", "crowds")
-    for name in (*shares, "easiest_chart", "easiest_board"):
+    for name in (*shares, "easiest_chart", "easiest_board", "int4"):
         if not 0.0 <= getattr(arguments, name) <= 1.0:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected a share from 0 to 1")
     if arguments.decoder_questions < 1:
@@ -480,7 +487,6 @@ def main() -> None:
         trainer.run_decoder_stage(arguments.decoder_minutes, mix, arguments.batch, arguments.decoder_pictures)
     if arguments.minutes:
         trainer.encoder_rate = arguments.encoder_rate
-        trainer.rounded = decoder_weights(trainer.model) if arguments.int4 else []
         trainer.run_stage("joint", arguments.minutes, trainer.batches(mix, arguments.batch))
 
 

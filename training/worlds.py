@@ -37,6 +37,7 @@ from training import (
 from training.asking import Question
 from training.boards import Board
 from training.charts import Chart
+from training.colors import UNNAMED
 from training.crowds import Crowd
 from training.dense_labels import PictureLabels
 from training.fonts import Font, all_fonts, bundled_fonts
@@ -47,7 +48,7 @@ from training.two_lines import TwoLines
 from training.world import AskedByModule, DrawnWorld, OfModules, World
 
 _FURTHER_SHARE = 0.55  # of the questions about a scene are of more_questions' kinds
-_PLAIN_IN_SIZE = 0.35  # of the training scenes have a plainly largest or smallest shape: few have by chance
+_PLAIN_IN_SIZE = 0.35  # of the training scenes of named colors have a plainly largest or smallest shape: few do
 _SCENES_TRIED = 20  # for one of these
 _OF_TWO = 0.45  # share of the conversations with follow-ups that are about two pictures
 _PROMPTED_SIGNS = 0.35  # of the pictures asked about under a system prompt; the others are scenes
@@ -64,7 +65,8 @@ class Scenes(OfModules):
 
     def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
         scene = scenes.random_scene(rng, split, difficulty, unnamed)
-        if split == "train" and rng.random() < _PLAIN_IN_SIZE:
+        named = all(one.color != UNNAMED for one in scene.objects)
+        if split == "train" and named and rng.random() < _PLAIN_IN_SIZE:
             wanted = rng.choice(("largest", "smallest"))
             for _ in range(_SCENES_TRIED):
                 if more_questions.ask(scene, rng, kinds=(wanted,)):
