@@ -66,7 +66,7 @@ LEAST_RIGHT = {
     "chart_which_taller": 0.8,
     "chart_order": 0.1,
     "chart_count": 0.85,
-    "chart_bar_color": 0.55,
+    "chart_bar_color": 0.6,
     "board_price, pan & scan on": 0.85,
     "board_price, pan & scan off: says that it is too small": 0.85,
     "board_first, pan & scan on": 0.7,

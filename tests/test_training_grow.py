@@ -11,8 +11,8 @@ from gemma3_core.config import GLOBAL, LOCAL
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.evaluate import DEMO_MODEL
-from training.grow import HEADS, grow, layer_places, main
-from training.model import DenseHeads, demo_config, initialise
+from training.grow import grow, layer_places, main
+from training.model import DENSE_HEADS, DenseHeads, demo_config, initialise
 from training.tokenizer import TOKENIZER_FILES
 
 ENCODER = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 3}
@@ -57,7 +57,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     write_small(folder)
     torch.manual_seed(2)
-    torch.save(narrow_heads().state_dict(), folder / HEADS)
+    torch.save(narrow_heads().state_dict(), folder / DENSE_HEADS)
     return folder
 
 
@@ -97,8 +97,8 @@ def test_it_sees_answers_and_reads_the_same(small: Path, large: Path) -> None:
     logits = [model(input_ids=ids, token_type_ids=types, pixel_values=pixels[:1]).logits for model in (before, after)]
     assert_close(logits[1], logits[0])
     heads, wide = narrow_heads(), DenseHeads()
-    heads.load_state_dict(torch.load(small / HEADS, weights_only=True))
-    wide.load_state_dict(torch.load(large / HEADS, weights_only=True))
+    heads.load_state_dict(torch.load(small / DENSE_HEADS, weights_only=True))
+    wide.load_state_dict(torch.load(large / DENSE_HEADS, weights_only=True))
     for name in ("patch", "patch_character"):
         read = getattr(heads, name)(seen.last_hidden_state)
         assert_close(getattr(wide, name)(grown.last_hidden_state), read)
@@ -111,7 +111,7 @@ def test_what_reads_the_copies_of_a_channel_differs(small: Path, large: Path) ->
     """Equal weights would get equal gradients, and stay copies for ever."""
     before, after = loaded(small).model, loaded(large).model
     pairs = [tuple(model.multi_modal_projector.mm_input_projection_weight.T for model in (after, before))]
-    heads, wide = (torch.load(folder / HEADS, weights_only=True) for folder in (small, large))
+    heads, wide = (torch.load(folder / DENSE_HEADS, weights_only=True) for folder in (small, large))
     pairs += [(wide[f"{name}.weight"], heads[f"{name}.weight"]) for name in ("patch", "patch_character")]
     places = layer_places(["encoder"] * 4, ["encoder"] * 6)
     for layer, place in zip(before.vision_tower.encoder.layers, places, strict=True):
@@ -176,6 +176,11 @@ def test_a_checkpoint_that_is_no_smaller_version_is_refused(
     with pytest.raises(ValueError, match=says):
         grow(tmp_path / "old", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_does_not_grow_in_its_own_folder(small: Path) -> None:
+    with pytest.raises(ValueError, match="a folder of its own"):
+        grow(small, small / ".." / small.name)
 
 
 def test_the_command_says_why_it_refuses(

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from gemma3_core.weight_files import read_tensors, weight_files, write_tensors
-
-_HEADS = "dense_heads.pt"
+from training.model import DENSE_HEADS
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> None:
@@ -26,9 +25,9 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     mean = _mean([_weights(folder) for folder in checkpoints])
     shutil.copytree(checkpoints[0], out, dirs_exist_ok=True)
     write_tensors(mean, out, sum(tensor.numel() for tensor in mean.values()))
-    heads = [folder / _HEADS for folder in checkpoints]
+    heads = [folder / DENSE_HEADS for folder in checkpoints]
     if all(file.exists() for file in heads):
-        torch.save(_mean([torch.load(file, weights_only=True) for file in heads]), out / _HEADS)
+        torch.save(_mean([torch.load(file, weights_only=True) for file in heads]), out / DENSE_HEADS)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,9 +15,8 @@ from torch import nn
 
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer import Gemma3Tokenizer
-from training.model import DenseHeads, demo_config, initialise
+from training.model import DENSE_HEADS, DenseHeads, demo_config, initialise
 
-HEADS = "dense_heads.pt"
 _LEAST_PART = 0.3  # of a weight that one of two copies takes over; the other one takes the rest
 
 
@@ -25,8 +24,10 @@ def grow(old: Path, new: Path, seed: int = 0) -> None:
     """Writes to `new` the checkpoint `old` at today's size, and its dense heads where it has some.
 
     Raises ValueError where `old` is no smaller version: another width of the decoder, more layers, a width of the
-    encoder that does not go into today's.
+    encoder that does not go into today's. Or where both are one folder.
     """
+    if old.resolve() == new.resolve():
+        raise ValueError("give a folder of its own for what grows; the old checkpoint stays")
     small = Gemma3ForConditionalGeneration.from_pretrained(old, dtype="float32")
     large = Gemma3ForConditionalGeneration(demo_config(Gemma3Tokenizer.from_pretrained(old)))
     initialise(large, seed)
@@ -37,13 +38,13 @@ def grow(old: Path, new: Path, seed: int = 0) -> None:
         _grow_decoder(small, large)
     shutil.copytree(old, new, dirs_exist_ok=True)
     large.save_pretrained(new)
-    if (old / HEADS).exists():
-        state = torch.load(old / HEADS, weights_only=True)
+    if (old / DENSE_HEADS).exists():
+        state = torch.load(old / DENSE_HEADS, weights_only=True)
         for name in ("patch", "patch_character"):
             if f"{name}.weight" in state:
                 state[f"{name}.weight"] = _shared_out(state[f"{name}.weight"], copies)
         DenseHeads().load(state)
-        torch.save(state, new / HEADS)
+        torch.save(state, new / DENSE_HEADS)
 
 
 def layer_places(kept: Sequence[str], wanted: Sequence[str]) -> list[int]:

@@ -22,6 +22,8 @@ IMAGE_SIZE = 224
 PATCH_SIZE = IMAGE_SIZE // PATCHES_PER_SIDE
 IGNORED = -100
 """Label of what is not learnt, as in torch's cross_entropy."""
+DENSE_HEADS = "dense_heads.pt"
+"""The file of a checkpoint in training with the heads of the dense loss."""
 NEVER = -1e4
 """Logit of what is left out of a loss; finite in bfloat16."""
 _CHARACTER_WEIGHT = 16.0  # of a cell with a character against an empty one: few have any

@@ -38,6 +38,7 @@ from training import (
 from training.batches import NO_PICTURE
 from training.colors import COLORS
 from training.geometry import SHAPES
+from training.model import DENSE_HEADS
 from training.ordinary_text import ORDINARY_TEXT
 from training.questions import LARGER_NUMBERS, NUMBERS, PLACES, plural
 
@@ -308,7 +309,7 @@ def carry(checkpoint: Path, tokenizer: Tokenizer, folder: Path) -> int:
         new += row is None
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    for name in ("generation_config.json", "preprocessor_config.json", "processor_config.json", "dense_heads.pt"):
+    for name in ("generation_config.json", "preprocessor_config.json", "processor_config.json", DENSE_HEADS):
         if (checkpoint / name).exists():
             shutil.copy(checkpoint / name, folder / name)
     save(tokenizer, folder)

@@ -45,6 +45,7 @@ from training.batches import Batch, Conversations, ConversationWriter, Mix, Shar
 from training.dense_labels import POINTS_PER_PATCH
 from training.fonts import all_fonts
 from training.model import (
+    DENSE_HEADS,
     IGNORED,
     NEVER,
     DenseHeads,
@@ -109,7 +110,7 @@ class Trainer:
 
     def _resume_heads(self) -> None:
         """Dense heads of the checkpoint that is resumed; those it does not have start fresh, and the log says so."""
-        saved = Path(self.arguments.resume or "") / "dense_heads.pt"
+        saved = Path(self.arguments.resume or "") / DENSE_HEADS
         if self.arguments.resume and saved.exists():
             fresh = self.heads.load(torch.load(saved, weights_only=True))
             if fresh and self.heads.characters:
@@ -253,7 +254,7 @@ class Trainer:
         fresh, place = self.out / f"{name}.new", self.out / name
         shutil.rmtree(fresh, ignore_errors=True)
         self.average.save_pretrained(fresh)
-        torch.save({name: value.cpu() for name, value in self.heads.state_dict().items()}, fresh / "dense_heads.pt")
+        torch.save({name: value.cpu() for name, value in self.heads.state_dict().items()}, fresh / DENSE_HEADS)
         for file in TOKENIZER_FILES:
             shutil.copy(self.tokenizer_folder / file, fresh / file)
         write_processor_files(fresh, special_id(self.tokenizer, "<end_of_turn>"))
