@@ -13,6 +13,7 @@ from training.asking import Question, Target, kind_by_kind, of_split, put
 from training.charts import Bar, Chart
 from training.colors import UNNAMED
 from training.questions import NUMBERS, said_colors
+from training.wordings import colored, counted, indirect, named, ordered, straight, widened_kinds
 
 _QUOTED = re.compile(r'["“]([^"“”]*)(?:["”]|$)')  # an answer cut short may leave one open
 
@@ -183,6 +184,91 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_IN = "(|in the picture|in the chart|in this chart|of all|here|of them)"
+
+
+def _extremely(adjective: str, most: str) -> tuple[str, ...]:
+    """Asks for the bar that is; both words are patterns: "(tallest|highest)" and "(highest|greatest)"."""
+    return (
+        *straight(
+            f"(what|which) bar is (the|) {adjective} {_IN}",
+            f"(what|which) bar is the {adjective} one",
+            f"which of (the|these|all|all the|those) bars is (the|) {adjective}",
+            f"(what|which) (is|one is) the {adjective} (|bar) (of the bars|of all bars|)",
+            f"(what|which) (bar|one) has the {most} (height|value)",
+            f"what is (written|said|the label) (under|at|below|beside|on) the {adjective} bar",
+            f"what (does|would) the label (of|under|at|below) the {adjective} bar say",
+            f"what is the {adjective} bar called",
+            f"what name does the {adjective} bar have",
+        ),
+        *indirect(
+            f"(what|which) bar is (the|) {adjective} {_IN}",
+            f"which of (the|these) bars is the {adjective}",
+            f"what the {adjective} bar is (|called)",
+            f"what is written (under|at|below) the {adjective} bar",
+            f"which bar has the {most} (height|value)",
+        ),
+        *named(
+            f"the {adjective} bar {_IN}",
+            f"the {adjective} (one|of the bars|of all bars)",
+            f"the (label|name|word) (of|under|at) the {adjective} bar",
+            f"the bar (that is the {adjective}|with the {most} height|with the {most} value)",
+        ),
+        *ordered(f"read the label (of|under|below|at) the {adjective} bar"),
+    )
+
+
+_BAR = '(the bar|the bar of|the bar for|the bar called|the bar named|the bar labeled|the bar with the label|) "{one}"'
+_FROM_TALLEST = (
+    "(from tallest to shortest|from the tallest to the shortest|from the highest to the lowest|from high to low"
+    "|the tallest first|tallest first|the tallest one first|starting with the tallest|beginning with the tallest"
+    "|in falling order|from the tallest down)"
+)
+
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "chart_tallest": _extremely("(tallest|highest)", "(highest|greatest|largest)"),
+    "chart_shortest": _extremely("(shortest|lowest)", "(lowest|smallest|least)"),
+    "chart_taller": (
+        *straight(
+            'is (the bar|the bar of|the bar for|) "{one}" (taller|higher) than (the bar|the bar of|that of|) "{other}"',
+            'does (the bar|) "{one}" (stand|reach) higher than (the bar|) "{other}"',
+            '(do you think|would you say that|is it so that) "{one}" is (taller|higher) than "{other}"',
+            'of "{one}" and "{other}", is "{one}" the (taller|higher) (one|bar)',
+        ),
+        *indirect('(if|whether) (the bar|the bar of|) "{one}" is (taller|higher) than (the bar|) "{other}"'),
+    ),
+    "chart_which_taller": (
+        *straight(
+            '(what|which|which one|which bar|which of them) is (the|) (taller|higher), "{one}" or "{other}"',
+            'which (of|of the bars|of the two bars) "{one}" and "{other}" is (the|) (taller|higher) (one|)',
+            'is "{one}" or "{other}" (the|) (taller|higher) (one|bar|)',
+            'which (has|one has|bar has) the (taller|higher) (bar|value|height), "{one}" or "{other}"',
+            'which do you think is (taller|higher), "{one}" or "{other}"',
+        ),
+        *indirect('(which|which bar|which one|which of the two) is (taller|higher), "{one}" or "{other}"'),
+        *named('the (taller|higher) (bar|one) of "{one}" and "{other}"'),
+    ),
+    "chart_order": (
+        *ordered(
+            f"(list|name|sort|order|rank|read|write down) (the|all|all the|all of the) bars(,|) {_FROM_TALLEST}",
+            f"(tell|give) me (the|all|all the) bars(,|) {_FROM_TALLEST}",
+            f"(read|list|name|give me) the (labels|names) of (the|all|all the) bars(,|) {_FROM_TALLEST}",
+            "(put|bring|arrange) the bars in (falling order|order of height, the tallest first)",
+        ),
+        *straight(
+            f"(what|which) are the bars, {_FROM_TALLEST}",
+            f"what (are the labels|are the names|is the order) of the bars {_FROM_TALLEST}",
+            f"in which order are the bars {_FROM_TALLEST}",
+        ),
+        *indirect(f"what the bars are, {_FROM_TALLEST}"),
+    ),
+    "chart_count": counted("bars") + tuple(text for text in counted("bars in the chart") if "picture" not in text),
+    "chart_bar_color": colored(_BAR) + colored('the "{one}" bar'),
+}
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+"""What training asks with."""
+
 
 def _extreme(chart: Chart, word: str, choose: Callable[..., Bar]) -> list[Target]:
     name = choose(chart.bars, key=lambda bar: bar.height).name
@@ -266,7 +352,7 @@ def ask(
     `apart`: each will be asked as if it were the only one, so that a few may come again in other words.
     The color of a bar is asked where it has a name. `split` as in questions.ask.
     """
-    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
     possible = {kind: put(kind, _KINDS[kind](chart, rng), phrasings[kind], rng, apart) for kind in kinds or KINDS}
     return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
 

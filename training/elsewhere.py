@@ -187,14 +187,14 @@ def _about_what_is_not_shown(depiction: Known, rng: random.Random, split: str) -
         color = rng.choice(COLORS)
         if rng.random() < 0.5 and not (split == "train" and is_heldout_pair(thing, color)):
             thing = f"{color} {thing}"
-        phrasings = of_split(split, more_questions.PHRASINGS, more_questions.HELDOUT_PHRASINGS)["absent"]
+        phrasings = of_split(split, more_questions.TRAINED, more_questions.HELDOUT_PHRASINGS)["absent"]
         text = fill(rng.choice(phrasings), (("noun", thing),))
     elif thing == "sign":
         by_kind = of_split(split, sign_questions.PHRASINGS, sign_questions.HELDOUT_PHRASINGS)
         phrasings = tuple(text for kind in ("read", "text_color") for text in by_kind[kind] if "sign" in text)
         text = rng.choice(phrasings)
     else:
-        by_kind = of_split(split, chart_questions.PHRASINGS, chart_questions.HELDOUT_PHRASINGS)
+        by_kind = of_split(split, chart_questions.TRAINED, chart_questions.HELDOUT_PHRASINGS)
         kind = rng.choice(("chart_tallest", "chart_shortest", "chart_count"))
         text = rng.choice(tuple(text for text in by_kind[kind] if "bar" in text or "chart" in text))
     return Question("not_shown", loosely(text, rng), NOT_SHOWN.replace("{thing}", thing), thing)

@@ -14,6 +14,7 @@ from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
 from training.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
 from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
+from training.wordings import colored, counted, indirect, located, named, ordered, straight, widened_kinds
 
 _PLAINLY_LARGER = 1.3  # by so many times in size, or "largest" and "smallest" aren't asked
 _PLAINLY_BESIDE = 0.1  # of a side: how far two centres lie apart, at least
@@ -152,6 +153,86 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_ANY = "(shape|object|thing|figure)"
+_ALL = "(shapes|objects|things|figures)"
+_IN = "(|in the picture|in this picture|here|that you see)"
+
+
+def _extremely(adjective: str) -> tuple[str, ...]:
+    """Asks for the one that is; the adjective is a pattern."""
+    return (
+        *straight(
+            f"(what|which) {_ANY} is (the|) {adjective}",
+            f"(what|which) {_ANY} is the {adjective} (one|of all|here)",
+            f"(which is|what is) the {adjective} of (all|all the|the|these) {_ALL}",
+            f"which (one|) is the {adjective} {_ANY}",
+            f"which of (the|these|all|all the|those) {_ALL} is (the|) {adjective}",
+            f"which (of them|one|one of them) is (the|) {adjective}",
+            f"(what|which) {_ANY} do you (think|find) is the {adjective}",
+        ),
+        *indirect(
+            f"(what|which) {_ANY} is (the|) {adjective}",
+            f"which of the {_ALL} is the {adjective}",
+            f"what the {adjective} {_ANY} is",
+        ),
+        *named(f"the {adjective} {_ANY} {_IN}", f"the {adjective} (one|of all {_ALL}|of the {_ALL})"),
+    )
+
+
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "count_both": counted("{many}"),
+    "side": (
+        *straight(
+            "(is|lies|stands) the {one} (|somewhere|anywhere) {side} the {other} (|in the picture|in this picture)",
+            "(does|would) the {one} (lie|stand|sit|appear) {side} the {other}",
+            "(do|can) you (see|find) the {one} {side} the {other} (|in the picture|here)",
+            "is the {one} (lying|placed|drawn|shown|located|seen) {side} the {other}",
+            "(do you think|would you say|is it so|is it right|is it true) that the {one} is {side} the {other}",
+            "is it {side} the {other} that the {one} (is|lies)",
+            "is {side} the {other} where the {one} (is|lies)",
+        ),
+        *indirect("(if|whether) the {one} (is|lies|is located) {side} the {other} (|in the picture)"),
+    ),
+    "largest": _extremely("(largest|biggest)"),
+    "smallest": _extremely("(smallest|tiniest|littlest)"),
+    "describe": (
+        *straight(
+            "what (is|is there|do you see|can you see|is shown|is drawn|is visible) (in|on) (the|this) picture",
+            f"(what|which) {_ALL} (are there|do you see|can you see|do you find|are shown|are visible|are here)",
+            f"(what|which) {_ALL} (are there|do you see|can you see|are shown|are) (in|on) this picture",
+            f"(what|which) {_ALL} does (the|this) picture (show|have|hold|contain)",
+            "what does (the|this) picture (show|contain|hold|depict)",
+            "what (do|can) you see (|here)",
+            "what (is|is there|can be seen) here",
+            "what (can be|is to be) seen (|in the picture|in this picture)",
+        ),
+        *indirect(
+            "what (you see|the picture shows|is in the picture|is on the picture|there is|is shown|is here)",
+            "what (is shown|there is|you see|you can see) in the picture",
+            f"(what|which) {_ALL} (there are|you see|you can see|you find|the picture shows|are shown)",
+        ),
+        *ordered(
+            "describe (the|this) picture", "describe (what you see|all you see|everything|what is there|it)",
+            f"(list|name|describe) (all|the|all the|all of the) {_ALL} {_IN}",
+            "(list|name) (everything|all) (you see|that you can see|in the picture)",
+            "give (me|) a description (|of the picture|of this picture)",
+        ),
+    ),
+    "absent": (
+        *colored("the {noun}"),
+        *located("the {noun}"),
+        *straight(
+            "how (large|big|small) is the {noun} (|in the picture)",
+            "what is (beside|next to|near|above|below) the {noun}",
+            "is the {noun} (large|small|big|on the left|on the right|at the top|at the bottom|in the center)",
+        ),
+        *ordered("describe the {noun}"),
+    ),
+}  # fmt: skip
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+"""What training asks with."""
+
 
 def ask(
     scene: Scene,
@@ -165,7 +246,7 @@ def ask(
 
     Nothing is asked about scenes with unnamed colors, where a name could mean two objects.
     """
-    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
     if any(item.color == UNNAMED for item in scene.objects):
         return []
     possible = {

@@ -14,6 +14,7 @@ from training.more_questions import called, in_reading_order, listed, pairs_said
 from training.pairs import Pair, names
 from training.questions import plural, said_yes_or_no
 from training.topics import TOPICS, Subject, subjects, target
+from training.wordings import indirect, named, ordered, straight, widened_kinds
 
 KINDS = ("which_more", "same", "only_in", "on_first", "on_second", "in_one")
 ORDINALS = ("first", "second")
@@ -190,6 +191,88 @@ IN_ONE_HELDOUT: dict[str, tuple[str, ...]] = {
     "is_there": ("Can you see {a_noun} in the {which} picture?",),
 }
 
+_BOTH = "(the|the two|both|these|these two|the first and the second) pictures"
+_SHOW = "(show|have|hold|contain) (the same|the same shapes|the same things|the same objects)"
+_ALL = "(shapes|objects|things)"
+_NOT_IN_OTHER = (
+    "(only in the {which} picture|only on the {which} picture|in the {which} picture only|in the {which} picture alone"
+    "|in the {which} picture but not in the other|in the {which} picture and not in the other"
+    "|in the {which} picture and missing in the other)"
+)
+
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "which_more": (
+        *straight(
+            "which (picture|one|image|one of the pictures) (has|shows|holds|contains) (more|the more|the most) {many}",
+            "which of (the|the two|both|these|these two) (pictures|images) (has|shows|holds) (more|the most) {many}",
+            "(in|on) which (picture|one|of the pictures) (are there|do you see|can you see|do you find) more {many}",
+            "(are there|do you see) more {many} (in|on) the first or (in|on) the second picture",
+            "does the first or the second picture (have|show|hold) more {many}",
+            "where (are|do you find|can you see) more {many}",
+        ),
+        *indirect(
+            "which (picture|one|of the pictures|of the two pictures) (has|shows) more {many}",
+            "in which picture there are more {many}",
+        ),
+    ),
+    "same": (
+        *straight(
+            f"do {_BOTH} {_SHOW}",
+            "do (they|both) (show|have|hold) (the same|the same shapes|the same things|the same objects)",
+            f"does the second picture (show|have|hold) the same (|{_ALL}) as the first (|one)",
+            "(is|are) the same (shown|shapes|things|objects) (in|on) both (|pictures)",
+            f"are the {_ALL} (in|on) {_BOTH} the same",
+            f"are the {_ALL} the same in both (|pictures)",
+            "is what they show the same",
+        ),
+        *indirect(
+            f"(if|whether) {_BOTH} {_SHOW}",
+            "(if|whether) (they|both) show the same (|shapes|things)",
+            f"(if|whether) the {_ALL} are the same in both",
+        ),
+    ),
+    "only_in": (
+        *straight(
+            f"what (is|do you see|can you see|is there|is shown) {_NOT_IN_OTHER}",
+            f"(what|which) {_ALL} (are|do you see|can you see|are there|are shown) {_NOT_IN_OTHER}",
+            f"(what|which {_ALL}) does only the {{which}} picture (show|have|hold)",
+            f"(what|which) {_ALL} does the {{which}} picture have that the other does not",
+            "what does the {which} picture (have|show|hold) that the other (has not|does not|lacks|doesn't)",
+            "what is missing in the other picture that the {which} has",
+        ),
+        *indirect(
+            f"what is {_NOT_IN_OTHER}",
+            f"(what|which) {_ALL} are {_NOT_IN_OTHER}",
+            "what only the {which} picture (shows|has)",
+        ),
+        *ordered(f"(list|name) (the {_ALL}|what is|all that is) {_NOT_IN_OTHER}"),
+    ),
+    **dict.fromkeys(
+        ("on_first", "on_second"),
+        (
+            *straight(
+                "what (is|is there|do you see|can you see|is shown) (in|on) the {which} (picture|one|image)",
+                f"(what|which) {_ALL} (are|are there|do you see|are shown) (in|on) the {{which}} (picture|one)",
+                f"(what|which) {_ALL} does the {{which}} picture (show|have|hold)",
+                "what does the {which} (picture|one) (show|contain|hold)",
+            ),
+            *indirect(
+                "what (is in|is on|you see in|you see on) the {which} picture",
+                "what the {which} (picture|one) shows",
+                f"which {_ALL} are in the {{which}} picture",
+            ),
+            *named("the shapes (in|on) the {which} picture"),
+            *ordered(
+                "describe the {which} (picture|one)",
+                f"(list|name) (the|all|all the) {_ALL} (in|on) the {{which}} picture",
+            ),
+        ),
+    ),
+}
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+"""What training asks with."""
+
 
 def ask(
     pair: Pair,
@@ -200,7 +283,7 @@ def ask(
     apart: bool = False,
 ) -> list[Question]:
     """Up to `num` questions about the two pictures, of all kinds or of `kinds`; arguments as for signs."""
-    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
     possible = {}
     for kind in kinds or KINDS:
         if kind == "in_one":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from training.asking import Question, Target, fill, loosely, of_split
 from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
-from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS, Phrasings
+from training.phrasings import HELDOUT_PHRASINGS, TRAINED, Phrasings
 from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 PLACES = (
@@ -38,7 +38,7 @@ def ask(
     `split` "train" never uses a held-out phrasing, "heldout" always does. Fewer come where the
     scene has no more to ask without doubt, or only what is asked often enough anyway.
     """
-    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
     kinds = kinds or KINDS
     targets = {kind: _KINDS[kind](scene, rng, split) for kind in kinds}
     asked: list[Question] = []

@@ -6,6 +6,7 @@ from training import sign_questions
 from training.asking import Question, Target, of_split, put
 from training.sign_questions import QUOTED
 from training.two_lines import TwoLines
+from training.wordings import indirect, named, ordered, straight, widened_kinds
 
 KINDS = ("read_lines", "first_line", "second_line")
 _MOST_ALIKE = 2  # of one kind about one sign, in other words each
@@ -82,6 +83,43 @@ HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
     "second_line": _OF_A_LINE_HELDOUT,
 }
 
+_LINE = "(|of the sign|of this sign|on the sign|in the picture)"
+_COMPOSED_OF_A_LINE = (
+    *straight(
+        f"what does the {{line}} line {_LINE} say",
+        f"what (is|is written|stands|do you read|can you read|do you see) (in|on) the {{line}} line {_LINE}",
+        f"(what|which) (word|text) (is|is written|stands|do you see) in the {{line}} line {_LINE}",
+    ),
+    *indirect(
+        f"what the {{line}} line {_LINE} (says|is)",
+        "what (is|is written|stands|you read|you can read) in the {line} line",
+    ),
+    *named(f"the (text|word) (of|in|on) the {{line}} line {_LINE}", f"the {{line}} line {_LINE}"),
+    *ordered(f"read (|only|out|me) the {{line}} line {_LINE}"),
+)
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "read_lines": (
+        *straight(
+            "what (does|do) (it|the sign|this sign|the text|the picture) say",
+            "what (is|is written|stands|can you read|do you read) (|here|there|on the sign|on this sign|in both lines)",
+            "what do (the|both|the two|these) lines say",
+            "(what|which) (text|words) (do you see|can you read|are there|are on the sign)",
+        ),
+        *indirect(
+            "what (it|the sign|the text|the writing) says",
+            "what is written (|here|on the sign|in the picture|there)",
+            "what (the|both|the two) lines say",
+        ),
+        *ordered("read (it|this|the sign|the text|both lines|the two lines|the lines|both words|the words)"),
+        *named("the (two words|text|words) (|on the sign|in the picture)"),
+    ),
+    "first_line": _COMPOSED_OF_A_LINE,
+    "second_line": _COMPOSED_OF_A_LINE,
+}
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+"""What training asks with."""
+
 
 def ask(
     sign: TwoLines,
@@ -92,7 +130,7 @@ def ask(
     apart: bool = False,
 ) -> list[Question]:
     """Up to `num` questions about the two lines, of all kinds or of `kinds`; arguments as for signs."""
-    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
     asked = []
     for kind in kinds or KINDS:
         asked += put(kind, [_target(kind, sign, rng)], phrasings[kind], rng, apart)
