@@ -7,9 +7,11 @@ element is one of 16 steps q:
 
 That is the form of torch's int4 kernels ("tinygemm"); scale, zero and q come from torchao. Stored are q, two to
 a byte, and scale and zero in bfloat16: nothing of a device is in it (`Int4Weight`). How a kernel wants the bytes
-arranged depends on the device and even on the processor, so `Int4Linear` arranges them where it runs.
+arranged depends on the device and even on the processor, so `Int4Linear` arranges them where it runs. Processors that
+have the instructions for it multiply with a kernel of our own (`cpu_kernels`), in the arrangement of torch's.
 """
 
+import ctypes
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gemma3_core import cpu_kernels
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.layers import MANY_ROWS, multiplies_bfloat16_fast
 
@@ -112,9 +115,10 @@ class Int4Linear(nn.Module):
     Holds the weights as the kernel of its device wants them, and only so; `int4_weight` gives them back,
     exactly. In state_dict, in files and on the way to another device they have the form of `Int4Weight`.
 
-    The kernels multiply in bfloat16, whatever the activations' type. On a CPU many rows are faster with the
-    weights widened part by part, as `layers.Linear` does, and then exact in float32 too.
-    For inference only: the kernels have no gradient.
+    torch's kernels multiply in bfloat16, whatever the activations' type; ours in 16-bit integers, which is closer.
+    On a CPU many rows are multiplied by the weights widened part by part, as `layers.Linear` does: in float32 for the
+    exact result, in bfloat16 where that is faster than the kernel at hand. For inference only: the kernels have no
+    gradient.
     """
 
     qdata: torch.Tensor | None
@@ -176,11 +180,21 @@ class Int4Linear(nn.Module):
         return packed
 
     def _multiply(self, x: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
-        """x [M, K] -> [M, N] by the device's kernel, in bfloat16: for float32 the CPU's has no fast path."""
+        """x [M, K] -> [M, N] by the device's kernel; torch's in bfloat16: for float32 the CPU's has no fast path."""
         assert self.qdata is not None
         on_cpu, ops = x.device.type == "cpu", torch.ops.aten
+        if on_cpu and (kernels := self._own_kernels(x)) is not None:
+            return cpu_kernels.multiply(kernels, x, self.qdata, scale_and_zero, self.group_size)
         kernel = ops._weight_int4pack_mm_for_cpu if on_cpu else ops._weight_int4pack_mm
         return kernel(x.to(torch.bfloat16).contiguous(), self.qdata, self.group_size, scale_and_zero).to(x.dtype)
+
+    def _widens(self, x: torch.Tensor) -> bool:
+        return x.dtype == torch.float32 or multiplies_bfloat16_fast() or self._own_kernels(x) is None
+
+    def _own_kernels(self, x: torch.Tensor) -> ctypes.CDLL | None:
+        """Our kernels where they can multiply x by these weights; where not, torch's can."""
+        fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0 and _in_plain_blocks()
+        return cpu_kernels.library_for(x) if fits else None
 
     def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] on a CPU, by parts of the weights as plain numbers; each lives for its product only."""
@@ -197,7 +211,7 @@ class Int4Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert self.scale_and_zero is not None
         rows = x.reshape(-1, self.in_features)
-        if x.device.type == "cpu" and len(rows) >= MANY_ROWS:
+        if x.device.type == "cpu" and len(rows) >= MANY_ROWS and self._widens(rows):
             out = self._multiply_widened(rows)
         else:
             out = self._multiply(rows, self.scale_and_zero)
@@ -326,6 +340,12 @@ def _lanes(rows: int) -> torch.Tensor:
     blocks = torch.arange(len(found))[:, None, None] * 4 * half
     assert torch.equal(found, expected + blocks), "torch's int4 kernel arranges weights in an unknown way"
     return block // 2
+
+
+@cache
+def _in_plain_blocks() -> bool:
+    """Whether torch packs blocks of as many rows as cpu_kernels takes, in order."""
+    return torch.equal(_lanes(_BLOCK_ROWS), torch.arange(cpu_kernels.OUTPUTS_MULTIPLE))
 
 
 def int4_obstacle(device: torch.device) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from gemma3_core import cpu_kernels
 from gemma3_core.config import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.device_maps import (
     DeviceMap,
@@ -200,6 +201,8 @@ class PreTrainedModel(nn.Module):
         is_int4 = quantization_config is not None or _stored_int4(config, None) is not None
         num_bytes = None if is_int4 else bytes_of_parts(model, (weights or torch.float32).itemsize)
         where = placed(model, device_map, num_bytes)
+        if where.main.type == "cpu":
+            cpu_kernels.prepare()
         filled = model._filled(folder, weights, where, quantization_config)
         if device_map is not None:
             filled.hf_device_map = dict(where.parts) or {"": where.main}

@@ -22,16 +22,27 @@ _REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a CUDA device, tests marked `gpu` are left out; asked for by `-m gpu` they are skipped and say why."""
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if torch.cuda.is_available():
-        return
-    if "gpu" in (config.option.markexpr or ""):
-        for item in gpu:
-            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
-        return
-    config.hook.pytest_deselected(items=gpu)
-    items[:] = [item for item in items if item not in gpu]
+    """Tests marked for what this machine lacks are left out; asked for by `-m` they are skipped and say why."""
+    lacking = {}
+    if not torch.cuda.is_available():
+        lacking["gpu"] = "there is no CUDA device"
+    if not _has_vnni():
+        lacking["vnni"] = "this is not Linux on a processor with AVX-512 VNNI and VBMI, with a C compiler"
+    for mark, reason in lacking.items():
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if mark in (config.option.markexpr or ""):
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+        else:
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if item not in marked]
+
+
+def _has_vnni() -> bool:
+    """Read off the system, and not asked of the code that is tested."""
+    processor = Path("/proc/cpuinfo")
+    flags = set(processor.read_text().split()) if processor.exists() else set()
+    return {"avx512_vnni", "avx512vbmi", "avx512vl", "avx512bw"} <= flags and shutil.which("cc") is not None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -36,6 +36,7 @@ ORDER = [
     "outputs",
     "masks",
     "cache",
+    "cpu_kernels",
     "layers",
     "vision",
     "int4_linear",
