@@ -1,12 +1,17 @@
 """Ways of asking put together out of parts: what comes of a pattern, and that nothing held out does."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from training import chart_questions, more_questions, pair_questions, phrasings, two_line_questions
+from training.asking import slots_of
+from training.evaluate import ask_in_the_words_of, questions_of_kind
 from training.wordings import indirect, named, ordered, spelled, straight, widened
 
+FRESH = Path(phrasings.__file__).with_name("fresh_phrasings.json")
 MODULES = (chart_questions, more_questions, pair_questions, two_line_questions)
 # By kind and form: written, used in training, held out.
 SETS = {
@@ -21,10 +26,6 @@ SETS = {
         for kind, written in module.PHRASINGS.items()
     },
 }
-
-
-def slots_of(text: str) -> set[str]:
-    return set(re.findall(r"\{(\w+)\}", text))
 
 
 def core(text: str) -> str:
@@ -57,11 +58,46 @@ def test_training_asks_in_many_ways_and_never_in_a_heldout_one(kind):
     written, trained, heldout = SETS[kind]
     assert len(set(trained)) == len(trained) >= 100
     assert set(written) <= set(trained)
-    slots = {frozenset(slots_of(text)) for text in written}
+    slots = {slots_of(text) for text in written}
     for text in trained:
-        assert frozenset(slots_of(text)) in slots, text
+        assert slots_of(text) in slots, text
         assert not set("()|") & set(text), text
         assert text[-1] in ".?", text
         assert "  " not in text, text
         composed = text not in written
         assert not composed or not [one for one in heldout if core(one) in core(text)], text
+
+
+@pytest.fixture
+def heldout_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (phrasings, more_questions, chart_questions):
+        kept = {kind: dict(told) if isinstance(told, dict) else told for kind, told in module.HELDOUT_PHRASINGS.items()}
+        monkeypatch.setattr(module, "HELDOUT_PHRASINGS", kept)
+    monkeypatch.setattr("training.questions.HELDOUT_PHRASINGS", phrasings.HELDOUT_PHRASINGS)
+
+
+@pytest.mark.usefixtures("heldout_put_back")
+def test_the_evaluation_asks_in_the_words_of_a_file():
+    told = json.loads(FRESH.read_text(encoding="utf-8"))
+    assert ask_in_the_words_of(FRESH) == tuple(told)
+    for kind in ("largest", "chart_tallest", "count_all"):
+        asked = {core(question.question) for _, question in questions_of_kind(kind, 12, "heldout", 5)}
+        assert any(core(text) in one for text in told[kind]["one"] for one in asked)
+        _, trained, _ = SETS[(kind, "one" if (kind, "one") in SETS else "")]
+        assert all(len(texts) == 5 for texts in told[kind].values())
+        assert not set(told[kind]["one"]) <= set(trained)
+
+
+@pytest.mark.usefixtures("heldout_put_back")
+@pytest.mark.parametrize(
+    ("told", "wrong"),
+    [
+        ({"colour": {"one": ["Which?"]}}, "colour, one"),
+        ({"largest": {"many": ["Which are the largest?"]}}, "largest, many"),
+        ({"color": {"one": ["What color is it?"]}}, "What color is it"),
+    ],
+)
+def test_a_file_with_other_kinds_forms_or_slots_is_refused(told, wrong, tmp_path):
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=wrong):
+        ask_in_the_words_of(tmp_path / "told.json")

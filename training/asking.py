@@ -79,6 +79,11 @@ def kind_by_kind(
     return asked
 
 
+def slots_of(text: str) -> frozenset[str]:
+    """The slots of a phrasing."""
+    return frozenset(re.findall(r"\{(\w+)\}", text))
+
+
 def fill(text: str, slots: tuple[tuple[str, str], ...]) -> str:
     """A phrasing with words in its slots, which stand in braces."""
     for slot, word in slots:

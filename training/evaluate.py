@@ -21,6 +21,11 @@ say that the writing is too small. How often it gives the true price nonetheless
     python -m training.evaluate --renderer browser --per-kind 100
 
 asks the same questions about the same pictures as drawn by a program that no training picture is from.
+
+    python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 100
+
+asks in the words of a file (by kind and form) in place of the held-out ones. Those in that file were written by
+somebody who had seen neither the phrasings of training nor the held-out ones.
 """
 
 import argparse
@@ -40,7 +45,8 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
-from training.asking import Question
+from training import chart_questions, more_questions, phrasings
+from training.asking import Question, slots_of
 from training.board_questions import TOO_SMALL, says_too_small
 from training.browser_drawing import BROWSER, Browser, Drawable
 from training.drawing import RENDERERS
@@ -193,6 +199,29 @@ def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer:
     return renderer.draw(depiction, rng) if isinstance(depiction, Drawable) else world.draw(depiction, rng)
 
 
+def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
+    """Puts the file's phrasings in place of the held-out ones, until the process ends; returns their kinds.
+
+    The file is JSON: phrasings by kind and form, of questions about scenes and charts. Raises ValueError for a kind
+    or form that there is none of, and for phrasings without the slots of their form.
+    """
+    told = json.loads(file.read_text(encoding="utf-8"))
+    for kind, forms in told.items():
+        module = next((m for m in (more_questions, chart_questions) if kind in m.HELDOUT_PHRASINGS), None)
+        known = {"one": module.HELDOUT_PHRASINGS[kind]} if module else phrasings.HELDOUT_PHRASINGS.get(kind, {})
+        for form, texts in forms.items():
+            if form not in known:
+                raise ValueError(f"{file} has phrasings for {kind}, {form}, of which there is none")
+            slots = {slots_of(text) for text in known[form]}
+            if wrong := [text for text in texts if slots_of(text) not in slots]:
+                raise ValueError(f"{file} has {wrong[0]!r} for {kind}; expected the slots of {known[form][0]!r}")
+        if module:
+            module.HELDOUT_PHRASINGS[kind] = tuple(forms["one"])
+        else:
+            phrasings.HELDOUT_PHRASINGS[kind] |= {form: tuple(texts) for form, texts in forms.items()}
+    return tuple(told)
+
+
 def _world_of(kind: str, all_fonts: bool) -> World[Any]:
     for world in WORLDS.values():
         if kind in world.kinds:
@@ -264,6 +293,7 @@ def main() -> None:
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--kinds", help="of question, with commas between; by default all")
     asked.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
+    asked.add_argument("--phrasings", type=Path, help="ask in the words of this file, of its kinds")
     parser.add_argument("--all-fonts", action="store_true", help="write signs in all fonts of this machine")
     parser.add_argument(
         "--renderer", choices=(*RENDERERS, BROWSER), help="draw with this one only; by default each but the browser"
@@ -285,6 +315,11 @@ def main() -> None:
         try:
             kinds = kinds_named(arguments.kinds)
         except ValueError as error:
+            parser.error(str(error))
+    if arguments.phrasings:
+        try:
+            kinds = ask_in_the_words_of(arguments.phrasings)
+        except (OSError, ValueError) as error:
             parser.error(str(error))
     with ExitStack() as stack:
         renderer = stack.enter_context(Browser()) if arguments.renderer == BROWSER else arguments.renderer
@@ -309,6 +344,7 @@ def _ask_all(arguments: argparse.Namespace, kinds: tuple[str, ...], renderer: Re
     if arguments.json:
         figures = {"per_kind": arguments.per_kind, "split": split, "seed": seed, "right": shares}
         figures |= {"renderer": arguments.renderer} if arguments.renderer else {}
+        figures |= {"phrasings": arguments.phrasings.name} if arguments.phrasings else {}
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
