@@ -55,6 +55,7 @@ from training.model import (
     special_id,
     write_processor_files,
 )
+from training.muon import Muon
 from training.tokenizer import TOKENIZER_FILES
 from training.worlds import kinds_named, world_named
 
@@ -304,9 +305,7 @@ def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.op
     for name, parameter in model.named_parameters():
         group = inner if parameter.ndim == 2 and ".layers." in name else outer
         group["vision_tower" in name or "multi_modal_projector" in name].append(parameter)
-    muon = torch.optim.Muon(
-        _groups(inner), lr=2 * rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(_groups(inner), lr=2 * rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(_groups(outer), lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     for optimiser in (muon, adamw):
         for parameters in optimiser.param_groups:
@@ -336,15 +335,22 @@ def decoder_weights(model: Gemma3ForConditionalGeneration) -> list[torch.Tensor]
 
 @contextmanager
 def in_int4(weights: Sequence[torch.Tensor]) -> Iterator[None]:
-    """The weights as they are in int4: what is learnt from answers given with these goes into the whole ones."""
+    """The weights as they are in int4: what is learnt from answers given with these goes into the whole ones.
+
+    Rows are rounded for themselves, so all those of one length are rounded together.
+    """
     whole = [weight.detach().clone() for weight in weights]
+    by_length: dict[int, list[torch.Tensor]] = {}
     for weight in weights:
-        weight.data.copy_(quantize_weight(weight, TorchAoConfig().group_size).dequantize())
+        by_length.setdefault(weight.shape[1], []).append(weight)
+    for alike in by_length.values():
+        rounded = quantize_weight(torch.cat(alike), TorchAoConfig().group_size).dequantize()
+        torch._foreach_copy_([weight.data for weight in alike], list(rounded.split([len(weight) for weight in alike])))
     try:
         yield
     finally:
-        for weight, kept in zip(weights, whole, strict=True):
-            weight.data.copy_(kept)
+        if whole:
+            torch._foreach_copy_([weight.data for weight in weights], whole)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
