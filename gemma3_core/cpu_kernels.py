@@ -1,9 +1,9 @@
 """Builds and calls cpu_kernels.c: RMSNorm in one pass, and rows times int4 weights.
 
-torch's RMSNorm on a CPU is a dozen operations, a fifth of the time of a small model's token. Its int4 kernel widens
-each weight to a float and multiplies that, which keeps a processor busier than reading the weights does; ours
-multiplies bytes (AVX-512 VNNI), of activations that are 16-bit integers in each group: closer to the exact product
-than torch's, whose activations are bfloat16.
+torch's RMSNorm on a CPU is a dozen operations, which for one token take longer to begin than to carry out. Its int4
+kernel widens each weight to a float and multiplies that, which keeps a processor busier than reading the weights
+does; ours multiplies bytes (AVX-512 VNNI), of activations that are 16-bit integers in each group: closer to the exact
+product than torch's, whose activations are bfloat16.
 
 The machine's C compiler builds them when a model is loaded, in about a second, beside the loading. Where there is
 none, or another processor or system, torch's operations are used, and the log says why.
@@ -29,6 +29,7 @@ _THREAD_POOL = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")  #
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, _FLAG, _FLAG]
 _NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
+_ROWS_AT_A_TIME = 2048  # bounds what int4_multiply holds of the activations as integers
 _LANES = 16  # numbers that a processor takes together
 _building = threading.Lock()
 
@@ -134,8 +135,10 @@ def multiply(
     assert all(tensor.device.type == "cpu" for tensor in (x, qdata, scale_and_zero))
     x, qdata, scale_and_zero = x.contiguous(), qdata.contiguous(), scale_and_zero.contiguous()
     out = x.new_empty(len(x), outputs)
-    pointers = (x.data_ptr(), qdata.data_ptr(), scale_and_zero.data_ptr(), out.data_ptr())
-    sizes = (len(x), inputs, outputs, group_size)
-    if kernels.int4_multiply(*pointers, *sizes, int(x.dtype == torch.bfloat16), torch.get_num_threads()):
-        raise MemoryError("not enough memory to multiply by int4 weights")
+    weights = (qdata.data_ptr(), scale_and_zero.data_ptr())
+    for some, part in zip(x.split(_ROWS_AT_A_TIME), out.split(_ROWS_AT_A_TIME), strict=True):
+        sizes = (len(some), inputs, outputs, group_size)
+        flags = (int(x.dtype == torch.bfloat16), torch.get_num_threads())
+        if kernels.int4_multiply(some.data_ptr(), *weights, part.data_ptr(), *sizes, *flags):
+            raise MemoryError("not enough memory to multiply by int4 weights")
     return out

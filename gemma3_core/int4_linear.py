@@ -24,7 +24,7 @@ from torch import nn
 
 from gemma3_core import cpu_kernels
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
-from gemma3_core.layers import MANY_ROWS, multiplies_bfloat16_fast
+from gemma3_core.layers import MANY_ROWS, has_bfloat16_tiles, multiplies_bfloat16_fast
 
 PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
 SCALE_DTYPE = torch.bfloat16
@@ -189,7 +189,7 @@ class Int4Linear(nn.Module):
         return kernel(x.to(torch.bfloat16).contiguous(), self.qdata, self.group_size, scale_and_zero).to(x.dtype)
 
     def _widens(self, x: torch.Tensor) -> bool:
-        return x.dtype == torch.float32 or multiplies_bfloat16_fast() or self._own_kernels(x) is None
+        return x.dtype == torch.float32 or has_bfloat16_tiles() or self._own_kernels(x) is None
 
     def _own_kernels(self, x: torch.Tensor) -> ctypes.CDLL | None:
         """Our kernels where they can multiply x by these weights; where not, torch's can."""

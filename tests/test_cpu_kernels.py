@@ -115,10 +115,14 @@ def test_the_largest_sums_do_not_overflow():
 
 
 @needs_vnni
-def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads():
+def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(monkeypatch):
     layer = layer_of(320, 256)
     x = noise(9, 256, seed=1)
     together = multiplied(layer, x)
+    assert multiplied(layer, x[:0]).shape == (0, 320)
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu_kernels, "_ROWS_AT_A_TIME", 4)
+        assert torch.equal(together, multiplied(layer, x))
     assert torch.equal(together, torch.cat([multiplied(layer, row[None]) for row in x]))
     threads = torch.get_num_threads()
     try:
@@ -157,7 +161,7 @@ def test_a_layer_uses_it_and_torchs_where_it_does_not_fit(monkeypatch):
     many = noise(MANY_ROWS, 256, seed=1)
     assert not torch.equal(layer(many), multiplied(layer, many))  # exact in float32
     for tiles in (False, True):
-        monkeypatch.setattr(int4_linear, "multiplies_bfloat16_fast", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(int4_linear, "has_bfloat16_tiles", lambda tiles=tiles: tiles)
         assert torch.equal(layer(many.bfloat16()), multiplied(layer, many.bfloat16())) != tiles
     assert torch.equal(layer(x.T.contiguous().T), multiplied(layer, x))
     uneven = layer_of(80, 256)
@@ -241,7 +245,7 @@ def test_one_query_in_bfloat16_attends_in_float32(monkeypatch):
     out, _ = attend(queries, keys, values, mask, 0.125, False)
     assert out.dtype == torch.bfloat16
     assert_equal(out.double(), exact, 2**-8)
-    monkeypatch.setattr("gemma3_core.layers.multiplies_bfloat16_fast", lambda: True)
+    monkeypatch.setattr("gemma3_core.layers._attends_widened", lambda _queries: False)
     fused, _ = attend(queries, keys, values, mask, 0.125, False)
     assert_equal(fused.float(), out.float(), 2e-2)
 
