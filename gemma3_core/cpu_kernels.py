@@ -2,15 +2,17 @@
 
 torch's RMSNorm on a CPU is a dozen operations, which for one token take longer to begin than to carry out. Its int4
 kernel widens each weight to a float and multiplies that, which keeps a processor busier than reading the weights
-does; ours multiplies bytes (AVX-512 VNNI), of activations that are 16-bit integers in each group: closer to the exact
-product than torch's, whose activations are bfloat16.
+does; ours multiplies bytes (AVX-512 VNNI), of activations that are 16-bit integers in each group. That is off by at
+most a 65,000th of a group's largest activation: closer to the exact product of float32 activations than torch's
+kernel, which rounds them to bfloat16, and about as close as the result's own rounding where they are bfloat16.
 
 The machine's C compiler builds them when a model is loaded, in about a second, beside the loading. Where there is
-none, or another processor or system, torch's operations are used, and the log says why.
+none, or another processor or system, or GEMMA_CPU_KERNELS is 0, torch's operations are used, and the log says why.
 """
 
 import ctypes
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -22,8 +24,10 @@ from typing import Any
 
 import torch
 
-_SOURCE = Path(__file__).with_name("cpu_kernels.c")
-_COMPILERS = ("cc", "gcc", "clang")
+SOURCE = Path(__file__).with_name("cpu_kernels.c")
+COMPILERS = ("cc", "gcc", "clang")
+"""The first of these that the machine has builds it."""
+_PROCESSOR = Path("/proc/cpuinfo")
 _BUILDING_SECONDS = 120
 _THREAD_POOL = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")  # of torch's OpenMP library
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -31,20 +35,36 @@ _MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, _FLAG, _FLAG]
 _NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
 _ROWS_AT_A_TIME = 2048  # bounds what int4_multiply holds of the activations as integers
 _LANES = 16  # numbers that a processor takes together
-_building = threading.Lock()
+_WIDEST_GROUP = 4096  # of int4_multiply: a longer run's sum might not fit into 32 bits
+_NEEDED = frozenset(("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"))  # as /proc/cpuinfo names them
+_OFF = "GEMMA_CPU_KERNELS"
 
 OUTPUTS_MULTIPLE = 64
 """Of int4_multiply: it takes so many rows of weights at a time."""
 DTYPES = (torch.float32, torch.bfloat16)
 """Of activations."""
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 log = logging.getLogger(__name__)
 
 
+class _CompilerError(Exception):
+    """A processor that the kernels are for, and no compiler that builds them."""
+
+
+@cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, built and loaded; None where they can't be had, which the log explains once."""
-    with _building:
-        return _library()
+    """The kernels, built and loaded; None where they can't be had, which the log explains."""
+    torchs = "RMSNorm and int4 run on torch's operations, not on the faster kernels"
+    try:
+        _check_machine()
+        return _built()
+    except NotImplementedError as error:
+        log.info("%s: %s", torchs, error)
+    except (_CompilerError, OSError, subprocess.SubprocessError) as error:
+        log.warning("%s: %s", torchs, error)
+    return None
 
 
 def prepare() -> None:
@@ -52,35 +72,36 @@ def prepare() -> None:
     threading.Thread(target=library, name="cpu_kernels", daemon=True).start()
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        return _loaded()
-    except (OSError, subprocess.SubprocessError, NotImplementedError) as error:
-        log.info("RMSNorm and int4 run on torch's operations, not on the faster kernels: %s", error)
-        return None
-
-
-def _loaded() -> ctypes.CDLL:
-    """Raises NotImplementedError, OSError or SubprocessError where there is no such processor, system or compiler."""
+def _check_machine() -> None:
+    """Raises NotImplementedError where the kernels are not for this machine, or not wanted."""
+    if os.environ.get(_OFF) == "0":
+        raise NotImplementedError(f"{_OFF} is 0")
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        raise NotImplementedError(f"that is for Linux on x86-64, this is {platform.system()} on {platform.machine()}")
+        raise NotImplementedError(f"they are for Linux on x86-64, this is {platform.system()} on {platform.machine()}")
+    if not set(_PROCESSOR.read_text(encoding="utf-8").split()) >= _NEEDED:
+        raise NotImplementedError("this processor lacks AVX-512 VNNI or VBMI")
     process = ctypes.CDLL(None)
     if missing := [name for name in _THREAD_POOL if not hasattr(process, name)]:
         raise NotImplementedError(f"this torch has no OpenMP library with {', '.join(missing)}")
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+
+
+def _built() -> ctypes.CDLL:
+    """Raises _CompilerError, OSError or SubprocessError."""
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
-        raise NotImplementedError(f"there is no C compiler ({', '.join(_COMPILERS)})")
+        raise _CompilerError(f"there is no C compiler ({', '.join(COMPILERS)}); install one to answer faster")
     # Gone as soon as it is loaded: nothing is left behind that could be stale or somebody else's.
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "cpu_kernels.so"
-        command = [compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(_SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILDING_SECONDS, check=False)
+        command = [compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_BUILDING_SECONDS, check=False
+        )
         if done.returncode != 0:
-            raise NotImplementedError(f"{compiler} could not build it: {done.stderr.strip()[:500]}")
+            raise _CompilerError(f"{compiler} could not build them: {done.stderr.strip()[:500]}")
         kernels = ctypes.CDLL(str(built))
     if not kernels.supported():
-        raise NotImplementedError("this processor lacks AVX-512 VNNI or VBMI")
+        raise _CompilerError("the processor refuses what /proc/cpuinfo promises")
     kernels.int4_multiply.argtypes = _MULTIPLY_ARGUMENTS
     kernels.rms_norm.argtypes, kernels.rms_norm.restype = _NORM_ARGUMENTS, None
     return kernels
@@ -89,13 +110,17 @@ def _loaded() -> ctypes.CDLL:
 def library_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
     """The kernels where they can be used on x (and on weights that it is to be combined with); else None.
 
-    They have no gradient and can't be traced: where either is wanted, torch's operations have to do.
+    They give a result and nothing besides, neither a gradient nor a trace: they are used in inference mode, on plain
+    tensors of one type in the CPU's memory.
     """
-    if x.device.type != "cpu" or x.dtype not in DTYPES or any(weight.dtype != x.dtype for weight in weights):
+    if torch.compiler.is_compiling():  # asked first: what follows can't be compiled
         return None
-    traced = torch.compiler.is_compiling() or type(x) is not torch.Tensor
-    learnt = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
-    return None if traced or learnt else library()
+    if torch.jit.is_tracing() or not torch.is_inference_mode_enabled():
+        return None
+    if x.dtype not in DTYPES or any(weight.dtype != x.dtype for weight in weights):
+        return None
+    plain = all(type(one) in _PLAIN and one.device.type == "cpu" for one in (x, *weights))
+    return library() if plain else None
 
 
 def rms_norm(kernels: ctypes.CDLL, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -104,6 +129,7 @@ def rms_norm(kernels: ctypes.CDLL, x: torch.Tensor, weight: torch.Tensor, eps: f
     weight [N], of the same type; N a multiple of 16 (`norm_fits`).
     """
     assert x.dtype == weight.dtype
+    assert x.device.type == weight.device.type == "cpu"
     assert weight.shape == x.shape[-1:]
     assert norm_fits(x)
     x, weight = x.contiguous(), weight.contiguous()
@@ -129,7 +155,8 @@ def multiply(
     """
     inputs, outputs = x.shape[1], qdata.shape[0]
     assert x.dtype in DTYPES
-    assert outputs % OUTPUTS_MULTIPLE == 0
+    assert outputs % OUTPUTS_MULTIPLE == inputs % group_size == group_size % _LANES == 0
+    assert group_size <= _WIDEST_GROUP
     assert qdata.shape == (outputs, inputs // 2)
     assert scale_and_zero.shape == (inputs // group_size, outputs, 2)
     assert all(tensor.device.type == "cpu" for tensor in (x, qdata, scale_and_zero))

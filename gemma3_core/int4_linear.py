@@ -115,7 +115,8 @@ class Int4Linear(nn.Module):
     Holds the weights as the kernel of its device wants them, and only so; `int4_weight` gives them back,
     exactly. In state_dict, in files and on the way to another device they have the form of `Int4Weight`.
 
-    torch's kernels multiply in bfloat16, whatever the activations' type; ours in 16-bit integers, which is closer.
+    torch's kernels take activations in bfloat16, whatever their type; ours makes 16-bit integers of them (see
+    `cpu_kernels`).
     On a CPU many rows are multiplied by the weights widened part by part, as `layers.Linear` does: in float32 for the
     exact result, in bfloat16 where that is faster than the kernel at hand. For inference only: the kernels have no
     gradient.
@@ -193,8 +194,9 @@ class Int4Linear(nn.Module):
 
     def _own_kernels(self, x: torch.Tensor) -> ctypes.CDLL | None:
         """Our kernels where they can multiply x by these weights; where not, torch's can."""
-        fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0 and _in_plain_blocks()
-        return cpu_kernels.library_for(x) if fits else None
+        kernels = cpu_kernels.library_for(x)
+        fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0
+        return kernels if kernels is not None and fits and _in_plain_blocks() else None
 
     def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] on a CPU, by parts of the weights as plain numbers; each lives for its product only."""
@@ -345,7 +347,7 @@ def _lanes(rows: int) -> torch.Tensor:
 @cache
 def _in_plain_blocks() -> bool:
     """Whether torch packs blocks of as many rows as cpu_kernels takes, in order."""
-    return torch.equal(_lanes(_BLOCK_ROWS), torch.arange(cpu_kernels.OUTPUTS_MULTIPLE))
+    return torch.equal(_lanes(_BLOCK_ROWS), torch.arange(cpu_kernels.OUTPUTS_MULTIPLE, device="cpu"))
 
 
 def int4_obstacle(device: torch.device) -> str | None:

@@ -42,7 +42,8 @@ def _has_vnni() -> bool:
     """Read off the system, and not asked of the code that is tested."""
     processor = Path("/proc/cpuinfo")
     flags = set(processor.read_text().split()) if processor.exists() else set()
-    return {"avx512_vnni", "avx512vbmi", "avx512vl", "avx512bw"} <= flags and shutil.which("cc") is not None
+    compilers = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
+    return {"avx512_vnni", "avx512vbmi", "avx512vl", "avx512bw"} <= flags and bool(compilers)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

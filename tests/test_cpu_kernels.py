@@ -3,6 +3,7 @@
 import logging
 import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from reference import assert_equal
+from torch._subclasses import FakeTensorMode
 
 from gemma3_core import cpu_kernels, int4_linear
 from gemma3_core.int4_linear import Int4Linear, quantize_weight
@@ -38,9 +40,9 @@ def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """The kernels are built anew, and once more for those that come after."""
-    cpu_kernels._library.cache_clear()
+    cpu_kernels.library.cache_clear()
     yield
-    cpu_kernels._library.cache_clear()
+    cpu_kernels.library.cache_clear()
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -105,6 +107,22 @@ def test_it_is_closer_than_torchs_in_float32_and_as_close_in_bfloat16():
 
 
 @needs_vnni
+def test_one_activation_a_thousand_times_the_others_costs_little():
+    """Row by row, and of what the others give: where a weight takes the large one for nothing, they are all."""
+    weight = noise(64, 128)
+    weight[:, 5] = 0.0
+    layer = Int4Linear.from_weight(quantize_weight(weight, 128), None)
+    x = noise(4, 128, seed=1)
+    x[:, 5] = 1000.0
+    x = x.bfloat16()
+    rest = x.clone()
+    rest[:, 5] = 0.0
+    exact = layer.int4_weight().dequantize().double()
+    off = (multiplied(layer, x.float()).double() - x.double() @ exact.T).norm(dim=1)
+    assert (off <= 0.02 * (rest.double() @ exact.T).norm(dim=1)).all()
+
+
+@needs_vnni
 def test_the_largest_sums_do_not_overflow():
     """All steps 15, all activations the largest of their group; then the same with the other sign."""
     weight = torch.cat((torch.zeros(64, 1), torch.ones(64, 127)), dim=1)
@@ -155,6 +173,7 @@ def test_nothing_and_next_to_nothing_give_nothing():
 
 
 @needs_vnni
+@torch.inference_mode()
 def test_a_layer_uses_it_and_torchs_where_it_does_not_fit(monkeypatch):
     layer, x = layer_of(128, 256), noise(2, 256, seed=1)
     assert torch.equal(layer(x), multiplied(layer, x))
@@ -166,6 +185,13 @@ def test_a_layer_uses_it_and_torchs_where_it_does_not_fit(monkeypatch):
     assert torch.equal(layer(x.T.contiguous().T), multiplied(layer, x))
     uneven = layer_of(80, 256)
     assert torch.equal(uneven(x), by_torch(uneven, x))
+    with torch.inference_mode(False), torch.no_grad():
+        assert torch.equal(layer(x.clone()), by_torch(layer, x))
+
+
+@needs_vnni
+def test_outside_inference_mode_torchs_is_used_which_says_that_it_has_no_gradient():
+    layer, x = layer_of(128, 256), noise(2, 256, seed=1)
     out = layer(x.clone().requires_grad_())
     assert torch.equal(out, by_torch(layer, x))
     with pytest.raises(RuntimeError, match="derivative"):
@@ -180,6 +206,7 @@ def norm_of(width: int, dtype: torch.dtype) -> RMSNorm:
 
 @needs_vnni
 @pytest.mark.parametrize("shape", [(1, 1, 1152), (1, 1, 4, 256), (3, 70, 1152), (2, 16)])
+@torch.inference_mode()
 def test_rms_norm_is_torchs(shape, monkeypatch):
     x = noise(*shape, seed=1) * torch.logspace(-3, 3, shape[-2])[:, None]
     for dtype in DTYPES:
@@ -199,22 +226,37 @@ def test_rms_norm_is_torchs(shape, monkeypatch):
 
 
 @needs_vnni
-def test_rms_norm_of_views_and_of_odd_widths_and_with_a_gradient():
-    norm, x = norm_of(64, torch.float32), noise(8, 2, 64, seed=1)
-    assert torch.equal(norm(x.transpose(0, 1)), norm(x.transpose(0, 1).contiguous()))
-    odd = norm_of(30, torch.float32)
-    assert odd(noise(4, 30)).isfinite().all()
-    x.requires_grad_()
-    norm(x).sum().backward()
-    assert x.grad is not None
-    norm.requires_grad_()
-    norm(x.detach()).sum().backward()
-    assert norm.weight.grad is not None
-    with torch.no_grad():
+def test_rms_norm_of_views_and_of_odd_widths():
+    norm, odd, x = norm_of(64, torch.float32), norm_of(30, torch.float32), noise(8, 2, 64, seed=1)
+    with torch.inference_mode():
+        assert torch.equal(norm(x.transpose(0, 1)), norm(x.transpose(0, 1).contiguous()))
+        assert odd(noise(4, 30)).isfinite().all()
         assert norm(x[:0]).shape == (0, 2, 64)
         x[3, 1, 5] = float("nan")
-        bad = norm(x).isnan().any(dim=-1)
-    assert bad.nonzero().tolist() == [[3, 1]]
+        assert norm(x).isnan().any(dim=-1).nonzero().tolist() == [[3, 1]]
+
+
+@needs_vnni
+def test_they_are_used_in_inference_mode_on_plain_tensors_in_memory_only():
+    norm, x = norm_of(64, torch.float32), noise(2, 64, seed=1)
+    with torch.inference_mode():
+        assert cpu_kernels.library_for(x, norm.weight) is not None
+        assert cpu_kernels.library_for(x.half()) is None
+        assert cpu_kernels.library_for(x, norm.weight.bfloat16()) is None
+        assert cpu_kernels.library_for(x.to("meta")) is None
+        assert cpu_kernels.library_for(x, norm.weight.to("meta")) is None
+        with FakeTensorMode() as fake:
+            assert cpu_kernels.library_for(fake.from_tensor(x)) is None
+        with pytest.raises(RuntimeError):
+            norm.to("meta")(x)
+    with torch.no_grad():
+        assert cpu_kernels.library_for(x) is None
+    norm = norm_of(64, torch.float32).requires_grad_()
+    norm(x).sum().backward()
+    assert norm.weight.grad is not None
+    compiled = torch.compile(norm, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        assert_equal(compiled(x), norm(x))
 
 
 @needs_vnni
@@ -245,12 +287,15 @@ def test_one_query_in_bfloat16_attends_in_float32(monkeypatch):
     out, _ = attend(queries, keys, values, mask, 0.125, False)
     assert out.dtype == torch.bfloat16
     assert_equal(out.double(), exact, 2**-8)
+    monkeypatch.setattr("gemma3_core.layers.WIDENED_AT_A_TIME", 100)  # one KV head after the other
+    assert torch.equal(attend(queries, keys, values, mask, 0.125, False)[0], out)
     monkeypatch.setattr("gemma3_core.layers._attends_widened", lambda _queries: False)
     fused, _ = attend(queries, keys, values, mask, 0.125, False)
     assert_equal(fused.float(), out.float(), 2e-2)
 
 
 @pytest.mark.usefixtures("without_kernel")
+@torch.inference_mode()
 def test_without_it_a_layer_uses_torchs():
     layer, x = layer_of(128, 256), noise(2, 256, seed=1)
     assert torch.equal(layer(x), by_torch(layer, x))
@@ -286,37 +331,52 @@ def test_the_demo_model_answers_as_with_torchs_kernel(monkeypatch):
 def test_where_it_cannot_be_had_the_log_says_why(monkeypatch, caplog, tmp_path):
     caplog.set_level(logging.INFO, logger="gemma3_core.cpu_kernels")
 
-    def said() -> str:
+    def said(level: str) -> str:
         caplog.clear()
-        cpu_kernels._library.cache_clear()
+        cpu_kernels.library.cache_clear()
         assert cpu_kernels.library() is None
         assert cpu_kernels.library() is None
         (record,) = caplog.records  # once, and not for each layer
         assert "torch's operations" in record.message
+        assert record.levelname == level
         return record.message
 
     with monkeypatch.context() as patched:
         patched.setattr(platform, "system", lambda: "Darwin")
-        assert "Darwin" in said()
+        assert "Darwin" in said("INFO")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    processor = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpu_kernels, "_PROCESSOR", processor)
+    processor.write_text("flags : sse2 avx512f avx512bw avx512vl avx512vbmi\n")
+    assert "processor lacks" in said("INFO")
+    processor.write_text(f"flags : sse2 {' '.join(cpu_kernels._NEEDED)}\n")
+    with monkeypatch.context() as patched:
+        patched.setenv("GEMMA_CPU_KERNELS", "0")
+        assert "GEMMA_CPU_KERNELS is 0" in said("INFO")
     with monkeypatch.context() as patched:
         patched.setattr(cpu_kernels, "_THREAD_POOL", ("no_such_function",))
-        assert "no_such_function" in said()
+        assert "no_such_function" in said("INFO")
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "which", lambda _name: None)
-        assert "no C compiler" in said()
+        assert "no C compiler" in said("WARNING")
     broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\necho 'out of order' >&2\nexit 1\n")
+    broken.write_text("#!/bin/sh\nprintf 'out of \\377 order' >&2\nexit 1\n")
     broken.chmod(0o755)
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "which", lambda _name: str(broken))
-        assert "out of order" in said()
+    monkeypatch.setattr(shutil, "which", lambda _name: str(broken))
+    assert "order" in said("WARNING")
     broken.write_text("#!/bin/sh\nexec sleep 60\n")
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "which", lambda _name: str(broken))
-        patched.setattr(cpu_kernels, "_BUILDING_SECONDS", 0.2)
-        assert "timed out" in said()
+    monkeypatch.setattr(cpu_kernels, "_BUILDING_SECONDS", 0.2)
+    assert "timed out" in said("WARNING")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="for x86-64")
+def test_every_compiler_of_such_a_machine_builds_them_without_a_warning(tmp_path):
+    """On any processor: only running them takes a newer one."""
+    compiler = next(found for name in cpu_kernels.COMPILERS if (found := shutil.which(name)))
+    strict = ["-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    done = subprocess.run([compiler, *strict, "-o", tmp_path / "built.so", cpu_kernels.SOURCE], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @needs_vnni
