@@ -18,7 +18,8 @@ from training import (
 from training.asking import Question
 from training.colors import ANCHORS, COLORS, UNNAMED
 from training.geometry import SHAPES
-from training.phrasings import HELDOUT_PHRASINGS, PHRASINGS
+from training.heldout_phrasings import SCENES as HELDOUT_PHRASINGS
+from training.phrasings import PHRASINGS
 from training.questions import KINDS, NUMBERS, PLACES, ask, clear_place, is_right
 from training.scenes import Background, Scene, SceneObject, is_heldout_pair, random_scene
 from training.signs import random_text

@@ -12,6 +12,7 @@ from difflib import SequenceMatcher
 from training import sign_questions
 from training.asking import Question, Target, of_split, put
 from training.boards import Board, is_possible_item
+from training.heldout_phrasings import BOARDS as HELDOUT_PHRASINGS
 from training.questions import said_yes_or_no
 from training.signs import is_heldout_text, random_text
 
@@ -104,30 +105,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "Please tell me whether there is {item}.",
         "Can you tell me if there is {item} on the board?",
         "Look for {item}. Is it there?",
-    ),
-}
-
-HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
-    "board_price": (
-        "How much would I pay for {item}?",
-        "What is the cost of {item}?",
-        "Can you read the price of {item}?",
-        "Which price is written beside {item}?",
-    ),
-    "board_first": (
-        "What is the first thing written here?",
-        "Which word comes first on the board?",
-        "Can you tell me what is written first?",
-    ),
-    "board_last": (
-        "What is the last thing written here?",
-        "Which word comes last on the board?",
-        "Can you tell me what is written last?",
-    ),
-    "board_has": (
-        "Is there an entry {item} on the board?",
-        "Do you find {item} on the board?",
-        "Can you tell me whether {item} is written there?",
     ),
 }
 

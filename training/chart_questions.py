@@ -12,6 +12,7 @@ from training import questions, sign_questions
 from training.asking import Question, Target, kind_by_kind, of_split, put
 from training.charts import Bar, Chart
 from training.colors import UNNAMED
+from training.heldout_phrasings import CHARTS as HELDOUT_PHRASINGS
 from training.questions import NUMBERS, said_colors
 from training.wordings import colored, counted, indirect, named, ordered, straight, widened_kinds
 
@@ -146,43 +147,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
-    "chart_tallest": (
-        "Which of the bars is the tallest?",
-        "Could you tell me which bar is the highest?",
-        "What is the name of the tallest bar?",
-    ),
-    "chart_shortest": (
-        "Which of the bars is the shortest?",
-        "Could you tell me which bar is the lowest?",
-        "What is the name of the shortest bar?",
-    ),
-    "chart_taller": (
-        'Is the bar of "{one}" higher than that of "{other}"?',
-        'Could you tell me if "{one}" is taller than "{other}"?',
-        'Would you say "{one}" is taller than "{other}"?',
-    ),
-    "chart_which_taller": (
-        'Which of the two is taller, "{one}" or "{other}"?',
-        'Could you tell me which is taller, "{one}" or "{other}"?',
-        'Which would you say is taller, "{one}" or "{other}"?',
-    ),
-    "chart_order": (
-        "Could you list the bars from the tallest to the shortest?",
-        "Please name all the bars from tallest to shortest.",
-        "Tell me all bars, the tallest first.",
-    ),
-    "chart_count": (
-        "How many bars are there in this chart?",
-        "Could you tell me how many bars you see?",
-        "Please tell me the number of bars in the picture.",
-    ),
-    "chart_bar_color": (
-        'Which color is the bar of "{one}"?',
-        'Could you tell me what color the bar "{one}" is?',
-        'What color would you say "{one}" is?',
-    ),
-}
 
 _IN = "(|in the picture|in the chart|in this chart|of all|here|of them)"
 
@@ -266,7 +230,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     "chart_bar_color": colored(_BAR) + colored('the "{one}" bar'),
 }
 
-TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 
 

@@ -24,8 +24,8 @@ asks the same questions about the same pictures as drawn by a program that no tr
 
     python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 100
 
-asks in the words of a file (by kind and form) in place of the held-out ones. Those in that file were written by
-somebody who had seen neither the phrasings of training nor the held-out ones.
+asks in the words of a file (by kind and form) in place of the held-out ones, but for those that training has. That
+file's were written by somebody who had seen neither the phrasings of training nor the held-out ones.
 """
 
 import argparse
@@ -51,6 +51,8 @@ from training.board_questions import TOO_SMALL, says_too_small
 from training.browser_drawing import BROWSER, Browser, Drawable
 from training.drawing import RENDERERS
 from training.follow_ups import MOST_TURNS
+from training.heldout_phrasings import CHARTS, FURTHER, SCENES
+from training.wordings import words_of
 from training.world import DrawnWorld, ReadInCrops, World
 from training.worlds import (
     ALL_KINDS,
@@ -200,26 +202,34 @@ def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer:
 
 
 def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
-    """Puts the file's phrasings in place of the held-out ones, until the process ends; returns their kinds.
+    """Puts the file's phrasings in place of the held-out ones, until the process ends; returns the kinds asked.
 
-    The file is JSON: phrasings by kind and form, of questions about scenes and charts. Raises ValueError for a kind
-    or form that there is none of, and for phrasings without the slots of their form.
+    Those that training has, of whatever kind, are left out, and so is a kind of which none are left. The file is JSON:
+    phrasings by kind and form, of questions about scenes and charts. Raises ValueError for a kind or form that there
+    is none of, and for phrasings without the slots of their form.
     """
-    told = json.loads(file.read_text(encoding="utf-8"))
+    told, asked = json.loads(file.read_text(encoding="utf-8")), []
+    by_form = [*phrasings.TRAINED.values(), more_questions.TRAINED, chart_questions.TRAINED]
+    trained = {words_of(text) for forms in by_form for texts in forms.values() for text in texts}
     for kind, forms in told.items():
-        module = next((m for m in (more_questions, chart_questions) if kind in m.HELDOUT_PHRASINGS), None)
-        known = {"one": module.HELDOUT_PHRASINGS[kind]} if module else phrasings.HELDOUT_PHRASINGS.get(kind, {})
+        of_one_form = next((sets for sets in (FURTHER, CHARTS) if kind in sets), None)
+        known = SCENES.get(kind, {}) if of_one_form is None else {"one": of_one_form[kind]}
+        if not known or set(forms) != set(known):
+            raise ValueError(f"{file} has {sorted(forms)} for {kind}; expected {sorted(known) or 'no such kind'}")
+        new = {}
         for form, texts in forms.items():
-            if form not in known:
-                raise ValueError(f"{file} has phrasings for {kind}, {form}, of which there is none")
             slots = {slots_of(text) for text in known[form]}
             if wrong := [text for text in texts if slots_of(text) not in slots]:
                 raise ValueError(f"{file} has {wrong[0]!r} for {kind}; expected the slots of {known[form][0]!r}")
-        if module:
-            module.HELDOUT_PHRASINGS[kind] = tuple(forms["one"])
+            new[form] = tuple(text for text in texts if words_of(text) not in trained)
+        if not all(new.values()):
+            continue
+        asked.append(kind)
+        if of_one_form is None:
+            SCENES[kind] = new
         else:
-            phrasings.HELDOUT_PHRASINGS[kind] |= {form: tuple(texts) for form, texts in forms.items()}
-    return tuple(told)
+            of_one_form[kind] = new["one"]
+    return tuple(asked)
 
 
 def _world_of(kind: str, all_fonts: bool) -> World[Any]:
@@ -317,6 +327,8 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
     if arguments.phrasings:
+        if arguments.split != "heldout":
+            parser.error("--phrasings stand in place of the held-out ones; leave --split as it is")
         try:
             kinds = ask_in_the_words_of(arguments.phrasings)
         except (OSError, ValueError) as error:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 from training import questions
 from training.asking import Question, Target, fill, loosely, of_split
+from training.heldout_phrasings import FOLLOW_UPS as HELDOUT_PHRASINGS
+from training.heldout_phrasings import SCENES as FIRST_HELDOUT
 from training.pair_questions import HELDOUT_PHRASINGS as OF_TWO_HELDOUT
 from training.pair_questions import ORDINALS, about_one
 from training.pair_questions import PHRASINGS as OF_TWO
 from training.pairs import Pair
-from training.phrasings import HELDOUT_PHRASINGS as FIRST_HELDOUT
 from training.phrasings import PHRASINGS as FIRST
 from training.questions import article, phrase
 from training.scenes import Scene
@@ -76,18 +77,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "Now the {which} picture.", "The {which} one?",
     ),
 }  # fmt: skip
-
-HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
-    "ones": ("Then what about {ones}?", "And how many are the {ones}?", "How many {ones} do you see then?"),
-    "one": ("And how about the {one}?", "Then what about the {one}?"),
-    "a_one": ("And how about {a_one}?", "Or is there {a_one}?"),
-    "total": ("And how many shapes are there altogether?", "And what about all shapes?"),
-    "color": ("And which color is it?", "Could you tell me its color?"),
-    "shape": ("And which shape is it?", "Could you tell me its shape?"),
-    "where": ("And where do you see it?", "Could you tell me where it is?"),
-    "many": ("And how many do you see?", "How many of these are there?"),
-    "picture": ("And how about the {which} picture?", "And what about the other picture?", "Then the {which} one?"),
-}
 
 
 @dataclass(frozen=True)

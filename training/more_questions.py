@@ -12,6 +12,7 @@ from itertools import pairwise, permutations
 from training.asking import Question, Target, kind_by_kind, of_split, put
 from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
+from training.heldout_phrasings import FURTHER as HELDOUT_PHRASINGS
 from training.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
 from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
 from training.wordings import colored, counted, indirect, located, named, ordered, straight, widened_kinds
@@ -120,38 +121,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
-    "count_both": (
-        "Could you say how many {many} you see?",
-        "What number of {many} is in the picture?",
-        "How many {many} can be seen?",
-    ),
-    "side": (
-        "Could you say if the {one} lies {side} the {other}?",
-        "Is the {one} to be seen {side} the {other}?",
-        "Do you find the {one} {side} the {other}?",
-    ),
-    "largest": (
-        "Could you name the largest shape?",
-        "Say which object is the biggest.",
-        "Which of the shapes is the largest?",
-    ),
-    "smallest": (
-        "Could you name the smallest shape?",
-        "Say which object is the smallest.",
-        "Which of the shapes is the smallest?",
-    ),
-    "describe": (
-        "Could you tell me what the picture shows?",
-        "Which objects are in the picture?",
-        "Say what you can see.",
-    ),
-    "absent": (
-        "Could you name the color of the {noun}?",
-        "Say where the {noun} is.",
-        "Which place does the {noun} have in the picture?",
-    ),
-}
 
 _ANY = "(shape|object|thing|figure)"
 _ALL = "(shapes|objects|things|figures)"
@@ -230,7 +199,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 
 

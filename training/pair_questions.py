@@ -10,6 +10,8 @@ from training import questions
 from training.asking import Question, Target, kind_by_kind, of_split, put
 from training.colors import COLORS
 from training.geometry import SHAPES
+from training.heldout_phrasings import IN_ONE as IN_ONE_HELDOUT
+from training.heldout_phrasings import PAIRS as HELDOUT_PHRASINGS
 from training.more_questions import called, in_reading_order, listed, pairs_said
 from training.pairs import Pair, names
 from training.questions import plural, said_yes_or_no
@@ -42,11 +44,6 @@ _SHOWS = (
     "List the shapes in the {which} picture.",
     "Tell me what is on the {which} picture.",
     "Tell me what the {which} picture shows.",
-)
-_SHOWS_HELDOUT = (
-    "Which objects are on the {which} picture?",
-    "Could you tell me what the {which} picture shows?",
-    "Say what you see on the {which} picture.",
 )
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -111,25 +108,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "on_second": _SHOWS,
 }
 
-HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
-    "which_more": (
-        "Which of both pictures shows more {many}?",
-        "Could you tell me which picture has more {many}?",
-        "In which of the two pictures are there more {many}?",
-    ),
-    "same": (
-        "Do these two pictures show the same shapes?",
-        "Could you tell me if both show the same?",
-        "Does the first picture show the same as the second?",
-    ),
-    "only_in": (
-        "Which shapes do you see only in the {which} picture?",
-        "Could you tell me what is only in the {which} picture?",
-        "What is there in the {which} picture that is not in the other?",
-    ),
-    "on_first": _SHOWS_HELDOUT,
-    "on_second": _SHOWS_HELDOUT,
-}
 
 # Of one of the two pictures, by topic.
 IN_ONE: dict[str, tuple[str, ...]] = {
@@ -180,16 +158,7 @@ IN_ONE: dict[str, tuple[str, ...]] = {
         "Tell me if there is {a_noun} in the {which} picture.",
     ),
 }
-IN_ONE_HELDOUT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("count_shape", "count_color", "count_all"),
-        ("How many {many} can be seen in the {which} picture?", "Could you count the {many} in the {which} picture?"),
-    ),
-    "color": ("Could you tell me the color of the {shape} in the {which} picture?",),
-    "shape": ("Could you tell me the shape of the {color} thing in the {which} picture?",),
-    "where": ("Could you tell me where the {noun} is in the {which} picture?",),
-    "is_there": ("Can you see {a_noun} in the {which} picture?",),
-}
+
 
 _BOTH = "(the|the two|both|these|these two|the first and the second) pictures"
 _SHOW = "(show|have|hold|contain) (the same|the same shapes|the same things|the same objects)"
@@ -270,7 +239,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     ),
 }
 
-TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 
 

@@ -281,81 +281,6 @@ PHRASINGS: Phrasings = {
     },
 }
 
-# About 15 % of each kind, kept for the evaluation.
-HELDOUT_PHRASINGS: Phrasings = {
-    "count_shape": {
-        "one": (
-            "How many {shapes} can be seen in the picture?",
-            "Could you count the {shapes} for me?",
-            "Say how many {shapes} you can find.",
-            "What number of {shapes} is in the picture?",
-        ),
-    },
-    "count_color": {
-        "one": (
-            "How many {color} shapes can be seen in the picture?",
-            "How many of the objects are {color}?",
-            "Could you count the {color} objects for me?",
-            "Say how many {color} things you can find.",
-            "What number of {color} shapes is in the picture?",
-        ),
-    },
-    "count_all": {
-        "one": (
-            "How many shapes can be seen in the picture?",
-            "How many objects are there altogether?",
-            "Could you count all the objects for me?",
-            "Say how many things you can find.",
-            "What number of shapes is in the picture?",
-        ),
-    },
-    "color": {
-        "one": (
-            "What color would you say the {shape} is?",
-            "Could you name the color of the {shape}?",
-            "Which color is the {shape} in the picture?",
-            "Say what color the {shape} has.",
-        ),
-        "many": (
-            "Which color do the {shapes} have?",
-            "Could you tell me what color the {shapes} are?",
-        ),
-    },
-    "shape": {
-        "one": (
-            "Which shape does the {color} thing have?",
-            "Could you name the shape of the {color} thing?",
-            "Say what shape the {color} object has.",
-            "What kind of shape does the {color} object have?",
-        ),
-        "only": (
-            "Which shape do you see?",
-            "Could you name this shape?",
-        ),
-    },
-    "is_there": {
-        "one": (
-            "Is there {a_noun} to be seen?",
-            "Could you tell me if you see {a_noun}?",
-            "Do you see {a_noun} in this picture?",
-            "Does the picture show any {nouns}?",
-        ),
-        "color": (
-            "Is there {a_noun} here in this picture?",
-            "Is there some {color} thing to be seen?",
-            "Do you see any {color} objects?",
-            "Does the picture show anything {color}?",
-        ),
-    },
-    "where": {
-        "one": (
-            "Where in this picture can I see the {noun}?",
-            "Could you tell me where the {noun} is located?",
-            "In which part of the image does the {noun} lie?",
-            "Say where the {noun} is.",
-        ),
-    },
-}
 
 _THERE = "(|in the picture|in this picture|here)"
 _IS_SEEN = "(there|here|shown|visible|in it|in the picture|in this picture)"
@@ -445,7 +370,5 @@ _COMPOSED: Phrasings = {
     "where": {"one": located("the {noun}")},
 }
 
-TRAINED: Phrasings = {
-    kind: widened_kinds(forms, _COMPOSED[kind], HELDOUT_PHRASINGS[kind]) for kind, forms in PHRASINGS.items()
-}
+TRAINED: Phrasings = {kind: widened_kinds(forms, _COMPOSED[kind]) for kind, forms in PHRASINGS.items()}
 """What training asks with."""

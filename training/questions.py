@@ -11,7 +11,8 @@ from collections.abc import Callable
 from training.asking import Question, Target, fill, loosely, of_split
 from training.colors import COLORS, UNNAMED
 from training.geometry import SHAPES
-from training.phrasings import HELDOUT_PHRASINGS, TRAINED, Phrasings
+from training.heldout_phrasings import SCENES as HELDOUT_PHRASINGS
+from training.phrasings import TRAINED, Phrasings
 from training.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 PLACES = (

@@ -9,6 +9,7 @@ import re
 
 from training.asking import Question, Target, of_split, put
 from training.colors import UNNAMED
+from training.heldout_phrasings import SIGNS as HELDOUT_PHRASINGS
 from training.questions import LARGER_NUMBERS, NUMBERS, said_colors, said_numbers
 from training.signs import Sign
 
@@ -130,35 +131,6 @@ PHRASINGS = {
         "A number or a word?",
         "Tell me if it is a word or a number.",
         "Can you tell me whether this is a number or a word?",
-    ),
-}
-
-HELDOUT_PHRASINGS = {
-    "read": (
-        "What is it that the sign says?",
-        "What is written in this picture?",
-        "Which text is on the sign?",
-        "Could you read the sign for me?",
-        "Please tell me what the text says.",
-        "Can you read what it says here?",
-        "What word can you see?",
-    ),
-    "text_color": (
-        "What color would you say the text is?",
-        "Which color is the word written in?",
-        "Could you name the color of the letters?",
-        "Tell me which color the writing is.",
-        "What is the color of the writing on the sign?",
-    ),
-    "letters_count": (
-        "How many {letters} can be seen on the sign?",
-        "Could you tell me how many {letters} the {word} has?",
-        "Could you count the {letters} for me?",
-    ),
-    "word_or_number": (
-        "Is the sign's text a word or a number?",
-        "Could you tell me if it is a number or a word?",
-        "Which is it, a word or a number?",
     ),
 }
 

@@ -28,6 +28,7 @@ from training import (
     chart_questions,
     elsewhere,
     follow_ups,
+    heldout_phrasings,
     more_questions,
     pair_questions,
     phrasings,
@@ -244,7 +245,7 @@ def _training_text() -> Counter[str]:
 
 def _templates() -> Iterator[str]:
     """All ways in which any world's questions are put, and system prompts."""
-    for by_form in (*phrasings.PHRASINGS.values(), *phrasings.HELDOUT_PHRASINGS.values()):
+    for by_form in (*phrasings.PHRASINGS.values(), *heldout_phrasings.SCENES.values()):
         for templates in by_form.values():
             yield from templates
     of_one_form = (more_questions, sign_questions, two_line_questions, chart_questions, board_questions,

@@ -4,6 +4,7 @@ import random
 
 from training import sign_questions
 from training.asking import Question, Target, of_split, put
+from training.heldout_phrasings import TWO_LINES as HELDOUT_PHRASINGS
 from training.sign_questions import QUOTED
 from training.two_lines import TwoLines
 from training.wordings import indirect, named, ordered, straight, widened_kinds
@@ -29,11 +30,6 @@ _OF_A_LINE = (
     "Tell me what the {line} line says.",
     "Can you tell me what is written in the {line} line?",
     "The {line} line, please.",
-)
-_OF_A_LINE_HELDOUT = (
-    "Could you read the {line} line for me?",
-    "Please tell me what the {line} line of the sign says.",
-    "Which text is in the {line} line?",
 )
 _CALLED = {
     "first": ("first", "first", "first", "upper", "top"),
@@ -72,16 +68,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "second_line": _OF_A_LINE,
 }
 
-HELDOUT_PHRASINGS: dict[str, tuple[str, ...]] = {
-    "read_lines": (
-        "What is it that the sign says?",
-        "What is written in this picture?",
-        "Could you read both lines for me?",
-        "Please tell me what the text says.",
-    ),
-    "first_line": _OF_A_LINE_HELDOUT,
-    "second_line": _OF_A_LINE_HELDOUT,
-}
 
 _LINE = "(|of the sign|of this sign|on the sign|in the picture)"
 _COMPOSED_OF_A_LINE = (
@@ -117,7 +103,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     "second_line": _COMPOSED_OF_A_LINE,
 }
 
-TRAINED = widened_kinds(PHRASINGS, _COMPOSED, HELDOUT_PHRASINGS)
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 
 

@@ -7,8 +7,12 @@ indirect question, by its name, as an order. What is held out never comes of it,
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from itertools import product
 
+from training import heldout_phrasings
+
+_WORD = re.compile(r"\{\w+\}|[\w']+")
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")  # the innermost
 _BEFORE_CLAUSES = (
     "tell me", "please tell me", "can you tell me", "could you tell me", "would you tell me", "will you tell me",
@@ -32,6 +36,8 @@ def spelled(*patterns: str) -> tuple[str, ...]:
         parts = _ALTERNATIVES.split(left.pop())
         choices = [part.split("|") if number % 2 else [part] for number, part in enumerate(parts)]
         texts = ["".join(chosen) for chosen in product(*choices)]
+        if len(parts) == 1 and "(" in texts[0]:
+            raise ValueError(f"{texts[0]!r} opens a bracket that it does not close")
         whole, partly = ([text for text in texts if ("(" in text) == nested] for nested in (False, True))
         found += [" ".join(text.split()) for text in whole]
         left += partly
@@ -67,25 +73,38 @@ def _sentence(text: str, ending: str) -> str:
     return text[0].upper() + text[1:] + ending
 
 
-def widened(written: tuple[str, ...], composed: tuple[str, ...], heldout: tuple[str, ...]) -> tuple[str, ...]:
-    """Both, each sentence once; without those composed that hold a held-out one."""
-    kept = [_core(text) for text in heldout]
-    free = [text for text in composed if not any(core in _core(text) for core in kept)]
-    return tuple(dict.fromkeys((*written, *free)))
-
-
-def _core(text: str) -> str:
-    """What two sentences share that say the same: words and slots."""
-    return " ".join(re.findall(r"[\w{}']+", text.lower()))
+def widened(written: tuple[str, ...], composed: tuple[str, ...]) -> tuple[str, ...]:
+    """Both, each sentence once; without those composed that hold a held-out sentence of any kind."""
+    return tuple(dict.fromkeys((*written, *(text for text in composed if not holds_heldout(text)))))
 
 
 def widened_kinds(
-    written: Mapping[str, tuple[str, ...]],
-    composed: Mapping[str, tuple[str, ...]],
-    heldout: Mapping[str, tuple[str, ...]],
+    written: Mapping[str, tuple[str, ...]], composed: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
     """Each kind's phrasings, widened where something is composed."""
-    return {kind: widened(texts, composed.get(kind, ()), heldout[kind]) for kind, texts in written.items()}
+    return {kind: widened(texts, composed.get(kind, ())) for kind, texts in written.items()}
+
+
+def holds_heldout(text: str) -> bool:
+    """Whether a held-out sentence of any kind is in the text, whatever stands in the slots and between the words."""
+    words = words_of(text)
+    return any(
+        words[start : start + length] in sentences
+        for length, sentences in _heldout_words().items()
+        for start in range(len(words) - length + 1)
+    )
+
+
+@cache
+def _heldout_words() -> dict[int, frozenset[tuple[str, ...]]]:
+    """All held-out sentences by their number of words."""
+    told = {words_of(text) for text in heldout_phrasings.every()}
+    return {length: frozenset(one for one in told if len(one) == length) for length in {len(one) for one in told}}
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """What two sentences share that say the same; all slots are alike."""
+    return tuple("{}" if word.startswith("{") else word for word in _WORD.findall(text.lower()))
 
 
 # What several worlds ask in the same words; `things` and `thing` are patterns too.
