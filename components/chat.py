@@ -21,8 +21,8 @@ _DEMO_LIMITS = (
     "The demo model that answers knows a small world: flat shapes (circle, square, triangle, star, heart, rectangle) "
     "in eleven colors, signs, bar charts, and boards of words and prices, which need pan & scan. It counts, names and "
     "places shapes, reads signs and prices, nineteen in twenty of them rightly, and takes up what you ask next; the "
-    "tallest bar it names in not quite half of the charts. Of anything else it says that it does not know it. For "
-    "pictures of any kind, {}"
+    "tallest bar it names in about half of the charts. Of anything else it says that it does not know it. For pictures "
+    "of any kind, {}"
 )
 _CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
 _START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
