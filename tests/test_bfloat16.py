@@ -46,7 +46,7 @@ def errors(result: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     return torch.stack([largest, difference.square().mean().sqrt() / exact.double().square().mean().sqrt()])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_error_of_logits_over_twenty_prompts(ours, theirs, exact):
     assert len(PROMPTS) == 20
     own, other = torch.zeros(2), torch.zeros(2)
@@ -60,7 +60,7 @@ def test_error_of_logits_over_twenty_prompts(ours, theirs, exact):
     assert (own <= MOST * other).all(), f"ours {(own / 20).tolist()}, transformers {(other / 20).tolist()}"
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_error_of_logits_decoded_one_by_one_over_twenty_prompts(ours, theirs, exact):
     """The cache keeps bfloat16 and decoding runs other kernels: no worse than a whole pass of transformers."""
     own, other = torch.zeros(2), torch.zeros(2)
@@ -79,7 +79,7 @@ def test_error_of_logits_decoded_one_by_one_over_twenty_prompts(ours, theirs, ex
     assert (own <= MOST * other).all(), f"ours {(own / 20).tolist()}, transformers {(other / 20).tolist()}"
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_error_of_image_features_over_twenty_pictures(ours, theirs, exact):
     pictures = pixels(20, seed=9)
     expected = exact.get_image_features(pictures).pooler_output
