@@ -115,11 +115,11 @@ def library_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
     """
     if torch.compiler.is_compiling():  # asked first: what follows can't be compiled
         return None
-    if torch.jit.is_tracing() or not torch.is_inference_mode_enabled():
+    if not x.is_cpu or torch.jit.is_tracing() or not torch.is_inference_mode_enabled():
         return None
     if x.dtype not in DTYPES or any(weight.dtype != x.dtype for weight in weights):
         return None
-    plain = all(type(one) in _PLAIN and one.device.type == "cpu" for one in (x, *weights))
+    plain = all(type(one) in _PLAIN and one.is_cpu for one in (x, *weights))
     return library() if plain else None
 
 

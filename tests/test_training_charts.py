@@ -454,7 +454,7 @@ def test_labels_stay_as_they_are_written_however_loosely_it_is_asked(monkeypatch
     one = chart(
         ("Color", 100, "red", (255, 0, 0)), ("gray", 200, "red", (255, 0, 0)), ("center", 300, "red", (9, 9, 9))
     )
-    monkeypatch.setitem(chart_questions.PHRASINGS, "chart_taller", ('Is "{one}" gray, or a color at the center?',))
+    monkeypatch.setitem(chart_questions.TRAINED, "chart_taller", ('Is "{one}" gray, or a color at the center?',))
     rng, respelled = random.Random(6), 0
     for _ in range(100):
         for question in ask(one, rng, num=3, kinds=("chart_taller",)):
