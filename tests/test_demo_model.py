@@ -66,7 +66,7 @@ LEAST_RIGHT = {
     "chart_which_taller": 0.8,
     "chart_order": 0.1,
     "chart_count": 0.85,
-    "chart_bar_color": 0.5,
+    "chart_bar_color": 0.6,
     "board_price, pan & scan on": 0.85,
     "board_price, pan & scan off: says that it is too small": 0.85,
     "board_first, pan & scan on": 0.7,
@@ -90,6 +90,8 @@ LEAST_RIGHT = {
     "one_word": 0.8,
     "full_sentence": 0.8,
 }
+NEAR_THEIR_BARS = ("chart_bar_color",)
+"""Of these kinds more is asked: 24 answers can't tell two in three from one in two."""
 MOST_GUESSED = 0.15
 """Of the prices that can't be read."""
 
@@ -148,6 +150,7 @@ def test_transformers_loads_it_unchanged_and_writes_the_same_tokens() -> None:
 
 def test_each_kind_of_question_is_answered_on_pictures_never_trained_on(examinee: Examinee) -> None:
     shares = accuracies(evaluate(examinee, per_kind=24))
+    shares |= accuracies(evaluate(examinee, per_kind=120, kinds=NEAR_THEIR_BARS))
     assert shares.pop(GUESSED_PRICES) <= MOST_GUESSED
     assert set(shares) == set(LEAST_RIGHT)
     assert {row: share for row, share in shares.items() if share < LEAST_RIGHT[row]} == {}

@@ -62,8 +62,8 @@ def test_training_asks_in_many_ways_and_never_in_a_heldout_one(kind):
         assert not set("()|") & set(text), text
         assert text[-1] in ".?", text
         assert "  " not in text, text
-        assert text in written or f"| {' '.join(words_of(text))} |" not in heldout, text
-        assert text in written or not holds_heldout(text), text
+        assert f"| {' '.join(words_of(text))} |" not in heldout, text
+        assert not holds_heldout(text), text
 
 
 @pytest.fixture

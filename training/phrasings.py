@@ -35,7 +35,6 @@ PHRASINGS: Phrasings = {
             "Please tell me how many {shapes} you see.",
             "Could you tell me how many {shapes} there are?",
             "Say how many {shapes} there are.",
-            "Could you say how many {shapes} you see?",
         ),
     },
     "count_color": {
