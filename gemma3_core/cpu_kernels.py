@@ -7,7 +7,8 @@ most a 65,000th of a group's largest activation: closer to the exact product of 
 kernel, which rounds them to bfloat16, and about as close as the result's own rounding where they are bfloat16.
 
 The machine's C compiler builds them when a model is loaded, in about a second, beside the loading. Where there is
-none, or another processor or system, or GEMMA_CPU_KERNELS is 0, torch's operations are used, and the log says why.
+none, or another processor or system, or GEMMA_CPU_KERNELS is set to anything but 1, torch's operations are used, and
+the log says why.
 """
 
 import ctypes
