@@ -253,7 +253,7 @@ class Asking:
             with self._models.held(model) as engine:
                 if engine is None:
                     return strip.unloaded_html(model or "") if pictures and not answered else ""
-                return strip.strip_html(engine.preview(pictures, pan_and_scan), pan_and_scan, answered)
+                return strip.strip_html(engine.preview(pictures, pan_and_scan), len(pictures), pan_and_scan, answered)
         except Gemma3Error as error:
             return "" if str(error) == conversation.failure else strip.problem_html(str(error))
 

@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from itertools import islice
 from typing import Any
 
 import gradio as gr
-from PIL.Image import Image
 
 from components.attention_view import maps_html, occlusion_html
 from components.calls import Call, Calls
@@ -22,7 +22,7 @@ from components.inside import CHOOSE_WORD, HIDING, MEAN_HEADS, fitted
 from components.mask_view import mask_html
 from components.strip import strip_html
 from components.token_view import alternatives_html, answer_html, prompt_html
-from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, StoppedError
+from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, PicturePreview, StoppedError
 from gemma3_core.models import Models
 
 logger = logging.getLogger(__name__)
@@ -133,10 +133,15 @@ class Looking:
         answered, token = selected.exchange.answered, selected.token
 
         def draw(engine: Engine, call: Call) -> str:
-            pictures = _pictures(engine, answered)
-            picture, box = drawn_box(region, pictures) if region else (None, None)
+            sizes = [
+                (square.box.right, square.box.bottom)
+                for square in engine.inspect(answered.request).squares
+                if square.crop is None
+            ]
+            picture, box = drawn_box(region, sizes) if region else (None, None)
             report = engine.occlude(answered, token, picture, box, stop=call.stop, tell=call.tell)
-            return occlusion_html(report, pictures[report.picture])
+            preview = next(islice(_previews(engine, answered), report.picture, None))
+            return occlusion_html(report, preview)
 
         async with aclosing(self._called(_window(request), _HIDE, selected.exchange, draw)) as drawings:
             async for effect in drawings:
@@ -189,7 +194,7 @@ class Looking:
             attention = engine.attention(answered, [token], chosen_layer, chosen_head, stop=call.stop, tell=call.tell)
             weights = {word.token.column: word.weight for word in attention.tokens if word.token.kind == "text"}
             words = prompt_html(engine.inspect(answered.request), weights)
-            return f"{maps_html(attention, _pictures(engine, answered))}<h3>On the words of the prompt</h3>{words}"
+            return f"{maps_html(attention, _previews(engine, answered))}<h3>On the words of the prompt</h3>{words}"
 
         async with aclosing(self._called(window, _LOOK, selected.exchange, draw)) as drawings:
             async for html in drawings:
@@ -233,38 +238,37 @@ class Looking:
 
 
 def _inputs(engine: Engine, exchange: Exchange) -> str:
-    previews = engine.preview(exchange.question.pictures, exchange.pan_and_scan)
-    squares = strip_html(previews, exchange.pan_and_scan, answered=True)
+    pictures = exchange.question.pictures
+    previews = engine.preview(pictures, exchange.pan_and_scan)
+    squares = strip_html(previews, len(pictures), exchange.pan_and_scan, answered=True)
     if exchange.answered is None:
         return squares
     prompt = engine.inspect(exchange.answered.request)
     return f"{squares}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
 
 
-def _pictures(engine: Engine, answered: Answered) -> list[Image]:
-    """The originals, in the order of the conversation."""
+def _previews(engine: Engine, answered: Answered) -> Iterator[PicturePreview]:
+    """The pictures of an answer, in the order of the conversation, one after the other."""
     paths = [picture for turn in answered.request.turns for picture in turn.pictures]
-    return [preview.original for preview in engine.preview(paths, pan_and_scan=False)]
+    return engine.preview(paths, pan_and_scan=False)
 
 
 def _window(request: gr.Request) -> str:
     return request.session_hash or ""
 
 
-def drawn_box(region: str, pictures: Sequence[Image]) -> tuple[int, Box]:
+def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
     """The picture's number and the box in its pixels of "number left top right bottom", the last four in shares of it.
 
-    Raises Gemma3Error for anything else: it comes from a browser.
+    `sizes` are the pictures' widths and heights. Raises Gemma3Error for anything else: it comes from a browser.
     """
     try:
         number, *shares = region.split()
         left, top, right, bottom = (min(1.0, max(0.0, _finite(share))) for share in shares)
-        picture = dict(enumerate(pictures))[int(number)]
+        width, height = dict(enumerate(sizes))[int(number)]
     except (ValueError, KeyError):
         raise Gemma3Error("This is no region of a picture. Draw a box on one of the pictures.") from None
-    box = Box(
-        int(left * picture.width), int(top * picture.height), int(right * picture.width), int(bottom * picture.height)
-    )
+    box = Box(int(left * width), int(top * height), int(right * width), int(bottom * height))
     if box.right - box.left < 2 or box.bottom - box.top < 2:
         raise Gemma3Error("The box is too small. Draw a larger one.")
     return int(number), box

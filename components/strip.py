@@ -1,7 +1,7 @@
 """The strip under the composer: each square that the encoder will get, and the crops on the original."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable
 from html import escape
 from io import BytesIO
 
@@ -23,20 +23,24 @@ def build_ahead() -> gr.HTML:
     return gr.HTML(elem_id="ahead")
 
 
-def strip_html(previews: Sequence[PicturePreview], pan_and_scan: bool, answered: bool = False) -> str:
-    """HTML of what the model will see, or has seen for the last answer; empty without pictures.
+def strip_html(
+    previews: Iterable[PicturePreview], num_pictures: int, pan_and_scan: bool, answered: bool = False
+) -> str:
+    """HTML of what the model will see of these pictures, or has seen for the last answer; empty without any.
 
     Why a picture is cut, or not, is said where `pan_and_scan` is on.
     """
-    if not previews:
+    if not num_pictures:
         return ""
-    total = sum(preview.tokens for preview in previews)
-    squares = sum(len(preview.squares) for preview in previews)
+    tokens = tiles = 0
+    pictures = []
+    for number, preview in enumerate(previews, 1):  # one after the other: each holds its picture
+        tokens += preview.tokens
+        tiles += len(preview.tiles)
+        pictures.append(_picture(number, preview, pan_and_scan, several=num_pictures > 1))
     title = f"What the model {'saw' if answered else 'will see'}"
-    several = len(previews) > 1
-    pictures = "".join(_picture(number, preview, pan_and_scan, several) for number, preview in enumerate(previews, 1))
-    summary = f"{title}: {count(squares, 'square')}, {count(total, 'token')}"
-    return f'<details class="strip" open><summary>{summary}</summary>{pictures}</details>'
+    summary = f"{title}: {count(tiles, 'square')}, {count(tokens, 'token')}"
+    return f'<details class="strip" open><summary>{summary}</summary>{"".join(pictures)}</details>'
 
 
 def unloaded_html(model: str) -> str:
@@ -52,12 +56,12 @@ def problem_html(reason: str) -> str:
 
 def _picture(number: int, preview: PicturePreview, explained: bool, several: bool) -> str:
     """`several`: it is one of them, so that its figures have to say which."""
-    tokens = preview.tokens // len(preview.squares)
+    tokens = preview.tokens // len(preview.tiles)
     which = f"picture {number}, " if several else ""
     figures = [_original(number, preview, which)] if preview.boxes else []
-    for index, square in enumerate(preview.squares):
+    for index, tile in enumerate(preview.tiles):
         name = f"crop {index}" if index else "whole picture"
-        image = _image(square, f"Picture {number}, {name}, as the model gets it")
+        image = _image(tile, f"Picture {number}, {name}, as the model gets it")
         figures.append(_figure(image, f"picture {number}" if several and not index else which + name, tokens))
     note = f'<p class="note">{escape(preview.note)}</p>' if explained else ""
     return f'<div class="squares">{"".join(figures)}</div>{note}'

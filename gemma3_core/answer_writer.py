@@ -5,31 +5,27 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from PIL.Image import Image
 
 from gemma3_core.answer_clock import AnswerClock
 from gemma3_core.cache import KVCache
 from gemma3_core.confidence import TokenChoice, token_choice
-from gemma3_core.events import DoneEvent, Event, ModelInfo, Request, StageEvent, Stats, TokenEvent
+from gemma3_core.events import DoneEvent, Event, ModelInfo, StageEvent, Stats, TokenEvent
 from gemma3_core.generation import (
     PREFILL_CHUNK_SIZE,
     CachedReader,
     Plan,
     PrefillProgress,
-    check_length,
     generate_steps,
 )
 from gemma3_core.kept_caches import Kept, KeptCaches, Lent, Mark, prompt_marks
-from gemma3_core.model_inputs import ModelInputs
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.precisions import Precisions, quantization_name
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.request_inputs import request_inputs
+from gemma3_core.prompts import Prompt, encode
 from gemma3_core.tokenizer import StreamingDecoder
 
-_SQUARES_PER_PASS = 8
+_TILES_PER_PASS = 8
 # A CPU gains nothing from more at once, and Stop waits for the pass that is running.
-_SQUARES_PER_PASS_ON_CPU = 1
+_TILES_PER_PASS_ON_CPU = 1
 _PREFILL_CHUNK_SIZE_ON_CPU = 512
 
 
@@ -50,30 +46,26 @@ class AnswerWriter:
         self._model = precisions.default
         self.kept = KeptCaches()
 
-    def answer(self, request: Request, pictures: list[list[Image]], queue_s: float) -> Iterator[Event]:
-        """Encodes, reads and writes; the queue's turn is ours."""
+    def answer(self, prompt: Prompt, queue_s: float) -> Iterator[Event]:
+        """Encodes, reads and writes; `prompt` has its tiles."""
+        request = prompt.request
         clock, int4 = AnswerClock(), self._precisions.asked(request.int4)
         for text in self._precisions.prepare(int4):
             yield StageEvent("preparing", text)
-        squares = sum(map(len, pictures))
-        if squares:
-            yield StageEvent("encoding", f"Encoding {_count(squares, 'picture')}")
-        inputs = request_inputs(request, pictures, self._processor, self._model)
-        prompt_tokens = inputs["input_ids"].shape[1]
-        check_length(self._model.text_config, prompt_tokens, request.max_new_tokens)
-        crops = 0 if "pixel_values" not in inputs else inputs["pixel_values"].shape[0] - squares
-        marks = self._marks(inputs)
+        marks = prompt_marks(
+            prompt.input_ids, prompt.token_type_ids, prompt.digests(), self._processor.image_seq_length
+        )
         with self.kept.lend(request.visitor, int4, marks) if request.reuse else nullcontext(Lent()) as lent:
             reused = 0 if lent.cache is None else lent.cache.length
-            yield from self._encode(inputs, reused, squares, crops)
+            soft_tokens = yield from self._encode(prompt, reused)
             known = Stats(
                 model=self._info.name,
                 device=self._info.device,
                 dtype=self._info.dtype,
                 quantization=quantization_name(int4),
-                num_images=squares,
-                num_crops=crops,
-                prompt_tokens=prompt_tokens,
+                num_images=len(prompt.pictures),
+                num_crops=prompt.num_crops,
+                prompt_tokens=prompt.num_tokens,
                 reused_tokens=reused,
                 new_tokens=0,
                 queue_s=round(queue_s, 4),
@@ -81,8 +73,8 @@ class AnswerWriter:
                 tokens_per_s=None,
                 stop_reason="cancelled",
             )
-            yield StageEvent("reading", f"Reading {prompt_tokens - reused:,} tokens", known)
-            with closing(self._tokens(request, inputs, marks, lent)) as tokens:
+            yield StageEvent("reading", f"Reading {prompt.num_tokens - reused:,} tokens", known)
+            with closing(self._tokens(prompt, soft_tokens, marks, lent)) as tokens:
                 yield from self._written(tokens, known, clock)
 
     def _written(self, tokens: "Iterator[_Token | StageEvent]", known: Stats, clock: AnswerClock) -> Iterator[Event]:
@@ -114,59 +106,48 @@ class AnswerWriter:
         )
         yield DoneEvent("".join(pieces), stats, tuple(token_ids))
 
-    def _marks(self, inputs: ModelInputs) -> tuple[Mark, ...]:
-        soft, pixels = inputs.get("token_type_ids"), inputs.get("pixel_values")
-        return prompt_marks(inputs["input_ids"], soft, pixels, self._processor.image_seq_length)
-
-    def _encode(self, inputs: ModelInputs, reused: int, num_pictures: int, num_crops: int) -> Iterator[Event]:
-        """Turns pixel_values into soft tokens, a few squares at a time, so that Stop need not wait for all.
-
-        Squares among the `reused` tokens are left out.
-        """
-        pixel_values = inputs.pop("pixel_values", None)
-        if pixel_values is None:
-            return
-        known = int(inputs["token_type_ids"][:, :reused].sum()) // self._processor.image_seq_length
-        pixel_values = pixel_values[known:]
-        if not len(pixel_values):
-            return
-        assert isinstance(self._model, Gemma3ForConditionalGeneration)
-        parts = []
-        for chunk in pixel_values.split(_SQUARES_PER_PASS_ON_CPU if self._on_cpu else _SQUARES_PER_PASS):
-            crops = f" and {_count(num_crops, 'crop')}" if num_crops else ""
-            yield StageEvent("encoding", f"Encoding {_count(num_pictures, 'picture')}{crops}")
-            with torch.inference_mode():
-                parts.append(self._model.get_image_features(chunk).pooler_output)
-        inputs["soft_tokens"] = torch.cat(parts)
+    def _encode(self, prompt: Prompt, reused: int) -> Generator[Event, None, torch.Tensor | None]:
+        """Soft tokens of the tiles behind the `reused` tokens, a few at a time, so that Stop need not wait for all."""
+        known = int(prompt.token_type_ids[:, :reused].sum()) // self._processor.image_seq_length
+        tiles, parts = prompt.all_tiles()[known:], []
+        per_pass = _TILES_PER_PASS_ON_CPU if self._on_cpu else _TILES_PER_PASS
+        for start in range(0, len(tiles), per_pass):
+            crops = f" and {_count(prompt.num_crops, 'crop')}" if prompt.num_crops else ""
+            yield StageEvent("encoding", f"Encoding {_count(len(prompt.pictures), 'picture')}{crops}")
+            parts.append(encode(self._model, self._processor, tiles[start : start + per_pass]))
+        return torch.cat(parts) if parts else None
 
     @property
     def _on_cpu(self) -> bool:
         return self._model.device.type == "cpu"
 
     def _tokens(
-        self, request: Request, inputs: ModelInputs, marks: tuple[Mark, ...], lent: Lent
+        self, prompt: Prompt, soft_tokens: torch.Tensor | None, marks: tuple[Mark, ...], lent: Lent
     ) -> "Generator[_Token | StageEvent]":
         """The answer's tokens; before the first, how far the prompt has been read where that takes several passes.
 
         However it ends but by an error, what the cache then holds goes back with it.
         """
+        request = prompt.request
         model = self._precisions.model(self._precisions.asked(request.int4))
         settings = request.sampling or self._info.sampling
-        total = inputs["input_ids"].shape[1] + request.max_new_tokens
+        total = prompt.num_tokens + request.max_new_tokens
         cache = KVCache(self._model.text_config, reserve=total) if lent.cache is None else lent.cache
         cache.reserve(total)
         began, read = cache.length, list(marks)
         stops = self._model.generation_config.stop_ids
         # One row is never padded, and without a mask torch's fused attention has less to read.
-        fields = {name: inputs[name][:, began:] for name in ("input_ids", "token_type_ids") if name in inputs}
-        fields |= {"soft_tokens": inputs["soft_tokens"]} if "soft_tokens" in inputs else {}
-        if not self._info.multimodal:
-            fields.pop("token_type_ids", None)
+        ids = prompt.input_ids.to(model.device)
+        fields = {"input_ids": ids[:, began:]}
+        if self._info.multimodal:
+            fields["token_type_ids"] = prompt.token_type_ids[:, began:].to(model.device)
+        if soft_tokens is not None:
+            fields["soft_tokens"] = soft_tokens
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
         reader = CachedReader(model, cache, fields, chunk)
         plan = Plan(settings, request.max_new_tokens, stops)
         try:
-            for step in generate_steps(reader, plan, settings.generator(model.device), inputs["input_ids"]):
+            for step in generate_steps(reader, plan, settings.generator(model.device), ids):
                 if isinstance(step, PrefillProgress):
                     yield StageEvent("reading", f"Reading {step.read:,} of {step.total:,} tokens")
                     continue

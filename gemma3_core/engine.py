@@ -5,15 +5,17 @@ The engine is the only door for components: they import from here and from nowhe
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import wait
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 from gemma3_core.answer_writer import AnswerWriter
 from gemma3_core.confidence import TokenChoice, vocabulary_fingerprint
 from gemma3_core.config import GLOBAL
-from gemma3_core.errors import AttentionError, ContextLengthError, Gemma3Error, PromptError, StoppedError
+from gemma3_core.errors import AttentionError, ContextLengthError, Gemma3Error, ImageError, PromptError, StoppedError
 from gemma3_core.events import (
     Answered,
     DoneEvent,
@@ -28,14 +30,17 @@ from gemma3_core.events import (
     Turn,
 )
 from gemma3_core.fair_queue import FairQueue, Ticket
+from gemma3_core.generation import check_length
 from gemma3_core.heat_maps import AttentionMap, LayerChoice, SquareMap
 from gemma3_core.hub import resolve_folder
-from gemma3_core.images import ImageSource, fetch_image
+from gemma3_core.image_processor import ImageProcessor
+from gemma3_core.images import ImageSource, PictureHeader, fetch_image
 from gemma3_core.inspection import (
     OcclusionReport,
     PromptView,
-    read_answered,
-    read_tokens,
+    check_answered,
+    forward_inputs,
+    region_to_hide,
     view_attention,
     view_mask,
     view_occlusion,
@@ -44,12 +49,13 @@ from gemma3_core.inspection import (
 from gemma3_core.mask_view import LayerMask, MaskView
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pan_and_scan import Box
+from gemma3_core.picture_reader import PictureReader
 from gemma3_core.precisions import Model, Precisions, quantization_name
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.prompt_view import PromptToken
+from gemma3_core.prompts import Prompt, Tiles, check_size, load_picture, numbered, ordinal, read_headers, read_prompt
 from gemma3_core.quantization import DEFAULT_GROUP_SIZE, TorchAoConfig, count_weights
-from gemma3_core.request_inputs import load_all, ordinal
 from gemma3_core.sampling import SamplingSettings
 
 __all__ = [
@@ -84,6 +90,7 @@ __all__ = [
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 DEMO_NAME = "demo model"
 
+_LOOKED_AT = 1280  # pixels of a picture's longer side, for those who look at it
 _QUEUE_TICK_S = 0.5
 _CALL_TICK_S = 0.1  # a call that is given up leaves the queue within this time
 
@@ -98,8 +105,10 @@ class Engine:
         name: str,
         is_demo: bool = False,
         queue: FairQueue | None = None,
+        pictures: PictureReader | None = None,
     ):
         self._precisions, self._processor = precisions, processor
+        self._pictures = PictureReader() if pictures is None else pictures
         # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
         self._model = precisions.default
         self.queue = FairQueue() if queue is None else queue
@@ -116,13 +125,14 @@ class Engine:
         int4_group_size: int = DEFAULT_GROUP_SIZE,
         *,
         name: str | None = None,
-        queue: FairQueue | None = None,
+        beside: "Engine | None" = None,
     ) -> "Engine":
         """A checkpoint folder or Hub id; None is the embedded demo model, and nothing is downloaded.
 
         `int4` is what answers a request that leaves it open; the other precision is made when first asked for.
         A checkpoint that holds int4 weights always answers in int4. `name` is what it is called, by itself the
-        folder's; engines that share a device share a `queue`, so that one question at a time is worked on.
+        folder's. `beside` is an engine on the same device: both share a queue, so that one question at a time is
+        worked on, and the bounds on decoding.
         Raises CheckpointError, ConfigError, UnsupportedOptionError with what to do.
         """
         folder = resolve_folder(model or DEMO_MODEL)
@@ -131,7 +141,8 @@ class Engine:
         where = precisions.default.device
         # Pictures are resized where the model is if that is a CUDA device; elsewhere the CPU does as well.
         processor = Gemma3Processor.from_pretrained(folder, device=where if where.type == "cuda" else "cpu")
-        return cls(precisions, processor, name, is_demo=model is None, queue=queue)
+        shared = () if beside is None else (beside.queue, beside._pictures)
+        return cls(precisions, processor, name, model is None, *shared)
 
     def _describe(self, name: str, is_demo: bool) -> ModelInfo:
         model, precisions = self._model, self._precisions
@@ -158,50 +169,84 @@ class Engine:
             vocabulary=vocabulary_fingerprint(self._processor.tokenizer),
         )
 
-    def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> list[PicturePreview]:
-        """What the encoder would get of each picture.
+    def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
+        """What the encoder would get of each picture, one after the other.
 
-        Raises ImageError that says which one is wrong, and PromptError where the model reads text only.
+        Raises ImageError that says which one is wrong, and PromptError where they are too many or the model reads
+        text only.
         """
         self._check_sees(len(pictures))
-        processor = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
-        previews = []
-        for picture in load_all(pictures):
-            squares = tuple(processor.squares(picture))
-            previews.append(
-                PicturePreview(
-                    width=picture.width,
-                    height=picture.height,
-                    original=picture,
-                    squares=squares,
-                    boxes=tuple(processor.boxes(picture.width, picture.height)),
-                    tokens=len(squares) * self._processor.image_seq_length,
-                    note=processor.explain(picture.width, picture.height),
-                )
-            )
-        return previews
+        check_size(Request((Turn("user", "", tuple(pictures)),)), self.info.context_length)
+        images = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
+        headers = read_headers(pictures)
+        times = Counter(header.digest for header in headers)
+        several: dict[bytes, PicturePreview] = {}
+        for number, header in enumerate(headers):
+            preview = several.get(header.digest)
+            if preview is None:
+                with numbered(number, len(headers)):
+                    work = partial(self._previewed, header, images)
+                    preview = self._pictures.submit(work, header.decoding_bytes).result()
+            if times[header.digest] > 1:
+                several[header.digest] = preview
+            yield preview
+
+    def _previewed(self, header: PictureHeader, images: ImageProcessor) -> PicturePreview:
+        picture = load_picture(header)
+        tiles = tuple(images.tile_pictures(picture))
+        picture.thumbnail((_LOOKED_AT, _LOOKED_AT))
+        return PicturePreview(
+            width=header.width,
+            height=header.height,
+            original=picture,
+            tiles=tiles,
+            boxes=tuple(images.boxes(header.width, header.height)),
+            tokens=len(tiles) * self._processor.image_seq_length,
+            note=images.explain(header.width, header.height),
+        )
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Stages, pieces of the answer's text, and at the end its figures.
 
         Closing the iterator ends the work, in the queue as well, after the pass that is running: a token, a
-        chunk of the prompt or a few squares of the pictures. Raises Gemma3Error for what the asker can mend;
-        then nothing of the request stays behind.
+        chunk of the prompt, a few tiles or the decoding of one picture. Raises Gemma3Error for what the asker can
+        mend; then nothing of the request stays behind.
         """
         self._check(request)
-        # Decoded before queueing, so that a broken picture is told at once and never holds others up.
-        pictures = [load_all(turn.pictures) for turn in request.turns]
         entered = time.monotonic()
-        ticket = self.queue.enter(request.visitor)
+        ticket = self.queue.enter(request.visitor, ready=False)
         try:
-            yield from self._wait_for_turn(ticket)
+            prompt = yield from self._when_it_is_its_turn(ticket, request)
             started = time.monotonic()
             was_ready = self._precisions.ready(self._precisions.asked(request.int4))
-            yield from self._writer.answer(request, pictures, queue_s=started - entered)
+            yield from self._writer.answer(prompt, queue_s=started - entered)
             if was_ready:  # else it took longer than the next answers will
                 self.queue.remember(time.monotonic() - started)
         finally:
             self.queue.leave(ticket)
+
+    def _when_it_is_its_turn(
+        self, ticket: Ticket, request: Request, tick_s: float = _QUEUE_TICK_S
+    ) -> Generator[StageEvent, None, Prompt]:
+        """The prompt of a request, with its tiles, once it is its ticket's turn.
+
+        Its pictures are decoded before, while others are answered: so a broken one is told at once and a large one
+        holds nobody up.
+        """
+        prompt = read_prompt(request, self._processor)
+        check_length(self._model.text_config, prompt.num_tokens, request.max_new_tokens)
+        tiles = Tiles(prompt, self._processor.image_processor)
+        for number, work, num_bytes in tiles.jobs():
+            future = self._pictures.submit(work, num_bytes)
+            try:
+                while not wait([future], tick_s).done:
+                    yield StageEvent("queued", f"Opening picture {number + 1} of {len(prompt.pictures)}")
+                future.result()
+            finally:
+                future.cancel()
+        self.queue.make_ready(ticket)
+        yield from self._wait_for_turn(ticket, tick_s)
+        return tiles.prompt()
 
     def _check(self, request: Request, asked: bool = True) -> None:
         """What can be told before a picture is decoded; where it is not `asked` yet, the question may be empty.
@@ -221,6 +266,7 @@ class Engine:
                 f"{pictures} pictures are too many: at {self.info.tokens_per_picture} tokens each, at most {most} "
                 f"fit into this model's {self.info.context_length:,} tokens. Send fewer, or start a new conversation."
             )
+        check_size(request, self.info.context_length)
 
     def _check_sees(self, pictures: int) -> None:
         if pictures and not self.info.multimodal:
@@ -250,7 +296,7 @@ class Engine:
         be empty yet. Raises as `stream` does before it answers, but for pictures damaged behind their header.
         """
         self._check(request, asked=False)
-        return view_prompt(read_tokens(request, self._processor), self._processor)
+        return view_prompt(read_prompt(request, self._processor), self._processor)
 
     def mask(self, request: Request) -> MaskView:
         """Who may look at whom in a request's prompt, as its forward pass has it.
@@ -258,7 +304,7 @@ class Engine:
         Quick as `inspect`, and raises as it does.
         """
         self._check(request)
-        return view_mask(read_tokens(request, self._processor), self._processor, self._model)
+        return view_mask(read_prompt(request, self._processor), self._processor, self._model)
 
     def attention(
         self,
@@ -280,10 +326,10 @@ class Engine:
         UnsupportedOptionError.
         """
         check = partial(_check_stop, stop)
-        with self._model_of(answered, check, tell) as model:
-            reading = read_answered(answered, self._processor, model)
+        with self._model_of(answered, check, tell) as (model, prompt):
+            inputs = forward_inputs(prompt, self._processor, model, check)
             ids = answered.done.token_ids
-            return view_attention(reading, ids, tokens, self._processor, model, layer, head, check)
+            return view_attention(prompt, inputs, ids, tokens, self._processor, model, layer, head, check)
 
     def occlude(
         self,
@@ -301,16 +347,28 @@ class Engine:
         0) or, where that is None, on any. Waits, stops and raises as `attention`.
         """
         check = partial(_check_stop, stop)
-        with self._model_of(answered, check, tell) as model:
-            reading = read_answered(answered, self._processor, model)
-            ids = answered.done.token_ids
-            return view_occlusion(reading, ids, token, picture, box, self._processor, model, check)
+        with self._model_of(answered, check, tell) as (model, prompt):
+            inputs = forward_inputs(prompt, self._processor, model, check)
+
+            def hottest(among: int | None) -> tuple[int, Box]:
+                ids, processor = answered.done.token_ids, self._processor
+                seen = view_attention(prompt, inputs, ids, [token], processor, model, "global", None, check)
+                square, found = seen.hottest(among)
+                return square.picture, found
+
+            region = region_to_hide(prompt, picture, box, hottest)
+            tiles = Tiles(prompt, self._processor.image_processor, region)
+            for _, work, num_bytes in tiles.jobs():
+                self._pictures.submit(work, 2 * num_bytes).result()  # the picture and a copy without the region
+            without = forward_inputs(tiles.prompt(), self._processor, model, check)
+            return view_occlusion(inputs, without, region, answered, token, self._processor, model, check)
 
     @contextmanager
     def _model_of(
         self, answered: Answered, check: Callable[[], None], tell: Callable[[str], None] | None
-    ) -> Iterator[Model]:
-        """The model that gave an answer, in its precision, for as long as the queue's turn is ours."""
+    ) -> Iterator[tuple[Model, Prompt]]:
+        """The model that gave an answer, in its precision, and the answer's prompt, read again; it is the caller's
+        turn in the queue for as long as the `with` block lasts."""
         stats = answered.done.stats
         if stats.model != self.info.name:
             raise AttentionError(
@@ -320,18 +378,18 @@ class Engine:
             raise AttentionError("This answer has no tokens to look at.")
         int4 = stats.quantization == quantization_name(True)
         self._precisions.require(int4)
-        ticket = self.queue.enter(answered.request.visitor)
+        ticket = self.queue.enter(answered.request.visitor, ready=False)
         try:
-            for event in self._wait_for_turn(ticket, _CALL_TICK_S):
-                check()
-                if tell is not None:
-                    tell(event.text)
+            prompt = _told(self._when_it_is_its_turn(ticket, answered.request, _CALL_TICK_S), check, tell)
+            check_answered(answered, prompt)
             for text in self._precisions.prepare(int4):
                 check()
                 if tell is not None:
                     tell(text)
             check()
-            yield self._precisions.model(int4)
+            yield self._precisions.model(int4), prompt
+        except ImageError as error:
+            raise AttentionError(f"The pictures of this answer are gone ({error}). Add them and ask again.") from None
         finally:
             self.queue.leave(ticket)
 
@@ -339,6 +397,21 @@ class Engine:
         """Frees the model's memory; running answers end with an error of their own."""
         self._writer.kept.clear()
         del self._model, self._precisions, self._writer
+
+
+def _told(
+    events: Generator[StageEvent, None, Prompt], check: Callable[[], None], tell: Callable[[str], None] | None
+) -> Prompt:
+    """What a generator returns; `check` is called between its events, and `tell` is told them in words."""
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                return end.value
+            check()
+            if tell is not None:
+                tell(event.text)
 
 
 def _check_stop(stop: threading.Event | None) -> None:

@@ -38,6 +38,7 @@ class Request:
     setting. With `confidence` each token tells its probability and the likeliest others. The queue takes turns
     among `visitor`s. With `reuse` what the visitor's last answer has read already is not read again where the
     conversation goes on from it; without, the prompt is read from its beginning and nothing is kept.
+    `MAX_PICTURES` and the other bounds in prompts.py hold for all turns together.
     """
 
     turns: tuple[Turn, ...]
@@ -130,14 +131,15 @@ class Answered:
 class PicturePreview:
     """What the encoder will get of one picture: the whole first, then each crop.
 
-    `squares` are RGB pictures at the encoder's size; `boxes` are the crops on the original, in pixels;
-    `tokens` counts the soft tokens of all squares; `note` says in a sentence what pan & scan does here.
+    `width` and `height` are the picture's, in pixels; `original` is it for looking at, made smaller where it is
+    large. `tiles` are RGB pictures at the encoder's size; `boxes` are the crops on the picture, in its pixels;
+    `tokens` counts the soft tokens of all tiles; `note` says in a sentence what pan & scan does here.
     """
 
     width: int
     height: int
     original: Image
-    squares: tuple[Image, ...]
+    tiles: tuple[Image, ...]
     boxes: tuple[Box, ...]
     tokens: int
     note: str

@@ -30,6 +30,7 @@ class FairQueue:
         self._waiting: list[Ticket] = []
         # Whose turn comes after whose: each visitor with something waiting once, but not the one being served.
         self._turns: list[str] = []
+        self._unready: set[Ticket] = set()
         self._running: Ticket | None = None
         self.mean_turn_s: float | None = None
         """How long a turn lasts, about; None before the first."""
@@ -39,8 +40,11 @@ class FairQueue:
         mean = self.mean_turn_s
         self.mean_turn_s = seconds if mean is None else 0.8 * mean + 0.2 * seconds
 
-    def enter(self, visitor: str) -> Ticket:
-        """A ticket at the end of the queue. Raises QueueFullError where too many wait already."""
+    def enter(self, visitor: str, ready: bool = True) -> Ticket:
+        """A ticket at the end of the queue; one that is not `ready` yet is passed over until `make_ready`.
+
+        Raises QueueFullError where too many wait already.
+        """
         with self._changed:
             if len(self._waiting) >= self._max_waiting:
                 raise QueueFullError(f"{len(self._waiting)} questions are waiting already. Try again in a minute.")
@@ -49,9 +53,17 @@ class FairQueue:
                 raise QueueFullError(f"{own} of your questions are waiting already. Wait for one of their answers.")
             ticket = Ticket(next(self._numbers), visitor)
             self._waiting.append(ticket)
+            if not ready:
+                self._unready.add(ticket)
             self._line_up(visitor)
             self._start_next()
             return ticket
+
+    def make_ready(self, ticket: Ticket) -> None:
+        """From now on the ticket's turn can come."""
+        with self._changed:
+            self._unready.discard(ticket)
+            self._start_next()
 
     def wait(self, ticket: Ticket, known_place: int | None, seconds: float) -> int:
         """The ticket's place, 0 when it is its turn; returns when that differs from `known_place`, or in time."""
@@ -66,6 +78,7 @@ class FairQueue:
                 self._running = None
             elif ticket in self._waiting:
                 self._waiting.remove(ticket)
+            self._unready.discard(ticket)
             self._line_up(ticket.visitor)
             self._start_next()
 
@@ -79,10 +92,11 @@ class FairQueue:
             self._turns.remove(visitor)
 
     def _start_next(self) -> None:
-        if self._running is None and self._waiting:
-            self._running = self._ordered()[0]
-            self._waiting.remove(self._running)
-            self._turns.remove(self._running.visitor)
+        if self._running is None:
+            self._running = next((ticket for ticket in self._ordered() if ticket not in self._unready), None)
+            if self._running is not None:
+                self._waiting.remove(self._running)
+                self._turns.remove(self._running.visitor)
         self._changed.notify_all()
 
     def _place(self, ticket: Ticket) -> int:

@@ -1,7 +1,7 @@
-"""RGB pictures -> what the encoder gets: pan & scan crops, squares of one size, normalised pixels.
+"""RGB pictures -> what the encoder gets: pan & scan crops, tiles of one size, normalised pixels.
 
 Two back ends do the same: Gemma3ImageProcessor with tensors, on a GPU where there is one, and
-Gemma3ImageProcessorPil with Pillow. Resized bilinear, as published, their squares differ by one 8-bit
+Gemma3ImageProcessorPil with Pillow. Resized bilinear, as published, their tiles differ by one 8-bit
 step at most (bicubic by more: it overshoots, and they cut that off at different points).
 """
 
@@ -25,7 +25,7 @@ from gemma3_core.pan_and_scan import Box, explain_pan_and_scan, pan_and_scan_box
 from gemma3_core.pixel_arrays import flat_pictures, is_array, open_array
 from gemma3_core.saving import folder_to_save_in, write_json
 
-Square = Image.Image | np.ndarray | torch.Tensor
+Tile = Image.Image | np.ndarray | torch.Tensor
 """A part of a picture: a PIL picture, an array [H, W, C] or a tensor [C, H, W]; of 8 bits a color as a rule."""
 
 _CLASS_SIZE = 224  # of the reference's classes; the published config files say 896
@@ -141,19 +141,23 @@ class ImageProcessor(ABC):
         """One plain sentence on the crops of a picture of this size, if pan & scan is on."""
         return explain_pan_and_scan(width, height, *_pan_and_scan_settings(self.config))
 
-    def squares(self, picture: Image.Image) -> list[Image.Image]:
-        """The RGB squares exactly as the encoder sees them: the whole picture, then its crops."""
-        return [_as_picture(square) for square in self._resized(picture)]
+    def tiles(self, picture: Image.Image) -> list[Tile]:
+        """The tiles exactly as the encoder sees them, the whole picture, then its crops: `pixel_values` takes them."""
+        return self._resized(picture)
+
+    def tile_pictures(self, picture: Image.Image) -> list[Image.Image]:
+        """The same as RGB pictures."""
+        return [_as_picture(tile) for tile in self._resized(picture)]
 
     @abstractmethod
-    def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
+    def pixel_values(self, tiles: Sequence[Tile]) -> torch.Tensor:
         """N parts of one size -> [N, 3, H, W], rescaled and normalised (-1 to 1, float32, as published)."""
 
     @abstractmethod
-    def _resized(self, picture: Square) -> list[Square]:
+    def _resized(self, picture: Tile) -> list[Tile]:
         """The whole picture and its crops, resized, in the form that the back end works with."""
 
-    def _open(self, source: Any) -> Square:
+    def _open(self, source: Any) -> Tile:
         """A picture of 8-bit RGB; or an array [C, H, W] where the caller gave one, or wants other colors."""
         if is_array(source):
             return open_array(source, self.config, self.limits)
@@ -163,7 +167,7 @@ class ImageProcessor(ABC):
             return open_array(np.asarray(source), raw, self.limits)
         return load_image(source, self.limits)
 
-    def _finished(self, parts: Sequence[Square]) -> Any:
+    def _finished(self, parts: Sequence[Tile]) -> Any:
         """[N, C, H, W] where all parts are of one size and a tensor was asked for, else a list [C, H, W]."""
         one_size = len({_size_of(part) for part in parts}) <= 1
         if self.config.return_tensors is not None and one_size:
@@ -205,12 +209,12 @@ class Gemma3ImageProcessor(ImageProcessor):
         """The same processor at work on another device."""
         return self.with_options(device=device)
 
-    def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
+    def pixel_values(self, tiles: Sequence[Tile]) -> torch.Tensor:
         """N parts of one size -> [N, 3, H, W] on `device`, rescaled and normalised (-1 to 1, float32, as published)."""
         config = self.config
-        if not squares:
+        if not tiles:
             return torch.empty(0, 3, *config.size.for_picture(1, 1), device=config.device)
-        tensors = [_as_tensor(square) for square in squares]
+        tensors = [_as_tensor(tile) for tile in tiles]
         where = config.device or tensors[0].device
         pixels = torch.stack([tensor.to(where) for tensor in tensors])
         scale = config.rescale_factor if config.do_rescale else 1.0
@@ -224,13 +228,31 @@ class Gemma3ImageProcessor(ImageProcessor):
         )
         return pixels.float().sub_(mean).div_(std)
 
-    def _resized(self, picture: Square) -> list[Square]:
+    def _resized(self, picture: Tile) -> list[Tile]:
+        on_cpu = self.config.device is None or self.config.device.type == "cpu"
+        if isinstance(picture, Image.Image) and on_cpu and self.config.do_resize and self.config.resample in _BANDED:
+            whole = Box(0, 0, *picture.size)
+            return [self._resize_in_bands(picture, box) for box in (whole, *self.boxes(*picture.size))]
         pixels = _as_tensor(picture)
         pixels = pixels.to(self.config.device or pixels.device)
         height, width = pixels.shape[-2:]
         boxes = self.boxes(width, height)
         parts = [pixels, *(pixels[:, box.top : box.bottom, box.left : box.right] for box in boxes)]
         return list(self._resize(parts)) if self.config.do_resize else list(parts)
+
+    def _resize_in_bands(self, picture: Image.Image, box: Box) -> torch.Tensor:
+        """A part of a picture, resized across and then down, which is what torch does with 8-bit numbers anyhow.
+
+        Across it goes band by band, so that a large picture never lies in memory a second time.
+        """
+        width, height = box.right - box.left, box.bottom - box.top
+        size, mode = self.config.size.for_picture(height, width), _TORCH_MODES[self.config.resample]
+        rows = max(1, _BAND_PIXELS // width)
+        narrow = []
+        for top in range(box.top, box.bottom, rows):
+            band = _as_tensor(picture.crop((box.left, top, box.right, min(top + rows, box.bottom))))
+            narrow.append(_resize_8_bit(band[None], (band.shape[1], size[1]), mode))
+        return _resize_8_bit(torch.cat(narrow, dim=2), size, mode)[0]
 
     def _resize(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
         """Parts of one shape at once where that is faster: everywhere but on CPUs, unless said otherwise."""
@@ -263,11 +285,11 @@ class Gemma3ImageProcessorPil(ImageProcessor):
                 f'backend="pil" works on the CPU, not on {self.config.device}; leave one of them out.'
             )
 
-    def pixel_values(self, squares: Sequence[Square]) -> torch.Tensor:
+    def pixel_values(self, tiles: Sequence[Tile]) -> torch.Tensor:
         """N parts of one size -> [N, 3, H, W], rescaled and normalised (-1 to 1, float32, as published)."""
-        if not squares:
+        if not tiles:
             return torch.empty(0, 3, *self.config.size.for_picture(1, 1))
-        arrays = [_with_channels(np.asarray(square)) for square in squares]
+        arrays = [_with_channels(np.asarray(tile)) for tile in tiles]
         self._check_channels(arrays[0].shape[-1])
         first = _normalised(arrays[0], self.config)
         height, width, channels = first.shape
@@ -277,7 +299,7 @@ class Gemma3ImageProcessorPil(ImageProcessor):
             result[index] = _normalised(array, self.config).transpose(2, 0, 1)
         return torch.from_numpy(result)
 
-    def _open(self, source: Any) -> Square:
+    def _open(self, source: Any) -> Tile:
         """A PIL picture wherever it is 8-bit RGB; else an array [H, W, C]."""
         picture = super()._open(source.detach().cpu().numpy() if _is_plain_tensor(source) else source)
         if isinstance(picture, torch.Tensor):
@@ -289,18 +311,18 @@ class Gemma3ImageProcessorPil(ImageProcessor):
             pixels = as_8_bit(pixels / np.float32(255.0) if float(pixels.max()) <= 1.0 else pixels)
         return Image.fromarray(pixels) if pixels.dtype == np.uint8 and pixels.shape[-1] == 3 else pixels
 
-    def _resized(self, picture: Square) -> list[Square]:
+    def _resized(self, picture: Tile) -> list[Tile]:
         if isinstance(picture, Image.Image):
             width, height = picture.size
             cuts = [(box.left, box.top, box.right, box.bottom) for box in self.boxes(width, height)]
-            parts: list[Square] = [picture, *(picture.crop(cut) for cut in cuts)]
+            parts: list[Tile] = [picture, *(picture.crop(cut) for cut in cuts)]
         else:
             height, width = picture.shape[:2]
             boxes = self.boxes(width, height)
             parts = [picture, *(picture[box.top : box.bottom, box.left : box.right] for box in boxes)]
         return [self._resize(part) for part in parts] if self.config.do_resize else parts
 
-    def _resize(self, part: Any) -> Square:
+    def _resize(self, part: Any) -> Tile:
         if isinstance(part, Image.Image):
             height, width = self.config.size.for_picture(part.height, part.width)
             return part.resize((width, height), resample=self.config.resample)
@@ -327,6 +349,8 @@ _TORCH_MODES: dict[int, str] = {
     Image.Resampling.BILINEAR: "bilinear",
     Image.Resampling.BICUBIC: "bicubic",
 }
+_BANDED = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+_BAND_PIXELS = 4_000_000
 _OPTIONS = frozenset(ImageProcessorConfig.__annotations__)
 
 
@@ -335,7 +359,7 @@ def _is_plain_tensor(source: Any) -> bool:
     return isinstance(source, torch.Tensor) and source.dtype != torch.bfloat16
 
 
-def _size_of(part: Square) -> tuple[int, ...]:
+def _size_of(part: Tile) -> tuple[int, ...]:
     return part.size if isinstance(part, Image.Image) else tuple(part.shape)
 
 
@@ -343,20 +367,20 @@ def _with_channels(array: np.ndarray) -> np.ndarray:
     return array if array.ndim == 3 else array[..., None]
 
 
-def _as_tensor(square: Square) -> torch.Tensor:
+def _as_tensor(tile: Tile) -> torch.Tensor:
     """A picture as [C, H, W]; its memory keeps the order of pixels, which resizing is fastest with."""
-    if isinstance(square, torch.Tensor):
-        return square
-    if isinstance(square, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(square))
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    if isinstance(tile, torch.Tensor):
+        return tile
+    if isinstance(tile, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(tile))
+    return torch.from_numpy(np.array(tile)).permute(2, 0, 1)
 
 
-def _as_picture(square: Square) -> Image.Image:
-    if isinstance(square, Image.Image):
-        return square
-    assert isinstance(square, torch.Tensor), "pictures stay pictures in Pillow's back end"
-    return Image.fromarray(square.permute(1, 2, 0).cpu().numpy())
+def _as_picture(tile: Tile) -> Image.Image:
+    if isinstance(tile, Image.Image):
+        return tile
+    assert isinstance(tile, torch.Tensor), "pictures stay pictures in Pillow's back end"
+    return Image.fromarray(tile.permute(1, 2, 0).cpu().numpy())
 
 
 def _levels(part: np.ndarray) -> tuple[Image.Image, bool]:

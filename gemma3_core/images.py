@@ -1,29 +1,33 @@
 """A path, URL, bytes, base64, PIL picture, array or tensor -> an upright RGB picture.
 
-What strangers send is bounded before it is decoded: the size in bytes, then the size in pixels as
-the file's header gives it. Only formats that people take and share pictures in are decoded at all.
+What strangers send is bounded before it is decoded: the size in bytes, then, as the file's header gives
+them, the size in pixels and the memory that decoding takes. Only formats that people take and share
+pictures in are decoded at all.
 """
 
 import asyncio
 import base64
 import binascii
 import contextlib
+import hashlib
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from gemma3_core.errors import ImageError
+
+_File = BufferedReader | BytesIO
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 
@@ -31,26 +35,32 @@ ImageSource = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 # Ghostscript). JPEG includes the MPO of cameras that store a second view.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 _EXIF_ORIENTATION = 0x0112
-_TURNS = {  # EXIF 2.32, tag Orientation: how to set the stored picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)  # of these, width and height change places
-_BAND_ROWS = 1024  # transparency is flattened in bands, so that large pictures need no third copy
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF 2.32, tag Orientation: width and height change places
+_BAND_PIXELS = 500_000  # transparency is flattened in bands, so that large pictures need no third copy
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
+
+# Bytes of memory per pixel, measured with Pillow 12: what a loaded picture takes, and what some decoders take.
+_RGB_BYTES = 4.5
+_LOADED_BYTES = {"1": 1.0, "L": 1.0, "P": 1.0, "LA": 4.0, "PA": 4.0}
+_DEEP_BYTES = 16.0  # of more than 8 bits a color, which become 8 by way of wider numbers
+_DECODER_BYTES = {"WEBP": 17.0, "AVIF": 13.0}
+_COEFFICIENT_BYTES = 2  # a progressive JPEG is held as coefficients until its last scan
+_SCAN_MARKER = b"\xff\xda"
+_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is accepted; `timeout` is for a whole download, in seconds."""
+    """What is accepted of one picture; `timeout` is for a whole download, in seconds.
+
+    `max_bytes` is the file's size, `max_decoding_bytes` the memory that decoding may take. `max_scans` of a
+    progressive JPEG: each is a pass over the whole picture, and common files have about ten.
+    """
 
     max_pixels: int = 64_000_000
     max_bytes: int = 20_000_000
+    max_decoding_bytes: int = 600_000_000
+    max_scans: int = 200
     timeout: float = 20.0
     max_redirects: int = 3
 
@@ -71,33 +81,57 @@ def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Ima
         source = source.detach().cpu().float().numpy() if source.is_floating_point() else source.cpu().numpy()
     if isinstance(source, np.ndarray):
         return _finish(_picture_of_array(source), limits)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(bytes(source), limits)
-    if isinstance(source, Path):
-        return _decode(_read_file(source, limits), limits)
     if isinstance(source, str):
-        return _decode(_read_string(source, limits), limits)
+        source = _string_source(source, limits)
+    if isinstance(source, Path):
+        with _opened_file(source, limits) as file:
+            return _decode(file, limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        _check_bytes(len(source), limits)
+        return _decode(BytesIO(source), limits)
     raise ImageError(f"A picture can't be read from {type(source).__name__}; give a path, URL, bytes or a picture.")
 
 
-def picture_size(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """Width and height of what `load_image` would give; of a path or bytes only what Pillow needs to read
-    for its size and orientation. Raises ImageError as `load_image` does, but for damage behind the header.
+@dataclass(frozen=True)
+class PictureHeader:
+    """What is known of a picture before it is decoded: upright `width` and `height` in pixels, the memory that
+    decoding takes in bytes, and a digest that is equal for equal files. `source` is what `load_image` reads."""
+
+    source: ImageSource
+    width: int
+    height: int
+    decoding_bytes: int
+    digest: bytes
+
+
+def read_header(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> PictureHeader:
+    """Reads what Pillow needs to know for a picture's size; the digest reads a file once.
+
+    An address is fetched, and its bytes are the new `source`. Raises ImageError as `load_image` does, but for damage
+    behind the header.
     """
+    if isinstance(source, str):
+        source = _string_source(source, limits)
     if isinstance(source, Path):
-        source = _read_file(source, limits)
-    if not isinstance(source, bytes | bytearray | memoryview):
-        return load_image(source, limits).size
-    data = bytes(source)
-    if not data:
-        return load_image(data, limits).size
-    _check_bytes(len(data), limits)
-    with _open_header(data) as picture:
+        with _opened_file(source, limits) as file:
+            return _file_header(source, file, limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        _check_bytes(len(source), limits)
+        return _file_header(source, BytesIO(source), limits)
+    picture = load_image(source, limits)
+    digest = hashlib.blake2b(picture.tobytes(), digest_size=_DIGEST_BYTES).digest()
+    return PictureHeader(picture, *picture.size, int(2 * _RGB_BYTES * picture.width * picture.height), digest)
+
+
+def _file_header(source: ImageSource, file: _File, limits: ImageLimits) -> PictureHeader:
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).digest()
+    with _open_header(file) as picture:
         width, height = picture.size
-        check_pixels(width, height, limits)
+        decoding_bytes = _check_picture(picture, file, limits)
         # Of a TIFF Pillow gives the upright size before it is read.
-        sideways = picture.format != "TIFF" and _orientation(picture) in _SIDEWAYS
-        return (height, width) if sideways else (width, height)
+        if picture.format != "TIFF" and _orientation(picture) in _SIDEWAYS:
+            width, height = height, width
+        return PictureHeader(source, width, height, decoding_bytes, digest)
 
 
 def decode_base64(text: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
@@ -117,7 +151,7 @@ def fetch_image(url: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         return pool.submit(lambda: asyncio.run(_fetch(url, limits))).result()
 
 
-def _read_string(text: str, limits: ImageLimits) -> bytes:
+def _string_source(text: str, limits: ImageLimits) -> Path | bytes:
     if text.startswith("data:"):
         header, comma, body = text.partition(",")
         if not comma or not header.endswith(";base64"):
@@ -126,7 +160,7 @@ def _read_string(text: str, limits: ImageLimits) -> bytes:
     if text.startswith(("http://", "https://")):
         return fetch_image(text, limits)
     if os.path.isfile(text):
-        return _read_file(Path(text), limits)
+        return Path(text)
     scheme = _SCHEME.match(text)
     if scheme:
         raise ImageError(f"Addresses that begin with {scheme.group(1)}: are not read; use http, https or a file.")
@@ -137,15 +171,18 @@ def _read_string(text: str, limits: ImageLimits) -> bytes:
     return decode_base64(text, limits)
 
 
-def _read_file(path: Path, limits: ImageLimits) -> bytes:
+@contextlib.contextmanager
+def _opened_file(path: Path, limits: ImageLimits) -> Iterator[_File]:
     name = path.name[-64:]
     if not path.is_file():  # neither a folder nor a pipe, which might never end
         raise ImageError(f"There is no picture file named {name}; check the name and try again.")
     try:
-        _check_bytes(path.stat().st_size, limits)
-        return path.read_bytes()
+        file = path.open("rb")
     except OSError:
         raise ImageError(f"The file {name} can't be read; check its permissions and try again.") from None
+    with file:
+        _check_bytes(os.fstat(file.fileno()).st_size, limits)
+        yield file
 
 
 def _check_bytes(size: int, limits: ImageLimits) -> None:
@@ -167,13 +204,46 @@ def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _decode(data: bytes, limits: ImageLimits) -> Image.Image:
-    if not data:
-        raise ImageError("The picture is empty: 0 bytes. Choose the file again.")
-    _check_bytes(len(data), limits)
-    picture = _open_header(data)
-    with picture:
-        check_pixels(*picture.size, limits)
+def _check_picture(picture: ImageFile.ImageFile, file: _File, limits: ImageLimits) -> int:
+    """The memory that decoding takes, in bytes. Raises ImageError for more than `limits` allow of anything."""
+    check_pixels(*picture.size, limits)
+    needed = int(_bytes_per_pixel(picture) * picture.width * picture.height) + file.seek(0, os.SEEK_END)
+    if needed > limits.max_decoding_bytes:
+        raise ImageError(
+            f"A {picture.format} picture of {picture.width} x {picture.height} pixels needs {needed / 1e6:,.0f} MB of "
+            f"memory to be read; at most {limits.max_decoding_bytes / 1e6:,.0f} MB are spent on one. Make it smaller, "
+            "or save it as PNG."
+        )
+    if _is_progressive(picture):
+        file.seek(0)
+        scans = file.read().count(_SCAN_MARKER)
+        if scans > limits.max_scans:
+            raise ImageError(f"This JPEG has {scans:,} scans; at most {limits.max_scans} are read. Save it again.")
+    return needed
+
+
+def _bytes_per_pixel(picture: ImageFile.ImageFile) -> float:
+    """Memory that it takes to load a picture, turn it upright and make it RGB, in bytes per pixel."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _DEEP_BYTES
+    loaded = _LOADED_BYTES.get(picture.mode, _RGB_BYTES)
+    loading = _DECODER_BYTES.get(picture.format or "", loaded)
+    if _is_progressive(picture):
+        layers = picture.layer  # type: ignore[attr-defined]  # (id, horizontal, vertical, …) of each color
+        most = max(across for _, across, *_ in layers) * max(down for _, _, down, *_ in layers)
+        loading += _COEFFICIENT_BYTES * sum(across * down for _, across, down, *_ in layers) / most
+    turning = 2 * loaded if _orientation(picture) != 1 else loaded
+    converting = loaded if picture.mode == "RGB" else loaded + _RGB_BYTES
+    return max(loading, turning, converting)
+
+
+def _is_progressive(picture: ImageFile.ImageFile) -> bool:
+    return picture.format in ("JPEG", "MPO") and bool(picture.info.get("progressive"))
+
+
+def _decode(file: _File, limits: ImageLimits) -> Image.Image:
+    with _open_header(file) as picture:
+        _check_picture(picture, file, limits)
         try:
             picture.load()
         except Exception as error:  # decoders raise anything on damaged bytes
@@ -181,29 +251,36 @@ def _decode(data: bytes, limits: ImageLimits) -> Image.Image:
                 f"The {picture.format} picture is damaged or cut off: it ends before all of its "
                 f"{picture.width} x {picture.height} pixels are there. Save or download it again."
             ) from error
-        return _finish(picture, limits)
+        return _finish(picture, limits, ours=True)
 
 
-def _open_header(data: bytes) -> ImageFile.ImageFile:
+def _open_header(file: _File) -> ImageFile.ImageFile:
     """What `PIL.Image.open` does, without its own two limits: those warn on stderr, or raise with
     no width and height, where ours must say both."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    if not size:
+        raise ImageError("The picture is empty: 0 bytes. Choose the file again.")
     Image.init()
     for name in _FORMATS:
         factory, accepts = Image.OPEN[name]
-        if accepts is not None and accepts(data[:16]) is not True:
+        file.seek(0)
+        if accepts is not None and accepts(file.read(16)) is not True:
             continue
+        file.seek(0)
         with contextlib.suppress(Exception):  # decoders raise anything on damaged bytes
-            return factory(BytesIO(data), "")
+            return factory(file, "")
     raise ImageError(
-        f"These {len(data):,} bytes are not a picture that can be read. Use JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF."
+        f"These {size:,} bytes are not a picture that can be read. Use JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF."
     )
 
 
-def _finish(picture: Image.Image, limits: ImageLimits) -> Image.Image:
-    """Any PIL picture -> a new RGB one without metadata (so that it isn't turned a second time)."""
+def _finish(picture: Image.Image, limits: ImageLimits, ours: bool = False) -> Image.Image:
+    """Any PIL picture -> an RGB one without metadata (so that it isn't turned a second time); a new one unless the
+    given one is `ours` to change."""
     check_pixels(*picture.size, limits)
     try:
-        rgb = _upright(_to_rgb(picture), _orientation(picture))
+        rgb = _to_rgb(_upright(picture, ours))
     except ImageError:
         raise
     except Exception as error:  # a PIL picture whose file is closed or damaged
@@ -219,9 +296,14 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNS.get(orientation)
-    return picture if turn is None else picture.transpose(turn)
+def _upright(picture: Image.Image, ours: bool) -> Image.Image:
+    """Turned as its EXIF data say; a copy unless it is `ours`, which needs no second one in memory."""
+    if _orientation(picture) == 1:
+        return picture if ours else picture.copy()
+    if not ours:
+        return ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -231,7 +313,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert(picture.mode.upper())
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         return _on_white(picture)
-    return picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+    return picture.convert("RGB") if picture.mode != "RGB" else picture
 
 
 def _deep_array(picture: Image.Image) -> np.ndarray:
@@ -249,8 +331,9 @@ def _deep_array(picture: Image.Image) -> np.ndarray:
 
 def _on_white(picture: Image.Image) -> Image.Image:
     result = Image.new("RGB", picture.size)
-    for top in range(0, picture.height, _BAND_ROWS):
-        box = (0, top, picture.width, min(top + _BAND_ROWS, picture.height))
+    rows = max(1, _BAND_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
         band = picture.crop(box).convert("RGBA")
         white = Image.new("RGBA", band.size, (255, 255, 255, 255))
         result.paste(Image.alpha_composite(white, band).convert("RGB"), box[:2])

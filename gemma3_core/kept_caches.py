@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import torch
 
@@ -20,10 +19,8 @@ from gemma3_core.cache import KVCache
 MOST_BYTES = 512 * 1024**2
 """Memory that all kept caches may take together; the one that was used longest ago goes first."""
 
-_DIGEST_BYTES = 16
-
 Mark = int | bytes
-"""A token of the prompt: its id, or of a soft token the digest of its square."""
+"""A token of the prompt: its id, or of a soft token the digest of its tile."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +33,13 @@ class Kept:
 
 
 def prompt_marks(
-    input_ids: torch.Tensor, soft: torch.Tensor | None, pixel_values: torch.Tensor | None, tokens_per_square: int
+    input_ids: torch.Tensor, soft: torch.Tensor, digests: Sequence[bytes], tokens_per_tile: int
 ) -> tuple[Mark, ...]:
-    """Marks of a prompt [1, T]; `soft` [1, T] is 1 at soft tokens, `pixel_values` [N, 3, H, W] are their squares."""
+    """Marks of a prompt [1, T]; `soft` [1, T] is 1 at soft tokens, `digests` are what their tiles are known by."""
     marks: list[Mark] = input_ids[0].tolist()
-    if soft is None or pixel_values is None:
-        return tuple(marks)
-    digests = [_digest(square) for square in pixel_values]
     for number, place in enumerate(soft[0].nonzero()[:, 0].tolist()):
-        marks[place] = digests[number // tokens_per_square]
+        marks[place] = digests[number // tokens_per_tile]
     return tuple(marks)
-
-
-def _digest(square: torch.Tensor) -> bytes:
-    data = square.detach().contiguous().view(torch.uint8).cpu().numpy()
-    return blake2b(data.tobytes(), digest_size=_DIGEST_BYTES).digest()
 
 
 @dataclass

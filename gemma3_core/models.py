@@ -167,7 +167,7 @@ class Models:
             if not int4:  # whose size is known only once it is made
                 _require_room(folder, offer.name, torch.device(first.info.device))
             try:
-                return Engine.load(folder, device, dtype, int4, name=offer.name, queue=first.queue)
+                return Engine.load(folder, device, dtype, int4, name=offer.name, beside=first)
             except torch.OutOfMemoryError:
                 raise UnsupportedOptionError(_NO_ROOM.format(offer.name)) from None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 
 from gemma3_core.attention_maps import Check, encoded, replay, with_answer
 from gemma3_core.errors import AttentionError
@@ -48,16 +48,21 @@ def hidden(picture: Image.Image, box: Box) -> Image.Image:
             f"The region must lie within the picture of {width} x {height} pixels and not be empty, got columns "
             f"{box.left} to {box.right} and rows {box.top} to {box.bottom}."
         )
-    pixels = np.array(picture.convert("RGB"))
     frame = max(1, round(_SURROUNDINGS * max(box.right - box.left, box.bottom - box.top)))
-    rows = slice(max(0, box.top - frame), box.bottom + frame)
-    columns = slice(max(0, box.left - frame), box.right + frame)
-    around = np.zeros((height, width), dtype=bool)
-    around[rows, columns] = True
-    around[box.top : box.bottom, box.left : box.right] = False
-    mean = (pixels[around] if around.any() else pixels.reshape(-1, 3)).mean(axis=0)
-    pixels[box.top : box.bottom, box.left : box.right] = mean.round().astype(np.uint8)
-    return Image.fromarray(pixels)
+    left, top, right, bottom = inner = box.left, box.top, box.right, box.bottom
+    around = max(0, left - frame), max(0, top - frame), min(width, right + frame), min(height, bottom + frame)
+    copy = picture.convert("RGB")
+    (levels, pixels), (levels_within, pixels_within) = _levels(copy, around), _levels(copy, inner)
+    if pixels > pixels_within:
+        levels, pixels = levels - levels_within, pixels - pixels_within
+    copy.paste(tuple((levels / pixels).round().astype(int).tolist()), inner)
+    return copy
+
+
+def _levels(picture: Image.Image, box: tuple[int, int, int, int]) -> tuple[np.ndarray, int]:
+    """The sums of each color's levels in a box, and how many pixels it has; in whole numbers, so exact."""
+    stat = ImageStat.Stat(picture.crop(box))
+    return np.array(stat.sum), stat.count[0]
 
 
 def token_probability(

@@ -1,98 +1,212 @@
-"""A request -> pictures, chat messages, model inputs."""
+"""A request -> its prompt: ids first, from the pictures' headers alone, then tiles, one picture at a time.
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+What one request makes the server hold or do is bounded here, over all of its turns and before anything is decoded.
+"""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import torch
 from PIL.Image import Image
 
-from gemma3_core.errors import ImageError
+from gemma3_core.errors import ContextLengthError, ImageError
 from gemma3_core.events import Request
-from gemma3_core.images import ImageSource, load_image, picture_size
-from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.image_processor import ImageProcessor, Tile
+from gemma3_core.images import ImageSource, PictureHeader, load_image, read_header
+from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.occlusion import hidden
 from gemma3_core.pan_and_scan import Box
 from gemma3_core.precisions import Model
 from gemma3_core.processor import Gemma3Processor
 
-Read = TypeVar("Read")
+MAX_PICTURES = 64
+MAX_PIXELS = 256_000_000
+MAX_TILES = 128
+MAX_CHARACTERS = 1_000_000
+MAX_CHARACTERS_PER_TOKEN = 16  # of the context; longer text can't fit, and is not worth the time to find out
+
+_DIGEST_BYTES = 16
 
 
-def request_inputs(
-    request: Request, pictures: Sequence[Sequence[Image]], processor: Gemma3Processor, model: Model
-) -> ModelInputs:
-    """The conversation as model inputs [1, T] on the model's device; `pictures` are those of each turn, decoded.
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a conversation before it is decoded, and the boxes of its crops, in its pixels."""
 
-    Visitors' words can't act as special tokens.
+    header: PictureHeader
+    crops: tuple[Box, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.header.width, self.header.height
+
+    def digests(self) -> list[bytes]:
+        """What the picture and each of its crops is known by: the file and the box."""
+        return [self.header.digest, *(_digest(self.header.digest, box) for box in self.crops)]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request as the model reads it.
+
+    `input_ids` and `token_type_ids` (1 where a soft token stands) are [1, T], on the CPU. `tiles` are those of each
+    picture, the whole first, as 8-bit pictures at the encoder's size; empty before they are decoded.
     """
-    inputs = processor.apply_chat_template(
-        processor.escape_messages(_messages(request, pictures)),
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        do_pan_and_scan=pan_and_scan(request),
-    )
-    return inputs.to(model.device, model.dtype)
+
+    request: Request
+    pictures: tuple[Picture, ...]
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    tiles: tuple[tuple[Tile, ...], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def num_crops(self) -> int:
+        return sum(len(picture.crops) for picture in self.pictures)
+
+    def all_tiles(self) -> list[Tile]:
+        """The tiles in the order of their image blocks."""
+        return [tile for tiles in self.tiles for tile in tiles]
+
+    def digests(self) -> list[bytes]:
+        """What each tile is known by, in the same order."""
+        return [digest for picture in self.pictures for digest in picture.digests()]
 
 
-def request_tokens(
-    request: Request, sizes: Sequence[Sequence[tuple[int, int]]], processor: Gemma3Processor
-) -> ModelInputs:
-    """input_ids and token_type_ids [1, T], the same as `request_inputs` gives, from the pictures' sizes alone.
+def check_size(request: Request, context_length: int) -> None:
+    """Raises ContextLengthError where a request holds more pictures or text than one may; quick, nothing is read."""
+    pictures = sum(len(turn.pictures) for turn in request.turns)
+    if pictures > MAX_PICTURES:
+        raise ContextLengthError(
+            f"This conversation has {pictures:,} pictures; at most {MAX_PICTURES} are read. "
+            "Send fewer, or start a new conversation."
+        )
+    characters = len(request.system_prompt) + sum(len(turn.text) for turn in request.turns)
+    most = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * context_length)
+    if characters > most:
+        raise ContextLengthError(
+            f"This conversation has {characters:,} characters; at most {most:,} are read. "
+            "Shorten it, or start a new conversation."
+        )
 
-    `sizes` are widths and heights of each turn's pictures, in pixels; no pixel is read, so this is quick.
+
+def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
+    """The prompt without tiles: of the pictures only the headers are read.
+
+    Visitors' words can't act as special tokens. Raises ImageError that says which picture is wrong, and
+    ContextLengthError where the pictures are more than one request may hold.
     """
-    prompt = processor.apply_chat_template(
-        processor.escape_messages(_messages(request, sizes)), add_generation_prompt=True
+    headers = read_headers([picture for turn in request.turns for picture in turn.pictures])
+    pictures = tuple(
+        Picture(header, tuple(processor.image_processor.with_options(do_pan_and_scan=cut).boxes(*_size(header))))
+        for header, cut in zip(headers, _pan_and_scan(request), strict=True)
     )
-    counts = [len(boxes) for boxes in crop_boxes(request, sizes, processor)]
-    texts = processor.expand_images([prompt], counts)
+    tiles = len(pictures) + sum(len(picture.crops) for picture in pictures)
+    if tiles > MAX_TILES:
+        raise ContextLengthError(
+            f"This conversation's pictures have {tiles} tiles, crops included; at most {MAX_TILES} are read. "
+            "Send fewer, switch pan & scan off, or start a new conversation."
+        )
     tokenizer = processor.tokenizer
-    inputs = tokenizer(texts, add_special_tokens=not prompt.startswith(tokenizer.bos_token), return_tensors="pt")
-    types = (inputs["input_ids"] == tokenizer.image_token_id).long()
-    return ModelInputs({"input_ids": inputs["input_ids"], "token_type_ids": types})
-
-
-def crop_boxes(
-    request: Request, sizes: Sequence[Sequence[tuple[int, int]]], processor: Gemma3Processor
-) -> list[list[Box]]:
-    """For each picture of the request the boxes of its crops, in its pixels."""
-    flat = [size for turn in sizes for size in turn]
-    images = processor.image_processor
-    return [
-        images.with_options(do_pan_and_scan=cut).boxes(*size)
-        for size, cut in zip(flat, pan_and_scan(request), strict=True)
+    text = processor.apply_chat_template(processor.escape_messages(_messages(request)), add_generation_prompt=True)
+    texts = processor.expand_images([text], [len(picture.crops) for picture in pictures])
+    ids = tokenizer(texts, add_special_tokens=not text.startswith(tokenizer.bos_token), return_tensors="pt")[
+        "input_ids"
     ]
+    return Prompt(request, pictures, ids, (ids == tokenizer.image_token_id).long())
 
 
-def pan_and_scan(request: Request) -> list[bool]:
-    """For each picture of the request, whether it is cut."""
-    return [
-        request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
-        for turn in request.turns
-        for _ in turn.pictures
-    ]
+def read_headers(sources: Sequence[ImageSource]) -> list[PictureHeader]:
+    """Headers of pictures. Raises ImageError that says which is wrong, and ContextLengthError for too many pixels."""
+    headers = []
+    for number, source in enumerate(sources):
+        with numbered(number, len(sources)):
+            headers.append(read_header(source))
+    # A file that is named twice is decoded once.
+    pixels = sum({header.digest: header.width * header.height for header in headers}.values())
+    if pixels > MAX_PIXELS:
+        raise ContextLengthError(
+            f"These pictures have {pixels / 1e6:,.0f} megapixels together; at most {MAX_PIXELS / 1e6:,.0f} are read. "
+            "Make them smaller, send fewer, or start a new conversation."
+        )
+    return headers
 
 
-def load_all(pictures: Sequence[ImageSource]) -> list[Image]:
-    """Decodes pictures; among several, an ImageError says which one it is about."""
-    return _each(load_image, pictures)
+class Tiles:
+    """The tiles of a prompt's pictures, as they are decoded: equal ones once, and none that the prompt has already.
+
+    `region` is a picture's number and a region to hide in it, in its pixels.
+    """
+
+    def __init__(self, prompt: Prompt, images: ImageProcessor, region: tuple[int, Box] | None = None):
+        self._prompt, self._images, self._region = prompt, images, region
+        known = enumerate(prompt.tiles)
+        self._tiles: dict[Any, tuple[Tile, ...]] = {
+            self._key(number): tiles for number, tiles in known if self._hidden_in(number) is None
+        }
+
+    def jobs(self) -> Iterator[tuple[int, Callable[[], None], int]]:
+        """For each picture that has to be decoded its number, the work, and the memory that it takes in bytes.
+
+        The work raises ImageError that says which picture is wrong.
+        """
+        for number, picture in enumerate(self._prompt.pictures):
+            if self._key(number) not in self._tiles:
+                yield number, partial(self._decode, number), picture.header.decoding_bytes
+
+    def prompt(self) -> Prompt:
+        """The prompt with its tiles, once every job is done."""
+        tiles = tuple(self._tiles[self._key(number)] for number in range(len(self._prompt.pictures)))
+        return replace(self._prompt, tiles=tiles)
+
+    def _key(self, number: int) -> Any:
+        picture = self._prompt.pictures[number]
+        return picture.header.digest, picture.crops, self._hidden_in(number)
+
+    def _hidden_in(self, number: int) -> Box | None:
+        return self._region[1] if self._region is not None and self._region[0] == number else None
+
+    def _decode(self, number: int) -> None:
+        picture, box = self._prompt.pictures[number], self._hidden_in(number)
+        with numbered(number, len(self._prompt.pictures)):
+            image = load_picture(picture.header)
+        if box is not None:
+            image = hidden(image, box)
+        images = self._images.with_options(do_pan_and_scan=bool(picture.crops))
+        self._tiles[self._key(number)] = tuple(images.tiles(image))
 
 
-def sizes_of(pictures: Sequence[ImageSource]) -> list[tuple[int, int]]:
-    """Widths and heights in pixels, as `load_all` would give them, and errors as there."""
-    return _each(picture_size, pictures)
+@torch.inference_mode()
+def encode(model: Model, processor: Gemma3Processor, tiles: Sequence[Tile]) -> torch.Tensor:
+    """Soft tokens [N, tokens, E] of N tiles, in one pass."""
+    assert isinstance(model, Gemma3ForConditionalGeneration)
+    pixels = processor.image_processor.pixel_values(tiles).to(model.device, model.dtype)
+    return model.get_image_features(pixels).pooler_output
 
 
-def _each(read: Callable[[ImageSource], Read], pictures: Sequence[ImageSource]) -> list[Read]:
-    results = []
-    for number, source in enumerate(pictures, 1):
-        try:
-            results.append(read(source))
-        except ImageError as error:
-            if len(pictures) == 1:
-                raise
-            raise ImageError(f"The {ordinal(number)} picture: {error}") from None
-    return results
+def load_picture(header: PictureHeader) -> Image:
+    """The whole picture. Raises ImageError where it is damaged, gone or another one by now."""
+    image = load_image(header.source)
+    if image.size != (header.width, header.height):
+        raise ImageError("The picture's file has changed since it was added. Add it again.")
+    return image
+
+
+@contextmanager
+def numbered(number: int, count: int) -> Iterator[None]:
+    """Among several pictures, an ImageError says which one it is about."""
+    try:
+        yield
+    except ImageError as error:
+        if count == 1:
+            raise
+        raise ImageError(f"The {ordinal(number + 1)} picture: {error}") from None
 
 
 def ordinal(number: int) -> str:
@@ -101,12 +215,29 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def _messages(request: Request, pictures: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """The request as chat messages; pictures (or what stands for each) before the text of their turn."""
+def _size(header: PictureHeader) -> tuple[int, int]:
+    return header.width, header.height
+
+
+def _pan_and_scan(request: Request) -> list[bool]:
+    """For each picture of the request, whether it is cut."""
+    return [
+        request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
+        for turn in request.turns
+        for _ in turn.pictures
+    ]
+
+
+def _digest(file: bytes, box: Box) -> bytes:
+    return blake2b(file + repr(box).encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    """The request as chat messages; a place for each picture before the text of its turn."""
     messages: list[dict[str, Any]] = []
     if request.system_prompt.strip():
         messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})
-    for turn, images in zip(request.turns, pictures, strict=True):
-        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    for turn in request.turns:
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in turn.pictures]
         messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
     return messages

@@ -437,14 +437,14 @@ def preview(**fields):
     picture = Image.new("RGB", (200, 100), "red")
     square = Image.new("RGB", (64, 64), "red")
     basis = {
-        "width": 200, "height": 100, "original": picture, "squares": (square, square), "boxes": (FakeBox(),),
+        "width": 200, "height": 100, "original": picture, "tiles": (square, square), "boxes": (FakeBox(),),
         "tokens": 128, "note": "One crop & no <more>.",
     }  # fmt: skip
     return PicturePreview(**{**basis, **fields})
 
 
 def test_strip_shows_squares_tokens_and_boxes():
-    html = strip.strip_html([preview()], pan_and_scan=True)
+    html = strip.strip_html([preview()], 1, pan_and_scan=True)
     assert "What the model will see: 2 squares, 128 tokens" in html
     assert html.count("<img") == 3  # the original with its boxes, the whole, one crop
     assert html.count("64 tokens") == 2
@@ -457,17 +457,17 @@ def test_strip_says_of_several_pictures_which_is_which():
     def names(html: str) -> list[str]:
         return re.findall(r"<figcaption>([^<]*)<", html)
 
-    assert names(strip.strip_html([preview()], True)) == ["original", "whole picture", "crop 1"]
-    two = strip.strip_html([preview(squares=preview().squares[:1], boxes=(), tokens=64), preview()], True)
+    assert names(strip.strip_html([preview()], 1, True)) == ["original", "whole picture", "crop 1"]
+    two = strip.strip_html([preview(tiles=preview().tiles[:1], boxes=(), tokens=64), preview()], 2, True)
     assert names(two) == ["picture 1", "picture 2, original", "picture 2", "picture 2, crop 1"]
 
 
 def test_strip_without_crops_and_without_pictures():
-    html = strip.strip_html([preview(squares=preview().squares[:1], boxes=(), tokens=64)], False, answered=True)
+    html = strip.strip_html([preview(tiles=preview().tiles[:1], boxes=(), tokens=64)], 1, False, answered=True)
     assert "What the model saw: 1 square, 64 tokens" in html
     assert html.count("<img") == 1
     assert "One crop" not in html  # the switch is off: nothing to explain
-    assert strip.strip_html([], True) == ""
+    assert strip.strip_html([], 0, True) == ""
 
 
 def test_examples_are_drawn_by_their_command(tmp_path):

@@ -38,7 +38,6 @@ from gemma3_core.errors import (
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.request_inputs import request_inputs
 
 PATIENCE_S = 60
 """Far more than these tests need; a deadlock must end the test, not the patience of who runs it."""
@@ -85,7 +84,20 @@ def prompt_of(engine: Engine, request: Request) -> str:
 
 
 def inputs_of(engine: Engine, request: Request) -> ModelInputs:
-    return request_inputs(request, [list(turn.pictures) for turn in request.turns], engine._processor, engine._model)
+    """Through the processor with the pictures themselves, as a program would; the engine goes by headers and tiles."""
+    messages, cuts = [], []
+    if request.system_prompt.strip():
+        messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})
+    for turn in request.turns:
+        parts = [{"type": "image", "image": image} for image in turn.pictures]
+        messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
+        cuts += [request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan] * len(turn.pictures)
+    processor = engine._processor
+    inputs = processor.apply_chat_template(
+        processor.escape_messages(messages), tokenize=True, return_dict=True, return_tensors="pt",
+        add_generation_prompt=True, do_pan_and_scan=cuts,
+    )  # fmt: skip
+    return inputs.to(engine._model.device, engine._model.dtype)
 
 
 CONVERSATIONS = {
@@ -495,19 +507,19 @@ def test_preview_is_what_the_model_gets(engine):
     wide, square = picture(4, width=1100, height=300), picture(5, width=300, height=300)
     first, second = engine.preview([wide, square], pan_and_scan=True)
     assert (first.width, first.height) == (1100, 300)
-    assert len(first.squares) == 1 + len(first.boxes) == 5
-    assert all(part.size == (VISION["image_size"],) * 2 for part in first.squares)
+    assert len(first.tiles) == 1 + len(first.boxes) == 5
+    assert all(part.size == (VISION["image_size"],) * 2 for part in first.tiles)
     assert first.tokens == 5 * TOKENS_PER_IMAGE
     assert (second.boxes, second.tokens) == ((), TOKENS_PER_IMAGE)
     assert "square" in second.note
     request = ask("what", wide, square, pan_and_scan=True)
     pixel_values = inputs_of(engine, request)["pixel_values"]
-    squares = [*first.squares, *second.squares]
-    assert torch.equal(engine._processor.image_processor.pixel_values(squares), pixel_values)
+    tiles = [*first.tiles, *second.tiles]
+    assert torch.equal(engine._processor.image_processor.pixel_values(tiles), pixel_values)
     (plain,) = engine.preview([wide], pan_and_scan=False)
-    assert (plain.boxes, len(plain.squares)) == ((), 1)
+    assert (plain.boxes, len(plain.tiles)) == ((), 1)
     with pytest.raises(ImageError, match="The 2nd picture"):
-        engine.preview([wide, b"nothing"], pan_and_scan=False)
+        list(engine.preview([wide, b"nothing"], pan_and_scan=False))
 
 
 @pytest.mark.parametrize(("earlier", "now"), [(True, False), (False, True), (None, True), (True, True)])
@@ -519,7 +531,7 @@ def test_each_turn_may_keep_its_own_pan_and_scan(engine, earlier, now):
         Turn("user", "and this", (wide[1],)),
     )
     request = Request(turns, pan_and_scan=now, max_new_tokens=4)
-    first, second = (len(engine.preview([part], cut)[0].boxes) for part, cut in
+    first, second = (len(next(engine.preview([part], cut)).boxes) for part, cut in
                      ((wide[0], now if earlier is None else earlier), (wide[1], now)))  # fmt: skip
     before, after = prompt_of(engine, request).split("and this")[0].split("yes")
     begin = engine._processor.tokenizer.boi_token
@@ -530,8 +542,8 @@ def test_each_turn_may_keep_its_own_pan_and_scan(engine, earlier, now):
 
 def test_a_text_model_shows_no_squares_of_pictures(text_engine):
     with pytest.raises(PromptError, match="reads text only"):
-        text_engine.preview([picture(1)], pan_and_scan=False)
-    assert text_engine.preview([], pan_and_scan=False) == []
+        list(text_engine.preview([picture(1)], pan_and_scan=False))
+    assert list(text_engine.preview([], pan_and_scan=False)) == []
 
 
 def test_without_processor_files_the_published_defaults_apply(small_tokenizer_folder, tmp_path):
@@ -541,7 +553,7 @@ def test_without_processor_files_the_published_defaults_apply(small_tokenizer_fo
     plain = Engine.load(folder, device="cpu")
     assert plain.info.tokens_per_picture == 256
     (preview,) = plain.preview([picture(1)], pan_and_scan=False)
-    assert [square.size for square in preview.squares] == [(896, 896)]
+    assert [tile.size for tile in preview.tiles] == [(896, 896)]
     assert answer(plain, ask("what", picture(1), max_new_tokens=2)).stats.prompt_tokens > 256
 
 
@@ -583,3 +595,88 @@ def test_an_asked_for_type_is_kept(chat_folder):
 def test_bfloat16_answers_pictures_too(chat_folder):
     half = Engine.load(chat_folder, device="cpu", dtype="bfloat16")
     assert answer(half, ask("what", picture(1))).stats.dtype == "bfloat16"
+
+
+def test_one_file_named_twice_is_decoded_once(engine, tmp_path, monkeypatch):
+    from gemma3_core import prompts
+
+    path, other = tmp_path / "same.png", tmp_path / "other.png"
+    picture(1).save(path)
+    picture(2).save(other)
+    (tmp_path / "copy.png").write_bytes(path.read_bytes())
+    decoded, load = [], prompts.load_image
+    monkeypatch.setattr(prompts, "load_image", lambda source: decoded.append(source) or load(source))
+    named = (path, other, path, tmp_path / "copy.png")
+    one = answer(engine, ask("what is this", *named))
+    assert decoded == [path, other]
+    assert one.stats.num_images == 4
+    monkeypatch.undo()
+    each = answer(engine, ask("what is this", picture(1), picture(2), picture(1), picture(1)))
+    assert one.token_ids == each.token_ids
+
+
+def test_a_request_is_bounded_as_a_whole_before_anything_is_decoded(engine, monkeypatch):
+    from gemma3_core import prompts
+
+    monkeypatch.setattr(prompts, "load_image", lambda _source: pytest.fail("decoded"))
+    one, wide = picture(1), picture(2, width=1100, height=300)
+    half, earlier = Turn("user", "look", (one,) * 5), Turn("assistant", "yes")
+    for name, most, request in (
+        ("MAX_PICTURES", 9, Request((half, earlier, half))),
+        ("MAX_PIXELS", one.width * one.height, ask("what", one, picture(3))),
+        ("MAX_TILES", 4, ask("what", wide, pan_and_scan=True)),
+        ("MAX_CHARACTERS", 8, Request((Turn("user", "four"), earlier, Turn("user", "four")))),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(prompts, name, most)
+            with pytest.raises(ContextLengthError, match="at most"):
+                list(engine.stream(request))
+            with pytest.raises(ContextLengthError, match="at most"):
+                engine.inspect(request)
+    monkeypatch.setattr(prompts, "MAX_PICTURES", 3)
+    with pytest.raises(ContextLengthError, match="4 pictures; at most 3"):
+        list(engine.preview([one] * 4, pan_and_scan=False))
+    ticket = engine.queue.enter("somebody")
+    assert engine.queue.wait(ticket, None, 0) == 0  # nothing of those is left in the queue
+    engine.queue.leave(ticket)
+
+
+def test_pictures_are_decoded_before_their_turn_and_hold_nobody_up(engine, monkeypatch):
+    from gemma3_core import prompts
+
+    begun, go_on, load = threading.Event(), threading.Event(), prompts.load_image
+
+    def slowly(source):
+        begun.set()
+        assert go_on.wait(20)
+        return load(source)
+
+    monkeypatch.setattr(prompts, "load_image", slowly)
+    answers = {}
+
+    def ask_as(visitor, *asked):
+        answers[visitor] = answer(engine, ask(*asked, visitor=visitor))
+
+    slow = threading.Thread(target=ask_as, args=("slow", "what is this", picture(1)))
+    slow.start()
+    assert begun.wait(10)
+    ask_as("quick", "what is a color")
+    assert "slow" not in answers
+    go_on.set()
+    slow.join(20)
+    assert answers["slow"].stats.num_images == 1
+
+
+def test_a_file_that_changes_after_it_was_looked_at_is_told(engine, tmp_path, monkeypatch):
+    from gemma3_core import prompts
+
+    path, load = tmp_path / "picture.png", prompts.load_image
+    picture(1).save(path)
+
+    def changed(source):
+        picture(2, width=50, height=60).save(path)
+        return load(source)
+
+    monkeypatch.setattr(prompts, "load_image", changed)
+    with pytest.raises(ImageError, match="changed"):
+        list(engine.stream(ask("what is this", path)))

@@ -213,3 +213,23 @@ def test_many_threads_are_served_one_at_a_time_and_all():
     assert most_inside == 1
     assert len({ticket.number for ticket in served + gave_up}) == 24 * 5
     assert place(queue, queue.enter("late")) == 0, "nothing may be left in the queue"
+
+
+def test_who_is_not_ready_is_passed_over_and_keeps_the_place():
+    queue = FairQueue()
+    slow, quick, late = queue.enter("a", ready=False), queue.enter("b"), queue.enter("c")
+    assert [queue.wait(ticket, None, 0) for ticket in (slow, quick, late)] == [1, 0, 2]
+    queue.make_ready(slow)
+    assert queue.wait(slow, None, 0) == 1
+    queue.leave(quick)
+    assert [queue.wait(ticket, None, 0) for ticket in (slow, late)] == [0, 1]
+    queue.leave(slow)
+    assert queue.wait(late, None, 0) == 0
+
+
+def test_who_leaves_before_being_ready_is_forgotten():
+    queue = FairQueue()
+    gone = queue.enter("a", ready=False)
+    queue.leave(gone)
+    queue.make_ready(gone)
+    assert queue.wait(queue.enter("b"), None, 0) == 0

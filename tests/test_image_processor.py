@@ -135,7 +135,7 @@ def pixels(processor: Any, images: Any) -> torch.Tensor:
 
 def eight_bit(processor: Any, picture: Image.Image) -> np.ndarray:
     """[N, S, S, 3]: the squares of a picture, as whole numbers."""
-    return np.stack([np.asarray(square) for square in processor.squares(picture)]).astype(int)
+    return np.stack([np.asarray(square) for square in processor.tile_pictures(picture)]).astype(int)
 
 
 def filtered(picture: np.ndarray, side: int) -> np.ndarray:
@@ -229,7 +229,7 @@ def test_the_pictures_of_a_call_do_not_touch_each_other(gradient_picture):
 def test_squares_are_what_the_encoder_sees(gradient_picture, kind):
     config = {"size": 32, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 100}
     processor = kind.from_dict(config)
-    squares = processor.squares(gradient_picture)
+    squares = processor.tile_pictures(gradient_picture)
     assert [(s.mode, s.size) for s in squares] == [("RGB", (32, 32))] * 3
     assert len(processor.boxes(*gradient_picture.size)) == 2
     assert processor.explain(*gradient_picture.size) == "240 x 100 is wide: 2 crops beside the whole picture."
@@ -278,3 +278,17 @@ def test_unsupported_settings_are_named(content):
 def test_impossible_settings_are_errors(content):
     with pytest.raises(ConfigError):
         ImageProcessorConfig.from_dict(content)
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("shape", [(700, 1300), (1300, 40), (37, 900), (512, 512)])
+def test_resizing_in_bands_changes_no_bit(monkeypatch, resample, shape):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    processor = Gemma3ImageProcessor(size=224, resample=resample, do_pan_and_scan=True, pan_and_scan_min_crop_size=64)
+    monkeypatch.setattr(image_processor, "_BAND_PIXELS", 10_007)
+    banded = processor.tiles(picture)
+    monkeypatch.setattr(image_processor, "_BANDED", ())
+    whole = processor.tiles(picture)
+    assert len(banded) == len(whole) == 1 + len(processor.boxes(*picture.size))
+    for one, other in zip(banded, whole, strict=True):
+        assert torch.equal(one, other)

@@ -3,10 +3,13 @@
 import base64
 import io
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,9 @@ from PIL import Image
 
 from gemma3_core import images
 from gemma3_core.errors import ImageError
-from gemma3_core.images import ImageLimits, decode_base64, load_image, picture_size
+from gemma3_core.images import ImageLimits, decode_base64, load_image, read_header
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -113,19 +118,71 @@ def test_the_size_is_that_of_the_upright_picture(gradient_picture, tmp_path, ori
     exif[0x0112] = orientation
     path = tmp_path / "picture"
     gradient_picture.save(path, form, exif=exif)
-    assert picture_size(path) == picture_size(path.read_bytes()) == load_image(path).size
-    assert picture_size(Image.open(path)) == load_image(path).size
+    for source in (path, path.read_bytes(), Image.open(path)):
+        header = read_header(source)
+        assert (header.width, header.height) == load_image(path).size
+    assert read_header(path).digest == read_header(path.read_bytes()).digest
 
 
 def test_the_size_of_what_is_no_picture_is_refused_as_the_picture_is(gradient_picture, tmp_path):
     for wrong in (b"", b"no picture", tmp_path / "gone.png", 7):
         with pytest.raises(ImageError):
-            picture_size(wrong)
+            read_header(wrong)
     file = io.BytesIO()
     gradient_picture.save(file, "PNG")
     for limits in (ImageLimits(max_pixels=100), ImageLimits(max_bytes=100)):
         with pytest.raises(ImageError, match="at most"):
-            picture_size(file.getvalue(), limits)
+            read_header(file.getvalue(), limits)
+
+
+def peak_bytes_per_pixel(path, size):
+    """What loading a picture takes at most beside what the process held before, in a process of its own."""
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from gemma3_core.images import load_image, read_header\n"
+        f"source = Path({str(path)!r})\n"
+        "header = read_header(source)\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "peak = lambda: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')) * 1024\n"
+        "before = peak()\n"
+        "picture = load_image(source)\n"
+        "print(peak() - before, header.decoding_bytes)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    taken, told = map(int, out.stdout.split())
+    return taken / size, told / size
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read off Linux's /proc")
+@pytest.mark.parametrize(("form", "options", "mode"), [
+    ("PNG", {}, "RGB"), ("PNG", {}, "RGBA"), ("PNG", {}, "L"), ("JPEG", {"exif": 6}, "RGB"),
+    ("JPEG", {"progressive": True, "subsampling": 0}, "RGB"), ("JPEG", {}, "CMYK"),
+    ("WEBP", {"method": 0}, "RGB"), ("AVIF", {"speed": 10}, "RGBA"), ("TIFF", {"compression": "tiff_lzw"}, "RGB"),
+])  # fmt: skip
+def test_the_header_tells_at_least_the_memory_that_decoding_takes(tmp_path, form, options, mode):
+    size = 3000
+    levels = np.add.outer(np.arange(size), np.arange(size)).astype(np.uint8)
+    picture = Image.fromarray(np.stack([levels, levels.T, 255 - levels], axis=-1)).convert(mode)
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x0112] = options["exif"]
+        options = {"exif": exif}
+    path = tmp_path / "picture"
+    picture.save(path, form, **options)
+    taken, told = peak_bytes_per_pixel(path, size * size)
+    assert 0.5 * told < taken < 1.1 * told
+
+
+def test_what_takes_too_much_memory_or_too_many_passes_is_refused(gradient_picture):
+    with pytest.raises(ImageError, match=r"A WEBP picture of 240 x 100 pixels needs 0 MB"):
+        load_image(encoded(gradient_picture, "WEBP"), ImageLimits(max_decoding_bytes=400_000))
+    assert load_image(encoded(gradient_picture), ImageLimits(max_decoding_bytes=400_000)).size == (240, 100)
+    scans = encoded(gradient_picture, "JPEG", progressive=True)
+    assert load_image(scans).size == (240, 100)
+    for read in (load_image, read_header):
+        with pytest.raises(ImageError, match=r"This JPEG has \d+ scans; at most 3 are read"):
+            read(scans, ImageLimits(max_scans=3))
 
 
 def test_transparency_becomes_white():

@@ -32,6 +32,7 @@ from gemma3_core.engine import (
     DoneEvent,
     Engine,
     Gemma3Error,
+    PicturePreview,
     PromptToken,
     PromptView,
     Request,
@@ -100,7 +101,8 @@ def test_words_of_an_answer_are_buttons_that_tell_doubt_and_alternatives():
 def test_light_falls_where_the_weight_is_and_keeps_the_color():
     picture = Image.new("RGB", (80, 40), (200, 100, 50))
     grid = ((0.0, 0.0), (0.0, 0.5))
-    lit = np.asarray(spotlit(SquareMap(SQUARE, grid), picture, most=0.5)).astype(int)
+    preview = PicturePreview(80, 40, picture, (), (), 0, "")
+    lit = np.asarray(spotlit(SquareMap(SQUARE, grid), preview, most=0.5)).astype(int)
     assert lit[39, 79].tolist() == [200, 100, 50]
     assert lit[0, 0].sum() < 0.35 * (200 + 100 + 50)
 
@@ -128,13 +130,13 @@ def test_the_first_difference_of_two_answers():
 
 
 def test_a_drawn_box_is_checked():
-    pictures = [Image.new("RGB", (200, 100))]
-    assert drawn_box("0 0.1 0.2 0.5 0.6", pictures) == (0, Box(20, 20, 100, 60))
-    assert drawn_box("0 -1 0 2 1", pictures) == (0, Box(0, 0, 200, 100))
+    sizes = [(200, 100)]
+    assert drawn_box("0 0.1 0.2 0.5 0.6", sizes) == (0, Box(20, 20, 100, 60))
+    assert drawn_box("0 -1 0 2 1", sizes) == (0, Box(0, 0, 200, 100))
     wrongs = ("", "0", "1 0 0 1 1", "-1 0 0 1 1", "0 a b c d", "0 0 0 1", "0 nan 0 1 1", "inf 0 0 1 1", "0 .5 .5 .5 1")
     for wrong in wrongs:
         with pytest.raises(Gemma3Error):
-            drawn_box(wrong, pictures)
+            drawn_box(wrong, sizes)
 
 
 def test_the_mask_that_the_page_draws_is_the_engines(engine, exchange):

@@ -256,12 +256,8 @@ def test_a_ring_that_has_lost_columns_does_not_go_back():
     assert filled(16).holds_first(5)
 
 
-def test_marks_tell_squares_apart():
+def test_marks_tell_tiles_apart():
     ids, soft = torch.tensor([[5, 9, 9, 6, 9, 9]]), torch.tensor([[0, 1, 1, 0, 1, 1]])
-    squares = torch.rand(2, 3, 4, 4)
-    marks = prompt_marks(ids, soft, squares, tokens_per_square=2)
-    assert (marks[0], marks[3]) == (5, 6)
-    assert marks[1] == marks[2] != marks[4] == marks[5]
-    assert prompt_marks(ids, soft, squares.flip(0), 2)[1] == marks[4]
-    assert prompt_marks(ids, soft, squares.bfloat16(), 2)[1] != marks[1]
-    assert prompt_marks(ids, None, None, 2) == tuple(ids[0].tolist())
+    marks = prompt_marks(ids, soft, [b"one", b"other"], tokens_per_tile=2)
+    assert marks == (5, b"one", b"one", 6, b"other", b"other")
+    assert prompt_marks(ids, torch.zeros_like(ids), [], 2) == tuple(ids[0].tolist())

@@ -1,0 +1,78 @@
+"""Work on pictures for all visitors of a server: two jobs at a time, within a budget of memory.
+
+Decoding is work for the processor and takes memory by the picture, so it is bounded over all requests together. A job
+that does not fit into the memory that is left waits; smaller ones behind it may go first. The threads yield to the
+model's where the system lets them.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gemma3_core.images import DEFAULT_LIMITS
+
+Result = TypeVar("Result")
+
+_NICENESS = 10
+
+
+@dataclass(frozen=True)
+class _Job:
+    work: Callable[[], Any]
+    num_bytes: int
+    future: Future[Any]
+
+
+class PictureReader:
+    """Runs jobs in threads of its own; safe to use from many threads."""
+
+    def __init__(self, max_bytes: int = DEFAULT_LIMITS.max_decoding_bytes, at_a_time: int = 2):
+        """At most `at_a_time` jobs run together; what they take is at most `max_bytes`, or one job."""
+        self._max_bytes, self._at_a_time = max_bytes, at_a_time
+        self._lock = threading.Lock()
+        self._waiting: list[_Job] = []
+        self._running: list[_Job] = []
+        self._threads = ThreadPoolExecutor(at_a_time, "pictures", initializer=_yield_to_the_model)
+
+    def submit(self, work: Callable[[], Result], num_bytes: int = 0) -> Future[Result]:
+        """The result of `work`, which takes about `num_bytes` of memory; cancelling it gives up its place."""
+        future: Future[Result] = Future()
+        with self._lock:
+            self._waiting.append(_Job(work, num_bytes, future))
+            self._start()
+        return future
+
+    def _start(self) -> None:
+        """Begins with all jobs that fit, first come first served; the lock is held."""
+        for job in list(self._waiting):
+            taken = sum(other.num_bytes for other in self._running)
+            if len(self._running) >= self._at_a_time:
+                return
+            if self._running and taken + job.num_bytes > self._max_bytes:
+                continue
+            self._waiting.remove(job)
+            if job.future.set_running_or_notify_cancel():
+                self._running.append(job)
+                self._threads.submit(self._run, job)
+
+    def _run(self, job: _Job) -> None:
+        try:
+            result, error = job.work(), None
+        except BaseException as raised:  # noqa: BLE001  raised again where the result is waited for
+            result, error = None, raised
+        with self._lock:
+            self._running.remove(job)
+            self._start()
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
+
+
+def _yield_to_the_model() -> None:
+    if sys.platform == "linux":  # where niceness is a thread's own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
