@@ -3,6 +3,7 @@
 import argparse
 import ipaddress
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
 def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors uploaded is deleted then, too
     from gemma3_core.engine import Gemma3Error
     from gemma3_core.models import PUBLISHED
 

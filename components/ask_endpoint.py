@@ -15,6 +15,9 @@ _DESCRIPTION = (
 )
 
 
+_LONGEST = 256
+
+
 class AskEndpoint:
     """The endpoint's handler for one engine."""
 
@@ -25,24 +28,28 @@ class AskEndpoint:
         self,
         request: gr.Request,
         images: list[str] | None = None,
-        question: str = "",
-        system_prompt: str = "",
-        pan_and_scan: bool = False,
+        question: str | None = None,
+        system_prompt: str | None = None,
+        pan_and_scan: bool | None = None,
         int4: bool | None = None,
-        max_new_tokens: float = 256,
-        temperature: float = 0.0,
-        seed: float = 0,
+        max_new_tokens: float | None = None,
+        temperature: float | None = None,
+        seed: float | None = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Partial answers with empty figures, then the answer with its figures. Raises gr.Error."""
+        """Partial answers with empty figures, then the answer with its figures; None is an argument's default.
+
+        Raises gr.Error.
+        """
         try:
             asked = Request(
-                turns=(question_of(question, images or ()),),
-                system_prompt=system_prompt,
-                pan_and_scan=pan_and_scan,
+                turns=(question_of(question or "", images or ()),),
+                system_prompt=system_prompt or "",
+                pan_and_scan=bool(pan_and_scan),
                 int4=int4,
-                max_new_tokens=int(max_new_tokens),
-                sampling=SamplingSettings(temperature=temperature, seed=int(seed)),
+                max_new_tokens=_LONGEST if max_new_tokens is None else int(max_new_tokens),
+                sampling=SamplingSettings(temperature=temperature or 0.0, seed=int(seed or 0)),
                 visitor=request.session_hash or "",
+                reuse=False,  # nobody can go on from a single question
             )
             text = ""
             with Answer(self._engine.stream(asked)) as answer:
@@ -67,7 +74,7 @@ def build_ask_endpoint(engine: Engine) -> None:
             gr.Textbox("", label="System prompt"),
             gr.Checkbox(False, label="Pan & scan"),
             int4,
-            gr.Number(256, label="Longest answer, in tokens", precision=0),
+            gr.Number(_LONGEST, label="Longest answer, in tokens", precision=0),
             gr.Number(0.0, label="Temperature; 0 is greedy"),
             gr.Number(0, label="Seed", precision=0),
         ]

@@ -30,7 +30,7 @@ _START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-i
 
 def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[str] = ()) -> gr.Chatbot:
     """The conversation, with the first sight where nothing has been asked yet; `models` can be chosen."""
-    chat = gr.Chatbot(
+    return gr.Chatbot(
         elem_id="chat",
         show_label=False,
         container=False,
@@ -38,7 +38,8 @@ def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[st
         height="auto",
         placeholder=first_sight(info, models),
         examples=[
-            {"text": example.text(), "files": [str(picture) for picture in example.pictures]} for example in examples
+            {"text": example.text(), "files": [_card(picture, example.alt) for picture in example.pictures]}
+            for example in examples
         ],
         buttons=[],
         feedback_options=None,
@@ -48,11 +49,15 @@ def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[st
         render_markdown=True,
         allow_file_downloads=False,
     )
-    cards: list[Any] = chat.examples or []
-    for example, card in zip(examples, cards, strict=True):
-        for file in card["files"]:
-            file["orig_name"] = example.alt  # what a screen reader says of the picture
-    return chat
+
+
+def _card(picture: Path, alt: str) -> Any:
+    """A card's picture, as the gate serves it; `alt` is what a screen reader says of it."""
+    name = picture.name
+    return {
+        "path": name, "url": f"/examples/{name}", "orig_name": alt, "mime_type": "image/png",
+        "meta": {"_type": "gradio.FileData"},
+    }  # fmt: skip
 
 
 def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:

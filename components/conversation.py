@@ -49,6 +49,11 @@ class Conversation:
             turns += [asked, Turn("assistant", exchange.answer)]
         return (*turns, question)
 
+    def pictures(self) -> list[str]:
+        """Paths of all pictures that the page shows or may show again."""
+        turns = [*(exchange.question for exchange in self.exchanges), self.aside, self.returned]
+        return [str(picture) for turn in turns for picture in turn.pictures]
+
     def add(self, exchange: Exchange) -> "Conversation":
         return Conversation((*self.exchanges, exchange))
 

@@ -22,7 +22,6 @@ from gemma3_core.engine import Engine
 from gemma3_core.models import Models
 
 TITLE = "Gemma 3 and pictures"
-_HOUR_S, _DAY_S = 3600, 86400
 
 # The browser says which files the composer holds; the strip is drawn anew only when that changes,
 # not with each letter of the question. What it says is not used for anything else.
@@ -63,7 +62,7 @@ def build_page(models: Models | Engine, examples: Sequence[Example] | None = Non
     info = models.first.info
     cards = load_examples() if examples is None else tuple(examples)
     cards = cards if info.multimodal else ()
-    with Page(title=TITLE, fill_height=True, analytics_enabled=False, delete_cache=(_HOUR_S, _DAY_S)) as page:
+    with Page(title=TITLE, fill_height=True, analytics_enabled=False) as page:
         conversation = gr.State(Conversation())
         settings = build_settings(info, models.offers)
         with gr.Column(elem_id="main"):
@@ -86,6 +85,7 @@ def build_page(models: Models | Engine, examples: Sequence[Example] | None = Non
         _connect_models(Following(models, _head), panels, head, changes)
         page.unload(asking.leave)
         page.unload(looking.leave)
+        page.now_and_then.append(models.let_go)
         build_ask_endpoint(models.first)
     page.queue(default_concurrency_limit=None)
     return page

@@ -34,7 +34,7 @@ from gemma3_core.generation import check_length
 from gemma3_core.heat_maps import AttentionMap, LayerChoice, SquareMap
 from gemma3_core.hub import resolve_folder
 from gemma3_core.image_processor import ImageProcessor
-from gemma3_core.images import ImageSource, PictureHeader, fetch_image
+from gemma3_core.images import ImageSource, PictureHeader, fetch_image, read_header
 from gemma3_core.inspection import (
     OcclusionReport,
     PromptView,
@@ -84,6 +84,7 @@ __all__ = [
     "TokenChoice",
     "TokenEvent",
     "Turn",
+    "check_picture",
     "fetch_image",
 ]
 
@@ -289,6 +290,10 @@ class Engine:
         """Lets go of what is kept of a visitor for their next question; to be called when they have left."""
         self._writer.kept.forget(visitor)
 
+    def let_go(self) -> None:
+        """Lets go of what is kept of visitors who have not come back for a while; to be called now and then."""
+        self._writer.kept.let_go()
+
     def inspect(self, request: Request) -> PromptView:
         """The tokens of a request's prompt, and the squares that its image blocks stand for.
 
@@ -397,6 +402,11 @@ class Engine:
         """Frees the model's memory; running answers end with an error of their own."""
         self._writer.kept.clear()
         del self._model, self._precisions, self._writer
+
+
+def check_picture(source: ImageSource) -> None:
+    """Raises ImageError for what is no picture that can be read, as far as its header tells."""
+    read_header(source)
 
 
 def _told(

@@ -4,11 +4,14 @@ A cache is used again only by the visitor whose answer filled it, and only at on
 it holds, where the conversation goes on, or where its last question began, where that is asked again or changed.
 So asking again computes what the first time computed, in the same passes: the same seed gives the same answer in
 every precision.
+
+Most visitors ask once. What is kept of somebody who has not come back takes little room, and goes first.
 """
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +21,10 @@ from gemma3_core.cache import KVCache
 
 MOST_BYTES = 512 * 1024**2
 """Memory that all kept caches may take together; the one that was used longest ago goes first."""
+MOST_BYTES_OF_NEWCOMERS = 64 * 1024**2
+"""Memory that the caches may take of visitors who have asked once and not come back, but for the latest of them."""
+KEPT_S = 600.0
+"""How long a cache is kept that nobody asks for."""
 
 Mark = int | bytes
 """A token of the prompt: its id, or of a soft token the digest of its tile."""
@@ -42,6 +49,19 @@ def prompt_marks(
     return tuple(marks)
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A cache that waits for its visitor; `came_back` where it has been lent before, `since` in seconds of `now`."""
+
+    kept: Kept
+    came_back: bool
+    since: float
+
+    @property
+    def num_bytes(self) -> int:
+        return self.kept.cache.num_bytes
+
+
 @dataclass
 class Lent:
     """A cache in use, or None where there is none to go on from; what is put into `back` is kept."""
@@ -53,10 +73,15 @@ class Lent:
 class KeptCaches:
     """At most one cache for each visitor and precision; safe to use from many threads."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES):
-        self._most_bytes = most_bytes
+    def __init__(
+        self,
+        most_bytes: int = MOST_BYTES,
+        most_bytes_of_newcomers: int = MOST_BYTES_OF_NEWCOMERS,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self._most_bytes, self._most_bytes_of_newcomers, self._now = most_bytes, most_bytes_of_newcomers, now
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, bool], Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, bool], _Entry] = OrderedDict()
         self._using: set[str] = set()  # visitors who are being answered
         self._gone: set[str] = set()  # those of them who have left
 
@@ -71,22 +96,38 @@ class KeptCaches:
         What can't be used is let go. `Lent.back` is kept at the end, unless the visitor has left meanwhile.
         """
         with self._lock:
-            kept = self._kept.pop((visitor, int4), None)
+            entry = self._kept.pop((visitor, int4), None)
             self._using.add(visitor)
-        lent = Lent(None if kept is None else _fitting(kept, marks))
+        lent = Lent(None if entry is None else _fitting(entry.kept, marks))
         try:
             yield lent
         finally:
             with self._lock:
                 self._using.discard(visitor)
                 if lent.back is not None and visitor not in self._gone:
-                    self._keep((visitor, int4), lent.back)
+                    self._keep((visitor, int4), _Entry(lent.back, entry is not None, self._now()))
                 self._gone.discard(visitor)
 
-    def _keep(self, key: tuple[str, bool], kept: Kept) -> None:
-        self._kept[key] = kept
-        while self._kept and sum(one.cache.num_bytes for one in self._kept.values()) > self._most_bytes:
+    def _keep(self, key: tuple[str, bool], entry: _Entry) -> None:
+        """Puts it last and lets others go until all fit, those of newcomers first; the lock is held."""
+        self._kept[key] = entry
+        newcomers = [other for other, kept in self._kept.items() if not kept.came_back]
+        excess = sum(self._kept[other].num_bytes for other in newcomers[:-1]) - self._most_bytes_of_newcomers
+        for other in newcomers:
+            if other != key and max(excess, self._num_bytes() - self._most_bytes) > 0:
+                excess -= self._kept.pop(other).num_bytes
+        while self._num_bytes() > self._most_bytes:
             self._kept.popitem(last=False)
+
+    def _num_bytes(self) -> int:
+        return sum(entry.num_bytes for entry in self._kept.values())
+
+    def let_go(self, kept_s: float = KEPT_S) -> None:
+        """Lets go of what nobody has asked for in so many seconds."""
+        with self._lock:
+            old = self._now() - kept_s
+            for key in [key for key, entry in self._kept.items() if entry.since <= old]:
+                del self._kept[key]
 
     def forget(self, visitor: str) -> None:
         """Lets go of all that is kept of a visitor; of what is in use, once its answer ends."""

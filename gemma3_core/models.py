@@ -248,9 +248,20 @@ class Models:
     def forget(self, visitor: str) -> None:
         """Lets go of what the models keep of a visitor for their next question."""
         with self._changed:  # none is let go meanwhile
-            for engine in (self.first, *(slot.engine for slot in self._slots.values())):
-                if engine is not None:
-                    engine.forget(visitor)
+            for engine in self._engines():
+                engine.forget(visitor)
+
+    def let_go(self) -> None:
+        """Lets go of what the models keep of visitors who have not come back for a while."""
+        with self._changed:
+            for engine in self._engines():
+                engine.let_go()
+
+    def _engines(self) -> list[Engine]:
+        """Those in memory; the lock is held."""
+        return [
+            engine for engine in (self.first, *(slot.engine for slot in self._slots.values())) if engine is not None
+        ]
 
     def _checked(self, name: str | None) -> str:
         if name is None:

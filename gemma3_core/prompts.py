@@ -91,8 +91,8 @@ def check_size(request: Request, context_length: int) -> None:
     most = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * context_length)
     if characters > most:
         raise ContextLengthError(
-            f"This conversation has {characters:,} characters; at most {most:,} are read. "
-            "Shorten it, or start a new conversation."
+            f"This conversation has {characters:,} characters; at most {most:,} are read for this model's "
+            f"{context_length:,} tokens. Shorten it, or start a new conversation."
         )
 
 

@@ -178,6 +178,9 @@ class ScriptedEngine:
     def forget(self, visitor: str) -> None:
         self.forgotten.append(visitor)
 
+    def let_go(self) -> None:
+        pass
+
     def inspect(self, _request: Any) -> Any:
         from gemma3_core.engine import PromptView
 

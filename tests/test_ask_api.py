@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import httpx
@@ -13,7 +14,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from running_app import EXAMPLES, ScriptedEngine, running_app, served
 
-from gemma3_core.engine import Gemma3Error
+from gemma3_core.engine import Gemma3Error, SamplingSettings
 
 HEARTS = EXAMPLES / "hearts.png"
 WIDE = EXAMPLES / "wide.png"
@@ -198,11 +199,12 @@ def test_ask_reads_no_file_of_the_server(url, file):
 
 def page_call(url, config, event, data, session, event_data=None):
     """One of the page's own handlers, called as its script would; the server's messages as text."""
-    number = next(d["id"] for d in config["dependencies"] if any(target[1] == event for target in d["targets"]))
-    body = {"data": data, "fn_index": number, "session_hash": session, "event_data": event_data}
+    called = next(d for d in config["dependencies"] if any(target[1] == event for target in d["targets"]))
+    data = [*data, *[None] * (len(called["inputs"]) - len(data))]
+    body = {"data": data, "fn_index": called["id"], "session_hash": session, "event_data": event_data}
     joined = httpx.post(f"{url}/gradio_api/queue/join", json=body, timeout=30)
     if joined.status_code != 200:
-        return joined.text
+        raise AssertionError(joined.text)
     lines = []
     with httpx.stream("GET", f"{url}/gradio_api/queue/data?session_hash={session}", timeout=60) as stream:
         for line in stream.iter_lines():
@@ -240,7 +242,8 @@ def test_an_example_that_there_is_not_is_not_asked(url, number):
 def test_an_example_brings_no_file_of_its_own(url):
     messages = choose_example(url, {"index": 0, "value": {"text": "x", "files": [{"path": "/etc/passwd", **META}]}})
     assert SECRET not in messages
-    assert '"role"' not in messages
+    assert "/etc/passwd" not in messages
+    assert "How many hearts are there?" in messages  # the card of that number is asked, and nothing else of it counts
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "app.py", "assets/demo_model/config.json", "assets/../app.py"])
@@ -339,3 +342,22 @@ def test_a_picture_by_address_is_fetched_within_our_limits(scripted, monkeypatch
         assert "event: complete" not in refused
     assert [name.rpartition("/")[2] for name in asked_for] == ["hearts.png", "huge.png"]
     assert len(scripted.requests) == 1
+
+
+def test_nothing_is_kept_for_a_program(scripted):
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    with served(scripted) as address:
+        assert "event: complete" in ask_raw(address, [])
+    assert [request.reuse for request in scripted.requests] == [False]
+
+
+def test_what_a_program_leaves_out_is_left_open(scripted):
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    with served(scripted) as address:
+        for data in ([None, "How many?"], [None, "How many?", None, None, None, None, None, None]):
+            event = httpx.post(f"{address}/gradio_api/call/ask", json={"data": data}, timeout=30).json()["event_id"]
+            assert "event: complete" in httpx.get(f"{address}/gradio_api/call/ask/{event}", timeout=30).text
+    first, second = scripted.requests
+    assert replace(first, visitor="") == replace(second, visitor="")
+    assert (first.max_new_tokens, first.system_prompt, first.int4, first.pan_and_scan) == (256, "", None, False)
+    assert first.sampling == SamplingSettings(temperature=0.0, seed=0)

@@ -226,6 +226,51 @@ def test_memory_is_bounded_and_the_oldest_goes_first():
     assert len(kept) == 0
 
 
+def who_is_kept(kept, *visitors):
+    found = []
+    for visitor in visitors:
+        with kept.lend(visitor, False, range(50)) as lent:
+            found += [visitor] * (lent.cache is not None)
+            lent.back = None if lent.cache is None else Kept(lent.cache, tuple(range(40)), 0)
+    return found
+
+
+def test_those_who_have_not_come_back_take_little_room_and_go_first():
+    one = filled(40).num_bytes
+    kept = KeptCaches(most_bytes=5 * one, most_bytes_of_newcomers=2 * one)
+    put(kept, "returned", 40)
+    assert who_is_kept(kept, "returned") == ["returned"]
+    for visitor in "abcdef":
+        put(kept, visitor, 40)
+    assert len(kept) == 4  # two newcomers, the latest, and who has come back
+    assert set(kept._kept) == {(visitor, False) for visitor in ("returned", *"def")}
+    assert who_is_kept(kept, "returned", *"abcdef") == ["returned", "d", "e", "f"]
+    put(kept, "g", 40)
+    put(kept, "h", 40)  # all others have come back by now: the newcomer before goes, though it is not the oldest
+    assert who_is_kept(kept, "returned", *"defgh") == ["returned", "d", "e", "f", "h"]
+    put(kept, "i", 40)  # and now the oldest of them
+    assert who_is_kept(kept, "returned", *"defgh", "i") == ["d", "e", "f", "h", "i"]
+
+
+def test_the_latest_newcomer_is_kept_however_large():
+    kept = KeptCaches(most_bytes=10 * filled(40).num_bytes, most_bytes_of_newcomers=1)
+    put(kept, "a", 40)
+    assert who_is_kept(kept, "a") == ["a"]
+
+
+def test_what_nobody_asks_for_goes_with_time():
+    now = [0.0]
+    kept = KeptCaches(now=lambda: now[0])
+    put(kept, "a", 40)
+    now[0] = 500.0
+    put(kept, "b", 40)
+    kept.let_go(600.0)
+    assert len(kept) == 2
+    now[0] = 600.0
+    kept.let_go(600.0)
+    assert who_is_kept(kept, "a", "b") == ["b"]
+
+
 @pytest.mark.parametrize(
     ("prompt", "length"),
     [

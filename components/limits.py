@@ -1,0 +1,59 @@
+"""Limits of the process itself: open files, silent connections, lines in the log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+SILENT_S = 60.0
+"""How long a connection may last without a whole request on it."""
+
+_MAX_LOG_RECORDS = 100
+_LOG_PERIOD_S = 60.0
+
+
+def close_silent(connections: Iterable[Any], silent: MutableMapping[Any, float]) -> None:
+    """Closes uvicorn's connections on which no request has begun for too long; `silent` is since when."""
+    for connection in list(connections):
+        if connection.cycle is not None:  # uvicorn's own time limit holds once it has been used
+            silent.pop(connection, None)
+        elif time.monotonic() - silent.setdefault(connection, time.monotonic()) > SILENT_S:
+            connection.transport.close()
+
+
+def allow_open_files(wanted: int) -> None:
+    """Raises the limit of open files and connections, where the system lets a process do so."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class LogLimit(logging.Filter):
+    """Lets so many records through in each period: what strangers do must not fill a disk with lines."""
+
+    def __init__(self, most: int = _MAX_LOG_RECORDS, period_s: float = _LOG_PERIOD_S):
+        super().__init__()
+        self._most, self._period_s = most, period_s
+        self._began, self._count = 0.0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created - self._began > self._period_s:
+            self._began, self._count = record.created, 0
+        self._count += 1
+        if self._count == self._most:
+            record.msg, record.args = f"{record.getMessage()} (more like this is left out for a minute)", ()
+        return self._count <= self._most
+
+
+_LOG_LIMIT = LogLimit()
+
+
+def limit_logs(*names: str) -> None:
+    """Bounds the lines that visitors can cause in the logs of these names, together."""
+    for name in names:
+        logging.getLogger(name).addFilter(_LOG_LIMIT)

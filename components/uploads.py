@@ -1,0 +1,219 @@
+"""Pictures that visitors have uploaded: files on disk, who uses them, and how much they may take.
+
+A file stays as long as the page of a visitor who uses it is open, and for a while after it was last touched. What one
+visitor uses is bounded, and what all have uploaded; where room is needed, the oldest that nobody uses go first.
+"""
+
+import atexit
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gradio_client.utils import strip_invalid_filename_characters
+
+from gemma3_core.engine import Gemma3Error, check_picture
+
+MAX_FILE_BYTES = 20_000_000
+MAX_SESSION_BYTES = 200_000_000
+MAX_ALL_BYTES = 2_000_000_000
+MAX_FILES = 5_000
+KEPT_UNUSED_S = 3600.0
+
+FULL = "The server holds as many pictures as it can. Try again in some minutes."
+TOO_MUCH = (
+    f"These pictures are more than {MAX_SESSION_BYTES // 1_000_000} MB together, which is the most that one page may "
+    "hold. Make them smaller, or start a new chat with fewer."
+)
+
+_MAX_NAME = 100
+_MAX_REFUSED = 1000
+_PREFIX = "ask-about-pictures-"
+
+
+class UploadError(Gemma3Error):
+    """An upload that can't be taken; `status` is the HTTP status that says so."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass
+class _Upload:
+    """One file; `sessions` are the browser windows that use it, `touched` is in seconds of `Uploads.now`."""
+
+    num_bytes: int
+    touched: float
+    sessions: set[str] = field(default_factory=set)
+
+
+class Uploads:
+    """The uploads of one server; safe to use from many threads."""
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.monotonic):
+        self.folder, self.now = folder, now
+        self._lock = threading.Lock()
+        self._files: dict[str, _Upload] = {}
+        self._refused: OrderedDict[str, str] = OrderedDict()
+        self._open: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all files take on disk."""
+        return sum(file.num_bytes for file in self._files.values())
+
+    def add(self, temporary: Path, name: str) -> str:
+        """Takes over a file that has arrived, if it is a picture; the path at which it lies from now on.
+
+        Raises UploadError. The temporary file is gone in any case.
+        """
+        try:
+            try:
+                check_picture(temporary)
+            except Gemma3Error as error:
+                raise UploadError(f"{_shown(name)}: {error}", 415) from None
+            with open(temporary, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            path = self.folder / digest / _safe(name)
+            with self._lock:
+                known = self._files.get(str(path))
+                if known is None:
+                    num_bytes = temporary.stat().st_size
+                    self._make_room(num_bytes)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary, path)
+                    self._files[str(path)] = _Upload(num_bytes, self.now())
+                else:
+                    known.touched = self.now()
+            return str(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def refuse(self, name: str, reason: str) -> str:
+        """A path at which nothing lies: whoever names it later is told the reason."""
+        path = str(self.folder / "refused" / secrets.token_hex(16) / _safe(name))
+        with self._lock:
+            self._refused[path] = reason
+            if len(self._refused) > _MAX_REFUSED:
+                self._refused.popitem(last=False)
+        return path
+
+    def use(self, session: str, paths: Iterable[str]) -> None:
+        """Notes that a browser window uses these files; of its others the oldest are given up where it has too many.
+
+        What is no upload is passed over. Raises UploadError where these alone are too many, or one was refused.
+        """
+        paths = list(paths)
+        with self._lock:
+            for path in paths:
+                if path in self._refused:
+                    raise UploadError(self._refused[path], 415)
+            wanted = {path: self._files[path] for path in paths if path in self._files}
+            if sum(file.num_bytes for file in wanted.values()) > MAX_SESSION_BYTES:
+                raise UploadError(TOO_MUCH, 413)
+            for file in wanted.values():
+                file.touched = self.now()
+                file.sessions.add(session)
+            own = sorted(
+                (file for path, file in self._files.items() if session in file.sessions and path not in wanted),
+                key=lambda file: file.touched,
+            )
+            excess = sum(file.num_bytes for file in (*own, *wanted.values())) - MAX_SESSION_BYTES
+            for file in own:
+                if excess <= 0:
+                    break
+                file.sessions.discard(session)
+                excess -= file.num_bytes
+
+    def opened(self, session: str) -> None:
+        """A browser window is there; what it uses stays until it is `closed`."""
+        with self._lock:
+            self._open.add(session)
+
+    def closed(self, session: str) -> None:
+        """A browser window is gone; what it used stays for a while, in case it comes back."""
+        with self._lock:
+            self._open.discard(session)
+            for file in self._files.values():
+                if session in file.sessions:
+                    file.touched = self.now()
+
+    def sweep(self, kept_unused_s: float = KEPT_UNUSED_S) -> list[str]:
+        """Deletes what no open window uses and nobody has touched for so long; the paths that are gone."""
+        with self._lock:
+            old = self.now() - kept_unused_s
+            gone = [path for path, file in self._files.items() if not self._in_use(file) and file.touched <= old]
+            for path in gone:
+                self._delete(path)
+            return gone
+
+    def _in_use(self, file: _Upload) -> bool:
+        return not self._open.isdisjoint(file.sessions)
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Deletes the oldest unused files until one more fits; the lock is held."""
+        unused = sorted(
+            (path for path, file in self._files.items() if not self._in_use(file)),
+            key=lambda path: self._files[path].touched,
+        )
+        total = self.num_bytes
+        while len(self._files) >= MAX_FILES or total + num_bytes > MAX_ALL_BYTES:
+            if not unused:
+                raise UploadError(FULL, 507)
+            oldest = unused.pop(0)
+            total -= self._files[oldest].num_bytes
+            self._delete(oldest)
+
+    def _delete(self, path: str) -> None:
+        del self._files[path]
+        Path(path).unlink(missing_ok=True)
+        try:
+            Path(path).parent.rmdir()
+        except OSError:  # the same picture under another name
+            return
+
+
+def private_folder() -> Path:
+    """Where Gradio puts files of this process: a folder of its own, gone when it ends, unless GRADIO_TEMP_DIR names
+    one. Folders that killed processes left behind go, too."""
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        parent = Path(tempfile.gettempdir())
+        for left in parent.glob(f"{_PREFIX}*-*"):
+            number = left.name.removeprefix(_PREFIX).partition("-")[0]
+            if number.isdecimal() and not _runs(int(number)):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = folder
+    return Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _safe(name: str) -> str:
+    """A file name without folders or letters that mean something to a system; its ending stays."""
+    stem, ending = os.path.splitext(strip_invalid_filename_characters(Path(name.replace("\\", "/")).name))
+    return stem[:_MAX_NAME] + ending[:10]
+
+
+def _shown(name: str) -> str:
+    return _safe(name)[-40:]
