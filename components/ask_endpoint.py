@@ -7,6 +7,7 @@ import gradio as gr
 
 from components.answering import Answer
 from components.conversation import question_of
+from components.settings import MOST_NEW_TOKENS
 from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, SamplingSettings, TokenEvent
 
 _DESCRIPTION = (
@@ -41,6 +42,8 @@ class AskEndpoint:
         Raises gr.Error.
         """
         try:
+            if (max_new_tokens or 0) > MOST_NEW_TOKENS:
+                raise Gemma3Error(f"An answer has at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.0f}.")
             asked = Request(
                 turns=(question_of(question or "", images or ()),),
                 system_prompt=system_prompt or "",

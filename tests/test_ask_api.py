@@ -134,6 +134,7 @@ def test_what_is_no_picture_is_refused_in_words(client, broken, file, says):
         ({"question": "x", "temperature": 3.0}, "Temperature"),
         ({"question": "x", "seed": -1}, "seed"),
         ({"question": "x", "max_new_tokens": 0}, "at least 1 token"),
+        ({"question": "x", "max_new_tokens": 2049}, "at most 2,048 tokens, got 2,049"),
     ],
 )
 def test_bad_requests_are_refused_in_words(client, fields, says):
