@@ -24,6 +24,7 @@ from urllib.parse import urljoin, urlsplit
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from gemma3_core.errors import ImageError
 
@@ -290,10 +291,32 @@ def _finish(picture: Image.Image, limits: ImageLimits, ours: bool = False) -> Im
 
 
 def _orientation(picture: Image.Image) -> int:
+    """EXIF's tag, 1 where there is none. What has not been loaded yet is not loaded for it."""
     try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+        if isinstance(picture, PngImageFile) and "exif" not in picture.info and picture.fp is not None:
+            exif = _late_png_exif(picture.fp) or Image.Image.getexif(picture)
+        else:
+            exif = picture.getexif()
+        return int(exif.get(_EXIF_ORIENTATION, 1))
     except Exception:  # noqa: BLE001  a camera's broken metadata is no reason to refuse its picture
         return 1
+
+
+def _late_png_exif(file: Any) -> Image.Exif | None:
+    """EXIF data that stand behind a PNG's pixels, where Pillow finds them once it has decoded these."""
+    place = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == b"eXIf":
+                exif = Image.Exif()
+                exif.load(file.read(length))
+                return exif
+            file.seek(length + 4, os.SEEK_CUR)
+        return None
+    finally:
+        file.seek(place)
 
 
 def _upright(picture: Image.Image, ours: bool) -> Image.Image:

@@ -1,8 +1,8 @@
 """Work on pictures for all visitors of a server: two jobs at a time, within a budget of memory.
 
 Decoding is work for the processor and takes memory by the picture, so it is bounded over all requests together. A job
-that does not fit into the memory that is left waits; smaller ones behind it may go first. The threads yield to the
-model's where the system lets them.
+that does not fit into the memory that is left waits; smaller ones behind it may go first, and one thread is always left
+to them. The threads yield to the model's where the system lets them.
 """
 
 import os
@@ -13,11 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from gemma3_core.images import DEFAULT_LIMITS
 
 Result = TypeVar("Result")
 
 _NICENESS = 10
+_LARGE_BYTES = 100_000_000  # of decoding: a picture of some 20 megapixels
+_BLOCK_BYTES = 64 * 1024**2
+"""Pillow's blocks of memory. From 32 MiB on glibc maps them one by one, so they go back to the system when freed."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,12 @@ class PictureReader:
     """Runs jobs in threads of its own; safe to use from many threads."""
 
     def __init__(self, max_bytes: int = DEFAULT_LIMITS.max_decoding_bytes, at_a_time: int = 2):
-        """At most `at_a_time` jobs run together; what they take is at most `max_bytes`, or one job."""
+        """At most `at_a_time` jobs run together, one less of large ones; they take at most `max_bytes`, or one job."""
         self._max_bytes, self._at_a_time = max_bytes, at_a_time
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
         self._running: list[_Job] = []
+        Image.core.set_block_size(_BLOCK_BYTES)
         self._threads = ThreadPoolExecutor(at_a_time, "pictures", initializer=_yield_to_the_model)
 
     def submit(self, work: Callable[[], Result], num_bytes: int = 0) -> Future[Result]:
@@ -49,15 +55,20 @@ class PictureReader:
     def _start(self) -> None:
         """Begins with all jobs that fit, first come first served; the lock is held."""
         for job in list(self._waiting):
-            taken = sum(other.num_bytes for other in self._running)
             if len(self._running) >= self._at_a_time:
                 return
-            if self._running and taken + job.num_bytes > self._max_bytes:
+            if self._running and not self._fits(job):
                 continue
             self._waiting.remove(job)
             if job.future.set_running_or_notify_cancel():
                 self._running.append(job)
                 self._threads.submit(self._run, job)
+
+    def _fits(self, job: _Job) -> bool:
+        together = [*self._running, job]
+        large = sum(other.num_bytes >= _LARGE_BYTES for other in together)
+        leaves_a_thread = job.num_bytes < _LARGE_BYTES or large < self._at_a_time
+        return leaves_a_thread and sum(other.num_bytes for other in together) <= self._max_bytes
 
     def _run(self, job: _Job) -> None:
         try:

@@ -124,6 +124,23 @@ def test_the_size_is_that_of_the_upright_picture(gradient_picture, tmp_path, ori
     assert read_header(path).digest == read_header(path.read_bytes()).digest
 
 
+def test_the_header_of_a_png_is_read_without_its_pixels(gradient_picture, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    early = encoded(gradient_picture, exif=exif)
+    start = early.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(early[start : start + 4], "big")
+    late = early[:start] + early[end:-12] + early[start:end] + early[-12:]  # behind the pixels, as some programs write
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _self: pytest.fail("decoded"))
+    sizes = []
+    for data in (encoded(gradient_picture), early, late):
+        header = read_header(data)
+        sizes.append((header.width, header.height))
+    monkeypatch.undo()
+    assert sizes == [(240, 100), (100, 240), (100, 240)]
+    assert [load_image(data).size for data in (encoded(gradient_picture), early, late)] == sizes
+
+
 def test_the_size_of_what_is_no_picture_is_refused_as_the_picture_is(gradient_picture, tmp_path):
     for wrong in (b"", b"no picture", tmp_path / "gone.png", 7):
         with pytest.raises(ImageError):

@@ -58,6 +58,20 @@ def test_what_does_not_fit_waits_and_smaller_ones_go_first():
     assert not wait(futures, 5).not_done
 
 
+def test_one_thread_is_left_to_small_ones():
+    reader, first, second, small = PictureReader(), Gate(), Gate(), Gate()
+    futures = [reader.submit(first, 200_000_000), reader.submit(second, 200_000_000), reader.submit(small, 1)]
+    assert first.began.wait(5)
+    assert small.began.wait(5)
+    assert not second.began.wait(0.1)
+    small.go.set()
+    futures[2].result(5)
+    assert not second.began.wait(0.1)
+    for gate in (first, second):
+        gate.go.set()
+    assert not wait(futures, 5).not_done
+
+
 def test_who_gives_up_leaves_the_line_and_errors_come_back():
     reader, first, second = PictureReader(at_a_time=1), Gate(ValueError("broken")), Gate("second")
     running, waiting, last = reader.submit(first), reader.submit(Gate()), reader.submit(second)
