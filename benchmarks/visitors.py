@@ -1,0 +1,177 @@
+"""A visitor without a browser: sends what the page's own scripts send, and reads what the server says to it."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+API = "/gradio_api"
+LONGEST_S = 120.0  # no call waits longer for its end
+
+
+@dataclass(frozen=True)
+class Event:
+    """One of the page's events, as /config describes it: its number, name, the inputs' components and who sends it."""
+
+    number: int
+    name: str
+    targets: tuple[tuple[int | None, str], ...]
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[int, ...]
+    queued: bool
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The kinds of the inputs' components, such as "textbox"."""
+        return tuple(component["type"] for component in self.inputs)
+
+    @property
+    def handler(self) -> str:
+        """The name without the number that tells apart several uses of one handler."""
+        stem, _, number = self.name.rpartition("_")
+        return stem if stem and number.isdecimal() else self.name
+
+    def values(self) -> list[Any]:
+        """What the page sends when nothing has been changed on it; a state's value stays on the server."""
+        return [None if part["type"] == "state" else part["props"].get("value") for part in self.inputs]
+
+
+class PageEvents:
+    """All events of a page that reach the server."""
+
+    def __init__(self, config: dict[str, Any]):
+        parts = {part["id"]: part for part in config["components"]}
+        self.all = tuple(
+            Event(
+                number=entry["id"],
+                name=str(entry["api_name"]),
+                targets=tuple((target, kind) for target, kind in entry["targets"]),
+                inputs=tuple(parts[number] for number in entry["inputs"]),
+                outputs=tuple(entry["outputs"]),
+                queued=entry["queue"] is not False,
+            )
+            for entry in config["dependencies"]
+            if entry["backend_fn"]
+        )
+
+    def named(self, name: str) -> Event:
+        return next(event for event in self.all if event.name == name)
+
+
+def read_events(client: httpx.Client) -> PageEvents:
+    return PageEvents(client.get("/config").raise_for_status().json())
+
+
+def client_of(url: str, kept_alive: int = 8) -> httpx.Client:
+    """Of one visitor: with cookies of its own, to this machine only; keeps so many idle connections."""
+    host = httpx.URL(url).host
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        raise ValueError(f"These visitors stay on this machine, and {host} is another.")
+    limits = httpx.Limits(max_keepalive_connections=kept_alive)
+    return httpx.Client(base_url=url, timeout=httpx.Timeout(30.0), limits=limits, trust_env=False)
+
+
+class Visitor:
+    """One open page: a session with its heartbeat, uploads and events."""
+
+    def __init__(self, url: str, events: PageEvents | None = None, kept_alive: int = 8):
+        self.client = client_of(url, kept_alive)
+        self.events = read_events(self.client) if events is None else events
+        self.session = uuid.uuid4().hex[:12]
+
+    def __enter__(self) -> "Visitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def upload(self, name: str, data: bytes, kind: str = "image/png") -> dict[str, Any]:
+        """Gives a file to the server; its description as the composer holds it. Raises httpx.HTTPError."""
+        answer = self.client.post(f"{API}/upload", params={"upload_id": new_id()}, files={"files": (name, data, kind)})
+        return description(answer.raise_for_status().json()[0], name, len(data), kind)
+
+    def ask(self, text: str, files: list[dict[str, Any]] | None = None, longest: int = 16) -> list[dict[str, Any]]:
+        """Sends a question from the composer; the server's messages about it."""
+        return list(self.asking(text, files, longest))
+
+    def asking(
+        self, text: str, files: list[dict[str, Any]] | None = None, longest: int = 16
+    ) -> Iterator[dict[str, Any]]:
+        event = self.events.named("send")
+        data = changed(event, {"multimodaltextbox": {"text": text, "files": files or []}, "Longest answer": longest})
+        return self.call(event, data)
+
+    def call(self, event: Event, data: list[Any] | None = None, event_data: Any = None) -> Iterator[dict[str, Any]]:
+        """The server's messages about one event, to its end. Raises httpx.HTTPError where it isn't taken."""
+        body = {
+            "data": event.values() if data is None else data,
+            "fn_index": event.number,
+            "trigger_id": next((target for target, _ in event.targets if target is not None), None),
+            "session_hash": self.session,
+            "event_data": event_data,
+        }
+        if not event.queued:
+            yield self.client.post(f"{API}/run/predict", json=body).raise_for_status().json()
+            return
+        self.client.post(f"{API}/queue/join", json=body).raise_for_status()
+        yield from self.messages()
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """The session's event stream, until the server has no more to say or LONGEST_S is over."""
+        end = time.monotonic() + LONGEST_S
+        with self.client.stream("GET", f"{API}/queue/data", params={"session_hash": self.session}) as stream:
+            for message in messages_in(stream.iter_lines()):
+                yield message
+                if message["msg"] == "close_stream" or time.monotonic() > end:
+                    return
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Keeps the session as an open page does; leaving the block is leaving the page."""
+        with self.client.stream("GET", f"{API}/heartbeat/{self.session}", timeout=LONGEST_S) as stream:
+            next(stream.iter_raw())
+            yield
+
+
+def messages_in(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """The messages of an event stream."""
+    for line in lines:
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def succeeded(messages: list[dict[str, Any]]) -> bool:
+    """Whether the event ended as its handler meant it. (A question may still have been refused in the chat.)"""
+    return any(message["msg"] == "process_completed" and message["success"] for message in messages)
+
+
+def changed(event: Event, values: dict[str, Any]) -> list[Any]:
+    """The event's values, other ones for the components of these kinds or labels. Raises KeyError for one it lacks."""
+    data = event.values()
+    for key, value in values.items():
+        places = [place for place, part in enumerate(event.inputs) if key in (part["type"], part["props"].get("label"))]
+        if not places:
+            raise KeyError(f"{event.name} has no input {key}")
+        data[places[0]] = value
+    return data
+
+
+def description(path: str, name: str, size: int, kind: str = "image/png") -> dict[str, Any]:
+    """Of an uploaded file, as the page sends it with a question."""
+    return {
+        "path": path,
+        "url": None,
+        "orig_name": name,
+        "size": size,
+        "mime_type": kind,
+        "meta": {"_type": "gradio.FileData"},
+    }
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex[:12]
