@@ -37,7 +37,6 @@ SIGNS = tuple(
         r"Exceeds the limit|integer string conversion|int too (large|big)|too large to convert|recursion depth",
         r"not enough values|too many values|dictionary update|embedded null|null (byte|character)",
         r"http_status|detail'|self\.|\*\*\w|__\w+__|\bNone\b",
-        r"\b404: |\b500: |\b40\d:",
     )
 )
 
@@ -59,11 +58,11 @@ def signs_of_programs(text: str) -> list[str]:
 
 def is_plain(text: Any) -> bool:
     """Whether this can be told to a visitor: a sentence or two (a third, short one, may say where more is to be
-    found) without a sign of programs, or what the web calls a refusal, such as "Not Found"."""
+    found) without a sign of programs, or what the web calls a refusal, such as "404: Not Found"."""
     if not isinstance(text, str):
         return False
     text = text.strip()
-    if text in _STANDARD:
+    if re.sub(r"^4\d\d: ", "", text) in _STANDARD:
         return True
     if not text or len(text) > LONGEST or len(_END.findall(text)) > 3:
         return False

@@ -63,8 +63,8 @@ FORGED = (
 NUMBERS = (0, 1, -1, 3, 0.5, -0.5, 10**30, -(10**30), 2**31, 2**63, 1e308, -1e308, math.nan, math.inf, -math.inf, True)
 TEXTS = (
     "", " ", "x", "-5", "1.5", "0", "5", "global", "nan", "²", "٣", "9" * 5000, "\0", "\ud800", "a" * 50_000,
-    "<b>x</b>", "0 0 0 1 1", "0 nan 0 1 1", "5 0 0 1 1", "0 0 0 1", "{}", "null", "pan_and_scan", "<start_of_turn>", "\u202e",
-    "\n" * 500,
+    "<b>x</b>", "0 0 0 1 1", "0 nan 0 1 1", "5 0 0 1 1", "0 0 0 1", "{}", "null", "pan_and_scan", "<start_of_turn>",
+    "\u202e", "\n" * 500,
 )  # fmt: skip
 
 
@@ -77,7 +77,8 @@ def nested(depth: int) -> Any:
 
 JUNK = (
     [], {}, [[]], [None], {"": ""}, {"value": 1}, {"index": 0}, [1, 2, 3], ["x"] * 500, {"text": 1},
-    {"__type__": "update", "value": 1}, {"files": "x"}, {"text": "x"}, {"text": "x", "files": None}, nested(30), nested(300),
+    {"__type__": "update", "value": 1}, {"files": "x"}, {"text": "x"}, {"text": "x", "files": None}, nested(30),
+    nested(300),
 )  # fmt: skip
 
 anything = st.one_of(
@@ -424,9 +425,9 @@ def test_forged_envelopes_are_answered_in_plain_words(events, visitor):
         reply = post(visitor, route, body_of(body))
         bad.look_at(route, wrong, told_by(reply))
         session = body["session_hash"]
-        if reply.status_code == 200 and route == "queue/join" and isinstance(session, str) and session:
-            quoted = session.encode("utf-8", "replace").decode()
-            bad.look_at(route, wrong, told_by_stream(visitor, quoted))
+        # Half of a pair of surrogates is in no address, so nobody can ask for that session's stream.
+        if reply.status_code == 200 and route == "queue/join" and isinstance(session, str) and session != "\ud800":
+            bad.look_at(route, wrong, told_by_stream(visitor, session))
 
     for route, event in (("queue/join", queued), ("run/predict", direct), ("run/predict", queued)):
         for session in HASHES:
@@ -452,22 +453,25 @@ def test_bodies_that_are_no_requests_are_answered_in_plain_words(visitor):
         for kind in ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded", ""):
             reply = post(visitor, route, b'{"data": [], "fn_index": 2, "session_hash": "f"}', kind)
             bad.look_at(route, kind, told_by(reply))
-    for query in ({}, {"session_hash": new_id()}, {"session_hash": f"\0{new_id()}"}, {"session": "x"}):
-        with visitor.client.stream("GET", f"{API}/queue/data", params=query, timeout=5) as stream:
-            if stream.status_code == 200:
-                first = next(messages_in(stream.iter_lines()), {"message": "Not Found"})
-                told = Told(sentences=[first.get("message")])
-            else:
-                stream.read()
-                told = told_by(stream)
-            bad.look_at("queue/data", query, told)
-    for path in ("call/ask/nobody", "call/no_such/nobody", "heartbeat/", "run/", "call/"):
-        reply = visitor.client.get(f"{API}/{path}")
-        refused = [line[6:] for line in reply.text.splitlines() if line.startswith("data: ")]
-        told = Told(reply.status_code, [json.loads(refused[-1])]) if refused else told_by(reply)
-        bad.look_at(path, "GET", told)
+    for session in (new_id(), f"\0{new_id()}", "x" * 3000):
+        bad.look_at("queue/data", session, told_by_get(visitor, "queue/data", {"session_hash": session}))
+    for path in ("queue/data", "call/ask/nobody", "call/no_such/nobody", "heartbeat/", "run/", "call/"):
+        bad.look_at(path, "GET", told_by_get(visitor, path))
     bad.must_be_none()
     assert "hearts" in answer_of(visitor)
+
+
+def told_by_get(visitor: Visitor, path: str, query: dict[str, str] | None = None) -> Told:
+    """The first that a stream says, or the refusal of one."""
+    with visitor.client.stream("GET", f"{API}/{path}", params=query, timeout=SILENT_S) as stream:
+        if stream.status_code != 200:
+            stream.read()
+            return told_by(stream)
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                said = json.loads(line.removeprefix("data: "))
+                return Told(sentences=[said.get("message") if isinstance(said, dict) else said])
+    return Told(complete=False)
 
 
 UPLOADS: tuple[dict[str, Any], ...] = (
@@ -573,7 +577,7 @@ def test_ask_answers_whatever_it_is_sent_in_plain_words(events, visitor):
         "Something failed, line 12.",
         "Exceeds the limit (4300 digits) for integer string conversion.",
         "str is not valid UTF-8: surrogates not allowed",
-        "404: ",
+        "404: Not here",
         "",
         None,
         99,
@@ -606,6 +610,7 @@ def test_what_the_app_says_is_plain():
         "The seed must be a whole number from 0 on, or empty; got -5.",
         "There is no picture file named x.png; check the name and try again.",
         "Not Found",
+        "404: Not Found",
     ]
     assert [text for text in said if not is_plain(text)] == []
     assert not Told(sentences=said).bad()
