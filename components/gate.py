@@ -6,6 +6,7 @@ request may hold is bounded before Gradio reads it, uploads are taken here, and 
 
 import asyncio
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, MutableMapping
@@ -22,6 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from components.examples import FOLDER as EXAMPLES
 from components.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
 from components.uploads import UploadError, Uploads
+
+logger = logging.getLogger(__name__)
 
 NOTHING_HERE = "There is nothing at this address."
 BUSY = "Too many visitors are here at once. Try again in a minute."
@@ -66,9 +69,9 @@ ROUTES = (
     _Route("GET", f"{_API}/upload_progress", "progress"),
     _Route("GET", f"{_API}/heartbeat/{_HASH}", "heartbeat"),
     _Route("POST", f"{_API}/queue/join|{_API}/run/predict/?", "event"),
-    _Route("GET", f"{_API}/queue/data"),
+    _Route("GET", f"{_API}/queue/data", "stream"),
     _Route("POST", f"{_API}/call/(v2/)?ask/?", "call"),
-    _Route("GET", f"{_API}/call/(v2/)?ask/{_HASH}"),
+    _Route("GET", f"{_API}/call/(v2/)?ask/{_HASH}", "stream"),
     _Route("POST", f"{_API}/(cancel|reset)/?", "small"),
 )
 
@@ -81,6 +84,8 @@ class Served(Protocol):
     def num_inputs(self, event: int | str) -> int | None: ...
 
     def num_waiting(self, session: str) -> int: ...
+
+    def is_told(self, name: str) -> bool: ...
 
 
 class Gate:
@@ -109,10 +114,23 @@ class Gate:
             await _refusal(503, BUSY)(scope, receive, send)
             return
         self._requests += 1
+        started = False
+
+        async def sent(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         try:
-            await getattr(self, f"_{route.kind}")(scope, receive, send)
+            await getattr(self, f"_{route.kind}")(scope, receive, sent)
         except RefusedError as refused:
             await _refusal(refused.status, str(refused))(scope, receive, send)
+        except GoneError:
+            return
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], path)
+            if not started:
+                await _refusal(400, UNREADABLE)(scope, receive, send)
         finally:
             self._requests -= 1
 
@@ -152,6 +170,14 @@ class Gate:
             if not self._heartbeats[session]:
                 del self._heartbeats[session]
                 self._uploads.closed(session)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What an event tells: of a browser window, or by the event's own name."""
+        last = scope["path"].rpartition("/")[2]
+        name = _query(scope).get("session_hash", "") if last == "data" else last
+        if not self._served.is_told(name):
+            raise RefusedError(404, NOT_FOUND)
+        await self._passed(scope, receive, send)
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A click in the page. What is put together by hand is refused before it reaches Gradio."""
@@ -193,7 +219,7 @@ class Gate:
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pictures, in the form that browsers send files in; the answer is the list of their paths."""
-        upload_id = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("upload_id", "")
+        upload_id = _query(scope).get("upload_id", "")
         upload = Receiving(self._uploads.folder)
         if upload_id and len(self._receiving) < MAX_REQUESTS:
             self._receiving[upload_id] = upload
@@ -202,8 +228,6 @@ class Gate:
             paths = [await run_in_threadpool(self._add, file, name, bool(upload_id)) for name, file in files]
         except UploadError as error:
             await PlainTextResponse(str(error), error.status)(scope, receive, send)
-        except GoneError:
-            return
         else:
             await JSONResponse(paths)(scope, receive, send)
         finally:
@@ -221,7 +245,7 @@ class Gate:
 
     async def _progress(self, scope: Scope, receive: Receive, send: Send) -> None:
         """How much of an upload has arrived, for its progress bar."""
-        upload_id = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("upload_id", "")
+        upload_id = _query(scope).get("upload_id", "")
 
         async def told() -> AsyncIterator[str]:
             upload, said = self._receiving.get(upload_id), 0
@@ -242,6 +266,10 @@ class Gate:
             await send(message)
 
         return send_with_headers
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    return dict(parse_qsl(scope["query_string"].decode("latin-1")))
 
 
 def _json(body: bytes) -> dict[str, Any]:

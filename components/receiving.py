@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope
 
-from components.uploads import MAX_FILE_BYTES, UploadError
+from components.uploads import MAX_FILE_BYTES, UploadError, shown
 
 UNREADABLE = "This request can't be read. Reload the page and try again."
 TOO_LARGE = "This is more than one request may hold. Send less at a time."
@@ -114,7 +114,7 @@ class Receiving:
         self._in_file += end - start
         if self._in_file > MAX_FILE_BYTES:
             limit = f"{MAX_FILE_BYTES // 1_000_000} MB"
-            raise UploadError(f"{self.name[-40:]} is larger than {limit}. Make it smaller and try again.", 413)
+            raise UploadError(f"“{shown(self.name)}” is larger than {limit}. Make it smaller and try again.", 413)
         self._file.write(data[start:end])
 
     def _close(self) -> None:

@@ -113,6 +113,12 @@ class Page(gr.Blocks):
         """Events of a browser window that have not ended."""
         return len(self._queue.pending_event_ids_session.get(session, ()))
 
+    def is_told(self, name: str) -> bool:
+        """Whether there is anything to tell a browser window, or somebody who knows an event's name."""
+        queue = self._queue
+        known = name in queue.pending_messages_per_session or name in queue.event_ids_to_events
+        return known or any(name in events for events in queue.pending_event_ids_session.values())
+
     async def process_api(  # type: ignore[override]
         self, block_fn: Any, inputs: list[Any], **options: Any
     ) -> dict[str, Any]:
@@ -197,7 +203,9 @@ class Page(gr.Blocks):
     def launch(self, *args: Any, **options: Any) -> Any:
         declare_avif()
         allow_open_files(2 * _MAX_CONNECTIONS)
-        limit_logs("uvicorn.error", "asyncio", "components.asking", "components.looking", __name__)
+        limit_logs(
+            "uvicorn.error", "asyncio", *(f"components.{name}" for name in ("asking", "looking", "gate", "serving"))
+        )
         self._launching = threading.get_ident()
         return super().launch(*args, **{**launch_options(self), **options})
 

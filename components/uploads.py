@@ -82,7 +82,7 @@ class Uploads:
             try:
                 check_picture(temporary)
             except Gemma3Error as error:
-                raise UploadError(f"{_shown(name)}: {error}", 415) from None
+                raise UploadError(f"“{shown(name)}” is not added. {error}", 415) from None
             with open(temporary, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             path = self.folder / digest / _safe(name)
@@ -215,5 +215,6 @@ def _safe(name: str) -> str:
     return stem[:_MAX_NAME] + ending[:10]
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A file's name as a message may hold it."""
     return _safe(name)[-40:]

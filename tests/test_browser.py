@@ -215,7 +215,7 @@ def test_what_is_no_picture_is_told_as_it_is_added(page, tmp_path, content, says
     broken.write_bytes(content)
     write(page, "Hello")
     page.locator("#composer input[type=file]").set_input_files(str(broken))
-    page.get_by_text(re.compile(rf"broken\.png: .*{says}")).first.wait_for()
+    page.get_by_text(re.compile(rf"broken\.png” is not added\. .*{says}")).first.wait_for()
     assert composer_holds(page) == ("Hello", 0)
     send(page)
     assert answered(page) is not None
@@ -422,7 +422,7 @@ def test_every_picture_that_is_refused_is_told_why(page, tmp_path):
 
     (tmp_path / "huge.png").write_bytes(png_header(9000, 8000))
     page.locator("#composer input[type=file]").set_input_files(str(tmp_path / "huge.png"))
-    page.get_by_text(re.compile(r"huge\.png: .*at most 64 are accepted")).first.wait_for()
+    page.get_by_text(re.compile(r"huge\.png” is not added\. .*at most 64 are accepted")).first.wait_for()
     night = (EXAMPLES / "night.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(night[: len(night) // 2])
     write(page, "What is this?", tmp_path / "cut.png")

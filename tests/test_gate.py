@@ -201,7 +201,7 @@ def test_uploads_arrive_and_only_pictures_stay(page, client):
     first, second = reply.json()
     assert Path(first).read_bytes() == Path(second).read_bytes() == NIGHT
     assert client.get(f"/gradio_api/file={first}").content == NIGHT
-    reason = "notes.png: These 5 bytes are not a picture that can be read."
+    reason = "“notes.png” is not added. These 5 bytes are not a picture that can be read."
     reply = upload(client, ("notes.png", b"words"), params={"upload_id": "two"})
     assert reply.status_code == 415
     assert reply.text.startswith(reason)
@@ -218,7 +218,7 @@ def test_uploads_are_bounded(page, client, monkeypatch):
     monkeypatch.setattr(receiving, "MAX_FILE_BYTES", len(NIGHT) - 1)
     large = upload(client, ("night.png", NIGHT))
     assert large.status_code == 413
-    assert large.text.startswith("night.png is larger than")
+    assert large.text.startswith("“night.png” is larger than")
     monkeypatch.setattr(receiving, "MAX_UPLOAD_BYTES", 100)
     assert upload(client, ("night.png", NIGHT)).status_code == 413
     for body in (b"", b"--x", b"--x--", b"\0" * 50):
