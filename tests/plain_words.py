@@ -24,6 +24,7 @@ SIGNS = tuple(
         r"[Vv]alidation error|[Ff]ield required|Input should be|type=\w+|input_value|string_type|_type'|errors\.",
         r"pydantic|starlette|fastapi|uvicorn|orjson|anyio|asyncio|httpx|gradio|torch\b|numpy|jinja2|PIL\b",
         r"\b(gemma3_core|components)\.\w+",
+        r": ?[.!]",  # a reason was to follow, and there was none
         r"Errno|errno",
         r"\bline \d+(?! of\b)|File \"",
         r"(?<![\w.:/])/(tmp|usr|work|home|root|etc|var|opt|proc|dev|mnt|app)\b",

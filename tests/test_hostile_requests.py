@@ -578,6 +578,7 @@ def test_ask_answers_whatever_it_is_sent_in_plain_words(events, visitor):
         "Exceeds the limit (4300 digits) for integer string conversion.",
         "str is not valid UTF-8: surrogates not allowed",
         "404: Not here",
+        "The picture can't be read: .",
         "",
         None,
         99,

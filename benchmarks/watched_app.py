@@ -1,0 +1,158 @@
+"""`python app.py` in a process of its own, and what that process takes of the machine (Linux)."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.demo_app import ROOT, _free_port
+
+READY_WITHIN_S = 120.0
+_DEMO_MODEL = ROOT / "assets" / "demo_model"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What the app's process holds at one moment: memory and disk in bytes, the others as counts."""
+
+    memory: int
+    threads: int
+    descriptors: int
+    connections: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class WatchedApp:
+    """A running app. All its temporary files are in `folder`, what it says in `log`."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+    log: Path
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        return self._status("VmRSS") * 1024
+
+    def peak(self) -> int:
+        """Most resident bytes since the start, or since `forget_peak`."""
+        return self._status("VmHWM") * 1024
+
+    def forget_peak(self) -> None:
+        """`peak` begins anew with what is resident now."""
+        (self._of_process() / "clear_refs").write_text("5")
+
+    def limit_data(self, more: int) -> None:
+        """Lets the process's data grow by so many bytes from now on: what asks for more fails there."""
+        limit = self._status("VmData") * 1024 + more
+        resource.prlimit(self.process.pid, resource.RLIMIT_DATA, (limit, limit))
+
+    def taken(self) -> Taken:
+        links = self._links()
+        sockets = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+        return Taken(
+            memory=self.memory(),
+            threads=self._status("Threads"),
+            descriptors=len(links),
+            connections=len(sockets & _connected()),
+            disk=_bytes_under(self.folder),
+        )
+
+    def _of_process(self) -> Path:
+        return Path("/proc") / str(self.process.pid)
+
+    def _status(self, name: str) -> int:
+        found = re.search(rf"^{name}:\s+(\d+)", (self._of_process() / "status").read_text(), re.MULTILINE)
+        if found is None:
+            raise RuntimeError(f"this system does not tell {name} of a process, or the app has ended")
+        return int(found[1])
+
+    def _links(self) -> list[str]:
+        """Where the process's descriptors lead to; one may be closed while they are read."""
+        links = []
+        for entry in (self._of_process() / "fd").iterdir():
+            try:
+                links.append(os.readlink(entry))
+            except FileNotFoundError:
+                continue
+        return links
+
+
+@contextmanager
+def watched_app(*arguments: str, **environment: str) -> Iterator[WatchedApp]:
+    """The app around the demo model alone, ready to be asked; it is gone when the block is left."""
+    with tempfile.TemporaryDirectory(prefix="watched-app-") as name:
+        folder, log = Path(name) / "temporary", Path(name) / "log"
+        (folder / "uploads").mkdir(parents=True)
+        port = _free_port()
+        command = [sys.executable, "app.py", "--model", str(_DEMO_MODEL), "--device", "cpu", "--host", "127.0.0.1"]
+        own = {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "uploads"), "HF_HUB_OFFLINE": "1"}
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                [*command, "--port", str(port), *arguments],
+                cwd=ROOT,
+                env={**os.environ, **own, **environment},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+        app = WatchedApp(f"http://127.0.0.1:{port}", process, folder, log)
+        try:
+            _wait_until_ready(app)
+            yield app
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=20)
+
+
+def _wait_until_ready(app: WatchedApp) -> None:
+    end = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < end:
+        if not app.alive():
+            raise RuntimeError(f"app.py ended with {app.process.returncode}: {app.log.read_text()[-2000:]}")
+        try:
+            if httpx.get(app.url, timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the page was not ready within {READY_WITHIN_S:g} s")
+
+
+def _connected() -> set[str]:
+    """The inodes of all sockets of this machine that are open TCP connections."""
+    listening = "0A"
+    found = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            fields = line.split()
+            if fields[3] != listening:
+                found.add(fields[9])
+    return found
+
+
+def _bytes_under(folder: Path) -> int:
+    """Of all files; one may go while they are counted."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(parent) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total

@@ -1,0 +1,145 @@
+"""Large pictures: what one question, and several at once, make the server hold is bounded, and others notice little.
+
+A PNG of one color, 64 megapixels in some 200 KB, takes 192 MB and more once it is decoded. The server runs in a process
+of its own, with a limit on its memory.
+"""
+
+import statistics
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from plain_words import failures_in, is_plain
+from running_app import EXAMPLES
+
+from benchmarks.visitors import PageEvents, Visitor, answered, read_events
+from benchmarks.watched_app import WatchedApp, watched_app
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from Linux's /proc")
+
+SIDE = 8000  # pixels; 64 megapixels are the most that a picture may have
+ONE_QUESTION, SEVERAL_QUESTIONS = 600_000_000, 900_000_000  # bytes that they may make the server hold
+SERVER_MAY_GROW = 2_500_000_000  # bytes of data; beyond that the system gives it nothing
+AT_ONCE = 4
+SMALL_QUESTIONS = 7
+TIMES_USUAL = 2.0
+
+
+def large_png(color: tuple[int, int, int]) -> bytes:
+    """SIDE x SIDE pixels of one color. Written by hand: they never are in memory."""
+    packer = zlib.compressobj(6)
+    row = b"\0" + bytes(color) * SIDE
+    packed = b"".join([*(packer.compress(row) for _ in range(SIDE)), packer.flush()])
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
+    written = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+@pytest.fixture(scope="module")
+def large_files() -> list[bytes]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(large_png, [(30 * number, 200, 255 - 30 * number) for number in range(8)]))
+
+
+@pytest.fixture
+def app() -> Iterator[WatchedApp]:
+    with watched_app() as running:
+        with Visitor(running.url) as visitor:
+            assert small_question(running, read_events(visitor.client)) > 0  # what torch sets up once is no one's cost
+        running.limit_data(SERVER_MAY_GROW)
+        yield running
+
+
+def small_question(app: WatchedApp, events: PageEvents) -> float:
+    """Seconds until a new visitor has the answer to a question about a small picture."""
+    with Visitor(app.url, events) as visitor:
+        file = visitor.upload("hearts.png", (EXAMPLES / "hearts.png").read_bytes())
+        start = time.monotonic()
+        messages = visitor.ask("How many hearts are there?", [file])
+        seconds = time.monotonic() - start
+    assert answered(messages), list(failures_in(messages))
+    return seconds
+
+
+def ask_about(app: WatchedApp, events: PageEvents, files: list[bytes], times: int = 1) -> tuple[str, object]:
+    """`/ask` about these files, each named so many times; what came of it."""
+    with Visitor(app.url, events) as visitor:
+        uploads = [visitor.upload(f"large{number}.png", data) for number, data in enumerate(files)]
+        return visitor.ask_by_name("What color is this?", uploads * times, longest=4)
+
+
+def answered_or_refused(outcome: tuple[str, object]) -> bool:
+    """An answer, or one sentence or two that say why there is none."""
+    kind, said = outcome
+    return kind == "complete" or (kind == "error" and is_plain(said))
+
+
+def test_the_files_are_small_and_large(large_files):
+    from io import BytesIO
+
+    from PIL import Image
+
+    assert len(set(large_files)) == 8
+    assert all(150_000 < len(file) < 250_000 for file in large_files)
+    picture = Image.open(BytesIO(large_files[2]))
+    assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
+    assert picture.getpixel((SIDE - 1, SIDE - 1)) == (60, 200, 195)
+
+
+@pytest.mark.parametrize("which", ["one file named 16 times", "eight different files"])
+def test_one_question_about_large_pictures_is_bounded(app, large_files, which):
+    with Visitor(app.url) as visitor:
+        events = read_events(visitor.client)
+    before = app.memory()
+    app.forget_peak()
+    files, times = (large_files[:1], 16) if which.startswith("one") else (large_files, 1)
+    outcome = ask_about(app, events, files, times)
+    assert app.alive(), f"the server ended with {app.process.wait()}"
+    more = app.peak() - before
+    print(f"{which}: {outcome}, {more / 1e6:.0f} MB more")
+    assert answered_or_refused(outcome), outcome
+    assert more <= ONE_QUESTION, f"{more / 1e6:.0f} MB more; {outcome}"
+    assert small_question(app, events) > 0
+
+
+def test_several_such_questions_at_once_are_bounded_and_others_notice_little(app, large_files):
+    """They are asked again and again, from sessions of their own, as long as another visitor asks small questions."""
+    with Visitor(app.url) as visitor:
+        events = read_events(visitor.client)
+    usual = statistics.median(small_question(app, events) for _ in range(SMALL_QUESTIONS))
+    before = app.memory()
+    app.forget_peak()
+    enough = threading.Event()
+
+    def insist(number: int) -> list[tuple[str, object]]:
+        outcomes = []
+        while not enough.is_set() and len(outcomes) < 100:
+            files, times = (large_files[:1], 16) if number % 2 else (large_files, 1)
+            outcomes.append(ask_about(app, events, files, times))
+        return outcomes
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        insisting = [pool.submit(insist, number) for number in range(AT_ONCE)]
+        try:
+            time.sleep(0.5)
+            meanwhile = statistics.median(small_question(app, events) for _ in range(SMALL_QUESTIONS))
+        finally:
+            enough.set()
+        outcomes = [outcome for one in insisting for outcome in one.result()]
+    assert app.alive(), f"the server ended with {app.process.wait()}"
+    more = app.peak() - before
+    figures = (
+        f"{more / 1e6:.0f} MB more; {usual:.2f} s as usual, {meanwhile:.2f} s meanwhile; {len(outcomes)} questions"
+    )
+    print(figures)
+    assert [outcome for outcome in outcomes if not answered_or_refused(outcome)] == []
+    assert more <= SEVERAL_QUESTIONS, figures
+    assert meanwhile <= TIMES_USUAL * usual, figures
