@@ -140,6 +140,9 @@ class Page(gr.Blocks):
         except Exception:
             logger.exception("a handler failed")
             raise gr.Error(UNEXPECTED, print_exception=False) from None
+        finally:
+            if (state := options.get("state")) is not None:
+                state.config_values.clear()  # 150 kB a window, which Gradio keeps for the links that are not there
 
     async def preprocess_data(self, *args: Any, **options: Any) -> list[Any]:
         """As in gr.Blocks, but what can't be a component's value is told in one sentence."""

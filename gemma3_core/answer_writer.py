@@ -107,15 +107,22 @@ class AnswerWriter:
         yield DoneEvent("".join(pieces), stats, tuple(token_ids))
 
     def _encode(self, prompt: Prompt, reused: int) -> Generator[Event, None, torch.Tensor | None]:
-        """Soft tokens of the tiles behind the `reused` tokens, a few at a time, so that Stop need not wait for all."""
+        """Soft tokens of the tiles behind the `reused` tokens, a few at a time, so that Stop need not wait for all.
+
+        Equal tiles are encoded once.
+        """
         known = int(prompt.token_type_ids[:, :reused].sum()) // self._processor.image_seq_length
-        tiles, parts = prompt.all_tiles()[known:], []
+        tiles = dict(zip(prompt.digests()[known:], prompt.all_tiles()[known:], strict=True))
+        different, parts = list(tiles.values()), []
         per_pass = _TILES_PER_PASS_ON_CPU if self._on_cpu else _TILES_PER_PASS
-        for start in range(0, len(tiles), per_pass):
+        for start in range(0, len(different), per_pass):
             crops = f" and {_count(prompt.num_crops, 'crop')}" if prompt.num_crops else ""
             yield StageEvent("encoding", f"Encoding {_count(len(prompt.pictures), 'picture')}{crops}")
-            parts.append(encode(self._model, self._processor, tiles[start : start + per_pass]))
-        return torch.cat(parts) if parts else None
+            parts.append(encode(self._model, self._processor, different[start : start + per_pass]))
+        if not parts:
+            return None
+        places = {digest: place for place, digest in enumerate(tiles)}
+        return torch.cat(parts)[[places[digest] for digest in prompt.digests()[known:]]]
 
     @property
     def _on_cpu(self) -> bool:

@@ -597,7 +597,7 @@ def test_bfloat16_answers_pictures_too(chat_folder):
     assert answer(half, ask("what", picture(1))).stats.dtype == "bfloat16"
 
 
-def test_one_file_named_twice_is_decoded_once(engine, tmp_path, monkeypatch):
+def test_one_file_named_twice_is_decoded_and_encoded_once(engine, tmp_path, monkeypatch):
     from gemma3_core import prompts
 
     path, other = tmp_path / "same.png", tmp_path / "other.png"
@@ -606,9 +606,12 @@ def test_one_file_named_twice_is_decoded_once(engine, tmp_path, monkeypatch):
     (tmp_path / "copy.png").write_bytes(path.read_bytes())
     decoded, load = [], prompts.load_image
     monkeypatch.setattr(prompts, "load_image", lambda source: decoded.append(source) or load(source))
+    encoded, encode = [], answer_writer.encode
+    monkeypatch.setattr(answer_writer, "encode", lambda *given: encoded.extend(given[2]) or encode(*given))
     named = (path, other, path, tmp_path / "copy.png")
     one = answer(engine, ask("what is this", *named))
     assert decoded == [path, other]
+    assert len(encoded) == 2
     assert one.stats.num_images == 4
     monkeypatch.undo()
     each = answer(engine, ask("what is this", picture(1), picture(2), picture(1), picture(1)))
