@@ -75,7 +75,7 @@ def _print_demo(figures: dict[str, Any]) -> None:
 def _print_one_billion(reports: list[dict[str, Any]]) -> None:
     print("| 1B shape, tokens a second | ours | transformers | ours / transformers |\n|---|---|---|---|")
     for report in reports:
-        for part in ("prefill", "decode"):
+        for part in ("prefill", "decode", "sampled decode"):
             row = report[part]
             print(f"| {part}, {report['dtype']} | {row['ours']} | {row['transformers']} | {row['ratio']} |")
 

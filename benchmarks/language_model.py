@@ -33,6 +33,8 @@ ONE_BILLION = Gemma3TextConfig.from_dict(
 )
 
 GREEDY = SamplingSettings(temperature=0.0)
+PUBLISHED = SamplingSettings(temperature=1.0, top_k=64, top_p=0.95, seed=0)
+"""The published generation_config.json."""
 
 
 def random_model(config: Gemma3TextConfig, dtype: torch.dtype, seed: int = 0) -> Gemma3ForCausalLM:
@@ -68,7 +70,7 @@ def reference_model(ours: Gemma3ForCausalLM) -> Any:
 
 
 def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int, int4: bool = False) -> dict[str, Any]:
-    """Tokens a second of both, and ours over theirs, for prefill and decode.
+    """Tokens a second of both, and ours over theirs: prefill, greedy decode, and decode sampled as published.
 
     With `int4` both have int4 weights with group size 128, the head's too; `dtype` is the activations'.
     """
@@ -81,13 +83,15 @@ def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int
     actions: dict[str, Callable[[], Any]] = {
         "prefill/ours": lambda: prefill(ours, KVCache(ONE_BILLION, prompt_tokens), input_ids=prompt),
         "prefill/transformers": lambda: _their_prefill(theirs, prompt),
-        "decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens),
-        "decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens),
+        "decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens, GREEDY),
+        "decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens, GREEDY),
+        "sampled decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens, PUBLISHED),
+        "sampled decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens, PUBLISHED),
     }
     with torch.inference_mode():
         difference = _relative_difference(ours, theirs, prompt[:, :64])
         seconds = in_turns(actions, rounds)
-    tokens = {"prefill": prompt_tokens, "decode": new_tokens}
+    tokens = {"prefill": prompt_tokens, "decode": new_tokens, "sampled decode": new_tokens}
     name = str(dtype).removeprefix("torch.")
     report: dict[str, Any] = {"dtype": f"int4, {name}" if int4 else name, "logits_differ_by": difference}
     for part, count in tokens.items():
@@ -119,15 +123,17 @@ def quantize_reference(model: Any) -> None:
     quantize_(model, config, filter_fn=chosen)
 
 
-def _our_decoding(model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int) -> Callable[[], None]:
-    cache = KVCache(model.config, 8192)
+def _our_decoding(
+    model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int, sampling: SamplingSettings
+) -> Callable[[], None]:
+    generator, cache = sampling.generator(model.device), KVCache(model.config, 8192)
     prefill(model, cache, input_ids=prompt)
 
     def run() -> None:
         token = prompt[:, -1]
         for _ in range(new_tokens):
             position = torch.tensor([cache.length])
-            token = sample(decode_step(model, cache, token, position), GREEDY, None)
+            token = sample(decode_step(model, cache, token, position), sampling, generator)
 
     return run
 
@@ -137,7 +143,13 @@ def _their_prefill(model: Any, prompt: torch.Tensor) -> Any:
         return model(input_ids=prompt, use_cache=True, logits_to_keep=1)
 
 
-def _their_decoding(model: Any, prompt: torch.Tensor, new_tokens: int) -> Callable[[], None]:
+def _their_decoding(
+    model: Any, prompt: torch.Tensor, new_tokens: int, sampling: SamplingSettings
+) -> Callable[[], None]:
+    """As its generate does: float32 logits, then the most likely token, or its processors and a draw."""
+    from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+    processors = LogitsProcessorList([TopKLogitsWarper(sampling.top_k), TopPLogitsWarper(sampling.top_p)])
     cache = _their_prefill(model, prompt).past_key_values
 
     def run() -> None:
@@ -145,7 +157,11 @@ def _their_decoding(model: Any, prompt: torch.Tensor, new_tokens: int) -> Callab
         with torch.inference_mode():
             for _ in range(new_tokens):
                 out = model(input_ids=token, past_key_values=cache, use_cache=True)
-                token = out.logits[:, -1].float().argmax(-1, keepdim=True)  # as its generate does
+                logits = out.logits[:, -1].float()
+                if sampling.greedy:
+                    token = logits.argmax(-1, keepdim=True)
+                else:
+                    token = torch.multinomial(processors(token, logits).softmax(-1), 1)
 
     return run
 

@@ -12,7 +12,7 @@ from gemma3_core.confidence import TokenChoice, token_choice
 from gemma3_core.events import DoneEvent, Event, ModelInfo, StageEvent, Stats, TokenEvent
 from gemma3_core.generation import (
     PREFILL_CHUNK_SIZE,
-    CachedReader,
+    Decoder,
     Plan,
     PrefillProgress,
     generate_steps,
@@ -151,7 +151,7 @@ class AnswerWriter:
         if soft_tokens is not None:
             fields["soft_tokens"] = soft_tokens
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
-        reader = CachedReader(model, cache, fields, chunk)
+        reader = Decoder(model, cache, fields, chunk)
         plan = Plan(settings, request.max_new_tokens, stops)
         try:
             for step in generate_steps(reader, plan, settings.generator(model.device), ids):

@@ -16,7 +16,7 @@ from gemma3_core.masks import PADDING
 _LEAST_GROWTH = 256
 
 
-class _FullColumns:
+class GrowingBuffer:
     """Columns along `dim`, kept for good.
 
     Room is taken for `reserve` columns at once. Beyond them it grows by a quarter: copies stay rare, and at
@@ -52,7 +52,7 @@ class _FullColumns:
         return min(room, self._most) if end <= self._most else room
 
 
-class _RingColumns:
+class RingBuffer:
     """The last `window` columns along `dim`: column c lies in slot c % window."""
 
     def __init__(self, dim: int, window: int):
@@ -125,16 +125,16 @@ class KVCache:
         self._blocks = {kind: self._columns(kind, 1, reserve) for kind in (LOCAL, GLOBAL)}
         self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def _columns(self, layer_type: str, dim: int, reserve: int) -> _FullColumns | _RingColumns:
+    def _columns(self, layer_type: str, dim: int, reserve: int) -> GrowingBuffer | RingBuffer:
         window = self._config.window(layer_type)
         if window is not None:
-            return _RingColumns(dim, window)
-        return _FullColumns(dim, reserve, self._config.max_position_embeddings)
+            return RingBuffer(dim, window)
+        return GrowingBuffer(dim, reserve, self._config.max_position_embeddings)
 
     def reserve(self, tokens: int) -> None:
         """Says that up to `tokens` tokens will be read in all: when room is next taken, it is taken for that many."""
         for columns in self._all_columns():
-            if isinstance(columns, _FullColumns):
+            if isinstance(columns, GrowingBuffer):
                 columns.reserve = max(columns.reserve, tokens)
 
     @property
@@ -147,22 +147,22 @@ class KVCache:
         """Memory of all tensors that the cache holds, room not yet used included."""
         return sum(columns.num_bytes for columns in self._all_columns())
 
-    def _all_columns(self) -> Iterator[_FullColumns | _RingColumns]:
+    def _all_columns(self) -> Iterator[GrowingBuffer | RingBuffer]:
         yield from (*self._keys, *self._values, *self._positions.values(), *self._blocks.values())
 
     def get_seq_length(self) -> int:
         """Tokens read so far, padding included (the name that transformers' caches use)."""
         return self.length
 
-    def holds_first(self, tokens: int) -> bool:
-        """Whether the cache can go back to its first `tokens` tokens: not once a ring has lost what these would see."""
+    def can_truncate(self, tokens: int) -> bool:
+        """Whether all but the first `tokens` tokens can be dropped: not once a ring has overwritten their window."""
         window = self._config.window(LOCAL)
         return tokens == self.length or (tokens < self.length and (window is None or self.length <= window))
 
-    def go_back(self, tokens: int) -> None:
-        """Forgets all but the first `tokens` tokens. Raises ValueError where `holds_first` is false."""
-        if not self.holds_first(tokens):
-            raise ValueError(f"a cache of {self.length} tokens can't go back to {tokens}")
+    def truncate(self, tokens: int) -> None:
+        """Drops all but the first `tokens` tokens. Raises ValueError if `can_truncate` is false."""
+        if not self.can_truncate(tokens):
+            raise ValueError(f"a cache of {self.length} tokens can't be truncated to {tokens}")
         self.length = tokens
 
     def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:

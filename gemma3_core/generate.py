@@ -10,12 +10,12 @@ from gemma3_core.cache import KVCache
 from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.generation import (
     PREFILL_CHUNK_SIZE,
-    CachedReader,
+    AnyDecoder,
+    Decoder,
     Plan,
     PrefillProgress,
-    Reader,
     Step,
-    UncachedReader,
+    UncachedDecoder,
     check_length,
     generate_steps,
 )
@@ -98,9 +98,9 @@ class GenerationMixin:
         _check_combination(config, beside)
         prompt = prepare_inputs(self, given, config, past_key_values)
         plan = _plan(self, config, beside, prompt)
-        reader, cache = _reader(self, config, beside, prompt, plan)
+        decoder, cache = _decoder(self, config, beside, prompt, plan)
         numbers = _random_numbers(self, beside, plan)
-        steps = generate_steps(reader, plan, numbers, prompt.ids, prompt.mask)
+        steps = generate_steps(decoder, plan, numbers, prompt.ids, prompt.mask)
         result = _collected(steps, config, prompt.ids, streamer)
         result.past_key_values = cache
         # Ids go back to where they came from; transformers reads them on the model's device too.
@@ -185,13 +185,14 @@ def _plan(model: Any, config: GenerationConfig, beside: _Beside, prompt: Generat
     if not all(type(token) is int and token >= 0 for token in stops):
         raise UnsupportedOptionError(f"eos_token_id must be an id or a list of ids, got {config.eos_token_id!r}.")
     return Plan(
-        sampling=config.rule(beside.seed),
+        sampling=config.sampling_params(beside.seed),
         max_new_tokens=new_tokens,
         stop_ids=stops,
         min_new_tokens=least,
         stop_strings=None if strings is None else StopStrings(strings, beside.tokenizer),  # type: ignore[arg-type]
         # As in transformers, rows are filled up only where stop ids are given, be it an empty list.
         pad_id=None if config.eos_token_id is None else config.pad_id,
+        with_scores=bool(config.output_scores),
     )
 
 
@@ -220,18 +221,18 @@ def _new_tokens(model: Any, config: GenerationConfig, prompt: GenerationInputs) 
     return new_tokens
 
 
-def _reader(
+def _decoder(
     model: Any, config: GenerationConfig, beside: _Beside, prompt: GenerationInputs, plan: Plan
-) -> tuple[Reader, KVCache | None]:
-    """How tokens are read, and the cache that they go into."""
+) -> tuple[AnyDecoder, KVCache | None]:
+    """The decoder that reads the tokens, and its KV cache."""
     if config.use_cache is False:
         if "inputs_embeds" in prompt.fields:
             raise UnsupportedOptionError("inputs_embeds need the cache: new tokens have ids only. Leave use_cache out.")
-        return UncachedReader(model, prompt.fields), None
+        return UncachedDecoder(model, prompt.fields), None
     cache = beside.past_key_values if beside.past_key_values is not None else KVCache(model.text_config)
     cache.reserve(max(prompt.past + prompt.unread + plan.max_new_tokens, config.max_cache_len or 0))
     chunk = PREFILL_CHUNK_SIZE if config.prefill_chunk_size is None else config.prefill_chunk_size
-    return CachedReader(model, cache, prompt.fields, chunk), cache
+    return Decoder(model, cache, prompt.fields, chunk), cache
 
 
 def _random_numbers(model: Any, beside: _Beside, plan: Plan) -> torch.Generator | None:
@@ -255,8 +256,8 @@ def _collected(
         if isinstance(step, PrefillProgress):
             continue
         tokens.append(step.tokens)
-        # Copies: what the model made was made for inference only, and one greedy tensor is both.
-        if config.output_scores:
+        # Copies: the model made inference tensors, and greedy scores may be the logits themselves.
+        if step.scores is not None:
             scores.append(step.scores.float().clone())
         if config.output_logits:
             logits.append(step.logits.float().clone())

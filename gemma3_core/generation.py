@@ -1,4 +1,4 @@
-"""Prefill, decode and generate: plain functions over a model; tokens come as they are made."""
+"""Prefill, decode and generate: plain functions over a model that yield tokens one by one."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from gemma3_core.errors import ContextLengthError, UnsupportedOptionError
 from gemma3_core.masks import image_blocks
 from gemma3_core.outputs import CausalLMOutput
 from gemma3_core.prompt_chunks import PicturesByColumn, chunk_ends, soft_token_places
-from gemma3_core.sampling import SamplingRule, choose, processed, seen_tokens
+from gemma3_core.sampling import SamplingParams, process_logits, sample, seen_tokens
 from gemma3_core.stopping import StopStrings
 
 PREFILL_CHUNK_SIZE = 1024
-"""Tokens that one pass over a prompt reads: enough to keep a GPU busy; memory for masks and attention grows with it."""
+"""Prompt tokens per pass: enough to keep a GPU busy. Memory for masks and attention grows with it."""
 
 _BY_COLUMN = ("input_ids", "inputs_embeds", "token_type_ids")
 _PICTURES = ("pixel_values", "soft_tokens")
@@ -36,18 +36,18 @@ class LanguageModel(Protocol):
 
 
 def check_length(config: Gemma3TextConfig, prompt_tokens: int, new_tokens: int) -> None:
-    """ContextLengthError where prompt and answer together do not fit the model's context."""
+    """Raises ContextLengthError if prompt and answer together exceed the model's context."""
     room = config.max_position_embeddings
     if prompt_tokens + new_tokens > room:
         raise ContextLengthError(
-            f"The conversation has {prompt_tokens:,} tokens and up to {new_tokens:,} are asked for; "
-            f"together they may be {room:,}. Shorten the text, send fewer pictures, or start a new conversation."
+            f"The conversation has {prompt_tokens:,} tokens and the answer may add {new_tokens:,}, but the model's "
+            f"context is {room:,}. Shorten the text, send fewer pictures, or start a new conversation."
         )
 
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """How far a prompt has been read, in tokens a row (padding included, without what the cache held before)."""
+    """How far a prompt has been read, in tokens per row: with padding, without tokens the cache already held."""
 
     read: int
     total: int
@@ -55,7 +55,7 @@ class PrefillProgress:
 
 @torch.inference_mode()
 def prefill(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
-    """Reads a prompt into `cache` in one pass; logits [B, vocabulary] of the token after its last.
+    """Reads a prompt into `cache` in one pass; returns logits [B, vocabulary] of the next token.
 
     `inputs` are the processor's: input_ids [B, T] (or inputs_embeds [B, T, E]), attention_mask [B, past + T]
     (left padding), and with pictures token_type_ids and pixel_values (or soft_tokens in their place).
@@ -67,7 +67,7 @@ def prefill(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor
 
 
 def prompt_length(inputs: dict[str, Any]) -> int:
-    """Tokens a row of a prompt that is given as ids or as embeddings."""
+    """Tokens per row of a prompt given as ids or as embeddings."""
     prompt = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     return prompt.shape[1]
 
@@ -75,16 +75,16 @@ def prompt_length(inputs: dict[str, Any]) -> int:
 def prefill_in_chunks(
     model: LanguageModel, cache: KVCache, chunk_size: int = PREFILL_CHUNK_SIZE, **inputs: Any
 ) -> Iterator[tuple[PrefillProgress, torch.Tensor]]:
-    """What `prefill` does, a chunk at a time: after each, how far it has got and the logits of the token after it.
+    """`prefill`, one chunk at a time: yields the progress and the logits of the next token after each chunk.
 
     The last logits equal those of one pass. Pictures are encoded with the chunk that reads them. Closing
-    the iterator ends the work after a chunk; the cache then holds what was read. See `chunk_ends`.
+    the iterator stops the work after a chunk; the cache keeps the tokens read so far. See `chunk_ends`.
     Raises PromptError, UnsupportedOptionError.
     """
     unknown = set(inputs) - {*_BY_COLUMN, *_PICTURES, "attention_mask", "position_ids"}
     if unknown or not isinstance(chunk_size, int) or chunk_size < 1:
         what = f"inputs {sorted(unknown)}" if unknown else f"chunks of {chunk_size} tokens; the least is 1"
-        raise UnsupportedOptionError(f"Prefill in chunks does not know {what}.")
+        raise UnsupportedOptionError(f"Prefill in chunks does not support {what}.")
     given = {name: value for name, value in inputs.items() if value is not None}
     total = prompt_length(given)
     if total <= chunk_size:
@@ -120,27 +120,27 @@ def _read(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
 def decode_step(
     model: LanguageModel, cache: KVCache, token_ids: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Reads one token a row [B] at rotary positions [B]; logits [B, vocabulary] of the next."""
+    """Reads one token per row [B] at rotary positions [B]; returns logits [B, vocabulary] of the next token."""
     out = model(input_ids=token_ids[:, None], position_ids=position_ids[:, None], past_key_values=cache, use_cache=True)
     assert out.logits is not None
     return out.logits[:, -1]
 
 
-class Reader(Protocol):
-    """How a prompt and then each new token is read; either way logits [B, vocabulary] of the token after."""
+class AnyDecoder(Protocol):
+    """Prefills a prompt and decodes new tokens; both return logits [B, vocabulary] of the next token."""
 
-    def read_prompt(self) -> Generator[PrefillProgress, None, torch.Tensor]: ...
-    def read(self, tokens: torch.Tensor) -> torch.Tensor: ...
+    def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]: ...
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
 
-class CachedReader:
-    """Reads each token once, into a cache; the prompt in chunks."""
+class Decoder:
+    """Reads each token once, into a KV cache; the prompt in chunks."""
 
     def __init__(self, model: LanguageModel, cache: KVCache, inputs: dict[str, Any], chunk_size: int):
         self._model, self._cache, self._inputs, self._chunk_size = model, cache, inputs, chunk_size
         self._positions = torch.empty(0)
 
-    def read_prompt(self) -> Generator[PrefillProgress, None, torch.Tensor]:
+    def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]:
         for progress, logits in prefill_in_chunks(self._model, self._cache, self._chunk_size, **self._inputs):  # noqa: B007
             if progress.read < progress.total:
                 yield progress
@@ -154,14 +154,14 @@ class CachedReader:
         self._positions = behind.to(self._model.device)
         return logits
 
-    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         logits = decode_step(self._model, self._cache, tokens, self._positions)
         self._positions = self._positions + 1
         return logits
 
 
-class UncachedReader:
-    """Reads everything again for each token: slow and simple, what the cache is compared with."""
+class UncachedDecoder:
+    """Reads the whole row again for each token: slow and simple. The cache is tested against it."""
 
     def __init__(self, model: LanguageModel, inputs: dict[str, Any]):
         self._model = model
@@ -169,11 +169,11 @@ class UncachedReader:
         if "attention_mask" in self._inputs and "position_ids" not in self._inputs:
             self._inputs["position_ids"] = positions_in_row(self._inputs["attention_mask"])
 
-    def read_prompt(self) -> Generator[PrefillProgress, None, torch.Tensor]:
+    def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]:
         yield from ()
         return self._pass()
 
-    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         new = tokens[:, None]
         added = {"input_ids": new, "attention_mask": torch.ones_like(new), "token_type_ids": torch.zeros_like(new)}
         if "position_ids" in self._inputs:
@@ -191,53 +191,52 @@ class UncachedReader:
 
 @dataclass(frozen=True)
 class Plan:
-    """How an answer is written: how tokens are chosen, and where rows end.
+    """How an answer is sampled, and where its rows end.
 
-    A row ends with one of `stop_ids`, or once its text completes one of `stop_strings`, or after
-    `max_new_tokens`. No stop id is chosen for the first `min_new_tokens`. Behind a row's end stands `pad_id`;
-    None lets it go on with whatever comes.
+    A row ends with one of `stop_ids`, when its text completes one of `stop_strings`, or after `max_new_tokens`.
+    The first `min_new_tokens` are never a stop id. After its end a row is filled with `pad_id`; with None
+    it keeps generating. `with_scores` asks for the processed logits of each step.
     """
 
-    sampling: SamplingRule
+    sampling: SamplingParams
     max_new_tokens: int
     stop_ids: tuple[int, ...] = ()
     min_new_tokens: int = 0
     stop_strings: StopStrings | None = None
     pad_id: int | None = None
+    with_scores: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """One new token a row: tokens [B], and the logits [B, vocabulary] and scores that they were chosen from."""
+    """One new token per row: tokens [B], their logits [B, vocabulary] and, if asked for, the processed logits."""
 
     tokens: torch.Tensor
     logits: torch.Tensor
-    scores: torch.Tensor
+    scores: torch.Tensor | None
 
 
 def generate_steps(
-    reader: Reader,
+    decoder: AnyDecoder,
     plan: Plan,
     generator: torch.Generator | None,
     prompt_ids: torch.Tensor,
     prompt_mask: torch.Tensor | None = None,
 ) -> Iterator[Step | PrefillProgress]:
-    """Yields a Step at a time until every row has ended, and PrefillProgress between the chunks of a long prompt.
+    """Yields PrefillProgress between the chunks of a long prompt, then Steps until every row has ended.
 
-    prompt_ids [B, T] and prompt_mask (0 is padding) are what repetition penalty and stop strings look back on.
-    `generator` None draws from torch's own. Closing the iterator ends the work before the next chunk or token.
+    Repetition penalty and stop strings look back on prompt_ids [B, T]; prompt_mask is 0 on padding.
+    `generator` None draws from torch's own. Closing the iterator stops the work before the next chunk or token.
     """
-    logits = yield from reader.read_prompt()
-    rule, tail = plan.sampling, prompt_ids
-    seen = seen_tokens(prompt_ids, prompt_mask, logits.shape[-1]) if rule.penalises else None
+    logits = yield from decoder.prefill()
+    params, tail = plan.sampling, prompt_ids
+    seen = seen_tokens(prompt_ids, prompt_mask, logits.shape[-1]) if params.penalises else None
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     stops = torch.tensor(plan.stop_ids, device=logits.device, dtype=torch.long)
     for count in range(1, plan.max_new_tokens + 1):
         banned = plan.stop_ids if count <= plan.min_new_tokens else ()
-        # Greedy choice among all tokens needs no scores of its own, nor float32.
-        plain = rule.greedy and seen is None and not banned
-        scores = logits if plain else processed(logits, rule, seen, banned)
-        tokens = choose(scores, rule, generator)
+        tokens = sample(logits, params, generator, seen, banned)
+        scores = process_logits(logits, params, seen, banned) if plan.with_scores else None
         if plan.pad_id is not None:
             tokens = tokens.masked_fill(ended, plan.pad_id)
         ended = ended | torch.isin(tokens, stops)
@@ -249,23 +248,22 @@ def generate_steps(
         yield Step(tokens, logits, scores)
         if count == plan.max_new_tokens or bool(ended.all()):
             return
-        logits = reader.read(tokens)
+        logits = decoder.decode(tokens)
 
 
 def generate_tokens(
     model: LanguageModel,
     inputs: dict[str, Any],
-    settings: SamplingRule,
+    settings: SamplingParams,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     cache: KVCache | None = None,
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
 ) -> Iterator[torch.Tensor | PrefillProgress]:
-    """Yields the ids [B] of one new token a row at a time, until every row has stopped or the limit.
+    """Yields PrefillProgress between the chunks of a long prompt, then one token per row [B] at a time.
 
-    Between the chunks of a long prompt it yields PrefillProgress. The stopping token is yielded too; rows
-    that stopped earlier go on with whatever comes (cut them there). Closing the iterator ends the work
-    before the next chunk or token.
+    Ends when every row has stopped, or at the limit. Stop tokens are yielded too; rows that stopped earlier
+    keep generating, so cut them there. Closing the iterator stops the work before the next chunk or token.
     """
     if max_new_tokens < 1:
         raise UnsupportedOptionError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
@@ -274,9 +272,9 @@ def generate_tokens(
     check_length(model.text_config, total - max_new_tokens, max_new_tokens)
     cache = cache if cache is not None else KVCache(model.text_config)
     cache.reserve(total)
-    reader = CachedReader(model, cache, inputs, prefill_chunk_size)
+    decoder = Decoder(model, cache, inputs, prefill_chunk_size)
     plan = Plan(settings, max_new_tokens, stop_ids)
-    for step in generate_steps(reader, plan, settings.generator(model.device), inputs["input_ids"]):
+    for step in generate_steps(decoder, plan, settings.generator(model.device), inputs["input_ids"]):
         yield step if isinstance(step, PrefillProgress) else step.tokens
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from gemma3_core.config import AnyConfig, Gemma3Config
 from gemma3_core.errors import SamplingError, UnsupportedOptionError
 from gemma3_core.hub import read_json, resolve_folder
-from gemma3_core.sampling import SamplingRule, SamplingSettings
+from gemma3_core.sampling import SamplingParams, SamplingSettings
 from gemma3_core.saving import folder_to_save_in, write_json
 
 FILE_NAME = "generation_config.json"
@@ -243,14 +243,14 @@ class GenerationConfig:
                 f"generate does not support {listed}. Leave it out, or take it out of model.generation_config."
             )
 
-    def rule(self, seed: int | None = None) -> SamplingRule:
-        """How tokens are chosen; a filter that is None keeps everything. Raises SamplingError out of range."""
+    def sampling_params(self, seed: int | None = None) -> SamplingParams:
+        """How tokens are sampled; a filter that is None keeps everything. Raises SamplingError out of range."""
         if self.do_sample and self.temperature == 0.0:
             raise SamplingError(
                 "temperature must be above 0 where do_sample is True, got 0. Use do_sample=False for greedy."
             )
         heat = 1.0 if self.temperature is None else self.temperature
-        return SamplingRule(
+        return SamplingParams(
             heat if self.do_sample else 0.0,
             self.top_k or 0,
             1.0 if self.top_p is None else self.top_p,
@@ -262,7 +262,7 @@ class GenerationConfig:
     def sampling(self) -> SamplingSettings:
         """The checkpoint's own way, as settings that a visitor may change."""
         own = GenerationConfig().over(self)
-        return SamplingSettings(**vars(own.rule()))
+        return SamplingSettings(**vars(own.sampling_params()))
 
 
 def _does_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:

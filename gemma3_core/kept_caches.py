@@ -148,7 +148,7 @@ def _fitting(kept: Kept, marks: Sequence[Mark]) -> KVCache | None:
     for place in (len(kept.marks), kept.began):
         # One token at least is read anew: its logits are what the answer begins with.
         begins_alike = 0 < place < len(marks) and tuple(marks[:place]) == kept.marks[:place]
-        if begins_alike and kept.cache.holds_first(place):
-            kept.cache.go_back(place)
+        if begins_alike and kept.cache.can_truncate(place):
+            kept.cache.truncate(place)
             return kept.cache
     return None

@@ -1,4 +1,4 @@
-"""How the next token is chosen from its logits."""
+"""Samples the next token from its logits."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from gemma3_core.errors import SamplingError
 
 
 @dataclass(frozen=True)
-class SamplingRule:
-    """Validated settings; temperature 0 is greedy, and then only the repetition penalty has an effect.
+class SamplingParams:
+    """Validated sampling parameters. Temperature 0 is greedy; then only the repetition penalty has an effect.
 
-    top_k keeps the k best tokens (0: all), top_p the smallest set whose probabilities reach p, min_p those at least
-    min_p times as likely as the best (None: all). repetition_penalty above 1 makes tokens that were read or written
-    before less likely, below 1 more likely. The same seed gives the same answer on the same machine; None draws
-    a new one each time.
+    top_k keeps the k best tokens (0: all), top_p the smallest set whose probabilities reach p, min_p the tokens at
+    least min_p times as likely as the best (None: all). A repetition_penalty above 1 makes tokens of the prompt and
+    the answer less likely, below 1 more likely. The same seed gives the same answer on the same machine; with None
+    every answer draws a new seed.
     """
 
     temperature: float = 0.0
@@ -48,7 +48,7 @@ class SamplingRule:
         return self.repetition_penalty != 1.0
 
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """The random numbers of one answer; None where none are needed."""
+        """A random number generator for one answer; None if greedy."""
         if self.greedy:
             return None
         generator = torch.Generator(device=device)
@@ -60,8 +60,8 @@ class SamplingRule:
 
 
 @dataclass(frozen=True)
-class SamplingSettings(SamplingRule):
-    """What a visitor may set: a SamplingRule within the ranges that give readable answers."""
+class SamplingSettings(SamplingParams):
+    """The sampling parameters a visitor may set: limited to ranges that give readable answers."""
 
     top_k: int = 64
     top_p: float = 0.95
@@ -78,56 +78,79 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def sample(logits: torch.Tensor, settings: SamplingRule, generator: torch.Generator | None) -> torch.Tensor:
-    """Token ids [B] from logits [B, vocabulary] alone, without what was seen before; see `processed`, `choose`."""
-    return choose(logits if settings.greedy else processed(logits, settings), settings, generator)
-
-
-def choose(scores: torch.Tensor, settings: SamplingRule, generator: torch.Generator | None) -> torch.Tensor:
-    """Token ids [B] from scores [B, vocabulary] that are processed already; None is torch's own generator."""
-    if settings.greedy:
-        return scores.max(dim=-1).indices  # argmax of bfloat16 is several times slower on CPUs
-    return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)[:, 0]
-
-
-def processed(
+def sample(
     logits: torch.Tensor,
-    settings: SamplingRule,
+    params: SamplingParams,
+    generator: torch.Generator | None,
     seen: torch.Tensor | None = None,
     banned: tuple[int, ...] = (),
 ) -> torch.Tensor:
-    """Scores in float32 whose softmax tokens are drawn from; what may not be drawn is -inf.
+    """Draws one token id per row [B] from logits [B, vocabulary]; `seen` and `banned` as in `process_logits`.
 
-    Repetition penalty, banned ids, temperature, top-k, top-p, min-p: the order of transformers' logits processors.
-    `seen` [B, vocabulary] is True for tokens that the penalty is for; see `seen_tokens`.
+    A generator draws among the candidates only. Without one, torch's own random numbers are drawn for the whole
+    vocabulary: then torch.manual_seed gives the tokens that transformers draws.
     """
-    scores = logits.float()
-    if seen is not None and settings.penalises:
-        scores = _penalised(scores, seen, settings.repetition_penalty)
+    if params.greedy:
+        plain = not banned and (seen is None or not params.penalises)
+        # max: argmax of bfloat16 is several times slower on CPUs.
+        return (logits if plain else process_logits(logits, params, seen, banned)).max(dim=-1).indices
+    if generator is None:
+        return torch.multinomial(process_logits(logits, params, seen, banned).softmax(dim=-1), 1)[:, 0]
+    scores, ids = _candidates(logits, params, seen, banned)
+    drawn = torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)
+    return (drawn if ids is None else ids.gather(-1, drawn))[:, 0]
+
+
+def process_logits(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    seen: torch.Tensor | None = None,
+    banned: tuple[int, ...] = (),
+) -> torch.Tensor:
+    """Scores [B, vocabulary] in float32 whose softmax tokens are drawn from; -inf marks tokens that are never drawn.
+
+    Applies repetition penalty, banned ids, temperature, top-k, top-p and min-p: the order of transformers' logits
+    processors. `seen` [B, vocabulary] is True for tokens that the penalty applies to; see `seen_tokens`.
+    """
+    scores, ids = _candidates(logits, params, seen, banned)
+    if ids is None:
+        return scores
+    return torch.full(logits.shape, -torch.inf, device=scores.device).scatter_(-1, ids, scores)
+
+
+def _candidates(
+    logits: torch.Tensor, params: SamplingParams, seen: torch.Tensor | None, banned: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Processed scores [B, C] and their token ids [B, C], ascending; ids are None where C is the whole vocabulary.
+
+    Top-k comes first, so that the rest sorts and draws over k tokens instead of a vocabulary of 262,208.
+    """
+    scores, ids = logits.float(), None
+    if seen is not None and params.penalises:
+        scores = _penalised(scores, seen, params.repetition_penalty)
     if known := [token for token in banned if 0 <= token < scores.shape[-1]]:
         scores = scores.index_fill(-1, torch.tensor(known, device=scores.device), -torch.inf)
-    if settings.greedy:
-        return scores
-    if settings.temperature != 1.0:
-        scores = scores / settings.temperature
-    if 0 < settings.top_k < scores.shape[-1]:
-        least = scores.topk(settings.top_k, dim=-1).values[:, -1:]
-        scores = scores.masked_fill(scores < least, -torch.inf)
-    if settings.top_p < 1.0:
-        scores = _keep_top_p(scores, settings.top_p)
-    if settings.min_p is not None:
-        scores = _keep_min_p(scores, settings.min_p)
-    return scores
+    if params.greedy:
+        return scores, None
+    if params.temperature != 1.0:
+        scores = scores / params.temperature
+    if 0 < params.top_k < scores.shape[-1]:
+        scores, ids = _keep_top_k(scores, params.top_k)
+    if params.top_p < 1.0:
+        scores = _keep_top_p(scores, params.top_p)
+    if params.min_p is not None:
+        scores = _keep_min_p(scores, params.min_p)
+    return scores, ids
 
 
 def seen_tokens(ids: torch.Tensor, mask: torch.Tensor | None, vocabulary: int) -> torch.Tensor:
-    """Which tokens stand in ids [B, T], left padding apart: bool [B, vocabulary].
+    """Which tokens occur in ids [B, T], left padding excluded: bool [B, vocabulary].
 
-    `mask` [B, T] is 0 on padding. Only what stands before a row's first real token is left out, as in transformers.
+    `mask` [B, T] is 0 on padding. As in transformers, only columns before a row's first real token are excluded.
     """
     if mask is not None:
         ids = ids.masked_fill((mask != 0).cumsum(dim=1) == 0, vocabulary)
-    # One column more takes padding, and ids beyond the vocabulary (the soft token's, in some).
+    # An extra column collects padding and ids beyond the vocabulary, such as some checkpoints' soft token.
     seen = torch.zeros(ids.shape[0], vocabulary + 1, dtype=torch.bool, device=ids.device)
     return seen.scatter_(1, ids.clamp(max=vocabulary), True)[:, :vocabulary]
 
@@ -137,9 +160,24 @@ def _penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torc
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
+def _keep_top_k(scores: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best scores of each row and every score that ties with the k-th, with their ids in ascending order."""
+    count, vocabulary = top_k, scores.shape[-1]
+    while True:
+        count = min(2 * count + 1, vocabulary)
+        best, ids = scores.topk(count, dim=-1)
+        least = best[:, top_k - 1 : top_k]
+        if count == vocabulary or bool((best[:, -1:] < least).all()):
+            break  # no tie is left out
+    ids, order = ids.sort(dim=-1)
+    best = best.gather(-1, order)
+    return best.masked_fill(best < least, -torch.inf), ids
+
+
 def _keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    ordered, places = scores.sort(dim=-1)
-    # From the least likely up: what lies within the last 1 - p of probability goes, the best always stays.
+    # Stable, so that the same logits always keep the same tokens, ties included.
+    ordered, places = scores.sort(dim=-1, stable=True)
+    # From the least likely up: tokens within the last 1 - p of probability go, the best always stays.
     dropped = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
     dropped[:, -1] = False
     return scores.masked_fill(dropped.scatter(-1, places, dropped), -torch.inf)
@@ -147,5 +185,5 @@ def _keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
 
 def _keep_min_p(scores: torch.Tensor, min_p: float) -> torch.Tensor:
     probabilities = scores.softmax(dim=-1)
-    # The best is never less likely than a share of itself, so one always stays.
+    # The best token always stays: min_p is at most 1.
     return scores.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)

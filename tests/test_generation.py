@@ -28,7 +28,7 @@ from gemma3_core.generation_config import DEFAULT_NEW_TOKENS, GenerationConfig, 
 from gemma3_core.masks import image_blocks
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.prompt_chunks import chunk_ends
-from gemma3_core.sampling import SamplingRule, SamplingSettings
+from gemma3_core.sampling import SamplingParams, SamplingSettings
 from gemma3_core.text import Gemma3ForCausalLM
 
 GREEDY = SamplingSettings(temperature=0.0)
@@ -163,28 +163,28 @@ def test_the_published_sampling_defaults(shared_data):
 
 
 @pytest.fixture
-def chosen(monkeypatch) -> list[SamplingRule]:
-    """The rules that tokens were chosen by."""
-    seen: list[SamplingRule] = []
+def chosen(monkeypatch) -> list[SamplingParams]:
+    """The parameters that tokens were sampled with."""
+    seen: list[SamplingParams] = []
 
-    def remember(scores, rule, _):
-        seen.append(rule)
-        return scores.argmax(-1)
+    def remember(logits, params, *_):
+        seen.append(params)
+        return logits.argmax(-1)
 
-    monkeypatch.setattr(generation, "choose", remember)
+    monkeypatch.setattr(generation, "sample", remember)
     return seen
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, SamplingRule(0.7, 33, 0.8)),
-        ({"do_sample": False}, SamplingRule(0.0, 33, 0.8)),
-        ({"temperature": 1.5}, SamplingRule(1.5, 33, 0.8)),
-        ({"top_k": 0, "top_p": 1.0, "seed": 4}, SamplingRule(0.7, 0, 1.0, 4)),
-        ({"top_k": None, "top_p": None, "temperature": None}, SamplingRule(1.0, 0, 1.0)),
-        ({"generation_config": GenerationConfig(top_p=0.5), "min_p": 0.1}, SamplingRule(0.7, 33, 0.5, None, 0.1)),
-        ({"repetition_penalty": 1.3}, SamplingRule(0.7, 33, 0.8, repetition_penalty=1.3)),
+        ({}, SamplingParams(0.7, 33, 0.8)),
+        ({"do_sample": False}, SamplingParams(0.0, 33, 0.8)),
+        ({"temperature": 1.5}, SamplingParams(1.5, 33, 0.8)),
+        ({"top_k": 0, "top_p": 1.0, "seed": 4}, SamplingParams(0.7, 0, 1.0, 4)),
+        ({"top_k": None, "top_p": None, "temperature": None}, SamplingParams(1.0, 0, 1.0)),
+        ({"generation_config": GenerationConfig(top_p=0.5), "min_p": 0.1}, SamplingParams(0.7, 33, 0.5, None, 0.1)),
+        ({"repetition_penalty": 1.3}, SamplingParams(0.7, 33, 0.8, repetition_penalty=1.3)),
     ],
 )
 def test_options_left_out_come_from_generation_config_json(tmp_path, chosen, options, expected):
@@ -201,7 +201,7 @@ def test_defaults_where_nothing_is_said_are_those_of_transformers(our_text, chos
     theirs = ReferenceGenerationConfig._get_default_generation_params()
     our_text.generate(image_prompt("t5")[0], do_sample=do_sample, max_new_tokens=1)
     heat = theirs["temperature"] if do_sample else 0.0
-    assert chosen == [SamplingRule(heat, theirs["top_k"], theirs["top_p"], None, None, theirs["repetition_penalty"])]
+    assert chosen == [SamplingParams(heat, theirs["top_k"], theirs["top_p"], None, None, theirs["repetition_penalty"])]
     assert not theirs["do_sample"]
 
 

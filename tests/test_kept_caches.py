@@ -291,14 +291,14 @@ def test_a_cache_goes_back_to_two_places_only(prompt, length):
     assert len(kept) == 0  # not given back
 
 
-def test_a_ring_that_has_lost_columns_does_not_go_back():
+def test_a_ring_that_has_lost_columns_does_not_truncate():
     cache = filled(17)
-    assert cache.holds_first(17)
-    assert not cache.holds_first(16)
-    assert not cache.holds_first(18)
+    assert cache.can_truncate(17)
+    assert not cache.can_truncate(16)
+    assert not cache.can_truncate(18)
     with pytest.raises(ValueError, match="17"):
-        cache.go_back(9)
-    assert filled(16).holds_first(5)
+        cache.truncate(9)
+    assert filled(16).can_truncate(5)
 
 
 def test_marks_tell_tiles_apart():

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from gemma3_core.errors import SamplingError
-from gemma3_core.sampling import SamplingRule, SamplingSettings, processed, sample, seen_tokens
+from gemma3_core.sampling import SamplingParams, SamplingSettings, process_logits, sample, seen_tokens
 
 CPU = torch.device("cpu")
 VOCABULARY = 97
@@ -25,17 +25,30 @@ def random_logits(rows: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 4
 
 
-def our_distribution(monkeypatch, logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """The probabilities that tokens are drawn from."""
-    seen = []
+def our_distribution(monkeypatch, logits: torch.Tensor, settings: SamplingParams) -> torch.Tensor:
+    """The probabilities [B, vocabulary] that tokens are drawn with, whatever the sampler draws from.
+
+    Each place of what it draws from is drawn once, and the token that comes of it noted.
+    """
+    found = torch.zeros(logits.shape)
+    place, places = 0, 1
 
     def draw(probabilities, count, **_):
-        seen.append(probabilities)
-        return torch.zeros(len(probabilities), count, dtype=torch.long)
+        nonlocal places
+        assert count == 1
+        places = probabilities.shape[-1]
+        drawn.append(probabilities[:, place])
+        return torch.full((len(probabilities), 1), place)
 
-    monkeypatch.setattr(torch, "multinomial", draw)
-    sample(logits, settings, settings.generator(CPU))
-    return seen[0]
+    while place < places:
+        drawn: list[torch.Tensor] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "multinomial", draw)
+            tokens = sample(logits, settings, settings.generator(CPU))
+        assert drawn[0].dtype == torch.float32
+        found[torch.arange(len(logits)), tokens] += drawn[0]
+        place += 1
+    return found
 
 
 def reference_distribution(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
@@ -68,7 +81,7 @@ def test_distribution_with_ties_is_that_of_transformers(monkeypatch):
 def test_bfloat16_logits_are_sampled_in_float32(monkeypatch):
     logits = random_logits().bfloat16()
     mine = our_distribution(monkeypatch, logits, SamplingSettings(0.7, 20, 0.9, seed=1))
-    assert mine.dtype == torch.float32
+    assert process_logits(logits, SamplingSettings(0.7, 20, 0.9)).dtype == torch.float32
     torch.testing.assert_close(mine, reference_distribution(logits, 0.7, 20, 0.9))
 
 
@@ -80,6 +93,71 @@ def test_tokens_are_drawn_as_often_as_their_probabilities_say():
     expected = reference_distribution(logits, 0.8, 10, 0.9)[0]
     assert (frequencies[expected == 0] == 0).all()
     assert (frequencies - expected).abs().max() < 5 * math.sqrt(0.25 / 40_000)
+
+
+PUBLISHED = SamplingSettings(temperature=1.0, top_k=64, top_p=0.95, seed=0)
+PUBLISHED_VOCABULARY = 262_208
+
+
+def published_logits(seed: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+    """Three rows: flat; as sharp as usual; and whole numbers, of which over a hundred tie for the 64th place."""
+    logits = torch.randn(3, PUBLISHED_VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    logits *= torch.tensor([[1.0], [4.0], [2.0]])
+    logits[2].round_()
+    return logits.to(kind)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("top_p", [0.95, 0.5, 1.0])
+@pytest.mark.parametrize(("temperature", "min_p"), [(1.0, None), (0.6, None), (1.0, 0.3)])
+def test_the_published_vocabulary_keeps_the_tokens_of_transformers(kind, temperature, top_p, min_p):
+    """The very same scores, also where many tokens tie for the 64th place.
+
+    Where equal scores straddle the edge of top-p, the reference's sort, which is not stable, decides which of them
+    stay. Their number must be the same, and every token above the edge.
+    """
+    logits = published_logits(0, kind)
+    steps = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopKLogitsWarper(64)])
+    steps += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+    steps += [] if min_p is None else [MinPLogitsWarper(min_p)]
+    expected = steps(torch.zeros(3, 1, dtype=torch.long), logits.float())
+    mine = process_logits(logits, SamplingParams(temperature, 64, top_p, min_p=min_p))
+    edge = expected.masked_fill(expected.isinf(), torch.inf).amin(-1, keepdim=True)
+    assert torch.equal(mine.masked_fill(mine == edge, -torch.inf), expected.masked_fill(expected == edge, -torch.inf))
+    assert torch.equal((mine == edge).sum(-1), (expected == edge).sum(-1))
+    if kind == torch.float32:
+        assert torch.equal(mine[:2], expected[:2])
+    if top_p == 1.0 and min_p is None:
+        assert torch.equal(mine, expected)
+        assert (mine[2] > -torch.inf).sum() > 64
+
+
+@pytest.mark.parametrize(("flatness", "ties", "top_p"), [(1.0, False, 0.95), (4.0, False, 0.95), (4.0, True, 1.0)])
+def test_a_hundred_thousand_draws_have_the_distribution_of_transformers(flatness, ties, top_p):
+    """Chi-square of the counts, below its mean plus five standard deviations (exceeded once in 100,000 seeds)."""
+    draws, batch = 100_000, 10_000
+    logits = torch.randn(1, 1024, generator=torch.Generator().manual_seed(2)) * flatness
+    logits = logits.round() if ties else logits
+    expected = reference_distribution(logits, 1.0, 64, top_p)[0] * draws
+    settings = SamplingSettings(1.0, 64, top_p, seed=0)
+    generator = settings.generator(CPU)
+    drawn = torch.cat([sample(logits.expand(batch, -1), settings, generator) for _ in range(draws // batch)])
+    counts = torch.bincount(drawn, minlength=1024)
+    kept = expected > 0
+    assert (counts[~kept] == 0).all()
+    chi_square = ((counts - expected)[kept].square() / expected[kept]).sum()
+    freedom = int(kept.sum()) - 1
+    assert freedom > 3
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_torchs_own_random_numbers_draw_from_the_whole_vocabulary_as_in_transformers():
+    logits = published_logits(3)[:2]
+    expected = reference_distribution(logits, 1.0, 64, 0.95)
+    torch.manual_seed(4)
+    theirs = [torch.multinomial(expected, 1)[:, 0].tolist() for _ in range(5)]
+    torch.manual_seed(4)
+    assert [sample(logits, PUBLISHED, None).tolist() for _ in range(5)] == theirs
 
 
 def test_temperature_zero_is_greedy_whatever_else_is_said():
@@ -131,7 +209,7 @@ def test_min_p_comes_after_the_others_as_in_transformers(temperature, min_p, top
     steps += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
     expected = steps(torch.zeros(3, 1, dtype=torch.long), logits)
     expected = MinPLogitsWarper(min_p)(None, expected)
-    assert torch.equal(processed(logits, SamplingRule(temperature, 40, top_p, min_p=min_p)), expected)
+    assert torch.equal(process_logits(logits, SamplingParams(temperature, 40, top_p, min_p=min_p)), expected)
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
@@ -146,16 +224,16 @@ def test_repetition_penalty_and_banned_ids_are_those_of_transformers(penalty, te
     expected = MinNewTokensLengthLogitsProcessor(5, 3, list(stops))(ids, expected)
     if temperature:
         expected = TemperatureLogitsWarper(temperature)(ids, expected)
-    rule = SamplingRule(temperature, 0, 1.0, repetition_penalty=penalty)
+    rule = SamplingParams(temperature, 0, 1.0, repetition_penalty=penalty)
     seen = seen_tokens(ids, mask, VOCABULARY)
-    assert torch.equal(processed(logits, rule, seen, stops), expected)
+    assert torch.equal(process_logits(logits, rule, seen, stops), expected)
     everything = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
-    rule = SamplingRule(0.0, repetition_penalty=penalty)
-    assert torch.equal(processed(logits, rule, seen_tokens(ids, None, VOCABULARY)), everything)
+    rule = SamplingParams(0.0, repetition_penalty=penalty)
+    assert torch.equal(process_logits(logits, rule, seen_tokens(ids, None, VOCABULARY)), everything)
 
 
 def test_a_rule_goes_further_than_what_a_visitor_may_set():
-    assert SamplingRule(temperature=2.1, top_p=0.0).temperature == 2.1
+    assert SamplingParams(temperature=2.1, top_p=0.0).temperature == 2.1
     with pytest.raises(SamplingError, match=r"2\.1"):
         SamplingSettings(temperature=2.1)
     with pytest.raises(SamplingError, match="top_p"):
