@@ -149,7 +149,7 @@ def _their_decoding(
     """As its generate does: float32 logits, then the most likely token, or its processors and a draw."""
     from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-    processors = LogitsProcessorList([TopKLogitsWarper(sampling.top_k), TopPLogitsWarper(sampling.top_p)])
+    processors: Any = LogitsProcessorList([TopKLogitsWarper(sampling.top_k), TopPLogitsWarper(sampling.top_p)])
     cache = _their_prefill(model, prompt).past_key_values
 
     def run() -> None:

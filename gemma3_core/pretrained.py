@@ -10,15 +10,7 @@ from torch import nn
 
 from gemma3_core import cpu_kernels
 from gemma3_core.config import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
-from gemma3_core.device_maps import (
-    DeviceMap,
-    Placement,
-    bytes_of_parts,
-    connect,
-    parts_of,
-    pick_device,
-    placed,
-)
+from gemma3_core.device_maps import DeviceMap, mapped_device, pick_device
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.generation_config import GenerationConfig, read_generation_config
 from gemma3_core.hub import resolve_folder
@@ -69,7 +61,7 @@ class PreTrainedModel(nn.Module):
         self.int4_plan: Int4Plan | None = None
         """Which layers hold int4 weights; None in full precision."""
         self.hf_device_map: dict[str, torch.device] | None = None
-        """The device of each part, where from_pretrained was told; None else."""
+        """{"": device} if from_pretrained was given a device_map, else None."""
 
     @property
     def text_config(self) -> Gemma3TextConfig:
@@ -83,7 +75,7 @@ class PreTrainedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong; of a model on several devices the embedding's."""
+        """The device of the weights, and so of the inputs."""
         return self.decoder.embed_tokens.weight.device
 
     @property
@@ -168,9 +160,9 @@ class PreTrainedModel(nn.Module):
     ) -> Self:
         """Loads a checkpoint in the Hub's layout, strictly: each tensor there, none left over.
 
-        dtype (torch_dtype is its older name) None or "auto" is the checkpoint's own. device_map is "auto" (the first
-        accelerator; several GPUs in order where one is too small), a device, or names of modules with the device of
-        each ("" is all that is left); None is the CPU. attn_implementation is "sdpa" (None too) or "eager".
+        dtype (torch_dtype is its older name) None or "auto" is the checkpoint's own. device_map is one device: its
+        name, a CUDA device's number, "auto" (the first accelerator, else the CPU) or {"": device}; None is the CPU.
+        A model is never spread over several devices. attn_implementation is "sdpa" (None too) or "eager".
         quantization_config makes int4 weights of a checkpoint in full precision; one that was saved with int4
         weights needs none. Layers that stay in full precision although they are candidates are named in the log.
         `config` stands in for the folder's config.json. Raises CheckpointError, ConfigError, UnsupportedOptionError.
@@ -197,39 +189,32 @@ class PreTrainedModel(nn.Module):
             raise UnsupportedOptionError(
                 f"quantization_config must be a TorchAoConfig, got {type(quantization_config).__name__}."
             )
-        # int4 weights are so small that "auto" takes one device for them.
-        is_int4 = quantization_config is not None or _stored_int4(config, None) is not None
-        num_bytes = None if is_int4 else bytes_of_parts(model, (weights or torch.float32).itemsize)
-        where = placed(model, device_map, num_bytes)
-        if where.main.type == "cpu":
+        device = mapped_device(device_map)
+        if device.type == "cpu":
             cpu_kernels.prepare()
-        filled = model._filled(folder, weights, where, quantization_config)
+        filled = model._filled(folder, weights, device, quantization_config)
         if device_map is not None:
-            filled.hf_device_map = dict(where.parts) or {"": where.main}
+            filled.hf_device_map = {"": device}
         return filled
 
     def _filled(
-        self, folder: Path, dtype: torch.dtype | None, where: Placement, quantization_config: TorchAoConfig | None
+        self, folder: Path, dtype: torch.dtype | None, device: torch.device, quantization_config: TorchAoConfig | None
     ) -> Self:
-        """The weights of a checkpoint in a model that has none yet, where they belong, in int4 where asked for."""
+        """This model, which has no weights yet, with those of a checkpoint; in int4 if asked for."""
         stored = _stored_int4(self.config, quantization_config)
         if stored or quantization_config:
-            for device in where.devices:
-                require_int4(device)
+            require_int4(device)
         if stored:
             install_int4(self, stored)
         # To be quantised, weights are read on the CPU, where they stay on disk, and go to the device one by one.
         wanted = None if stored else quantization_config
-        load_weights(self, folder, dtype, (lambda _: torch.device("cpu")) if wanted else where.of)
+        load_weights(self, folder, dtype, torch.device("cpu") if wanted else device)
         self.tie_weights()
         self.generation_config = read_generation_config(folder, self.config)
-        model = quantized(self, wanted, where.of) if wanted else self
-        if model.int4_plan:
-            for name, part in parts_of(model).items():
-                part.to(where.of(name), model.dtype)
-            model.int4_plan.warn()
-        if where.parts:
-            connect(model)
+        model = quantized(self, wanted, device) if wanted else self
+        if (plan := model.int4_plan) is not None:
+            model.to(device, model.dtype)
+            plan.warn()
         return model
 
     def save_pretrained(

@@ -6,7 +6,7 @@ What an int4 layer is, and how it is multiplied by: `int4_linear`.
 import copy
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,12 +212,11 @@ class Int4Making:
     The twin is a model of its own that shares every other tensor with the first, which stays as it is.
     """
 
-    def __init__(self, model: Any, config: TorchAoConfig, device_of: Callable[[str], torch.device] | None = None):
-        """`device_of` a layer's name is where it will be in int4; None is where the model is. Raises as `plan_int4`."""
-        self._model, self._device_of = model, device_of or (lambda _: model.device)
+    def __init__(self, model: Any, config: TorchAoConfig, device: torch.device | None = None):
+        """`device` is where the int4 layers will be; None is where the model is. Raises as `plan_int4` does."""
+        self._model, self._device = model, device or model.device
         self.plan = plan_int4(model, config)
-        for device in {self._device_of(name) for name in self.plan.layers}:
-            require_int4(device)
+        require_int4(self._device)
         self._made: dict[str, Int4Linear] = {}
         self._lock = threading.Lock()
 
@@ -241,7 +240,7 @@ class Int4Making:
     def _make(self, name: str) -> None:
         layer = self._model.get_submodule(name)
         try:
-            weight = quantize_weight(layer.weight.to(self._device_of(name)), self.plan.config.group_size)
+            weight = quantize_weight(layer.weight.to(self._device), self.plan.config.group_size)
         except CheckpointError as error:
             raise CheckpointError(f"{name}: {error}") from None
         self._made[name] = Int4Linear.from_weight(weight, layer.bias)
@@ -257,9 +256,9 @@ class Int4Making:
         return twin
 
 
-def quantized(model: Any, config: TorchAoConfig, device_of: Callable[[str], torch.device] | None = None) -> Any:
+def quantized(model: Any, config: TorchAoConfig, device: torch.device | None = None) -> Any:
     """The int4 twin of `model`, made at once; see `Int4Making`."""
-    making = Int4Making(model, config, device_of)
+    making = Int4Making(model, config, device)
     for _ in making.steps():
         pass
     return making.twin()

@@ -82,10 +82,8 @@ def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build().eval()
 
 
-def load_weights(
-    model: nn.Module, folder: Path, dtype: torch.dtype | None, device_of: Callable[[str], torch.device]
-) -> None:
-    """Assigns the checkpoint's tensors to a model built on the meta device; `device_of` a name says where each goes.
+def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Assigns the checkpoint's tensors to a model built on the meta device, and moves them to `device`.
 
     On a CPU and in the stored type they stay memory-mapped: nothing is copied. Missing, left over or
     misshapen tensors raise one CheckpointError that names them all. Only a classifier's head may be missing: it is
@@ -115,9 +113,7 @@ def load_weights(
         found[SCORE] = _new_score(model, expected[SCORE], found)
     _check_names_and_shapes(expected, found)
     converted = {
-        name: _checked_int4(tensor, name).to(device_of(name))
-        if name in int4
-        else _converted(tensor, name, dtype, device_of(name))
+        name: _checked_int4(tensor, name).to(device) if name in int4 else _converted(tensor, name, dtype, device)
         for name, tensor in found.items()
     }
     if tied and has_head and HEAD in model.state_dict():

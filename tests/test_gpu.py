@@ -6,7 +6,6 @@ import pytest
 import torch
 from reference import (
     NEVER,
-    TEXT,
     WINDOW,
     assert_equal,
     image_prompt,
@@ -164,22 +163,6 @@ def test_processor_model_and_pipeline_work_together(chat_folder, gradient_pictur
     assert pipe.device == torch.device(CUDA, 0)
     [record] = pipe(gradient_picture, text="<start_of_image> what", max_new_tokens=3, return_full_text=False)
     assert isinstance(record["generated_text"], str)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("second", ["cpu", 1])
-def test_parts_on_two_devices(weights, pair, second):
-    """A GPU and the CPU; two GPUs where there are two."""
-    if second == 1 and torch.cuda.device_count() < 2:
-        pytest.skip("there is one CUDA device")
-    layers = range(4, TEXT["num_hidden_layers"])
-    device_map = {"": 0, **{f"model.language_model.layers.{number}": second for number in layers}}
-    model = Gemma3ForConditionalGeneration.from_pretrained(weights.both, device_map=device_map)
-    given = padded_batch()
-    real = given["attention_mask"].bool()
-    assert_equal(model(**given).logits[real], pair[1](**given).logits[real])
-    tokens = [each.generate(**given, max_new_tokens=8, do_sample=False) for each in (model, pair[1])]
-    assert torch.equal(*tokens)
 
 
 @pytest.mark.parametrize(("dtype", "int4"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
