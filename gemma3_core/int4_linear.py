@@ -5,16 +5,14 @@ element is one of 16 steps q:
 
     w = (q - 8) * scale + zero        q in 0 … 15
 
-That is the form of torch's int4 kernels ("tinygemm"); scale, zero and q come from torchao. Stored are q, two to
-a byte, and scale and zero in bfloat16: nothing of a device is in it (`Int4Weight`). How a kernel wants the bytes
-arranged depends on the device and even on the processor, so `Int4Linear` arranges them where it runs. Processors that
-have the instructions for it multiply with a kernel of our own (`cpu_kernels`), in the arrangement of torch's.
+That is the form of torch's int4 kernels ("tinygemm"); scale, zero and q are those of torchao. Checkpoints
+store q, two to a byte, with scale and zero in bfloat16 (`Int4Weight`): the same on every device. Each kernel wants the
+bytes in its own order, which depends on the device and even on the processor, so `Int4Linear` packs them where it
+runs. Processors with AVX-512 VNNI multiply with our own kernel (`cpu_kernels`), in the order of torch's.
 """
 
 import ctypes
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,7 +29,8 @@ SCALE_DTYPE = torch.bfloat16
 OUTPUTS_MULTIPLE = 16
 """Of the CPU kernel; CUDA's wants 8."""
 _STEPS = 16
-_SMALLEST_SCALE = 1e-6  # torchao's own for its CPU kernel: a group of equal weights has no range
+_SMALLEST_SCALE = 1e-6  # as in torchao: a group of equal weights has no range
+_TILE_ROWS = 8  # rows of one block of CUDA's kernel
 _BLOCK_ROWS = 64  # the CPU kernel arranges this many rows together at most
 _ELEMENTS_AT_A_TIME = 2**24  # bounds what quantising and packing hold beside the weights
 _WIDENED_AT_A_TIME = 2**20  # a part of the weights that stays in a processor's cache
@@ -77,10 +76,10 @@ def stored_shapes(out_features: int, in_features: int, group_size: int) -> dict[
 
 
 def quantize_weight(weight: torch.Tensor, group_size: int) -> Int4Weight:
-    """Quantises a weight [N, K] with torchao's parameters, which lie between a group's least and largest.
+    """Quantises a weight [N, K] as torchao does for tinygemm: 16 steps between each group's least and largest weight.
 
-    Reckoned in float32 with scale and zero already rounded to bfloat16, so that the steps fit what is stored
-    and float32 and bfloat16 models get the same int4 weights. Raises CheckpointError for NaN or infinity.
+    Computed in float32 with scale and zero already rounded to bfloat16, so that q fits the stored numbers and
+    float32 and bfloat16 models get the same int4 weights. Raises CheckpointError for NaN or infinity.
     """
     parts = [_quantize_rows(rows, group_size) for rows in weight.detach().split(_rows_at_a_time(weight.shape[1]))]
     packed, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -90,19 +89,14 @@ def quantize_weight(weight: torch.Tensor, group_size: int) -> Int4Weight:
 
 
 def _quantize_rows(rows: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    with quiet_import():
-        from torchao.quantization.quant_primitives import (
-            MappingType,
-            _choose_qparams_affine_tinygemm,
-            _quantize_affine_tinygemm,
-        )
-    weight, block, range_ = rows.float(), [1, group_size], (0, _STEPS - 1)
-    scale, zero = _choose_qparams_affine_tinygemm(
-        weight, MappingType.ASYMMETRIC, block, torch.int32, *range_, _SMALLEST_SCALE, SCALE_DTYPE, SCALE_DTYPE
-    )
-    steps = _quantize_affine_tinygemm(weight, block, scale.float(), zero.float(), torch.int32, *range_)
-    packed = (steps[:, ::2] << 4 | steps[:, 1::2]).to(torch.uint8)
-    return packed, scale.view(len(rows), -1), zero.view(len(rows), -1)  # torchao drops the axis of a single group
+    groups = rows.float().unflatten(1, (-1, group_size))
+    least, most = groups.aminmax(dim=-1, keepdim=True)
+    scale = ((most - least) / (_STEPS - 1)).clamp(min=_SMALLEST_SCALE)
+    zero = (least + scale * (_STEPS // 2)).to(SCALE_DTYPE)
+    scale = scale.to(SCALE_DTYPE)
+    first = zero.float() - scale.float() * (_STEPS // 2)
+    steps = ((groups - first) / scale.float()).round().clamp(0, _STEPS - 1).to(torch.uint8).flatten(1)
+    return steps[:, ::2] << 4 | steps[:, 1::2], scale[:, :, 0], zero[:, :, 0]
 
 
 def _rows_at_a_time(in_features: int) -> int:
@@ -115,11 +109,10 @@ class Int4Linear(nn.Module):
     Holds the weights as the kernel of its device wants them, and only so; `int4_weight` gives them back,
     exactly. In state_dict, in files and on the way to another device they have the form of `Int4Weight`.
 
-    torch's kernels take activations in bfloat16, whatever their type; ours makes 16-bit integers of them (see
-    `cpu_kernels`).
-    On a CPU many rows are multiplied by the weights widened part by part, as `layers.Linear` does: in float32 for the
-    exact result, in bfloat16 where that is faster than the kernel at hand. For inference only: the kernels have no
-    gradient.
+    torch's kernels take activations in bfloat16, whatever their type; ours turns them into 16-bit integers (see
+    `cpu_kernels`). Many rows are multiplied by dequantised weights, part by part: in bfloat16 on CUDA, where the int4
+    kernel is 6 to 13 times slower for them (pytorch/ao 3496); on a CPU in float32 for the exact result, or in bfloat16
+    where that is faster than the kernel. For inference only: the kernels have no gradient.
     """
 
     qdata: torch.Tensor | None
@@ -148,37 +141,16 @@ class Int4Linear(nn.Module):
         self.scale_and_zero = torch.stack((weight.scale, weight.zero), dim=-1).transpose(0, 1).contiguous()
 
     def int4_weight(self) -> Int4Weight:
-        """The weights in the form that no device has a part in; the inverse of `pack`."""
+        """The weights in the form that is the same on every device; the inverse of `pack`."""
         assert self.qdata is not None
         assert self.scale_and_zero is not None
         scale, zero = self.scale_and_zero.unbind(dim=-1)
-        packed = self._bytes_by_reading() if self.qdata.device.type == "cpu" else self._bytes_by_asking()
-        return Int4Weight(packed, scale.T.contiguous(), zero.T.contiguous())
-
-    def _bytes_by_reading(self) -> torch.Tensor:
-        """uint8 [N, K/2], out of the CPU kernel's arrangement."""
-        assert self.qdata is not None
+        on_cpu = self.qdata.device.type == "cpu"
         steps = (part.steps.transpose(1, 2).flatten(0, 1) for part in _parts(self.qdata, _ELEMENTS_AT_A_TIME))
-        return torch.cat([each[:, ::2] << 4 | each[:, 1::2] for each in steps])
-
-    def _bytes_by_asking(self) -> torch.Tensor:
-        """uint8 [N, K/2], asked of CUDA's kernel, since only it knows its arrangement.
-
-        With scale 1 and zero 0, a row with 16 and 1 at two neighbouring columns gives 16 (q - 8) + (q' - 8),
-        which is their byte less 136, and exact in bfloat16 too.
-        """
-        assert self.scale_and_zero is not None
-        plain = torch.zeros_like(self.scale_and_zero)
-        plain[:, :, 0] = 1.0
-        pairs = self.in_features // 2
-        packed = torch.empty(self.out_features, pairs, dtype=torch.uint8, device=plain.device)
-        for some in torch.arange(pairs).split(max(1, _ELEMENTS_AT_A_TIME // (self.out_features + self.in_features))):
-            x = torch.zeros(len(some), self.in_features, dtype=plain.dtype, device=plain.device)
-            rows = torch.arange(len(some))
-            x[rows, 2 * some], x[rows, 2 * some + 1] = 16.0, 1.0
-            less_136 = self._multiply(x, plain)  # [pairs, N]
-            packed[:, some] = (less_136.float() + 136).round().to(torch.uint8).T
-        return packed
+        if not on_cpu:
+            steps = (steps for _, steps in _tile_rows(self.qdata, self.in_features, _ELEMENTS_AT_A_TIME))
+        packed = torch.cat([each[:, ::2] << 4 | each[:, 1::2] for each in steps])
+        return Int4Weight(packed, scale.T.contiguous(), zero.T.contiguous())
 
     def _multiply(self, x: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] by the device's kernel; torch's in bfloat16: for float32 the CPU's has no fast path."""
@@ -210,10 +182,24 @@ class Int4Linear(nn.Module):
             out[:, rows] = wide @ weight
         return out
 
+    def _multiply_dequantized(self, x: torch.Tensor) -> torch.Tensor:
+        """x [M, K] -> [M, N] on CUDA: dequantises some rows of the weight at a time and multiplies in bfloat16."""
+        assert self.qdata is not None
+        assert self.scale_and_zero is not None
+        narrow, out = x.to(SCALE_DTYPE), x.new_empty(len(x), self.out_features)
+        for rows, steps in _tile_rows(self.qdata, self.in_features, _ELEMENTS_AT_A_TIME):
+            scale, zero = self.scale_and_zero[:, rows].transpose(0, 1)[..., None].unbind(dim=2)  # [rows, K/G, 1]
+            signed = (steps.to(SCALE_DTYPE) - _STEPS // 2).unflatten(1, (-1, self.group_size))
+            out[:, rows] = (narrow @ torch.addcmul(zero, signed, scale).flatten(1).T).to(x.dtype)
+        return out
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert self.scale_and_zero is not None
         rows = x.reshape(-1, self.in_features)
-        if x.device.type == "cpu" and len(rows) >= MANY_ROWS and self._widens(rows):
+        many = len(rows) >= MANY_ROWS
+        if many and x.device.type == "cuda":
+            out = self._multiply_dequantized(rows)
+        elif many and x.device.type == "cpu" and self._widens(rows):
             out = self._multiply_widened(rows)
         else:
             out = self._multiply(rows, self.scale_and_zero)
@@ -283,9 +269,51 @@ def _pack(weight: Int4Weight) -> torch.Tensor:
         # Blocks of rows follow one another, so that parts can be packed alone: int32 is 8 times the bytes.
         parts = weight.packed.split(_rows_at_a_time(in_features))
         return torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpacked(part), 1) for part in parts])
+    return _pack_tiles(weight.packed.contiguous(), _inner_k_tiles(in_features))
+
+
+def _pack_tiles(packed: torch.Tensor, inner_k_tiles: int) -> torch.Tensor:
+    """uint8 [N, K/2] in the order of CUDA's kernel: int32 [N/8, K/(16 inner_k_tiles), 32, inner_k_tiles/2]."""
+    return torch.ops.aten._convert_weight_to_int4pack(packed, inner_k_tiles)
+
+
+def _inner_k_tiles(in_features: int) -> int:
     # As many tiles of 16 columns as fit side by side: torchao pads K to 1024 instead, up to 1.78 times the bytes.
-    inner_k_tiles = next(tiles for tiles in (8, 4, 2) if in_features % (16 * tiles) == 0)
-    return torch.ops.aten._convert_weight_to_int4pack(weight.packed.contiguous(), inner_k_tiles)
+    return next(tiles for tiles in (8, 4, 2) if in_features % (16 * tiles) == 0)
+
+
+def _tile_rows(qdata: torch.Tensor, in_features: int, elements: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A weight in the order of CUDA's kernel as steps, uint8 [rows, K], with their rows; so many elements at a time."""
+    columns = 16 * _inner_k_tiles(in_features)
+    order = _tile_order(_inner_k_tiles(in_features), qdata.device)
+    blocks = max(1, elements // (_TILE_ROWS * in_features))
+    for start in range(0, len(qdata), blocks):
+        part = _nibbles(qdata[start : start + blocks])[..., order]  # [blocks, K/columns, 8 * columns]
+        steps = part.unflatten(-1, (_TILE_ROWS, columns)).transpose(1, 2).reshape(-1, in_features)
+        yield slice(start * _TILE_ROWS, start * _TILE_ROWS + len(steps)), steps
+
+
+def _nibbles(qdata: torch.Tensor) -> torch.Tensor:
+    """int32 [N/8, K/columns, 32, n] -> its half bytes, uint8 [N/8, K/columns, 8 * columns], in the order of memory."""
+    held = qdata.contiguous().view(torch.uint8).flatten(2)
+    return torch.stack((held & 15, held >> 4), dim=-1).flatten(2)
+
+
+@cache
+def _tile_order(inner_k_tiles: int, device: torch.device) -> torch.Tensor:
+    """Where CUDA's kernel puts each element of a block of 8 rows and 16 * inner_k_tiles columns.
+
+    Found by packing one block of element numbers, a digit of 4 bits at a time.
+    """
+    numbers = torch.arange(_TILE_ROWS * 16 * inner_k_tiles, device=device).view(_TILE_ROWS, -1)
+    held = torch.zeros(numbers.numel(), dtype=torch.long, device=device)
+    for shift in (0, 4, 8):
+        digits = (numbers >> shift & 15).to(torch.uint8)
+        packed = _pack_tiles((digits[:, ::2] << 4 | digits[:, 1::2]).contiguous(), inner_k_tiles)
+        held += _nibbles(packed).flatten().long() << shift
+    order = held.argsort()
+    assert torch.equal(held[order], numbers.flatten()), "torch's int4 kernel packs weights in an unknown order"
+    return order
 
 
 @dataclass(frozen=True)
@@ -369,25 +397,3 @@ def require_int4(device: torch.device) -> None:
     """Raises UnsupportedOptionError where `device` can't run int4 weights."""
     if reason := int4_obstacle(device):
         raise UnsupportedOptionError(reason)
-
-
-@contextmanager
-def quiet_import() -> Iterator[None]:
-    """torchao warns at import of CUDA extensions that it can't load; none of them is used here.
-
-    torchao is imported where it is needed and not before: it takes seconds, and only making int4 weights
-    needs it, running them does not. Raises UnsupportedOptionError where it is not installed.
-    """
-    loud = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [log.level for log in loud]
-    for log in loud:
-        log.setLevel(logging.ERROR)
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("torchao"):
-            raise
-        raise UnsupportedOptionError("int4 weights are made with torchao: install it (requirements.txt).") from None
-    finally:
-        for log, level in zip(loud, levels, strict=True):
-            log.setLevel(level)

@@ -114,10 +114,18 @@ def attend(
     if not with_weights and _attends_widened(queries):
         return _attend_widened(queries, keys, values, mask, scale), None
     if not with_weights:
+        if groups > 1 and mask is not None and queries.device.type == "cuda":
+            # With a mask and enable_gqa only CUDA's math kernel is left, which holds every weight in memory.
+            keys, values, groups = (*expand_heads(keys, values, groups), 1)
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
         return out, None
     weights = attention_weights(queries, keys, mask, scale)
     return weights @ values.repeat_interleave(groups, dim=1), weights
+
+
+def expand_heads(keys: torch.Tensor, values: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [B, KV heads, S, D], each head repeated for its group of queries: [B, H, S, D]."""
+    return keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
 
 
 def _attends_widened(queries: torch.Tensor) -> bool:

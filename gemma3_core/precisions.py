@@ -53,10 +53,12 @@ class Precisions:
 
     @classmethod
     def load(cls, folder: Path, dtype: str, device: torch.device, int4: bool, config: TorchAoConfig) -> "Precisions":
-        """The checkpoint in `folder`; dtype "auto" is its own, or what answers sooner on a CPU.
+        """The checkpoint in `folder`; dtype "auto" is its own, or float32 where the device is slow in bfloat16.
 
         Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
+        if dtype == "auto" and device.type == "cuda":
+            dtype = auto_dtype(torch.cuda.get_device_capability(device))
         kind = Gemma3ForConditionalGeneration if isinstance(read_config(folder), Gemma3Config) else Gemma3ForCausalLM
 
         def read(quantization_config: TorchAoConfig | None, where: torch.device) -> Model:
@@ -137,6 +139,11 @@ class Precisions:
     def model(self, int4: bool) -> Model:
         """The model of that precision, once it is prepared."""
         return self._models[int4]
+
+
+def auto_dtype(capability: tuple[int, int]) -> str:
+    """What dtype "auto" means on a CUDA device: float32 below compute capability 8.0 (T4, V100: no bfloat16 units)."""
+    return "auto" if capability >= (8, 0) else "float32"
 
 
 def _require_room(num_bytes: int, device: torch.device) -> None:

@@ -19,7 +19,6 @@ from gemma3_core.int4_linear import (
     SCALE_DTYPE,
     Int4Linear,
     quantize_weight,
-    quiet_import,
     require_int4,
 )
 
@@ -118,20 +117,18 @@ def _group_size(quant_type: Any, group_size: int | None) -> int:
 
 
 def _group_size_of_torchao(config: object) -> int:
-    with quiet_import():
-        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-        from torchao.quantization import Int4WeightOnlyConfig
-        from torchao.quantization.quantize_.workflows import Int4ChooseQParamsAlgorithm
-    if not isinstance(config, Int4WeightOnlyConfig | PrototypeInt4WeightOnlyConfig):
+    names = ("Int4WeightOnlyConfig", "PrototypeInt4WeightOnlyConfig")
+    of_torchao: Any = config  # by its name: importing torchao takes seconds, and nothing else here needs it
+    if type(config).__module__.partition(".")[0] != "torchao" or type(config).__name__ not in names:
         raise UnsupportedOptionError(
             f"quant_type must be a group size or torchao's Int4WeightOnlyConfig, got {type(config).__name__}."
         )
-    if config.int4_choose_qparams_algorithm is not Int4ChooseQParamsAlgorithm.TINYGEMM:
+    if of_torchao.int4_choose_qparams_algorithm != "tinygemm":
         raise UnsupportedOptionError(
-            f"int4_choose_qparams_algorithm={config.int4_choose_qparams_algorithm!r} is not supported; "
+            f"int4_choose_qparams_algorithm={of_torchao.int4_choose_qparams_algorithm!r} is not supported; "
             "use Int4ChooseQParamsAlgorithm.TINYGEMM, the default."
         )
-    return int(config.group_size)
+    return int(of_torchao.group_size)
 
 
 @dataclass(frozen=True)

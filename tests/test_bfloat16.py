@@ -9,6 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from gemma3_core import layers
 from gemma3_core.cache import KVCache
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.precisions import auto_dtype
 from gemma3_core.text import ScaledEmbedding
 
 # bfloat16 counts exactly up to 256 only: one prompt is longer, as positions must not be rounded.
@@ -133,3 +134,20 @@ def test_wide_products_change_no_token_that_is_not_a_near_tie(ours, monkeypatch:
         assert torch.equal(wide.argmax(-1)[clear], best.indices[..., 0][clear])
         compared += int(clear.sum())
     assert compared > 300
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 0), "float32"), ((7, 5), "float32"), ((8, 0), "auto"), ((8, 9), "auto"), ((12, 0), "auto")],
+)
+def test_a_gpu_without_bfloat16_units_takes_float32(capability, dtype):
+    assert auto_dtype(capability) == dtype
+
+
+def test_expanded_heads_attend_like_grouped_ones():
+    """CUDA expands keys and values where there is a mask; the result is that of grouped heads."""
+    queries, keys, values = torch.randn(2, 8, 5, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)
+    mask = torch.ones(2, 1, 5, 9, dtype=torch.bool).tril(4)
+    grouped, _ = layers.attend(queries, keys, values, mask, 0.25, False)
+    expanded, _ = layers.attend(queries, *layers.expand_heads(keys, values, 4), mask, 0.25, False)
+    torch.testing.assert_close(expanded, grouped)

@@ -14,11 +14,14 @@ from reference import (
     pixels,
     text_batch,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Gemma3ForCausalLM as ReferenceCausalLM
 from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 
 from gemma3_core import AutoProcessor, TorchAoConfig, pipeline
 from gemma3_core.engine import DoneEvent, Engine, Request, Turn
+from gemma3_core.int4_linear import Int4Linear, quantize_weight
+from gemma3_core.layers import attend
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.text import Gemma3ForCausalLM
 from training.examples import EXAMPLES, FOLDER
@@ -146,6 +149,37 @@ def test_int4_weights_answer_as_on_the_cpu(weights, tmp_path):
     there.save_pretrained(tmp_path, max_shard_size="60KB")
     again = Gemma3ForCausalLM.from_pretrained(tmp_path, device_map=CUDA)
     assert torch.equal(again(**on_gpu(given)).logits.cpu()[real], found)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("in_features", "group_size"), [(96, 32), (192, 64), (2560, 128)])
+def test_many_rows_are_multiplied_by_dequantised_int4_weights(dtype, in_features, group_size):
+    weight = quantize_weight(torch.randn(208, in_features, device=CUDA), group_size)
+    layer = Int4Linear.from_weight(weight, None)
+    assert torch.equal(layer.int4_weight().packed, weight.packed)
+    x = torch.randn(300, in_features, device=CUDA, dtype=dtype)
+    expected = x.double() @ weight.dequantize().double().T
+    few, many = torch.cat([layer(some) for some in x.split(50)]), layer(x)
+    assert many.dtype == dtype
+    for found in (few, many):
+        assert (found.double() - expected).norm() <= 1e-2 * expected.norm()
+
+
+@torch.no_grad()
+def test_masked_attention_has_a_kernel_that_needs_little_memory():
+    """At head width 256 with a mask and grouped heads; torch raises where no such kernel can be taken."""
+    queries, keys, values = (
+        torch.randn(
+            1, heads, 64, 256, device=CUDA, dtype=torch.bfloat16, generator=torch.Generator(CUDA).manual_seed(n)
+        )
+        for n, heads in enumerate((8, 4, 4))
+    )
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=CUDA).tril()
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        out, _ = attend(queries, keys, values, mask, 0.0625, False)
+    exact, _ = attend(queries.double(), keys.double(), values.double(), mask, 0.0625, True)
+    assert (out.double() - exact).norm() <= 1e-2 * exact.norm()
 
 
 def test_processor_model_and_pipeline_work_together(chat_folder, gradient_picture):

@@ -239,12 +239,60 @@ def test_a_device_without_a_kernel_is_refused(monkeypatch):
         require_int4(torch.device("cuda"))
 
 
-def test_without_torchao_making_int4_weights_says_what_to_install(monkeypatch):
+def test_making_int4_weights_needs_no_torchao(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchao"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(UnsupportedOptionError, match="torchao: install it"):
-        quantize_weight(noise(16, 128), 128)
+    assert quantize_weight(noise(16, 128), 128).shape == (16, 128)
+
+
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_numbers_are_torchaos_to_the_bit(group_size, dtype):
+    from torchao.quantization.quant_primitives import (
+        MappingType,
+        _choose_qparams_affine_tinygemm,
+        _quantize_affine_tinygemm,
+    )
+
+    weight = noise(48, 384).to(dtype)
+    weight[5] = 0.25
+    ours, block, steps = quantize_weight(weight, group_size), [1, group_size], (torch.int32, 0, 15)
+    scale, zero = _choose_qparams_affine_tinygemm(
+        weight.float(), MappingType.ASYMMETRIC, block, *steps, 1e-6, torch.bfloat16, torch.bfloat16
+    )
+    assert torch.equal(ours.scale, scale)
+    assert torch.equal(ours.zero, zero)
+    q = _quantize_affine_tinygemm(weight.float(), block, scale.float(), zero.float(), *steps)
+    assert torch.equal(ours.steps(), q)
+
+
+def pack_as_cuda(packed: torch.Tensor, inner_k_tiles: int) -> torch.Tensor:
+    """A packing of the shape of CUDA's: each block of 8 rows and 16 * inner_k_tiles columns in an order of its own."""
+    steps = torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1)
+    blocks = steps.view(len(steps) // 8, 8, -1, 16 * inner_k_tiles).transpose(1, 2).flatten(2)
+    order = torch.randperm(blocks.shape[-1], generator=torch.Generator().manual_seed(inner_k_tiles))
+    low, high = blocks[..., order].unflatten(-1, (-1, 2)).unbind(dim=-1)
+    return (low | high << 4).view(torch.int32).unflatten(-1, (32, -1)).contiguous()
+
+
+@pytest.mark.parametrize("in_features", [32, 64, 96, 128, 192, 384])
+@pytest.mark.parametrize("elements", [1, 2**11, 2**24])
+def test_the_order_of_cudas_kernel_is_found_and_undone(monkeypatch, in_features, elements):
+    """And many rows are multiplied by the dequantised weights: what CUDA does, carried out on a CPU."""
+    monkeypatch.setattr(int4_linear, "_pack_tiles", pack_as_cuda)
+    monkeypatch.setattr(int4_linear, "_ELEMENTS_AT_A_TIME", elements)
+    int4_linear._tile_order.cache_clear()
+    weight = quantize_weight(noise(48, in_features), 32)
+    layer = Int4Linear.from_weight(weight, None)
+    layer.qdata = pack_as_cuda(weight.packed, int4_linear._inner_k_tiles(in_features))
+    parts = list(int4_linear._tile_rows(layer.qdata, in_features, elements))
+    assert torch.equal(torch.cat([steps for _, steps in parts]).int(), weight.steps())
+    assert [n for rows, _ in parts for n in range(rows.start, rows.stop)] == list(range(48))
+    x = noise(200, in_features)
+    expected = x.bfloat16().float() @ weight.dequantize().T
+    assert (layer._multiply_dequantized(x) - expected).norm() <= 5e-3 * expected.norm()
+    int4_linear._tile_order.cache_clear()
 
 
 # A whole model.
