@@ -1,8 +1,8 @@
 """The safetensors files of a checkpoint folder: one, or shards with an index; found, read and written."""
 
 import json
-import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -80,60 +80,32 @@ def shard_bytes(max_shard_size: int | str) -> int:
     return size
 
 
-def split_in_shards(tensors: Mapping[str, torch.Tensor], most: int) -> list[list[str]]:
-    """Which tensors lie together, in their order, in files of at most so many bytes.
-
-    As in transformers, a tensor that is larger by itself has a file of its own, and the tensors around it share one.
-    """
-    shards: list[list[str]] = []
-    shard: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        if tensor.nbytes > most:
-            shards.append([name])
-            continue
-        if size + tensor.nbytes > most:
-            shards.append(shard)
-            shard, size = [], 0
-        shard.append(name)
-        size += tensor.nbytes
-    return [*shards, shard] if shard else shards
-
-
 def write_tensors(
     tensors: Mapping[str, torch.Tensor], folder: Path, total_parameters: int, max_shard_size: int | str = MAX_SHARD_SIZE
 ) -> None:
-    """Writes model.safetensors, or shards with an index where that would be larger than `max_shard_size`.
+    """Writes model.safetensors, or shards with an index if it would be larger than `max_shard_size`.
 
-    All files are whole before the first takes its name, so that a full disk leaves an earlier checkpoint as it was,
-    and weights may be mapped from the files that are replaced. An earlier save's other files are removed: a single
-    file beside shards would be read in their place. Raises CheckpointError, UnsupportedOptionError.
+    Every file is complete before the first takes its name: a full disk leaves an earlier checkpoint as it was, and
+    the tensors may be mapped from the files that are replaced. Files of an earlier save are removed, since a single
+    file would be read instead of shards beside it. Raises CheckpointError, UnsupportedOptionError.
     """
+    from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    shards = split_in_shards(tensors, shard_bytes(max_shard_size))
-    names = [SINGLE_FILE] if len(shards) == 1 else _shard_names(len(shards))
-    parts = {folder / name: folder / f".{name}.{os.getpid()}.part" for name in names}
+    most, target = shard_bytes(max_shard_size), folder / SINGLE_FILE
     try:
-        for part, shard in zip(parts.values(), shards, strict=True):
-            save_file({name: tensors[name].contiguous() for name in shard}, str(part), metadata={"format": "pt"})
-        for path, part in parts.items():
-            part.replace(path)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as unfinished:
+            save_torch_state_dict(dict(tensors), unfinished, max_shard_size=most)
+            if (index := Path(unfinished) / INDEX_FILE).exists():
+                data = read_json(index)
+                write_json(index, {**data, "metadata": {**data["metadata"], "total_parameters": total_parameters}})
+            written = sorted(Path(unfinished).iterdir())  # the index last
+            for path in written:
+                target = folder / path.name
+                path.replace(target)
     except (OSError, SafetensorError) as error:
-        raise not_written(folder / names[0], error) from None
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-    if len(shards) > 1:
-        metadata = {"total_parameters": total_parameters, "total_size": sum(t.nbytes for t in tensors.values())}
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
-    _remove_earlier(folder, {*names, INDEX_FILE} if len(shards) > 1 else {*names})
-
-
-def _shard_names(count: int) -> list[str]:
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        raise not_written(target, error) from None
+    _remove_earlier(folder, {path.name for path in written})
 
 
 def _remove_earlier(folder: Path, written: set[str]) -> None:

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 import transformers
-from huggingface_hub import split_torch_state_dict_into_shards
 from reference import image_prompt, save_reference
 from safetensors.torch import load_file
 
@@ -14,7 +13,7 @@ import gemma3_core
 from gemma3_core import TorchAoConfig
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.text import Gemma3ForCausalLM
-from gemma3_core.weight_files import INDEX_FILE, SINGLE_FILE, shard_bytes, split_in_shards, weight_files
+from gemma3_core.weight_files import INDEX_FILE, SINGLE_FILE, shard_bytes, weight_files
 
 
 def weights_in(folder):
@@ -41,14 +40,6 @@ def test_a_size_that_is_none_is_told_before_anything_is_written(our_text, size, 
     with pytest.raises(UnsupportedOptionError, match="max_shard_size"):
         our_text.save_pretrained(tmp_path / "new", max_shard_size=size)
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("most", [1, 100, 400, 401, 1000, 10_000])
-def test_tensors_are_split_as_in_the_reference(most):
-    sizes = [10, 300, 50, 400, 20, 100, 401, 500, 1, 99, 250, 2]
-    tensors = {f"tensor {number}": torch.zeros(size, dtype=torch.uint8) for number, size in enumerate(sizes)}
-    expected = split_torch_state_dict_into_shards(tensors, max_shard_size=most).filename_to_tensors
-    assert split_in_shards(tensors, most) == list(expected.values())
 
 
 CLASSES = [
