@@ -1,21 +1,26 @@
 """Messages -> prompt text, by the checkpoint's own Jinja template.
 
-The template comes with the checkpoint, so it is code by a stranger. It runs in Jinja's immutable
-sandbox and sees only plain data; loops and calls watch a deadline; the result of joining or
-repeating text, and the prompt as a whole, is bounded. What remains: a single filter or text method
-(`replace`, `center`, …) can still build a large text, or take long, before the next check. That is
-the risk of whoever picks the checkpoint: visitors' messages are never read as a template.
+The template comes with the checkpoint, so it is a stranger's code. It runs in Jinja's immutable sandbox and sees
+only plain data. Bounded are
+
+- time: a deadline is checked at every turn of a loop, every branch and every call, whether they yield text or not;
+- the prompt, and each text or list that `+`, `*`, `~`, `%` or `**` builds: 4,000,000 characters or elements;
+- `range`: 100,000 numbers, by the sandbox.
+
+Not bounded is a single filter or text method (`replace`, `center`, …): it can build a large text, or take long, before
+the next check. That risk lies with whoever picks the checkpoint; visitors' messages are never read as a template.
 """
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from types import CodeType
 from typing import Any
 
 from jinja2 import Template, TemplateError, meta, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -86,9 +91,25 @@ def template_variables(template: str) -> frozenset[str]:
         raise ChatTemplateError(f"The chat template is no valid Jinja: {error.message}") from error
 
 
+class _BoundedCode(CodeGenerator):
+    """Jinja's own code, with a look at the clock in each block (of a loop, a branch, a macro), and bounded `~`."""
+
+    def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
+        self.writeline("environment.tick()")
+        super().blockvisit(nodes, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  jinja's name
+        self.write("environment.concatenate(")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")")
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """One rendering: the sandbox with a deadline and with bounds on what operators build."""
 
+    code_generator_class = _BoundedCode
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self) -> None:
@@ -99,11 +120,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         del self.globals["lipsum"]
 
-    def tick(self) -> str:
-        """Called once per turn of a loop."""
+    def tick(self) -> None:
+        """Raises TemplateError once the deadline has passed."""
         if time.monotonic() > self._deadline:
             raise TemplateError(f"it ran for more than {_MAX_SECONDS:g} seconds")
-        return ""
 
     def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         self.tick()
@@ -154,36 +174,7 @@ def _render(template: str, variables: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=8)
 def _compile(template: str) -> CodeType:
-    """Compile with a tick in each loop, and `~` replaced by a bounded call."""
-    environment = _Environment()
-    tree = environment.parse(template)
-    for loop in tree.find_all(nodes.For):
-        loop.body.insert(0, nodes.ExprStmt(_environment_call("tick", [], loop.lineno)))
-    _replace_concat(tree)
-    tree.set_environment(environment)
-    return environment.compile(tree)
-
-
-def _replace_concat(node: nodes.Node) -> None:
-    for name, value in node.iter_fields():
-        if isinstance(value, list):
-            setattr(node, name, [_without_concat(item) for item in value])
-        else:
-            setattr(node, name, _without_concat(value))
-
-
-def _without_concat(value: Any) -> Any:
-    if not isinstance(value, nodes.Node):
-        return value
-    _replace_concat(value)
-    if isinstance(value, nodes.Concat):
-        return _environment_call("concatenate", value.nodes, value.lineno)
-    return value
-
-
-def _environment_call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
-    # EnvironmentAttribute is no variable: a template can't put something else in its place.
-    return nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None, lineno=line)
+    return _Environment().compile(template)
 
 
 def _result_size(operator: str, left: Any, right: Any) -> int:
