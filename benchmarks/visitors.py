@@ -154,8 +154,10 @@ class Visitor:
     def heartbeat(self) -> Iterator[None]:
         """Keeps the session as an open page does; leaving the block is leaving the page."""
         with self.client.stream("GET", f"{API}/heartbeat/{self.session}", timeout=LONGEST_S) as stream:
-            next(stream.iter_raw())
+            beats = stream.iter_raw()  # held until the end: without it the connection is closed
+            next(beats)
             yield
+            del beats
 
 
 def messages_in(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
