@@ -47,7 +47,8 @@ _NEVER_DRAWN = re.compile(
 )
 
 _STANDARD = {status.phrase for status in HTTPStatus if 400 <= status < 500}
-_SENTENCE = re.compile(r"[A-Z0-9\"“][^\n]*[.!?)…]", re.DOTALL)
+_FILE = r"[^/\s]{1,80}\.\w{1,5}"  # a visitor's own, which a sentence may begin with
+_SENTENCE = re.compile(rf"({_FILE} |({_FILE}: )?[A-Z0-9\"“])[^\n]*[.!?)…]")
 _END = re.compile(r"[.!?…](?=\s|$)")
 _FAILURE = re.compile(r'<p class="failure"[^>]*>(.*?)</p>', re.DOTALL)
 

@@ -584,6 +584,7 @@ def test_ask_answers_whatever_it_is_sent_in_plain_words(events, visitor):
         99,
         [{"type": "missing", "loc": ["body", "data"], "msg": "Field required"}],
         "no sentence",
+        "uploads/x.png is no picture.",
         "One. Two. Three. Four sentences are too many.",
         "Internal Server Error",
         "Too long, " * 60 + "at last.",
@@ -610,6 +611,8 @@ def test_what_the_app_says_is_plain():
         "The picture is empty: 0 bytes. Choose the file again.",
         "The seed must be a whole number from 0 on, or empty; got -5.",
         "There is no picture file named x.png; check the name and try again.",
+        "x.html: These 8 bytes are not a picture that can be read. Use JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF.",
+        "big.png is larger than 20 MB. Make it smaller and try again.",
         "Not Found",
         "404: Not Found",
     ]

@@ -57,13 +57,13 @@ def test_what_is_counted_is_what_the_process_holds():
     """Shown on the app itself: a file, five connections and their descriptors that come and go."""
     with watched_app() as app:
         before = app.taken()
-        (app.folder / "file").write_bytes(b"0" * 1_000_000)
+        (app.folder / "file").write_bytes(b"0" * 10_000_000)
         with ExitStack() as pages:
             for _ in range(5):
                 pages.enter_context(pages.enter_context(Visitor(app.url)).heartbeat())
             during = app.taken()
         (app.folder / "file").unlink()
-        assert during.disk == before.disk + 1_000_000
+        assert during.disk >= before.disk + 9_000_000  # what was there at the start may go
         assert during.connections >= 5
         assert during.descriptors >= before.descriptors + 3  # those of the question whether the page is ready may go
         assert during.threads >= 1
@@ -71,7 +71,8 @@ def test_what_is_counted_is_what_the_process_holds():
         gone = time.monotonic() + 20
         while (after := app.taken()).connections and time.monotonic() < gone:
             time.sleep(0.2)
-        assert (after.connections, after.disk) == (0, before.disk)
+        assert after.connections == 0
+        assert after.disk <= during.disk - 9_000_000
         assert after.descriptors <= before.descriptors
 
 
