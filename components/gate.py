@@ -35,6 +35,8 @@ MAX_REQUESTS = 1000
 """Requests that are open at the same time, streams included: an open page holds one or two."""
 MAX_BODY_BYTES = 8_000_000
 """A request's JSON; the composer takes a million characters."""
+MAX_ARRIVING_BYTES = 500_000_000
+"""Uploads that are arriving, of all visitors together."""
 MAX_WAITING_EVENTS = 32
 """Events of one browser window that have not ended."""
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -95,7 +97,8 @@ class Gate:
         self._app, self._served, self._uploads, self._headers = app, served, uploads, headers
         self._requests = 0
         self._heartbeats: Counter[str] = Counter()
-        self._receiving: dict[str, Receiving] = {}
+        self._receiving: dict[Receiving, str] = {}
+        """Uploads that are arriving, and the names that the page gave them."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -220,9 +223,8 @@ class Gate:
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pictures, in the form that browsers send files in; the answer is the list of their paths."""
         upload_id = _query(scope).get("upload_id", "")
-        upload = Receiving(self._uploads.folder)
-        if upload_id and len(self._receiving) < MAX_REQUESTS:
-            self._receiving[upload_id] = upload
+        upload = Receiving(self._uploads.folder, self._has_room)
+        self._receiving[upload] = upload_id
         try:
             files = await upload.read(scope, receive)
             paths = [await run_in_threadpool(self._add, file, name, bool(upload_id)) for name, file in files]
@@ -232,7 +234,10 @@ class Gate:
             await JSONResponse(paths)(scope, receive, send)
         finally:
             upload.end()
-            self._receiving.pop(upload_id, None)
+            del self._receiving[upload]
+
+    def _has_room(self) -> bool:
+        return sum(upload.num_bytes for upload in self._receiving) <= MAX_ARRIVING_BYTES
 
     def _add(self, file: Path, name: str, from_page: bool) -> str:
         """The page is told at once what is no picture, and attaches nothing; a program when it asks about it."""
@@ -248,7 +253,7 @@ class Gate:
         upload_id = _query(scope).get("upload_id", "")
 
         async def told() -> AsyncIterator[str]:
-            upload, said = self._receiving.get(upload_id), 0
+            upload, said = next((one for one, name in self._receiving.items() if name == upload_id), None), 0
             while upload is not None and not upload.ended:
                 if upload.num_bytes > said:
                     news = {"msg": "update", "orig_name": upload.name, "chunk_size": upload.num_bytes - said}

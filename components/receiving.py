@@ -3,7 +3,7 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope
 
-from components.uploads import MAX_FILE_BYTES, UploadError, shown
+from components.uploads import FULL, MAX_FILE_BYTES, UploadError, shown
 
 UNREADABLE = "This request can't be read. Reload the page and try again."
 TOO_LARGE = "This is more than one request may hold. Send less at a time."
@@ -37,8 +37,9 @@ class GoneError(Exception):
 class Receiving:
     """An upload that is arriving: its files lie in `folder` under names that nobody knows until they are complete."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, has_room: Callable[[], bool]):
+        """`has_room` says whether all that is arriving may still grow."""
+        self._folder, self._has_room = folder, has_room
         self.num_bytes = 0
         self.name = ""
         self.ended = False
@@ -64,6 +65,8 @@ class Receiving:
             self.num_bytes += len(chunk)
             if self.num_bytes > MAX_UPLOAD_BYTES:
                 raise UploadError(TOO_LARGE, 413)
+            if not self._has_room():
+                raise UploadError(FULL, 507)
             try:
                 await run_in_threadpool(parser.write, chunk)
             except UploadError:

@@ -7,7 +7,8 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ _MAX_EVENTS = 1000
 """Events that wait for their handler, of all windows together."""
 _MAX_UNREAD = 400
 """Messages to one window that nobody has fetched; a page that lives fetches them at once."""
+_MAX_ADDRESSES, _MAX_FETCHES = 16, 4
+"""Pictures by address in one event; and those that are fetched at the same time, of all visitors together."""
 SWEEP_S = 30.0
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
@@ -72,6 +75,7 @@ class Page(gr.Blocks):
         self.uploads = Uploads(private_folder())  # before any component asks where files go
         self.now_and_then: list[Callable[[], None]] = []
         """What is done twice a minute while the server runs."""
+        self._fetching = ThreadPoolExecutor(_MAX_FETCHES, "fetch")
         self.is_shared = False
         self._launching: int | None = None
         super().__init__(**options)
@@ -155,16 +159,23 @@ class Page(gr.Blocks):
 
     async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
         """The inputs with files in place of addresses. Raises Gemma3Error."""
-        used = []
+        used: list[str] = []
 
-        async def here(file: dict[str, Any]) -> dict[str, Any]:
-            if is_http_url_like(file["path"]):
-                path = await asyncio.to_thread(self._fetched, file["path"])
-                file = {**file, "path": path, "url": None}
+        async def noted(file: dict[str, Any]) -> dict[str, Any]:
             used.append(file["path"])
             return file
 
+        async def here(file: dict[str, Any]) -> dict[str, Any]:
+            if is_http_url_like(file["path"]):
+                path = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetched, file["path"])
+                file = {**file, "path": path, "url": None}
+            return file
+
+        await async_traverse(inputs, noted, _is_file)
+        if sum(map(is_http_url_like, used)) > _MAX_ADDRESSES:
+            raise Gemma3Error(f"At most {_MAX_ADDRESSES} pictures are fetched by address at a time.")
         inputs = await async_traverse(inputs, here, _is_file)
+        await async_traverse(inputs, noted, _is_file)
         if session is not None:
             for value in () if state is None else state.state_data.values():
                 if isinstance(value, Conversation):
@@ -193,15 +204,21 @@ class Page(gr.Blocks):
         silent: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         while True:
             await asyncio.sleep(SWEEP_S)
-            gone = set(await asyncio.to_thread(self.uploads.sweep, KEPT_UNUSED_S))
-            for names in self.temp_file_sets:
-                names -= gone
-            for work in self.now_and_then:
-                await asyncio.to_thread(work)
-            server = getattr(self, "server", None)
-            if server is not None:
-                server.config.limit_concurrency = _MAX_CONNECTIONS
-                close_silent(server.server_state.connections, silent)
+            try:
+                await self._clean_up(silent)
+            except Exception:
+                logger.exception("the clean-up failed; it is tried again")
+
+    async def _clean_up(self, silent: MutableMapping[Any, float]) -> None:
+        gone = set(await asyncio.to_thread(self.uploads.sweep, KEPT_UNUSED_S))
+        for names in self.temp_file_sets:
+            names -= gone
+        for work in self.now_and_then:
+            await asyncio.to_thread(work)
+        server = getattr(self, "server", None)
+        if server is not None:
+            server.config.limit_concurrency = _MAX_CONNECTIONS
+            close_silent(server.server_state.connections, silent)
 
     def launch(self, *args: Any, **options: Any) -> Any:
         declare_avif()

@@ -28,10 +28,6 @@ MAX_FILES = 5_000
 KEPT_UNUSED_S = 3600.0
 
 FULL = "The server holds as many pictures as it can. Try again in some minutes."
-TOO_MUCH = (
-    f"These pictures are more than {MAX_SESSION_BYTES // 1_000_000} MB together, which is the most that one page may "
-    "hold. Make them smaller, or start a new chat with fewer."
-)
 
 _MAX_NAME = 100
 _MAX_REFUSED = 1000
@@ -46,7 +42,7 @@ class UploadError(Gemma3Error):
         self.status = status
 
 
-@dataclass
+@dataclass(eq=False)
 class _Upload:
     """One file; `sessions` are the browser windows that use it, `touched` is in seconds of `Uploads.now`."""
 
@@ -110,31 +106,27 @@ class Uploads:
         return path
 
     def use(self, session: str, paths: Iterable[str]) -> None:
-        """Notes that a browser window uses these files; of its others the oldest are given up where it has too many.
+        """Notes that a browser window uses these files, as many of them as one window may; of its others the oldest are
+        given up for them.
 
-        What is no upload is passed over. Raises UploadError where these alone are too many, or one was refused.
+        What is no upload is passed over. Raises UploadError where one was refused.
         """
         paths = list(paths)
         with self._lock:
             for path in paths:
                 if path in self._refused:
                     raise UploadError(self._refused[path], 415)
-            wanted = {path: self._files[path] for path in paths if path in self._files}
-            if sum(file.num_bytes for file in wanted.values()) > MAX_SESSION_BYTES:
-                raise UploadError(TOO_MUCH, 413)
-            for file in wanted.values():
-                file.touched = self.now()
+            wanted = [self._files[path] for path in dict.fromkeys(paths) if path in self._files]
+            own = [file for file in self._files.values() if session in file.sessions and file not in wanted]
+            room = MAX_SESSION_BYTES
+            for file in (*wanted, *sorted(own, key=lambda file: -file.touched)):
+                room -= file.num_bytes
+                if room < 0:
+                    file.sessions.discard(session)
+                    continue
                 file.sessions.add(session)
-            own = sorted(
-                (file for path, file in self._files.items() if session in file.sessions and path not in wanted),
-                key=lambda file: file.touched,
-            )
-            excess = sum(file.num_bytes for file in (*own, *wanted.values())) - MAX_SESSION_BYTES
-            for file in own:
-                if excess <= 0:
-                    break
-                file.sessions.discard(session)
-                excess -= file.num_bytes
+            for file in wanted:
+                file.touched = self.now()
 
     def opened(self, session: str) -> None:
         """A browser window is there; what it uses stays until it is `closed`."""

@@ -19,7 +19,7 @@ from components.gate import BUSY, NOTHING_HERE, ROUTES, WAITING_ALREADY
 from components.limits import LogLimit
 from components.page import build_page
 from components.receiving import TOO_LARGE, UNREADABLE
-from components.uploads import UploadError
+from components.uploads import FULL, UploadError
 
 NIGHT = (EXAMPLES / "night.png").read_bytes()
 
@@ -221,6 +221,10 @@ def test_uploads_are_bounded(page, client, monkeypatch):
     assert large.text.startswith("“night.png” is larger than")
     monkeypatch.setattr(receiving, "MAX_UPLOAD_BYTES", 100)
     assert upload(client, ("night.png", NIGHT)).status_code == 413
+    monkeypatch.undo()
+    monkeypatch.setattr(gate, "MAX_ARRIVING_BYTES", 100)  # of all visitors together
+    full = upload(client, ("night.png", NIGHT))
+    assert (full.status_code, full.text) == (507, FULL)
     for body in (b"", b"--x", b"--x--", b"\0" * 50):
         reply = client.post(
             "/gradio_api/upload", content=body, headers={"content-type": "multipart/form-data; boundary=x"}
@@ -294,3 +298,16 @@ def test_log_lines_are_bounded():
     later = logging.LogRecord("x", logging.WARNING, "", 0, "later", (), None)
     later.created = 1100.0
     assert limit.filter(later)
+
+
+def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):
+    asked = []
+    monkeypatch.setattr(serving, "fetch_image", lambda address: asked.append(address) or NIGHT)
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    files = [{"path": f"https://pictures.example/{number}.png", **meta} for number in range(17)]
+    for some in (files, files[:2]):
+        message = {"text": "What is it?", "files": some}
+        assert client.post("/gradio_api/queue/join", json=event(page, "send", message)).status_code == 200
+        told = client.get("/gradio_api/queue/data", params={"session_hash": "window"}).text
+        assert ("At most 16 pictures are fetched by address at a time." in told) == (len(some) == 17)
+    assert len(asked) == 2
