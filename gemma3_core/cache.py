@@ -1,8 +1,7 @@
-"""Key-value cache: full length for global layers, a ring of the window's length for local ones.
+"""KV cache: full length on global layers, a ring of the window's length on local ones.
 
-Positions decide what is seen, never lengths: beside its keys the cache keeps the position and the
-image block of each, and `masks.attention_mask` reads those. Each row of a batch has its own positions
-(left padding is PADDING); all rows share the columns they are stored in.
+The cache stores the position and the image block of every key, and `masks.attention_mask` decides by these, never by
+lengths. Each row of a batch has its own positions (left padding is PADDING); all rows share the columns.
 """
 
 from collections.abc import Iterator
@@ -17,11 +16,10 @@ _LEAST_GROWTH = 256
 
 
 class GrowingBuffer:
-    """Columns along `dim`, kept for good.
+    """Keeps every column along `dim`.
 
-    Room is taken for `reserve` columns at once. Beyond them it grows by a quarter: copies stay rare, and at
-    most a fifth of it is empty (but for the least growth). No room is taken in advance beyond `most` columns,
-    the model's longest context.
+    Allocates `reserve` columns at once. Beyond them it grows by a quarter: copies stay rare, and at most a fifth is
+    empty (or _LEAST_GROWTH columns). It never allocates ahead beyond `most` columns, the model's longest context.
     """
 
     def __init__(self, dim: int, reserve: int, most: int):
@@ -132,19 +130,19 @@ class KVCache:
         return GrowingBuffer(dim, reserve, self._config.max_position_embeddings)
 
     def reserve(self, tokens: int) -> None:
-        """Says that up to `tokens` tokens will be read in all: when room is next taken, it is taken for that many."""
+        """Makes the next allocation large enough for `tokens` tokens in all."""
         for columns in self._all_columns():
             if isinstance(columns, GrowingBuffer):
                 columns.reserve = max(columns.reserve, tokens)
 
     @property
     def batch_size(self) -> int | None:
-        """Rows that the cache holds; None before anything was read."""
+        """Rows in the cache; None while it is empty."""
         return self._positions[GLOBAL].rows
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all tensors that the cache holds, room not yet used included."""
+        """Bytes of all tensors in the cache, including columns not yet used."""
         return sum(columns.num_bytes for columns in self._all_columns())
 
     def _all_columns(self) -> Iterator[GrowingBuffer | RingBuffer]:
@@ -166,7 +164,7 @@ class KVCache:
         self.length = tokens
 
     def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:
-        """Announces new tokens: their positions (or PADDING) and image blocks, both [B, T]."""
+        """Announces new tokens, with their positions (or PADDING) and image blocks, both [B, T]."""
         self._new = positions.shape[1]
         for kind in (LOCAL, GLOBAL):
             self._seen[kind] = (
@@ -188,15 +186,15 @@ class KVCache:
         )
 
     def advance(self) -> None:
-        """Moves on past the tokens announced, once every layer has stored them."""
+        """Counts the announced tokens as read, once every layer has stored them."""
         self.length += self._new
         self._new = 0
 
 
 def cache_bytes(config: Gemma3TextConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> int:
-    """Memory that a cache reserved for `tokens` tokens a row takes once they have been read.
+    """Bytes of a cache reserved for `tokens` tokens per row, once it is full.
 
-    Counted on a real cache whose tensors lie on torch's meta device, which has shapes but no memory.
+    Counted on a real cache on torch's meta device, which has shapes but no memory.
     """
     cache = KVCache(config, reserve=tokens)
     columns = torch.arange(tokens, device="meta").expand(batch, tokens)

@@ -1,14 +1,14 @@
-"""The one rule of who may attend to whom, by positions.
+"""The attention mask: which query may attend to which key, by their positions.
 
-Prefill, decode, cache and visualiser all call `attention_mask`. A key may be attended to by a query
+Prefill, decode, KV cache and visualiser all call `attention_mask`. A query may attend to a key
 
-- on global layers: if it is not later than the query, or both lie in the same image block;
+- on global layers: if the key is not later than the query, or both lie in the same image block;
 - on local layers: if that holds AND query - key < window (one-sided: later keys of the same image
   block always pass);
-- never, if it is padding.
+- never, if the key is padding.
 
-An image block is one run of soft tokens, without its begin and end markers; each crop is a block of
-its own. Six tokens, `a [ I I ] b` with the block at 2 and 3, window 3 (x: may attend):
+An image block is one run of soft tokens, without its begin and end markers; each crop is its own
+block. Six tokens, `a [ I I ] b` with the block at 2 and 3, window 3 (x: may attend):
 
     global                local
         a [ I I ] b           a [ I I ] b
@@ -25,7 +25,7 @@ Source: transformers since pull request 46850 (`create_masks_for_vision_model`).
 import torch
 
 NO_BLOCK = -1
-"""Block id of a token that is not part of a picture."""
+"""Block id of a text token."""
 
 PADDING = -1
 """Position of a padding token."""
@@ -40,9 +40,9 @@ def attention_mask(
 ) -> torch.Tensor:
     """True where a query may attend to a key.
 
-    Positions count every token of a row, from its first; PADDING marks padding. Blocks are ids of
-    image blocks; NO_BLOCK marks text. Queries [B, T], keys [B, S]; returns bool [B, T, S].
-    A padding query gets whatever its block of nothing allows: its row is not to be read.
+    Positions count all tokens of a row from 0; PADDING marks padding. Blocks are ids of image blocks;
+    NO_BLOCK marks text. Queries [B, T], keys [B, S]; returns bool [B, T, S]. The rows of padding queries
+    mean nothing.
     """
     query, key = query_positions[:, :, None], key_positions[:, None, :]
     same_block = (query_blocks[:, :, None] == key_blocks[:, None, :]) & (query_blocks != NO_BLOCK)[:, :, None]
@@ -53,10 +53,10 @@ def attention_mask(
 
 
 def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch.Tensor:
-    """Block ids [B, T] from token types [B, T] (1 is a soft token): the position where the run begins.
+    """Block ids [B, T] from token types [B, T] (1 is a soft token): the position of the run's first token.
 
-    `first_position` is the position of the first column, so that ids of later chunks or turns differ
-    from those already in a cache.
+    `first_position` is the position of the first column: it keeps the ids of later chunks and turns distinct
+    from ids already in the cache.
     """
     is_soft = token_type_ids == 1
     before = torch.nn.functional.pad(is_soft, (1, 0))[:, :-1]
@@ -68,6 +68,6 @@ def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch
 
 
 def divides_a_block(blocks: torch.Tensor) -> torch.Tensor:
-    """True [T] where a cut before that column would divide an image block of some row of `blocks` [B, T]."""
+    """True [T] where cutting before a column would split an image block in any row of `blocks` [B, T]."""
     same = (blocks[:, 1:] == blocks[:, :-1]) & (blocks[:, 1:] != NO_BLOCK)
     return torch.nn.functional.pad(same.any(dim=0), (1, 0))

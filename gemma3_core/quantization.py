@@ -1,6 +1,6 @@
-"""int4 weights of a model: which layers, which group size, and the twin that has them.
+"""int4 weights of a model: which layers, which group size, and how the int4 model is made.
 
-What an int4 layer is, and how it is multiplied by: `int4_linear`.
+The int4 layer itself is in `int4_linear`.
 """
 
 import copy
@@ -36,7 +36,7 @@ class TorchAoConfig:
 
     `quant_type` is "int4_weight_only" (the form of Gemma 3's page in transformers' documentation), a group size
     (128, 64 or 32), or torchao's Int4WeightOnlyConfig or its prototype for CPUs; the packing format that such an
-    object names counts for nothing here, since packing follows the device.
+    object names is ignored: the device decides the packing.
     `modules_to_not_convert` are layers to leave in full precision: a whole name, its beginning or its last part.
     Raises UnsupportedOptionError.
     """
@@ -140,7 +140,7 @@ class Int4Plan:
     left: Mapping[str, str] = field(default_factory=dict)
 
     def warn(self) -> None:
-        """Names the layers that stay in full precision in the log."""
+        """Logs the layers that stay in full precision."""
         for name, reason in self.left.items():
             logger.warning("%s stays in full precision: %s", name, reason)
 
@@ -173,7 +173,7 @@ def plan_int4(model: Any, config: TorchAoConfig) -> Int4Plan:
 
 
 def candidate_layers(model: Any) -> dict[str, nn.Linear | Int4Linear]:
-    """The layers of `model` that int4 is for, quantised or not, by name."""
+    """The layers of `model` that can be int4, quantised or not, by name."""
     wanted = {id(module) for module in model.decoder.modules()} | {id(getattr(model, "lm_head", None))}
     return {
         name: module
@@ -195,7 +195,7 @@ def _is_named(name: str, by: str) -> bool:
 
 
 def install_int4(model: Any, config: TorchAoConfig) -> None:
-    """Puts empty int4 layers into a model that is built on the meta device, for weights to be loaded into."""
+    """Replaces layers of a model on the meta device by empty int4 layers, whose weights are loaded afterwards."""
     plan = plan_int4(model, config)
     for name in plan.layers:
         layer = model.get_submodule(name)
@@ -226,7 +226,7 @@ class Int4Making:
         return bool(self._made)
 
     def steps(self) -> Iterator[int]:
-        """Makes what is missing; yields how many layers are done before each and at the end."""
+        """Quantises the remaining layers; yields the number of finished layers before each one and at the end."""
         while (done := len(self._made)) < self.total:
             yield done
             with self._lock:
@@ -271,7 +271,7 @@ def with_tensors_of(model: Any, other: Any) -> Any:
 
 
 def count_weights(model: Any) -> int:
-    """How many weights a model has, in whichever form; a tied head's count with the embedding."""
+    """Number of weights, quantised or not; a tied head counts once, with the embedding."""
     quantised = sum(
         layer.in_features * layer.out_features
         for name, layer in candidate_layers(model).items()

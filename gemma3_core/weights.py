@@ -133,7 +133,7 @@ def save_weights(model: nn.Module, folder: Path, max_shard_size: int | str = MAX
 
 
 def is_tied(config: Any) -> bool:
-    """Whether the head shares the embedding's weights."""
+    """Whether head and embedding share their weights."""
     return bool(config.tie_word_embeddings)
 
 
