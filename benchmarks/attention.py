@@ -23,9 +23,9 @@ from PIL import Image
 
 from benchmarks.timing import machine
 from gemma3_core.engine import Answered, AttentionMap, Box, DoneEvent, Engine, Request, TokenEvent, Turn
-from training.colors import UNNAMED
-from training.drawing import draw
-from training.scenes import Scene, SceneObject, random_scene
+from training.drawing.colors import UNNAMED
+from training.worlds.scenes.drawing import draw
+from training.worlds.scenes.scenes import Scene, SceneObject, random_scene
 
 RESULT = Path(__file__).resolve().parent / "results" / "attention.json"
 SEED = 20_000_003  # of the evaluation's held-out scenes

@@ -23,8 +23,8 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import GROUP_SIZES, TorchAoConfig, quantized
 from training.evaluate import DEMO_MODEL, SEED, questions_of_kind
-from training.world import DrawnWorld, ReadInCrops
-from training.worlds import WORLDS
+from training.worlds.registry import WORLDS
+from training.worlds.world import DrawnWorld, ReadInCrops
 
 RESULT = Path(__file__).resolve().parent / "results" / "quantization.json"
 PROMPTS, PROMPT_TOKENS = 4, 48

@@ -164,7 +164,7 @@ def test_only_training_and_benchmarks_import_themselves():
 
 
 def test_transformers_is_a_matter_of_tests_and_benchmarks_and_of_the_command_that_compares_with_it():
-    training = sorted((REPOSITORY / "training").glob("*.py"))
+    training = sorted((REPOSITORY / "training").rglob("*.py"))
     for path in {*CORE, *COMPONENTS, *training, REPOSITORY / "app.py"} - {VERIFY}:
         assert "transformers" not in {package_of(name) for name in imports(path)}, name_of(path)
 

@@ -472,7 +472,7 @@ def test_strip_without_crops_and_without_pictures():
 
 def test_examples_are_drawn_by_their_command(tmp_path):
     from training.examples import EXAMPLES, write
-    from training.scenes import Scene
+    from training.worlds.scenes.scenes import Scene
 
     write(tmp_path)
     assert json.loads((tmp_path / "examples.json").read_text()) == json.loads((FOLDER / "examples.json").read_text())
@@ -485,15 +485,15 @@ def test_examples_are_drawn_by_their_command(tmp_path):
 
 
 def test_example_pictures_lie_inside_the_demo_models_worlds():
-    from training.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board
-    from training.charts import Chart
-    from training.colors import delta_e, is_clear, to_lab
-    from training.elsewhere import SORTS, Strange
+    from training.drawing.colors import delta_e, is_clear, to_lab
     from training.examples import EXAMPLES
-    from training.scenes import LARGEST, MIN_CONTRAST, SMALLEST, Scene, is_heldout_pair
-    from training.signs import LEAST_CAP_HEIGHT, MOST_CHARACTERS, Sign, is_heldout_text
-    from training.two_lines import TwoLines
-    from training.worlds import ALL_KINDS
+    from training.worlds.boards.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board
+    from training.worlds.charts.charts import Chart
+    from training.worlds.elsewhere import SORTS, Strange
+    from training.worlds.registry import ALL_KINDS
+    from training.worlds.scenes.scenes import LARGEST, MIN_CONTRAST, SMALLEST, Scene, is_heldout_pair
+    from training.worlds.signs.signs import LEAST_CAP_HEIGHT, MOST_CHARACTERS, Sign, is_heldout_text
+    from training.worlds.signs.two_lines import TwoLines
 
     assert {asked.kind for example in EXAMPLES for asked in example.asked} <= set(ALL_KINDS)
     pictures = [(example.name, depiction) for example in EXAMPLES for depiction in example.depictions]

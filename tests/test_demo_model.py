@@ -14,16 +14,16 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.weight_files import INDEX_FILE
 from tests.reference import assert_equal
-from training.asking import Question
-from training.board_questions import TOO_SMALL
-from training.drawing import draw
-from training.elsewhere import NOT_ASKED_FOR, NOTHING_KNOWN
 from training.evaluate import DEMO_MODEL, GUESSED_PRICES, Dialogue, Examinee, accuracies, evaluate, held
 from training.examples import EXAMPLES, FOLDER, Example
-from training.questions import ask
-from training.scenes import random_scene
+from training.language.asking import Question
 from training.ship import MOST_BYTES, MOST_IN_ALL
-from training.worlds import is_right
+from training.worlds.boards.questions import TOO_SMALL
+from training.worlds.elsewhere import NOT_ASKED_FOR, NOTHING_KNOWN
+from training.worlds.registry import is_right
+from training.worlds.scenes.drawing import draw
+from training.worlds.scenes.questions import ask
+from training.worlds.scenes.scenes import random_scene
 
 FILES = {
     "README.md",

@@ -45,16 +45,14 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
-from training import chart_questions, more_questions, phrasings
-from training.asking import Question, slots_of
-from training.board_questions import TOO_SMALL, says_too_small
-from training.browser_drawing import BROWSER, Browser, Drawable
-from training.drawing import RENDERERS
-from training.follow_ups import MOST_TURNS
-from training.heldout_phrasings import CHARTS, FURTHER, SCENES
-from training.wordings import words_of
-from training.world import DrawnWorld, ReadInCrops, World
-from training.worlds import (
+from training.evaluation.browser_drawing import BROWSER, Browser, Drawable
+from training.language.asking import Question, slots_of
+from training.language.heldout_phrasings import CHARTS, FURTHER, SCENES
+from training.language.wordings import words_of
+from training.worlds.boards.questions import TOO_SMALL, says_too_small
+from training.worlds.charts import questions as chart_questions
+from training.worlds.pairs.follow_ups import MOST_TURNS
+from training.worlds.registry import (
     ALL_KINDS,
     WORLDS,
     Boards,
@@ -65,6 +63,9 @@ from training.worlds import (
     is_right,
     kinds_named,
 )
+from training.worlds.scenes import more_questions, phrasings
+from training.worlds.scenes.drawing import RENDERERS
+from training.worlds.world import DrawnWorld, ReadInCrops, World
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003

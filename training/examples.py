@@ -12,15 +12,19 @@ from typing import Any
 
 from PIL.Image import Image
 
-from training import board_drawing, chart_drawing, drawing, elsewhere, sign_drawing
-from training.boards import Board, Entry, Panel
-from training.charts import ALL_SPINES, Bar, Chart, Look
-from training.colors import RGB
-from training.elsewhere import NOTHING_KNOWN, Strange
-from training.fonts import Font, bundled_fonts, edges
-from training.scenes import Background, Scene, SceneObject
-from training.signs import Plate, Sign
-from training.two_lines import TwoLines
+from training.drawing.colors import RGB
+from training.drawing.fonts import Font, bundled_fonts, edges
+from training.worlds import elsewhere
+from training.worlds.boards import drawing as board_drawing
+from training.worlds.boards.boards import Board, Entry, Panel
+from training.worlds.charts import drawing as chart_drawing
+from training.worlds.charts.charts import ALL_SPINES, Bar, Chart, Look
+from training.worlds.elsewhere import NOTHING_KNOWN, Strange
+from training.worlds.scenes import drawing
+from training.worlds.scenes.scenes import Background, Scene, SceneObject
+from training.worlds.signs import drawing as sign_drawing
+from training.worlds.signs.signs import Plate, Sign
+from training.worlds.signs.two_lines import TwoLines
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples"
 

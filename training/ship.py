@@ -10,7 +10,7 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from gemma3_core.weight_files import weight_files
 from training.evaluate import DEMO_MODEL
-from training.model import special_id, write_processor_files
+from training.learning.model import special_id, write_processor_files
 from training.tokenizer import TOKENIZER_FILES
 
 MOST_BYTES = 9_000_000

@@ -23,25 +23,21 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from training import (
-    board_questions,
-    chart_questions,
-    elsewhere,
-    follow_ups,
-    heldout_phrasings,
-    more_questions,
-    pair_questions,
-    phrasings,
-    sign_questions,
-    system_prompts,
-    two_line_questions,
-)
-from training.batches import NO_PICTURE
-from training.colors import COLORS
-from training.geometry import SHAPES
-from training.model import DENSE_HEADS
-from training.ordinary_text import ORDINARY_TEXT
-from training.questions import LARGER_NUMBERS, NUMBERS, PLACES, plural
+from training.drawing.colors import COLORS
+from training.drawing.geometry import SHAPES
+from training.language import heldout_phrasings, system_prompts
+from training.language.ordinary_text import ORDINARY_TEXT
+from training.learning.batches import NO_PICTURE
+from training.learning.model import DENSE_HEADS
+from training.worlds import elsewhere
+from training.worlds.boards import questions as board_questions
+from training.worlds.charts import questions as chart_questions
+from training.worlds.pairs import follow_ups
+from training.worlds.pairs import questions as pair_questions
+from training.worlds.scenes import more_questions, phrasings
+from training.worlds.scenes.questions import LARGER_NUMBERS, NUMBERS, PLACES, plural
+from training.worlds.signs import questions as sign_questions
+from training.worlds.signs import two_line_questions
 
 VOCABULARY_SIZE = 1024
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

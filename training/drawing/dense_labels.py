@@ -1,0 +1,64 @@
+"""What lies where in a picture as the encoder reads it: for each patch and each soft token."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from training.drawing.colors import COLORS, UNNAMED
+from training.language.words import CHARACTERS
+
+PATCHES_PER_SIDE = 16
+TOKENS_PER_SIDE = 8
+POINTS_PER_PATCH = 2  # at which a patch says its character: at a quarter and at three quarters of its width
+CHARACTERS_PER_TOKEN = 4
+HEIGHTS = 16  # parts in which a bar's height, of the picture's, or a shape's size, of the largest one's, is told
+NO_LABEL = 255  # not to be learnt
+
+
+@dataclass(frozen=True)
+class PictureLabels:
+    """Of one picture, flat arrays in reading order, uint8; 0 is nothing, NO_LABEL is not to be learnt.
+
+    Patches have 256 entries, soft tokens 64; `patch_character` has two for each patch (its left and its
+    right half), `token_characters` four for each soft token: the characters whose middle lies in it, in
+    the order of the text.
+    """
+
+    patch_shape: np.ndarray  # 1 + index in SHAPES
+    patch_color: np.ndarray  # color_label()
+    patch_centre: np.ndarray  # 1 where an object's centre lies
+    token_shape: np.ndarray  # of the object whose centre lies there
+    token_color: np.ndarray
+    patch_character: np.ndarray  # 1 + index in CHARACTERS
+    token_characters: np.ndarray
+    token_height: np.ndarray  # of the bar in which the middle lies, or the shape whose centre does: 1 to HEIGHTS
+
+
+_PATCHES, _TOKENS = PATCHES_PER_SIDE**2, TOKENS_PER_SIDE**2
+SIZES = {
+    "patch_shape": _PATCHES, "patch_color": _PATCHES, "patch_centre": _PATCHES,
+    "token_shape": _TOKENS, "token_color": _TOKENS,
+    "patch_character": _PATCHES * POINTS_PER_PATCH, "token_characters": _TOKENS * CHARACTERS_PER_TOKEN,
+    "token_height": _TOKENS,
+}  # fmt: skip
+assert tuple(SIZES) == tuple(field.name for field in fields(PictureLabels))
+
+
+def nothing() -> dict[str, np.ndarray]:
+    """Zeros for each field."""
+    return {name: np.zeros(size, np.uint8) for name, size in SIZES.items()}
+
+
+def unlabelled() -> PictureLabels:
+    """Of a picture about which nothing is to be learnt."""
+    return PictureLabels(**{name: np.full(size, NO_LABEL, np.uint8) for name, size in SIZES.items()})
+
+
+def color_label(color: str) -> int:
+    """1 + index in COLORS; NO_LABEL where the color has no name."""
+    return NO_LABEL if color == UNNAMED else 1 + COLORS.index(color)
+
+
+def character_label(character: str) -> int:
+    """1 + index in CHARACTERS."""
+    return 1 + CHARACTERS.index(character)

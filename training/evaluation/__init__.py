@@ -1,0 +1,1 @@
+"""What only evaluation needs, which training never sees."""

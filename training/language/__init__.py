@@ -1,0 +1,1 @@
+"""Words, and how a question is put, whatever it is about. What is asked of a picture: `worlds`."""

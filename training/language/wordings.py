@@ -1,0 +1,171 @@
+"""Many ways of asking the same, put together out of parts: for training, beside the phrasings written by hand.
+
+With twenty fixed sentences a kind, a model learns these by heart and takes a new one for another question. Patterns
+spell out alternatives, "(which|what) bar is (the |)tallest", and each is put as people ask: straight ahead, in an
+indirect question, by its name, as an order. What is held out never comes of it, whole or as a part.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from itertools import product
+
+from training.language import heldout_phrasings
+
+_WORD = re.compile(r"\{\w+\}|[\w']+")
+_ALTERNATIVES = re.compile(r"\(([^()]*)\)")  # the innermost
+_BEFORE_CLAUSES = (
+    "tell me", "please tell me", "can you tell me", "could you tell me", "would you tell me", "will you tell me",
+    "say", "please say", "can you say", "could you say", "do you know", "do you see", "can you see",
+    "let me know", "I want to know", "I would like to know", "find out", "please find out", "I wonder",
+)  # fmt: skip
+_BEFORE_NAMES = (
+    "what is", "what's", "name", "please name", "can you name", "could you name", "would you name", "tell me",
+    "please tell me", "can you tell me", "could you tell me", "say", "please say", "give me", "please give me",
+    "can you give me", "find", "can you find", "could you find", "I want to know", "I would like to know",
+)  # fmt: skip
+_BEFORE_ORDERS = (
+    "", "please", "can you", "could you", "would you", "will you", "I want you to", "I would like you to", "now",
+)  # fmt: skip
+
+
+def spelled(*patterns: str) -> tuple[str, ...]:
+    """All that the patterns stand for: of "(a|b)" one or the other; alternatives may hold others."""
+    found, left = [], list(patterns)
+    while left:
+        parts = _ALTERNATIVES.split(left.pop())
+        choices = [part.split("|") if number % 2 else [part] for number, part in enumerate(parts)]
+        texts = ["".join(chosen) for chosen in product(*choices)]
+        if len(parts) == 1 and "(" in texts[0]:
+            raise ValueError(f"{texts[0]!r} opens a bracket that it does not close")
+        whole, partly = ([text for text in texts if ("(" in text) == nested] for nested in (False, True))
+        found += [" ".join(text.split()) for text in whole]
+        left += partly
+    return tuple(dict.fromkeys(found))
+
+
+def straight(*patterns: str) -> tuple[str, ...]:
+    """Questions: "which bar is tallest" becomes "Which bar is tallest?"."""
+    return tuple(_sentence(text, "?") for text in spelled(*patterns))
+
+
+def indirect(*patterns: str) -> tuple[str, ...]:
+    """Clauses: "which bar is tallest" becomes "Tell me which bar is tallest." and more."""
+    return tuple(_opened(before, text) for text in spelled(*patterns) for before in _BEFORE_CLAUSES)
+
+
+def named(*patterns: str) -> tuple[str, ...]:
+    """What is asked for by its name: "the tallest bar" becomes "What is the tallest bar?" and more."""
+    return tuple(_opened(before, text) for text in spelled(*patterns) for before in _BEFORE_NAMES)
+
+
+def ordered(*patterns: str) -> tuple[str, ...]:
+    """Orders: "count the bars" becomes "Count the bars.", "Could you count the bars?" and more."""
+    return tuple(_opened(before, text) for text in spelled(*patterns) for before in _BEFORE_ORDERS)
+
+
+def _opened(before: str, text: str) -> str:
+    asks = before.split(" ")[0] in ("can", "could", "would", "will", "do", "what", "what's")
+    return _sentence(f"{before} {text}".strip(), "?" if asks else ".")
+
+
+def _sentence(text: str, ending: str) -> str:
+    return text[0].upper() + text[1:] + ending
+
+
+def widened(written: tuple[str, ...], composed: tuple[str, ...]) -> tuple[str, ...]:
+    """Both, each sentence once; without those composed that hold a held-out sentence of any kind."""
+    return tuple(dict.fromkeys((*written, *(text for text in composed if not holds_heldout(text)))))
+
+
+def widened_kinds(
+    written: Mapping[str, tuple[str, ...]], composed: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """Each kind's phrasings, widened where something is composed."""
+    return {kind: widened(texts, composed.get(kind, ())) for kind, texts in written.items()}
+
+
+def holds_heldout(text: str) -> bool:
+    """Whether a held-out sentence of any kind is in the text, whatever stands in the slots and between the words."""
+    words = words_of(text)
+    return any(
+        words[start : start + length] in sentences
+        for length, sentences in _heldout_words().items()
+        for start in range(len(words) - length + 1)
+    )
+
+
+@cache
+def _heldout_words() -> dict[int, frozenset[tuple[str, ...]]]:
+    """All held-out sentences by their number of words."""
+    told = {words_of(text) for text in heldout_phrasings.every()}
+    return {length: frozenset(one for one in told if len(one) == length) for length in {len(one) for one in told}}
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """What two sentences share that say the same; all slots are alike."""
+    return tuple("{}" if word.startswith("{") else word for word in _WORD.findall(text.lower()))
+
+
+# What several worlds ask in the same words; `things` and `thing` are patterns too.
+
+_HERE = "(| in the picture| in this picture| here)"
+
+
+def counted(things: str) -> tuple[str, ...]:
+    """How many of these there are."""
+    return (
+        *straight(
+            f"how many {things} (are there|do you see|can you see|do you find|can you find|do you count){_HERE}",
+            f"how many {things} (are|are shown|are visible|are drawn|can be found){_HERE}",
+            f"how many {things} does (the|this) picture (show|have|hold|contain)",
+            f"(the picture|it) (shows|has) how many {things}",
+        ),
+        *indirect(
+            f"how many {things} (there are|you see|you can see|you find|you can find|you count|are shown){_HERE}",
+            f"how many {things} (are in|are on) (the|this) picture",
+            f"how many {things} the picture (shows|has)",
+        ),
+        *named(f"the number of {things}{_HERE}", f"the number of {things} (you see|there are|that are shown)"),
+        *ordered(
+            f"count (the|all the|all|up the) {things}{_HERE}",
+            f"count the {things} (for me|that you see|you can find)",
+        ),
+    )
+
+
+def colored(thing: str) -> tuple[str, ...]:
+    """What color it is."""
+    return (
+        *straight(
+            f"(what|which) color is {thing}{_HERE}",
+            f"(what|which) color (does|would) {thing} have",
+            f"(what|which) color has {thing}",
+            f"in (what|which) color is {thing} (|drawn|painted|shown|filled)",
+            f"of (what|which) color is {thing}",
+            f"(what|which) color do you (see on|give|think is|find on) {thing}",
+            f"(what|which) color do you (think|believe) {thing} (is|has)",
+            f"{thing} (is|has) (what|which) color",
+            f"how is {thing} colored",
+        ),
+        *indirect(f"(what|which) color {thing} (is|has)", f"(in|of) (what|which) color {thing} is"),
+        *named(f"the color (of|that you see on) {thing}{_HERE}", f"the color that {thing} has"),
+    )
+
+
+def located(thing: str) -> tuple[str, ...]:
+    """Where it is."""
+    part = "(what|which) (part|corner|area|region|place)"
+    return (
+        *straight(
+            f"where (is|lies) {thing}{_HERE}",
+            f"where (do|can) (you|I) (see|find) {thing}{_HERE}",
+            f"where (does|can) {thing} (lie|be|be found)",
+            f"in {part} of the picture (is|lies) {thing}",
+            f"{part} of the picture is {thing} in",
+            f"{thing} is where",
+        ),
+        *indirect(f"where {thing} (is|lies|can be found){_HERE}", f"in {part} of the picture {thing} is"),
+        *named(f"the (position|place|location) of {thing}{_HERE}"),
+        *ordered(f"(find|locate) {thing}{_HERE}"),
+    )

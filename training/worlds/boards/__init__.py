@@ -1,0 +1,1 @@
+"""Boards, which are read through pan & scan, and the questions about them."""

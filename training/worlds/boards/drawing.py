@@ -1,0 +1,253 @@
+"""Pictures of boards by several renderers, whole and crop by crop, and which character lies in each cell."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from gemma3_core.image_processor import Box
+from training.drawing.colors import RGB
+from training.drawing.dense_labels import (
+    CHARACTERS_PER_TOKEN,
+    NO_LABEL,
+    PATCHES_PER_SIDE,
+    POINTS_PER_PATCH,
+    PictureLabels,
+    nothing,
+)
+from training.drawing.fonts import edges
+from training.language.words import POINT
+from training.worlds.boards.boards import Board, Panel
+from training.worlds.scenes.drawing import chosen_renderer, draw_background, size_within, with_effects
+from training.worlds.signs import drawing as sign_drawing
+from training.worlds.signs.signs import Sign
+
+_SHARES = (0.40, 0.35, 0.25)  # of the renderers, where none is named
+_SQUEEZED_AT_ONCE = 0.65  # of the training pictures; the others are drawn whole, at a few pixels a square's one
+_SAMPLES = 4  # per pixel and side, of round corners
+
+
+def draw(
+    board: Board,
+    rng: random.Random,
+    max_side: int | None = None,
+    renderer: str | None = None,
+    effects: float = 1.0,
+) -> Image.Image:
+    """The board as an RGB picture; arguments as for drawing.draw, renderers as for signs."""
+    renderer = chosen_renderer(renderer, _SHARES, rng)
+    size = size_within(board.width, board.height, max_side)
+    picture = draw_background(board.background, size, rng)
+    scale = size[0] / board.width
+    _draw_on(picture, board, _whole(board), (scale, scale), renderer)
+    return with_effects(picture, rng, effects)
+
+
+def training_picture(board: Board, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
+    """The whole board as the model sees it: squeezed to a square of `side` pixels."""
+    if rng.random() < _SQUEEZED_AT_ONCE:
+        return with_effects(_squeezed(board, [_whole(board)], rng, side)[0], rng, effects)
+    picture = draw(board, rng, 4 * side, effects=effects)
+    return picture.resize((side, side), resample=Image.Resampling.BILINEAR)
+
+
+def training_crops(
+    board: Board, boxes: Sequence[Box], rng: random.Random, side: int = 224, effects: float = 1.0
+) -> list[Image.Image]:
+    """Parts of the board (boxes in its pixels) as the model sees them: each squeezed to a square of `side` pixels.
+
+    Mostly drawn squeezed at once, each part by itself; else cut out of the whole, drawn smaller than it is.
+    """
+    if rng.random() >= _SQUEEZED_AT_ONCE:
+        longest = max(max(box.right - box.left, box.bottom - box.top) for box in boxes)
+        longer = max(board.width, board.height)
+        picture = draw(board, rng, round(min(1.0, 1.5 * side / longest) * longer), effects=effects)
+        return [_cut(picture, board, box, side) for box in boxes]
+    squares = _squeezed(board, boxes, rng, side)
+    strip = Image.new("RGB", (side * len(squares), side))  # what happens to a picture happens to all its parts
+    for number, square in enumerate(squares):
+        strip.paste(square, (number * side, 0))
+    strip = with_effects(strip, rng, effects)
+    return [strip.crop((number * side, 0, (number + 1) * side, side)) for number in range(len(squares))]
+
+
+def _whole(board: Board) -> Box:
+    return Box(0, 0, board.width, board.height)
+
+
+def _cut(picture: Image.Image, board: Board, box: Box, side: int) -> Image.Image:
+    """A box of the board's pixels out of a picture of it at any size, resized as the image processor does it."""
+    across, down = picture.width / board.width, picture.height / board.height
+    part = (box.left * across, box.top * down, min(picture.width, box.right * across), box.bottom * down)
+    return picture.resize((side, side), resample=Image.Resampling.BILINEAR, box=part)
+
+
+def _squeezed(board: Board, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image.Image]:
+    """Parts of the board without effects, their letters drawn as narrow or low as squeezing makes them."""
+    if board.background.kind == "plain":
+        squares = [draw_background(board.background, (side, side), rng) for _ in boxes]
+    else:
+        shorter = min(board.width, board.height)
+        size = (round(board.width * side / shorter), round(board.height * side / shorter))
+        ground = draw_background(board.background, size, rng)
+        squares = [_cut(ground, board, box, side) for box in boxes]
+    for square, box in zip(squares, boxes, strict=True):
+        scales = (side / (box.right - box.left), side / (box.bottom - box.top))
+        _draw_on(square, board, box, scales, "pillow")
+    return squares
+
+
+def _draw_on(picture: Image.Image, board: Board, box: Box, scales: tuple[float, float], renderer: str) -> None:
+    """What lies in a box of the board, on a picture of that box alone."""
+    for panel in board.panels:
+        _draw_panel(picture, panel, box, scales)
+    for sign in _texts_in(board, box):
+        sign_drawing.write(picture, sign, scales, renderer)
+
+
+def _texts_in(board: Board, box: Box) -> list[Sign]:
+    """The texts that lie in a box, in reading order, as texts of a picture of that box alone."""
+    width, height = box.right - box.left, box.bottom - box.top
+    return [
+        replace(text, width=width, height=height, x=text.x - box.left, y=text.y - box.top)
+        for entry in board.entries
+        for text in entry.texts
+        if box.left <= text.x < box.right and box.top <= text.y < box.bottom
+    ]
+
+
+def _draw_panel(picture: Image.Image, panel: Panel, box: Box, scales: tuple[float, float]) -> None:
+    bounds = (panel.left - box.left, panel.top - box.top, panel.right - box.left, panel.bottom - box.top)
+    left, top, right, bottom = (side * scale for side, scale in zip(bounds, (*scales, *scales), strict=True))
+    across, down = (panel.frame_width * scale for scale in scales)
+    inner = (left + across, top + down, right - across, bottom - down)
+    if panel.fill is not None:
+        radii = (panel.radius * scales[0], panel.radius * scales[1])
+        if panel.frame is not None:
+            _fill(picture, (left, top, right, bottom), panel.frame, radii)
+        _fill(picture, inner, panel.fill, radii)
+    elif panel.frame is not None:
+        for bar in (
+            (left, top, right, inner[1]), (left, inner[3], right, bottom),
+            (left, inner[1], inner[0], inner[3]), (inner[2], inner[1], right, inner[3]),
+        ):  # fmt: skip
+            _fill(picture, bar, panel.frame, (0.0, 0.0))
+
+
+def _fill(
+    picture: Image.Image, bounds: tuple[float, float, float, float], color: RGB, radii: tuple[float, float]
+) -> None:
+    """A rectangle whose edges may lie between pixels; `radii` of its corners, across and down."""
+    left, top = (max(0, int(v)) for v in bounds[:2])
+    right, bottom = (min(most, int(v) + 1) for v, most in zip(bounds[2:], picture.size, strict=True))
+    if left >= right or top >= bottom:
+        return
+    if min(radii) > 0.5:
+        mask = _rounded((left, top, right, bottom), bounds, radii)
+    else:
+        columns, rows = np.arange(left, right), np.arange(top, bottom)
+        covered = (np.minimum(rows + 1, bounds[3]) - np.maximum(rows, bounds[1])).clip(0, 1)[:, None]
+        covered = covered * (np.minimum(columns + 1, bounds[2]) - np.maximum(columns, bounds[0])).clip(0, 1)
+        mask = Image.fromarray((255 * covered + 0.5).astype(np.uint8))
+    picture.paste(color, (left, top), mask)
+
+
+def _rounded(
+    pixels: tuple[int, int, int, int], bounds: tuple[float, float, float, float], radii: tuple[float, float]
+) -> Image.Image:
+    """How much of each of these pixels a rectangle with round corners covers, in mode L.
+
+    Drawn with round corners at the scale where they are circles, then squeezed as they are.
+    """
+    left, top, right, bottom = pixels
+    times = _SAMPLES * max(radii) / radii[0], _SAMPLES * max(radii) / radii[1]
+    size = (round((right - left) * times[0]), round((bottom - top) * times[1]))
+    mask = Image.new("L", size)
+    box = [(v - start) * scale for v, start, scale in zip(bounds, (left, top) * 2, times * 2, strict=True)]
+    ImageDraw.Draw(mask).rounded_rectangle(
+        (box[0], box[1], box[2] - 1, box[3] - 1), min(_SAMPLES * max(radii), (box[2] - box[0]) / 2), fill=255
+    )
+    return mask.resize((right - left, bottom - top), Image.Resampling.BOX)
+
+
+# Labels.
+
+
+def labels(board: Board) -> PictureLabels:
+    """Of the whole squeezed to a square: where something is written and in what color, and not what."""
+    out = _labels(board, _whole(board))
+    for name in ("patch_character", "token_characters"):
+        out[name][out[name] > 0] = NO_LABEL
+    return PictureLabels(**out)
+
+
+def crop_labels(board: Board, box: Box) -> PictureLabels:
+    """Character and color of each cell of a crop squeezed to a square; a price's point is not said.
+
+    Plates look like shapes that are none: what lies on them is left open but for what is written.
+    """
+    return PictureLabels(**_labels(board, box))
+
+
+def _labels(board: Board, box: Box) -> dict[str, np.ndarray]:
+    out = nothing()
+    for panel in board.panels:
+        if panel.is_plate:
+            _leave_open(out, panel, box)
+    tokens = out["token_characters"].reshape(-1, CHARACTERS_PER_TOKEN)
+    for text in _texts_in(board, box):
+        for part in _without_point(text):
+            one = sign_drawing.labels(part)
+            for name in ("patch_color", "patch_character", "token_color"):
+                there = getattr(one, name)
+                out[name] = np.where(there > 0, there, out[name])
+            said = one.token_characters.reshape(-1, CHARACTERS_PER_TOKEN)
+            for token in np.flatnonzero(said.any(axis=1)):
+                both = [*tokens[token][tokens[token] > 0], *said[token][said[token] > 0]][:CHARACTERS_PER_TOKEN]
+                tokens[token, : len(both)] = both
+        _leave_point_open(out, text)
+    return out
+
+
+def _without_point(text: Sign) -> list[Sign]:
+    """A text as signs of the characters that labels know, each where it stands: "2.50" as "2" and "50"."""
+    bounds = edges(text.font, text.text)
+    parts, start = [], 0
+    for part in text.text.split(POINT):
+        end = start + len(part)
+        middle = (bounds[start] + bounds[end] - bounds[-1]) / 2 * text.size
+        parts.append(replace(text, text=part, x=text.x + middle))
+        start = end + len(POINT)
+    return parts
+
+
+def _leave_point_open(out: dict[str, np.ndarray], text: Sign) -> None:
+    """Where a price's point stands, the labels of patches say neither nothing nor a character."""
+    place = text.text.find(POINT)
+    if place < 0:
+        return
+    bounds = edges(text.font, text.text)
+    left, right = (text.x + (bounds[n] - bounds[-1] / 2) * text.size for n in (place, place + len(POINT)))
+    baseline = text.y + text.cap_height / 2
+    columns = (np.arange(PATCHES_PER_SIDE * POINTS_PER_PATCH) + 0.5) * text.width / PATCHES_PER_SIDE / POINTS_PER_PATCH
+    rows = (np.arange(PATCHES_PER_SIDE) + 0.5) * text.height / PATCHES_PER_SIDE
+    half = text.height / PATCHES_PER_SIDE / 2
+    low = (rows + half > baseline - 0.3 * text.cap_height) & (rows - half < baseline)
+    there = (low[:, None] & (columns > left) & (columns < right)).ravel()
+    out["patch_character"][there & (out["patch_character"] == 0)] = NO_LABEL
+
+
+def _leave_open(out: dict[str, np.ndarray], panel: Panel, box: Box) -> None:
+    """Shape, color and centre of the patches that a plate touches are not to be learnt."""
+    cells = []
+    for low, high, start, end in (
+        (panel.top, panel.bottom, box.top, box.bottom),
+        (panel.left, panel.right, box.left, box.right),
+    ):
+        borders = start + np.arange(PATCHES_PER_SIDE + 1) * (end - start) / PATCHES_PER_SIDE
+        cells.append((borders[1:] > low) & (borders[:-1] < high))
+    touched = (cells[0][:, None] & cells[1]).ravel()
+    for name in ("patch_shape", "patch_color", "patch_centre"):
+        out[name][touched] = NO_LABEL

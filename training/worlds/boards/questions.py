@@ -1,0 +1,206 @@
+"""Questions about boards: what something costs, what stands first and last, what is there; when an answer is right.
+
+They are answered from the crops of pan & scan. Where these are missing there is one answer, TOO_SMALL.
+"""
+
+import random
+import re
+import string
+from decimal import Decimal
+from difflib import SequenceMatcher
+
+from training.language.asking import Question, Target, of_split, put
+from training.language.heldout_phrasings import BOARDS as HELDOUT_PHRASINGS
+from training.worlds.boards.boards import Board, is_possible_item
+from training.worlds.scenes.questions import said_yes_or_no
+from training.worlds.signs import questions as sign_questions
+from training.worlds.signs.signs import is_heldout_text, random_text
+
+KINDS = ("board_price", "board_first", "board_last", "board_has")
+TOO_SMALL = "The writing is too small to read. Switch pan & scan on and ask again."
+_MOST_ALIKE = 2  # of the same question about one board, in other words each; of prices it has several anyway
+_BARE = 0.1  # share of the questions that name an item without quotation marks
+_NEARLY = 0.3  # of the items that are not there differ from one that is by a character
+_CASES = (str.upper, str.lower, str.capitalize)
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "board_price": (
+        "How much is {item}?",
+        "What does {item} cost?",
+        "How much does {item} cost?",
+        "What is the price of {item}?",
+        "What is the price for {item}?",
+        "Which price does {item} have?",
+        "What price is {item}?",
+        "What do I pay for {item}?",
+        "How much do I pay for {item}?",
+        "How much is {item} here?",
+        "How much is {item} on the board?",
+        "What does {item} cost here?",
+        "Tell me the price of {item}.",
+        "Tell me what {item} costs.",
+        "Please tell me how much {item} is.",
+        "Can you tell me how much {item} costs?",
+        "Could you tell me the price of {item}?",
+        "Price of {item}?",
+        "{item} costs how much?",
+        "I want {item}. How much is it?",
+    ),
+    "board_first": (
+        "What is written first?",
+        "What is the first?",
+        "What is the first entry?",
+        "What is the first item?",
+        "What is the first word?",
+        "What is the first thing on the board?",
+        "What comes first?",
+        "What comes first on the board?",
+        "What stands first?",
+        "Which word is first?",
+        "Which item is first on the board?",
+        "Which entry comes first?",
+        "What does the board say first?",
+        "Read the first word.",
+        "Read the first entry.",
+        "Tell me what is written first.",
+        "Please read what is written first.",
+        "Can you read the first item?",
+    ),
+    "board_last": (
+        "What is written last?",
+        "What is the last?",
+        "What is the last entry?",
+        "What is the last item?",
+        "What is the last word?",
+        "What is the last thing on the board?",
+        "What comes last?",
+        "What comes last on the board?",
+        "What stands last?",
+        "Which word is last?",
+        "Which item is last on the board?",
+        "Which entry comes last?",
+        "What does the board say last?",
+        "Read the last word.",
+        "Read the last entry.",
+        "Tell me what is written last.",
+        "Please read what is written last.",
+        "Can you read the last item?",
+    ),
+    "board_has": (
+        "Is there {item} on the board?",
+        "Is {item} on the board?",
+        "Is there {item}?",
+        "Do you see {item} on the board?",
+        "Can you see {item} on the board?",
+        "Can you find {item}?",
+        "Does the board have {item}?",
+        "Does the board say {item}?",
+        "Does it say {item} on the board?",
+        "Does it say {item} anywhere?",
+        "Do they have {item}?",
+        "Is {item} written there?",
+        "Is {item} written on the board?",
+        "Is {item} in the picture?",
+        "Tell me if {item} is on the board.",
+        "Please tell me whether there is {item}.",
+        "Can you tell me if there is {item} on the board?",
+        "Look for {item}. Is it there?",
+    ),
+}
+
+
+def ask(
+    board: Board,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
+) -> list[Question]:
+    """Up to `num` questions about the board, with the answers that its crops allow; arguments as for signs.
+
+    Prices are asked of boards that have some, the first and the last entry where there is no doubt which it is.
+    """
+    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
+    asked = []
+    for kind in kinds or KINDS:
+        asked += put(kind, _targets(kind, board, rng, split), phrasings[kind], rng, apart)
+    rng.shuffle(asked)
+    return asked[:num]
+
+
+def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Target]:
+    if kind == "board_price":
+        return [
+            Target(
+                _named(entry.item.text, rng, split), f'"{entry.item.text}" costs {entry.price.text}.', entry.price.text
+            )
+            for entry in board.entries
+            if entry.price is not None
+        ]
+    if kind in ("board_first", "board_last"):
+        place = kind.removeprefix("board_")
+        entry = board.first if kind == "board_first" else board.last
+        if entry is None:
+            return []
+        return [Target((), f'The {place} is "{entry.item.text}".', entry.item.text, alike=_MOST_ALIKE)]
+    there, absent = rng.choice(board.entries).item.text, _absent(board, rng, split)
+    nearest = max((entry.item.text for entry in board.entries), key=lambda text: _likeness(text, absent))
+    # What it says comes first: yes or no follows from it.
+    return [
+        Target(_named(there, rng, split), f'The board says "{there}", so yes.', "yes", alike=_MOST_ALIKE),
+        Target(_named(absent, rng, split), f'The board says "{nearest}", so no.', "no", alike=_MOST_ALIKE),
+    ]
+
+
+def _likeness(one: str, other: str) -> float:
+    """1 where two texts are the same but for their case, 0 where they share nothing."""
+    return SequenceMatcher(None, one.lower(), other.lower(), autojunk=False).ratio()
+
+
+def _absent(board: Board, rng: random.Random, split: str) -> str:
+    """A text that is not on the board; held out where the split is."""
+    present = [entry.item.text for entry in board.entries]
+    written = next((case for case in _CASES if all(case(text) == text for text in present)), str)
+    while True:
+        text = rng.choice(present) if rng.random() < _NEARLY else ""
+        if text:
+            place, other = rng.randrange(len(text)), rng.choice(string.ascii_lowercase)
+            text = text[:place] + (other.upper() if text[place].isupper() else other) + text[place + 1 :]
+        else:
+            text = written(random_text(rng, split))  # or its case alone would tell
+        possible = is_heldout_text(text) == (split == "heldout") and is_possible_item(text, board.priced)
+        if possible and text.lower() not in {one.lower() for one in present}:
+            return text
+
+
+def _named(item: str, rng: random.Random, split: str) -> tuple[tuple[str, str], ...]:
+    """The slot for an item: mostly in quotation marks."""
+    bare = split == "train" and rng.random() < _BARE
+    return (("item", item if bare else f'"{item}"'),)
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort.
+
+    A price counts with or without quotation marks, with a point or a comma; "first" and "last" are what stands in
+    quotation marks, in whatever case, or without any the answer's last word.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind == "board_price":
+        return said_prices(answer) == {Decimal(key)}
+    if kind == "board_has":
+        return said_yes_or_no(re.sub(r'["“][^"“”]*["”]', "", answer)) == {key}
+    return sign_questions.is_right("read", key, answer)
+
+
+def said_prices(answer: str) -> set[Decimal]:
+    """All the numbers with decimals that an answer says."""
+    return {Decimal(price.replace(",", ".")) for price in re.findall(r"(?<![\w.,])\d+[.,]\d+(?![\w]|[.,]\d)", answer)}
+
+
+def says_too_small(answer: str) -> bool:
+    """Whether an answer says that the writing is too small and names the switch, and says nothing in quotes."""
+    said = answer.lower()
+    return "too small" in said and "pan & scan" in said and '"' not in said

@@ -1,0 +1,1 @@
+"""Bar charts, and the questions about them."""

@@ -1,0 +1,348 @@
+"""Questions about bar charts: tallest, shortest, taller, in what order, how many, what color; when an answer is right.
+
+What a label says stands in quotation marks, in questions and answers: the tokenizer spells what is quoted.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+from training.drawing.colors import UNNAMED
+from training.language.asking import Question, Target, kind_by_kind, of_split, put
+from training.language.heldout_phrasings import CHARTS as HELDOUT_PHRASINGS
+from training.language.wordings import colored, counted, indirect, named, ordered, straight, widened_kinds
+from training.worlds.charts.charts import Bar, Chart
+from training.worlds.scenes import questions
+from training.worlds.scenes.questions import NUMBERS, said_colors
+from training.worlds.signs import questions as sign_questions
+
+_QUOTED = re.compile(r'["“]([^"“”]*)(?:["”]|$)')  # an answer cut short may leave one open
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "chart_tallest": (
+        "Which bar is the tallest?",
+        "Which bar is tallest?",
+        "Which bar is the tallest one?",
+        "Which bar is the highest?",
+        "What is the tallest bar?",
+        "What is the highest bar?",
+        "What bar is the tallest in the picture?",
+        "What is the label of the tallest bar?",
+        "What is the tallest bar called?",
+        "What does the label of the tallest bar say?",
+        "What is written at the tallest bar?",
+        "Which bar is taller than all others?",
+        "Which has the tallest bar?",
+        "Tell me which bar is the tallest.",
+        "Please name the tallest bar.",
+        "Name the tallest bar.",
+        "Can you tell me which bar is the tallest?",
+        "Read the label of the tallest bar.",
+        "Tallest bar?",
+    ),
+    "chart_shortest": (
+        "Which bar is the shortest?",
+        "Which bar is shortest?",
+        "Which bar is the shortest one?",
+        "Which bar is the lowest?",
+        "What is the shortest bar?",
+        "What is the lowest bar?",
+        "What bar is the shortest in the picture?",
+        "What is the label of the shortest bar?",
+        "What is the shortest bar called?",
+        "What does the label of the shortest bar say?",
+        "What is written at the shortest bar?",
+        "Which bar is shorter than all others?",
+        "Which has the shortest bar?",
+        "Tell me which bar is the shortest.",
+        "Please name the shortest bar.",
+        "Name the shortest bar.",
+        "Can you tell me which bar is the shortest?",
+        "Read the label of the shortest bar.",
+        "Shortest bar?",
+    ),
+    "chart_taller": (
+        'Is "{one}" taller than "{other}"?',
+        'Is "{one}" higher than "{other}"?',
+        'Is the bar "{one}" taller than "{other}"?',
+        'Is the bar "{one}" taller than the bar "{other}"?',
+        'Is the bar "{one}" higher than the bar "{other}"?',
+        'Is the bar of "{one}" taller than that of "{other}"?',
+        'Is the bar for "{one}" taller than the one for "{other}"?',
+        'In the picture, is "{one}" taller than "{other}"?',
+        'Does "{one}" have a taller bar than "{other}"?',
+        'Has "{one}" a taller bar than "{other}"?',
+        'Tell me if "{one}" is taller than "{other}".',
+        'Can you tell me if "{one}" is taller than "{other}"?',
+        'Is it true that "{one}" is taller than "{other}"?',
+        'Please say if the bar "{one}" is taller than "{other}".',
+        '"{one}": is it taller than "{other}"?',
+    ),
+    "chart_which_taller": (
+        'Which is taller, "{one}" or "{other}"?',
+        'Which bar is taller, "{one}" or "{other}"?',
+        'Which is the taller bar, "{one}" or "{other}"?',
+        'Which one is taller, "{one}" or "{other}"?',
+        'Which is higher, "{one}" or "{other}"?',
+        'Which bar is higher, "{one}" or "{other}"?',
+        'Which has the taller bar, "{one}" or "{other}"?',
+        'Which of "{one}" and "{other}" is taller?',
+        'What is taller, "{one}" or "{other}"?',
+        'In the picture, which is taller, "{one}" or "{other}"?',
+        'Tell me which is taller, "{one}" or "{other}".',
+        'Can you tell me which bar is taller, "{one}" or "{other}"?',
+        '"{one}" or "{other}": which is taller?',
+    ),
+    "chart_order": (
+        "List the bars from tallest to shortest.",
+        "List the bars from the tallest to the shortest.",
+        "List all bars from the tallest to the shortest.",
+        "Name the bars from tallest to shortest.",
+        "Name all bars, the tallest first.",
+        "Name the bars, tallest first.",
+        "Read the labels of the bars, tallest first.",
+        "Sort the bars from the tallest to the shortest.",
+        "Please sort the bars, the tallest first.",
+        "Tell me the bars from tallest to shortest.",
+        "Can you list the bars from tallest to shortest?",
+        "What are the bars, from tallest to shortest?",
+        "Bars from tallest to shortest?",
+    ),
+    "chart_count": (
+        "How many bars are there?",
+        "How many bars are there in the picture?",
+        "How many bars are in the picture?",
+        "How many bars do you see?",
+        "How many bars can you see?",
+        "How many bars does the picture show?",
+        "How many bars does the chart have?",
+        "How many bars are in the chart?",
+        "How many bars are shown?",
+        "How many bars?",
+        "Count the bars.",
+        "Please count the bars.",
+        "Can you count the bars?",
+        "Tell me how many bars there are.",
+        "What is the number of bars?",
+        "Number of bars?",
+    ),
+    "chart_bar_color": (
+        'What color is the bar "{one}"?',
+        'What color is "{one}"?',
+        'What color is the bar of "{one}"?',
+        'What color is the bar for "{one}"?',
+        'What color is the bar with the label "{one}"?',
+        'What color does the bar "{one}" have?',
+        'What color does "{one}" have?',
+        'What is the color of the bar "{one}"?',
+        'What is the color of "{one}"?',
+        'Which color is the bar "{one}"?',
+        'Which color is "{one}"?',
+        'Which color does the bar "{one}" have?',
+        'In what color is the bar "{one}"?',
+        'Tell me the color of the bar "{one}".',
+        'Please tell me what color the bar "{one}" is.',
+        'Can you tell me the color of "{one}"?',
+        'Color of the bar "{one}"?',
+    ),
+}
+
+
+_IN = "(|in the picture|in the chart|in this chart|of all|here|of them)"
+
+
+def _extremely(adjective: str, most: str) -> tuple[str, ...]:
+    """Asks for the bar that is; both words are patterns: "(tallest|highest)" and "(highest|greatest)"."""
+    return (
+        *straight(
+            f"(what|which) bar is (the|) {adjective} {_IN}",
+            f"(what|which) bar is the {adjective} one",
+            f"which of (the|these|all|all the|those) bars is (the|) {adjective}",
+            f"(what|which) (is|one is) the {adjective} (|bar) (of the bars|of all bars|)",
+            f"(what|which) (bar|one) has the {most} (height|value)",
+            f"what is (written|said|the label) (under|at|below|beside|on) the {adjective} bar",
+            f"what (does|would) the label (of|under|at|below) the {adjective} bar say",
+            f"what is the {adjective} bar called",
+            f"what name does the {adjective} bar have",
+        ),
+        *indirect(
+            f"(what|which) bar is (the|) {adjective} {_IN}",
+            f"which of (the|these) bars is the {adjective}",
+            f"what the {adjective} bar is (|called)",
+            f"what is written (under|at|below) the {adjective} bar",
+            f"which bar has the {most} (height|value)",
+        ),
+        *named(
+            f"the {adjective} bar {_IN}",
+            f"the {adjective} (one|of the bars|of all bars)",
+            f"the (label|name|word) (of|under|at) the {adjective} bar",
+            f"the bar (that is the {adjective}|with the {most} height|with the {most} value)",
+        ),
+        *ordered(f"read the label (of|under|below|at) the {adjective} bar"),
+    )
+
+
+_BAR = '(the bar|the bar of|the bar for|the bar called|the bar named|the bar labeled|the bar with the label|) "{one}"'
+_FROM_TALLEST = (
+    "(from tallest to shortest|from the tallest to the shortest|from the highest to the lowest|from high to low"
+    "|the tallest first|tallest first|the tallest one first|starting with the tallest|beginning with the tallest"
+    "|in falling order|from the tallest down)"
+)
+
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "chart_tallest": _extremely("(tallest|highest)", "(highest|greatest|largest)"),
+    "chart_shortest": _extremely("(shortest|lowest)", "(lowest|smallest|least)"),
+    "chart_taller": (
+        *straight(
+            'is (the bar|the bar of|the bar for|) "{one}" (taller|higher) than (the bar|the bar of|that of|) "{other}"',
+            'does (the bar|) "{one}" (stand|reach) higher than (the bar|) "{other}"',
+            '(do you think|would you say that|is it so that) "{one}" is (taller|higher) than "{other}"',
+            'of "{one}" and "{other}", is "{one}" the (taller|higher) (one|bar)',
+        ),
+        *indirect('(if|whether) (the bar|the bar of|) "{one}" is (taller|higher) than (the bar|) "{other}"'),
+    ),
+    "chart_which_taller": (
+        *straight(
+            '(what|which|which one|which bar|which of them) is (the|) (taller|higher), "{one}" or "{other}"',
+            'which (of|of the bars|of the two bars) "{one}" and "{other}" is (the|) (taller|higher) (one|)',
+            'is "{one}" or "{other}" (the|) (taller|higher) (one|bar|)',
+            'which (has|one has|bar has) the (taller|higher) (bar|value|height), "{one}" or "{other}"',
+            'which do you think is (taller|higher), "{one}" or "{other}"',
+        ),
+        *indirect('(which|which bar|which one|which of the two) is (taller|higher), "{one}" or "{other}"'),
+        *named('the (taller|higher) (bar|one) of "{one}" and "{other}"'),
+    ),
+    "chart_order": (
+        *ordered(
+            f"(list|name|sort|order|rank|read|write down) (the|all|all the|all of the) bars(,|) {_FROM_TALLEST}",
+            f"(tell|give) me (the|all|all the) bars(,|) {_FROM_TALLEST}",
+            f"(read|list|name|give me) the (labels|names) of (the|all|all the) bars(,|) {_FROM_TALLEST}",
+            "(put|bring|arrange) the bars in (falling order|order of height, the tallest first)",
+        ),
+        *straight(
+            f"(what|which) are the bars, {_FROM_TALLEST}",
+            f"what (are the labels|are the names|is the order) of the bars {_FROM_TALLEST}",
+            f"in which order are the bars {_FROM_TALLEST}",
+        ),
+        *indirect(f"what the bars are, {_FROM_TALLEST}"),
+    ),
+    "chart_count": counted("bars") + tuple(text for text in counted("bars in the chart") if "picture" not in text),
+    "chart_bar_color": colored(_BAR) + colored('the "{one}" bar'),
+}
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
+"""What training asks with."""
+
+
+def _extreme(chart: Chart, word: str, choose: Callable[..., Bar]) -> list[Target]:
+    name = choose(chart.bars, key=lambda bar: bar.height).name
+    return [Target((), f'The {word} bar is "{name}".', name, alike=2)]
+
+
+def _tallest(chart: Chart, _rng: random.Random) -> list[Target]:
+    return _extreme(chart, "tallest", max)
+
+
+def _shortest(chart: Chart, _rng: random.Random) -> list[Target]:
+    return _extreme(chart, "shortest", min)
+
+
+def _of_two(chart: Chart, rng: random.Random) -> Iterator[tuple[tuple[tuple[str, str], ...], Bar, Bar]]:
+    """Each two bars once, in random order, with the slots that name them."""
+    for pair in combinations(chart.bars, 2):
+        one, other = rng.sample(pair, 2)
+        yield (("one", one.name), ("other", other.name)), one, other
+
+
+def _taller(chart: Chart, rng: random.Random) -> list[Target]:
+    """Each two bars once; yes as often as no. Which one is taller comes first: yes or no follows from it."""
+    found = []
+    for slots, one, other in _of_two(chart, rng):
+        said, taller = ("yes", one) if one.height > other.height else ("no", other)
+        found.append(Target(slots, f'"{taller.name}" is taller, so {said}.', f'{said} "{taller.name}"'))
+    return found
+
+
+def _which_taller(chart: Chart, rng: random.Random) -> list[Target]:
+    found = []
+    for slots, one, other in _of_two(chart, rng):
+        name = max(one, other, key=lambda bar: bar.height).name
+        found.append(Target(slots, f'"{name}" is taller.', name))
+    return found
+
+
+def _order(chart: Chart, _rng: random.Random) -> list[Target]:
+    falling = sorted(chart.bars, key=lambda bar: bar.height, reverse=True)
+    names = ", ".join(f'"{bar.name}"' for bar in falling)
+    return [Target((), f"{names}.", names)]
+
+
+def _count(chart: Chart, _rng: random.Random) -> list[Target]:
+    number = NUMBERS[len(chart.bars)]
+    return [Target((), f"There are {number} bars.", number, alike=2)]
+
+
+def _bar_color(chart: Chart, _rng: random.Random) -> list[Target]:
+    return [
+        Target((("one", bar.name),), f"The bar is {bar.color}.", bar.color)
+        for bar in chart.bars
+        if bar.color != UNNAMED
+    ]
+
+
+_KINDS: dict[str, Callable[[Chart, random.Random], list[Target]]] = {
+    "chart_tallest": _tallest,
+    "chart_shortest": _shortest,
+    "chart_taller": _taller,
+    "chart_which_taller": _which_taller,
+    "chart_order": _order,
+    "chart_count": _count,
+    "chart_bar_color": _bar_color,
+}
+KINDS = tuple(_KINDS)
+_KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 3.0}  # rather asked what takes reading and comparing
+
+
+def ask(
+    chart: Chart,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
+) -> list[Question]:
+    """Up to `num` questions about the chart, of all kinds or of `kinds`.
+
+    `apart`: each will be asked as if it were the only one, so that a few may come again in other words.
+    The color of a bar is asked where it has a name. `split` as in questions.ask.
+    """
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
+    possible = {kind: put(kind, _KINDS[kind](chart, rng), phrasings[kind], rng, apart) for kind in kinds or KINDS}
+    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort.
+
+    Labels are compared as sign_questions does. "chart_order": all labels that are quoted, in order. "chart_taller":
+    yes or no, and no other label than the taller one's may be quoted, which the key has behind it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind == "chart_order":
+        return _quoted(answer) == _quoted(key)
+    if kind in ("chart_tallest", "chart_shortest", "chart_which_taller"):
+        return sign_questions.is_right("read", key, answer)
+    unquoted = _QUOTED.sub(" ", answer)
+    if kind == "chart_count":
+        return questions.is_right("count_all", key, unquoted)
+    if kind == "chart_bar_color":
+        return said_colors(unquoted) == {key}
+    said, taller = key.split(" ", 1)
+    return questions.is_right("is_there", said, unquoted) and set(_quoted(answer)) <= set(_quoted(taller))
+
+
+def _quoted(text: str) -> list[str]:
+    """What stands in quotation marks, in order, in small letters."""
+    return [quoted.strip().lower() for quoted in _QUOTED.findall(text)]

@@ -1,0 +1,331 @@
+"""What lies outside the demo model's worlds: pictures without anything it knows, and questions about anything else.
+
+The right answer is always one sentence, which says what the model can do, or that there is no such thing in
+the picture. Held out are whole sorts of pictures, real photographs among them, and phrasings.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from training.drawing.colors import COLORS
+from training.drawing.dense_labels import PictureLabels, nothing
+from training.drawing.fonts import all_fonts, bundled_fonts
+from training.language.asking import Question, fill, loosely, of_split
+from training.worlds.charts import charts
+from training.worlds.charts import drawing as chart_drawing
+from training.worlds.charts import questions as chart_questions
+from training.worlds.charts.charts import Chart
+from training.worlds.scenes import drawing, more_questions, questions
+from training.worlds.scenes.drawing import draw_background, with_effects
+from training.worlds.scenes.scenes import Scene, is_heldout_pair, random_background, random_scene, random_size
+from training.worlds.signs import drawing as sign_drawing
+from training.worlds.signs import questions as sign_questions
+from training.worlds.signs import signs
+from training.worlds.signs.signs import Sign
+
+KINDS = ("strange_picture", "strange_question", "not_shown")
+NOTHING_KNOWN = "I only know shapes, signs and bar charts, and see none in the picture."
+NOT_ASKED_FOR = "I can only tell you about shapes, signs and bar charts."
+NOT_SHOWN = "There is no {thing} in the picture."
+SORTS = ("blank", "noise", "clouds", "landscape", "strokes", "blobs")
+HELDOUT_SORTS = ("mosaic", "photograph")
+_MOST_ASKED = 4  # about one picture: the answer is always the same
+_ABSENT_SHARE = 0.45  # of what is asked about a picture of the model's worlds: things that it doesn't show
+_ROUND_OR_POINTED = ("circle", "triangle", "star", "heart")  # neither bars nor plates of signs could be meant
+_PHOTOGRAPH = "grace_hopper.jpg"  # comes with matplotlib, so that every machine has it
+
+QUESTIONS = (
+    "Who painted this?", "Who took this picture?", "Who are you?", "What is your name?", "How old are you?",
+    "What time is it?", "What day is it?", "What is the weather like?", "Will it rain tomorrow?",
+    "What is the capital of France?", "Which city is this?", "Where was this picture taken?", "Which country is this?",
+    "Is there a dog?", "Is there a cat in the picture?", "How many people are there?", "How many cars do you see?",
+    "What is the man doing?", "What is the woman wearing?", "Is anybody smiling?", "What animal is this?",
+    "What kind of tree is this?", "What is for dinner?", "How do I bake bread?", "What does this cost?",
+    "Tell me a joke.", "Write a poem.", "Sing a song.", "Write a letter to my landlord.", "Translate this to French.",
+    "What is two plus two?", "What is 17 times 3?", "Solve the equation.", "Which year is it?", "Who is the president?",
+    "What is the meaning of life?", "Do you like music?", "Can you help me with my homework?", "Play a game with me.",
+    "What happened in 1989?", "Who won the match?", "Is this picture art?", "Is it a good picture?",
+    "How do you feel?", "Do you love me?", "What should I wear today?", "Recommend a book.", "Which film is this?",
+    "What is the code for a web page?", "Why is the sky blue?", "How far is the moon?", "How tall is the tower?",
+    "What is behind the house?", "What will happen next?", "Is the food fresh?", "What brand is this?",
+    "Whose face is this?", "How heavy is it?", "Give me the recipe.", "Explain the theory of relativity.",
+)  # fmt: skip
+HELDOUT_QUESTIONS = (
+    "Who made this picture?", "What is the capital of Italy?", "Is there a horse?", "How many children are there?",
+    "Tell me a story.", "What is three plus four?", "What is the dog doing?", "Which language is spoken in Brazil?",
+    "Where can I buy this?", "What do you think about football?", "How do I cook rice?", "What is the river called?",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Strange:
+    """A picture of nothing that the model knows; `seed` decides all else."""
+
+    width: int
+    height: int
+    sort: str
+    seed: int
+
+
+Known = Scene | Sign | Chart
+Elsewhere = Strange | Known
+
+
+def random_elsewhere(rng: random.Random, split: str = "train", difficulty: float = 1.0) -> Elsewhere:
+    """A strange picture, or one of the model's worlds about which something else will be asked."""
+    if split not in ("train", "heldout"):
+        raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
+    if rng.random() < 0.6:
+        fonts, way = all_fonts() if split == "train" else bundled_fonts(), rng.random()
+        if way < 0.4:
+            return random_scene(rng, split, difficulty)
+        if way < 0.7:
+            return signs.random_sign(rng, fonts, split, difficulty)
+        return charts.random_chart(rng, fonts, split, difficulty)
+    width, height = random_size(rng, difficulty)
+    sorts = SORTS if split == "train" else (*HELDOUT_SORTS, rng.choice(SORTS))
+    return Strange(width, height, rng.choice(sorts), rng.getrandbits(32))
+
+
+def draw(depiction: Elsewhere, rng: random.Random, renderer: str | None = None) -> Image.Image:
+    """The whole picture, RGB."""
+    if isinstance(depiction, Scene):
+        return drawing.draw(depiction, rng, renderer=renderer)
+    if isinstance(depiction, Sign):
+        return sign_drawing.draw(depiction, rng, renderer=renderer)
+    if isinstance(depiction, Chart):
+        return chart_drawing.draw(depiction, rng, renderer=renderer)
+    return with_effects(_drawn(depiction, (depiction.width, depiction.height)), rng, 1.0)
+
+
+def training_picture(depiction: Elsewhere, rng: random.Random, side: int) -> Image.Image:
+    """Squeezed to a square of `side` pixels."""
+    if isinstance(depiction, Scene):
+        return drawing.training_picture(depiction, rng, side)
+    if isinstance(depiction, Sign):
+        return sign_drawing.training_picture(depiction, rng, side)
+    if isinstance(depiction, Chart):
+        return chart_drawing.training_picture(depiction, rng, side)
+    return with_effects(_drawn(depiction, (side, side)), rng, 1.0)
+
+
+def labels(depiction: Elsewhere) -> PictureLabels:
+    """Of a strange picture: nothing anywhere."""
+    if isinstance(depiction, Scene):
+        return drawing.picture_labels(depiction)
+    if isinstance(depiction, Chart):
+        return chart_drawing.labels(depiction)
+    return sign_drawing.labels(depiction) if isinstance(depiction, Sign) else PictureLabels(**nothing())
+
+
+# With things of the world outside in them, so that what is outside is learnt, and not sixty sentences by heart.
+PATTERNS = (
+    "How many {thing}s are there?", "How many {thing}s do you see?", "Count the {thing}s.", "Is there a {thing}?",
+    "Is there a {thing} in the picture?", "Do you see a {thing}?", "Where is the {thing}?",
+    "What color is the {thing}?", "What is the {thing} doing?", "What is the {thing} called?",
+    "What is behind the {thing}?", "Whose {thing} is this?", "How old is the {thing}?", "How large is the {thing}?",
+    "What is the {thing} made of?", "What does the {thing} cost?", "Describe the {thing}.",
+    "Tell me about the {thing}.", "Which {thing} is this?", "Who made the {thing}?",
+    "Where did you find the {thing}?", "How do I draw a {thing}?", "Why is there a {thing}?",
+    "Do you like this {thing}?", "Write a song about a {thing}.", "What do you know about {thing}s?",
+    "Can I have a {thing}?", "Where do {thing}s live?",
+)  # fmt: skip
+THINGS = tuple(
+    """
+    cat bird cow pig duck lion bear monkey chicken spider car bus train boat plane bicycle truck rocket house door
+    window roof garden tree flower mountain lake road bridge beach cloud girl boy baby king queen doctor teacher
+    soldier friend table chair bed lamp cup knife spoon plate phone camera computer clock hat shoe shirt coat bag
+    apple banana cake pizza egg guitar piano robot castle farm hotel school shop street tower town cafe
+    """.split()  # noqa: SIM905  (a list of strings would be three times as long)
+)
+_PATTERNED = 0.6  # of the strange questions of training
+
+
+def ask(
+    depiction: Elsewhere,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,  # noqa: ARG001  (the answer is the same either way)
+) -> list[Question]:
+    """Up to `num` questions: about a strange picture what one asks about known ones, about these something else."""
+    of_split(split, QUESTIONS, HELDOUT_QUESTIONS)  # so that a wrong split is told even where nothing is asked
+    possible = ("strange_picture",) if isinstance(depiction, Strange) else ("strange_question", "not_shown")
+    wanted = [kind for kind in possible if kind in (kinds or KINDS)]
+    return [_question(depiction, rng, split, wanted) for _ in range(min(num, _MOST_ASKED))] if wanted else []
+
+
+def _question(depiction: Elsewhere, rng: random.Random, split: str, kinds: list[str]) -> Question:
+    if isinstance(depiction, Strange):
+        return Question("strange_picture", _ordinary_question(rng, split), NOTHING_KNOWN, NOTHING_KNOWN)
+    if kinds == ["not_shown"] or (len(kinds) == 2 and rng.random() < _ABSENT_SHARE):
+        return _about_what_is_not_shown(depiction, rng, split)
+    text = rng.choice(of_split(split, QUESTIONS, HELDOUT_QUESTIONS))
+    if split == "train" and rng.random() < _PATTERNED:
+        text = fill(rng.choice(PATTERNS), (("thing", rng.choice(THINGS)),))
+    return Question("strange_question", loosely(text, rng), NOT_ASKED_FOR, NOT_ASKED_FOR)
+
+
+def _about_what_is_not_shown(depiction: Known, rng: random.Random, split: str) -> Question:
+    """What one asks about pictures of another sort than this one."""
+    things = ["sign"] if not isinstance(depiction, Sign) else []
+    things += ["bar chart"] if not isinstance(depiction, Chart) else []
+    things += ["shape"] if not isinstance(depiction, Scene) else []
+    thing = rng.choice(things)
+    if thing == "shape":
+        thing = rng.choice(_ROUND_OR_POINTED)
+        color = rng.choice(COLORS)
+        if rng.random() < 0.5 and not (split == "train" and is_heldout_pair(thing, color)):
+            thing = f"{color} {thing}"
+        phrasings = of_split(split, more_questions.TRAINED, more_questions.HELDOUT_PHRASINGS)["absent"]
+        text = fill(rng.choice(phrasings), (("noun", thing),))
+    elif thing == "sign":
+        by_kind = of_split(split, sign_questions.PHRASINGS, sign_questions.HELDOUT_PHRASINGS)
+        phrasings = tuple(text for kind in ("read", "text_color") for text in by_kind[kind] if "sign" in text)
+        text = rng.choice(phrasings)
+    else:
+        by_kind = of_split(split, chart_questions.TRAINED, chart_questions.HELDOUT_PHRASINGS)
+        kind = rng.choice(("chart_tallest", "chart_shortest", "chart_count"))
+        text = rng.choice(tuple(text for text in by_kind[kind] if "bar" in text or "chart" in text))
+    return Question("not_shown", loosely(text, rng), NOT_SHOWN.replace("{thing}", thing), thing)
+
+
+def _ordinary_question(rng: random.Random, split: str) -> str:
+    """What could be asked about a scene, a sign or a chart."""
+    while True:
+        way, found = rng.random(), []
+        if way < 0.25:
+            sign = signs.random_sign(rng, bundled_fonts(), split, difficulty=0.0)
+            found = sign_questions.ask(sign, rng, split, 1)
+        elif way < 0.45:
+            found = chart_questions.ask(charts.random_chart(rng, bundled_fonts(), split, 0.0), rng, split, 1)
+        else:
+            asks = questions.ask if way < 0.75 else more_questions.ask
+            found = asks(random_scene(rng, split, 0.5), rng, split, 1)
+        if found:
+            return found[0].question
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether the answer is that sentence: anything more would be made up."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind == "not_shown":
+        key = NOT_SHOWN.replace("{thing}", key)
+    return " ".join(answer.split()).lower() == key.lower()
+
+
+# Sorts of strange pictures. Each is drawn at any size from the same numbers.
+
+
+def _drawn(strange: Strange, size: tuple[int, int]) -> Image.Image:
+    rng = random.Random(strange.seed)
+    numbers = np.random.default_rng(strange.seed)
+    if strange.sort == "blank":
+        return draw_background(random_background(rng, 1.0), size, rng)
+    if strange.sort == "photograph":
+        return _photograph(rng, size)
+    return _SORTS[strange.sort](rng, numbers).resize(size, Image.Resampling.BICUBIC)
+
+
+def _random_colors(numbers: np.random.Generator, count: int) -> np.ndarray:
+    return numbers.integers(0, 256, (count, 3)).astype(np.float32)
+
+
+def _noise(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
+    cells = rng.choice((224, 112, 56, 37))
+    grays = numbers.integers(0, 256, (cells, cells, 1 if rng.random() < 0.3 else 3), np.uint8)
+    picture = Image.fromarray(np.broadcast_to(grays, (cells, cells, 3)).copy())
+    return picture.resize((224, 224), rng.choice((Image.Resampling.NEAREST, Image.Resampling.BILINEAR)))
+
+
+def _clouds(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
+    """Sums of ever finer noise, between two or three colors."""
+    heights = _fractal(rng, numbers)
+    colors = _random_colors(numbers, rng.choice((2, 3)))
+    stops = np.linspace(0, 1, len(colors))
+    mixed = np.stack([np.interp(heights, stops, colors[:, channel]) for channel in range(3)], axis=-1)
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def _fractal(rng: random.Random, numbers: np.random.Generator) -> np.ndarray:
+    """[224, 224], 0 to 1."""
+    total, weight = np.zeros((224, 224), np.float32), 1.0
+    roughness = rng.uniform(0.4, 0.75)
+    for cells in (3, 6, 12, 24, 48, 96):
+        layer = Image.fromarray(numbers.random((cells, cells), np.float32))
+        total += weight * np.asarray(layer.resize((224, 224), Image.Resampling.BICUBIC))
+        weight *= roughness
+    return (total - total.min()) / (np.ptp(total) + 1e-6)
+
+
+def _landscape(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
+    """Ridges one before the other under a sky, each rough and shaded."""
+    sky = _random_colors(numbers, 2)
+    rows = np.linspace(0, 1, 224)[:, None, None]
+    picture = (1 - rows) * sky[0] + rows * sky[1] + np.zeros((1, 224, 1))
+    grain = _fractal(rng, numbers)[:, :, None]
+    for number in range(rng.randint(2, 5)):
+        ridge = np.cumsum(numbers.normal(0, 1, 224))
+        ridge = 60 + 35 * number + 25 * (ridge - ridge.mean()) / (np.abs(ridge).max() + 1e-6)
+        below = np.arange(224)[:, None] > ridge[None]
+        color = _random_colors(numbers, 1)[0]
+        picture = np.where(below[:, :, None], color * (0.5 + 0.7 * grain), picture)
+    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+
+
+def _strokes(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
+    """Crooked open lines, as a brush leaves them."""
+    picture = Image.new("RGB", (224, 224), tuple(numbers.integers(0, 256, 3).tolist()))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(15, 60)):
+        steps = numbers.normal(0, 14, (rng.randint(4, 12), 2)).cumsum(axis=0)
+        points = (steps + numbers.uniform(0, 224, 2)).ravel().tolist()
+        pen.line(points, tuple(numbers.integers(0, 256, 3).tolist()), rng.randint(1, 7), joint="curve")
+    return picture
+
+
+def _blobs(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
+    """Spots so blurred that none has a shape."""
+    picture = Image.new("RGB", (224, 224), tuple(numbers.integers(0, 256, 3).tolist()))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(4, 20)):
+        x, y, reach = rng.uniform(0, 224), rng.uniform(0, 224), rng.uniform(10, 60)
+        pen.ellipse((x - reach, y - reach, x + reach, y + reach), tuple(numbers.integers(0, 256, 3).tolist()))
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(22, 40)))
+
+
+def _mosaic(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
+    """Cells of whichever point is nearest."""
+    points = numbers.uniform(0, 224, (rng.randint(30, 120), 2))
+    colors = _random_colors(numbers, len(points)).astype(np.uint8)
+    grid = np.stack(np.meshgrid(np.arange(224), np.arange(224)), axis=-1)[:, :, None]
+    nearest = ((grid - points) ** 2).sum(axis=-1).argmin(axis=-1)
+    return Image.fromarray(colors[nearest])
+
+
+def _photograph(rng: random.Random, size: tuple[int, int]) -> Image.Image:
+    """A part of matplotlib's sample photograph, mirrored or not."""
+    with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / _PHOTOGRAPH) as whole:
+        picture = whole.convert("RGB")
+    width, height = (round(side * rng.uniform(0.5, 1.0)) for side in picture.size)
+    left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
+    part = picture.crop((left, top, left + width, top + height))
+    part = ImageOps.mirror(part) if rng.random() < 0.5 else part
+    return ImageOps.fit(part, size, Image.Resampling.BICUBIC)
+
+
+_SORTS = {
+    "noise": _noise,
+    "clouds": _clouds,
+    "landscape": _landscape,
+    "strokes": _strokes,
+    "blobs": _blobs,
+    "mosaic": _mosaic,
+}

@@ -1,0 +1,210 @@
+"""Conversations whose questions lean on the turn before: "And the blue ones?", "Where is it?".
+
+The first question stands by itself. Each further one changes one thing and leaves the rest as it was: the subject,
+the topic ("it" is the one thing that the turn before named), or the picture of the two. Where there is but one, a
+question about another has one honest answer, and ends the conversation.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from training.language.asking import Question, Target, fill, loosely, of_split
+from training.language.heldout_phrasings import FOLLOW_UPS as HELDOUT_PHRASINGS
+from training.language.heldout_phrasings import SCENES as FIRST_HELDOUT
+from training.worlds.pairs.pairs import Pair
+from training.worlds.pairs.questions import HELDOUT_PHRASINGS as OF_TWO_HELDOUT
+from training.worlds.pairs.questions import ORDINALS, about_one
+from training.worlds.pairs.questions import PHRASINGS as OF_TWO
+from training.worlds.scenes import questions
+from training.worlds.scenes.phrasings import PHRASINGS as FIRST
+from training.worlds.scenes.questions import article, phrase
+from training.worlds.scenes.scenes import Scene
+from training.worlds.scenes.topics import TOPICS, Subject, subjects, target
+
+KINDS = ("follow_up", "other_picture", "no_other_picture")
+ONLY_ONE = "There is only one picture."
+MOST_TURNS = 6
+_LENGTHS = {2: 1, 3: 2, 4: 2, 5: 2, 6: 2}  # turns of a conversation, with their weights
+_MOVES = {"subject": 3.0, "topic": 2.5, "total": 0.8, "many": 1.5, "picture": 5.0}  # with their weights
+_NO_OTHER = 0.06  # of the turns about a single picture ask about another
+_TRIES = 20  # to find a first question, or a further one
+
+# What is asked next, by what it changes, and about what. "one" is a shape or a thing of a color, "ones" several.
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "ones": (
+        "And {ones}?", "And the {ones}?", "What about {ones}?", "What about the {ones}?", "How about {ones}?",
+        "How about the {ones}?", "And how many {ones}?", "And how many {ones} are there?", "How many {ones}?",
+        "And what about the {ones}?", "Now the {ones}.", "And now the {ones}?", "Now count the {ones}.",
+        "The {ones}?", "Then how many {ones}?",
+    ),
+    "one": (
+        "And the {one}?", "What about the {one}?", "How about the {one}?", "And what about the {one}?",
+        "Now the {one}.", "And now the {one}?", "The {one}?", "And for the {one}?",
+        "Now tell me about the {one}.",
+    ),
+    "a_one": (
+        "And {a_one}?", "What about {a_one}?", "How about {a_one}?", "Or {a_one}?", "And is there {a_one}?",
+        "Is there {a_one}?", "And what about {a_one}?", "And do you see {a_one}?", "Then {a_one}?",
+    ),
+    "total": (
+        "And how many shapes in all?", "And how many shapes are there in all?", "How many shapes in all?",
+        "How many shapes are there altogether?", "And how many shapes altogether?", "What about all shapes?",
+        "And all shapes?", "And all the shapes?", "And how many shapes in total?", "How about all shapes?",
+    ),
+    "color": (
+        "What color is it?", "And what color is it?", "Which color is it?", "What is its color?", "And its color?",
+        "What color does it have?", "And in what color is it?", "What about its color?", "Tell me its color.",
+        "Its color?",
+    ),
+    "shape": (
+        "What shape is it?", "And what shape is it?", "Which shape is it?", "What is its shape?", "And its shape?",
+        "What shape does it have?", "What about its shape?", "Tell me its shape.", "Its shape?",
+    ),
+    "where": (
+        "Where is it?", "And where is it?", "Where in the picture is it?", "Where does it lie?", "Where do you see it?",
+        "In which part of the picture is it?", "What is its position?", "And its place?", "Tell me where it is.",
+        "And where does it lie?",
+    ),
+    "many": (
+        "How many?", "And how many?", "How many are there?", "And how many are there?", "How many do you see?",
+        "How many of them?", "How many of them are there?", "And how many of these?", "Count them.",
+    ),
+    "picture": (
+        "And the {which} picture?", "And in the {which} picture?", "And on the {which} picture?",
+        "What about the {which} picture?", "What about the {which} one?", "How about the {which} picture?",
+        "And the {which} one?", "And in the {which} one?", "And what about the {which} picture?",
+        "And in the other picture?", "And the other picture?", "What about the other one?", "And the other one?",
+        "Now the {which} picture.", "The {which} one?",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What a turn asks: a topic about a subject, in one of the pictures."""
+
+    topic: str
+    subject: Subject
+    picture: int = 0
+
+
+def ask(
+    depiction: Scene | Pair,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
+) -> list[Question]:
+    """One conversation of up to `num` turns, MOST_TURNS at most, the first mostly of a kind of another world.
+
+    With more than one turn, one of `kinds` (or of KINDS) is among them, else there is no conversation. None of it
+    can be asked `apart`: raises ValueError.
+    """
+    single = not isinstance(depiction, Pair)
+    if apart:
+        raise ValueError("follow-ups lean on each other; they can't be asked apart")
+    pictures = depiction.scenes if isinstance(depiction, Pair) else (depiction,)
+    turns = min(num, rng.choices(tuple(_LENGTHS), tuple(_LENGTHS.values()))[0])
+    if single and rng.random() < _NO_OTHER:
+        first = _no_other(of_split(split, OF_TWO, OF_TWO_HELDOUT)["on_second"], rng)
+        return [first] if num == 1 or first.kind in (kinds or KINDS) else []
+    point, asked = _first(depiction, pictures, rng, split)
+    if asked is None:
+        return []
+    conversation, seen = [asked], {point}
+    while len(conversation) < turns:
+        if single and rng.random() < _NO_OTHER:
+            conversation.append(_no_other(of_split(split, PHRASINGS, HELDOUT_PHRASINGS)["picture"], rng))
+            break
+        if (further := _further(point, pictures, seen, rng, split)) is None:
+            break
+        point, asked = further
+        conversation.append(asked)
+        seen.add(point)
+    told = {question.kind for question in conversation}
+    return conversation if num == 1 or told & set(kinds or KINDS) else []
+
+
+def _no_other(phrasings: tuple[str, ...], rng: random.Random) -> Question:
+    """A question about a second picture where there is none; "the second one" might be a shape."""
+    plain = [text for text in phrasings if "picture" in text]
+    text = fill(loosely(rng.choice(plain), rng), (("which", "second"),))
+    return Question("no_other_picture", text, ONLY_ONE, ONLY_ONE)
+
+
+def _first(
+    depiction: Scene | Pair, pictures: tuple[Scene, ...], rng: random.Random, split: str
+) -> tuple[_Point, Question | None]:
+    """A question that stands by itself; None where none was found."""
+    phrasings = of_split(split, FIRST, FIRST_HELDOUT)
+    for _ in range(_TRIES):
+        topic, number = rng.choice(TOPICS), rng.randrange(len(pictures))
+        for subject in subjects(topic, pictures[number], rng):
+            point, found = _Point(topic, subject, number), target(topic, subject, pictures[number])
+            if isinstance(depiction, Pair):
+                return point, about_one(topic, subject, depiction, number, rng, split)
+            if found is not None:
+                return point, phrase(topic, found, rng, phrasings)
+    return _Point("count_all", Subject()), None
+
+
+def _further(
+    point: _Point, pictures: tuple[Scene, ...], seen: set[_Point], rng: random.Random, split: str
+) -> tuple[_Point, Question] | None:
+    """What may be asked next, with the answer; None where nothing more was found."""
+    moves = [move for move in _MOVES if move != "picture" or len(pictures) > 1]
+    for _ in range(_TRIES):
+        move = rng.choices(moves, [_MOVES[move] for move in moves])[0]
+        moved = _moved(point, move, pictures, rng)
+        if moved is None or moved[0] in seen:
+            continue
+        to, words = moved
+        found = target(to.topic, to.subject, pictures[to.picture])
+        if found is not None:
+            return to, _put(move, to, words, found, rng, split)
+    return None
+
+
+def _moved(point: _Point, move: str, pictures: tuple[Scene, ...], rng: random.Random) -> tuple[_Point, str] | None:
+    """Where a move leads, and the list of phrasings for it; None where it leads nowhere, or two ways."""
+    topic, scene = point.topic, pictures[point.picture]
+    meant = point.subject.meant(scene)
+    if move == "picture":
+        return replace(point, picture=1 - point.picture), "picture"
+    if move == "total" and topic in ("count_shape", "count_color"):
+        return replace(point, topic="count_all", subject=Subject()), "total"
+    if move == "many" and topic == "is_there" and meant:
+        return replace(point, topic=f"count_{point.subject.sort}"), "many"
+    if move == "topic" and len(meant) == 1 and point.subject.sort != "all":
+        asked = rng.choice([t for t in ("color", "shape", "where") if t not in (topic, point.subject.sort)])
+        return replace(point, topic=asked), asked
+    if move == "subject":
+        topic = rng.choice(("count_shape", "count_color")) if topic == "count_all" else topic
+        alike = [s for s in subjects(topic, scene, rng) if s.sort == point.subject.sort or point.subject.sort == "all"]
+        if alike:
+            words = "ones" if topic.startswith("count") else "a_one" if topic == "is_there" else "one"
+            return replace(point, topic=topic, subject=alike[0]), words
+    return None
+
+
+def _put(move: str, to: _Point, words: str, found: Target, rng: random.Random, split: str) -> Question:
+    """The question that this move asks; its key has the topic before it, by which it is judged."""
+    one = to.subject.shape or f"{to.subject.color} one"
+    ones = f"{one}s"
+    if words == "ones" and to.subject.color and rng.random() < 0.3:
+        ones = f"{to.subject.color} {rng.choice(('shapes', 'things', 'objects'))}"
+    slots = (("ones", ones), ("one", one), ("a_one", article(one)), ("which", ORDINALS[to.picture]))
+    text = fill(loosely(rng.choice(of_split(split, PHRASINGS, HELDOUT_PHRASINGS)[words]), rng), slots)
+    kind = "other_picture" if move == "picture" else "follow_up"
+    return Question(kind, text, found.answer, f"{to.topic} {found.key}", found.unseen_answers)
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort; the key has the kind before it that judges it."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind == "no_other_picture":
+        return " ".join(answer.split()).lower() == key.lower()
+    asked, said = key.split(" ", 1)
+    return questions.is_right(asked, said, answer)

@@ -1,0 +1,100 @@
+"""Random pairs of scenes that are asked about together: alike, nearly alike, or each by itself."""
+
+import random
+from dataclasses import dataclass, replace
+
+from training.drawing.colors import COLORS, delta_e, to_lab
+from training.drawing.geometry import SHAPES
+from training.worlds.scenes.scenes import (
+    HELDOUT_PAIRS,
+    MIN_CONTRAST,
+    Background,
+    Scene,
+    contrasting_shade,
+    grounds_of,
+    random_background,
+    random_scene,
+    scene_of,
+)
+
+_RELATIONS = {"alike": 0.3, "nearly": 0.35, "apart": 0.35}  # their shares
+_MOVED = 0.5  # of the second pictures that have to do with the first are laid out anew
+_MOST_OBJECTS = 6
+_BACKGROUNDS_TRIED = 6
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures, in the order in which they are shown."""
+
+    first: Scene
+    second: Scene
+
+    @property
+    def scenes(self) -> tuple[Scene, Scene]:
+        return self.first, self.second
+
+
+def names(scene: Scene) -> list[tuple[str, str]]:
+    """Shape and color of each object, sorted."""
+    return sorted((item.shape, item.color) for item in scene.objects)
+
+
+def random_pair(rng: random.Random, split: str = "train", difficulty: float = 1.0) -> Pair:
+    """Two scenes as random_scene makes them, of the split; held out: one of the two at least has a held-out pair."""
+    first = random_scene(rng, split, difficulty)
+    relation = rng.choices(tuple(_RELATIONS), tuple(_RELATIONS.values()))[0]
+    if relation == "apart":
+        second = random_scene(rng, split, difficulty)
+    elif relation == "alike":
+        second = scene_of(names(first), rng, difficulty) if rng.random() < _MOVED else _on_other_ground(first, rng)
+    else:
+        second = _nearly(first, rng, split, difficulty)
+    return Pair(first, second) if rng.random() < 0.5 else Pair(second, first)
+
+
+def _on_other_ground(scene: Scene, rng: random.Random) -> Scene:
+    """The same objects at their places; on another background if one is found on which all stand out."""
+    fills = [to_lab(item.rgb) for item in scene.objects]
+    for _ in range(_BACKGROUNDS_TRIED):
+        background: Background = random_background(rng, 1.0)
+        if all(delta_e(fill, ground) > MIN_CONTRAST for fill in fills for ground in grounds_of(background)):
+            return replace(scene, background=background)
+    return scene
+
+
+def _nearly(scene: Scene, rng: random.Random, split: str, difficulty: float) -> Scene:
+    """The scene with one object recolored, left out, added, or of another shape."""
+    number = rng.randrange(len(scene.objects))
+    changes = ["color", "color", "shape", *["less"] * (len(scene.objects) > 1)]
+    changes += ["more"] * (len(scene.objects) < _MOST_OBJECTS)
+    change = rng.choice(changes)
+    staying = change in ("color", "less") and rng.random() >= _MOVED
+    if staying and (changed := _in_place(scene, number, change, rng, split)) is not None:
+        return _on_other_ground(changed, rng) if rng.random() < 0.5 else changed
+    kept = [(item.shape, item.color) for item in scene.objects]
+    if change == "more":
+        return scene_of([*kept, rng.choice(_possible(split))], rng, difficulty)
+    old = kept.pop(number)
+    if change != "less":
+        same = 0 if change == "color" else 1  # what stays: the shape, or the color
+        kept.append(rng.choice([pair for pair in _possible(split) if pair != old and pair[same] == old[same]]))
+    return scene_of(kept, rng, difficulty)
+
+
+def _in_place(scene: Scene, number: int, change: str, rng: random.Random, split: str) -> Scene | None:
+    objects = list(scene.objects)
+    item = objects.pop(number)
+    if change == "less":
+        return replace(scene, objects=tuple(objects))
+    color = rng.choice([c for s, c in _possible(split) if s == item.shape and c != item.color])
+    shade = contrasting_shade(color, grounds_of(scene.background), rng, 1.0)
+    if shade is None:
+        return None
+    objects.insert(number, replace(item, color=color, rgb=shade.rgb))
+    return replace(scene, objects=tuple(objects))
+
+
+def _possible(split: str) -> list[tuple[str, str]]:
+    """All shapes in all colors that a picture of the split may hold."""
+    return [(s, c) for s in SHAPES for c in COLORS if split == "heldout" or (s, c) not in HELDOUT_PAIRS]

@@ -1,0 +1,356 @@
+"""Questions about two pictures: which has more, are they the same, what is on one, or only there; when an answer is
+right.
+"""
+
+import random
+import re
+from collections import Counter
+
+from training.drawing.colors import COLORS
+from training.drawing.geometry import SHAPES
+from training.language.asking import Question, Target, kind_by_kind, of_split, put
+from training.language.heldout_phrasings import IN_ONE as IN_ONE_HELDOUT
+from training.language.heldout_phrasings import PAIRS as HELDOUT_PHRASINGS
+from training.language.wordings import indirect, named, ordered, straight, widened_kinds
+from training.worlds.pairs.pairs import Pair, names
+from training.worlds.scenes import questions
+from training.worlds.scenes.more_questions import called, in_reading_order, listed, pairs_said
+from training.worlds.scenes.questions import plural, said_yes_or_no
+from training.worlds.scenes.topics import TOPICS, Subject, subjects, target
+
+KINDS = ("which_more", "same", "only_in", "on_first", "on_second", "in_one")
+ORDINALS = ("first", "second")
+NOTHING = "nothing"
+MORE = {"first": "The first picture.", "second": "The second picture.", "both": "Both have as many."}
+_KEYS = {"first": 0.4, "second": 0.4, "both": 0.2}  # how often each is the answer to which has more
+_KEPT_ALIKE = 0.25  # of the pairs in which nothing is more are asked which has more
+_KEPT_DIFFERENT = 0.45  # of the pairs that differ are asked whether they do: most do
+_KEPT_NOTHING = 0.4  # of the pictures that have nothing of their own are asked what they have
+_KIND_WEIGHTS = {"which_more": 1.5, "same": 1.5, "only_in": 1.5, "in_one": 1.5}
+
+_SHOWS = (
+    "What is on the {which} picture?",
+    "What is in the {which} picture?",
+    "What do you see on the {which} picture?",
+    "What do you see in the {which} picture?",
+    "What can you see in the {which} picture?",
+    "What does the {which} picture show?",
+    "What is shown in the {which} picture?",
+    "What shapes are in the {which} picture?",
+    "What is in the {which} one?",
+    "Describe the {which} picture.",
+    "Please describe the {which} picture.",
+    "Can you describe the {which} picture?",
+    "List the shapes in the {which} picture.",
+    "Tell me what is on the {which} picture.",
+    "Tell me what the {which} picture shows.",
+)
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "which_more": (
+        "Which picture has more {many}?",
+        "Which picture shows more {many}?",
+        "Which of the pictures has more {many}?",
+        "Which of the two pictures has more {many}?",
+        "Which of the two has more {many}?",
+        "Which one has more {many}?",
+        "Which image has more {many}?",
+        "Which picture has the most {many}?",
+        "In which picture are there more {many}?",
+        "In which picture do you see more {many}?",
+        "In which of the pictures are more {many}?",
+        "Where are there more {many}?",
+        "Where do you see more {many}, in the first or the second picture?",
+        "Are there more {many} in the first or in the second picture?",
+        "Does the first or the second picture have more {many}?",
+        "Tell me which picture has more {many}.",
+        "Can you tell me which picture has more {many}?",
+        "More {many}: first or second picture?",
+    ),
+    "same": (
+        "Do they show the same?",
+        "Do they show the same shapes?",
+        "Do the pictures show the same?",
+        "Do the two pictures show the same?",
+        "Do both pictures show the same?",
+        "Do both show the same shapes?",
+        "Do the pictures have the same shapes?",
+        "Do the two pictures hold the same shapes?",
+        "Is the same in both pictures?",
+        "Is the same on both pictures?",
+        "Are the same shapes in both pictures?",
+        "Are there the same shapes in both pictures?",
+        "Does the second picture show the same as the first?",
+        "Do you see the same shapes in both pictures?",
+        "Tell me if both pictures show the same shapes.",
+        "Can you tell me if they show the same?",
+        "Is it the same shapes in both?",
+    ),
+    "only_in": (
+        "What is only in the {which} picture?",
+        "What is only on the {which} picture?",
+        "What is in the {which} picture only?",
+        "What do you see only in the {which} picture?",
+        "What does only the {which} picture show?",
+        "What does the {which} picture show that the other does not?",
+        "What is in the {which} picture and not in the other?",
+        "What is on the {which} picture and not on the other?",
+        "What has the {which} picture that the other has not?",
+        "What has only the {which} picture?",
+        "Which shapes are only in the {which} picture?",
+        "Which shapes are only on the {which} picture?",
+        "Which shapes does only the {which} picture have?",
+        "List the shapes that are only in the {which} picture.",
+        "Tell me what is only in the {which} picture.",
+        "Can you tell me what is only in the {which} picture?",
+    ),
+    "on_first": _SHOWS,
+    "on_second": _SHOWS,
+}
+
+
+# Of one of the two pictures, by topic.
+IN_ONE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("count_shape", "count_color", "count_all"),
+        (
+            "How many {many} are in the {which} picture?",
+            "How many {many} are there in the {which} picture?",
+            "How many {many} are on the {which} picture?",
+            "How many {many} do you see in the {which} picture?",
+            "How many {many} does the {which} picture have?",
+            "How many {many} does the {which} picture show?",
+            "In the {which} picture, how many {many} are there?",
+            "Count the {many} in the {which} picture.",
+            "Tell me how many {many} are in the {which} picture.",
+        ),
+    ),
+    "color": (
+        "What color is the {shape} in the {which} picture?",
+        "What color is the {shape} on the {which} picture?",
+        "Which color is the {shape} in the {which} picture?",
+        "What is the color of the {shape} in the {which} picture?",
+        "In the {which} picture, what color is the {shape}?",
+        "Tell me the color of the {shape} in the {which} picture.",
+    ),
+    "shape": (
+        "What shape is the {color} object in the {which} picture?",
+        "What shape is the {color} thing on the {which} picture?",
+        "Which shape is {color} in the {which} picture?",
+        "What is the {color} shape in the {which} picture?",
+        "In the {which} picture, what shape is the {color} object?",
+        "Tell me the shape of the {color} object in the {which} picture.",
+    ),
+    "where": (
+        "Where is the {noun} in the {which} picture?",
+        "Where is the {noun} on the {which} picture?",
+        "Where in the {which} picture is the {noun}?",
+        "In which part of the {which} picture is the {noun}?",
+        "In the {which} picture, where is the {noun}?",
+        "Tell me where the {noun} is in the {which} picture.",
+    ),
+    "is_there": (
+        "Is there {a_noun} in the {which} picture?",
+        "Is there {a_noun} on the {which} picture?",
+        "Do you see {a_noun} in the {which} picture?",
+        "Does the {which} picture show {a_noun}?",
+        "In the {which} picture, is there {a_noun}?",
+        "Tell me if there is {a_noun} in the {which} picture.",
+    ),
+}
+
+
+_BOTH = "(the|the two|both|these|these two|the first and the second) pictures"
+_SHOW = "(show|have|hold|contain) (the same|the same shapes|the same things|the same objects)"
+_ALL = "(shapes|objects|things)"
+_NOT_IN_OTHER = (
+    "(only in the {which} picture|only on the {which} picture|in the {which} picture only|in the {which} picture alone"
+    "|in the {which} picture but not in the other|in the {which} picture and not in the other"
+    "|in the {which} picture and missing in the other)"
+)
+
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "which_more": (
+        *straight(
+            "which (picture|one|image|one of the pictures) (has|shows|holds|contains) (more|the more|the most) {many}",
+            "which of (the|the two|both|these|these two) (pictures|images) (has|shows|holds) (more|the most) {many}",
+            "(in|on) which (picture|one|of the pictures) (are there|do you see|can you see|do you find) more {many}",
+            "(are there|do you see) more {many} (in|on) the first or (in|on) the second picture",
+            "does the first or the second picture (have|show|hold) more {many}",
+            "where (are|do you find|can you see) more {many}",
+        ),
+        *indirect(
+            "which (picture|one|of the pictures|of the two pictures) (has|shows) more {many}",
+            "in which picture there are more {many}",
+        ),
+    ),
+    "same": (
+        *straight(
+            f"do {_BOTH} {_SHOW}",
+            "do (they|both) (show|have|hold) (the same|the same shapes|the same things|the same objects)",
+            f"does the second picture (show|have|hold) the same (|{_ALL}) as the first (|one)",
+            "(is|are) the same (shown|shapes|things|objects) (in|on) both (|pictures)",
+            f"are the {_ALL} (in|on) {_BOTH} the same",
+            f"are the {_ALL} the same in both (|pictures)",
+            "is what they show the same",
+        ),
+        *indirect(
+            f"(if|whether) {_BOTH} {_SHOW}",
+            "(if|whether) (they|both) show the same (|shapes|things)",
+            f"(if|whether) the {_ALL} are the same in both",
+        ),
+    ),
+    "only_in": (
+        *straight(
+            f"what (is|do you see|can you see|is there|is shown) {_NOT_IN_OTHER}",
+            f"(what|which) {_ALL} (are|do you see|can you see|are there|are shown) {_NOT_IN_OTHER}",
+            f"(what|which {_ALL}) does only the {{which}} picture (show|have|hold)",
+            f"(what|which) {_ALL} does the {{which}} picture have that the other does not",
+            "what does the {which} picture (have|show|hold) that the other (has not|does not|lacks|doesn't)",
+            "what is missing in the other picture that the {which} has",
+        ),
+        *indirect(
+            f"what is {_NOT_IN_OTHER}",
+            f"(what|which) {_ALL} are {_NOT_IN_OTHER}",
+            "what only the {which} picture (shows|has)",
+        ),
+        *ordered(f"(list|name) (the {_ALL}|what is|all that is) {_NOT_IN_OTHER}"),
+    ),
+    **dict.fromkeys(
+        ("on_first", "on_second"),
+        (
+            *straight(
+                "what (is|is there|do you see|can you see|is shown) (in|on) the {which} (picture|one|image)",
+                f"(what|which) {_ALL} (are|are there|do you see|are shown) (in|on) the {{which}} (picture|one)",
+                f"(what|which) {_ALL} does the {{which}} picture (show|have|hold)",
+                "what does the {which} (picture|one) (show|contain|hold)",
+            ),
+            *indirect(
+                "what (is in|is on|you see in|you see on) the {which} picture",
+                "what the {which} (picture|one) shows",
+                f"which {_ALL} are in the {{which}} picture",
+            ),
+            *named("the shapes (in|on) the {which} picture"),
+            *ordered(
+                "describe the {which} (picture|one)",
+                f"(list|name) (the|all|all the) {_ALL} (in|on) the {{which}} picture",
+            ),
+        ),
+    ),
+}
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
+"""What training asks with."""
+
+
+def ask(
+    pair: Pair,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
+) -> list[Question]:
+    """Up to `num` questions about the two pictures, of all kinds or of `kinds`; arguments as for signs."""
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
+    possible = {}
+    for kind in kinds or KINDS:
+        if kind == "in_one":
+            possible[kind] = [q for _ in range(3 if apart else 2) for q in _in_one(pair, rng, split)]
+        else:
+            possible[kind] = put(kind, _targets(kind, pair, rng), phrasings[kind], rng, apart)
+    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
+
+
+def _targets(kind: str, pair: Pair, rng: random.Random) -> list[Target]:
+    if kind == "which_more":
+        return _which_more(pair, rng)
+    if kind == "same":
+        if names(pair.first) == names(pair.second):
+            return [Target((), "Yes, both show the same shapes.", "yes", alike=2)]
+        differ = Target((), "No, they show different shapes.", "no", alike=2)
+        return [differ] if rng.random() < _KEPT_DIFFERENT else []
+    if kind == "only_in":
+        return _only_in(pair, rng)
+    which = kind.removeprefix("on_")
+    in_order = in_reading_order(pair.scenes[ORDINALS.index(which)])
+    if not in_order:
+        return []
+    answer = f"The {which} picture shows {listed(in_order)}."
+    return [Target((("which", which),), answer, ", ".join(in_order))]
+
+
+def _only_in(pair: Pair, rng: random.Random) -> list[Target]:
+    """What each picture has that the other has not, or not as often; nothing of its own, rarely."""
+    found = []
+    for number, which in enumerate(ORDINALS):
+        left = Counter(called(item) for item in pair.scenes[1 - number].objects)
+        shown, own = in_reading_order(pair.scenes[number]), []
+        for name in shown:
+            left[name] -= 1
+            own += [name] * (left[name] < 0)
+        slots = (("which", which),)
+        if own:
+            found.append(Target(slots, f"Only the {which} picture shows {listed(own)}.", ", ".join(own)))
+        elif shown and rng.random() < _KEPT_NOTHING:
+            found.append(Target(slots, f"The {which} picture shows nothing else.", NOTHING))
+    return found
+
+
+def _which_more(pair: Pair, rng: random.Random) -> list[Target]:
+    """Of up to three subjects that one of the pictures has at least."""
+    by_key: dict[str, list[Subject]] = {}
+    for subject in (Subject(), *(Subject(shape=s) for s in SHAPES), *(Subject(color=c) for c in COLORS)):
+        first, second = (len(subject.meant(scene)) for scene in pair.scenes)
+        if first or second:
+            key = "both" if first == second else "first" if first > second else "second"
+            by_key.setdefault(key, []).append(subject)
+    if set(by_key) == {"both"} and rng.random() >= _KEPT_ALIKE:
+        return []
+    found = []
+    for _ in range(3):
+        if by_key:
+            key = rng.choices(tuple(by_key), [_KEYS[key] for key in by_key])[0]
+            subject = by_key[key].pop(rng.randrange(len(by_key[key])))
+            found.append(Target((("many", plural(subject.noun)),), MORE[key], key))
+            by_key = {key: left for key, left in by_key.items() if left}
+    return found
+
+
+def _in_one(pair: Pair, rng: random.Random, split: str) -> list[Question]:
+    """A question about one of the pictures, as if the other were not there."""
+    topic, number = rng.choice(TOPICS), rng.randrange(2)
+    for subject in subjects(topic, pair.scenes[number], rng):
+        if (found := about_one(topic, subject, pair, number, rng, split)) is not None:
+            return [found]
+    return []
+
+
+def about_one(topic: str, subject: Subject, pair: Pair, number: int, rng: random.Random, split: str) -> Question | None:
+    """What a topic asks about the subject in picture `number` of the two; None where that has no answer."""
+    found = target(topic, subject, pair.scenes[number])
+    if found is None:
+        return None
+    asked = Target((*found.slots, ("which", ORDINALS[number])), found.answer, found.key, unseen=found.unseen)
+    (question,) = put("in_one", [asked], of_split(split, IN_ONE, IN_ONE_HELDOUT)[topic], rng, apart=False)
+    return Question(question.kind, question.question, question.answer, f"{topic} {question.key}", question.unseen)
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort; what a picture shows is listed in whatever order.
+
+    "only_in" may have the key NOTHING. "in_one": the key has the kind of questions.py before it by which it is judged.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind == "in_one":
+        asked, said = key.split(" ", 1)
+        return questions.is_right(asked, said, answer)
+    if kind == "same":
+        return said_yes_or_no(answer) == {key}
+    if kind == "which_more":
+        words = re.findall(r"[a-z]+", answer.lower())
+        return {word for word in (*ORDINALS, "both") if word in words} == {key}
+    if kind == "only_in" and key == NOTHING:
+        return NOTHING in answer.lower() and not pairs_said(answer)
+    return Counter(pairs_said(answer)) == Counter(key.split(", "))

@@ -1,0 +1,385 @@
+"""Pictures of scenes by several renderers, and what lies in each cell of a picture."""
+
+import io
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+
+from training.drawing.colors import RGB
+from training.drawing.dense_labels import (
+    HEIGHTS,
+    NO_LABEL,
+    PATCHES_PER_SIDE,
+    TOKENS_PER_SIDE,
+    PictureLabels,
+    color_label,
+    nothing,
+)
+from training.drawing.geometry import SHAPES
+from training.worlds.scenes.scenes import LARGEST, Background, Scene, SceneObject, inner_circle_of, polygon
+
+__all__ = [
+    "NO_LABEL", "RENDERERS", "PatchLabels", "draw", "draw_background", "patch_labels",
+    "picture_labels", "training_picture", "with_effects",
+]  # fmt: skip
+
+RENDERERS = ("pillow", "pillow_plain", "matplotlib")
+_SHARES = (0.40, 0.45, 0.15)  # of the renderers, where none is named
+_SAMPLES = 8  # per side of a cell, for patch labels
+_LEAST_SHARE = 0.15  # of a cell, for an object to count as lying in it
+
+
+@dataclass(frozen=True)
+class PatchLabels:
+    """What lies in each cell of the picture squeezed to a square; arrays [grid, grid], uint8."""
+
+    shape: np.ndarray  # 0 none, else 1 + index in SHAPES
+    color: np.ndarray  # 0 none, else dense_labels.color_label()
+    centre: np.ndarray  # 1 where an object's centre lies
+
+
+def draw(
+    scene: Scene,
+    rng: random.Random,
+    max_side: int | None = None,
+    renderer: str | None = None,
+    effects: float = 1.0,
+) -> Image.Image:
+    """The scene as an RGB picture.
+
+    `max_side` scales the scene down to that longer side (pixels), never up. `renderer` is one of
+    RENDERERS, or None for a random one. `effects` scales how often JPEG, blur, noise and gamma are
+    applied.
+    """
+    renderer = chosen_renderer(renderer, _SHARES, rng)
+    size = size_within(scene.width, scene.height, max_side)
+    return with_effects(_drawn(scene, size, renderer, rng), rng, effects)
+
+
+def chosen_renderer(renderer: str | None, shares: tuple[float, ...], rng: random.Random) -> str:
+    """`renderer`, or where that is None one of RENDERERS by their `shares`. Raises ValueError."""
+    renderer = renderer or rng.choices(RENDERERS, weights=shares)[0]
+    if renderer not in RENDERERS:
+        raise ValueError(f"renderer is {renderer!r}; expected one of {RENDERERS}")
+    return renderer
+
+
+def size_within(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    """Width and height in pixels, scaled down to a longer side of `max_side`, never up."""
+    scale = min(1.0, (max_side or math.inf) / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def training_picture(scene: Scene, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
+    """The scene as the model sees it: squeezed to a square of `side` pixels.
+
+    Mostly drawn squeezed at once, which is fast; else drawn whole, now and then at its true size,
+    and resized as the image processor does it.
+    """
+    way = rng.random()
+    if way < 0.45:
+        picture = _drawn(scene, (2 * side, 2 * side), "pillow_plain", rng).reduce(2)
+        return with_effects(picture, rng, effects)
+    if way < 0.75:
+        return with_effects(_drawn(scene, (side, side), "pillow", rng), rng, effects)
+    max_side = None if way > 0.98 else 2 * side
+    picture = draw(scene, rng, max_side, effects=effects)
+    return picture.resize((side, side), resample=Image.Resampling.BILINEAR)
+
+
+def _drawn(scene: Scene, size: tuple[int, int], renderer: str, rng: random.Random) -> Image.Image:
+    """The scene stretched to `size` (width, height), without effects."""
+    scales = (size[0] / scene.width, size[1] / scene.height)
+    picture = draw_background(scene.background, size, rng)
+    if renderer == "matplotlib":
+        _matplotlib_shapes(picture, scene, scales, rng)
+    elif renderer == "pillow":
+        _smooth_pillow_shapes(picture, scene, scales)
+    else:
+        _pillow_shapes(picture, scene, scales)
+    return picture
+
+
+def patch_labels(scene: Scene, grid: int = 16) -> PatchLabels:
+    """Shape, color and centres per cell, from a coarse drawing of the object outlines."""
+    side = grid * _SAMPLES
+    ids = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(ids)
+    squeeze = np.array([side / scene.width, side / scene.height])
+    for number, item in enumerate(scene.objects, 1):
+        points = polygon(item) * squeeze - 0.5
+        pen.polygon(points.ravel().tolist(), fill=number)
+    cells = np.asarray(ids).reshape(grid, _SAMPLES, grid, _SAMPLES).transpose(0, 2, 1, 3).reshape(grid * grid, -1)
+    kinds = len(scene.objects) + 1  # nothing, then each object
+    keys = cells + kinds * np.arange(grid * grid)[:, None]
+    samples = np.bincount(keys.ravel(), minlength=grid * grid * kinds).reshape(grid, grid, kinds)[..., 1:]
+    enough = samples.max(axis=2) >= _LEAST_SHARE * _SAMPLES**2
+    winner = np.where(enough, samples.argmax(axis=2) + 1, 0)
+    shapes = np.array([0] + [1 + SHAPES.index(o.shape) for o in scene.objects], np.uint8)
+    colors = np.array([0] + [color_label(o.color) for o in scene.objects], np.uint8)
+    centre = np.zeros((grid, grid), np.uint8)
+    for item in scene.objects:
+        centre[int(item.y * grid / scene.height), int(item.x * grid / scene.width)] = 1
+    return PatchLabels(shapes[winner], colors[winner], centre)
+
+
+def picture_labels(scene: Scene) -> PictureLabels:
+    """What lies in each patch and, by the objects' centres, in each soft token; no characters."""
+    cells = patch_labels(scene, PATCHES_PER_SIDE)
+    largest = LARGEST * min(scene.width, scene.height)
+    out = nothing()
+    for item in scene.objects:
+        row = min(TOKENS_PER_SIDE - 1, int(item.y * TOKENS_PER_SIDE / scene.height))
+        column = min(TOKENS_PER_SIDE - 1, int(item.x * TOKENS_PER_SIDE / scene.width))
+        token = row * TOKENS_PER_SIDE + column
+        out["token_shape"][token] = 1 + SHAPES.index(item.shape)
+        out["token_color"][token] = color_label(item.color)
+        out["token_height"][token] = min(HEIGHTS, math.ceil(HEIGHTS * item.size / largest))
+    out |= {"patch_shape": cells.shape.ravel(), "patch_color": cells.color.ravel()}
+    return PictureLabels(**out | {"patch_centre": cells.centre.ravel()})
+
+
+def draw_background(background: Background, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """The background alone, RGB of `size` (width, height)."""
+    if background.pattern == "plain":
+        return Image.new("RGB", size, background.colors[0])
+    pattern = _PATTERNS[background.pattern](background, size, rng)
+    return ImageOps.colorize(pattern, background.colors[0], background.colors[1])
+
+
+# Patterns: pictures in mode L that say how far to go from the first color to the second.
+
+
+def _linear(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
+    angle = math.radians(background.angle)
+    across = np.linspace(-1, 1, 64)
+    ramp = across[None, :] * math.cos(angle) + across[:, None] * math.sin(angle)
+    ramp = (ramp - ramp.min()) / (ramp.max() - ramp.min())
+    return Image.fromarray((255 * ramp).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+
+
+def _radial(_background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
+    return _radial_tile().resize(size, Image.Resampling.BILINEAR)
+
+
+def _noise(_background: Background, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    return _crop_tile(_noise_tile(48), size, rng)
+
+
+def _paper(background: Background, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    grains = max(8, round(100 / background.scale))
+    small = _crop_tile(_noise_tile(60), (grains, grains), rng)
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+def _stripes(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
+    pattern = Image.new("L", size)
+    pen = ImageDraw.Draw(pattern)
+    step = _step(background, size)
+    reach = max(size) * 1.5
+    angle = math.radians(background.angle)
+    cos, sin = math.cos(angle), math.sin(angle)
+    for number in range(int(-reach / step), int(reach / step) + 1):
+        x, y = number * step * cos, number * step * sin
+        ends = (x - reach * sin, y + reach * cos, x + reach * sin, y - reach * cos)
+        pen.line(ends, fill=255, width=max(1, round(step / 2)))
+    return pattern
+
+
+def _dots(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
+    def paint(pen: ImageDraw.ImageDraw, n: int) -> None:
+        pen.ellipse((n / 4, n / 4, 3 * n / 4, 3 * n / 4), 255)
+
+    return _tiled(background, size, paint)
+
+
+def _checks(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
+    def paint(pen: ImageDraw.ImageDraw, n: int) -> None:
+        pen.rectangle((0, 0, n // 2 - 1, n // 2 - 1), 255)
+        pen.rectangle((n // 2, n // 2, n, n), 255)
+
+    return _tiled(background, size, paint)
+
+
+def _grid(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
+    def paint(pen: ImageDraw.ImageDraw, n: int) -> None:
+        width = max(1, n // 12)
+        pen.rectangle((0, 0, n, width - 1), 255)
+        pen.rectangle((0, 0, width - 1, n), 255)
+
+    return _tiled(background, size, paint)
+
+
+_PATTERNS = {
+    "linear": _linear,
+    "radial": _radial,
+    "noise": _noise,
+    "paper": _paper,
+    "stripes": _stripes,
+    "dots": _dots,
+    "checks": _checks,
+    "grid": _grid,
+}
+
+
+def _step(background: Background, size: tuple[int, int]) -> int:
+    return max(4, round(background.scale / 100 * max(size)))
+
+
+def _tiled(
+    background: Background,
+    size: tuple[int, int],
+    paint: Callable[[ImageDraw.ImageDraw, int], None],
+) -> Image.Image:
+    """One painted square repeated over the picture, by doubling."""
+    n = _step(background, size)
+    pattern = Image.new("L", size)
+    tile = Image.new("L", (n, n))
+    paint(ImageDraw.Draw(tile), n)
+    pattern.paste(tile)
+    filled = n
+    while filled < size[0]:
+        pattern.paste(pattern.crop((0, 0, filled, n)), (filled, 0))
+        filled *= 2
+    filled = n
+    while filled < size[1]:
+        pattern.paste(pattern.crop((0, 0, size[0], filled)), (0, filled))
+        filled *= 2
+    return pattern
+
+
+@lru_cache(maxsize=1)
+def _radial_tile() -> Image.Image:
+    across = np.linspace(-1, 1, 128)
+    distance = np.sqrt(across[None, :] ** 2 + across[:, None] ** 2) / math.sqrt(2)
+    return Image.fromarray((255 * distance).astype(np.uint8))
+
+
+@lru_cache(maxsize=4)
+def _noise_tile(deviation: int) -> Image.Image:
+    values = np.random.default_rng(deviation).normal(128, deviation, (512, 512))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _crop_tile(tile: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """A random part of the tile, repeated where the picture is larger."""
+    if size[0] <= tile.width and size[1] <= tile.height:
+        x, y = rng.randrange(tile.width - size[0] + 1), rng.randrange(tile.height - size[1] + 1)
+        return tile.crop((x, y, x + size[0], y + size[1]))
+    whole = Image.new("L", size)
+    for x in range(0, size[0], tile.width):
+        for y in range(0, size[1], tile.height):
+            whole.paste(tile, (x, y))
+    return whole
+
+
+# Renderers. Each draws the shapes of `scene`, scaled by `scales` (x and y), on `picture`.
+
+
+def _pillow_shapes(picture: Image.Image, scene: Scene, scales: tuple[float, float]) -> None:
+    pen = ImageDraw.Draw(picture)
+    for item in scene.objects:
+        for points, color in _layers(item):
+            _fill(pen, item.shape, points * scales, color)
+
+
+def _smooth_pillow_shapes(picture: Image.Image, scene: Scene, scales: tuple[float, float]) -> None:
+    """Each shape is cut out at four times its size and averaged."""
+    times = 4
+    for item in scene.objects:
+        for points, color in _layers(item):
+            points = points * scales
+            left, top = (int(c) for c in np.floor(points.min(axis=0)))
+            right, bottom = (int(c) + 1 for c in np.ceil(points.max(axis=0)))
+            mask = Image.new("L", ((right - left) * times, (bottom - top) * times))
+            _fill(ImageDraw.Draw(mask), item.shape, (points - (left, top)) * times, 255)
+            picture.paste(color, (left, top), mask.reduce(times))
+
+
+def _layers(item: SceneObject) -> list[tuple[np.ndarray, RGB]]:
+    """Polygons to fill one on the other: the whole in the outline's color, then the inside."""
+    points = polygon(item)
+    if item.outline is None:
+        return [(points, item.rgb)]
+    if item.shape == "rectangle":
+        inside = _shrunk_rectangle(item)
+    else:
+        middle, radius = inner_circle_of(item)
+        inside = middle + (points - middle) * (1 - item.outline_width / radius)
+    return [(points, item.outline), (inside, item.rgb)]
+
+
+def _fill(pen: ImageDraw.ImageDraw, shape: str, points: np.ndarray, color: RGB | int) -> None:
+    if shape == "circle":
+        pen.ellipse([*points.min(axis=0).tolist(), *points.max(axis=0).tolist()], fill=color)
+    else:
+        pen.polygon(points.ravel().tolist(), fill=color)
+
+
+def _shrunk_rectangle(item: SceneObject) -> np.ndarray:
+    """A rectangle without its outline, whose width is the same on all four sides."""
+    points = polygon(item)
+    along, down = points[1] - points[0], points[3] - points[0]
+    along = along / np.linalg.norm(along) * item.outline_width
+    down = down / np.linalg.norm(down) * item.outline_width
+    return points + np.stack([along + down, down - along, -along - down, along - down])
+
+
+def _matplotlib_shapes(picture: Image.Image, scene: Scene, scales: tuple[float, float], rng: random.Random) -> None:
+    """By matplotlib's Agg renderer, without the cost of a figure."""
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.path import Path
+    from matplotlib.transforms import IdentityTransform
+
+    width, height = picture.size
+    agg = RendererAgg(width, height, 72)
+    joint: Literal["miter", "round"] = rng.choice(("miter", "round"))
+    for item in scene.objects:
+        points = polygon(item) * scales * (1, -1) + (0, height)
+        path = Path(np.concatenate([points, points[:1]]), closed=True)
+        pen = agg.new_gc()
+        pen.set_antialiased(True)
+        pen.set_joinstyle(joint)
+        pen.set_linewidth(0 if item.outline is None else item.outline_width * min(scales))
+        pen.set_foreground(_unit(item.outline or item.rgb))
+        agg.draw_path(pen, path, IdentityTransform(), _unit(item.rgb))
+    layer = Image.frombuffer("RGBA", (width, height), agg.buffer_rgba(), "raw", "RGBA", 0, 1)
+    picture.paste(layer, mask=layer.getchannel("A"))
+
+
+def _unit(rgb: RGB) -> tuple[float, float, float]:
+    return rgb[0] / 255, rgb[1] / 255, rgb[2] / 255
+
+
+# Effects: what happens to pictures on their way.
+
+
+def with_effects(picture: Image.Image, rng: random.Random, effects: float) -> Image.Image:
+    """The picture blurred, noisy, of another gamma or through JPEG, each now and then."""
+    if rng.random() < 0.10 * effects:
+        picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.0)))
+    if rng.random() < 0.10 * effects:
+        picture = _with_noise(picture, rng)
+    if rng.random() < 0.15 * effects:
+        gamma = rng.uniform(0.85, 1.18)
+        picture = picture.point([round(255 * (v / 255) ** gamma) for v in range(256)] * 3)
+    if rng.random() < 0.20 * effects:
+        picture = _through_jpeg(picture, rng.randint(30, 95))
+    return picture
+
+
+def _with_noise(picture: Image.Image, rng: random.Random) -> Image.Image:
+    noise = _crop_tile(_noise_tile(rng.choice((3, 6, 10))), picture.size, rng)
+    return ImageChops.add(picture, Image.merge("RGB", (noise,) * 3), 1, -128)
+
+
+def _through_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    store = io.BytesIO()
+    picture.save(store, "JPEG", quality=quality)
+    return Image.open(store).convert("RGB")

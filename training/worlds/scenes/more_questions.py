@@ -1,0 +1,365 @@
+"""Further questions about scenes: shape and color together, sides, sizes, all objects, and what is not there.
+
+Each kind lists its targets as those of questions.py do; phrasings stand beside them.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise, permutations
+
+from training.drawing.colors import COLORS, UNNAMED
+from training.drawing.geometry import SHAPES
+from training.language.asking import Question, Target, kind_by_kind, of_split, put
+from training.language.heldout_phrasings import FURTHER as HELDOUT_PHRASINGS
+from training.language.wordings import colored, counted, indirect, located, named, ordered, straight, widened_kinds
+from training.worlds.scenes.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
+from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
+
+_PLAINLY_LARGER = 1.3  # by so many times in size, or "largest" and "smallest" aren't asked
+_PLAINLY_BESIDE = 0.1  # of a side: how far two centres lie apart, at least
+_MOST_SIDES = 3  # asked about one scene: to compare two places takes many examples
+_ROWS = 3  # a description goes row by row
+_ROW_MARGIN = 0.03  # of the height: nearer to a border between rows, the order is in doubt
+_KEPT_ONES = 0.4  # most pairs are there once: these are asked about less
+_ZERO_SHARE = 0.1  # of the counts are of a pair that is not there
+_ABSENT = "There is no {noun} in the picture."
+
+_SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis and direction
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "count_both": (
+        "How many {many} are there?",
+        "How many {many} are there in the picture?",
+        "How many {many} are in the picture?",
+        "How many {many} do you see?",
+        "How many {many} can you see?",
+        "How many {many} does the picture show?",
+        "How many {many} are shown?",
+        "How many {many}?",
+        "Count the {many}.",
+        "Please count the {many}.",
+        "Can you count the {many}?",
+        "Tell me how many {many} there are.",
+        "What is the number of {many}?",
+        "Number of {many}?",
+    ),
+    "side": (
+        "Is the {one} {side} the {other}?",
+        "Is the {one} {side} the {other} in the picture?",
+        "Does the {one} lie {side} the {other}?",
+        "Can you tell me if the {one} is {side} the {other}?",
+        "Tell me if the {one} is {side} the {other}.",
+        "Do you see the {one} {side} the {other}?",
+        "Would you say the {one} is {side} the {other}?",
+        "Please tell me if the {one} is {side} the {other}.",
+        "In the picture, is the {one} {side} the {other}?",
+        "Is it true that the {one} is {side} the {other}?",
+        "The {one}, is it {side} the {other}?",
+        "Seen from the {other}, is the {one} {side} it?",
+    ),
+    "largest": (
+        "What is the largest shape?",
+        "What is the largest shape in the picture?",
+        "Which shape is the largest?",
+        "Which object is the largest?",
+        "What is the largest object?",
+        "Which thing is largest?",
+        "What is the biggest shape?",
+        "Which is the biggest object?",
+        "Which shape is the biggest?",
+        "Tell me which shape is the largest.",
+        "Name the largest object.",
+        "Please name the biggest shape.",
+        "Can you tell me which object is the largest?",
+    ),
+    "smallest": (
+        "What is the smallest shape?",
+        "What is the smallest shape in the picture?",
+        "Which shape is the smallest?",
+        "Which object is the smallest?",
+        "What is the smallest object?",
+        "Which thing is smallest?",
+        "Which is the smallest object?",
+        "What is the tiniest shape?",
+        "Which object is the tiniest?",
+        "Tell me which shape is the smallest.",
+        "Name the smallest object.",
+        "Please name the smallest shape.",
+        "Can you tell me which object is the smallest?",
+    ),
+    "describe": (
+        "Describe the picture.",
+        "Describe this picture.",
+        "Please describe the picture.",
+        "What do you see?",
+        "What do you see in the picture?",
+        "What is in the picture?",
+        "What does the picture show?",
+        "What is shown here?",
+        "Tell me what you see.",
+        "List all objects.",
+        "List the shapes in the picture.",
+        "Name all the shapes.",
+        "Can you describe the picture?",
+        "Tell me what is in this picture.",
+    ),
+    "absent": (
+        "What color is the {noun}?",
+        "Where is the {noun}?",
+        "Which color does the {noun} have?",
+        "Tell me what color the {noun} is.",
+        "Tell me where the {noun} is.",
+        "In which part of the picture is the {noun}?",
+        "Can you tell me the color of the {noun}?",
+        "Where do you see the {noun}?",
+        "How large is the {noun}?",
+        "Is the {noun} on the left or on the right?",
+        "Please describe the {noun}.",
+        "What is next to the {noun}?",
+    ),
+}
+
+
+_ANY = "(shape|object|thing|figure)"
+_ALL = "(shapes|objects|things|figures)"
+_IN = "(|in the picture|in this picture|here|that you see)"
+
+
+def _extremely(adjective: str) -> tuple[str, ...]:
+    """Asks for the one that is; the adjective is a pattern."""
+    return (
+        *straight(
+            f"(what|which) {_ANY} is (the|) {adjective}",
+            f"(what|which) {_ANY} is the {adjective} (one|of all|here)",
+            f"(which is|what is) the {adjective} of (all|all the|the|these) {_ALL}",
+            f"which (one|) is the {adjective} {_ANY}",
+            f"which of (the|these|all|all the|those) {_ALL} is (the|) {adjective}",
+            f"which (of them|one|one of them) is (the|) {adjective}",
+            f"(what|which) {_ANY} do you (think|find) is the {adjective}",
+        ),
+        *indirect(
+            f"(what|which) {_ANY} is (the|) {adjective}",
+            f"which of the {_ALL} is the {adjective}",
+            f"what the {adjective} {_ANY} is",
+        ),
+        *named(f"the {adjective} {_ANY} {_IN}", f"the {adjective} (one|of all {_ALL}|of the {_ALL})"),
+    )
+
+
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "count_both": counted("{many}"),
+    "side": (
+        *straight(
+            "(is|lies|stands) the {one} (|somewhere|anywhere) {side} the {other} (|in the picture|in this picture)",
+            "(does|would) the {one} (lie|stand|sit|appear) {side} the {other}",
+            "(do|can) you (see|find) the {one} {side} the {other} (|in the picture|here)",
+            "is the {one} (lying|placed|drawn|shown|located|seen) {side} the {other}",
+            "(do you think|would you say|is it so|is it right|is it true) that the {one} is {side} the {other}",
+            "is it {side} the {other} that the {one} (is|lies)",
+            "is {side} the {other} where the {one} (is|lies)",
+        ),
+        *indirect("(if|whether) the {one} (is|lies|is located) {side} the {other} (|in the picture)"),
+    ),
+    "largest": _extremely("(largest|biggest)"),
+    "smallest": _extremely("(smallest|tiniest|littlest)"),
+    "describe": (
+        *straight(
+            "what (is|is there|do you see|can you see|is shown|is drawn|is visible) (in|on) (the|this) picture",
+            f"(what|which) {_ALL} (are there|do you see|can you see|do you find|are shown|are visible|are here)",
+            f"(what|which) {_ALL} (are there|do you see|can you see|are shown|are) (in|on) this picture",
+            f"(what|which) {_ALL} does (the|this) picture (show|have|hold|contain)",
+            "what does (the|this) picture (show|contain|hold|depict)",
+            "what (do|can) you see (|here)",
+            "what (is|is there|can be seen) here",
+            "what (can be|is to be) seen (|in the picture|in this picture)",
+        ),
+        *indirect(
+            "what (you see|the picture shows|is in the picture|is on the picture|there is|is shown|is here)",
+            "what (is shown|there is|you see|you can see) in the picture",
+            f"(what|which) {_ALL} (there are|you see|you can see|you find|the picture shows|are shown)",
+        ),
+        *ordered(
+            "describe (the|this) picture", "describe (what you see|all you see|everything|what is there|it)",
+            f"(list|name|describe) (all|the|all the|all of the) {_ALL} {_IN}",
+            "(list|name) (everything|all) (you see|that you can see|in the picture)",
+            "give (me|) a description (|of the picture|of this picture)",
+        ),
+    ),
+    "absent": (
+        *colored("the {noun}"),
+        *located("the {noun}"),
+        *straight(
+            "how (large|big|small) is the {noun} (|in the picture)",
+            "what is (beside|next to|near|above|below) the {noun}",
+            "is the {noun} (large|small|big|on the left|on the right|at the top|at the bottom|in the center)",
+        ),
+        *ordered("describe the {noun}"),
+    ),
+}  # fmt: skip
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
+"""What training asks with."""
+
+
+def ask(
+    scene: Scene,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
+) -> list[Question]:
+    """Up to `num` questions about the scene, of all kinds or of `kinds`; arguments as for signs.
+
+    Nothing is asked about scenes with unnamed colors, where a name could mean two objects.
+    """
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
+    if any(item.color == UNNAMED for item in scene.objects):
+        return []
+    possible = {
+        kind: put(kind, _KINDS[kind](scene, rng, split), phrasings[kind], rng, apart) for kind in kinds or KINDS
+    }
+    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    words = _words(answer)
+    if kind == "count_both":
+        return said_numbers(answer) == {key}
+    if kind == "side":
+        return said_yes_or_no(answer) == {key}
+    if kind == "absent":
+        return "no" in words and all(part in words for part in key.split())
+    return pairs_said(answer) == key.split(", ")
+
+
+def _words(answer: str) -> list[str]:
+    return re.findall(r"[a-z]+|\d+", answer.lower().replace("grey", "gray").replace("n't", " not"))
+
+
+def pairs_said(answer: str) -> list[str]:
+    """All "color shape" that an answer names, in order."""
+    words = _words(answer)
+    singular = {form: shape for shape in SHAPES for form in (shape, plural(shape))}
+    return [f"{a} {singular[b]}" for a, b in pairwise(words) if a in COLORS and b in singular]
+
+
+def called(item: SceneObject) -> str:
+    """Its color and shape."""
+    return f"{item.color} {item.shape}"
+
+
+def _count_both(scene: Scene, rng: random.Random, split: str) -> list[Target]:
+    present = Counter(called(item) for item in scene.objects)
+    if rng.random() < _ZERO_SHARE:
+        color, shape = rng.choice(COLORS), rng.choice(SHAPES)
+        banned = split == "train" and (shape, color) in HELDOUT_PAIRS
+        return [] if banned or f"{color} {shape}" in present else [_number(f"{color} {shape}", 0)]
+    name, count = rng.choice(sorted(present.items()))
+    return [_number(name, count)] if count > 1 or rng.random() < _KEPT_ONES else []
+
+
+def _number(name: str, count: int) -> Target:
+    return Target((("many", plural(name)),), there_are(count, name, plural(name)), NUMBERS[count])
+
+
+def _single(scene: Scene) -> list[SceneObject]:
+    """Objects that their color and shape alone name."""
+    present = Counter(called(item) for item in scene.objects)
+    return [item for item in scene.objects if present[called(item)] == 1]
+
+
+def _side(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
+    """Of up to so many pairs, which side one lies on; as often yes as no."""
+    named = _single(scene)
+    pairs = list(permutations(named, 2))
+    chosen = rng.sample(pairs, min(_MOST_SIDES, len(pairs)))
+    return [target for one, other in chosen if (target := _beside(scene, one, other, rng)) is not None]
+
+
+def _beside(scene: Scene, one: SceneObject, other: SceneObject, rng: random.Random) -> Target | None:
+    """Whether one lies left of, right of, above or below the other; None where that is in doubt."""
+    apart = ((one.x - other.x) / scene.width, (one.y - other.y) / scene.height)
+    wanted = rng.random() < 0.5
+    plain = [
+        side
+        for side, (axis, direction) in _SIDES.items()
+        if abs(apart[axis]) >= _PLAINLY_BESIDE and (apart[axis] * direction > 0) == wanted
+    ]
+    if not plain:
+        return None
+    side, word = rng.choice(plain), "Yes" if wanted else "No"
+    slots = (("one", called(one)), ("other", called(other)), ("side", side))
+    said = f"{word}, the {called(one)} is {'' if wanted else 'not '}{side} the {called(other)}."
+    return Target(slots, said, word.lower())
+
+
+def _extreme(scene: Scene, word: str, in_order: list[SceneObject]) -> list[Target]:
+    first, second = in_order[:2] if len(in_order) > 1 else (None, None)
+    if first is None or second is None or first not in _single(scene):
+        return []
+    larger, smaller = sorted((first.size, second.size), reverse=True)
+    if larger < _PLAINLY_LARGER * smaller:
+        return []
+    return [Target((), f"The {word} is the {called(first)}.", called(first), alike=2)]
+
+
+def _largest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    return _extreme(scene, "largest", sorted(scene.objects, key=lambda item: -item.size))
+
+
+def _smallest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    return _extreme(scene, "smallest", sorted(scene.objects, key=lambda item: item.size))
+
+
+def _describe(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
+    names = in_reading_order(scene)
+    return [Target((), f"The picture shows {listed(names)}.", ", ".join(names))] if names else []
+
+
+def in_reading_order(scene: Scene) -> list[str]:
+    """All objects as "color shape", row by row; none where it is in doubt which row an object is in."""
+    shares = [_ROWS * item.y / scene.height for item in scene.objects]
+    if any(abs(share - border) < _ROWS * _ROW_MARGIN for share in shares for border in range(1, _ROWS)):
+        return []
+    in_order = sorted(scene.objects, key=lambda item: (int(_ROWS * item.y / scene.height), item.x))
+    return [called(item) for item in in_order]
+
+
+def listed(names: list[str]) -> str:
+    """ "a red circle, a blue star and a green heart"."""
+    *most, last = [article(name) for name in names]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _absent(scene: Scene, rng: random.Random, split: str) -> list[Target]:
+    """Something that is taken for granted and is not there; mostly its color or its shape is."""
+    shapes, colors = {item.shape for item in scene.objects}, {item.color for item in scene.objects}
+    lacking = [shape for shape in SHAPES if shape not in shapes]
+    if lacking and rng.random() < 0.4:
+        noun = rng.choice(lacking)
+    else:
+        present = {(item.shape, item.color) for item in scene.objects}
+        banned = present | (HELDOUT_PAIRS if split == "train" else frozenset())
+        pairs = [(s, c) for s in SHAPES for c in COLORS if (s, c) not in banned]
+        close = [(s, c) for s, c in pairs if s in shapes or c in colors]
+        shape, color = rng.choice(close if close and rng.random() < 0.7 else pairs)
+        noun = f"{color} {shape}"
+    return [Target((("noun", noun),), _ABSENT.replace("{noun}", noun), noun)]
+
+
+_KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
+    "count_both": _count_both,
+    "side": _side,
+    "largest": _largest,
+    "smallest": _smallest,
+    "describe": _describe,
+    "absent": _absent,
+}
+KINDS = tuple(_KINDS)
+_KIND_WEIGHTS = {"side": 1.2, "describe": 0.8, "absent": 0.7}

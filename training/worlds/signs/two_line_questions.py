@@ -1,0 +1,142 @@
+"""Questions about signs with two lines: what both say, and each; when an answer is right."""
+
+import random
+
+from training.language.asking import Question, Target, of_split, put
+from training.language.heldout_phrasings import TWO_LINES as HELDOUT_PHRASINGS
+from training.language.wordings import indirect, named, ordered, straight, widened_kinds
+from training.worlds.signs import questions as sign_questions
+from training.worlds.signs.questions import QUOTED
+from training.worlds.signs.two_lines import TwoLines
+
+KINDS = ("read_lines", "first_line", "second_line")
+_MOST_ALIKE = 2  # of one kind about one sign, in other words each
+
+_OF_A_LINE = (
+    "What does the {line} line say?",
+    "What is the {line} line?",
+    "What is written in the {line} line?",
+    "What is written on the {line} line of the sign?",
+    "What is the word in the {line} line?",
+    "What text is in the {line} line?",
+    "What can you read in the {line} line?",
+    "What do you read in the {line} line?",
+    "Which word stands in the {line} line?",
+    "What stands in the {line} line?",
+    "Read the {line} line.",
+    "Read only the {line} line.",
+    "Please read the {line} line.",
+    "Can you read the {line} line?",
+    "Tell me what the {line} line says.",
+    "Can you tell me what is written in the {line} line?",
+    "The {line} line, please.",
+)
+_CALLED = {
+    "first": ("first", "first", "first", "upper", "top"),
+    "second": ("second", "second", "second", "lower", "last"),
+}
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "read_lines": (
+        "What does it say?",
+        "What does the sign say?",
+        "What does this sign say?",
+        "What does the picture say?",
+        "What does the text say?",
+        "What is written here?",
+        "What is written on the sign?",
+        "What is written in the picture?",
+        "What is the text?",
+        "What text do you see?",
+        "What can you read?",
+        "What do you read?",
+        "What is on the sign?",
+        "What do the lines say?",
+        "What do the two lines say?",
+        "What are the two words?",
+        "Read the sign.",
+        "Read the text.",
+        "Read both lines.",
+        "Please read the sign.",
+        "Please read the two lines.",
+        "Can you read this?",
+        "Can you read both lines?",
+        "Tell me what it says.",
+        "Tell me what is written here.",
+    ),
+    "first_line": _OF_A_LINE,
+    "second_line": _OF_A_LINE,
+}
+
+
+_LINE = "(|of the sign|of this sign|on the sign|in the picture)"
+_COMPOSED_OF_A_LINE = (
+    *straight(
+        f"what does the {{line}} line {_LINE} say",
+        f"what (is|is written|stands|do you read|can you read|do you see) (in|on) the {{line}} line {_LINE}",
+        f"(what|which) (word|text) (is|is written|stands|do you see) in the {{line}} line {_LINE}",
+    ),
+    *indirect(
+        f"what the {{line}} line {_LINE} (says|is)",
+        "what (is|is written|stands|you read|you can read) in the {line} line",
+    ),
+    *named(f"the (text|word) (of|in|on) the {{line}} line {_LINE}", f"the {{line}} line {_LINE}"),
+    *ordered(f"read (|only|out|me) the {{line}} line {_LINE}"),
+)
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "read_lines": (
+        *straight(
+            "what (does|do) (it|the sign|this sign|the text|the picture) say",
+            "what (is|is written|stands|can you read|do you read) (|here|there|on the sign|on this sign|in both lines)",
+            "what do (the|both|the two|these) lines say",
+            "(what|which) (text|words) (do you see|can you read|are there|are on the sign)",
+        ),
+        *indirect(
+            "what (it|the sign|the text|the writing) says",
+            "what is written (|here|on the sign|in the picture|there)",
+            "what (the|both|the two) lines say",
+        ),
+        *ordered("read (it|this|the sign|the text|both lines|the two lines|the lines|both words|the words)"),
+        *named("the (two words|text|words) (|on the sign|in the picture)"),
+    ),
+    "first_line": _COMPOSED_OF_A_LINE,
+    "second_line": _COMPOSED_OF_A_LINE,
+}
+
+TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
+"""What training asks with."""
+
+
+def ask(
+    sign: TwoLines,
+    rng: random.Random,
+    split: str = "train",
+    num: int = 1,
+    kinds: tuple[str, ...] | None = None,
+    apart: bool = False,
+) -> list[Question]:
+    """Up to `num` questions about the two lines, of all kinds or of `kinds`; arguments as for signs."""
+    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
+    asked = []
+    for kind in kinds or KINDS:
+        asked += put(kind, [_target(kind, sign, rng)], phrasings[kind], rng, apart)
+    rng.shuffle(asked)
+    return asked[:num]
+
+
+def _target(kind: str, sign: TwoLines, rng: random.Random) -> Target:
+    first, second = (line.text for line in sign.lines)
+    if kind == "read_lines":
+        return Target((), f'The sign says "{first}" and "{second}".', f"{first} {second}", alike=_MOST_ALIKE)
+    ordinal, text = ("first", first) if kind == "first_line" else ("second", second)
+    called = (("line", rng.choice(_CALLED[ordinal])),)
+    return Target(called, f'The {ordinal} line says "{text}".', text, alike=_MOST_ALIKE)
+
+
+def is_right(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key` and nothing else of its sort; both lines in quotation marks, the upper one first."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+    if kind == "read_lines":
+        return [text.strip().lower() for text in QUOTED.findall(answer)] == key.lower().split()
+    return sign_questions.is_right("read", key, answer)
