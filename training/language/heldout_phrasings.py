@@ -7,36 +7,28 @@ are asked. That a sentence stands here means that no training phrasing holds it,
 SCENES: dict[str, dict[str, tuple[str, ...]]] = {
     "count_shape": {
         "one": (
-            "How many {shapes} can be seen in the picture?",
-            "Could you count the {shapes} for me?",
-            "Say how many {shapes} you can find.",
-            "What number of {shapes} is in the picture?",
+            "How many {shapes} can be seen in the picture?", "Could you count the {shapes} for me?",
+            "Say how many {shapes} you can find.", "What number of {shapes} is in the picture?",
         ),
     },
     "count_color": {
         "one": (
-            "How many {color} shapes can be seen in the picture?",
-            "How many of the objects are {color}?",
-            "Could you count the {color} objects for me?",
-            "Say how many {color} things you can find.",
+            "How many {color} shapes can be seen in the picture?", "How many of the objects are {color}?",
+            "Could you count the {color} objects for me?", "Say how many {color} things you can find.",
             "What number of {color} shapes is in the picture?",
         ),
     },
     "count_all": {
         "one": (
-            "How many shapes can be seen in the picture?",
-            "How many objects are there altogether?",
-            "Could you count all the objects for me?",
-            "Say how many things you can find.",
+            "How many shapes can be seen in the picture?", "How many objects are there altogether?",
+            "Could you count all the objects for me?", "Say how many things you can find.",
             "What number of shapes is in the picture?",
         ),
     },
     "color": {
         "one": (
-            "What color would you say the {shape} is?",
-            "Could you name the color of the {shape}?",
-            "Which color is the {shape} in the picture?",
-            "Say what color the {shape} has.",
+            "What color would you say the {shape} is?", "Could you name the color of the {shape}?",
+            "Which color is the {shape} in the picture?", "Say what color the {shape} has.",
         ),
         "many": (
             "Which color do the {shapes} have?",
@@ -45,10 +37,8 @@ SCENES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "shape": {
         "one": (
-            "Which shape does the {color} thing have?",
-            "Could you name the shape of the {color} thing?",
-            "Say what shape the {color} object has.",
-            "What kind of shape does the {color} object have?",
+            "Which shape does the {color} thing have?", "Could you name the shape of the {color} thing?",
+            "Say what shape the {color} object has.", "What kind of shape does the {color} object have?",
         ),
         "only": (
             "Which shape do you see?",
@@ -57,98 +47,77 @@ SCENES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "is_there": {
         "one": (
-            "Is there {a_noun} to be seen?",
-            "Could you tell me if you see {a_noun}?",
-            "Do you see {a_noun} in this picture?",
-            "Does the picture show any {nouns}?",
+            "Is there {a_noun} to be seen?", "Could you tell me if you see {a_noun}?",
+            "Do you see {a_noun} in this picture?", "Does the picture show any {nouns}?",
         ),
         "color": (
-            "Is there {a_noun} here in this picture?",
-            "Is there some {color} thing to be seen?",
-            "Do you see any {color} objects?",
-            "Does the picture show anything {color}?",
+            "Is there {a_noun} here in this picture?", "Is there some {color} thing to be seen?",
+            "Do you see any {color} objects?", "Does the picture show anything {color}?",
         ),
     },
     "where": {
         "one": (
-            "Where in this picture can I see the {noun}?",
-            "Could you tell me where the {noun} is located?",
-            "In which part of the image does the {noun} lie?",
-            "Say where the {noun} is.",
+            "Where in this picture can I see the {noun}?", "Could you tell me where the {noun} is located?",
+            "In which part of the image does the {noun} lie?", "Say where the {noun} is.",
         ),
     },
-}
+}  # fmt: skip
 
 FURTHER: dict[str, tuple[str, ...]] = {
     "count_both": (
-        "Could you say how many {many} you see?",
-        "What number of {many} is in the picture?",
+        "Could you say how many {many} you see?", "What number of {many} is in the picture?",
         "How many {many} can be seen?",
     ),
     "side": (
-        "Could you say if the {one} lies {side} the {other}?",
-        "Is the {one} to be seen {side} the {other}?",
+        "Could you say if the {one} lies {side} the {other}?", "Is the {one} to be seen {side} the {other}?",
         "Do you find the {one} {side} the {other}?",
     ),
     "largest": (
-        "Could you name the largest shape?",
-        "Say which object is the biggest.",
-        "Which of the shapes is the largest?",
+        "Could you name the largest shape?", "Say which object is the biggest.", "Which of the shapes is the largest?",
     ),
     "smallest": (
-        "Could you name the smallest shape?",
-        "Say which object is the smallest.",
+        "Could you name the smallest shape?", "Say which object is the smallest.",
         "Which of the shapes is the smallest?",
     ),
     "describe": (
-        "Could you tell me what the picture shows?",
-        "Which objects are in the picture?",
-        "Say what you can see.",
+        "Could you tell me what the picture shows?", "Which objects are in the picture?", "Say what you can see.",
     ),
     "absent": (
-        "Could you name the color of the {noun}?",
-        "Say where the {noun} is.",
+        "Could you name the color of the {noun}?", "Say where the {noun} is.",
         "Which place does the {noun} have in the picture?",
     ),
-}
+}  # fmt: skip
 
 CHARTS: dict[str, tuple[str, ...]] = {
     "chart_tallest": (
-        "Which of the bars is the tallest?",
-        "Could you tell me which bar is the highest?",
+        "Which of the bars is the tallest?", "Could you tell me which bar is the highest?",
         "What is the name of the tallest bar?",
     ),
     "chart_shortest": (
-        "Which of the bars is the shortest?",
-        "Could you tell me which bar is the lowest?",
+        "Which of the bars is the shortest?", "Could you tell me which bar is the lowest?",
         "What is the name of the shortest bar?",
     ),
     "chart_taller": (
         'Is the bar of "{one}" higher than that of "{other}"?',
-        'Could you tell me if "{one}" is taller than "{other}"?',
-        'Would you say "{one}" is taller than "{other}"?',
+        'Could you tell me if "{one}" is taller than "{other}"?', 'Would you say "{one}" is taller than "{other}"?',
     ),
     "chart_which_taller": (
-        'Which of the two is taller, "{one}" or "{other}"?',
-        'Could you tell me which is taller, "{one}" or "{other}"?',
+        'Which of the two is taller, "{one}" or "{other}"?', 'Could you tell me which is taller, "{one}" or "{other}"?',
         'Which would you say is taller, "{one}" or "{other}"?',
     ),
     "chart_order": (
         "Could you list the bars from the tallest to the shortest?",
-        "Please name all the bars from tallest to shortest.",
-        "Tell me all bars, the tallest first.",
+        "Please name all the bars from tallest to shortest.", "Tell me all bars, the tallest first.",
     ),
     "chart_count": (
-        "How many bars are there in this chart?",
-        "Could you tell me how many bars you see?",
+        "How many bars are there in this chart?", "Could you tell me how many bars you see?",
         "Please tell me the number of bars in the picture.",
     ),
     "chart_bar_color": (
-        'Which color is the bar of "{one}"?',
-        'Could you tell me what color the bar "{one}" is?',
+        'Which color is the bar of "{one}"?', 'Could you tell me what color the bar "{one}" is?',
         'What color would you say "{one}" is?',
     ),
-}
+}  # fmt: skip
 
 _SHOWS_HELDOUT = (
     "Which objects are on the {which} picture?",
@@ -158,13 +127,11 @@ _SHOWS_HELDOUT = (
 
 PAIRS: dict[str, tuple[str, ...]] = {
     "which_more": (
-        "Which of both pictures shows more {many}?",
-        "Could you tell me which picture has more {many}?",
+        "Which of both pictures shows more {many}?", "Could you tell me which picture has more {many}?",
         "In which of the two pictures are there more {many}?",
     ),
     "same": (
-        "Do these two pictures show the same shapes?",
-        "Could you tell me if both show the same?",
+        "Do these two pictures show the same shapes?", "Could you tell me if both show the same?",
         "Does the first picture show the same as the second?",
     ),
     "only_in": (
@@ -174,7 +141,7 @@ PAIRS: dict[str, tuple[str, ...]] = {
     ),
     "on_first": _SHOWS_HELDOUT,
     "on_second": _SHOWS_HELDOUT,
-}
+}  # fmt: skip
 
 _OF_A_LINE_HELDOUT = (
     "Could you read the {line} line for me?",
@@ -195,56 +162,43 @@ TWO_LINES: dict[str, tuple[str, ...]] = {
 
 SIGNS: dict[str, tuple[str, ...]] = {
     "read": (
-        "What is it that the sign says?",
-        "What is written in this picture?",
-        "Which text is on the sign?",
-        "Could you read the sign for me?",
-        "Please tell me what the text says.",
-        "Can you read what it says here?",
+        "What is it that the sign says?", "What is written in this picture?", "Which text is on the sign?",
+        "Could you read the sign for me?", "Please tell me what the text says.", "Can you read what it says here?",
         "What word can you see?",
     ),
     "text_color": (
-        "What color would you say the text is?",
-        "Which color is the word written in?",
-        "Could you name the color of the letters?",
-        "Tell me which color the writing is.",
+        "What color would you say the text is?", "Which color is the word written in?",
+        "Could you name the color of the letters?", "Tell me which color the writing is.",
         "What is the color of the writing on the sign?",
     ),
     "letters_count": (
-        "How many {letters} can be seen on the sign?",
-        "Could you tell me how many {letters} the {word} has?",
+        "How many {letters} can be seen on the sign?", "Could you tell me how many {letters} the {word} has?",
         "Could you count the {letters} for me?",
     ),
     "word_or_number": (
-        "Is the sign's text a word or a number?",
-        "Could you tell me if it is a number or a word?",
+        "Is the sign's text a word or a number?", "Could you tell me if it is a number or a word?",
         "Which is it, a word or a number?",
     ),
-}
+}  # fmt: skip
 
 BOARDS: dict[str, tuple[str, ...]] = {
     "board_price": (
-        "How much would I pay for {item}?",
-        "What is the cost of {item}?",
-        "Can you read the price of {item}?",
+        "How much would I pay for {item}?", "What is the cost of {item}?", "Can you read the price of {item}?",
         "Which price is written beside {item}?",
     ),
     "board_first": (
-        "What is the first thing written here?",
-        "Which word comes first on the board?",
+        "What is the first thing written here?", "Which word comes first on the board?",
         "Can you tell me what is written first?",
     ),
     "board_last": (
-        "What is the last thing written here?",
-        "Which word comes last on the board?",
+        "What is the last thing written here?", "Which word comes last on the board?",
         "Can you tell me what is written last?",
     ),
     "board_has": (
-        "Is there an entry {item} on the board?",
-        "Do you find {item} on the board?",
+        "Is there an entry {item} on the board?", "Do you find {item} on the board?",
         "Can you tell me whether {item} is written there?",
     ),
-}
+}  # fmt: skip
 
 FOLLOW_UPS: dict[str, tuple[str, ...]] = {
     "ones": ("Then what about {ones}?", "And how many are the {ones}?", "How many {ones} do you see then?"),

@@ -34,13 +34,12 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "ones": (
         "And {ones}?", "And the {ones}?", "What about {ones}?", "What about the {ones}?", "How about {ones}?",
         "How about the {ones}?", "And how many {ones}?", "And how many {ones} are there?", "How many {ones}?",
-        "And what about the {ones}?", "Now the {ones}.", "And now the {ones}?", "Now count the {ones}.",
-        "The {ones}?", "Then how many {ones}?",
+        "And what about the {ones}?", "Now the {ones}.", "And now the {ones}?", "Now count the {ones}.", "The {ones}?",
+        "Then how many {ones}?",
     ),
     "one": (
         "And the {one}?", "What about the {one}?", "How about the {one}?", "And what about the {one}?",
-        "Now the {one}.", "And now the {one}?", "The {one}?", "And for the {one}?",
-        "Now tell me about the {one}.",
+        "Now the {one}.", "And now the {one}?", "The {one}?", "And for the {one}?", "Now tell me about the {one}.",
     ),
     "a_one": (
         "And {a_one}?", "What about {a_one}?", "How about {a_one}?", "Or {a_one}?", "And is there {a_one}?",
