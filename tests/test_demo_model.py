@@ -14,15 +14,16 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.weight_files import INDEX_FILE
 from tests.reference import assert_equal
-from training.evaluate import DEMO_MODEL, GUESSED_PRICES, Dialogue, Examinee, accuracies, evaluate, held
+from training.evaluate import GUESSED_PRICES, Dialogue, Examinee, accuracies, evaluate, held
 from training.examples import EXAMPLES, FOLDER, Example
 from training.language.asking import Question
+from training.learning.model import DEMO_MODEL
 from training.ship import MOST_BYTES, MOST_IN_ALL
 from training.worlds.boards.questions import TOO_SMALL
 from training.worlds.elsewhere import NOT_ASKED_FOR, NOTHING_KNOWN
 from training.worlds.registry import is_right
 from training.worlds.scenes.drawing import draw
-from training.worlds.scenes.questions import ask
+from training.worlds.scenes.questions import QUESTIONS
 from training.worlds.scenes.scenes import random_scene
 
 FILES = {
@@ -129,7 +130,7 @@ def test_transformers_loads_it_unchanged_and_writes_the_same_tokens() -> None:
     rng = random.Random(11)
     for number in range(12):
         scene = random_scene(rng, "heldout")
-        question = ask(scene, rng, "heldout", 1)[0].question
+        question = QUESTIONS.ask(scene, rng, "heldout", 1)[0].question
         parts = [{"type": "image", "image": draw(scene, rng)}, {"type": "text", "text": question}]
         chat = [{"role": "user", "content": parts}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -8,7 +8,7 @@
 
 Held out are the seeds, the phrasings, eight pairs of shape and color, one of which is in every picture
 of shapes, and one in five of all words and other texts, of which signs say one. Signs are written in the
-fonts that matplotlib brings, with --all-fonts in all that the machine has. Pictures are drawn at their
+fonts that matplotlib brings. Pictures are drawn at their
 true size by each of the renderers and go through the image processor; answers are greedy; right means
 the key word of the answer is right and no other is said.
 
@@ -41,25 +41,18 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.pretrained import pick_device
-from gemma3_core.processor import Gemma3Processor
-from gemma3_core.quantization import TorchAoConfig
+from gemma3_core import Gemma3ForConditionalGeneration, Gemma3Processor, TorchAoConfig
 from training.evaluation.browser_drawing import BROWSER, Browser, Drawable
 from training.language.asking import Question, slots_of
 from training.language.heldout_phrasings import CHARTS, FURTHER, SCENES
 from training.language.wordings import words_of
+from training.learning.model import DEMO_MODEL
 from training.worlds.boards.questions import TOO_SMALL, says_too_small
 from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs.follow_ups import MOST_TURNS
 from training.worlds.registry import (
     ALL_KINDS,
     WORLDS,
-    Boards,
-    Charts,
-    Signs,
-    SystemPrompts,
-    TwoLineSigns,
     is_right,
     kinds_named,
 )
@@ -67,7 +60,6 @@ from training.worlds.scenes import more_questions, phrasings
 from training.worlds.scenes.drawing import RENDERERS
 from training.worlds.world import DrawnWorld, ReadInCrops, World
 
-DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 SEED = 20_000_003
 NEW_TOKENS = 40
 BATCH = 24
@@ -126,7 +118,7 @@ class Examinee:
         self._model = Gemma3ForConditionalGeneration.from_pretrained(
             folder,
             dtype=dtype,
-            device_map=pick_device(device),
+            device_map=device,
             quantization_config=TorchAoConfig() if int4 else None,
         )
         self._processor = Gemma3Processor.from_pretrained(folder)
@@ -163,26 +155,24 @@ def _asks(question: str, pictures: tuple[Image, ...] = ()) -> Message:
 
 
 def questions_of_kind(
-    kind: str, number: int, split: str, seed: int, renderer: Renderer = None, all_fonts: bool = False
+    kind: str, number: int, split: str, seed: int, renderer: Renderer = None
 ) -> Iterator[tuple[Image, Question]]:
-    """`number` questions of one kind, each about a picture of its own; `all_fonts` for signs.
+    """`number` questions of one kind, each about a picture of its own.
 
     Raises ValueError for a kind that takes more than a picture and a question.
     """
-    if not isinstance(_world_of(kind, all_fonts), DrawnWorld):
+    if not isinstance(_world_of(kind), DrawnWorld):
         raise ValueError(f"kind is {kind!r}, which is asked in a dialogue; see dialogues_of_kind")
-    for dialogue in dialogues_of_kind(kind, number, split, seed, renderer, all_fonts):
+    for dialogue in dialogues_of_kind(kind, number, split, seed, renderer):
         yield dialogue.pictures[0], dialogue.questions[0]
 
 
-def dialogues_of_kind(
-    kind: str, number: int, split: str, seed: int, renderer: Renderer = None, all_fonts: bool = False
-) -> Iterator[Dialogue]:
+def dialogues_of_kind(kind: str, number: int, split: str, seed: int, renderer: Renderer = None) -> Iterator[Dialogue]:
     """As many dialogues as hold `number` questions of one kind; only follow-ups have more than one question each.
 
     What is shown and asked does not depend on the renderer.
     """
-    world = _world_of(kind, all_fonts)
+    world = _world_of(kind)
     rng, pen = random.Random(f"{seed}/{split}/{kind}"), random.Random(f"{seed}/{split}/{kind}/drawing")
     missing = number
     while missing:
@@ -233,11 +223,9 @@ def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
     return tuple(asked)
 
 
-def _world_of(kind: str, all_fonts: bool) -> World[Any]:
+def _world_of(kind: str) -> World[Any]:
     for world in WORLDS.values():
         if kind in world.kinds:
-            if all_fonts and isinstance(world, Signs | TwoLineSigns | Charts | Boards | SystemPrompts):
-                return type(world)(evaluate_all_fonts=True)
             return world
     raise ValueError(f"kind is {kind!r}; no world has it")
 
@@ -249,13 +237,12 @@ def evaluate(
     seed: int = SEED,
     renderer: Renderer = None,
     kinds: tuple[str, ...] = ALL_KINDS,
-    all_fonts: bool = False,
 ) -> list[Trial]:
     """Asks `per_kind` questions of each kind; of worlds that are read in crops, each with pan & scan and without."""
     trials = []
     for kind in kinds:
-        dialogues = list(dialogues_of_kind(kind, per_kind, split, seed, renderer, all_fonts))
-        settings = (True, False) if isinstance(_world_of(kind, all_fonts), ReadInCrops) else (None,)
+        dialogues = list(dialogues_of_kind(kind, per_kind, split, seed, renderer))
+        settings = (True, False) if isinstance(_world_of(kind), ReadInCrops) else (None,)
         for setting, start in product(settings, range(0, len(dialogues), BATCH)):
             told = held(examinee, dialogues[start : start + BATCH], pan_and_scan=bool(setting))
             trials += [Trial(question, answer, setting) for question, answer in told if question.kind == kind]
@@ -305,7 +292,6 @@ def main() -> None:
     asked.add_argument("--kinds", help="of question, with commas between; by default all")
     asked.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
     asked.add_argument("--phrasings", type=Path, help="ask in the words of this file, of its kinds")
-    parser.add_argument("--all-fonts", action="store_true", help="write signs in all fonts of this machine")
     parser.add_argument(
         "--renderer", choices=(*RENDERERS, BROWSER), help="draw with this one only; by default each but the browser"
     )
@@ -346,7 +332,7 @@ def _ask_all(arguments: argparse.Namespace, kinds: tuple[str, ...], renderer: Re
     for int4 in (False, True)[: 1 + arguments.int4]:
         examinee = Examinee(arguments.model, arguments.device, arguments.dtype, int4)
         with torch.inference_mode():
-            trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, kinds, arguments.all_fonts)
+            trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, kinds)
         weights = "int4" if int4 else arguments.dtype
         shares[weights] = accuracies(trials)
         for kind in kinds:

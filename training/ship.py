@@ -1,17 +1,21 @@
-"""Puts a trained checkpoint in the place of the demo model, in bfloat16: `python -m training.ship runs/demo/last`.
+"""Puts a trained checkpoint, or the mean of several, in the place of the demo model, in bfloat16.
 
-The tokenizer's files come from the checkpoint, where it has some; the model card stays as it is.
+    python -m training.ship runs/demo/last
+    python -m training.ship runs/demo/last runs/more/last runs/more/last --out runs/mean
+
+The second writes a mean to a folder of its own, to be evaluated there; a checkpoint given twice counts twice. The
+mean of the weights before and after a last stage often does better than either. Tokenizer files come from the first
+checkpoint, if it has some; the model card stays as it is.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.tokenizer import Gemma3Tokenizer
-from gemma3_core.weight_files import weight_files
-from training.evaluate import DEMO_MODEL
-from training.learning.model import special_id, write_processor_files
-from training.tokenizer import TOKENIZER_FILES
+import torch
+
+from gemma3_core import Gemma3ForConditionalGeneration, Gemma3Tokenizer
+from training.learning.model import DEMO_MODEL, TOKENIZER_FILES, special_id, write_processor_files
 
 MOST_BYTES = 9_000_000
 """Of one file in git."""
@@ -20,28 +24,45 @@ MOST_IN_ALL = 30_000_000
 _SHARD_BYTES = MOST_BYTES - 200_000  # the rest is for a file's header
 
 
-def ship(source: Path, target: Path = DEMO_MODEL) -> None:
+def ship(sources: Sequence[Path], target: Path = DEMO_MODEL) -> None:
     """Writes config, weights (in files of at most MOST_BYTES), tokenizer and processor files to `target`.
 
-    Raises ValueError where the weights would be too large.
+    Raises ValueError for weights that are too large, and for checkpoints whose tensors differ.
     """
-    model = Gemma3ForConditionalGeneration.from_pretrained(source, dtype="bfloat16")
+    model = _mean(sources).to(torch.bfloat16)
     size = sum(parameter.nbytes for parameter in model.parameters())
     if size > MOST_IN_ALL:
         raise ValueError(f"{size:,} bytes of weights are more than {MOST_IN_ALL:,}, the most for the demo model")
     model.save_pretrained(target, max_shard_size=_SHARD_BYTES)
-    for file in weight_files(target):
+    for file in target.glob("*.safetensors"):
         file.chmod(0o644)
     for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            (target / name).write_bytes((source / name).read_bytes())
+        if (sources[0] / name).exists():
+            (target / name).write_bytes((sources[0] / name).read_bytes())
     write_processor_files(target, special_id(Gemma3Tokenizer.from_pretrained(target), "<end_of_turn>"))
+
+
+@torch.no_grad()
+def _mean(sources: Sequence[Path]) -> Gemma3ForConditionalGeneration:
+    models = [Gemma3ForConditionalGeneration.from_pretrained(source, dtype="float32") for source in sources]
+    states = [dict(model.named_parameters()) for model in models]
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError("The checkpoints have other tensors than the first.")
+    for name, value in states[0].items():
+        value.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
+    return models[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    ship(parser.parse_args().checkpoint)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=DEMO_MODEL)
+    arguments = parser.parse_args()
+    try:
+        ship(arguments.checkpoints, arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

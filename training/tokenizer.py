@@ -1,10 +1,6 @@
-"""Trains the demo model's tokenizer.
+"""Trains the demo model's tokenizer: `python -m training.tokenizer --out runs/tokenizer`.
 
-    python -m training.tokenizer --out runs/tokenizer
-    python -m training.tokenizer --spelling --out runs/spelling --carry runs/demo/last
-
-The second learns one that spells what stands in quotation marks, one token a character, which makes
-reading a matter of single characters; and it carries a checkpoint over to it.
+It spells what stands in quotation marks, one token a character, so that reading is a matter of single characters.
 
 The form is that of Gemma's published tokenizer (byte-fallback BPE, spaces written as "▁"), so that
 transformers' GemmaTokenizer rebuilds it unchanged; only the vocabulary is small.
@@ -13,22 +9,18 @@ transformers' GemmaTokenizer rebuilds it unchanged; only the vocabulary is small
 import argparse
 import json
 import re
-import shutil
 import string
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from training.drawing.colors import COLORS
 from training.drawing.geometry import SHAPES
 from training.language import heldout_phrasings, system_prompts
 from training.language.ordinary_text import ORDINARY_TEXT
 from training.learning.batches import NO_PICTURE
-from training.learning.model import DENSE_HEADS
 from training.worlds import elsewhere
 from training.worlds.boards import questions as board_questions
 from training.worlds.charts import questions as chart_questions
@@ -40,7 +32,6 @@ from training.worlds.signs import questions as sign_questions
 from training.worlds.signs import two_line_questions
 
 VOCABULARY_SIZE = 1024
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CONTROL_TOKENS = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>",
     "<start_of_image>", "<end_of_image>", "<image_soft_token>",
@@ -50,8 +41,6 @@ BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 ALPHABET = (*(chr(code) for code in range(33, 127)), "▁")
 _BASE = (*CONTROL_TOKENS[:7], *NEWLINES, *CONTROL_TOKENS[7:], *BYTES, *ALPHABET)
 
-# How the text is cut for training alone: a word with the space before it, a digit, a mark.
-_PIECES = Regex("▁?[A-Za-z]+|▁|[^▁A-Za-z]")
 _WORDS = re.compile("( |(?<![A-Za-z]))([A-Za-z]+)")
 
 CHAT_TEMPLATE = """\
@@ -105,15 +94,15 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build(spelling: bool = False) -> Tokenizer:
+def build() -> Tokenizer:
     """The finished tokenizer; the same on every run.
 
-    `spelling`: a word grows from the space before it rightwards, and a sentence's first word from its
-    capital, so that no characters behind a quotation mark merge with each other. A capital there takes
-    the mark with it ('"S', 'T', 'O', 'P', '"'), or it would begin a word ("The").
+    A word grows rightwards from the space before it, and a sentence's first word from its capital, so that no
+    characters behind a quotation mark merge with each other. A capital there takes the mark with it
+    ('"S', 'T', 'O', 'P', '"'), or it would begin a word ("The").
     """
-    learnt = _spelling_merges() if spelling else _learn_merges()
-    vocabulary = _vocabulary(learnt, _ROLES if spelling else ())
+    learnt = _spelling_merges()
+    vocabulary = _vocabulary(learnt)
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
@@ -134,8 +123,8 @@ def build(spelling: bool = False) -> Tokenizer:
     tokenizer.add_tokens(
         [AddedToken(text, normalized=False, special=text in CONTROL_TOKENS) for text in (*CONTROL_TOKENS, *NEWLINES)]
     )
-    if spelling:  # merges that build these would also join letters of other words
-        tokenizer.add_tokens([AddedToken(role, normalized=False, single_word=True) for role in _ROLES])
+    # As added tokens: merges that build these would also join letters of other words.
+    tokenizer.add_tokens([AddedToken(role, normalized=False, single_word=True) for role in _ROLES])
     return tokenizer
 
 
@@ -176,31 +165,15 @@ def _settings() -> dict:
     }
 
 
-def _vocabulary(merges: list[tuple[str, str]], words: tuple[str, ...]) -> dict[str, int]:
-    """Control tokens and newlines, bytes, characters, whole words, then pieces in the order of the merges."""
-    pieces = dict.fromkeys((*_BASE, *words))
+def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """Control tokens and newlines, bytes, characters, role names, then pieces in the order of the merges."""
+    pieces = dict.fromkeys((*_BASE, *_ROLES))
     for left, right in merges:
         if len(pieces) == VOCABULARY_SIZE:
             break
         pieces.setdefault(left + right)
     assert len(pieces) == VOCABULARY_SIZE, len(pieces)
     return {piece: number for number, piece in enumerate(pieces)}
-
-
-def _learn_merges() -> list[tuple[str, str]]:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(_PIECES, "isolated")
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,  # more than are left after the bytes; the rest is dropped
-        min_frequency=1,
-        initial_alphabet=list(ALPHABET),
-        limit_alphabet=len(ALPHABET),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_training_text().elements(), trainer)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [tuple(pair) for pair in merges]
 
 
 def _spelling_merges() -> list[tuple[str, str]]:
@@ -253,7 +226,7 @@ def _templates() -> Iterator[str]:
         for templates in dict.fromkeys(sets.values()):  # some kinds share theirs
             yield from templates
     yield from (*system_prompts.OPENINGS, *system_prompts.HELDOUT_OPENINGS)
-    yield from (*elsewhere.QUESTIONS, *elsewhere.HELDOUT_QUESTIONS)
+    yield from (*elsewhere.PHRASINGS, *elsewhere.HELDOUT_PHRASINGS)
 
 
 def _bare(template: str) -> str:
@@ -282,50 +255,12 @@ _ANSWERS = (
 _ROLES = ("model", "user")  # each follows <start_of_turn>, without a space
 
 
-@torch.no_grad()
-def carry(checkpoint: Path, tokenizer: Tokenizer, folder: Path) -> int:
-    """Writes `checkpoint` to `folder` for another tokenizer; returns how many embedding rows are new.
-
-    A row goes with its token's text. One whose text was no token is the mean of the rows of the pieces
-    that it was cut to. Everything else, dense heads included, stays. Raises ValueError where the special
-    tokens would move, which the model's config names by their ids.
-    """
-    old = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    for token in CONTROL_TOKENS:
-        if old.token_to_id(token) != tokenizer.token_to_id(token):
-            raise ValueError(f"{token} is {old.token_to_id(token)} in {checkpoint}, not {tokenizer.token_to_id(token)}")
-    model = Gemma3ForConditionalGeneration.from_pretrained(checkpoint, dtype="float32")
-    table = model.decoder.embed_tokens.weight
-    if table.shape[0] != tokenizer.get_vocab_size():
-        raise ValueError(f"{checkpoint} has {table.shape[0]} token rows; expected {tokenizer.get_vocab_size()}")
-    before, new = table.clone(), 0
-    for text, number in tokenizer.get_vocab().items():
-        row = old.token_to_id(text)
-        pieces = [row] if row is not None else old.encode(text.replace("▁", " "), add_special_tokens=False).ids
-        table[number] = before[pieces].mean(0)
-        new += row is None
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    for name in ("generation_config.json", "preprocessor_config.json", "processor_config.json", DENSE_HEADS):
-        if (checkpoint / name).exists():
-            shutil.copy(checkpoint / name, folder / name)
-    save(tokenizer, folder)
-    return new
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--spelling", action="store_true", help="spell what stands in quotation marks")
-    parser.add_argument("--carry", type=Path, help="a checkpoint to carry over to this tokenizer, into the same folder")
-    arguments = parser.parse_args()
-    tokenizer = build(arguments.spelling)
-    if arguments.carry:
-        new = carry(arguments.carry, tokenizer, arguments.out)
-        print(f"{arguments.carry} carried over, {new} rows of its embedding new")
-    else:
-        save(tokenizer, arguments.out)
-    print(f"{tokenizer.get_vocab_size()} tokens in {arguments.out}")
+    out, tokenizer = parser.parse_args().out, build()
+    save(tokenizer, out)
+    print(f"{tokenizer.get_vocab_size()} tokens in {out}")
 
 
 if __name__ == "__main__":

@@ -19,25 +19,19 @@ from training.drawing.fonts import bundled_fonts, edges
 from training.evaluate import DEMO_MODEL, GUESSED_PRICES, Examinee, accuracies, evaluate, table
 from training.language.words import CHARACTERS
 from training.learning.batches import UNREAD_QUESTIONS, ConversationWriter, Mix, Share, _alike, collate
-from training.learning.model import IGNORED
-from training.learning.trainer import dense_mix_of, mix_of, parse
+from training.learning.dense_heads import IGNORED
+from training.train import dense_mix_of, mix_of, parse
 from training.worlds.boards import drawing as board_drawing
 from training.worlds.boards.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board, Entry, Panel, random_board, random_price
 from training.worlds.boards.drawing import crop_labels, draw, labels, training_crops, training_picture
-from training.worlds.boards.questions import (
-    HELDOUT_PHRASINGS,
-    KINDS,
-    PHRASINGS,
-    TOO_SMALL,
-    ask,
-    is_right,
-    says_too_small,
-)
+from training.worlds.boards.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS, TOO_SMALL, says_too_small
 from training.worlds.registry import WORLDS
 from training.worlds.scenes.drawing import RENDERERS
 from training.worlds.scenes.scenes import Background, grounds_of
 from training.worlds.signs.signs import Sign, is_heldout_text
 from training.worlds.world import ReadInCrops
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 ALL_BOARDS = Mix(
     worlds=(Share("boards", 1.0),), questions=8, second_picture=0.0, no_picture=0.0, question_first=0.0, true_size=0.0

@@ -28,8 +28,9 @@ from training.drawing.fonts import bundled_fonts, edges, metrics
 from training.evaluate import questions_of_kind
 from training.language.words import CHARACTERS
 from training.learning.batches import ConversationWriter, Mix, Share, collate
-from training.learning.model import VISION_WIDTH, DenseHeads
-from training.learning.trainer import Trainer, mix_of, parse, patches_near_objects
+from training.learning.dense_heads import DenseHeads
+from training.learning.model import VISION_WIDTH
+from training.train import mix_of, parse
 from training.worlds.charts import questions as chart_questions
 from training.worlds.charts.charts import (
     INK_CONTRAST,
@@ -49,13 +50,15 @@ from training.worlds.charts.charts import (
     random_labels,
 )
 from training.worlds.charts.drawing import draw, height_label, labels, training_picture
-from training.worlds.charts.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, ask, is_right
+from training.worlds.charts.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS
 from training.worlds.registry import WORLDS, Charts, world_named
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.drawing import RENDERERS
 from training.worlds.scenes.questions import NUMBERS
 from training.worlds.scenes.scenes import MIN_CONTRAST, Background, grounds_of
 from training.worlds.signs.signs import Sign, is_heldout_text
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 
@@ -537,39 +540,18 @@ def test_batches_hold_charts_with_their_heights() -> None:
     assert batch.dense.token_height.shape == (6, TOKENS_PER_SIDE**2)
     assert (batch.dense.token_height > 0).any(dim=1).all()
     assert batch.dense.token_height.max() <= HEIGHTS
-    kept = patches_near_objects(batch.dense, 96)
-    for row, patch_colors in zip(kept, batch.dense.patch_color, strict=True):
-        there = set((patch_colors > 0).nonzero().flatten().tolist())
-        assert there <= set(row.tolist()) or len(there & set(row.tolist())) == 96
-    torch.manual_seed(0)
-    plain = DenseHeads(characters=True)
-    torch.manual_seed(0)
-    reading = DenseHeads(characters=True, heights=True)
-    patches, tokens = torch.randn(6, 256, VISION_WIDTH), torch.randn(6, 64, 256)
-    assert reading(patches, tokens, batch.dense) > plain(patches, tokens, batch.dense)
-    plain(patches, tokens, batch.dense).backward()
-    assert plain.token_height.weight.grad is None
-    reading(patches, tokens, batch.dense).backward()
-    assert reading.token_height.weight.grad.abs().sum() > 0
+    heads = DenseHeads()
+    heads(torch.randn(6, 256, VISION_WIDTH), torch.randn(6, 64, 256), batch.dense).backward()
+    assert heads.token_height.weight.grad.abs().sum() > 0
 
 
-def test_heads_saved_before_there_were_charts_load_and_the_new_one_is_named() -> None:
-    saved = {name: value for name, value in DenseHeads().state_dict().items() if "height" not in name}
-    heads = DenseHeads(heights=True)
-    assert heads.load(saved) == ["token_height"]
-    assert torch.equal(heads.patch.weight, saved["patch.weight"])
-
-
-def test_the_arguments_ask_for_charts(tmp_path: Path) -> None:
-    arguments = parse(["--out", str(tmp_path), "--signs", "0.3", "--charts", "0.7", "--easiest-chart", "0.5"])
+def test_the_arguments_ask_for_charts() -> None:
+    arguments = parse(["--out", "x", "--signs", "0.3", "--charts", "0.7", "--easiest-chart", "0.5"])
     assert mix_of(arguments).worlds == (Share("signs", 0.3), Share("charts", 0.7, 0.5))
     assert mix_of(parse(["--out", "x", "--charts", "0.25"])).worlds == (Share("scenes", 0.75), Share("charts", 0.25))
     for wrong in (["--charts", "2"], ["--signs", "0.6", "--charts", "0.6"], ["--easiest-chart", "-1"]):
         with pytest.raises(SystemExit):
             parse(["--out", "x", *wrong])
-    trainer = Trainer(parse(["--out", str(tmp_path), "--charts", "0.5", "--device", "cpu", "--plain"]))
-    assert trainer.heads.heights
-    assert trainer.heads.characters
 
 
 def test_lengths_are_those_of_the_font() -> None:

@@ -10,7 +10,7 @@ import pytest
 from training.drawing.colors import UNNAMED
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, PATCHES_PER_SIDE
 from training.language.words import CHARACTERS
-from training.learning.trainer import dense_mix_of, mix_of, parse
+from training.train import dense_mix_of, mix_of, parse
 from training.worlds import crowds
 from training.worlds.crowds import Words, labels, random_crowd
 from training.worlds.registry import WORLDS, world_named
@@ -101,7 +101,7 @@ def test_only_training_sees_crowds_and_nobody_asks_about_them() -> None:
     crowd = world.imagine(random.Random(0), "train")
     assert world.ask(crowd, random.Random(0), "train", 3) == []
     assert world.draw(crowd, random.Random(0)).size == (max(world.size(crowd)),) * 2
-    with pytest.raises(ValueError, match="nobody asks"):
+    with pytest.raises(ValueError, match="kind is 'read'"):
         world.is_right("read", "a", "a")
 
 

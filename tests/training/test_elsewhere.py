@@ -10,20 +10,19 @@ import pytest
 from training.drawing.colors import COLORS
 from training.worlds.charts.charts import Chart
 from training.worlds.elsewhere import (
-    HELDOUT_QUESTIONS,
+    HELDOUT_PHRASINGS,
     HELDOUT_SORTS,
     KINDS,
     NOT_ASKED_FOR,
     NOT_SHOWN,
     NOTHING_KNOWN,
     PATTERNS,
+    PHRASINGS,
     QUESTIONS,
     SORTS,
     THINGS,
     Strange,
-    ask,
     draw,
-    is_right,
     labels,
     random_elsewhere,
     training_picture,
@@ -31,6 +30,8 @@ from training.worlds.elsewhere import (
 from training.worlds.registry import WORLDS
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, Scene, is_heldout_pair
 from training.worlds.signs.signs import Sign, is_heldout_text
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 
 def several(split: str, number: int = 120) -> list:
@@ -77,7 +78,7 @@ def test_nothing_lies_in_a_strange_picture() -> None:
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_each_question_has_the_one_honest_answer(split: str) -> None:
     rng = random.Random(2)
-    strange_questions = set(QUESTIONS if split == "train" else HELDOUT_QUESTIONS)
+    strange_questions = set(PHRASINGS if split == "train" else HELDOUT_PHRASINGS)
     answers = {"strange_picture": NOTHING_KNOWN, "strange_question": NOT_ASKED_FOR}
     found: Counter[str] = Counter()
     for depiction in several(split, 60):
@@ -92,7 +93,7 @@ def test_each_question_has_the_one_honest_answer(split: str) -> None:
             assert not {q.question for q in asked} & strange_questions
         found.update(q.kind for q in asked)
     assert set(found) == set(KINDS)
-    assert not set(QUESTIONS) & set(HELDOUT_QUESTIONS)
+    assert not set(PHRASINGS) & set(HELDOUT_PHRASINGS)
 
 
 def test_what_is_strange_is_put_in_many_ways_and_never_as_it_is_held_out() -> None:
@@ -100,7 +101,7 @@ def test_what_is_strange_is_put_in_many_ways_and_never_as_it_is_held_out() -> No
     for depiction in several("train", 60):
         seen |= {q.question for _ in range(20) for q in ask(depiction, rng, "train", 4, ("strange_question",))}
     assert len(seen) > 500
-    heldout = [re.sub(r"[^a-z ]", "", question.lower()) for question in HELDOUT_QUESTIONS]
+    heldout = [re.sub(r"[^a-z ]", "", question.lower()) for question in HELDOUT_PHRASINGS]
     assert not [q for q in seen if any(text in re.sub(r"[^a-z ]", "", q.lower()) for text in heldout)]
     own = {*SHAPES, "sign", "bar", "chart", "board", "word", "number", "letter", "shape"}
     assert not set(THINGS) & own

@@ -16,13 +16,15 @@ from training.drawing.colors import COLORS
 from training.evaluate import Dialogue, Examinee, dialogues_of_kind, held
 from training.language.asking import Question
 from training.learning.batches import ConversationWriter, Mix, Share
-from training.learning.trainer import mix_of, parse
-from training.worlds.pairs.follow_ups import HELDOUT_PHRASINGS, KINDS, MOST_TURNS, ONLY_ONE, PHRASINGS, ask, is_right
+from training.train import mix_of, parse
+from training.worlds.pairs.follow_ups import HELDOUT_PHRASINGS, KINDS, MOST_TURNS, ONLY_ONE, PHRASINGS, QUESTIONS
 from training.worlds.pairs.pairs import Pair
 from training.worlds.registry import WORLDS
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.questions import NUMBERS, PLACES
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, Scene
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 WORLD = WORLDS["follow_ups"]

@@ -8,9 +8,11 @@ import pytest
 
 from training.drawing.colors import COLORS, UNNAMED
 from training.worlds.registry import WORLDS
-from training.worlds.scenes.more_questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, ask, is_right
+from training.worlds.scenes.more_questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS
 from training.worlds.scenes.questions import NUMBERS
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, random_scene
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 
 def asked(kind: str, split: str, number: int = 60) -> list:

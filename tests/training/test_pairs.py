@@ -14,8 +14,8 @@ from training import evaluate
 from training.drawing.colors import COLORS
 from training.evaluate import Dialogue, dialogues_of_kind, questions_of_kind
 from training.learning.batches import ConversationWriter, Mix, Share, collate
-from training.learning.model import IGNORED
-from training.learning.trainer import mix_of, parse
+from training.learning.dense_heads import IGNORED
+from training.train import mix_of, parse
 from training.worlds.pairs.pairs import Pair, names, random_pair
 from training.worlds.pairs.questions import (
     HELDOUT_PHRASINGS,
@@ -24,14 +24,15 @@ from training.worlds.pairs.questions import (
     KINDS,
     NOTHING,
     PHRASINGS,
-    ask,
-    is_right,
+    QUESTIONS,
 )
 from training.worlds.registry import WORLDS
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.questions import NUMBERS
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, SMALLEST
 from training.worlds.scenes.topics import TOPICS, Subject, subjects, target
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 ONLY_PAIRS = Mix(worlds=(Share("pairs", 1.0),), questions=4, no_picture=0.0, question_first=0.0, true_size=0.0)
@@ -295,8 +296,8 @@ def test_the_evaluation_shows_both_pictures_at_once(monkeypatch: pytest.MonkeyPa
 
 def test_the_arguments_ask_for_two_pictures() -> None:
     assert mix_of(parse(["--out", "x", "--pairs", "0.2"])).worlds == (Share("scenes", 0.8), Share("pairs", 0.2))
-    mix = mix_of(parse(["--out", "x", "--pairs", "1", "--easiest", "0.5", "--kinds", "same,which_more"]))
-    assert mix.worlds == (Share("pairs", 1.0, 0.5, kinds=("which_more", "same")),)
+    mix = mix_of(parse(["--out", "x", "--pairs", "1", "--easiest", "0.5"]))
+    assert mix.worlds == (Share("pairs", 1.0, 0.5),)
     for wrong in (["--pairs", "2"], ["--pairs", "0.6", "--signs", "0.6"]):
         with pytest.raises(SystemExit):
             parse(["--out", "x", *wrong])

@@ -5,11 +5,13 @@ import re
 from collections import Counter
 
 import pytest
+from tokenizers import Tokenizer
 
 from training.drawing.colors import ANCHORS, COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
 from training.language.asking import Question
 from training.language.heldout_phrasings import SCENES as HELDOUT_PHRASINGS
+from training.learning.model import DEMO_MODEL
 from training.tokenizer import _KEY_WORDS, CONTROL_TOKENS, VOCABULARY_SIZE, build, save
 from training.worlds.boards import questions as board_questions
 from training.worlds.charts import questions as chart_questions
@@ -17,11 +19,13 @@ from training.worlds.pairs import follow_ups
 from training.worlds.pairs import questions as pair_questions
 from training.worlds.scenes import more_questions
 from training.worlds.scenes.phrasings import PHRASINGS
-from training.worlds.scenes.questions import KINDS, NUMBERS, PLACES, ask, clear_place, is_right
+from training.worlds.scenes.questions import KINDS, NUMBERS, PLACES, QUESTIONS, clear_place
 from training.worlds.scenes.scenes import Background, Scene, SceneObject, is_heldout_pair, random_scene
 from training.worlds.signs import questions as sign_questions
 from training.worlds.signs import two_line_questions
 from training.worlds.signs.signs import random_text
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 
 def scene_of(*objects: tuple[str, str, float, float]) -> Scene:
@@ -233,13 +237,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
     return path
 
 
-@pytest.fixture(scope="module")
-def spelling_folder(tmp_path_factory: pytest.TempPathFactory):
-    path = tmp_path_factory.mktemp("spelling")
-    save(build(spelling=True), path)
-    return path
-
-
 def test_tokenizer_has_whole_words_and_the_same_ids_on_every_run(folder):
     tokenizer = build()
     assert tokenizer.to_str(pretty=True) == (folder / "tokenizer.json").read_text()
@@ -254,12 +251,10 @@ def test_tokenizer_has_whole_words_and_the_same_ids_on_every_run(folder):
     assert all("▁" not in piece[1:] for piece in vocabulary)
 
 
-def test_a_spelling_tokenizer_keeps_key_words_whole_and_spells_what_is_quoted(spelling_folder):
-    tokenizer, usual = build(spelling=True), build()
-    assert tokenizer.to_str(pretty=True) == (spelling_folder / "tokenizer.json").read_text()
+def test_the_tokenizer_keeps_key_words_whole_and_spells_what_is_quoted():
+    tokenizer, shipped = build(), Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     vocabulary = tokenizer.get_vocab()
-    assert sorted(vocabulary.values()) == list(range(VOCABULARY_SIZE))
-    assert [tokenizer.token_to_id(t) for t in CONTROL_TOKENS] == [usual.token_to_id(t) for t in CONTROL_TOKENS]
+    assert [tokenizer.token_to_id(t) for t in CONTROL_TOKENS] == [shipped.token_to_id(t) for t in CONTROL_TOKENS]
     keys = [*COLORS, "grey", *NUMBERS, "zero", *SHAPES, *(shape + "s" for shape in SHAPES), *_KEY_WORDS]
     keys += [word for place in PLACES for word in place.split()]
     assert [word for word in (*keys, "sign", "says", "text") if "▁" + word not in vocabulary] == []
@@ -281,16 +276,14 @@ def test_a_spelling_tokenizer_keeps_key_words_whole_and_spells_what_is_quoted(sp
         opening = ['"' + text[0]] if text[0].isupper() else ['"', text[0]]
         assert pieces == ["The", "▁sign", "▁says", "▁", *opening, *text[1:], '"', "."], text
     turn = "<start_of_turn>user\nHow many<end_of_turn>\n<start_of_turn>model\n"
-    assert (
-        tokenizer.encode(turn, add_special_tokens=False).tokens == usual.encode(turn, add_special_tokens=False).tokens
-    )
+    assert tokenizer.encode(turn, add_special_tokens=False).tokens == [
+        "<start_of_turn>", "user", "\n", "How", "▁many", "<end_of_turn>", "\n", "<start_of_turn>", "model", "\n",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spelling", [False, True])
-def test_tokenizer_is_the_same_in_transformers(folder, spelling_folder, spelling: bool):
+def test_tokenizer_is_the_same_in_transformers(folder):
     transformers = pytest.importorskip("transformers")
-    ours = build(spelling)
-    folder = spelling_folder if spelling else folder
+    ours = build()
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert type(theirs).__name__ == "GemmaTokenizer"
     assert len(theirs) == VOCABULARY_SIZE

@@ -15,8 +15,8 @@ from training.worlds.scenes.drawing import (
     RENDERERS,
     draw,
     draw_background,
+    labels,
     patch_labels,
-    picture_labels,
     training_picture,
 )
 from training.worlds.scenes.scenes import (
@@ -257,14 +257,14 @@ def test_patch_labels_of_one_object():
 
 def test_soft_tokens_say_how_large_a_shape_is():
     for scene in scenes("train", 25):
-        labels = picture_labels(scene)
+        told = labels(scene)
         largest = LARGEST * min(scene.width, scene.height)
         sizes: dict[int, list[float]] = {}  # by soft token: two small shapes may lie in one
         for item in scene.objects:
             token = 8 * int(8 * item.y / scene.height) + int(8 * item.x / scene.width)
             sizes.setdefault(token, []).append(np.ceil(HEIGHTS * item.size / largest))
-        assert all(labels.token_height[token] in known for token, known in sizes.items())
-        assert ((labels.token_height > 0) == (labels.token_shape > 0)).all()
+        assert all(told.token_height[token] in known for token, known in sizes.items())
+        assert ((told.token_height > 0) == (told.token_shape > 0)).all()
 
 
 def test_patch_labels_agree_with_the_outlines():

@@ -18,7 +18,7 @@ from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.drawing import RENDERERS
 from training.worlds.scenes.scenes import Background, grounds_of
 from training.worlds.signs.drawing import draw, labels, training_picture
-from training.worlds.signs.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, ask, is_right
+from training.worlds.signs.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS
 from training.worlds.signs.signs import (
     LEAST_CAP_HEIGHT,
     LEAST_TRAINED,
@@ -29,6 +29,8 @@ from training.worlds.signs.signs import (
     random_sign,
     random_text,
 )
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 
 def signs(split: str, count: int = 200, difficulty: float = 1.0) -> list[Sign]:

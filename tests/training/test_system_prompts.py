@@ -24,10 +24,10 @@ from training.language.system_prompts import (
     random_prompt,
 )
 from training.learning.batches import NO_PICTURE, ConversationWriter, Mix, Share
-from training.learning.model import IGNORED
-from training.learning.trainer import Trainer, mix_of, parse
+from training.learning.dense_heads import IGNORED
 from training.tokenizer import build, save
-from training.worlds.registry import WORLDS, Prompted, SystemPrompts, is_right
+from training.train import mix_of, parse
+from training.worlds.registry import WORLDS, Prompted, is_right
 from training.worlds.scenes.scenes import HELDOUT_PAIRS
 from training.worlds.signs.signs import Sign, is_heldout_text
 
@@ -175,11 +175,11 @@ def test_without_a_picture_the_prompt_stands_before_the_question(processor: Gemm
     assert NO_PICTURE in rest
 
 
-@pytest.mark.parametrize("spelling", [False, True])
-def test_no_short_answer_tells_what_a_heldout_pair_is_not(spelling: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shipped", [False, True])
+def test_no_short_answer_tells_what_a_heldout_pair_is_not(shipped: bool, tmp_path: Path) -> None:
     """Whatever the tokens are: the first token in which an unseen answer parts from the right one is spared."""
-    save(build(spelling), tmp_path)
-    tokenizer = Gemma3Tokenizer.from_pretrained(tmp_path) if spelling else Gemma3Tokenizer.from_pretrained(DEMO_MODEL)
+    save(build(), tmp_path)
+    tokenizer = Gemma3Tokenizer.from_pretrained(DEMO_MODEL if shipped else tmp_path)
     writer, spared = ConversationWriter(tokenizer), 0
     for shape, color in sorted(HELDOUT_PAIRS):
         for told in COLORS:
@@ -208,14 +208,12 @@ def test_the_evaluation_asks_under_held_out_prompts() -> None:
         assert len(one.pictures) == len(one.questions) == 1
         kind, key = one.questions[0].key.split(" ", 1)
         assert kind != "read" or is_heldout_text(key)
-    every = SystemPrompts(evaluate_all_fonts=True)
     rng = random.Random(1)
-    assert any(isinstance(every.imagine(rng, "heldout").depiction, Sign) for _ in range(20))
+    assert any(isinstance(WORLDS["system_prompts"].imagine(rng, "heldout").depiction, Sign) for _ in range(20))
 
 
-def test_the_arguments_ask_for_system_prompts(tmp_path: Path) -> None:
-    arguments = parse(["--out", str(tmp_path), "--system-prompts", "0.25", "--device", "cpu", "--plain"])
+def test_the_arguments_ask_for_system_prompts() -> None:
+    arguments = parse(["--out", "x", "--system-prompts", "0.25"])
     assert mix_of(arguments).worlds == (Share("scenes", 0.75), Share("system_prompts", 0.25))
-    assert Trainer(arguments).heads.characters
     with pytest.raises(SystemExit):
         parse(["--out", "x", "--system-prompts", "1.1"])

@@ -13,7 +13,7 @@ from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, SIZES,
 from training.drawing.fonts import bundled_fonts, metrics
 from training.evaluate import questions_of_kind
 from training.learning.batches import ConversationWriter, Mix, Share
-from training.learning.trainer import mix_of, parse
+from training.train import mix_of, parse
 from training.worlds.registry import WORLDS
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.drawing import RENDERERS
@@ -21,8 +21,10 @@ from training.worlds.scenes.scenes import Background, grounds_of
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.drawing import draw, labels, labels_of_lines, training_picture
 from training.worlds.signs.signs import LEAST_CAP_HEIGHT, LEAST_TRAINED, Plate, Sign, is_heldout_text
-from training.worlds.signs.two_line_questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, ask, is_right
+from training.worlds.signs.two_line_questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS
 from training.worlds.signs.two_lines import TwoLines, random_two_lines
+
+ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 

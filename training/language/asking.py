@@ -1,14 +1,15 @@
-"""What a question about a picture is, and how a phrasing becomes one."""
+"""What a question about a picture is, how a phrasing becomes one, and when an answer to it is right."""
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 _GREETINGS = ("Hi! ", "Hello, ", "Look at the picture. ", "Please answer: ", "Question: ")
 
 Phrasings = TypeVar("Phrasings")
+Depiction = TypeVar("Depiction")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Target:
-    """What a question could be about: the words for it, the answer, its weight in the draw.
+    """What a question could be about: the words for it, and the answer.
 
     `unseen` are words that in place of `key` would make a held-out pair; `alike` is how often the same may be
     asked in other words, where each question will be asked as if it were the only one.
@@ -37,7 +38,6 @@ class Target:
     answer: str
     key: str
     form: str = "one"  # which list of phrasings fits
-    weight: float = 1.0
     unseen: tuple[str, ...] = ()
     alike: int = 1
 
@@ -106,3 +106,52 @@ def loosely(text: str, rng: random.Random) -> str:
     if rng.random() < 0.3:
         text = re.sub(r"\bpicture\b", rng.choice(("image", "image", "photo", "drawing")), text)
     return rng.choice(_GREETINGS) + text if rng.random() < 0.04 else text
+
+
+@dataclass(frozen=True)
+class QuestionKinds(Generic[Depiction]):
+    """The kinds of question about one sort of picture.
+
+    `targets` (kind, depiction, rng, split) lists what a question of that kind could be about; `says` (kind, key,
+    answer) is whether an answer says the key and nothing else of its sort. With `weights`, each question is of a kind
+    drawn by these (1 where none is given); without, all that could be asked is shuffled.
+    """
+
+    kinds: tuple[str, ...]
+    trained: Mapping[str, Any]
+    heldout: Mapping[str, Any]
+    targets: Callable[[str, Depiction, random.Random, str], list[Target]]
+    says: Callable[[str, str, str], bool]
+    weights: Mapping[str, float] | None = None
+
+    def ask(
+        self,
+        depiction: Depiction,
+        rng: random.Random,
+        split: str = "train",
+        num: int = 1,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        """Up to `num` questions of all kinds or of `kinds`; fewer where the picture leaves no more without doubt.
+
+        `split` "train" never uses a held-out phrasing, "heldout" always does. `apart`: each will be asked as if it were
+        the only one, so that the same may be asked again in other words.
+        """
+        possible = {kind: self.of_kind(kind, depiction, rng, split, apart) for kind in kinds or self.kinds}
+        if self.weights is not None:
+            return kind_by_kind(possible, rng, num, self.weights)
+        asked = [question for questions in possible.values() for question in questions]
+        rng.shuffle(asked)
+        return asked[:num]
+
+    def of_kind(self, kind: str, depiction: Depiction, rng: random.Random, split: str, apart: bool) -> list[Question]:
+        """All questions of one kind that the picture allows."""
+        phrasings = of_split(split, self.trained, self.heldout)[kind]
+        return put(kind, self.targets(kind, depiction, rng, split), phrasings, rng, apart)
+
+    def is_right(self, kind: str, key: str, answer: str) -> bool:
+        """Whether `answer` says `key` and nothing else of its sort. Raises ValueError for another world's kind."""
+        if kind not in self.kinds:
+            raise ValueError(f"kind is {kind!r}; expected one of {self.kinds}")
+        return self.says(kind, key, answer)

@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from gemma3_core.image_processor import Gemma3ImageProcessorPil, pan_and_scan_boxes
-from gemma3_core.processor import Gemma3Processor
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core import Gemma3ImageProcessorPil, Gemma3Processor, Gemma3Tokenizer
+from gemma3_core.image_processor import pan_and_scan_boxes
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unlabelled
 from training.language.asking import Question
-from training.learning.model import IGNORED, IMAGE_SIZE, DenseLabels
+from training.learning.dense_heads import IGNORED, DenseLabels
+from training.learning.model import IMAGE_SIZE
 from training.worlds.registry import world_named
 from training.worlds.scenes.scenes import COLORS, HELDOUT_PAIRS, SHAPES
 from training.worlds.world import DrawnWorld, ReadInCrops, World
@@ -39,16 +39,11 @@ UNREAD_QUESTIONS = 2
 
 @dataclass(frozen=True)
 class Share:
-    """How many of a mix's pictures are of one world, and how hard these are: anything between two difficulties.
-
-    `kinds` of question are asked; None is all that the world has.
-    """
+    """How many of a mix's pictures are of one world, and how easy the easiest are; at 1 they are of the whole world."""
 
     world: str
     weight: float
     easiest: float = 1.0
-    hardest: float = 1.0
-    kinds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +178,7 @@ class ConversationWriter:
 
     def _unasked(self, rng: random.Random, mix: Mix) -> _Conversation:
         """One picture alone, or one crop of it where that can be read."""
-        world, depiction, _ = _imagined(rng, mix)
+        world, depiction = _imagined(rng, mix)
         drawn, shown = rng.choice(world.pictures(depiction))
         squares, dense = self._see(drawn, shown, rng, mix, crops=isinstance(drawn, ReadInCrops))
         number = rng.randrange(1, len(squares)) if len(squares) > 1 else 0
@@ -191,10 +186,10 @@ class ConversationWriter:
 
     def _asked(self, rng: random.Random, mix: Mix) -> _Asked:
         """Pictures and questions, with no picture now and then, or with another picture to ask on about."""
-        imagined = world, depiction, kinds = _imagined(rng, mix)
+        imagined = world, depiction = _imagined(rng, mix)
         system = world.system_prompt(depiction)
         if rng.random() < mix.no_picture:
-            questions = [replace_answer(q, NO_PICTURE) for q in world.ask(depiction, rng, "train", 1, kinds)]
+            questions = [replace_answer(q, NO_PICTURE) for q in world.ask(depiction, rng, "train", 1)]
             return _Asked([_Turns([], [], [], questions)], system, apart=False)
         if not isinstance(world, DrawnWorld) or rng.random() >= mix.second_picture or mix.questions == 1:
             apart = not world.in_turn and rng.random() < mix.apart
@@ -209,7 +204,6 @@ class ConversationWriter:
         self,
         world: World[Any],
         depiction: Any,
-        kinds: tuple[str, ...] | None,
         count: int,
         apart: bool,
         rng: random.Random,
@@ -219,10 +213,10 @@ class ConversationWriter:
         pictures = world.pictures(depiction)
         crops = rng.random() < mix.pan_and_scan
         if isinstance(world, ReadInCrops) and not crops:
-            asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), kinds, apart)
+            asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), apart=apart)
             asked = [replace_answer(question, world.answer_without_crops) for question in asked]
         else:
-            asked = world.ask(depiction, rng, "train", count, kinds, apart)
+            asked = world.ask(depiction, rng, "train", count, apart=apart)
         seen = [self._see(drawn, shown, rng, mix, crops) for drawn, shown in pictures] if asked else []
         return _Turns(
             [square for squares, _ in seen for square in squares],
@@ -316,12 +310,12 @@ class ConversationWriter:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any, tuple[str, ...] | None]:
-    """A world of the mix, a description of one of its pictures, and the kinds of question to ask."""
+def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any]:
+    """A world of the mix, and a description of one of its pictures."""
     shares = mix.worlds
     share = shares[0] if len(shares) == 1 else rng.choices(shares, [share.weight for share in shares])[0]
     world = world_named(share.world)
-    return world, world.imagine(rng, "train", rng.uniform(share.easiest, share.hardest), mix.unnamed), share.kinds
+    return world, world.imagine(rng, "train", rng.uniform(share.easiest, 1.0), mix.unnamed)
 
 
 def _before_all(system: str) -> str:

@@ -120,6 +120,11 @@ def _shapes(rng: random.Random, width: int, height: int, background: Background,
     return placed
 
 
+def draw(crowd: Crowd, rng: random.Random, renderer: str | None = None) -> Image.Image:  # noqa: ARG001
+    """Squeezed to a square as large as the longer side: a crowd is only drawn as the encoder gets it."""
+    return training_picture(crowd, rng, max(crowd.width, crowd.height))
+
+
 def training_picture(crowd: Crowd, rng: random.Random, side: int) -> Image.Image:
     """Squeezed to a square of `side` pixels, as the encoder gets it."""
     if isinstance(crowd, Scene):
@@ -138,8 +143,6 @@ def labels(crowd: Crowd) -> PictureLabels:
 
     Of shapes, a soft token holds too many to be told apart.
     """
-    known = (
-        vars(drawing.picture_labels(crowd)) if isinstance(crowd, Scene) else sign_drawing.labels_of_lines(crowd.texts)
-    )
+    known = vars(drawing.labels(crowd)) if isinstance(crowd, Scene) else sign_drawing.labels_of_lines(crowd.texts)
     unsaid = [name for name in SIZES if name.startswith("token") and name != "token_characters"]
     return PictureLabels(**{**known, **{name: np.full(SIZES[name], NO_LABEL, np.uint8) for name in unsaid}})

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from training.drawing.colors import COLORS
 from training.drawing.dense_labels import PictureLabels, nothing
 from training.drawing.fonts import all_fonts, bundled_fonts
-from training.language.asking import Question, fill, loosely, of_split
+from training.language.asking import Question, QuestionKinds, fill, loosely, of_split
 from training.worlds.charts import charts
 from training.worlds.charts import drawing as chart_drawing
 from training.worlds.charts import questions as chart_questions
@@ -39,7 +39,7 @@ _ABSENT_SHARE = 0.45  # of what is asked about a picture of the model's worlds: 
 _ROUND_OR_POINTED = ("circle", "triangle", "star", "heart")  # neither bars nor plates of signs could be meant
 _PHOTOGRAPH = "grace_hopper.jpg"  # comes with matplotlib, so that every machine has it
 
-QUESTIONS = (
+PHRASINGS = (
     "Who painted this?", "Who took this picture?", "Who are you?", "What is your name?", "How old are you?",
     "What time is it?", "What day is it?", "What is the weather like?", "Will it rain tomorrow?",
     "What is the capital of France?", "Which city is this?", "Where was this picture taken?", "Which country is this?",
@@ -55,7 +55,7 @@ QUESTIONS = (
     "What is behind the house?", "What will happen next?", "Is the food fresh?", "What brand is this?",
     "Whose face is this?", "How heavy is it?", "Give me the recipe.", "Explain the theory of relativity.",
 )  # fmt: skip
-HELDOUT_QUESTIONS = (
+HELDOUT_PHRASINGS = (
     "Who made this picture?", "What is the capital of Italy?", "Is there a horse?", "How many children are there?",
     "Tell me a story.", "What is three plus four?", "What is the dog doing?", "Which language is spoken in Brazil?",
     "Where can I buy this?", "What do you think about football?", "How do I cook rice?", "What is the river called?",
@@ -117,7 +117,7 @@ def training_picture(depiction: Elsewhere, rng: random.Random, side: int) -> Ima
 def labels(depiction: Elsewhere) -> PictureLabels:
     """Of a strange picture: nothing anywhere."""
     if isinstance(depiction, Scene):
-        return drawing.picture_labels(depiction)
+        return drawing.labels(depiction)
     if isinstance(depiction, Chart):
         return chart_drawing.labels(depiction)
     return sign_drawing.labels(depiction) if isinstance(depiction, Sign) else PictureLabels(**nothing())
@@ -146,27 +146,12 @@ THINGS = tuple(
 _PATTERNED = 0.6  # of the strange questions of training
 
 
-def ask(
-    depiction: Elsewhere,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,  # noqa: ARG001  (the answer is the same either way)
-) -> list[Question]:
-    """Up to `num` questions: about a strange picture what one asks about known ones, about these something else."""
-    of_split(split, QUESTIONS, HELDOUT_QUESTIONS)  # so that a wrong split is told even where nothing is asked
-    possible = ("strange_picture",) if isinstance(depiction, Strange) else ("strange_question", "not_shown")
-    wanted = [kind for kind in possible if kind in (kinds or KINDS)]
-    return [_question(depiction, rng, split, wanted) for _ in range(min(num, _MOST_ASKED))] if wanted else []
-
-
 def _question(depiction: Elsewhere, rng: random.Random, split: str, kinds: list[str]) -> Question:
     if isinstance(depiction, Strange):
         return Question("strange_picture", _ordinary_question(rng, split), NOTHING_KNOWN, NOTHING_KNOWN)
     if kinds == ["not_shown"] or (len(kinds) == 2 and rng.random() < _ABSENT_SHARE):
         return _about_what_is_not_shown(depiction, rng, split)
-    text = rng.choice(of_split(split, QUESTIONS, HELDOUT_QUESTIONS))
+    text = rng.choice(of_split(split, PHRASINGS, HELDOUT_PHRASINGS))
     if split == "train" and rng.random() < _PATTERNED:
         text = fill(rng.choice(PATTERNS), (("thing", rng.choice(THINGS)),))
     return Question("strange_question", loosely(text, rng), NOT_ASKED_FOR, NOT_ASKED_FOR)
@@ -202,23 +187,41 @@ def _ordinary_question(rng: random.Random, split: str) -> str:
         way, found = rng.random(), []
         if way < 0.25:
             sign = signs.random_sign(rng, bundled_fonts(), split, difficulty=0.0)
-            found = sign_questions.ask(sign, rng, split, 1)
+            found = sign_questions.QUESTIONS.ask(sign, rng, split, 1)
         elif way < 0.45:
-            found = chart_questions.ask(charts.random_chart(rng, bundled_fonts(), split, 0.0), rng, split, 1)
+            found = chart_questions.QUESTIONS.ask(charts.random_chart(rng, bundled_fonts(), split, 0.0), rng, split, 1)
         else:
-            asks = questions.ask if way < 0.75 else more_questions.ask
-            found = asks(random_scene(rng, split, 0.5), rng, split, 1)
+            asked = questions if way < 0.75 else more_questions
+            found = asked.QUESTIONS.ask(random_scene(rng, split, 0.5), rng, split, 1)
         if found:
             return found[0].question
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
+def _says(kind: str, key: str, answer: str) -> bool:
     """Whether the answer is that sentence: anything more would be made up."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
     if kind == "not_shown":
         key = NOT_SHOWN.replace("{thing}", key)
     return " ".join(answer.split()).lower() == key.lower()
+
+
+class _Elsewhere(QuestionKinds[Elsewhere]):
+    def ask(
+        self,
+        depiction: Elsewhere,
+        rng: random.Random,
+        split: str = "train",
+        num: int = 1,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,  # noqa: ARG002  (the answer is the same either way)
+    ) -> list[Question]:
+        """Up to `num` questions: about a strange picture what one asks about known ones, about these something else."""
+        of_split(split, PHRASINGS, HELDOUT_PHRASINGS)  # so that a wrong split is told even where nothing is asked
+        possible = ("strange_picture",) if isinstance(depiction, Strange) else ("strange_question", "not_shown")
+        wanted = [kind for kind in possible if kind in (kinds or self.kinds)]
+        return [_question(depiction, rng, split, wanted) for _ in range(min(num, _MOST_ASKED))] if wanted else []
+
+
+QUESTIONS = _Elsewhere(KINDS, {}, {}, lambda *_: [], _says)
 
 
 # Sorts of strange pictures. Each is drawn at any size from the same numbers.

@@ -9,11 +9,11 @@ import string
 from decimal import Decimal
 from difflib import SequenceMatcher
 
-from training.language.asking import Question, Target, of_split, put
+from training.language.asking import QuestionKinds, Target
 from training.language.heldout_phrasings import BOARDS as HELDOUT_PHRASINGS
 from training.worlds.boards.boards import Board, is_possible_item
 from training.worlds.scenes.questions import said_yes_or_no
-from training.worlds.signs import questions as sign_questions
+from training.worlds.signs.questions import says_text
 from training.worlds.signs.signs import is_heldout_text, random_text
 
 KINDS = ("board_price", "board_first", "board_last", "board_has")
@@ -60,27 +60,8 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def ask(
-    board: Board,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,
-) -> list[Question]:
-    """Up to `num` questions about the board, with the answers that its crops allow; arguments as for signs.
-
-    Prices are asked of boards that have some, the first and the last entry where there is no doubt which it is.
-    """
-    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
-    asked = []
-    for kind in kinds or KINDS:
-        asked += put(kind, _targets(kind, board, rng, split), phrasings[kind], rng, apart)
-    rng.shuffle(asked)
-    return asked[:num]
-
-
 def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Target]:
+    """Prices are asked of boards that have some, the first and the last entry where there is no doubt which it is."""
     if kind == "board_price":
         return [
             Target(
@@ -131,19 +112,17 @@ def _named(item: str, rng: random.Random, split: str) -> tuple[tuple[str, str], 
     return (("item", item if bare else f'"{item}"'),)
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort.
+def _says(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key`.
 
     A price counts with or without quotation marks, with a point or a comma; "first" and "last" are what stands in
     quotation marks, in whatever case, or without any the answer's last word.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
     if kind == "board_price":
         return said_prices(answer) == {Decimal(key)}
     if kind == "board_has":
         return said_yes_or_no(re.sub(r'["“][^"“”]*["”]', "", answer)) == {key}
-    return sign_questions.is_right("read", key, answer)
+    return says_text(key, answer)
 
 
 def said_prices(answer: str) -> set[Decimal]:
@@ -155,3 +134,6 @@ def says_too_small(answer: str) -> bool:
     """Whether an answer says that the writing is too small and names the switch, and says nothing in quotes."""
     said = answer.lower()
     return "too small" in said and "pan & scan" in said and '"' not in said
+
+
+QUESTIONS = QuestionKinds(KINDS, PHRASINGS, HELDOUT_PHRASINGS, _targets, _says)

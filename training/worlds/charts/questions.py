@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 
 from training.drawing.colors import UNNAMED
-from training.language.asking import Question, Target, kind_by_kind, of_split, put
+from training.language.asking import QuestionKinds, Target
 from training.language.heldout_phrasings import CHARTS as HELDOUT_PHRASINGS
 from training.language.wordings import colored, counted, indirect, named, ordered, straight, widened_kinds
 from training.worlds.charts.charts import Bar, Chart
-from training.worlds.scenes import questions
-from training.worlds.scenes.questions import NUMBERS, said_colors
-from training.worlds.signs import questions as sign_questions
+from training.worlds.scenes.questions import NUMBERS, said_colors, said_numbers, said_yes_or_no
+from training.worlds.signs.questions import says_text
 
 _QUOTED = re.compile(r'["“]([^"“”]*)(?:["”]|$)')  # an answer cut short may leave one open
 
@@ -240,45 +239,32 @@ KINDS = tuple(_KINDS)
 _KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 3.0}  # rather asked what takes reading and comparing
 
 
-def ask(
-    chart: Chart,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,
-) -> list[Question]:
-    """Up to `num` questions about the chart, of all kinds or of `kinds`.
-
-    `apart`: each will be asked as if it were the only one, so that a few may come again in other words.
-    The color of a bar is asked where it has a name. `split` as in questions.ask.
-    """
-    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
-    possible = {kind: put(kind, _KINDS[kind](chart, rng), phrasings[kind], rng, apart) for kind in kinds or KINDS}
-    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
+def _targets(kind: str, chart: Chart, rng: random.Random, _split: str) -> list[Target]:
+    return _KINDS[kind](chart, rng)
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort.
+def _says(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key`.
 
-    Labels are compared as sign_questions does. "chart_order": all labels that are quoted, in order. "chart_taller":
+    Labels are compared as the texts of signs are. "chart_order": all labels that are quoted, in order. "chart_taller":
     yes or no, and no other label than the taller one's may be quoted, which the key has behind it.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
     if kind == "chart_order":
         return _quoted(answer) == _quoted(key)
     if kind in ("chart_tallest", "chart_shortest", "chart_which_taller"):
-        return sign_questions.is_right("read", key, answer)
+        return says_text(key, answer)
     unquoted = _QUOTED.sub(" ", answer)
     if kind == "chart_count":
-        return questions.is_right("count_all", key, unquoted)
+        return said_numbers(unquoted) == {key}
     if kind == "chart_bar_color":
         return said_colors(unquoted) == {key}
     said, taller = key.split(" ", 1)
-    return questions.is_right("is_there", said, unquoted) and set(_quoted(answer)) <= set(_quoted(taller))
+    return said_yes_or_no(unquoted) == {said} and set(_quoted(answer)) <= set(_quoted(taller))
 
 
 def _quoted(text: str) -> list[str]:
     """What stands in quotation marks, in order, in small letters."""
     return [quoted.strip().lower() for quoted in _QUOTED.findall(text)]
+
+
+QUESTIONS = QuestionKinds(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says, _KIND_WEIGHTS)

@@ -8,7 +8,7 @@ question about another has one honest answer, and ends the conversation.
 import random
 from dataclasses import dataclass, replace
 
-from training.language.asking import Question, Target, fill, loosely, of_split
+from training.language.asking import Question, QuestionKinds, Target, fill, loosely, of_split
 from training.language.heldout_phrasings import FOLLOW_UPS as HELDOUT_PHRASINGS
 from training.language.heldout_phrasings import SCENES as FIRST_HELDOUT
 from training.worlds.pairs.pairs import Pair
@@ -87,44 +87,6 @@ class _Point:
     picture: int = 0
 
 
-def ask(
-    depiction: Scene | Pair,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,
-) -> list[Question]:
-    """One conversation of up to `num` turns, MOST_TURNS at most, the first mostly of a kind of another world.
-
-    With more than one turn, one of `kinds` (or of KINDS) is among them, else there is no conversation. None of it
-    can be asked `apart`: raises ValueError.
-    """
-    single = not isinstance(depiction, Pair)
-    if apart:
-        raise ValueError("follow-ups lean on each other; they can't be asked apart")
-    pictures = depiction.scenes if isinstance(depiction, Pair) else (depiction,)
-    turns = min(num, rng.choices(tuple(_LENGTHS), tuple(_LENGTHS.values()))[0])
-    if single and rng.random() < _NO_OTHER:
-        first = _no_other(of_split(split, OF_TWO, OF_TWO_HELDOUT)["on_second"], rng)
-        return [first] if num == 1 or first.kind in (kinds or KINDS) else []
-    point, asked = _first(depiction, pictures, rng, split)
-    if asked is None:
-        return []
-    conversation, seen = [asked], {point}
-    while len(conversation) < turns:
-        if single and rng.random() < _NO_OTHER:
-            conversation.append(_no_other(of_split(split, PHRASINGS, HELDOUT_PHRASINGS)["picture"], rng))
-            break
-        if (further := _further(point, pictures, seen, rng, split)) is None:
-            break
-        point, asked = further
-        conversation.append(asked)
-        seen.add(point)
-    told = {question.kind for question in conversation}
-    return conversation if num == 1 or told & set(kinds or KINDS) else []
-
-
 def _no_other(phrasings: tuple[str, ...], rng: random.Random) -> Question:
     """A question about a second picture where there is none; "the second one" might be a shape."""
     plain = [text for text in phrasings if "picture" in text]
@@ -144,7 +106,7 @@ def _first(
             if isinstance(depiction, Pair):
                 return point, about_one(topic, subject, depiction, number, rng, split)
             if found is not None:
-                return point, phrase(topic, found, rng, phrasings)
+                return point, phrase(topic, found, rng, phrasings[topic])
     return _Point("count_all", Subject()), None
 
 
@@ -199,11 +161,52 @@ def _put(move: str, to: _Point, words: str, found: Target, rng: random.Random, s
     return Question(kind, text, found.answer, f"{to.topic} {found.key}", found.unseen_answers)
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort; the key has the kind before it that judges it."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+def _says(kind: str, key: str, answer: str) -> bool:
+    """The key begins with the kind of question about one scene that judges the answer."""
     if kind == "no_other_picture":
         return " ".join(answer.split()).lower() == key.lower()
     asked, said = key.split(" ", 1)
-    return questions.is_right(asked, said, answer)
+    return questions.QUESTIONS.is_right(asked, said, answer)
+
+
+class _FollowUps(QuestionKinds[Scene | Pair]):
+    def ask(
+        self,
+        depiction: Scene | Pair,
+        rng: random.Random,
+        split: str = "train",
+        num: int = 1,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,
+    ) -> list[Question]:
+        """One conversation of up to `num` turns, MOST_TURNS at most, the first mostly of a kind of another world.
+
+        With more than one turn, one of `kinds` (or of all) is among them, else there is no conversation. None of it
+        can be asked `apart`: raises ValueError.
+        """
+        single = not isinstance(depiction, Pair)
+        if apart:
+            raise ValueError("follow-ups lean on each other; they can't be asked apart")
+        pictures = depiction.scenes if isinstance(depiction, Pair) else (depiction,)
+        turns = min(num, rng.choices(tuple(_LENGTHS), tuple(_LENGTHS.values()))[0])
+        if single and rng.random() < _NO_OTHER:
+            first = _no_other(of_split(split, OF_TWO, OF_TWO_HELDOUT)["on_second"], rng)
+            return [first] if num == 1 or first.kind in (kinds or self.kinds) else []
+        point, asked = _first(depiction, pictures, rng, split)
+        if asked is None:
+            return []
+        conversation, seen = [asked], {point}
+        while len(conversation) < turns:
+            if single and rng.random() < _NO_OTHER:
+                conversation.append(_no_other(of_split(split, PHRASINGS, HELDOUT_PHRASINGS)["picture"], rng))
+                break
+            if (further := _further(point, pictures, seen, rng, split)) is None:
+                break
+            point, asked = further
+            conversation.append(asked)
+            seen.add(point)
+        told = {question.kind for question in conversation}
+        return conversation if num == 1 or told & set(kinds or self.kinds) else []
+
+
+QUESTIONS = _FollowUps(KINDS, PHRASINGS, HELDOUT_PHRASINGS, lambda *_: [], _says)

@@ -8,13 +8,13 @@ from collections import Counter
 
 from training.drawing.colors import COLORS
 from training.drawing.geometry import SHAPES
-from training.language.asking import Question, Target, kind_by_kind, of_split, put
+from training.language.asking import Question, QuestionKinds, Target, of_split, put
 from training.language.heldout_phrasings import IN_ONE as IN_ONE_HELDOUT
 from training.language.heldout_phrasings import PAIRS as HELDOUT_PHRASINGS
 from training.language.wordings import indirect, named, ordered, straight, widened_kinds
 from training.worlds.pairs.pairs import Pair, names
-from training.worlds.scenes import questions
 from training.worlds.scenes.more_questions import called, in_reading_order, listed, pairs_said
+from training.worlds.scenes.questions import QUESTIONS as QUESTIONS_OF_ONE
 from training.worlds.scenes.questions import plural, said_yes_or_no
 from training.worlds.scenes.topics import TOPICS, Subject, subjects, target
 
@@ -195,26 +195,7 @@ TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 
 
-def ask(
-    pair: Pair,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,
-) -> list[Question]:
-    """Up to `num` questions about the two pictures, of all kinds or of `kinds`; arguments as for signs."""
-    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
-    possible = {}
-    for kind in kinds or KINDS:
-        if kind == "in_one":
-            possible[kind] = [q for _ in range(3 if apart else 2) for q in _in_one(pair, rng, split)]
-        else:
-            possible[kind] = put(kind, _targets(kind, pair, rng), phrasings[kind], rng, apart)
-    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
-
-
-def _targets(kind: str, pair: Pair, rng: random.Random) -> list[Target]:
+def _targets(kind: str, pair: Pair, rng: random.Random, _split: str) -> list[Target]:
     if kind == "which_more":
         return _which_more(pair, rng)
     if kind == "same":
@@ -288,16 +269,14 @@ def about_one(topic: str, subject: Subject, pair: Pair, number: int, rng: random
     return Question(question.kind, question.question, question.answer, f"{topic} {question.key}", question.unseen)
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort; what a picture shows is listed in whatever order.
+def _says(kind: str, key: str, answer: str) -> bool:
+    """Whether `answer` says `key`; what a picture shows may be listed in any order.
 
-    "only_in" may have the key NOTHING. "in_one": the key has the kind of questions.py before it by which it is judged.
+    "only_in" may have the key NOTHING. The key of "in_one" begins with the kind of question about one scene that it is.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
     if kind == "in_one":
         asked, said = key.split(" ", 1)
-        return questions.is_right(asked, said, answer)
+        return QUESTIONS_OF_ONE.is_right(asked, said, answer)
     if kind == "same":
         return said_yes_or_no(answer) == {key}
     if kind == "which_more":
@@ -306,3 +285,13 @@ def is_right(kind: str, key: str, answer: str) -> bool:
     if kind == "only_in" and key == NOTHING:
         return NOTHING in answer.lower() and not pairs_said(answer)
     return Counter(pairs_said(answer)) == Counter(key.split(", "))
+
+
+class _OfPairs(QuestionKinds[Pair]):
+    def of_kind(self, kind: str, depiction: Pair, rng: random.Random, split: str, apart: bool) -> list[Question]:
+        if kind != "in_one":
+            return super().of_kind(kind, depiction, rng, split, apart)
+        return [question for _ in range(3 if apart else 2) for question in _in_one(depiction, rng, split)]
+
+
+QUESTIONS = _OfPairs(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says, _KIND_WEIGHTS)

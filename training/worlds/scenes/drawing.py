@@ -25,8 +25,15 @@ from training.drawing.geometry import SHAPES
 from training.worlds.scenes.scenes import LARGEST, Background, Scene, SceneObject, inner_circle_of, polygon
 
 __all__ = [
-    "NO_LABEL", "RENDERERS", "PatchLabels", "draw", "draw_background", "patch_labels",
-    "picture_labels", "training_picture", "with_effects",
+    "NO_LABEL",
+    "RENDERERS",
+    "PatchLabels",
+    "draw",
+    "draw_background",
+    "labels",
+    "patch_labels",
+    "training_picture",
+    "with_effects",
 ]  # fmt: skip
 
 RENDERERS = ("pillow", "pillow_plain", "matplotlib")
@@ -129,7 +136,7 @@ def patch_labels(scene: Scene, grid: int = 16) -> PatchLabels:
     return PatchLabels(shapes[winner], colors[winner], centre)
 
 
-def picture_labels(scene: Scene) -> PictureLabels:
+def labels(scene: Scene) -> PictureLabels:
     """What lies in each patch and, by the objects' centres, in each soft token; no characters."""
     cells = patch_labels(scene, PATCHES_PER_SIDE)
     largest = LARGEST * min(scene.width, scene.height)

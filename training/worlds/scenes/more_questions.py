@@ -11,7 +11,7 @@ from itertools import pairwise, permutations
 
 from training.drawing.colors import COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
-from training.language.asking import Question, Target, kind_by_kind, of_split, put
+from training.language.asking import QuestionKinds, Target
 from training.language.heldout_phrasings import FURTHER as HELDOUT_PHRASINGS
 from training.language.wordings import colored, counted, indirect, located, named, ordered, straight, widened_kinds
 from training.worlds.scenes.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
@@ -155,31 +155,12 @@ TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 
 
-def ask(
-    scene: Scene,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,
-) -> list[Question]:
-    """Up to `num` questions about the scene, of all kinds or of `kinds`; arguments as for signs.
-
-    Nothing is asked about scenes with unnamed colors, where a name could mean two objects.
-    """
-    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
-    if any(item.color == UNNAMED for item in scene.objects):
-        return []
-    possible = {
-        kind: put(kind, _KINDS[kind](scene, rng, split), phrasings[kind], rng, apart) for kind in kinds or KINDS
-    }
-    return kind_by_kind(possible, rng, num, _KIND_WEIGHTS)
+def _targets(kind: str, scene: Scene, rng: random.Random, split: str) -> list[Target]:
+    """Nothing where a color has no name: another name could mean two objects."""
+    return [] if any(item.color == UNNAMED for item in scene.objects) else _KINDS[kind](scene, rng, split)
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+def _says(kind: str, key: str, answer: str) -> bool:
     words = _words(answer)
     if kind == "count_both":
         return said_numbers(answer) == {key}
@@ -315,3 +296,4 @@ _KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
 }
 KINDS = tuple(_KINDS)
 _KIND_WEIGHTS = {"side": 1.2, "describe": 0.8, "absent": 0.7}
+QUESTIONS = QuestionKinds(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says, _KIND_WEIGHTS)

@@ -6,13 +6,13 @@ To add a kind: a function that lists its targets, an entry in `_KINDS`, phrasing
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from training.drawing.colors import COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
-from training.language.asking import Question, Target, fill, loosely, of_split
+from training.language.asking import Question, QuestionKinds, Target, fill, loosely, of_split
 from training.language.heldout_phrasings import SCENES as HELDOUT_PHRASINGS
-from training.worlds.scenes.phrasings import TRAINED, Phrasings
+from training.worlds.scenes.phrasings import TRAINED
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 PLACES = (
@@ -25,40 +25,6 @@ LARGER_NUMBERS = ("seven", "eight", "nine", "ten")
 _PLACE_MARGIN = 0.03  # of a side: nearer to a border between cells, "where" isn't asked
 _ZERO_SHARE = 0.07  # of the scenes are asked for the count of an absent shape or color
 _SHARED_COLOR_SHARE = 0.2  # of the color questions are about several objects of one color
-
-
-def ask(
-    scene: Scene,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-) -> list[Question]:
-    """Up to `num` different questions about the scene, of all kinds or of `kinds`.
-
-    `split` "train" never uses a held-out phrasing, "heldout" always does. Fewer come where the
-    scene has no more to ask without doubt, or only what is asked often enough anyway.
-    """
-    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
-    kinds = kinds or KINDS
-    targets = {kind: _KINDS[kind](scene, rng, split) for kind in kinds}
-    asked: list[Question] = []
-    while len(asked) < num:
-        open_kinds = [kind for kind in kinds if targets[kind]]
-        if not open_kinds:
-            break
-        kind = rng.choices(open_kinds, [_KIND_WEIGHTS.get(kind, 1.0) for kind in open_kinds])[0]
-        weights = [target.weight for target in targets[kind]]
-        index = rng.choices(range(len(weights)), weights)[0]
-        asked.append(phrase(kind, targets[kind].pop(index), rng, phrasings))
-    return asked
-
-
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort; numbers as words or digits."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
-    return _said(kind, answer) == {key}
 
 
 def said_colors(answer: str) -> set[str]:
@@ -74,6 +40,11 @@ def said_numbers(answer: str) -> set[str]:
 def said_yes_or_no(answer: str) -> set[str]:
     """ "yes", "no", both or neither."""
     return _said("is_there", answer)
+
+
+def _says(kind: str, key: str, answer: str) -> bool:
+    """Numbers count as words or digits."""
+    return _said(kind, answer) == {key}
 
 
 def _said(kind: str, answer: str) -> set[str]:
@@ -314,7 +285,36 @@ _SYNONYMS: dict[str, dict[str, str]] = {
 # Phrasing.
 
 
-def phrase(kind: str, target: Target, rng: random.Random, phrasings: Phrasings) -> Question:
+def phrase(kind: str, target: Target, rng: random.Random, by_form: Mapping[str, Sequence[str]]) -> Question:
     """The question about a target, in one of the ways that phrasings.py knows."""
-    text = fill(rng.choice(phrasings[kind][target.form]), target.slots)
+    text = fill(rng.choice(by_form[target.form]), target.slots)
     return Question(kind, loosely(text, rng), target.answer, target.key, target.unseen_answers)
+
+
+class _AboutOne(QuestionKinds[Scene]):
+    """Phrasings go by form too, and no target is asked about twice."""
+
+    def ask(
+        self,
+        depiction: Scene,
+        rng: random.Random,
+        split: str = "train",
+        num: int = 1,
+        kinds: tuple[str, ...] | None = None,
+        apart: bool = False,  # noqa: ARG002  (no target comes twice)
+    ) -> list[Question]:
+        phrasings = of_split(split, self.trained, self.heldout)
+        targets = {kind: self.targets(kind, depiction, rng, split) for kind in kinds or self.kinds}
+        asked: list[Question] = []
+        while len(asked) < num and (left := [kind for kind in targets if targets[kind]]):
+            kind = rng.choices(left, [_KIND_WEIGHTS.get(kind, 1.0) for kind in left])[0]
+            place = rng.choices(range(len(targets[kind])))[0]
+            asked.append(phrase(kind, targets[kind].pop(place), rng, phrasings[kind]))
+        return asked
+
+
+def _targets(kind: str, scene: Scene, rng: random.Random, split: str) -> list[Target]:
+    return _KINDS[kind](scene, rng, split)
+
+
+QUESTIONS = _AboutOne(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says)

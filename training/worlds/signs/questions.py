@@ -8,7 +8,7 @@ import random
 import re
 
 from training.drawing.colors import UNNAMED
-from training.language.asking import Question, Target, of_split, put
+from training.language.asking import QuestionKinds, Target
 from training.language.heldout_phrasings import SIGNS as HELDOUT_PHRASINGS
 from training.worlds.scenes.questions import LARGER_NUMBERS, NUMBERS, said_colors, said_numbers
 from training.worlds.signs.signs import Sign
@@ -68,28 +68,7 @@ PHRASINGS = {
 }  # fmt: skip
 
 
-def ask(
-    sign: Sign,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,
-) -> list[Question]:
-    """Up to `num` questions about the sign, of all kinds or of `kinds`.
-
-    `apart`: each will be asked as if it were the only one, so that a kind may come again in other words.
-    Of a text in a color without a name, the color is not asked. `split` as in questions.ask.
-    """
-    phrasings = of_split(split, PHRASINGS, HELDOUT_PHRASINGS)
-    asked = []
-    for kind in kinds or KINDS:
-        asked += put(kind, _targets(kind, sign, rng), phrasings[kind], rng, apart)
-    rng.shuffle(asked)
-    return asked[:num]
-
-
-def _targets(kind: str, sign: Sign, rng: random.Random) -> list[Target]:
+def _targets(kind: str, sign: Sign, rng: random.Random, _split: str) -> list[Target]:
     """What may be asked of one kind: once, or nothing where there is no answer."""
     alike, text = _MOST_ALIKE[kind], sign.text
     if kind == "read":
@@ -107,14 +86,8 @@ def _targets(kind: str, sign: Sign, rng: random.Random) -> list[Target]:
     return [Target((("letters", f"{letter}s"), ("word", word)), answer, length, alike=alike)]
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort.
-
-    "read": what stands in quotation marks is the text, in whatever case; without any, the answer's last word.
-    In other answers nothing that stands in quotation marks counts.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+def _says(kind: str, key: str, answer: str) -> bool:
+    """Nothing in quotation marks counts, but where the text itself is asked for."""
     unquoted = QUOTED.sub(" ", answer)
     if kind == "text_color":
         return said_colors(answer) == {key}
@@ -122,5 +95,13 @@ def is_right(kind: str, key: str, answer: str) -> bool:
         return said_numbers(unquoted) == {key}
     if kind == "word_or_number":
         return {word for word in ("word", "number") if re.search(rf"\b{word}\b", unquoted.lower())} == {key}
+    return says_text(key, answer)
+
+
+def says_text(text: str, answer: str) -> bool:
+    """Whether what stands in quotation marks is the text, in whatever case; without any, the answer's last word."""
     quoted = QUOTED.findall(answer) or re.findall(r"(\w+)\W*$", answer)
-    return len(quoted) == 1 and quoted[0].strip().lower() == key.lower()
+    return len(quoted) == 1 and quoted[0].strip().lower() == text.lower()
+
+
+QUESTIONS = QuestionKinds(KINDS, PHRASINGS, HELDOUT_PHRASINGS, _targets, _says)

@@ -2,11 +2,10 @@
 
 import random
 
-from training.language.asking import Question, Target, of_split, put
+from training.language.asking import QuestionKinds, Target
 from training.language.heldout_phrasings import TWO_LINES as HELDOUT_PHRASINGS
 from training.language.wordings import indirect, named, ordered, straight, widened_kinds
-from training.worlds.signs import questions as sign_questions
-from training.worlds.signs.questions import QUOTED
+from training.worlds.signs.questions import QUOTED, says_text
 from training.worlds.signs.two_lines import TwoLines
 
 KINDS = ("read_lines", "first_line", "second_line")
@@ -79,36 +78,20 @@ TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 
 
-def ask(
-    sign: TwoLines,
-    rng: random.Random,
-    split: str = "train",
-    num: int = 1,
-    kinds: tuple[str, ...] | None = None,
-    apart: bool = False,
-) -> list[Question]:
-    """Up to `num` questions about the two lines, of all kinds or of `kinds`; arguments as for signs."""
-    phrasings = of_split(split, TRAINED, HELDOUT_PHRASINGS)
-    asked = []
-    for kind in kinds or KINDS:
-        asked += put(kind, [_target(kind, sign, rng)], phrasings[kind], rng, apart)
-    rng.shuffle(asked)
-    return asked[:num]
-
-
-def _target(kind: str, sign: TwoLines, rng: random.Random) -> Target:
+def _targets(kind: str, sign: TwoLines, rng: random.Random, _split: str) -> list[Target]:
     first, second = (line.text for line in sign.lines)
     if kind == "read_lines":
-        return Target((), f'The sign says "{first}" and "{second}".', f"{first} {second}", alike=_MOST_ALIKE)
+        return [Target((), f'The sign says "{first}" and "{second}".', f"{first} {second}", alike=_MOST_ALIKE)]
     ordinal, text = ("first", first) if kind == "first_line" else ("second", second)
     called = (("line", rng.choice(_CALLED[ordinal])),)
-    return Target(called, f'The {ordinal} line says "{text}".', text, alike=_MOST_ALIKE)
+    return [Target(called, f'The {ordinal} line says "{text}".', text, alike=_MOST_ALIKE)]
 
 
-def is_right(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key` and nothing else of its sort; both lines in quotation marks, the upper one first."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
+def _says(kind: str, key: str, answer: str) -> bool:
+    """Both lines stand in quotation marks, the upper one first."""
     if kind == "read_lines":
         return [text.strip().lower() for text in QUOTED.findall(answer)] == key.lower().split()
-    return sign_questions.is_right("read", key, answer)
+    return says_text(key, answer)
+
+
+QUESTIONS = QuestionKinds(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says)
