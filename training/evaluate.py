@@ -3,7 +3,6 @@
     python -m training.evaluate
     python -m training.evaluate --model runs/demo/last --per-kind 100 --split train
     python -m training.evaluate --int4 --json benchmarks/results/answers.json
-    python -m training.evaluate --model runs/signs/last --worlds scenes,signs
     python -m training.evaluate --model runs/talks/last --kinds which_more,follow_up,one_word
 
 Held out are the seeds, the phrasings, eight pairs of shape and color, one of which is in every picture
@@ -290,7 +289,6 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--kinds", help="of question, with commas between; by default all")
-    asked.add_argument("--worlds", help=f"all kinds of these, of {','.join(WORLDS)}")
     asked.add_argument("--phrasings", type=Path, help="ask in the words of this file, of its kinds")
     parser.add_argument(
         "--renderer", choices=(*RENDERERS, BROWSER), help="draw with this one only; by default each but the browser"
@@ -303,11 +301,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     kinds = ALL_KINDS
-    if arguments.worlds:
-        worlds = arguments.worlds.split(",")
-        if unknown := set(worlds) - set(WORLDS):
-            parser.error(f"--worlds has {sorted(unknown)}; expected some of {','.join(WORLDS)}")
-        kinds = tuple(kind for world in worlds for kind in WORLDS[world].kinds)
     if arguments.kinds:
         try:
             kinds = kinds_named(arguments.kinds)

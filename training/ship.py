@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from gemma3_core import Gemma3ForConditionalGeneration, Gemma3Tokenizer
-from training.learning.model import DEMO_MODEL, TOKENIZER_FILES, special_id, write_processor_files
+from gemma3_core import Gemma3ForConditionalGeneration
+from training.learning.model import DEMO_MODEL, TOKENIZER_FILES, copy_settings
 
 MOST_BYTES = 9_000_000
 """Of one file in git."""
@@ -39,7 +39,7 @@ def ship(sources: Sequence[Path], target: Path = DEMO_MODEL) -> None:
     for name in TOKENIZER_FILES:
         if (sources[0] / name).exists():
             (target / name).write_bytes((sources[0] / name).read_bytes())
-    write_processor_files(target, special_id(Gemma3Tokenizer.from_pretrained(target), "<end_of_turn>"))
+    copy_settings(target)
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ transformers' GemmaTokenizer rebuilds it unchanged; only the vocabulary is small
 """
 
 import argparse
-import json
 import re
+import shutil
 import string
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from training.drawing.geometry import SHAPES
 from training.language import heldout_phrasings, system_prompts
 from training.language.ordinary_text import ORDINARY_TEXT
 from training.learning.batches import NO_PICTURE
+from training.learning.model import DEMO_MODEL, TOKENIZER_FILES
 from training.worlds import elsewhere
 from training.worlds.boards import questions as board_questions
 from training.worlds.charts import questions as chart_questions
@@ -42,56 +43,6 @@ ALPHABET = (*(chr(code) for code in range(33, 127)), "▁")
 _BASE = (*CONTROL_TOKENS[:7], *NEWLINES, *CONTROL_TOKENS[7:], *BYTES, *ALPHABET)
 
 _WORDS = re.compile("( |(?<![A-Za-z]))([A-Za-z]+)")
-
-CHAT_TEMPLATE = """\
-{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- if messages[0]['content'] is string -%}
-        {%- set first_user_prefix = messages[0]['content'] + '
-
-' -%}
-    {%- else -%}
-        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '
-
-' -%}
-    {%- endif -%}
-    {%- set loop_messages = messages[1:] -%}
-{%- else -%}
-    {%- set first_user_prefix = "" -%}
-    {%- set loop_messages = messages -%}
-{%- endif -%}
-{%- for message in loop_messages -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
-    {%- endif -%}
-    {%- if (message['role'] == 'assistant') -%}
-        {%- set role = "model" -%}
-    {%- else -%}
-        {%- set role = message['role'] -%}
-    {%- endif -%}
-    {{ '<start_of_turn>' + role + '
-' + (first_user_prefix if loop.first else "") }}
-    {%- if message['content'] is string -%}
-        {{ message['content'] | trim }}
-    {%- elif message['content'] is iterable -%}
-        {%- for item in message['content'] -%}
-            {%- if item['type'] == 'image' -%}
-                {{ '<start_of_image>' }}
-            {%- elif item['type'] == 'text' -%}
-                {{ item['text'] | trim }}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- else -%}
-        {{ raise_exception("Invalid content type") }}
-    {%- endif -%}
-    {{ '<end_of_turn>
-' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{'<start_of_turn>model
-'}}
-{%- endif -%}
-"""
 
 
 def build() -> Tokenizer:
@@ -129,40 +80,11 @@ def build() -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    """Writes tokenizer.json; tokenizer_config.json and chat_template.jinja are the demo model's, and Gemma's own."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        shutil.copy(DEMO_MODEL / name, folder / name)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(_settings(), indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-
-
-def _settings() -> dict:
-    """tokenizer_config.json, with the keys and values of Gemma's own."""
-    image_tokens = {
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-        "image_token": "<image_soft_token>",
-    }
-    return {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": "<bos>",
-        **image_tokens,
-        "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<end_of_turn>",
-        "extra_special_tokens": image_tokens,
-        "mask_token": "<mask>",
-        "model_max_length": 8192,
-        "pad_token": "<pad>",
-        "padding_side": "left",
-        "processor_class": "Gemma3Processor",
-        "sp_model_kwargs": None,
-        "spaces_between_special_tokens": False,
-        "tokenizer_class": "GemmaTokenizer",
-        "unk_token": "<unk>",
-        "use_default_system_prompt": False,
-    }
 
 
 def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:

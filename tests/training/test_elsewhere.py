@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from training.drawing.colors import COLORS
+from training.drawing.geometry import SHAPES
 from training.worlds.charts.charts import Chart
 from training.worlds.elsewhere import (
     HELDOUT_PHRASINGS,
@@ -28,7 +29,7 @@ from training.worlds.elsewhere import (
     training_picture,
 )
 from training.worlds.registry import WORLDS
-from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, Scene, is_heldout_pair
+from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, is_heldout_pair
 from training.worlds.signs.signs import Sign, is_heldout_text
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right

@@ -13,6 +13,7 @@ from PIL import Image
 from gemma3_core.processor import Gemma3Processor
 from training import evaluate
 from training.drawing.colors import COLORS
+from training.drawing.geometry import SHAPES
 from training.evaluate import Dialogue, Examinee, dialogues_of_kind, held
 from training.language.asking import Question
 from training.learning.batches import ConversationWriter, Mix, Share
@@ -22,7 +23,7 @@ from training.worlds.pairs.pairs import Pair
 from training.worlds.registry import WORLDS
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.questions import NUMBERS, PLACES
-from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, Scene
+from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 

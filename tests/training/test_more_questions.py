@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 
 from training.drawing.colors import COLORS, UNNAMED
+from training.drawing.geometry import SHAPES
 from training.worlds.registry import WORLDS
 from training.worlds.scenes.more_questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS
 from training.worlds.scenes.questions import NUMBERS
-from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, random_scene
+from training.worlds.scenes.scenes import HELDOUT_PAIRS, random_scene
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 

@@ -12,6 +12,7 @@ from PIL import Image
 from gemma3_core.processor import Gemma3Processor
 from training import evaluate
 from training.drawing.colors import COLORS
+from training.drawing.geometry import SHAPES
 from training.evaluate import Dialogue, dialogues_of_kind, questions_of_kind
 from training.learning.batches import ConversationWriter, Mix, Share, collate
 from training.learning.dense_heads import IGNORED
@@ -29,7 +30,7 @@ from training.worlds.pairs.questions import (
 from training.worlds.registry import WORLDS
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.questions import NUMBERS
-from training.worlds.scenes.scenes import HELDOUT_PAIRS, SHAPES, SMALLEST
+from training.worlds.scenes.scenes import HELDOUT_PAIRS, SMALLEST
 from training.worlds.scenes.topics import TOPICS, Subject, subjects, target
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right

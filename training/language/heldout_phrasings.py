@@ -31,8 +31,7 @@ SCENES: dict[str, dict[str, tuple[str, ...]]] = {
             "Which color is the {shape} in the picture?", "Say what color the {shape} has.",
         ),
         "many": (
-            "Which color do the {shapes} have?",
-            "Could you tell me what color the {shapes} are?",
+            "Which color do the {shapes} have?", "Could you tell me what color the {shapes} are?",
         ),
     },
     "shape": {
@@ -41,8 +40,7 @@ SCENES: dict[str, dict[str, tuple[str, ...]]] = {
             "Say what shape the {color} object has.", "What kind of shape does the {color} object have?",
         ),
         "only": (
-            "Which shape do you see?",
-            "Could you name this shape?",
+            "Which shape do you see?", "Could you name this shape?",
         ),
     },
     "is_there": {
@@ -120,10 +118,9 @@ CHARTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _SHOWS_HELDOUT = (
-    "Which objects are on the {which} picture?",
-    "Could you tell me what the {which} picture shows?",
+    "Which objects are on the {which} picture?", "Could you tell me what the {which} picture shows?",
     "Say what you see on the {which} picture.",
-)
+)  # fmt: skip
 
 PAIRS: dict[str, tuple[str, ...]] = {
     "which_more": (
@@ -144,21 +141,18 @@ PAIRS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _OF_A_LINE_HELDOUT = (
-    "Could you read the {line} line for me?",
-    "Please tell me what the {line} line of the sign says.",
+    "Could you read the {line} line for me?", "Please tell me what the {line} line of the sign says.",
     "Which text is in the {line} line?",
-)
+)  # fmt: skip
 
 TWO_LINES: dict[str, tuple[str, ...]] = {
     "read_lines": (
-        "What is it that the sign says?",
-        "What is written in this picture?",
-        "Could you read both lines for me?",
+        "What is it that the sign says?", "What is written in this picture?", "Could you read both lines for me?",
         "Please tell me what the text says.",
     ),
     "first_line": _OF_A_LINE_HELDOUT,
     "second_line": _OF_A_LINE_HELDOUT,
-}
+}  # fmt: skip
 
 SIGNS: dict[str, tuple[str, ...]] = {
     "read": (

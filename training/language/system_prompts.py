@@ -7,8 +7,8 @@ from training.language.asking import Question, of_split
 
 KINDS = ("one_word", "full_sentence")
 SHORT_KINDS = (
-    "count_shape", "count_color", "count_all", "count_both", "color", "shape", "is_there", "where", "side",
-    "read", "text_color", "letters_count", "word_or_number",
+    "count_shape", "count_color", "count_all", "count_both", "color", "shape", "is_there", "where", "side", "read",
+    "text_color", "letters_count", "word_or_number",
 )  # fmt: skip
 """Of question: those that a word answers, or two that name a place."""
 
@@ -59,10 +59,8 @@ OPENINGS = (
     "Look at the picture.", "Look closely.", "Be helpful.",
 )  # fmt: skip
 HELDOUT_OPENINGS = (
-    "You are a friendly helper.",
-    "You tell people what is in a picture.",
-    "Look at the picture closely.",
-)
+    "You are a friendly helper.", "You tell people what is in a picture.", "Look at the picture closely.",
+)  # fmt: skip
 
 
 def random_prompt(form: str, rng: random.Random, split: str = "train") -> str:

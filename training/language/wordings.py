@@ -123,34 +123,28 @@ def counted(things: str) -> tuple[str, ...]:
         ),
         *indirect(
             f"how many {things} (there are|you see|you can see|you find|you can find|you count|are shown){_HERE}",
-            f"how many {things} (are in|are on) (the|this) picture",
-            f"how many {things} the picture (shows|has)",
+            f"how many {things} (are in|are on) (the|this) picture", f"how many {things} the picture (shows|has)",
         ),
         *named(f"the number of {things}{_HERE}", f"the number of {things} (you see|there are|that are shown)"),
         *ordered(
-            f"count (the|all the|all|up the) {things}{_HERE}",
-            f"count the {things} (for me|that you see|you can find)",
+            f"count (the|all the|all|up the) {things}{_HERE}", f"count the {things} (for me|that you see|you can find)",
         ),
-    )
+    )  # fmt: skip
 
 
 def colored(thing: str) -> tuple[str, ...]:
     """What color it is."""
     return (
         *straight(
-            f"(what|which) color is {thing}{_HERE}",
-            f"(what|which) color (does|would) {thing} have",
-            f"(what|which) color has {thing}",
-            f"in (what|which) color is {thing} (|drawn|painted|shown|filled)",
-            f"of (what|which) color is {thing}",
-            f"(what|which) color do you (see on|give|think is|find on) {thing}",
-            f"(what|which) color do you (think|believe) {thing} (is|has)",
-            f"{thing} (is|has) (what|which) color",
+            f"(what|which) color is {thing}{_HERE}", f"(what|which) color (does|would) {thing} have",
+            f"(what|which) color has {thing}", f"in (what|which) color is {thing} (|drawn|painted|shown|filled)",
+            f"of (what|which) color is {thing}", f"(what|which) color do you (see on|give|think is|find on) {thing}",
+            f"(what|which) color do you (think|believe) {thing} (is|has)", f"{thing} (is|has) (what|which) color",
             f"how is {thing} colored",
         ),
         *indirect(f"(what|which) color {thing} (is|has)", f"(in|of) (what|which) color {thing} is"),
         *named(f"the color (of|that you see on) {thing}{_HERE}", f"the color that {thing} has"),
-    )
+    )  # fmt: skip
 
 
 def located(thing: str) -> tuple[str, ...]:
@@ -158,14 +152,11 @@ def located(thing: str) -> tuple[str, ...]:
     part = "(what|which) (part|corner|area|region|place)"
     return (
         *straight(
-            f"where (is|lies) {thing}{_HERE}",
-            f"where (do|can) (you|I) (see|find) {thing}{_HERE}",
-            f"where (does|can) {thing} (lie|be|be found)",
-            f"in {part} of the picture (is|lies) {thing}",
-            f"{part} of the picture is {thing} in",
-            f"{thing} is where",
+            f"where (is|lies) {thing}{_HERE}", f"where (do|can) (you|I) (see|find) {thing}{_HERE}",
+            f"where (does|can) {thing} (lie|be|be found)", f"in {part} of the picture (is|lies) {thing}",
+            f"{part} of the picture is {thing} in", f"{thing} is where",
         ),
         *indirect(f"where {thing} (is|lies|can be found){_HERE}", f"in {part} of the picture {thing} is"),
         *named(f"the (position|place|location) of {thing}{_HERE}"),
         *ordered(f"(find|locate) {thing}{_HERE}"),
-    )
+    )  # fmt: skip

@@ -24,12 +24,14 @@ from torch.utils.data import IterableDataset
 
 from gemma3_core import Gemma3ImageProcessorPil, Gemma3Processor, Gemma3Tokenizer
 from gemma3_core.image_processor import pan_and_scan_boxes
+from training.drawing.colors import COLORS
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unlabelled
+from training.drawing.geometry import SHAPES
 from training.language.asking import Question
 from training.learning.dense_heads import IGNORED, DenseLabels
 from training.learning.model import IMAGE_SIZE
 from training.worlds.registry import world_named
-from training.worlds.scenes.scenes import COLORS, HELDOUT_PAIRS, SHAPES
+from training.worlds.scenes.scenes import HELDOUT_PAIRS
 from training.worlds.world import DrawnWorld, ReadInCrops, World
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."

@@ -1,6 +1,6 @@
 """The demo model: where it lies, its shape, its first weights, and the files beside them."""
 
-import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from training.drawing.dense_labels import PATCHES_PER_SIDE, TOKENS_PER_SIDE
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+SETTINGS_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 # Widths are multiples of 128, so that int4 with group size 128 fits each of the decoder's linears.
 TEXT_WIDTH = 256
 VISION_WIDTH = 384
@@ -68,35 +69,11 @@ def special_id(tokenizer: Gemma3Tokenizer, token: str) -> int:
     return number
 
 
-def write_processor_files(folder: Path, end_of_turn: int) -> None:
-    """generation_config.json, preprocessor_config.json and processor_config.json beside the weights."""
-    generation = {"bos_token_id": 2, "pad_token_id": 0, "eos_token_id": [1, end_of_turn], "do_sample": False}
-    image = {
-        "image_processor_type": "Gemma3ImageProcessor",
-        "processor_class": "Gemma3Processor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "image_seq_length": TOKENS_PER_SIDE**2,
-        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        "do_convert_rgb": None,
-        "do_pan_and_scan": None,
-        "pan_and_scan_max_num_crops": None,
-        "pan_and_scan_min_crop_size": None,
-        "pan_and_scan_min_ratio_to_activate": None,
-    }
-    processor = {"image_seq_length": TOKENS_PER_SIDE**2, "processor_class": "Gemma3Processor"}
-    files = {
-        "generation_config.json": generation,
-        "preprocessor_config.json": image,
-        "processor_config.json": processor,
-    }
-    for name, data in files.items():
-        (folder / name).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def copy_settings(folder: Path) -> None:
+    """Writes the files beside the weights that no training changes: how to generate, and how to read pictures."""
+    for name in SETTINGS_FILES:
+        if folder.resolve() != DEMO_MODEL:
+            shutil.copy(DEMO_MODEL / name, folder / name)
 
 
 def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:

@@ -21,15 +21,7 @@ from gemma3_core import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Toke
 from training.drawing.fonts import all_fonts
 from training.learning.batches import Batch, Conversations, Mix
 from training.learning.dense_heads import DENSE_HEADS, IGNORED, NEVER, DenseHeads, DenseLabels
-from training.learning.model import (
-    DEMO_MODEL,
-    TOKENIZER_FILES,
-    demo_config,
-    initialise,
-    special_id,
-    write_processor_files,
-)
-from training.learning.muon import Muon
+from training.learning.model import DEMO_MODEL, TOKENIZER_FILES, copy_settings, demo_config, initialise
 
 DENSE_WEIGHT = 0.5
 SAVE_MINUTES = 5.0
@@ -215,7 +207,7 @@ class Trainer:
         torch.save({name: value.cpu() for name, value in self.heads.state_dict().items()}, fresh / DENSE_HEADS)
         for file in TOKENIZER_FILES:
             shutil.copy(self.tokenizer_folder / file, fresh / file)
-        write_processor_files(fresh, special_id(self.tokenizer, "<end_of_turn>"))
+        copy_settings(fresh)
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)
 
@@ -253,7 +245,7 @@ def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.op
     outer = list(heads.parameters())
     for name, parameter in model.named_parameters():
         (inner if parameter.ndim == 2 and ".layers." in name else outer).append(parameter)
-    muon = Muon(inner, lr=2 * rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(inner, lr=2 * rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(outer, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     for optimiser in (muon, adamw):
         for group in optimiser.param_groups:

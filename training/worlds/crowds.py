@@ -18,9 +18,9 @@ from training.drawing.dense_labels import (
     PictureLabels,
 )
 from training.drawing.fonts import Font, all_fonts, edges, metrics
+from training.drawing.geometry import SHAPES
 from training.worlds.scenes import drawing
 from training.worlds.scenes.scenes import (
-    SHAPES,
     SMALLEST,
     Background,
     Scene,

@@ -49,8 +49,8 @@ PHRASINGS = (
     "Tell me a joke.", "Write a poem.", "Sing a song.", "Write a letter to my landlord.", "Translate this to French.",
     "What is two plus two?", "What is 17 times 3?", "Solve the equation.", "Which year is it?", "Who is the president?",
     "What is the meaning of life?", "Do you like music?", "Can you help me with my homework?", "Play a game with me.",
-    "What happened in 1989?", "Who won the match?", "Is this picture art?", "Is it a good picture?",
-    "How do you feel?", "Do you love me?", "What should I wear today?", "Recommend a book.", "Which film is this?",
+    "What happened in 1989?", "Who won the match?", "Is this picture art?", "Is it a good picture?", "How do you feel?",
+    "Do you love me?", "What should I wear today?", "Recommend a book.", "Which film is this?",
     "What is the code for a web page?", "Why is the sky blue?", "How far is the moon?", "How tall is the tower?",
     "What is behind the house?", "What will happen next?", "Is the food fresh?", "What brand is this?",
     "Whose face is this?", "How heavy is it?", "Give me the recipe.", "Explain the theory of relativity.",
@@ -130,10 +130,9 @@ PATTERNS = (
     "What color is the {thing}?", "What is the {thing} doing?", "What is the {thing} called?",
     "What is behind the {thing}?", "Whose {thing} is this?", "How old is the {thing}?", "How large is the {thing}?",
     "What is the {thing} made of?", "What does the {thing} cost?", "Describe the {thing}.",
-    "Tell me about the {thing}.", "Which {thing} is this?", "Who made the {thing}?",
-    "Where did you find the {thing}?", "How do I draw a {thing}?", "Why is there a {thing}?",
-    "Do you like this {thing}?", "Write a song about a {thing}.", "What do you know about {thing}s?",
-    "Can I have a {thing}?", "Where do {thing}s live?",
+    "Tell me about the {thing}.", "Which {thing} is this?", "Who made the {thing}?", "Where did you find the {thing}?",
+    "How do I draw a {thing}?", "Why is there a {thing}?", "Do you like this {thing}?", "Write a song about a {thing}.",
+    "What do you know about {thing}s?", "Can I have a {thing}?", "Where do {thing}s live?",
 )  # fmt: skip
 THINGS = tuple(
     """

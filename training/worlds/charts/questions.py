@@ -91,31 +91,26 @@ def _extremely(adjective: str, most: str) -> tuple[str, ...]:
     """Asks for the bar that is; both words are patterns: "(tallest|highest)" and "(highest|greatest)"."""
     return (
         *straight(
-            f"(what|which) bar is (the|) {adjective} {_IN}",
-            f"(what|which) bar is the {adjective} one",
+            f"(what|which) bar is (the|) {adjective} {_IN}", f"(what|which) bar is the {adjective} one",
             f"which of (the|these|all|all the|those) bars is (the|) {adjective}",
             f"(what|which) (is|one is) the {adjective} (|bar) (of the bars|of all bars|)",
             f"(what|which) (bar|one) has the {most} (height|value)",
             f"what is (written|said|the label) (under|at|below|beside|on) the {adjective} bar",
             f"what (does|would) the label (of|under|at|below) the {adjective} bar say",
-            f"what is the {adjective} bar called",
-            f"what name does the {adjective} bar have",
+            f"what is the {adjective} bar called", f"what name does the {adjective} bar have",
         ),
         *indirect(
-            f"(what|which) bar is (the|) {adjective} {_IN}",
-            f"which of (the|these) bars is the {adjective}",
-            f"what the {adjective} bar is (|called)",
-            f"what is written (under|at|below) the {adjective} bar",
+            f"(what|which) bar is (the|) {adjective} {_IN}", f"which of (the|these) bars is the {adjective}",
+            f"what the {adjective} bar is (|called)", f"what is written (under|at|below) the {adjective} bar",
             f"which bar has the {most} (height|value)",
         ),
         *named(
-            f"the {adjective} bar {_IN}",
-            f"the {adjective} (one|of the bars|of all bars)",
+            f"the {adjective} bar {_IN}", f"the {adjective} (one|of the bars|of all bars)",
             f"the (label|name|word) (of|under|at) the {adjective} bar",
             f"the bar (that is the {adjective}|with the {most} height|with the {most} value)",
         ),
         *ordered(f"read the label (of|under|below|at) the {adjective} bar"),
-    )
+    )  # fmt: skip
 
 
 _BAR = '(the bar|the bar of|the bar for|the bar called|the bar named|the bar labeled|the bar with the label|) "{one}"'

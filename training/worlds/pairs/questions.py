@@ -142,13 +142,11 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
             "do (they|both) (show|have|hold) (the same|the same shapes|the same things|the same objects)",
             f"does the second picture (show|have|hold) the same (|{_ALL}) as the first (|one)",
             "(is|are) the same (shown|shapes|things|objects) (in|on) both (|pictures)",
-            f"are the {_ALL} (in|on) {_BOTH} the same",
-            f"are the {_ALL} the same in both (|pictures)",
+            f"are the {_ALL} (in|on) {_BOTH} the same", f"are the {_ALL} the same in both (|pictures)",
             "is what they show the same",
         ),
         *indirect(
-            f"(if|whether) {_BOTH} {_SHOW}",
-            "(if|whether) (they|both) show the same (|shapes|things)",
+            f"(if|whether) {_BOTH} {_SHOW}", "(if|whether) (they|both) show the same (|shapes|things)",
             f"(if|whether) the {_ALL} are the same in both",
         ),
     ),
@@ -162,8 +160,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
             "what is missing in the other picture that the {which} has",
         ),
         *indirect(
-            f"what is {_NOT_IN_OTHER}",
-            f"(what|which) {_ALL} are {_NOT_IN_OTHER}",
+            f"what is {_NOT_IN_OTHER}", f"(what|which) {_ALL} are {_NOT_IN_OTHER}",
             "what only the {which} picture (shows|has)",
         ),
         *ordered(f"(list|name) (the {_ALL}|what is|all that is) {_NOT_IN_OTHER}"),
@@ -178,8 +175,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
                 "what does the {which} (picture|one) (show|contain|hold)",
             ),
             *indirect(
-                "what (is in|is on|you see in|you see on) the {which} picture",
-                "what the {which} (picture|one) shows",
+                "what (is in|is on|you see in|you see on) the {which} picture", "what the {which} (picture|one) shows",
                 f"which {_ALL} are in the {{which}} picture",
             ),
             *named("the shapes (in|on) the {which} picture"),
@@ -189,7 +185,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
             ),
         ),
     ),
-}
+}  # fmt: skip
 
 TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""

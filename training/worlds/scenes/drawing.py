@@ -14,7 +14,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 from training.drawing.colors import RGB
 from training.drawing.dense_labels import (
     HEIGHTS,
-    NO_LABEL,
     PATCHES_PER_SIDE,
     TOKENS_PER_SIDE,
     PictureLabels,
@@ -23,18 +22,6 @@ from training.drawing.dense_labels import (
 )
 from training.drawing.geometry import SHAPES
 from training.worlds.scenes.scenes import LARGEST, Background, Scene, SceneObject, inner_circle_of, polygon
-
-__all__ = [
-    "NO_LABEL",
-    "RENDERERS",
-    "PatchLabels",
-    "draw",
-    "draw_background",
-    "labels",
-    "patch_labels",
-    "training_picture",
-    "with_effects",
-]  # fmt: skip
 
 RENDERERS = ("pillow", "pillow_plain", "matplotlib")
 _SHARES = (0.40, 0.45, 0.15)  # of the renderers, where none is named

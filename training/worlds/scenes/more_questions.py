@@ -83,8 +83,7 @@ def _extremely(adjective: str) -> tuple[str, ...]:
     """Asks for the one that is; the adjective is a pattern."""
     return (
         *straight(
-            f"(what|which) {_ANY} is (the|) {adjective}",
-            f"(what|which) {_ANY} is the {adjective} (one|of all|here)",
+            f"(what|which) {_ANY} is (the|) {adjective}", f"(what|which) {_ANY} is the {adjective} (one|of all|here)",
             f"(which is|what is) the {adjective} of (all|all the|the|these) {_ALL}",
             f"which (one|) is the {adjective} {_ANY}",
             f"which of (the|these|all|all the|those) {_ALL} is (the|) {adjective}",
@@ -92,12 +91,11 @@ def _extremely(adjective: str) -> tuple[str, ...]:
             f"(what|which) {_ANY} do you (think|find) is the {adjective}",
         ),
         *indirect(
-            f"(what|which) {_ANY} is (the|) {adjective}",
-            f"which of the {_ALL} is the {adjective}",
+            f"(what|which) {_ANY} is (the|) {adjective}", f"which of the {_ALL} is the {adjective}",
             f"what the {adjective} {_ANY} is",
         ),
         *named(f"the {adjective} {_ANY} {_IN}", f"the {adjective} (one|of all {_ALL}|of the {_ALL})"),
-    )
+    )  # fmt: skip
 
 
 _COMPOSED: dict[str, tuple[str, ...]] = {
@@ -109,8 +107,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
             "(do|can) you (see|find) the {one} {side} the {other} (|in the picture|here)",
             "is the {one} (lying|placed|drawn|shown|located|seen) {side} the {other}",
             "(do you think|would you say|is it so|is it right|is it true) that the {one} is {side} the {other}",
-            "is it {side} the {other} that the {one} (is|lies)",
-            "is {side} the {other} where the {one} (is|lies)",
+            "is it {side} the {other} that the {one} (is|lies)", "is {side} the {other} where the {one} (is|lies)",
         ),
         *indirect("(if|whether) the {one} (is|lies|is located) {side} the {other} (|in the picture)"),
     ),
@@ -122,10 +119,8 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
             f"(what|which) {_ALL} (are there|do you see|can you see|do you find|are shown|are visible|are here)",
             f"(what|which) {_ALL} (are there|do you see|can you see|are shown|are) (in|on) this picture",
             f"(what|which) {_ALL} does (the|this) picture (show|have|hold|contain)",
-            "what does (the|this) picture (show|contain|hold|depict)",
-            "what (do|can) you see (|here)",
-            "what (is|is there|can be seen) here",
-            "what (can be|is to be) seen (|in the picture|in this picture)",
+            "what does (the|this) picture (show|contain|hold|depict)", "what (do|can) you see (|here)",
+            "what (is|is there|can be seen) here", "what (can be|is to be) seen (|in the picture|in this picture)",
         ),
         *indirect(
             "what (you see|the picture shows|is in the picture|is on the picture|there is|is shown|is here)",

@@ -191,8 +191,7 @@ _COMPOSED: Phrasings = {
         "only": (
             *straight(
                 "(what|which|what kind of) shape (is this|is it|is that|is shown|is there|is here)",
-                "(what|which|what kind of) shape (do|can) you see",
-                "what is (it|this|that) (|in the picture)",
+                "(what|which|what kind of) shape (do|can) you see", "what is (it|this|that) (|in the picture)",
             ),
             *indirect("(what|which|what kind of) shape (this is|it is|you see|is shown|is there)"),
             *named("the shape (|in the picture|you see|here)"),
@@ -204,8 +203,7 @@ _COMPOSED: Phrasings = {
                 f"(is there|do you see|can you see|can you find|do you find|can you spot) {{a_noun}} {_THERE}",
                 f"(are there|do you see|can you see|can you find|do you find) any {{nouns}} {_THERE}",
                 "does (the|this|it) picture (show|have|contain|hold) ({a_noun}|any {nouns}|some {noun})",
-                f"is {{a_noun}} {_IS_SEEN}",
-                f"would you say {_ASKS} there is {{a_noun}}",
+                f"is {{a_noun}} {_IS_SEEN}", f"would you say {_ASKS} there is {{a_noun}}",
                 "(would you say that|do you think|is it true that) there is {a_noun}",
             ),
             *indirect(
@@ -229,7 +227,7 @@ _COMPOSED: Phrasings = {
         ),
     },
     "where": {"one": located("the {noun}")},
-}
+}  # fmt: skip
 
 TRAINED: Phrasings = {kind: widened_kinds(forms, _COMPOSED[kind]) for kind, forms in PHRASINGS.items()}
 """What training asks with."""

@@ -16,9 +16,8 @@ from training.worlds.scenes.phrasings import TRAINED
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 PLACES = (
-    "top left", "top center", "top right",
-    "center left", "center", "center right",
-    "bottom left", "bottom center", "bottom right",
+    "top left", "top center", "top right", "center left", "center", "center right", "bottom left", "bottom center",
+    "bottom right",
 )  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 LARGER_NUMBERS = ("seven", "eight", "nine", "ten")

@@ -20,26 +20,6 @@ from training.drawing.colors import (
 )
 from training.drawing.geometry import SHAPES, VARIANTS, inner_circle, unit_polygon, unit_radius
 
-__all__ = [
-    "COLORS",
-    "HELDOUT_PAIRS",
-    "SHAPES",
-    "UNNAMED",
-    "Background",
-    "Scene",
-    "SceneObject",
-    "contrasting_shade",
-    "grounds_of",
-    "is_heldout_pair",
-    "log_uniform",
-    "object_of",
-    "polygon",
-    "random_background",
-    "random_scene",
-    "random_size",
-    "scene_of",
-]  # fmt: skip
-
 # Never in a training scene; every shape and color keeps most of its other partners.
 HELDOUT_PAIRS = frozenset(
     {
