@@ -49,12 +49,7 @@ from training.learning.model import DEMO_MODEL
 from training.worlds.boards.questions import TOO_SMALL, says_too_small
 from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs.follow_ups import MOST_TURNS
-from training.worlds.registry import (
-    ALL_KINDS,
-    WORLDS,
-    is_right,
-    kinds_named,
-)
+from training.worlds.registry import ALL_KINDS, WORLDS, is_right, kinds_named
 from training.worlds.scenes import more_questions, phrasings
 from training.worlds.scenes.drawing import RENDERERS
 from training.worlds.world import DrawnWorld, ReadInCrops, World
@@ -115,10 +110,7 @@ class Examinee:
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", int4: bool = False):
         self._model = Gemma3ForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=device,
-            quantization_config=TorchAoConfig() if int4 else None,
+            folder, dtype=dtype, device_map=device, quantization_config=TorchAoConfig() if int4 else None
         )
         self._processor = Gemma3Processor.from_pretrained(folder)
 

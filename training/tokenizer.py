@@ -67,9 +67,7 @@ def build() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A",
-        pair="<bos> $A <bos>:1 $B:1",
-        special_tokens=[("<bos>", vocabulary["<bos>"])],
+        single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", vocabulary["<bos>"])]
     )
     tokenizer.add_tokens(
         [AddedToken(text, normalized=False, special=text in CONTROL_TOKENS) for text in (*CONTROL_TOKENS, *NEWLINES)]

@@ -203,13 +203,7 @@ class ConversationWriter:
         return _Asked([*turns, self._turns(*imagined, mix.questions - first, False, rng, mix)], system, apart=False)
 
     def _turns(
-        self,
-        world: World[Any],
-        depiction: Any,
-        count: int,
-        apart: bool,
-        rng: random.Random,
-        mix: Mix,
+        self, world: World[Any], depiction: Any, count: int, apart: bool, rng: random.Random, mix: Mix
     ) -> _Turns:
         """Questions about a description, and all its pictures as they are seen."""
         pictures = world.pictures(depiction)

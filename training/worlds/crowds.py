@@ -12,11 +12,7 @@ import numpy as np
 from PIL import Image
 
 from training.drawing.colors import COLORS, UNNAMED
-from training.drawing.dense_labels import (
-    NO_LABEL,
-    SIZES,
-    PictureLabels,
-)
+from training.drawing.dense_labels import NO_LABEL, SIZES, PictureLabels
 from training.drawing.fonts import Font, all_fonts, edges, metrics
 from training.drawing.geometry import SHAPES
 from training.worlds.scenes import drawing

@@ -132,11 +132,7 @@ class _Block:
 
 
 def random_board(
-    rng: random.Random,
-    fonts: tuple[Font, ...],
-    split: str = "train",
-    difficulty: float = 1.0,
-    unnamed: float = 0.0,
+    rng: random.Random, fonts: tuple[Font, ...], split: str = "train", difficulty: float = 1.0, unnamed: float = 0.0
 ) -> Board:
     """A board of the demo world.
 
@@ -410,11 +406,7 @@ def _plates(rng: random.Random, places: list[tuple[float, float, _Block]], style
 
 
 def _rules(
-    rng: random.Random,
-    places: list[tuple[float, float, _Block]],
-    style: _Style,
-    size: tuple[int, int],
-    ground: RGB,
+    rng: random.Random, places: list[tuple[float, float, _Block]], style: _Style, size: tuple[int, int], ground: RGB
 ) -> list[Panel]:
     """Lines between entries that follow each other along the board; none between those of two rows."""
     if style.rows > 1:

@@ -30,11 +30,7 @@ _SAMPLES = 4  # per pixel and side, of round corners
 
 
 def draw(
-    board: Board,
-    rng: random.Random,
-    max_side: int | None = None,
-    renderer: str | None = None,
-    effects: float = 1.0,
+    board: Board, rng: random.Random, max_side: int | None = None, renderer: str | None = None, effects: float = 1.0
 ) -> Image.Image:
     """The board as an RGB picture; arguments as for drawing.draw, renderers as for signs."""
     renderer = chosen_renderer(renderer, _SHARES, rng)

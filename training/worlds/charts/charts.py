@@ -138,11 +138,7 @@ class Chart:
 
 
 def random_chart(
-    rng: random.Random,
-    fonts: tuple[Font, ...],
-    split: str = "train",
-    difficulty: float = 1.0,
-    unnamed: float = 0.0,
+    rng: random.Random, fonts: tuple[Font, ...], split: str = "train", difficulty: float = 1.0, unnamed: float = 0.0
 ) -> Chart:
     """A bar chart of the demo world.
 
@@ -161,13 +157,7 @@ def random_chart(
 
 
 def _laid_out(
-    rng: random.Random,
-    number: int,
-    fonts: tuple[Font, ...],
-    split: str,
-    difficulty: float,
-    easy: bool,
-    unnamed: float,
+    rng: random.Random, number: int, fonts: tuple[Font, ...], split: str, difficulty: float, easy: bool, unnamed: float
 ) -> Chart | None:
     """A chart of `number` bars; None where something does not fit or does not stand out."""
     width, height = random_size(rng, 0.0 if easy else difficulty)

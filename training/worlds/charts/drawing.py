@@ -35,11 +35,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def draw(
-    chart: Chart,
-    rng: random.Random,
-    max_side: int | None = None,
-    renderer: str | None = None,
-    effects: float = 1.0,
+    chart: Chart, rng: random.Random, max_side: int | None = None, renderer: str | None = None, effects: float = 1.0
 ) -> Image.Image:
     """The chart as an RGB picture; arguments as for drawing.draw.
 
@@ -228,12 +224,7 @@ def _tick_marks(chart: Chart) -> Iterator[Box]:
 
 
 def _fill(
-    picture: Image.Image,
-    box: Box,
-    color: RGB,
-    dashes: tuple[bool, bool],
-    scales: tuple[float, float],
-    smooth: bool,
+    picture: Image.Image, box: Box, color: RGB, dashes: tuple[bool, bool], scales: tuple[float, float], smooth: bool
 ) -> None:
     """Fills a box of the chart's pixels: smoothly as far as it covers each pixel, else whole pixels."""
     starts, ends = (box[0] * scales[0], box[1] * scales[1]), (box[2] * scales[0], box[3] * scales[1])

@@ -39,11 +39,7 @@ class PatchLabels:
 
 
 def draw(
-    scene: Scene,
-    rng: random.Random,
-    max_side: int | None = None,
-    renderer: str | None = None,
-    effects: float = 1.0,
+    scene: Scene, rng: random.Random, max_side: int | None = None, renderer: str | None = None, effects: float = 1.0
 ) -> Image.Image:
     """The scene as an RGB picture.
 
@@ -227,9 +223,7 @@ def _step(background: Background, size: tuple[int, int]) -> int:
 
 
 def _tiled(
-    background: Background,
-    size: tuple[int, int],
-    paint: Callable[[ImageDraw.ImageDraw, int], None],
+    background: Background, size: tuple[int, int], paint: Callable[[ImageDraw.ImageDraw, int], None]
 ) -> Image.Image:
     """One painted square repeated over the picture, by doubling."""
     n = _step(background, size)

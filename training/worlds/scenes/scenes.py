@@ -6,18 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from training.drawing.colors import (
-    COLORS,
-    RGB,
-    UNNAMED,
-    Lab,
-    Shade,
-    delta_e,
-    from_hsv,
-    mix,
-    random_shade,
-    to_lab,
-)
+from training.drawing.colors import COLORS, RGB, UNNAMED, Lab, Shade, delta_e, from_hsv, mix, random_shade, to_lab
 from training.drawing.geometry import SHAPES, VARIANTS, inner_circle, unit_polygon, unit_radius
 
 # Never in a training scene; every shape and color keeps most of its other partners.
@@ -201,8 +190,7 @@ def random_background(rng: random.Random, difficulty: float) -> Background:
 def _random_ground(rng: random.Random) -> RGB:
     """A color to lie behind the shapes: mostly white, light or dark, sometimes a strong one."""
     kind = rng.choices(
-        ("white", "light", "gray", "pastel", "dark", "black", "strong"),
-        weights=(20, 12, 8, 22, 14, 8, 16),
+        ("white", "light", "gray", "pastel", "dark", "black", "strong"), weights=(20, 12, 8, 22, 14, 8, 16)
     )[0]
     if kind == "white":
         return (255, 255, 255)
@@ -262,12 +250,7 @@ def contrasting_shade(color: str, grounds: list[Lab], rng: random.Random, diffic
 
 
 def _place(
-    pairs: list[tuple[str, str]],
-    fills: list[Shade],
-    width: int,
-    height: int,
-    rng: random.Random,
-    difficulty: float,
+    pairs: list[tuple[str, str]], fills: list[Shade], width: int, height: int, rng: random.Random, difficulty: float
 ) -> tuple[SceneObject, ...] | None:
     """Objects with sizes and places such that none overlap or leave the picture; None if stuck."""
     side = min(width, height)
@@ -298,13 +281,7 @@ def object_of(
 
 
 def _make(
-    shape: str,
-    color: str,
-    rgb: RGB,
-    size: float,
-    tilted: bool,
-    outlined: float,
-    rng: random.Random,
+    shape: str, color: str, rgb: RGB, size: float, tilted: bool, outlined: float, rng: random.Random
 ) -> SceneObject:
     """An object without a place yet."""
     variant = rng.choice(VARIANTS[shape])

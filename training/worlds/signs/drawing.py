@@ -33,11 +33,7 @@ Written = Sign | TwoLines
 
 
 def draw(
-    sign: Written,
-    rng: random.Random,
-    max_side: int | None = None,
-    renderer: str | None = None,
-    effects: float = 1.0,
+    sign: Written, rng: random.Random, max_side: int | None = None, renderer: str | None = None, effects: float = 1.0
 ) -> Image.Image:
     """The sign as an RGB picture; arguments as for drawing.draw.
 

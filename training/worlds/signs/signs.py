@@ -129,11 +129,7 @@ def is_heldout_text(text: str) -> bool:
 
 
 def random_sign(
-    rng: random.Random,
-    fonts: tuple[Font, ...],
-    split: str = "train",
-    difficulty: float = 1.0,
-    unnamed: float = 0.0,
+    rng: random.Random, fonts: tuple[Font, ...], split: str = "train", difficulty: float = 1.0, unnamed: float = 0.0
 ) -> Sign:
     """A sign of the demo world.
 

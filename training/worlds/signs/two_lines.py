@@ -41,11 +41,7 @@ class TwoLines:
 
 
 def random_two_lines(
-    rng: random.Random,
-    fonts: tuple[Font, ...],
-    split: str = "train",
-    difficulty: float = 1.0,
-    unnamed: float = 0.0,
+    rng: random.Random, fonts: tuple[Font, ...], split: str = "train", difficulty: float = 1.0, unnamed: float = 0.0
 ) -> TwoLines:
     """Two lines of the demo world; as signs.random_sign, and both texts are held out or neither is."""
     if split not in ("train", "heldout"):
