@@ -211,7 +211,7 @@ def test_crops_drawn_at_once_agree_with_the_true_picture_cropped_and_resized() -
     smooth = [one for one in boards("train") if one.background.kind != "texture" and max(one.width, one.height) < 2500]
     for one in smooth[:10]:
         picture = draw(one, rng, renderer="pillow", effects=0.0)
-        true = Gemma3ImageProcessorPil().with_options(size=224, do_pan_and_scan=True).squares(picture)
+        true = Gemma3ImageProcessorPil().with_options(size=224, do_pan_and_scan=True).tile_pictures(picture)
         at_once = board_drawing._squeezed(one, [Box(0, 0, one.width, one.height), *one.boxes], rng, 224)
         smaller = [training_picture(one, rng, effects=0.0), *training_crops(one, one.boxes, rng, effects=0.0)]
         assert len(true) == len(at_once) == len(smaller)
@@ -472,7 +472,7 @@ def test_a_conversation_has_as_many_squares_as_the_processor_makes(writer: Conve
         assert len(seen) == len(dense) == 1 + len(processor.boxes(one.width, one.height))
         assert {square.shape for square in seen} == {(3, 224, 224)}
     small = min(boards("train"), key=lambda one: one.width * one.height)
-    squares = processor.squares(draw(small, rng))
+    squares = processor.tile_pictures(draw(small, rng))
     assert len(squares) == len(writer._see(world, small, rng, ALL_BOARDS, crops=True)[0])
 
 
