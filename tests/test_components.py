@@ -485,13 +485,14 @@ def test_examples_are_drawn_by_their_command(tmp_path):
 
 
 def test_example_pictures_lie_inside_the_demo_models_worlds():
+    from training.drawing.backgrounds import MIN_CONTRAST
     from training.drawing.colors import delta_e, is_clear, to_lab
     from training.examples import EXAMPLES
     from training.worlds.boards.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board
     from training.worlds.charts.charts import Chart
     from training.worlds.elsewhere import SORTS, Strange
     from training.worlds.registry import ALL_KINDS
-    from training.worlds.scenes.scenes import LARGEST, MIN_CONTRAST, SMALLEST, Scene, is_heldout_pair
+    from training.worlds.scenes.scenes import LARGEST, SMALLEST, Scene, is_heldout_pair
     from training.worlds.signs.signs import LEAST_CAP_HEIGHT, MOST_CHARACTERS, Sign, is_heldout_text
     from training.worlds.signs.two_lines import TwoLines
 

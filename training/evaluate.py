@@ -41,6 +41,7 @@ import torch
 from PIL.Image import Image
 
 from gemma3_core import Gemma3ForConditionalGeneration, Gemma3Processor, TorchAoConfig
+from training.drawing.rendering import RENDERERS
 from training.evaluation.browser_drawing import BROWSER, Browser, Drawable
 from training.language.asking import Question, slots_of
 from training.language.heldout_phrasings import CHARTS, FURTHER, SCENES
@@ -51,7 +52,6 @@ from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs.follow_ups import MOST_TURNS
 from training.worlds.registry import ALL_KINDS, WORLDS, is_right, kinds_named
 from training.worlds.scenes import more_questions, phrasings
-from training.worlds.scenes.drawing import RENDERERS
 from training.worlds.world import DrawnWorld, ReadInCrops, World
 
 SEED = 20_000_003

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from training.drawing.backgrounds import Background
 from training.drawing.colors import RGB
 from training.drawing.fonts import Font, bundled_fonts, edges
 from training.worlds import elsewhere
@@ -21,7 +22,7 @@ from training.worlds.charts import drawing as chart_drawing
 from training.worlds.charts.charts import ALL_SPINES, Bar, Chart, Look
 from training.worlds.elsewhere import NOTHING_KNOWN, Strange
 from training.worlds.scenes import drawing
-from training.worlds.scenes.scenes import Background, Scene, SceneObject
+from training.worlds.scenes.scenes import Scene, SceneObject
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.signs import Plate, Sign
 from training.worlds.signs.two_lines import TwoLines

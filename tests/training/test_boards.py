@@ -13,9 +13,11 @@ from PIL import Image
 
 from gemma3_core.image_processor import Box, Gemma3ImageProcessorPil, pan_and_scan_boxes
 from gemma3_core.tokenizer import Gemma3Tokenizer
+from training.drawing.backgrounds import Background, grounds_of
 from training.drawing.colors import COLORS, delta_e, to_lab
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, character_label
 from training.drawing.fonts import bundled_fonts, edges
+from training.drawing.rendering import RENDERERS
 from training.evaluate import DEMO_MODEL, GUESSED_PRICES, Examinee, accuracies, evaluate, table
 from training.language.words import CHARACTERS
 from training.learning.batches import UNREAD_QUESTIONS, ConversationWriter, Mix, Share, _alike, collate
@@ -26,8 +28,6 @@ from training.worlds.boards.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board, E
 from training.worlds.boards.drawing import crop_labels, draw, labels, training_crops, training_picture
 from training.worlds.boards.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS, TOO_SMALL, says_too_small
 from training.worlds.registry import WORLDS
-from training.worlds.scenes.drawing import RENDERERS
-from training.worlds.scenes.scenes import Background, grounds_of
 from training.worlds.signs.signs import Sign, is_heldout_text
 from training.worlds.world import ReadInCrops
 

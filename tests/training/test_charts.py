@@ -13,6 +13,7 @@ import torch
 
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.drawing import colors
+from training.drawing.backgrounds import MIN_CONTRAST, Background, grounds_of
 from training.drawing.colors import COLORS, UNNAMED, Shade, delta_e, to_lab
 from training.drawing.dense_labels import (
     CHARACTERS_PER_TOKEN,
@@ -25,6 +26,7 @@ from training.drawing.dense_labels import (
     color_label,
 )
 from training.drawing.fonts import bundled_fonts, edges, metrics
+from training.drawing.rendering import RENDERERS
 from training.evaluate import questions_of_kind
 from training.language.words import CHARACTERS
 from training.learning.batches import ConversationWriter, Mix, Share, collate
@@ -53,9 +55,7 @@ from training.worlds.charts.drawing import draw, height_label, labels, training_
 from training.worlds.charts.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS
 from training.worlds.registry import WORLDS, Charts, world_named
 from training.worlds.registry import is_right as right_in_any_world
-from training.worlds.scenes.drawing import RENDERERS
 from training.worlds.scenes.questions import NUMBERS
-from training.worlds.scenes.scenes import MIN_CONTRAST, Background, grounds_of
 from training.worlds.signs.signs import Sign, is_heldout_text
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from tokenizers import Tokenizer
 
+from training.drawing.backgrounds import Background
 from training.drawing.colors import ANCHORS, COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
 from training.language.asking import Question
@@ -20,7 +21,7 @@ from training.worlds.pairs import questions as pair_questions
 from training.worlds.scenes import more_questions
 from training.worlds.scenes.phrasings import PHRASINGS
 from training.worlds.scenes.questions import KINDS, NUMBERS, PLACES, QUESTIONS, clear_place
-from training.worlds.scenes.scenes import Background, Scene, SceneObject, is_heldout_pair, random_scene
+from training.worlds.scenes.scenes import Scene, SceneObject, is_heldout_pair, random_scene
 from training.worlds.signs import questions as sign_questions
 from training.worlds.signs import two_line_questions
 from training.worlds.signs.signs import random_text

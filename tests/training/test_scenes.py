@@ -7,14 +7,15 @@ import pytest
 from matplotlib.path import Path
 from PIL import Image, ImageDraw
 
+from training.drawing.backgrounds import Background, draw_background
 from training.drawing.colors import ANCHORS, COLORS, UNNAMED, delta_e, is_clear, mix, shades, to_lab, unnamed_shades
 from training.drawing.dense_labels import HEIGHTS, NO_LABEL
 from training.drawing.geometry import SHAPES, VARIANTS, inner_circle, unit_polygon
-from training.worlds.scenes.drawing import RENDERERS, draw, draw_background, labels, patch_labels, training_picture
+from training.drawing.rendering import RENDERERS
+from training.worlds.scenes.drawing import draw, labels, patch_labels, training_picture
 from training.worlds.scenes.scenes import (
     HELDOUT_PAIRS,
     LARGEST,
-    Background,
     Scene,
     SceneObject,
     is_heldout_pair,

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from gemma3_core.tokenizer import Gemma3Tokenizer
+from training.drawing.backgrounds import Background, grounds_of
 from training.drawing.colors import delta_e, to_lab
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, SIZES, character_label
 from training.drawing.fonts import bundled_fonts, metrics
+from training.drawing.rendering import RENDERERS
 from training.evaluate import questions_of_kind
 from training.learning.batches import ConversationWriter, Mix, Share
 from training.train import mix_of, parse
 from training.worlds.registry import WORLDS
 from training.worlds.registry import is_right as right_in_any_world
-from training.worlds.scenes.drawing import RENDERERS
-from training.worlds.scenes.scenes import Background, grounds_of
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.drawing import draw, labels, labels_of_lines, training_picture
 from training.worlds.signs.signs import LEAST_CAP_HEIGHT, LEAST_TRAINED, Plate, Sign, is_heldout_text

@@ -80,7 +80,7 @@ class Shade:
 @lru_cache(maxsize=4096)
 def to_lab(rgb: RGB) -> Lab:
     """sRGB (0..255) to CIELAB under D65 (CIE 15:2004)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _unit(rgb)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in unit(rgb)]
     r, g, b = linear
     x = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.95047
     y = 0.2126 * r + 0.7152 * g + 0.0722 * b
@@ -152,8 +152,9 @@ def from_hsv(hue: float, saturation: float, value: float) -> RGB:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _unit(rgb: RGB) -> tuple[float, ...]:
-    return tuple(c / 255 for c in rgb)
+def unit(rgb: RGB) -> tuple[float, float, float]:
+    """0 to 1, as matplotlib wants it."""
+    return rgb[0] / 255, rgb[1] / 255, rgb[2] / 255
 
 
 def _jittered(rgb: RGB, color: str, rng: random.Random) -> RGB:

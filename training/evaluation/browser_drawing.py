@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from training.drawing.backgrounds import Background, draw_background
 from training.drawing.colors import RGB
 from training.drawing.fonts import Font
 from training.worlds.boards.boards import Board
 from training.worlds.charts import drawing as chart_drawing
 from training.worlds.charts.charts import Chart
-from training.worlds.scenes.drawing import draw_background
-from training.worlds.scenes.scenes import Background, Scene, SceneObject, polygon
+from training.worlds.scenes.scenes import Scene, SceneObject, polygon
 from training.worlds.signs.signs import Plate, Sign
 from training.worlds.signs.two_lines import TwoLines
 

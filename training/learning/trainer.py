@@ -285,22 +285,15 @@ def rounded(weights: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def in_int4(weights: Sequence[torch.Tensor]) -> Iterator[None]:
-    """The weights as int4 rounds them, and afterwards as they were: gradients go to the whole weights.
-
-    Each row is rounded by itself, so all rows of one length are rounded together.
-    """
+    """The weights as int4 rounds them, and afterwards as they were: gradients go to the whole weights."""
     whole = [weight.detach().clone() for weight in weights]
-    by_length: dict[int, list[torch.Tensor]] = {}
     for weight in weights:
-        by_length.setdefault(weight.shape[1], []).append(weight)
-    for alike in by_length.values():
-        parts = rounded(torch.cat(alike)).split([len(weight) for weight in alike])
-        torch._foreach_copy_([weight.data for weight in alike], list(parts))
+        weight.data.copy_(rounded(weight))
     try:
         yield
     finally:
-        if whole:
-            torch._foreach_copy_([weight.data for weight in weights], whole)
+        for weight, kept in zip(weights, whole, strict=True):
+            weight.data.copy_(kept)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

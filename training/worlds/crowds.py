@@ -11,24 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from training.drawing.backgrounds import Background, contrasting_shade, draw_background, grounds_of, random_background
 from training.drawing.colors import COLORS, UNNAMED
 from training.drawing.dense_labels import NO_LABEL, SIZES, PictureLabels
 from training.drawing.fonts import Font, all_fonts, edges, metrics
 from training.drawing.geometry import SHAPES
+from training.drawing.rendering import with_effects
+from training.drawing.sizes import log_uniform, random_size
 from training.worlds.scenes import drawing
-from training.worlds.scenes.scenes import (
-    SMALLEST,
-    Background,
-    Scene,
-    SceneObject,
-    contrasting_shade,
-    grounds_of,
-    is_heldout_pair,
-    log_uniform,
-    object_of,
-    random_background,
-    random_size,
-)
+from training.worlds.scenes.scenes import SMALLEST, Scene, SceneObject, is_heldout_pair, object_of
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.signs import LEAST_TRAINED, Sign, random_text
 
@@ -127,11 +118,11 @@ def training_picture(crowd: Crowd, rng: random.Random, side: int) -> Image.Image
         return drawing.training_picture(crowd, rng, side)
     scale = min(1.0, 2 * side / max(crowd.width, crowd.height))
     size = (round(crowd.width * scale), round(crowd.height * scale))
-    picture = drawing.draw_background(crowd.background, size, rng)
+    picture = draw_background(crowd.background, size, rng)
     for sign in crowd.texts:
         sign_drawing.write_hinted(picture, sign, scale)
     picture = picture.resize((side, side), resample=Image.Resampling.BILINEAR)
-    return drawing.with_effects(picture, rng, 1.0)
+    return with_effects(picture, rng, 1.0)
 
 
 def labels(crowd: Crowd) -> PictureLabels:

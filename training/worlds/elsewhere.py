@@ -7,22 +7,25 @@ the picture. Held out are whole sorts of pictures, real photographs among them, 
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+from training.drawing.backgrounds import draw_background, random_background
 from training.drawing.colors import COLORS
 from training.drawing.dense_labels import PictureLabels, nothing
 from training.drawing.fonts import all_fonts, bundled_fonts
+from training.drawing.rendering import with_effects
+from training.drawing.sizes import random_size
 from training.language.asking import Question, QuestionKinds, fill, loosely, of_split
 from training.worlds.charts import charts
 from training.worlds.charts import drawing as chart_drawing
 from training.worlds.charts import questions as chart_questions
 from training.worlds.charts.charts import Chart
 from training.worlds.scenes import drawing, more_questions, questions
-from training.worlds.scenes.drawing import draw_background, with_effects
-from training.worlds.scenes.scenes import Scene, is_heldout_pair, random_background, random_scene, random_size
+from training.worlds.scenes.scenes import Scene, is_heldout_pair, random_scene
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs import questions as sign_questions
 from training.worlds.signs import signs
@@ -73,6 +76,7 @@ class Strange:
 
 
 Known = Scene | Sign | Chart
+_DRAWN_BY: dict[type, Any] = {Scene: drawing, Sign: sign_drawing, Chart: chart_drawing}
 Elsewhere = Strange | Known
 
 
@@ -94,33 +98,26 @@ def random_elsewhere(rng: random.Random, split: str = "train", difficulty: float
 
 def draw(depiction: Elsewhere, rng: random.Random, renderer: str | None = None) -> Image.Image:
     """The whole picture, RGB."""
-    if isinstance(depiction, Scene):
-        return drawing.draw(depiction, rng, renderer=renderer)
-    if isinstance(depiction, Sign):
-        return sign_drawing.draw(depiction, rng, renderer=renderer)
-    if isinstance(depiction, Chart):
-        return chart_drawing.draw(depiction, rng, renderer=renderer)
-    return with_effects(_drawn(depiction, (depiction.width, depiction.height)), rng, 1.0)
+    if isinstance(depiction, Strange):
+        return with_effects(_drawn(depiction, (depiction.width, depiction.height)), rng, 1.0)
+    picture: Image.Image = _DRAWN_BY[type(depiction)].draw(depiction, rng, renderer=renderer)
+    return picture
 
 
 def training_picture(depiction: Elsewhere, rng: random.Random, side: int) -> Image.Image:
     """Squeezed to a square of `side` pixels."""
-    if isinstance(depiction, Scene):
-        return drawing.training_picture(depiction, rng, side)
-    if isinstance(depiction, Sign):
-        return sign_drawing.training_picture(depiction, rng, side)
-    if isinstance(depiction, Chart):
-        return chart_drawing.training_picture(depiction, rng, side)
-    return with_effects(_drawn(depiction, (side, side)), rng, 1.0)
+    if isinstance(depiction, Strange):
+        return with_effects(_drawn(depiction, (side, side)), rng, 1.0)
+    picture: Image.Image = _DRAWN_BY[type(depiction)].training_picture(depiction, rng, side)
+    return picture
 
 
 def labels(depiction: Elsewhere) -> PictureLabels:
-    """Of a strange picture: nothing anywhere."""
-    if isinstance(depiction, Scene):
-        return drawing.labels(depiction)
-    if isinstance(depiction, Chart):
-        return chart_drawing.labels(depiction)
-    return sign_drawing.labels(depiction) if isinstance(depiction, Sign) else PictureLabels(**nothing())
+    """Nothing anywhere, in a strange picture."""
+    if isinstance(depiction, Strange):
+        return PictureLabels(**nothing())
+    found: PictureLabels = _DRAWN_BY[type(depiction)].labels(depiction)
+    return found
 
 
 # With things of the world outside in them, so that what is outside is learnt, and not sixty sentences by heart.

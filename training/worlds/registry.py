@@ -136,13 +136,7 @@ class Elsewhere(DrawnWorld[elsewhere.Elsewhere]):
 
     drawing, questions = elsewhere, elsewhere.QUESTIONS
 
-    def imagine(
-        self,
-        rng: random.Random,
-        split: str,
-        difficulty: float = 1.0,
-        unnamed: float = 0.0,  # noqa: ARG002
-    ) -> elsewhere.Elsewhere:
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Any:  # noqa: ARG002
         return elsewhere.random_elsewhere(rng, split, difficulty)
 
 
@@ -164,13 +158,7 @@ class Pairs(World[Pair]):
 
     questions = pair_questions.QUESTIONS
 
-    def imagine(
-        self,
-        rng: random.Random,
-        split: str,
-        difficulty: float = 1.0,
-        unnamed: float = 0.0,  # noqa: ARG002  (nothing could be compared)
-    ) -> Pair:
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Pair:  # noqa: ARG002
         return pairs.random_pair(rng, split, difficulty)
 
     def pictures(self, depiction: Pair) -> tuple[tuple[DrawnWorld[Any], Any], ...]:
@@ -183,13 +171,7 @@ class FollowUps(World[Scene | Pair]):
     questions = follow_ups.QUESTIONS
     in_turn = True
 
-    def imagine(
-        self,
-        rng: random.Random,
-        split: str,
-        difficulty: float = 1.0,
-        unnamed: float = 0.0,  # noqa: ARG002  (hardly anything could be asked)
-    ) -> Scene | Pair:
+    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene | Pair:  # noqa: ARG002
         if rng.random() < _OF_TWO:
             return pairs.random_pair(rng, split, difficulty)
         return scenes.random_scene(rng, split, difficulty)

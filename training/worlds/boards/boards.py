@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
 
 from gemma3_core.image_processor import Box, pan_and_scan_boxes
+from training.drawing.backgrounds import Background, contrasting_shade, grounds_of, random_background
 from training.drawing.colors import COLORS, RGB, UNNAMED, Lab, mix, to_lab
 from training.drawing.fonts import Font, edges, metrics
-from training.worlds.scenes.scenes import Background, contrasting_shade, grounds_of, log_uniform, random_background
+from training.drawing.sizes import log_uniform
 from training.worlds.signs.signs import Sign, random_text
 
 LEAST_RATIO, MOST_RATIO = 3.0, 8.0  # of the longer to the shorter side

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from gemma3_core.image_processor import Box
+from training.drawing.backgrounds import draw_background
 from training.drawing.colors import RGB
 from training.drawing.dense_labels import (
     CHARACTERS_PER_TOKEN,
@@ -18,9 +19,10 @@ from training.drawing.dense_labels import (
     nothing,
 )
 from training.drawing.fonts import edges
+from training.drawing.rendering import chosen_renderer, with_effects
+from training.drawing.sizes import size_within
 from training.language.words import POINT
 from training.worlds.boards.boards import Board, Panel
-from training.worlds.scenes.drawing import chosen_renderer, draw_background, size_within, with_effects
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.signs import Sign
 

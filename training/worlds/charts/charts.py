@@ -12,16 +12,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
+from training.drawing.backgrounds import Background, contrasting_shade, grounds_of, random_background
 from training.drawing.colors import COLORS, RGB, UNNAMED, Lab, delta_e, is_clear, mix, to_lab
 from training.drawing.fonts import Font, edges, metrics
-from training.worlds.scenes.scenes import (
-    Background,
-    contrasting_shade,
-    grounds_of,
-    log_uniform,
-    random_background,
-    random_size,
-)
+from training.drawing.sizes import log_uniform, random_size
 from training.worlds.signs.signs import Sign, is_heldout_text, random_text
 
 FEWEST, MOST = 2, 6

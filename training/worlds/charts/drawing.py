@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.drawing.colors import RGB
+from training.drawing.backgrounds import draw_background
+from training.drawing.colors import RGB, unit
 from training.drawing.dense_labels import (
     CHARACTERS_PER_TOKEN,
     NO_LABEL,
@@ -19,8 +20,9 @@ from training.drawing.dense_labels import (
     color_label,
     nothing,
 )
+from training.drawing.rendering import chosen_renderer, coverage, with_effects
+from training.drawing.sizes import size_within
 from training.worlds.charts.charts import Bar, Chart
-from training.worlds.scenes.drawing import chosen_renderer, draw_background, size_within, with_effects
 from training.worlds.signs.drawing import labels as sign_labels
 from training.worlds.signs.drawing import write
 from training.worlds.signs.signs import Sign
@@ -106,15 +108,9 @@ def height_label(bar: Bar, chart: Chart) -> int:
 def _covered(bar: Bar, chart: Chart, cells: int) -> np.ndarray:
     """The share of each cell that the bar covers, [cells, cells]."""
     across, down = cells / chart.width, cells / chart.height
-    columns = _coverage(bar.left * across, bar.right * across, 0, cells)
-    rows = _coverage(bar.top * down, bar.bottom * down, 0, cells)
+    columns = coverage(bar.left * across, bar.right * across, 0, cells)
+    rows = coverage(bar.top * down, bar.bottom * down, 0, cells)
     return np.outer(rows, columns)
-
-
-def _coverage(start: float, end: float, first: int, last: int) -> np.ndarray:
-    """How much of each of the unit cells from `first` to `last` lies between `start` and `end`."""
-    cells = np.arange(first, last)
-    return np.clip(np.minimum(cells + 1, end) - np.maximum(cells, start), 0.0, 1.0)
 
 
 def _add_label(out: dict[str, np.ndarray], one: PictureLabels) -> None:
@@ -239,7 +235,7 @@ def _fill(
     if not smooth and not any(dashes):
         picture.paste(color, (left, top, right, bottom))
         return
-    shares = [_coverage(starts[0], ends[0], left, right), _coverage(starts[1], ends[1], top, bottom)]
+    shares = [coverage(starts[0], ends[0], left, right), coverage(starts[1], ends[1], top, bottom)]
     for axis, dashed in enumerate(dashes):
         if dashed:
             thickness = max(1.0, ends[1 - axis] - starts[1 - axis])
@@ -279,23 +275,23 @@ def _dress(axes: Any, chart: Chart, scale: float) -> None:
     if look.face is None:
         axes.patch.set_alpha(0.0)
     else:
-        axes.set_facecolor(_unit(look.face))
+        axes.set_facecolor(unit(look.face))
     for name, spine in axes.spines.items():
         spine.set_visible(name in look.spines)
-        spine.set_edgecolor(_unit(look.spine))
+        spine.set_edgecolor(unit(look.spine))
         spine.set_linewidth(line)
     _, top, _, bottom = chart.axes
     grid = chart.ticks or np.linspace(bottom, top, 6).tolist()
     axes.set_yticks([bottom - y for y in grid])
     axes.set_xticks([(bar.left + bar.right) / 2 for bar in chart.bars])
     length = _TICK_LENGTH * line if look.ticks else 0.0
-    axes.tick_params(length=length, width=line, color=_unit(look.ink), labelleft=False, labelbottom=False)
+    axes.tick_params(length=length, width=line, color=unit(look.ink), labelleft=False, labelbottom=False)
     if not chart.ticks:
         axes.tick_params(axis="y", length=0.0)
     if look.grid is not None:
         which = "both" if look.grid_columns else "y"
         style = (0, DASH) if look.grid_dashed else "-"
-        axes.grid(True, axis=which, color=_unit(look.grid), linewidth=line, linestyle=style)
+        axes.grid(True, axis=which, color=unit(look.grid), linewidth=line, linestyle=style)
     axes.set_axisbelow(not look.grid_in_front)
 
 
@@ -308,8 +304,8 @@ def _plot_bars(axes: Any, chart: Chart, scale: float) -> None:
         [bar.height - inset for bar in chart.bars],
         [bar.right - bar.left - inset for bar in chart.bars],
         bottom=inset / 2,
-        color=[_unit(bar.rgb) for bar in chart.bars],
-        edgecolor=None if chart.edge is None else _unit(chart.edge),
+        color=[unit(bar.rgb) for bar in chart.bars],
+        edgecolor=None if chart.edge is None else unit(chart.edge),
         linewidth=inset * scale,
     )
     axes.set_xlim(left, right)
@@ -324,10 +320,6 @@ def _figure_text(figure: Any, sign: Sign, scale: float, height: int) -> None:
     x, base = sign.x + sign.line[0], sign.y + sign.cap_height / 2
     figure.text(
         x * scale, height - base * scale, sign.text, transform=IdentityTransform(), ha="left", va="baseline",
-        color=_unit(sign.rgb), parse_math=False,
+        color=unit(sign.rgb), parse_math=False,
         fontproperties=FontProperties(fname=sign.font.path, size=sign.size * scale),
     )  # fmt: skip
-
-
-def _unit(rgb: RGB) -> tuple[float, float, float]:
-    return rgb[0] / 255, rgb[1] / 255, rgb[2] / 255

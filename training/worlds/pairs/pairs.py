@@ -3,19 +3,10 @@
 import random
 from dataclasses import dataclass, replace
 
+from training.drawing.backgrounds import MIN_CONTRAST, Background, contrasting_shade, grounds_of, random_background
 from training.drawing.colors import COLORS, delta_e, to_lab
 from training.drawing.geometry import SHAPES
-from training.worlds.scenes.scenes import (
-    HELDOUT_PAIRS,
-    MIN_CONTRAST,
-    Background,
-    Scene,
-    contrasting_shade,
-    grounds_of,
-    random_background,
-    random_scene,
-    scene_of,
-)
+from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, random_scene, scene_of
 
 _RELATIONS = {"alike": 0.3, "nearly": 0.35, "apart": 0.35}  # their shares
 _MOVED = 0.5  # of the second pictures that have to do with the first are laid out anew

@@ -1,17 +1,15 @@
 """Pictures of scenes by several renderers, and what lies in each cell of a picture."""
 
-import io
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw
 
-from training.drawing.colors import RGB
+from training.drawing.backgrounds import draw_background
+from training.drawing.colors import RGB, unit
 from training.drawing.dense_labels import (
     HEIGHTS,
     PATCHES_PER_SIDE,
@@ -21,9 +19,10 @@ from training.drawing.dense_labels import (
     nothing,
 )
 from training.drawing.geometry import SHAPES
-from training.worlds.scenes.scenes import LARGEST, Background, Scene, SceneObject, inner_circle_of, polygon
+from training.drawing.rendering import chosen_renderer, with_effects
+from training.drawing.sizes import size_within
+from training.worlds.scenes.scenes import LARGEST, Scene, SceneObject, inner_circle_of, polygon
 
-RENDERERS = ("pillow", "pillow_plain", "matplotlib")
 _SHARES = (0.40, 0.45, 0.15)  # of the renderers, where none is named
 _SAMPLES = 8  # per side of a cell, for patch labels
 _LEAST_SHARE = 0.15  # of a cell, for an object to count as lying in it
@@ -50,20 +49,6 @@ def draw(
     renderer = chosen_renderer(renderer, _SHARES, rng)
     size = size_within(scene.width, scene.height, max_side)
     return with_effects(_drawn(scene, size, renderer, rng), rng, effects)
-
-
-def chosen_renderer(renderer: str | None, shares: tuple[float, ...], rng: random.Random) -> str:
-    """`renderer`, or where that is None one of RENDERERS by their `shares`. Raises ValueError."""
-    renderer = renderer or rng.choices(RENDERERS, weights=shares)[0]
-    if renderer not in RENDERERS:
-        raise ValueError(f"renderer is {renderer!r}; expected one of {RENDERERS}")
-    return renderer
-
-
-def size_within(width: int, height: int, max_side: int | None) -> tuple[int, int]:
-    """Width and height in pixels, scaled down to a longer side of `max_side`, never up."""
-    scale = min(1.0, (max_side or math.inf) / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def training_picture(scene: Scene, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
@@ -135,138 +120,6 @@ def labels(scene: Scene) -> PictureLabels:
     return PictureLabels(**out | {"patch_centre": cells.centre.ravel()})
 
 
-def draw_background(background: Background, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """The background alone, RGB of `size` (width, height)."""
-    if background.pattern == "plain":
-        return Image.new("RGB", size, background.colors[0])
-    pattern = _PATTERNS[background.pattern](background, size, rng)
-    return ImageOps.colorize(pattern, background.colors[0], background.colors[1])
-
-
-# Patterns: pictures in mode L that say how far to go from the first color to the second.
-
-
-def _linear(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
-    angle = math.radians(background.angle)
-    across = np.linspace(-1, 1, 64)
-    ramp = across[None, :] * math.cos(angle) + across[:, None] * math.sin(angle)
-    ramp = (ramp - ramp.min()) / (ramp.max() - ramp.min())
-    return Image.fromarray((255 * ramp).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-
-
-def _radial(_background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
-    return _radial_tile().resize(size, Image.Resampling.BILINEAR)
-
-
-def _noise(_background: Background, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    return _crop_tile(_noise_tile(48), size, rng)
-
-
-def _paper(background: Background, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    grains = max(8, round(100 / background.scale))
-    small = _crop_tile(_noise_tile(60), (grains, grains), rng)
-    return small.resize(size, Image.Resampling.BICUBIC)
-
-
-def _stripes(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
-    pattern = Image.new("L", size)
-    pen = ImageDraw.Draw(pattern)
-    step = _step(background, size)
-    reach = max(size) * 1.5
-    angle = math.radians(background.angle)
-    cos, sin = math.cos(angle), math.sin(angle)
-    for number in range(int(-reach / step), int(reach / step) + 1):
-        x, y = number * step * cos, number * step * sin
-        ends = (x - reach * sin, y + reach * cos, x + reach * sin, y - reach * cos)
-        pen.line(ends, fill=255, width=max(1, round(step / 2)))
-    return pattern
-
-
-def _dots(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
-    def paint(pen: ImageDraw.ImageDraw, n: int) -> None:
-        pen.ellipse((n / 4, n / 4, 3 * n / 4, 3 * n / 4), 255)
-
-    return _tiled(background, size, paint)
-
-
-def _checks(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
-    def paint(pen: ImageDraw.ImageDraw, n: int) -> None:
-        pen.rectangle((0, 0, n // 2 - 1, n // 2 - 1), 255)
-        pen.rectangle((n // 2, n // 2, n, n), 255)
-
-    return _tiled(background, size, paint)
-
-
-def _grid(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
-    def paint(pen: ImageDraw.ImageDraw, n: int) -> None:
-        width = max(1, n // 12)
-        pen.rectangle((0, 0, n, width - 1), 255)
-        pen.rectangle((0, 0, width - 1, n), 255)
-
-    return _tiled(background, size, paint)
-
-
-_PATTERNS = {
-    "linear": _linear,
-    "radial": _radial,
-    "noise": _noise,
-    "paper": _paper,
-    "stripes": _stripes,
-    "dots": _dots,
-    "checks": _checks,
-    "grid": _grid,
-}
-
-
-def _step(background: Background, size: tuple[int, int]) -> int:
-    return max(4, round(background.scale / 100 * max(size)))
-
-
-def _tiled(
-    background: Background, size: tuple[int, int], paint: Callable[[ImageDraw.ImageDraw, int], None]
-) -> Image.Image:
-    """One painted square repeated over the picture, by doubling."""
-    n = _step(background, size)
-    pattern = Image.new("L", size)
-    tile = Image.new("L", (n, n))
-    paint(ImageDraw.Draw(tile), n)
-    pattern.paste(tile)
-    filled = n
-    while filled < size[0]:
-        pattern.paste(pattern.crop((0, 0, filled, n)), (filled, 0))
-        filled *= 2
-    filled = n
-    while filled < size[1]:
-        pattern.paste(pattern.crop((0, 0, size[0], filled)), (0, filled))
-        filled *= 2
-    return pattern
-
-
-@lru_cache(maxsize=1)
-def _radial_tile() -> Image.Image:
-    across = np.linspace(-1, 1, 128)
-    distance = np.sqrt(across[None, :] ** 2 + across[:, None] ** 2) / math.sqrt(2)
-    return Image.fromarray((255 * distance).astype(np.uint8))
-
-
-@lru_cache(maxsize=4)
-def _noise_tile(deviation: int) -> Image.Image:
-    values = np.random.default_rng(deviation).normal(128, deviation, (512, 512))
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-
-
-def _crop_tile(tile: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A random part of the tile, repeated where the picture is larger."""
-    if size[0] <= tile.width and size[1] <= tile.height:
-        x, y = rng.randrange(tile.width - size[0] + 1), rng.randrange(tile.height - size[1] + 1)
-        return tile.crop((x, y, x + size[0], y + size[1]))
-    whole = Image.new("L", size)
-    for x in range(0, size[0], tile.width):
-        for y in range(0, size[1], tile.height):
-            whole.paste(tile, (x, y))
-    return whole
-
-
 # Renderers. Each draws the shapes of `scene`, scaled by `scales` (x and y), on `picture`.
 
 
@@ -335,39 +188,7 @@ def _matplotlib_shapes(picture: Image.Image, scene: Scene, scales: tuple[float, 
         pen.set_antialiased(True)
         pen.set_joinstyle(joint)
         pen.set_linewidth(0 if item.outline is None else item.outline_width * min(scales))
-        pen.set_foreground(_unit(item.outline or item.rgb))
-        agg.draw_path(pen, path, IdentityTransform(), _unit(item.rgb))
+        pen.set_foreground(unit(item.outline or item.rgb))
+        agg.draw_path(pen, path, IdentityTransform(), unit(item.rgb))
     layer = Image.frombuffer("RGBA", (width, height), agg.buffer_rgba(), "raw", "RGBA", 0, 1)
     picture.paste(layer, mask=layer.getchannel("A"))
-
-
-def _unit(rgb: RGB) -> tuple[float, float, float]:
-    return rgb[0] / 255, rgb[1] / 255, rgb[2] / 255
-
-
-# Effects: what happens to pictures on their way.
-
-
-def with_effects(picture: Image.Image, rng: random.Random, effects: float) -> Image.Image:
-    """The picture blurred, noisy, of another gamma or through JPEG, each now and then."""
-    if rng.random() < 0.10 * effects:
-        picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.0)))
-    if rng.random() < 0.10 * effects:
-        picture = _with_noise(picture, rng)
-    if rng.random() < 0.15 * effects:
-        gamma = rng.uniform(0.85, 1.18)
-        picture = picture.point([round(255 * (v / 255) ** gamma) for v in range(256)] * 3)
-    if rng.random() < 0.20 * effects:
-        picture = _through_jpeg(picture, rng.randint(30, 95))
-    return picture
-
-
-def _with_noise(picture: Image.Image, rng: random.Random) -> Image.Image:
-    noise = _crop_tile(_noise_tile(rng.choice((3, 6, 10))), picture.size, rng)
-    return ImageChops.add(picture, Image.merge("RGB", (noise,) * 3), 1, -128)
-
-
-def _through_jpeg(picture: Image.Image, quality: int) -> Image.Image:
-    store = io.BytesIO()
-    picture.save(store, "JPEG", quality=quality)
-    return Image.open(store).convert("RGB")

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from training.drawing.colors import COLORS, RGB, UNNAMED, Lab, Shade, delta_e, from_hsv, mix, random_shade, to_lab
+from training.drawing.backgrounds import Background, contrasting_shade, grounds_of, random_background
+from training.drawing.colors import COLORS, RGB, UNNAMED, Shade, mix
 from training.drawing.geometry import SHAPES, VARIANTS, inner_circle, unit_polygon, unit_radius
+from training.drawing.sizes import log_uniform, random_size
 
 # Never in a training scene; every shape and color keeps most of its other partners.
 HELDOUT_PAIRS = frozenset(
@@ -17,7 +19,6 @@ HELDOUT_PAIRS = frozenset(
     }
 )  # fmt: skip
 
-MIN_CONTRAST = 26.0  # CIE76 between a shape's fill and every color of the background
 SMALLEST, LARGEST = 0.07, 0.35  # object size as a share of the picture's shorter side
 _ASPECTS = {  # by variants of triangle and star; what they mean: geometry.unit_polygon
     "equilateral": (1.0, 1.0), "isosceles": (0.7, 1.5), "right": (0.7, 1.4),
@@ -27,11 +28,6 @@ _PALETTES = (  # of how many shapes and how many colors a scene may be made
     (1, 11), (1, 11), (6, 1), (6, 1), (2, 11), (6, 2), (2, 2), (3, 3), (6, 11), (6, 11),
 )  # fmt: skip
 _UNNAMED_OBJECTS = 0.75  # of a scene that has such objects
-COMMON_SIZES = (
-    (224, 224), (256, 256), (300, 300), (400, 400), (512, 512), (600, 600), (800, 800),
-    (1000, 1000), (1024, 1024), (320, 240), (400, 300), (600, 400), (640, 480), (800, 600),
-    (1024, 768), (1280, 720), (1920, 1080), (1000, 500),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,17 +51,6 @@ class SceneObject:
         """How far the shape reaches from its centre, outline included."""
         reach = unit_radius(self.shape, self.variant, self.aspect) * self.size
         return reach + self.outline_width
-
-
-@dataclass(frozen=True)
-class Background:
-    """What lies behind the shapes: one color, or two mixed by a pattern (see drawing.py)."""
-
-    kind: str  # plain, gradient or texture
-    colors: tuple[RGB, ...]
-    pattern: str = "plain"
-    angle: float = 0.0  # degrees, of gradients and stripes
-    scale: float = 1.0  # the pattern's step in hundredths of the longer side
 
 
 @dataclass(frozen=True)
@@ -139,20 +124,6 @@ def _laid_out(
     return None
 
 
-def random_size(rng: random.Random, difficulty: float) -> tuple[int, int]:
-    """Width and height of a picture, 200 to 2000 pixels, up to 1 : 2; a square at difficulty 0."""
-    if rng.random() < 0.5:
-        width, height = rng.choice(COMMON_SIZES)
-    else:
-        ratio = 1 + rng.random() ** 1.5
-        longer = round(math.exp(rng.uniform(math.log(200 * ratio), math.log(2000))))
-        longer = min(2000, max(longer, math.ceil(200 * ratio)))
-        width, height = longer, max(200, round(longer / ratio))
-    if max(width, height) > min(width, height) * (1.0 + difficulty + 1e-9):
-        width = height = max(200, min(width, height))
-    return (height, width) if rng.random() < 0.4 else (width, height)
-
-
 def _random_pairs(rng: random.Random, split: str, difficulty: float) -> list[tuple[str, str]]:
     """Shapes and colors of the objects, often of few kinds, so that counts above one occur."""
     most = 2 + round(4 * difficulty)
@@ -172,47 +143,6 @@ def _random_pairs(rng: random.Random, split: str, difficulty: float) -> list[tup
     return pairs
 
 
-def random_background(rng: random.Random, difficulty: float) -> Background:
-    """A background; of one color at difficulty 0."""
-    base = _random_ground(rng)
-    kind = rng.choices(("plain", "gradient", "texture"), weights=(5, 2.5 * difficulty, 2.5 * difficulty))[0]
-    if kind == "plain":
-        return Background(kind, (base,))
-    angle = rng.choice((0.0, 90.0, 45.0, rng.uniform(0, 360)))
-    if kind == "gradient":
-        other = _random_ground(rng) if rng.random() < 0.5 else _neighbour(base, rng, 0.15, 0.6)
-        return Background(kind, (base, other), rng.choice(("linear", "linear", "radial")), angle)
-    pattern = rng.choice(("noise", "paper", "stripes", "dots", "checks", "grid"))
-    other = _neighbour(base, rng, 0.03, 0.10)
-    return Background(kind, (base, other), pattern, angle, rng.uniform(1.5, 6.0))
-
-
-def _random_ground(rng: random.Random) -> RGB:
-    """A color to lie behind the shapes: mostly white, light or dark, sometimes a strong one."""
-    kind = rng.choices(
-        ("white", "light", "gray", "pastel", "dark", "black", "strong"), weights=(20, 12, 8, 22, 14, 8, 16)
-    )[0]
-    if kind == "white":
-        return (255, 255, 255)
-    if kind == "black":
-        return (0, 0, 0)
-    if kind == "gray":
-        return (rng.randrange(40, 240),) * 3
-    reach = {  # saturation and value
-        "light": (0.0, 0.06, 0.9, 1.0),
-        "pastel": (0.06, 0.35, 0.8, 1.0),
-        "dark": (0.0, 0.8, 0.06, 0.35),
-        "strong": (0.3, 1.0, 0.35, 0.95),
-    }[kind]
-    return from_hsv(rng.random(), rng.uniform(*reach[:2]), rng.uniform(*reach[2:]))
-
-
-def _neighbour(base: RGB, rng: random.Random, least: float, most: float) -> RGB:
-    """`base` made somewhat lighter or darker."""
-    target = (0, 0, 0) if sum(base) > 382 else (255, 255, 255)
-    return mix(base, target, rng.uniform(least, most))
-
-
 def _fills(
     pairs: list[tuple[str, str]], background: Background, rng: random.Random, difficulty: float
 ) -> list[Shade] | None:
@@ -229,24 +159,6 @@ def _fills(
         chosen[color] = shade
         fills.append(shade)
     return fills
-
-
-def grounds_of(background: Background) -> list[Lab]:
-    """The colors of a background that a fill must stand out from."""
-    first, last = background.colors[0], background.colors[-1]
-    grounds = [to_lab(first)]
-    if len(background.colors) > 1:
-        grounds += [to_lab(mix(first, last, part)) for part in (0.25, 0.5, 0.75, 1.0)]
-    return grounds
-
-
-def contrasting_shade(color: str, grounds: list[Lab], rng: random.Random, difficulty: float) -> Shade | None:
-    """A shade of `color` that stands out from all the grounds by MIN_CONTRAST; None if none was found."""
-    for _ in range(6):
-        shade = random_shade(color, rng, pure=rng.random() < 0.2 + 0.5 * (1 - difficulty))
-        if all(delta_e(shade.lab, ground) > MIN_CONTRAST for ground in grounds):
-            return shade
-    return None
 
 
 def _place(
@@ -349,8 +261,3 @@ def _find_room(
         if all(math.hypot(x - o.x, y - o.y) > reach + o.radius + gap for o in placed):
             return replace(item, x=x, y=y)
     return None
-
-
-def log_uniform(rng: random.Random, low: float, high: float) -> float:
-    """A number between `low` and `high` whose logarithm is evenly spread."""
-    return math.exp(rng.uniform(math.log(low), math.log(high)))

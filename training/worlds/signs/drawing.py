@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+from training.drawing.backgrounds import draw_background
 from training.drawing.colors import RGB
 from training.drawing.dense_labels import (
     CHARACTERS_PER_TOKEN,
@@ -21,7 +22,8 @@ from training.drawing.dense_labels import (
     nothing,
 )
 from training.drawing.fonts import at_size, edges, metrics
-from training.worlds.scenes.drawing import chosen_renderer, draw_background, size_within, with_effects
+from training.drawing.rendering import chosen_renderer, with_effects
+from training.drawing.sizes import size_within
 from training.worlds.signs.signs import Plate, Sign
 from training.worlds.signs.two_lines import TwoLines
 

@@ -13,17 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.drawing.backgrounds import Background, contrasting_shade, grounds_of, random_background
 from training.drawing.colors import COLORS, RGB, UNNAMED, Lab, mix, to_lab
 from training.drawing.fonts import Font, edges, metrics
+from training.drawing.sizes import log_uniform, random_size
 from training.language.words import WORDS
-from training.worlds.scenes.scenes import (
-    Background,
-    contrasting_shade,
-    grounds_of,
-    log_uniform,
-    random_background,
-    random_size,
-)
 
 LEAST_CAP_HEIGHT, LARGEST_CAP_HEIGHT = 0.09, 0.5
 LEAST_TRAINED = 0.065  # the cap height of letters whose em is 9 %

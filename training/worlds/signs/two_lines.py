@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from training.drawing.backgrounds import Background, contrasting_shade, random_background
 from training.drawing.colors import COLORS, UNNAMED
 from training.drawing.fonts import Font
-from training.worlds.scenes.scenes import Background, contrasting_shade, log_uniform, random_background, random_size
+from training.drawing.sizes import log_uniform, random_size
 from training.worlds.signs.signs import (
     LARGEST_CAP_HEIGHT,
     LEAST_CAP_HEIGHT,
