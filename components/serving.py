@@ -33,6 +33,8 @@ _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _MAX_WINDOWS = 500
 _MAX_EVENTS = 1000
 """Events that wait for their handler, of all windows together."""
+_MAX_RUNNING = 200
+"""Events that run at the same time: more than the engine's queue holds, or who waits there would stop all others."""
 _MAX_UNREAD = 400
 """Messages to one window that nobody has fetched; a page that lives fetches them at once."""
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
@@ -252,6 +254,7 @@ def launch_options(page: Page) -> dict[str, Any]:
         "js": _asset("page.js"),
         "footer_links": ["api", "settings"],
         "max_file_size": MAX_FILE_BYTES,
+        "max_threads": _MAX_RUNNING,
         "state_session_capacity": _MAX_WINDOWS,
         "run_history": False,  # questions and answers stay out of the browser's storage
         "strict_cors": True,

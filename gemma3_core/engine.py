@@ -49,7 +49,7 @@ from gemma3_core.inspection import (
 from gemma3_core.mask_view import LayerMask, MaskView
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.pan_and_scan import Box
-from gemma3_core.picture_reader import PictureReader
+from gemma3_core.picture_reader import HeldTiles, PictureReader
 from gemma3_core.precisions import Model, Precisions, quantization_name
 from gemma3_core.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
@@ -107,9 +107,11 @@ class Engine:
         is_demo: bool = False,
         queue: FairQueue | None = None,
         pictures: PictureReader | None = None,
+        tiles: HeldTiles | None = None,
     ):
         self._precisions, self._processor = precisions, processor
         self._pictures = PictureReader() if pictures is None else pictures
+        self._tiles = HeldTiles() if tiles is None else tiles
         # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
         self._model = precisions.default
         self.queue = FairQueue() if queue is None else queue
@@ -142,7 +144,7 @@ class Engine:
         where = precisions.default.device
         # Pictures are resized where the model is if that is a CUDA device; elsewhere the CPU does as well.
         processor = Gemma3Processor.from_pretrained(folder, device=where if where.type == "cuda" else "cpu")
-        shared = () if beside is None else (beside.queue, beside._pictures)
+        shared = () if beside is None else (beside.queue, beside._pictures, beside._tiles)
         return cls(precisions, processor, name, model is None, *shared)
 
     def _describe(self, name: str, is_demo: bool) -> ModelInfo:
@@ -224,6 +226,7 @@ class Engine:
             if was_ready:  # else it took longer than the next answers will
                 self.queue.remember(time.monotonic() - started)
         finally:
+            self._tiles.let_go(ticket)
             self.queue.leave(ticket)
 
     def _when_it_is_its_turn(
@@ -237,6 +240,8 @@ class Engine:
         prompt = read_prompt(request, self._processor)
         check_length(self._model.text_config, prompt.num_tokens, request.max_new_tokens)
         tiles = Tiles(prompt, self._processor.image_processor)
+        while not self._tiles.hold(ticket, tiles.num_bytes, tick_s):
+            yield StageEvent("queued", "Waiting until there is room for these pictures")
         for number, work, num_bytes in tiles.jobs():
             future = self._pictures.submit(work, num_bytes)
             try:
@@ -396,6 +401,7 @@ class Engine:
         except ImageError as error:
             raise AttentionError(f"The pictures of this answer are gone ({error}). Add them and ask again.") from None
         finally:
+            self._tiles.let_go(ticket)
             self.queue.leave(ticket)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ to them. The threads yield to the model's where the system lets them.
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +18,9 @@ from PIL import Image
 from gemma3_core.images import DEFAULT_LIMITS
 
 Result = TypeVar("Result")
+
+MAX_HELD_BYTES = 1_000_000_000
+"""Tiles that wait for their turn, of all requests together: some 400 of 896 x 896 pixels."""
 
 _NICENESS = 10
 _LARGE_BYTES = 100_000_000  # of decoding: a picture of some 20 megapixels
@@ -82,6 +85,33 @@ class PictureReader:
             job.future.set_result(result)
         else:
             job.future.set_exception(error)
+
+
+class HeldTiles:
+    """What is held of decoded pictures until their turn comes, over all requests; safe to use from many threads."""
+
+    def __init__(self, max_bytes: int = MAX_HELD_BYTES):
+        self._max_bytes = max_bytes
+        self._changed = threading.Condition()
+        self._held: dict[Hashable, int] = {}
+
+    def hold(self, owner: Hashable, num_bytes: int, seconds: float) -> bool:
+        """Waits so long for room for an owner's tiles; True where there is. One owner alone always has room."""
+
+        def fits() -> bool:
+            return not num_bytes or not self._held or sum(self._held.values()) + num_bytes <= self._max_bytes
+
+        with self._changed:
+            if not self._changed.wait_for(fits, seconds):
+                return False
+            self._held[owner] = num_bytes
+            return True
+
+    def let_go(self, owner: Hashable) -> None:
+        """The owner's tiles are gone; harmless where there were none."""
+        with self._changed:
+            self._held.pop(owner, None)
+            self._changed.notify_all()
 
 
 def _yield_to_the_model() -> None:

@@ -3,6 +3,7 @@
 What one request makes the server hold or do is bounded here, over all of its turns and before anything is decoded.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -150,6 +151,18 @@ class Tiles:
         self._tiles: dict[Any, tuple[Tile, ...]] = {
             self._key(number): tiles for number, tiles in known if self._hidden_in(number) is None
         }
+
+    @property
+    def num_bytes(self) -> int:
+        """What the tiles of the whole prompt take, 8 bits a color."""
+        size = self._images.config.size.for_picture
+        different = {self._key(number): picture for number, picture in enumerate(self._prompt.pictures)}
+        areas = [
+            math.prod(size(box.bottom - box.top, box.right - box.left))
+            for picture in different.values()
+            for box in (Box(0, 0, *picture.size), *picture.crops)
+        ]
+        return 3 * sum(areas)
 
     def jobs(self) -> Iterator[tuple[int, Callable[[], None], int]]:
         """For each picture that has to be decoded its number, the work, and the memory that it takes in bytes.

@@ -37,6 +37,7 @@ from gemma3_core.errors import (
 )
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.picture_reader import HeldTiles
 from gemma3_core.processor import Gemma3Processor
 
 PATIENCE_S = 60
@@ -683,3 +684,20 @@ def test_a_file_that_changes_after_it_was_looked_at_is_told(engine, tmp_path, mo
     monkeypatch.setattr(prompts, "load_image", changed)
     with pytest.raises(ImageError, match="changed"):
         list(engine.stream(ask("what is this", path)))
+
+
+def test_a_request_waits_for_room_for_tiles_and_gives_it_back(engine, monkeypatch):
+    monkeypatch.setattr(engine, "_tiles", HeldTiles(max_bytes=1))
+    assert engine._tiles.hold("somebody else", 1, 0)
+    events = engine.stream(ask("what is this", picture(1)))
+    assert next(events).text == "Waiting until there is room for these pictures"
+    assert answer(engine, ask("what is a color", visitor="reads no picture")).text is not None
+    engine._tiles.let_go("somebody else")
+    *_, last = events
+    assert last.stats.num_images == 1
+    assert engine._tiles.hold("next", 1000, 0)
+    engine._tiles.let_go("next")
+    waiting = engine.stream(ask("what is this", picture(1)))
+    next(waiting)
+    waiting.close()
+    assert engine._tiles.hold("next", 1000, 0)

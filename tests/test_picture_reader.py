@@ -6,7 +6,7 @@ from concurrent.futures import wait
 
 import pytest
 
-from gemma3_core.picture_reader import PictureReader
+from gemma3_core.picture_reader import HeldTiles, PictureReader
 
 
 class Gate:
@@ -94,3 +94,16 @@ def test_the_threads_yield_to_the_models():
     reader = PictureReader()
     assert all(future.result(5) == min(19, 10) for future in [reader.submit(niceness) for _ in range(2)])
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
+def test_tiles_that_wait_are_bounded_over_all_requests():
+    tiles = HeldTiles(max_bytes=100)
+    assert tiles.hold("a", 60, 0)
+    assert not tiles.hold("b", 50, 0.05)
+    assert tiles.hold("c", 40, 0)
+    threading.Timer(0.1, tiles.let_go, ["a"]).start()
+    assert tiles.hold("b", 50, 5)
+    for owner in "abc":
+        tiles.let_go(owner)
+    assert tiles.hold("larger than all, and alone", 1000, 0)
+    assert not tiles.hold("d", 1, 0)
