@@ -101,6 +101,6 @@ def test_the_memory_benchmark_counts_what_is_allocated_at_the_peak(tmp_path):
     figures = attention_memory.measure(tmp_path, (1200, 300), device="cpu")
     assert figures["crops"] == 4
     assert figures["tokens"] > 5 * 16
-    assert 1 < figures["allocated_mb"] < 60
+    assert 0.5 < figures["allocated_mb"] < 60  # tiles are decoded elsewhere and encoded one by one
     rows = 32 * 8 * figures["tokens"] * 2 + 262_208 * 2
     assert figures["further_layers_mb"] == round(rows / 1e6, 1)

@@ -323,7 +323,7 @@ def test_the_same_seed_gives_the_same_answer(page):
     slider = page.get_by_label("range slider for Temperature")
     page.wait_for_function("slider => slider.value === '2'", arg=slider.element_handle())
     answers = []
-    for seed in ("7", "7", "8", "9", "10"):
+    for seed in ("22", "22", "25", "33", "34"):
         page.locator("#seed input").fill(seed)
         page.locator("#seed input").press("Tab")
         write(page, "How many shapes are there?", EXAMPLES / "wide.png")
