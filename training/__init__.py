@@ -1,1 +1,1 @@
-"""How the demo model was made: pictures and questions, tokenizer, trainer and evaluation."""
+"""How the demo model was made. The commands are at the top, what they need in the rooms; see README.md."""

@@ -5,8 +5,8 @@
     python -m training.evaluate --int4 --json benchmarks/results/answers.json
     python -m training.evaluate --model runs/talks/last --kinds which_more,follow_up,one_word
 
-Held out are the seeds, the phrasings, eight pairs of shape and color, one of which is in every picture
-of shapes, and one in five of all words and other texts, of which signs say one. Signs are written in the
+Held out are the seeds, the phrasings, eight pairs of shape and color (every picture of shapes has one), and one in
+five of all words and other texts (every sign has one). Signs are written in the
 fonts that matplotlib brings. Pictures are drawn at their
 true size by each of the renderers and go through the image processor; answers are greedy; right means
 the key word of the answer is right and no other is said.
@@ -15,7 +15,7 @@ Follow-ups are asked turn by turn, with the model's own earlier answers before t
 itself. Under a system prompt an answer also has to have the form that is asked for.
 
 Boards are asked about twice: with pan & scan, where the answer is to be right, and without, where it is to
-say that the writing is too small. How often it gives the true price nonetheless has a row of its own.
+say that the writing is too small. Another row says how often it gives the true price nonetheless.
 
     python -m training.evaluate --renderer browser --per-kind 100
 
@@ -23,8 +23,8 @@ asks the same questions about the same pictures as drawn by a program that no tr
 
     python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 100
 
-asks in the words of a file (by kind and form) in place of the held-out ones, but for those that training has. That
-file's were written by somebody who had seen neither the phrasings of training nor the held-out ones.
+asks in the words of a file (by kind and form) instead of the held-out ones, except for words that training has. The
+author of that file had seen neither the phrasings of training nor the held-out ones.
 """
 
 import argparse
@@ -115,12 +115,12 @@ class Examinee:
         self._processor = Gemma3Processor.from_pretrained(folder)
 
     def answer(self, pictures: list[Image], questions: list[str], pan_and_scan: bool = False) -> list[str]:
-        """To single questions about single pictures."""
+        """Answers single questions about single pictures."""
         chats = [[_asks(question, (picture,))] for picture, question in zip(pictures, questions, strict=True)]
         return self.reply(chats, pan_and_scan)
 
     def reply(self, chats: list[list[Message]], pan_and_scan: bool = False) -> list[str]:
-        """To the last message of each."""
+        """Answers the last message of each chat."""
         inputs = self._processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -184,11 +184,11 @@ def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer:
 
 
 def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
-    """Puts the file's phrasings in place of the held-out ones, until the process ends; returns the kinds asked.
+    """Replaces the held-out phrasings by the file's until the process ends; returns the kinds to ask.
 
-    Those that training has, of whatever kind, are left out, and so is a kind of which none are left. The file is JSON:
-    phrasings by kind and form, of questions about scenes and charts. Raises ValueError for a kind or form that there
-    is none of, and for phrasings without the slots of their form.
+    Leaves out phrasings that training has for any kind, and kinds of which none are left. The file is JSON: phrasings
+    by kind and form, for questions about scenes and charts. Raises ValueError for an unknown kind or form, and for
+    phrasings without the slots of their form.
     """
     told, asked = json.loads(file.read_text(encoding="utf-8")), []
     by_form = [*phrasings.TRAINED.values(), more_questions.TRAINED, chart_questions.TRAINED]

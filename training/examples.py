@@ -48,7 +48,7 @@ Depiction = Scene | Sign | TwoLines | Chart | Board | Strange
 
 @dataclass(frozen=True)
 class Asked:
-    """A question; `kind` and `key` say when its answer is right, as in training.worlds."""
+    """A question; `kind` and `key` say when its answer is right, as in training.worlds.registry."""
 
     question: str
     kind: str

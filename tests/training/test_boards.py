@@ -16,10 +16,9 @@ from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.drawing.backgrounds import Background, grounds_of
 from training.drawing.colors import COLORS, delta_e, to_lab
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, character_label
-from training.drawing.fonts import bundled_fonts, edges
+from training.drawing.fonts import CHARACTERS, bundled_fonts, edges
 from training.drawing.rendering import RENDERERS
 from training.evaluate import DEMO_MODEL, GUESSED_PRICES, Examinee, accuracies, evaluate, table
-from training.language.words import CHARACTERS
 from training.learning.batches import UNREAD_QUESTIONS, ConversationWriter, Mix, Share, _alike, collate
 from training.learning.dense_heads import IGNORED
 from training.train import dense_mix_of, mix_of, parse

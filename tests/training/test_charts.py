@@ -25,10 +25,9 @@ from training.drawing.dense_labels import (
     character_label,
     color_label,
 )
-from training.drawing.fonts import bundled_fonts, edges, metrics
+from training.drawing.fonts import CHARACTERS, bundled_fonts, edges, metrics
 from training.drawing.rendering import RENDERERS
 from training.evaluate import questions_of_kind
-from training.language.words import CHARACTERS
 from training.learning.batches import ConversationWriter, Mix, Share, collate
 from training.learning.dense_heads import DenseHeads
 from training.learning.model import VISION_WIDTH

@@ -9,7 +9,7 @@ import pytest
 
 from training.drawing.colors import UNNAMED
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, PATCHES_PER_SIDE
-from training.language.words import CHARACTERS
+from training.drawing.fonts import CHARACTERS
 from training.train import dense_mix_of, mix_of, parse
 from training.worlds import crowds
 from training.worlds.crowds import Words, labels, random_crowd

@@ -11,10 +11,10 @@ from training.drawing import fonts
 from training.drawing.backgrounds import Background, grounds_of
 from training.drawing.colors import ANCHORS, COLORS, UNNAMED, delta_e, to_lab
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, SIZES, TOKENS_PER_SIDE, character_label
-from training.drawing.fonts import Font, all_fonts, bundled_fonts, edges, metrics
+from training.drawing.fonts import CHARACTERS, Font, all_fonts, bundled_fonts, edges, metrics
 from training.drawing.rendering import RENDERERS
 from training.evaluate import questions_of_kind
-from training.language.words import CHARACTERS, WORDS
+from training.language.words import WORDS
 from training.worlds.registry import ALL_KINDS, WORLDS, world_named
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.signs.drawing import draw, labels, training_picture

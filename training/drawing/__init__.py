@@ -1,1 +1,4 @@
-"""How anything in a training picture is drawn: colors, outlines, fonts, labels. What a picture is of: `worlds`."""
+"""How training pictures are drawn: colors, outlines, fonts, backgrounds, renderers, and what lies in each patch.
+
+What a picture is of belongs in `worlds`.
+"""

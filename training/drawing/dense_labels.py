@@ -5,19 +5,19 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from training.drawing.colors import COLORS, UNNAMED
-from training.language.words import CHARACTERS
+from training.drawing.fonts import CHARACTERS
 
 PATCHES_PER_SIDE = 16
 TOKENS_PER_SIDE = 8
-POINTS_PER_PATCH = 2  # at which a patch says its character: at a quarter and at three quarters of its width
+POINTS_PER_PATCH = 2  # where it names a character: at a quarter and at three quarters of its width
 CHARACTERS_PER_TOKEN = 4
-HEIGHTS = 16  # parts in which a bar's height, of the picture's, or a shape's size, of the largest one's, is told
-NO_LABEL = 255  # not to be learnt
+HEIGHTS = 16  # steps of a bar's height (its share of the picture's) and of a shape's size (of the largest)
+NO_LABEL = 255  # not learnt
 
 
 @dataclass(frozen=True)
 class PictureLabels:
-    """Of one picture, flat arrays in reading order, uint8; 0 is nothing, NO_LABEL is not to be learnt.
+    """The labels of one picture: flat uint8 arrays in reading order; 0 is nothing, NO_LABEL is not learnt.
 
     Patches have 256 entries, soft tokens 64; `patch_character` has two for each patch (its left and its
     right half), `token_characters` four for each soft token: the characters whose middle lies in it, in
@@ -31,7 +31,7 @@ class PictureLabels:
     token_color: np.ndarray
     patch_character: np.ndarray  # 1 + index in CHARACTERS
     token_characters: np.ndarray
-    token_height: np.ndarray  # of the bar in which the middle lies, or the shape whose centre does: 1 to HEIGHTS
+    token_height: np.ndarray  # 1 to HEIGHTS: of the bar behind its middle, or of the shape centred in it
 
 
 _PATCHES, _TOKENS = PATCHES_PER_SIDE**2, TOKENS_PER_SIDE**2
@@ -50,7 +50,7 @@ def nothing() -> dict[str, np.ndarray]:
 
 
 def unlabelled() -> PictureLabels:
-    """Of a picture about which nothing is to be learnt."""
+    """The labels of a picture from which nothing is learnt."""
     return PictureLabels(**{name: np.full(size, NO_LABEL, np.uint8) for name, size in SIZES.items()})
 
 

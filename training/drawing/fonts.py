@@ -1,6 +1,7 @@
 """The fonts that signs are written in: matplotlib's own, always there, and Latin ones of the machine."""
 
 import os
+import string
 import sys
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -10,7 +11,9 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
-from training.language.words import CHARACTERS, POINT
+CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+POINT = "."
+"""Prices have one; dense labels leave it out."""
 
 # File names begin with these, in lower case: sans, serif and mono faces that a sign may have. Without
 # such a list a machine's symbol, script and display fonts would come in. Longer names before shorter.
@@ -46,7 +49,7 @@ class Font:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Of a font, in shares of the em."""
+    """A font's measures, in shares of the em."""
 
     cap_height: float
     inks: dict[str, tuple[float, float]]  # of each character: how far its ink reaches above and below the baseline
@@ -55,7 +58,7 @@ class Metrics:
 
 @cache
 def bundled_fonts() -> tuple[Font, ...]:
-    """Those that come with matplotlib: the same on every machine."""
+    """The fonts that come with matplotlib: the same on every machine."""
     return _fonts_in(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
 
 

@@ -1,1 +1,1 @@
-"""What only evaluation needs, which training never sees."""
+"""What only evaluation needs and training never sees. The command is `training.evaluate`."""

@@ -1,1 +1,4 @@
-"""Words, and how a question is put, whatever it is about. What is asked of a picture: `worlds`."""
+"""How a question is put and an answer judged, whatever it is about; words and held-out phrasings.
+
+What is asked about one sort of picture belongs in `worlds`.
+"""

@@ -1,7 +1,7 @@
-"""The ways of asking that training never hears, of all kinds in one place: what it composes is checked against all.
+"""The phrasings that training never hears: about 15 % of each kind's, or three.
 
-Of each kind about 15 %, or three. Those of scenes go by form too, as in phrasings.py; slots are filled where the kinds
-are asked. That a sentence stands here means that no training phrasing holds it, of whatever kind.
+They are in one place because every composed phrasing is checked against all of them: none of any kind contains a
+sentence that stands here. Those of scenes go by form too, as in phrasings.py.
 """
 
 SCENES: dict[str, dict[str, tuple[str, ...]]] = {

@@ -10,7 +10,7 @@ SHORT_KINDS = (
     "count_shape", "count_color", "count_all", "count_both", "color", "shape", "is_there", "where", "side", "read",
     "text_color", "letters_count", "word_or_number",
 )  # fmt: skip
-"""Of question: those that a word answers, or two that name a place."""
+"""The kinds of question that one word answers, or two words that name a place."""
 
 _OPENED = 0.3  # share of the prompts that say more than how to answer
 _FEWEST_WORDS = 3  # of a sentence
@@ -52,7 +52,7 @@ HELDOUT_PROMPTS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-# What a prompt may say besides. In training such a one may stand alone, and changes nothing.
+# Other things that a prompt may say. In training one may stand alone, and then changes nothing.
 OPENINGS = (
     "You are a helpful assistant.", "You are an assistant.", "You look at pictures.", "You help people with pictures.",
     "You answer questions about pictures.", "You are a friendly assistant that sees pictures.", "Be kind.",
@@ -64,7 +64,7 @@ HELDOUT_OPENINGS = (
 
 
 def random_prompt(form: str, rng: random.Random, split: str = "train") -> str:
-    """A system prompt that asks for this form, one of KINDS; that sentences are wanted may stay unsaid in training."""
+    """A system prompt that asks for this form; in training it may leave unsaid that sentences are wanted."""
     if form not in KINDS:
         raise ValueError(f"form is {form!r}; expected one of {KINDS}")
     asks = rng.choice(of_split(split, PROMPTS, HELDOUT_PROMPTS)[form])
@@ -92,7 +92,7 @@ def in_form(question: Question, form: str) -> Question:
 
 
 def _word_in(other: str, question: Question) -> str:
-    """What another answer says where this question's says its key."""
+    """The part of another answer that stands where this question's has its key."""
     before, after = question.answer.split(question.key, 1)
     return other.removeprefix(before).removesuffix(after)
 

@@ -1,8 +1,8 @@
 """Many ways of asking the same, put together out of parts: for training, beside the phrasings written by hand.
 
-With twenty fixed sentences a kind, a model learns these by heart and takes a new one for another question. Patterns
-spell out alternatives, "(which|what) bar is (the |)tallest", and each is put as people ask: straight ahead, in an
-indirect question, by its name, as an order. What is held out never comes of it, whole or as a part.
+Given twenty fixed sentences a kind, a model learns them by heart and takes a new one for another question. So patterns
+spell out alternatives, "(which|what) bar is (the |)tallest", and each becomes what people say: a direct question, an
+indirect one, a request by name, an order. No held-out sentence comes out, whole or as a part.
 """
 
 import re
@@ -30,7 +30,7 @@ _BEFORE_ORDERS = (
 
 
 def spelled(*patterns: str) -> tuple[str, ...]:
-    """All that the patterns stand for: of "(a|b)" one or the other; alternatives may hold others."""
+    """Every text that the patterns stand for: "(a|b)" is a or b, and alternatives may be nested."""
     found, left = [], list(patterns)
     while left:
         parts = _ALTERNATIVES.split(left.pop())
@@ -55,7 +55,7 @@ def indirect(*patterns: str) -> tuple[str, ...]:
 
 
 def named(*patterns: str) -> tuple[str, ...]:
-    """What is asked for by its name: "the tallest bar" becomes "What is the tallest bar?" and more."""
+    """Requests by name: "the tallest bar" becomes "What is the tallest bar?" and more."""
     return tuple(_opened(before, text) for text in spelled(*patterns) for before in _BEFORE_NAMES)
 
 
@@ -74,7 +74,7 @@ def _sentence(text: str, ending: str) -> str:
 
 
 def widened(written: tuple[str, ...], composed: tuple[str, ...]) -> tuple[str, ...]:
-    """Both, each sentence once; without those composed that hold a held-out sentence of any kind."""
+    """All sentences, each once, without composed ones that contain a held-out sentence of any kind."""
     return tuple(dict.fromkeys((*written, *(text for text in composed if not holds_heldout(text)))))
 
 
@@ -86,7 +86,7 @@ def widened_kinds(
 
 
 def holds_heldout(text: str) -> bool:
-    """Whether a held-out sentence of any kind is in the text, whatever stands in the slots and between the words."""
+    """Whether the text contains a held-out sentence of any kind; slots and punctuation do not count."""
     words = words_of(text)
     return any(
         words[start : start + length] in sentences
@@ -103,7 +103,7 @@ def _heldout_words() -> dict[int, frozenset[tuple[str, ...]]]:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """What two sentences share that say the same; all slots are alike."""
+    """The words of a sentence, by which sentences are compared; all slots are alike."""
     return tuple("{}" if word.startswith("{") else word for word in _WORD.findall(text.lower()))
 
 

@@ -1,14 +1,8 @@
-"""The words that signs say, common ones and such as stand on signs, and the characters they are made of.
+"""The words that signs say: common ones, and words that real signs show.
 
-Lower case, 1 to 8 letters, by length. The two role names of the chat template ("model", "user") are left
-out: each is one token wherever it stands alone.
+Lower case, 1 to 8 letters, by length. The chat template's role names ("model", "user") are missing: each is one
+token wherever it stands alone.
 """
-
-import string
-
-CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
-POINT = "."
-"""Prices have one; dense labels say nothing of it."""
 
 WORDS = tuple(
     """

@@ -1,14 +1,13 @@
 """Training batches: pictures as pixels, conversations as token ids, dense labels beside them.
 
-A conversation is what the app sends: the checkpoint's chat template, a system prompt or none, the picture or
-the two before the question, several questions about them; some ask on about another picture, some see the
-picture through pan & scan, some have no picture at all. Of the pictures that can only be read through pan & scan,
-half have it.
+A conversation is what the app sends: the checkpoint's chat template, perhaps a system prompt, one picture or two and
+several questions about them. Some conversations go on about another picture, some see the picture through pan & scan,
+some have no picture. Half of the pictures that can only be read through pan & scan have it.
 
-Most conversations are a fan: each question is asked as if it were the first, sees the picture and not
-the other questions, and has the positions of a first question. Else answers could be read off earlier
-ones ("two red circles" tells a color, a shape and a number) instead of off the picture. Questions that lean
-on each other are asked one after the other.
+Most conversations are a fan: each question is asked as if it were the first. It sees the picture and not the other
+questions, and has the positions of a first question. Otherwise answers could be read from earlier ones ("two red
+circles" tells a color, a shape and a number) instead of from the picture. Questions that lean on each other are asked
+one after the other.
 """
 
 import random
@@ -36,7 +35,7 @@ from training.worlds.world import DrawnWorld, ReadInCrops, World
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
 UNREAD_QUESTIONS = 2
-"""At most so many about a picture that would need crops and has none: the answer is always the same."""
+"""The most questions about a picture that needs crops and has none: the answer is always the same."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Conversations(IterableDataset):
 def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
     """The mix and size of one batch, whose conversations are about equally long.
 
-    Else the few long ones (crops, two pictures) would have all others padded to their length.
+    Otherwise all would be padded to the length of the few long ones (crops, two pictures).
     """
     with_crops, with_two = max(1, size // 3), max(1, 2 * size // 3)
     if mix.crowded and rng.random() < mix.crowded:
@@ -187,7 +186,7 @@ class ConversationWriter:
         return _Conversation([squares[number]], [dense[number]], [], [], [], [])
 
     def _asked(self, rng: random.Random, mix: Mix) -> _Asked:
-        """Pictures and questions, with no picture now and then, or with another picture to ask on about."""
+        """Pictures and questions; now and then without a picture, or with a second one to go on about."""
         imagined = world, depiction = _imagined(rng, mix)
         system = world.system_prompt(depiction)
         if rng.random() < mix.no_picture:
@@ -257,7 +256,7 @@ class ConversationWriter:
         return out
 
     def _join(self, asked: _Asked, rng: random.Random, mix: Mix) -> _Conversation:
-        """One question after the other, as a visitor asks on; each sees all before it."""
+        """One question after the other, as a visitor asks them; each sees all before it."""
         out = _Conversation([], [], [], [], [], [])
         out.add([self._tokenizer.bos_token_id], [IGNORED], position=0, segment=0)
         before = _before_all(asked.system)
@@ -299,7 +298,7 @@ class ConversationWriter:
         return token
 
     def _image_text(self, crops: list[int]) -> str:
-        """What stands for pictures with so many crops each."""
+        """The text that stands for pictures with so many crops each."""
         return self._processor.expand_images([self._tokenizer.boi_token * len(crops)], crops)[0]
 
     def _encode(self, text: str) -> list[int]:

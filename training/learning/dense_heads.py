@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from training.drawing.colors import COLORS
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, HEIGHTS, POINTS_PER_PATCH, TOKENS_PER_SIDE
+from training.drawing.fonts import CHARACTERS
 from training.drawing.geometry import SHAPES
-from training.language.words import CHARACTERS
 from training.learning.model import TEXT_WIDTH, VISION_WIDTH
 from training.worlds.scenes.scenes import is_heldout_pair
 
@@ -69,7 +69,7 @@ class DenseHeads(nn.Module):
         return loss + 0.2 * _rare_weighted(self.token_height(normed), labels.token_height)
 
     def _place_loss(self, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        """Of the columns and rows that the soft tokens [N, 64, E] tell, of the pictures that have labels."""
+        """The loss of the columns and rows that soft tokens [N, 64, E] tell, over the pictures that have labels."""
         labelled = (labels.token_characters != IGNORED).any(dim=1, keepdim=True)
         number = torch.arange(TOKENS_PER_SIDE**2, device=tokens.device)
         column, row = self.token_place(tokens).flatten(0, 1).split(TOKENS_PER_SIDE, dim=-1)
@@ -99,7 +99,7 @@ class DenseHeads(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits without the classes that would make a held-out pair.
 
-        Else "what is blue is never a heart" is learnt, which is true of the training pictures only.
+        Otherwise the heads learn that nothing blue is a heart, which is only true of the training pictures.
         """
         unseen_shape = self.unseen[color.clamp(min=0)]
         unseen_color = self.unseen.T[shape.clamp(min=0)]

@@ -1,7 +1,7 @@
 """Pictures as full as they get, of shapes or of words: for the dense loss alone.
 
-A sign holds some five letters and a scene some four shapes; an encoder learns to tell them apart many times
-sooner from pictures that hold dozens. Nothing is asked about these, and nothing is evaluated on them.
+A sign has about five letters and a scene about four shapes. From pictures with dozens, an encoder learns many times
+sooner to tell them apart. Nothing is asked about crowds, and nothing is evaluated on them.
 """
 
 import math

@@ -67,7 +67,7 @@ HELDOUT_PHRASINGS = (
 
 @dataclass(frozen=True)
 class Strange:
-    """A picture of nothing that the model knows; `seed` decides all else."""
+    """A picture of nothing that the model knows; `seed` decides the rest."""
 
     width: int
     height: int
@@ -120,7 +120,7 @@ def labels(depiction: Elsewhere) -> PictureLabels:
     return found
 
 
-# With things of the world outside in them, so that what is outside is learnt, and not sixty sentences by heart.
+# They name things of the world outside, so that the model learns what is outside and not sixty sentences by heart.
 PATTERNS = (
     "How many {thing}s are there?", "How many {thing}s do you see?", "Count the {thing}s.", "Is there a {thing}?",
     "Is there a {thing} in the picture?", "Do you see a {thing}?", "Where is the {thing}?",
@@ -154,7 +154,7 @@ def _question(depiction: Elsewhere, rng: random.Random, split: str, kinds: list[
 
 
 def _about_what_is_not_shown(depiction: Known, rng: random.Random, split: str) -> Question:
-    """What one asks about pictures of another sort than this one."""
+    """A question that fits pictures of another sort."""
     things = ["sign"] if not isinstance(depiction, Sign) else []
     things += ["bar chart"] if not isinstance(depiction, Chart) else []
     things += ["shape"] if not isinstance(depiction, Scene) else []

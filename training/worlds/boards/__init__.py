@@ -1,1 +1,1 @@
-"""Boards, which are read through pan & scan, and the questions about them."""
+"""Boards, which need pan & scan, and the questions about them. How a text is written: `signs`."""

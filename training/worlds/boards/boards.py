@@ -1,8 +1,8 @@
 """Random boards: a few words, or items with their prices, on a picture too long for one square; in pixels.
 
-A board is read through pan & scan alone. Letters count by their cap height: in its crop, squeezed to a square,
-at least LEAST_IN_CROP of the square's side whichever way they are measured, and in the whole picture squeezed
-to a square at most MOST_IN_WHOLE of the side along which it is squeezed. No entry reaches over a crop's border.
+A board can only be read through pan & scan. In a crop squeezed to a square, capitals are at least LEAST_IN_CROP of the
+square's side, measured either way. In the whole picture squeezed to a square, they are at most MOST_IN_WHOLE of the
+side along which it is squeezed. No entry crosses the border of a crop.
 """
 
 import random
@@ -194,7 +194,7 @@ def _random_style(
 
 
 def _random_texts(rng: random.Random, split: str, number: int, priced: bool, most: int) -> list[tuple[str, str | None]]:
-    """Items, and prices where it has them; no two alike."""
+    """Items with their prices, or None for each price; no two texts are alike."""
     case = rng.choice((str.upper, str.lower, str.capitalize, str))  # str: each as it comes
     items: dict[str, str] = {}
     prices: set[str] = set()
@@ -210,12 +210,12 @@ def _random_texts(rng: random.Random, split: str, number: int, priced: bool, mos
 
 
 def is_possible_item(text: str, priced: bool) -> bool:
-    """Beside prices, numbers could be taken for one."""
+    """Whether a text can be an item: beside prices, a number could be taken for one."""
     return not (priced and text.isdigit())
 
 
 def random_price(rng: random.Random) -> str:
-    """From 0.05 to 99.99, mostly small."""
+    """A price from 0.05 to 99.99, mostly small."""
     whole = rng.choices((0, rng.randint(1, 9), rng.randint(10, 99)), (1, 6, 3))[0]
     cents = rng.choice(_CENTS) if rng.random() < 0.7 else f"{rng.randrange(5, 100):02d}"
     return f"{whole}.{cents}" if whole or int(cents) else "0.50"
@@ -272,13 +272,13 @@ def _block(style: _Style, item: str, price: str | None, above: float, below: flo
 
 
 def _length(style: _Style, text: str) -> float:
-    """With all ink, in pixels."""
+    """The length of a text with all its ink, in pixels."""
     hanging = metrics(style.font).overhangs
     return (edges(style.font, text)[-1] + hanging[text[0]][0] + hanging[text[-1]][1]) * style.size
 
 
 def _along(rng: random.Random, extents: list[float], gap: float, boxes: list[Box], wide: bool) -> list[float] | None:
-    """Where each of several things in a row begins, none on the border of a crop; None where they don't fit."""
+    """Where each of several things in a row begins, so that none crosses a crop's border; None where they don't fit."""
     ends = [(box.left, box.right) if wide else (box.top, box.bottom) for box in boxes]
     rooms = [(low + _MARGIN * (high - low), high - _MARGIN * (high - low)) for low, high in ends]
     possible = [
@@ -395,7 +395,7 @@ def _sheet(rng: random.Random, size: tuple[int, int], places: list[tuple[float, 
 
 
 def _plates(rng: random.Random, places: list[tuple[float, float, _Block]], style: _Style) -> list[Panel]:
-    """One behind each entry, all alike."""
+    """A plate behind each entry, all alike."""
     fill = random_background(rng, 0.0).colors[0]
     frame = _line_color(rng, fill) if rng.random() < 0.4 else None
     thick = 0.5 * rng.uniform(0.1, 0.4) * style.padding if frame else 0.0

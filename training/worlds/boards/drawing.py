@@ -18,10 +18,9 @@ from training.drawing.dense_labels import (
     PictureLabels,
     nothing,
 )
-from training.drawing.fonts import edges
+from training.drawing.fonts import POINT, edges
 from training.drawing.rendering import chosen_renderer, with_effects
 from training.drawing.sizes import size_within
-from training.language.words import POINT
 from training.worlds.boards.boards import Board, Panel
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.signs import Sign

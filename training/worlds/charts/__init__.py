@@ -1,1 +1,1 @@
-"""Bar charts, and the questions about them."""
+"""Bar charts, and the questions about them. How a label is written: `signs`."""

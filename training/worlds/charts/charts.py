@@ -1,8 +1,7 @@
 """Random bar charts: two to six upright bars with a label each, described in pixels.
 
-Labels are at least LEAST_CAP_HEIGHT high: the height of a capital letter of their font, as a share of the
-picture's shorter side; small letters are lower, and so are all letters where a program counts the em
-instead, which is why training also sees LEAST_TRAINED. Any two bars differ by LEAST_APART of the picture's
+A label's capitals are at least LEAST_CAP_HEIGHT of the picture's shorter side. Some programs measure the em instead,
+so that their capitals are lower: training also sees LEAST_TRAINED. Any two bars differ by LEAST_APART of the picture's
 height, which is 7 of the 224 pixels that the encoder sees.
 """
 
@@ -248,7 +247,7 @@ class _Writing:
 
 @lru_cache(maxsize=256)
 def color_name(rgb: RGB) -> str:
-    """Of COLORS, or UNNAMED where `rgb` lies between them."""
+    """The name of a color, or UNNAMED where `rgb` lies between the named ones."""
     return next((color for color in COLORS if is_clear(rgb, color)), UNNAMED)
 
 
@@ -334,7 +333,7 @@ def _fitting_labels(
 
 
 def random_labels(rng: random.Random, split: str, number: int, most: int = LONGEST_LABEL) -> tuple[str, ...]:
-    """That many different texts of 1 to `most` letters, in whatever case; held out never, or at least one."""
+    """That many different texts of 1 to `most` letters, in any case; none of them is held out, or at least one."""
     fitting = [series for series in SERIES if len(series) >= number and max(map(len, series)) <= most]
     if fitting and rng.random() < 0.2:
         series = rng.choice(fitting)
@@ -363,7 +362,7 @@ def _label(rng: random.Random, split: str, most: int) -> str:
 
 
 def _heights(rng: random.Random, number: int, room: float, height: int, easy: bool) -> list[float] | None:
-    """Pixels, the tallest `room`, any two plainly apart; None where there is too little room."""
+    """The bars' heights in pixels: the tallest is `room`, any two are plainly apart; None where there is no room."""
     apart = (0.08 if easy else LEAST_APART) * height
     low = LEAST_HEIGHT * height
     slack = room - low - (number - 1) * apart
@@ -379,13 +378,13 @@ def _heights(rng: random.Random, number: int, room: float, height: int, easy: bo
 
 
 def _tick_numbers(top: float) -> tuple[int, ...]:
-    """From 0 upwards, at most seven of them, none above `top`."""
+    """At most seven numbers from 0 upwards, none above `top`."""
     step = next(step for step in _NICE_STEPS if top / step < 7)
     return tuple(range(0, math.floor(top) + 1, step))
 
 
 def _title(rng: random.Random, writing: _Writing, cap: float, y: float) -> list[Sign]:
-    """One to three words in a line, none of them held out: not even a title shows what is."""
+    """One to three words in a line; none is held out, since training must not see such words even in a title."""
     words = [random_text(rng, "train", 7) for _ in range(rng.randint(1, 3))]
     space = 0.5 * cap
     while sum(writing.length(word, cap) + space for word in words) > 0.9 * writing.width:

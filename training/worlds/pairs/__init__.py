@@ -1,1 +1,1 @@
-"""Two pictures at once, conversations that go on about one or two, and the questions in them."""
+"""Two pictures at once, and conversations that go on about one or two. Questions about one scene: `scenes`."""

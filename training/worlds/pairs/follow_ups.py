@@ -1,8 +1,8 @@
 """Conversations whose questions lean on the turn before: "And the blue ones?", "Where is it?".
 
 The first question stands by itself. Each further one changes one thing and leaves the rest as it was: the subject,
-the topic ("it" is the one thing that the turn before named), or the picture of the two. Where there is but one, a
-question about another has one honest answer, and ends the conversation.
+the topic ("it" is the one thing that the turn before named), or the picture. Where there is only one picture, a
+question about another has one honest answer and ends the conversation.
 """
 
 import random
@@ -150,7 +150,7 @@ def _moved(point: _Point, move: str, pictures: tuple[Scene, ...], rng: random.Ra
 
 
 def _put(move: str, to: _Point, words: str, found: Target, rng: random.Random, split: str) -> Question:
-    """The question that this move asks; its key has the topic before it, by which it is judged."""
+    """The question that this move asks; its key begins with the topic, which judges the answer."""
     one = to.subject.shape or f"{to.subject.color} one"
     ones = f"{one}s"
     if words == "ones" and to.subject.color and rng.random() < 0.3:

@@ -32,7 +32,7 @@ def names(scene: Scene) -> list[tuple[str, str]]:
 
 
 def random_pair(rng: random.Random, split: str = "train", difficulty: float = 1.0) -> Pair:
-    """Two scenes as random_scene makes them, of the split; held out: one of the two at least has a held-out pair."""
+    """Two random scenes of the split; where it is "heldout", at least one of them has a held-out pair."""
     first = random_scene(rng, split, difficulty)
     relation = rng.choices(tuple(_RELATIONS), tuple(_RELATIONS.values()))[0]
     if relation == "apart":

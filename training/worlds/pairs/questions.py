@@ -1,6 +1,4 @@
-"""Questions about two pictures: which has more, are they the same, what is on one, or only there; when an answer is
-right.
-"""
+"""Questions about two pictures: which has more, are they the same, what is on one, what only on one."""
 
 import random
 import re
@@ -210,7 +208,7 @@ def _targets(kind: str, pair: Pair, rng: random.Random, _split: str) -> list[Tar
 
 
 def _only_in(pair: Pair, rng: random.Random) -> list[Target]:
-    """What each picture has that the other has not, or not as often; nothing of its own, rarely."""
+    """What each picture has that the other lacks or has less often; rarely, that it has nothing of its own."""
     found = []
     for number, which in enumerate(ORDINALS):
         left = Counter(called(item) for item in pair.scenes[1 - number].objects)
@@ -227,7 +225,7 @@ def _only_in(pair: Pair, rng: random.Random) -> list[Target]:
 
 
 def _which_more(pair: Pair, rng: random.Random) -> list[Target]:
-    """Of up to three subjects that one of the pictures has at least."""
+    """Up to three subjects that at least one of the pictures has."""
     by_key: dict[str, list[Subject]] = {}
     for subject in (Subject(), *(Subject(shape=s) for s in SHAPES), *(Subject(color=c) for c in COLORS)):
         first, second = (len(subject.meant(scene)) for scene in pair.scenes)

@@ -219,7 +219,7 @@ def clear_place(item: SceneObject, scene: Scene) -> str | None:
 
 
 def _has_unnamed(scene: Scene) -> bool:
-    """Then what goes by a color is in doubt: is this one meant?"""
+    """Whether a shape's color has no name: then a question that names a color may mean that shape too."""
     return any(item.color == UNNAMED for item in scene.objects)
 
 
@@ -241,10 +241,10 @@ _KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
 }
 KINDS = tuple(_KINDS)
 
-# Larger counts are rarer in the scenes: small ones are asked for less often than they could be.
+# Scenes have few large counts, so small ones are not asked about each time.
 _KEPT_COUNTS = (1.0, 0.17, 0.4, 0.8, 1.0, 1.0, 1.0)
 
-# Rather asked where there is a choice: counting, of which a scene allows few questions.
+# Counts are asked more often where there is a choice, because a scene allows few of them.
 _KIND_WEIGHTS = {"count_shape": 4.0, "count_color": 4.0, "is_there": 0.6, "where": 0.8}
 
 

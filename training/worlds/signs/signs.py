@@ -1,8 +1,8 @@
 """Random signs: one word or number on a background, described in pixels.
 
 Sizes are cap heights: how tall a capital letter or a digit of the font is, as a share of the picture's
-shorter side. A sign has at least LEAST_CAP_HEIGHT; the small letters of such a sign are lower, and so
-are its 9 % where a program counts the em instead, which is why training also sees LEAST_TRAINED.
+shorter side. A sign has at least LEAST_CAP_HEIGHT. Some programs measure
+the em instead, so that their capitals are lower: training also sees LEAST_TRAINED.
 """
 
 import math
