@@ -22,7 +22,7 @@ from benchmarks.timing import machine
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import GROUP_SIZES, TorchAoConfig, quantized
-from training.evaluate import SEED, questions_of_kind
+from training.evaluation.dialogues import SEED, questions_of_kind
 from training.learning.model import DEMO_MODEL
 from training.worlds.registry import WORLDS
 from training.worlds.world import DrawnWorld, ReadInCrops

@@ -14,7 +14,8 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.weight_files import INDEX_FILE
 from tests.reference import assert_equal
-from training.evaluate import GUESSED_PRICES, Dialogue, Examinee, accuracies, evaluate, held
+from training.evaluation.dialogues import Dialogue
+from training.evaluation.trials import GUESSED_PRICES, Examinee, accuracies, evaluate, held
 from training.examples import EXAMPLES, FOLDER, Example
 from training.language.asking import Question
 from training.learning.model import DEMO_MODEL

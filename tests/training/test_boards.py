@@ -18,9 +18,11 @@ from training.drawing.colors import COLORS, delta_e, to_lab
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, character_label
 from training.drawing.fonts import CHARACTERS, bundled_fonts, edges
 from training.drawing.rendering import RENDERERS
-from training.evaluate import DEMO_MODEL, GUESSED_PRICES, Examinee, accuracies, evaluate, table
+from training.evaluate import table
+from training.evaluation.trials import GUESSED_PRICES, Examinee, accuracies, evaluate
 from training.learning.batches import UNREAD_QUESTIONS, ConversationWriter, Mix, Share, _alike, collate
 from training.learning.dense_heads import IGNORED
+from training.learning.model import DEMO_MODEL
 from training.train import dense_mix_of, mix_of, parse
 from training.worlds.boards import drawing as board_drawing
 from training.worlds.boards.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board, Entry, Panel, random_board, random_price

@@ -7,8 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from training.evaluate import dialogues_of_kind
 from training.evaluation.browser_drawing import Browser, svg_of, texts_of
+from training.evaluation.dialogues import dialogues_of_kind
 from training.worlds.registry import WORLDS
 from training.worlds.signs.signs import Sign
 

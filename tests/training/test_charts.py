@@ -27,7 +27,7 @@ from training.drawing.dense_labels import (
 )
 from training.drawing.fonts import CHARACTERS, bundled_fonts, edges, metrics
 from training.drawing.rendering import RENDERERS
-from training.evaluate import questions_of_kind
+from training.evaluation.dialogues import questions_of_kind
 from training.learning.batches import ConversationWriter, Mix, Share, collate
 from training.learning.dense_heads import DenseHeads
 from training.learning.model import VISION_WIDTH

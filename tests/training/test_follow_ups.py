@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from gemma3_core.processor import Gemma3Processor
-from training import evaluate
 from training.drawing.colors import COLORS
 from training.drawing.geometry import SHAPES
-from training.evaluate import Dialogue, Examinee, dialogues_of_kind, held
+from training.evaluation import trials
+from training.evaluation.dialogues import Dialogue, dialogues_of_kind
+from training.evaluation.trials import Examinee, held
 from training.language.asking import Question
 from training.learning.batches import ConversationWriter, Mix, Share
 from training.train import mix_of, parse
@@ -226,10 +227,10 @@ def test_as_many_follow_ups_are_judged_as_were_asked_for(monkeypatch: pytest.Mon
     dialogues = list(dialogues_of_kind("other_picture", 4, "heldout", 1, "pillow"))
     assert sum(q.kind == "other_picture" for one in dialogues for q in one.questions) == 4
     assert all(one.questions[-1].kind == "other_picture" and len(one.pictures) == 2 for one in dialogues)
-    monkeypatch.setattr(evaluate, "dialogues_of_kind", lambda *_: dialogues)
-    trials = evaluate.evaluate(Forgetful(), 4, kinds=("other_picture",))
-    assert [trial.question.kind for trial in trials] == ["other_picture"] * 4
-    assert not any(trial.right for trial in trials)
+    monkeypatch.setattr(trials, "dialogues_of_kind", lambda *_: dialogues)
+    told = trials.evaluate(Forgetful(), 4, kinds=("other_picture",))
+    assert [trial.question.kind for trial in told] == ["other_picture"] * 4
+    assert not any(trial.right for trial in told)
 
 
 def test_the_arguments_ask_for_follow_ups() -> None:

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from gemma3_core.processor import Gemma3Processor
-from training import evaluate
 from training.drawing.colors import COLORS
 from training.drawing.geometry import SHAPES
-from training.evaluate import Dialogue, dialogues_of_kind, questions_of_kind
+from training.evaluation import trials
+from training.evaluation.dialogues import Dialogue, dialogues_of_kind, questions_of_kind
 from training.learning.batches import ConversationWriter, Mix, Share, collate
 from training.learning.dense_heads import IGNORED
 from training.train import mix_of, parse
@@ -275,7 +275,7 @@ def test_the_evaluation_shows_both_pictures_at_once(monkeypatch: pytest.MonkeyPa
         next(questions_of_kind("which_more", 1, "heldout", 1))
     seen = []
 
-    class Silent(evaluate.Examinee):
+    class Silent(trials.Examinee):
         def __init__(self) -> None:
             pass
 
@@ -285,10 +285,10 @@ def test_the_evaluation_shows_both_pictures_at_once(monkeypatch: pytest.MonkeyPa
 
     blank = Image.new("RGB", (20, 20))
     monkeypatch.setattr(
-        evaluate, "dialogues_of_kind", lambda *_: [Dialogue((blank, blank), d.questions) for d in dialogues]
+        trials, "dialogues_of_kind", lambda *_: [Dialogue((blank, blank), d.questions) for d in dialogues]
     )
-    trials = evaluate.evaluate(Silent(), 3, kinds=("which_more",))
-    assert [trial.right for trial in trials] == [d.questions[0].key == "both" for d in dialogues]
+    told = trials.evaluate(Silent(), 3, kinds=("which_more",))
+    assert [trial.right for trial in told] == [d.questions[0].key == "both" for d in dialogues]
     for chat, pan_and_scan in seen:
         (message,) = chat
         assert [part["type"] for part in message["content"]] == ["image", "image", "text"]

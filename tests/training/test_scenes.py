@@ -66,9 +66,9 @@ def test_scenes_in_unnamed_colors_keep_held_out_pairs_away():
     assert not any(is_heldout_pair(item.shape, item.color) for item in items)
     for item in unnamed:
         assert not any(is_clear(item.rgb, color) for color in COLORS)
-    labels = patch_labels(next(scene for scene in found if scene.objects[0].color == UNNAMED))
-    assert (labels.color == NO_LABEL).any()
-    assert (labels.shape[labels.color == NO_LABEL] > 0).all()
+    shape, color, _ = patch_labels(next(scene for scene in found if scene.objects[0].color == UNNAMED))
+    assert (color == NO_LABEL).any()
+    assert (shape[color == NO_LABEL] > 0).all()
 
 
 def test_evaluated_scenes_have_named_colors_only():
@@ -238,14 +238,14 @@ def test_effects_keep_size_and_mode():
 
 
 def test_patch_labels_of_one_object():
-    labels = patch_labels(one_object())
-    assert labels.shape.shape == labels.color.shape == labels.centre.shape == (16, 16)
-    assert np.argwhere(labels.centre).tolist() == [[2, 12]]
-    assert labels.shape[2, 12] == 1 + SHAPES.index("star")
-    assert labels.color[2, 12] == 1 + COLORS.index("blue")
-    assert set(np.unique(labels.shape)) == {0, 1 + SHAPES.index("star")}
-    assert (labels.shape[8:] == 0).all()
-    assert (labels.shape[:, :8] == 0).all()
+    shape, color, centre = patch_labels(one_object())
+    assert shape.shape == color.shape == centre.shape == (16, 16)
+    assert np.argwhere(centre).tolist() == [[2, 12]]
+    assert shape[2, 12] == 1 + SHAPES.index("star")
+    assert color[2, 12] == 1 + COLORS.index("blue")
+    assert set(np.unique(shape)) == {0, 1 + SHAPES.index("star")}
+    assert (shape[8:] == 0).all()
+    assert (shape[:, :8] == 0).all()
 
 
 def test_soft_tokens_say_how_large_a_shape_is():
@@ -265,13 +265,13 @@ def test_patch_labels_agree_with_the_outlines():
     steps = (np.arange(16 * 16) + 0.5) / (16 * 16)
     points = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
     for scene in scenes("train", 25):
-        labels = patch_labels(scene)
+        shape, color, _ = patch_labels(scene)
         size = (scene.width, scene.height)
         inside = np.stack([Path(polygon(item)).contains_points(points * size) for item in scene.objects])
         shares = inside.reshape(-1, 16, 16, 16, 16).mean(axis=(2, 4))  # [objects, rows, columns]
-        assert (shares.max(axis=0)[labels.shape > 0] > 0.02).all()
-        assert (shares.max(axis=0)[labels.shape == 0] < 0.22).all()
+        assert (shares.max(axis=0)[shape > 0] > 0.02).all()
+        assert (shares.max(axis=0)[shape == 0] < 0.22).all()
         for row, column in np.argwhere(shares.max(axis=0) > 0.55):
             item = scene.objects[shares[:, row, column].argmax()]
-            assert labels.shape[row, column] == 1 + SHAPES.index(item.shape)
-            assert labels.color[row, column] == 1 + COLORS.index(item.color)
+            assert shape[row, column] == 1 + SHAPES.index(item.shape)
+            assert color[row, column] == 1 + COLORS.index(item.color)

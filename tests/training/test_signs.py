@@ -13,7 +13,7 @@ from training.drawing.colors import ANCHORS, COLORS, UNNAMED, delta_e, to_lab
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, SIZES, TOKENS_PER_SIDE, character_label
 from training.drawing.fonts import CHARACTERS, Font, all_fonts, bundled_fonts, edges, metrics
 from training.drawing.rendering import RENDERERS
-from training.evaluate import questions_of_kind
+from training.evaluation.dialogues import questions_of_kind
 from training.language.words import WORDS
 from training.worlds.registry import ALL_KINDS, WORLDS, world_named
 from training.worlds.registry import is_right as right_in_any_world

@@ -10,7 +10,7 @@ import pytest
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.drawing.colors import COLORS
-from training.evaluate import dialogues_of_kind
+from training.evaluation.dialogues import dialogues_of_kind
 from training.language.asking import Question
 from training.language.system_prompts import (
     HELDOUT_OPENINGS,

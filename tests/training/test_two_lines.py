@@ -13,7 +13,7 @@ from training.drawing.colors import delta_e, to_lab
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, SIZES, character_label
 from training.drawing.fonts import bundled_fonts, metrics
 from training.drawing.rendering import RENDERERS
-from training.evaluate import questions_of_kind
+from training.evaluation.dialogues import questions_of_kind
 from training.learning.batches import ConversationWriter, Mix, Share
 from training.train import mix_of, parse
 from training.worlds.registry import WORLDS

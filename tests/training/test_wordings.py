@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.evaluate import ask_in_the_words_of, questions_of_kind
+from training.evaluation.dialogues import ask_in_the_words_of, questions_of_kind
 from training.language import heldout_phrasings
 from training.language.asking import slots_of
 from training.language.wordings import holds_heldout, indirect, named, ordered, spelled, straight, widened, words_of

@@ -62,3 +62,10 @@ def color_label(color: str) -> int:
 def character_label(character: str) -> int:
     """1 + index in CHARACTERS."""
     return 1 + CHARACTERS.index(character)
+
+
+def add_text(out: dict[str, np.ndarray], one: PictureLabels) -> None:
+    """Puts the colors and characters of one text over what is there; soft tokens' characters are left to the caller."""
+    for name in ("patch_color", "patch_character", "token_color"):
+        there = getattr(one, name)
+        out[name] = np.where(there > 0, there, out[name])

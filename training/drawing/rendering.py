@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from training.drawing.backgrounds import crop_tile, noise_tile
+from training.drawing.colors import RGB
 
 RENDERERS = ("pillow", "pillow_plain", "matplotlib")
 
@@ -15,6 +16,13 @@ def coverage(start: float, end: float, first: int, last: int) -> np.ndarray:
     """How much of each of the unit cells from `first` to `last` lies between `start` and `end`."""
     cells = np.arange(first, last)
     return np.clip(np.minimum(cells + 1, end) - np.maximum(cells, start), 0.0, 1.0)
+
+
+def paste_covered(
+    picture: Image.Image, color: RGB, corner: tuple[int, int], rows: np.ndarray, columns: np.ndarray
+) -> None:
+    """Paints pixels right of and below `corner`, each as far as its row and its column are covered (0 to 1)."""
+    picture.paste(color, corner, Image.fromarray((255 * np.outer(rows, columns) + 0.5).astype(np.uint8)))
 
 
 def chosen_renderer(renderer: str | None, shares: tuple[float, ...], rng: random.Random) -> str:

@@ -30,18 +30,14 @@ SCENES: dict[str, dict[str, tuple[str, ...]]] = {
             "What color would you say the {shape} is?", "Could you name the color of the {shape}?",
             "Which color is the {shape} in the picture?", "Say what color the {shape} has.",
         ),
-        "many": (
-            "Which color do the {shapes} have?", "Could you tell me what color the {shapes} are?",
-        ),
+        "many": ("Which color do the {shapes} have?", "Could you tell me what color the {shapes} are?"),
     },
     "shape": {
         "one": (
             "Which shape does the {color} thing have?", "Could you name the shape of the {color} thing?",
             "Say what shape the {color} object has.", "What kind of shape does the {color} object have?",
         ),
-        "only": (
-            "Which shape do you see?", "Could you name this shape?",
-        ),
+        "only": ("Which shape do you see?", "Could you name this shape?"),
     },
     "is_there": {
         "one": (

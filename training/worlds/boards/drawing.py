@@ -16,10 +16,11 @@ from training.drawing.dense_labels import (
     PATCHES_PER_SIDE,
     POINTS_PER_PATCH,
     PictureLabels,
+    add_text,
     nothing,
 )
 from training.drawing.fonts import POINT, edges
-from training.drawing.rendering import chosen_renderer, with_effects
+from training.drawing.rendering import chosen_renderer, coverage, paste_covered, with_effects
 from training.drawing.sizes import size_within
 from training.worlds.boards.boards import Board, Panel
 from training.worlds.signs import drawing as sign_drawing
@@ -142,13 +143,10 @@ def _fill(
     if left >= right or top >= bottom:
         return
     if min(radii) > 0.5:
-        mask = _rounded((left, top, right, bottom), bounds, radii)
-    else:
-        columns, rows = np.arange(left, right), np.arange(top, bottom)
-        covered = (np.minimum(rows + 1, bounds[3]) - np.maximum(rows, bounds[1])).clip(0, 1)[:, None]
-        covered = covered * (np.minimum(columns + 1, bounds[2]) - np.maximum(columns, bounds[0])).clip(0, 1)
-        mask = Image.fromarray((255 * covered + 0.5).astype(np.uint8))
-    picture.paste(color, (left, top), mask)
+        picture.paste(color, (left, top), _rounded((left, top, right, bottom), bounds, radii))
+        return
+    rows, columns = coverage(bounds[1], bounds[3], top, bottom), coverage(bounds[0], bounds[2], left, right)
+    paste_covered(picture, color, (left, top), rows, columns)
 
 
 def _rounded(
@@ -197,9 +195,7 @@ def _labels(board: Board, box: Box) -> dict[str, np.ndarray]:
     for text in _texts_in(board, box):
         for part in _without_point(text):
             one = sign_drawing.labels(part)
-            for name in ("patch_color", "patch_character", "token_color"):
-                there = getattr(one, name)
-                out[name] = np.where(there > 0, there, out[name])
+            add_text(out, one)
             said = one.token_characters.reshape(-1, CHARACTERS_PER_TOKEN)
             for token in np.flatnonzero(said.any(axis=1)):
                 both = [*tokens[token][tokens[token] > 0], *said[token][said[token] > 0]][:CHARACTERS_PER_TOKEN]

@@ -17,10 +17,11 @@ from training.drawing.dense_labels import (
     POINTS_PER_PATCH,
     TOKENS_PER_SIDE,
     PictureLabels,
+    add_text,
     color_label,
     nothing,
 )
-from training.drawing.rendering import chosen_renderer, coverage, with_effects
+from training.drawing.rendering import chosen_renderer, coverage, paste_covered, with_effects
 from training.drawing.sizes import size_within
 from training.worlds.charts.charts import Bar, Chart
 from training.worlds.signs.drawing import labels as sign_labels
@@ -115,9 +116,7 @@ def _covered(bar: Bar, chart: Chart, cells: int) -> np.ndarray:
 
 def _add_label(out: dict[str, np.ndarray], one: PictureLabels) -> None:
     """What one label says joins the others; of a soft token with letters of two labels the letters stay open."""
-    for name in ("patch_color", "patch_character", "token_color"):
-        there = getattr(one, name)
-        out[name] = np.where(there > 0, there, out[name])
+    add_text(out, one)
     said, new = (a.reshape(-1, CHARACTERS_PER_TOKEN) for a in (out["token_characters"], one.token_characters))
     both = np.logical_and((said > 0).any(axis=1), (new > 0).any(axis=1))[:, None]
     out["token_characters"] = np.where(both, NO_LABEL, np.maximum(said, new)).astype(np.uint8).ravel()
@@ -241,8 +240,7 @@ def _fill(
             thickness = max(1.0, ends[1 - axis] - starts[1 - axis])
             place = np.arange(len(shares[axis])) / thickness % sum(DASH)
             shares[axis] = shares[axis] * (place < DASH[0])
-    mask = Image.fromarray((255 * np.outer(shares[1], shares[0]) + 0.5).astype(np.uint8))
-    picture.paste(color, (left, top), mask)
+    paste_covered(picture, color, (left, top), shares[1], shares[0])
 
 
 # And with matplotlib, as people draw charts.

@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,15 +25,6 @@ from training.worlds.scenes.scenes import LARGEST, Scene, SceneObject, inner_cir
 _SHARES = (0.40, 0.45, 0.15)  # of the renderers, where none is named
 _SAMPLES = 8  # per side of a cell, for patch labels
 _LEAST_SHARE = 0.15  # of a cell, for an object to count as lying in it
-
-
-@dataclass(frozen=True)
-class PatchLabels:
-    """What lies in each cell of the picture squeezed to a square; arrays [grid, grid], uint8."""
-
-    shape: np.ndarray  # 0 none, else 1 + index in SHAPES
-    color: np.ndarray  # 0 none, else dense_labels.color_label()
-    centre: np.ndarray  # 1 where an object's centre lies
 
 
 def draw(
@@ -81,8 +71,8 @@ def _drawn(scene: Scene, size: tuple[int, int], renderer: str, rng: random.Rando
     return picture
 
 
-def patch_labels(scene: Scene, grid: int = 16) -> PatchLabels:
-    """Shape, color and centres per cell, from a coarse drawing of the object outlines."""
+def patch_labels(scene: Scene, grid: int = PATCHES_PER_SIDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shapes, colors and centres [grid, grid], from a coarse drawing of the outlines."""
     side = grid * _SAMPLES
     ids = Image.new("L", (side, side))
     pen = ImageDraw.Draw(ids)
@@ -101,12 +91,11 @@ def patch_labels(scene: Scene, grid: int = 16) -> PatchLabels:
     centre = np.zeros((grid, grid), np.uint8)
     for item in scene.objects:
         centre[int(item.y * grid / scene.height), int(item.x * grid / scene.width)] = 1
-    return PatchLabels(shapes[winner], colors[winner], centre)
+    return shapes[winner], colors[winner], centre
 
 
 def labels(scene: Scene) -> PictureLabels:
     """What lies in each patch and, by the objects' centres, in each soft token; no characters."""
-    cells = patch_labels(scene, PATCHES_PER_SIDE)
     largest = LARGEST * min(scene.width, scene.height)
     out = nothing()
     for item in scene.objects:
@@ -116,8 +105,9 @@ def labels(scene: Scene) -> PictureLabels:
         out["token_shape"][token] = 1 + SHAPES.index(item.shape)
         out["token_color"][token] = color_label(item.color)
         out["token_height"][token] = min(HEIGHTS, math.ceil(HEIGHTS * item.size / largest))
-    out |= {"patch_shape": cells.shape.ravel(), "patch_color": cells.color.ravel()}
-    return PictureLabels(**out | {"patch_centre": cells.centre.ravel()})
+    for name, cells in zip(("patch_shape", "patch_color", "patch_centre"), patch_labels(scene), strict=True):
+        out[name] = cells.ravel()
+    return PictureLabels(**out)
 
 
 # Renderers. Each draws the shapes of `scene`, scaled by `scales` (x and y), on `picture`.

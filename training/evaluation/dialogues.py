@@ -1,0 +1,108 @@
+"""What evaluation asks: dialogues of one kind of question, about pictures drawn for them."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from training.evaluation.browser_drawing import Browser, Drawable
+from training.language.asking import Question, slots_of
+from training.language.heldout_phrasings import CHARTS, FURTHER, SCENES
+from training.language.wordings import words_of
+from training.worlds.charts import questions as chart_questions
+from training.worlds.pairs.follow_ups import MOST_TURNS
+from training.worlds.registry import WORLDS
+from training.worlds.scenes import more_questions, phrasings
+from training.worlds.world import DrawnWorld, World
+
+SEED = 20_000_003
+Renderer = str | Browser | None  # one of drawing.RENDERERS, a browser, or None for each in its share
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Pictures and what is asked about them, turn by turn; all of them stand before the first question."""
+
+    pictures: tuple[Image, ...]
+    questions: tuple[Question, ...]
+    system: str = ""
+
+
+def questions_of_kind(
+    kind: str, number: int, split: str, seed: int, renderer: Renderer = None
+) -> Iterator[tuple[Image, Question]]:
+    """`number` questions of one kind, each about a picture of its own.
+
+    Raises ValueError for a kind that takes more than a picture and a question.
+    """
+    if not isinstance(world_of(kind), DrawnWorld):
+        raise ValueError(f"kind is {kind!r}, which is asked in a dialogue; see dialogues_of_kind")
+    for dialogue in dialogues_of_kind(kind, number, split, seed, renderer):
+        yield dialogue.pictures[0], dialogue.questions[0]
+
+
+def dialogues_of_kind(kind: str, number: int, split: str, seed: int, renderer: Renderer = None) -> Iterator[Dialogue]:
+    """As many dialogues as hold `number` questions of one kind; only follow-ups have more than one question each.
+
+    What is shown and asked does not depend on the renderer.
+    """
+    world = world_of(kind)
+    rng, pen = random.Random(f"{seed}/{split}/{kind}"), random.Random(f"{seed}/{split}/{kind}/drawing")
+    missing = number
+    while missing:
+        depiction = world.imagine(rng, split)
+        asked = world.ask(depiction, rng, split, MOST_TURNS if world.in_turn else 1, kinds=(kind,))
+        wanted = [place for place, question in enumerate(asked, 1) if question.kind == kind][:missing]
+        if wanted:
+            missing -= len(wanted)
+            pictures = tuple(_drawn(drawn, shown, pen, renderer) for drawn, shown in world.pictures(depiction))
+            yield Dialogue(pictures, tuple(asked[: wanted[-1]]), world.system_prompt(depiction))
+
+
+def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer: Renderer) -> Image:
+    """The picture; a browser draws what it can, and leaves textures and photographs as they are."""
+    if not isinstance(renderer, Browser):
+        return world.draw(depiction, rng, renderer)
+    return renderer.draw(depiction, rng) if isinstance(depiction, Drawable) else world.draw(depiction, rng)
+
+
+def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
+    """Replaces the held-out phrasings by the file's until the process ends; returns the kinds to ask.
+
+    Leaves out phrasings that training has for any kind, and kinds of which none are left. The file is JSON: phrasings
+    by kind and form, for questions about scenes and charts. Raises ValueError for an unknown kind or form, and for
+    phrasings without the slots of their form.
+    """
+    told, asked = json.loads(file.read_text(encoding="utf-8")), []
+    by_form = [*phrasings.TRAINED.values(), more_questions.TRAINED, chart_questions.TRAINED]
+    trained = {words_of(text) for forms in by_form for texts in forms.values() for text in texts}
+    for kind, forms in told.items():
+        of_one_form = next((sets for sets in (FURTHER, CHARTS) if kind in sets), None)
+        known = SCENES.get(kind, {}) if of_one_form is None else {"one": of_one_form[kind]}
+        if not known or set(forms) != set(known):
+            raise ValueError(f"{file} has {sorted(forms)} for {kind}; expected {sorted(known) or 'no such kind'}")
+        new = {}
+        for form, texts in forms.items():
+            slots = {slots_of(text) for text in known[form]}
+            if wrong := [text for text in texts if slots_of(text) not in slots]:
+                raise ValueError(f"{file} has {wrong[0]!r} for {kind}; expected the slots of {known[form][0]!r}")
+            new[form] = tuple(text for text in texts if words_of(text) not in trained)
+        if not all(new.values()):
+            continue
+        asked.append(kind)
+        if of_one_form is None:
+            SCENES[kind] = new
+        else:
+            of_one_form[kind] = new["one"]
+    return tuple(asked)
+
+
+def world_of(kind: str) -> World[Any]:
+    for world in WORLDS.values():
+        if kind in world.kinds:
+            return world
+    raise ValueError(f"kind is {kind!r}; no world has it")

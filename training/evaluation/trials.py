@@ -1,0 +1,137 @@
+"""A checkpoint is asked, and its answers are judged."""
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from gemma3_core import Gemma3ForConditionalGeneration, Gemma3Processor, TorchAoConfig
+from training.evaluation.dialogues import SEED, Dialogue, Renderer, dialogues_of_kind, world_of
+from training.language.asking import Question
+from training.worlds.boards.questions import TOO_SMALL, says_too_small
+from training.worlds.registry import ALL_KINDS, is_right
+from training.worlds.world import ReadInCrops
+
+NEW_TOKENS = 40
+BATCH = 24
+GUESSED_PRICES = "board_price, pan & scan off: the true price (should be rare)"
+_ROW_ENDINGS = {None: "", True: ", pan & scan on", False: ", pan & scan off: says that it is too small"}
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question about a picture or two, and whether the answer was right.
+
+    `pan_and_scan` is None where the question is of a kind that is asked without it only.
+    """
+
+    question: Question
+    answer: str
+    pan_and_scan: bool | None = None
+
+    @property
+    def right(self) -> bool:
+        return says_too_small(self.answer) if self.pan_and_scan is False else self.true
+
+    @property
+    def true(self) -> bool:
+        """Whether it says what is in the picture, readable or not."""
+        return is_right(self.question.kind, self.question.key, self.answer)
+
+    @property
+    def wanted(self) -> str:
+        """What a right answer says."""
+        return TOO_SMALL if self.pan_and_scan is False else self.question.key
+
+    @property
+    def row(self) -> str:
+        """Of the table."""
+        return self.question.kind + _ROW_ENDINGS[self.pan_and_scan]
+
+
+class Examinee:
+    """A checkpoint that answers, a batch at a time."""
+
+    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", int4: bool = False):
+        self._model = Gemma3ForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, device_map=device, quantization_config=TorchAoConfig() if int4 else None
+        )
+        self._processor = Gemma3Processor.from_pretrained(folder)
+
+    def answer(self, pictures: list[Image], questions: list[str], pan_and_scan: bool = False) -> list[str]:
+        """Answers single questions about single pictures."""
+        chats = [[_asks(question, (picture,))] for picture, question in zip(pictures, questions, strict=True)]
+        return self.reply(chats, pan_and_scan)
+
+    def reply(self, chats: list[list[Message]], pan_and_scan: bool = False) -> list[str]:
+        """Answers the last message of each chat."""
+        inputs = self._processor.apply_chat_template(
+            chats,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            padding=True,
+            padding_side="left",
+            do_pan_and_scan=pan_and_scan,
+        ).to(self._model.device, self._model.dtype)
+        ids = self._model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        assert isinstance(ids, torch.Tensor)  # nothing else was asked for
+        return self._processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _says(role: str, text: str, pictures: tuple[Image, ...] = ()) -> Message:
+    shown = [{"type": "image", "image": picture} for picture in pictures]
+    return {"role": role, "content": [*shown, {"type": "text", "text": text}]}
+
+
+def _asks(question: str, pictures: tuple[Image, ...] = ()) -> Message:
+    return _says("user", question, pictures)
+
+
+def evaluate(
+    examinee: Examinee,
+    per_kind: int,
+    split: str = "heldout",
+    seed: int = SEED,
+    renderer: Renderer = None,
+    kinds: tuple[str, ...] = ALL_KINDS,
+) -> list[Trial]:
+    """Asks `per_kind` questions of each kind; of worlds that are read in crops, each with pan & scan and without."""
+    trials = []
+    for kind in kinds:
+        dialogues = list(dialogues_of_kind(kind, per_kind, split, seed, renderer))
+        settings = (True, False) if isinstance(world_of(kind), ReadInCrops) else (None,)
+        for setting, start in product(settings, range(0, len(dialogues), BATCH)):
+            told = held(examinee, dialogues[start : start + BATCH], pan_and_scan=bool(setting))
+            trials += [Trial(question, answer, setting) for question, answer in told if question.kind == kind]
+    return trials
+
+
+def held(examinee: Examinee, dialogues: list[Dialogue], pan_and_scan: bool = False) -> list[tuple[Question, str]]:
+    """All questions of the dialogues with the answers, each given with the earlier ones before it."""
+    chats = [[_says("system", dialogue.system)] if dialogue.system else [] for dialogue in dialogues]
+    told: list[tuple[Question, str]] = []
+    for turn in range(max(len(dialogue.questions) for dialogue in dialogues)):
+        going = [pair for pair in zip(dialogues, chats, strict=True) if len(pair[0].questions) > turn]
+        for dialogue, chat in going:
+            chat.append(_asks(dialogue.questions[turn].question, () if turn else dialogue.pictures))
+        answers = examinee.reply([chat for _, chat in going], pan_and_scan)
+        for (dialogue, chat), answer in zip(going, answers, strict=True):
+            chat.append(_says("assistant", answer))
+            told.append((dialogue.questions[turn], answer))
+    return told
+
+
+def accuracies(trials: list[Trial]) -> dict[str, float]:
+    """Share of right answers of each row of the table, 0 to 1, and of prices told where none can be read."""
+    by_row: dict[str, list[bool]] = {}
+    for trial in trials:
+        by_row.setdefault(trial.row, []).append(trial.right)
+        if trial.pan_and_scan is False and trial.question.kind == "board_price":
+            by_row.setdefault(GUESSED_PRICES, []).append(trial.true)
+    return {row: sum(right) / len(right) for row, right in by_row.items()}
