@@ -3,28 +3,20 @@
     python -m training.evaluate
     python -m training.evaluate --model runs/demo/last --per-kind 100 --split train
     python -m training.evaluate --int4 --json benchmarks/results/answers.json
-    python -m training.evaluate --model runs/talks/last --kinds which_more,follow_up,one_word
+    python -m training.evaluate --kinds which_more,follow_up,one_word
+    python -m training.evaluate --renderer browser --per-kind 60
+    python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 40
 
 Held out are the seeds, the phrasings, eight pairs of shape and color (every picture of shapes has one), and one in
-five of all words and other texts (every sign has one). Signs are written in the
-fonts that matplotlib brings. Pictures are drawn at their
-true size by each of the renderers and go through the image processor; answers are greedy; right means
-the key word of the answer is right and no other is said.
+five of all words and other texts (every sign has one). Pictures are drawn at their true size by each of the renderers
+and go through the image processor. Answers are greedy; right means that the answer says its key word and no other. A
+browser is a renderer that no training picture is from. The words of a file replace the held-out ones, except for words
+that training has; the author of fresh_phrasings.json had seen neither.
 
-Follow-ups are asked turn by turn, with the model's own earlier answers before them; one counts as right by
-itself. Under a system prompt an answer also has to have the form that is asked for.
-
-Boards are asked about twice: with pan & scan, where the answer is to be right, and without, where it is to
-say that the writing is too small. Another row says how often it gives the true price nonetheless.
-
-    python -m training.evaluate --renderer browser --per-kind 100
-
-asks the same questions about the same pictures as drawn by a program that no training picture is from.
-
-    python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 100
-
-asks in the words of a file (by kind and form) instead of the held-out ones, except for words that training has. The
-author of that file had seen neither the phrasings of training nor the held-out ones.
+Follow-ups are asked turn by turn, after the model's own earlier answers; each counts by itself. Under a system prompt
+an answer must also have the form that is asked for. Boards are asked about with pan & scan, where the answer is to be
+right, and without, where it is to say that the writing is too small. Another row says how often it gives the true price
+nonetheless.
 """
 
 import argparse

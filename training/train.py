@@ -54,7 +54,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--easiest-{world}", type=float, default=1.0, help=f"{world}s between this and 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--plain", action="store_true", help="compile nothing (starts sooner, runs slower)")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
     for name in (*_WORLDS, "crowds", "easiest", "easiest_sign", "easiest_chart", "easiest_board", "int4"):
@@ -73,7 +72,7 @@ def _flag(name: str) -> str:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     names = ("out", "resume", "device", "batch", "workers", "learning_rate", "fall", "int4", "seed")
-    return Settings(**{name: getattr(arguments, name) for name in names}, compiled=not arguments.plain)
+    return Settings(**{name: getattr(arguments, name) for name in names})
 
 
 def mix_of(arguments: argparse.Namespace) -> Mix:

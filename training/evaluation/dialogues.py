@@ -15,9 +15,9 @@ from training.language.heldout_phrasings import CHARTS, FURTHER, SCENES
 from training.language.wordings import words_of
 from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs.follow_ups import MOST_TURNS
-from training.worlds.registry import WORLDS
+from training.worlds.registry import world_of
 from training.worlds.scenes import more_questions, phrasings
-from training.worlds.world import DrawnWorld, World
+from training.worlds.world import DrawnWorld
 
 SEED = 20_000_003
 Renderer = str | Browser | None  # one of drawing.RENDERERS, a browser, or None for each in its share
@@ -99,10 +99,3 @@ def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
         else:
             of_one_form[kind] = new["one"]
     return tuple(asked)
-
-
-def world_of(kind: str) -> World[Any]:
-    for world in WORLDS.values():
-        if kind in world.kinds:
-            return world
-    raise ValueError(f"kind is {kind!r}; no world has it")

@@ -9,10 +9,10 @@ import torch
 from PIL.Image import Image
 
 from gemma3_core import Gemma3ForConditionalGeneration, Gemma3Processor, TorchAoConfig
-from training.evaluation.dialogues import SEED, Dialogue, Renderer, dialogues_of_kind, world_of
+from training.evaluation.dialogues import SEED, Dialogue, Renderer, dialogues_of_kind
 from training.language.asking import Question
 from training.worlds.boards.questions import TOO_SMALL, says_too_small
-from training.worlds.registry import ALL_KINDS, is_right
+from training.worlds.registry import ALL_KINDS, is_right, world_of
 from training.worlds.world import ReadInCrops
 
 NEW_TOKENS = 40
@@ -64,7 +64,7 @@ class Examinee:
 
     def answer(self, pictures: list[Image], questions: list[str], pan_and_scan: bool = False) -> list[str]:
         """Answers single questions about single pictures."""
-        chats = [[_asks(question, (picture,))] for picture, question in zip(pictures, questions, strict=True)]
+        chats = [[_says("user", question, (picture,))] for picture, question in zip(pictures, questions, strict=True)]
         return self.reply(chats, pan_and_scan)
 
     def reply(self, chats: list[list[Message]], pan_and_scan: bool = False) -> list[str]:
@@ -87,10 +87,6 @@ class Examinee:
 def _says(role: str, text: str, pictures: tuple[Image, ...] = ()) -> Message:
     shown = [{"type": "image", "image": picture} for picture in pictures]
     return {"role": role, "content": [*shown, {"type": "text", "text": text}]}
-
-
-def _asks(question: str, pictures: tuple[Image, ...] = ()) -> Message:
-    return _says("user", question, pictures)
 
 
 def evaluate(
@@ -119,7 +115,7 @@ def held(examinee: Examinee, dialogues: list[Dialogue], pan_and_scan: bool = Fal
     for turn in range(max(len(dialogue.questions) for dialogue in dialogues)):
         going = [pair for pair in zip(dialogues, chats, strict=True) if len(pair[0].questions) > turn]
         for dialogue, chat in going:
-            chat.append(_asks(dialogue.questions[turn].question, () if turn else dialogue.pictures))
+            chat.append(_says("user", dialogue.questions[turn].question, () if turn else dialogue.pictures))
         answers = examinee.reply([chat for _, chat in going], pan_and_scan)
         for (dialogue, chat), answer in zip(going, answers, strict=True):
             chat.append(_says("assistant", answer))

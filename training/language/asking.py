@@ -138,7 +138,13 @@ class QuestionKinds(Generic[Depiction]):
         `split` "train" never uses a held-out phrasing, "heldout" always does. `apart`: each will be asked as if it were
         the only one, so that the same may be asked again in other words.
         """
-        possible = {kind: self.of_kind(kind, depiction, rng, split, apart) for kind in kinds or self.kinds}
+        return self.asked(depiction, rng, split, num, kinds or self.kinds, apart)
+
+    def asked(
+        self, depiction: Depiction, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], apart: bool
+    ) -> list[Question]:
+        """As `ask`; what asks in another way overrides this."""
+        possible = {kind: self.of_kind(kind, depiction, rng, split, apart) for kind in kinds}
         if self.weights is not None:
             return kind_by_kind(possible, rng, num, self.weights)
         asked = [question for questions in possible.values() for question in questions]

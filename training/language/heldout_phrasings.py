@@ -5,26 +5,20 @@ sentence that stands here. Those of scenes go by form too, as in phrasings.py.
 """
 
 SCENES: dict[str, dict[str, tuple[str, ...]]] = {
-    "count_shape": {
-        "one": (
-            "How many {shapes} can be seen in the picture?", "Could you count the {shapes} for me?",
-            "Say how many {shapes} you can find.", "What number of {shapes} is in the picture?",
-        ),
-    },
-    "count_color": {
-        "one": (
-            "How many {color} shapes can be seen in the picture?", "How many of the objects are {color}?",
-            "Could you count the {color} objects for me?", "Say how many {color} things you can find.",
-            "What number of {color} shapes is in the picture?",
-        ),
-    },
-    "count_all": {
-        "one": (
-            "How many shapes can be seen in the picture?", "How many objects are there altogether?",
-            "Could you count all the objects for me?", "Say how many things you can find.",
-            "What number of shapes is in the picture?",
-        ),
-    },
+    "count_shape": {"one": (
+        "How many {shapes} can be seen in the picture?", "Could you count the {shapes} for me?",
+        "Say how many {shapes} you can find.", "What number of {shapes} is in the picture?",
+    )},
+    "count_color": {"one": (
+        "How many {color} shapes can be seen in the picture?", "How many of the objects are {color}?",
+        "Could you count the {color} objects for me?", "Say how many {color} things you can find.",
+        "What number of {color} shapes is in the picture?",
+    )},
+    "count_all": {"one": (
+        "How many shapes can be seen in the picture?", "How many objects are there altogether?",
+        "Could you count all the objects for me?", "Say how many things you can find.",
+        "What number of shapes is in the picture?",
+    )},
     "color": {
         "one": (
             "What color would you say the {shape} is?", "Could you name the color of the {shape}?",
@@ -49,12 +43,10 @@ SCENES: dict[str, dict[str, tuple[str, ...]]] = {
             "Do you see any {color} objects?", "Does the picture show anything {color}?",
         ),
     },
-    "where": {
-        "one": (
-            "Where in this picture can I see the {noun}?", "Could you tell me where the {noun} is located?",
-            "In which part of the image does the {noun} lie?", "Say where the {noun} is.",
-        ),
-    },
+    "where": {"one": (
+        "Where in this picture can I see the {noun}?", "Could you tell me where the {noun} is located?",
+        "In which part of the image does the {noun} lie?", "Say where the {noun} is.",
+    )},
 }  # fmt: skip
 
 FURTHER: dict[str, tuple[str, ...]] = {

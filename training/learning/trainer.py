@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -39,7 +38,6 @@ class Settings:
     learning_rate: float = 2e-3
     fall: float = 0.35  # share of a stage, at its end, in which the rate falls to 0
     int4: float = 0.0  # share of a stage with answers, at its end, in which the decoder's weights are rounded
-    compiled: bool = False
     seed: int = 1
 
 
@@ -62,8 +60,6 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, settings.learning_rate)
         self.rounded: list[torch.Tensor] = []
-        if settings.compiled:
-            fuse_elementwise(self.model)
         self.step = 0
 
     def _start_model(self) -> Gemma3ForConditionalGeneration:
@@ -251,17 +247,6 @@ def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.op
         for group in optimiser.param_groups:
             group["base_lr"] = group["lr"]
     return [muon, adamw]
-
-
-def fuse_elementwise(model: nn.Module) -> None:
-    """Compiles the model's own norms and MLPs only, which starts sooner than compiling whole layers."""
-    found = [module for name, module in model.named_modules() if name.endswith(("norm", ".mlp"))]
-    own = [module for module in found if type(module) is not nn.LayerNorm]
-    compiled: dict[type[nn.Module], Any] = {
-        kind: torch.compile(kind.forward, dynamic=True) for kind in {type(module) for module in own}
-    }
-    for module in own:
-        module.forward = MethodType(compiled[type(module)], module)
 
 
 def decoder_weights(model: nn.Module) -> list[torch.Tensor]:

@@ -201,19 +201,19 @@ def _says(kind: str, key: str, answer: str) -> bool:
 
 
 class _Elsewhere(QuestionKinds[Elsewhere]):
-    def ask(
+    def asked(
         self,
         depiction: Elsewhere,
         rng: random.Random,
-        split: str = "train",
-        num: int = 1,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,  # noqa: ARG002  (the answer is the same either way)
+        split: str,
+        num: int,
+        kinds: tuple[str, ...],
+        apart: bool,  # noqa: ARG002
     ) -> list[Question]:
         """Up to `num` questions: about a strange picture what one asks about known ones, about these something else."""
         of_split(split, PHRASINGS, HELDOUT_PHRASINGS)  # so that a wrong split is told even where nothing is asked
         possible = ("strange_picture",) if isinstance(depiction, Strange) else ("strange_question", "not_shown")
-        wanted = [kind for kind in possible if kind in (kinds or self.kinds)]
+        wanted = [kind for kind in possible if kind in kinds]
         return [_question(depiction, rng, split, wanted) for _ in range(min(num, _MOST_ASKED))] if wanted else []
 
 

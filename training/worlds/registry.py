@@ -43,18 +43,11 @@ _PROMPTED_SIGNS = 0.35  # of the pictures asked about under a system prompt; the
 class _OfScenes(QuestionKinds[Scene]):
     """Both sets of questions about a scene; about every other one is of the further kinds."""
 
-    def ask(
-        self,
-        depiction: Scene,
-        rng: random.Random,
-        split: str = "train",
-        num: int = 1,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
+    def asked(
+        self, depiction: Scene, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], apart: bool
     ) -> list[Question]:
-        wanted = kinds or self.kinds
-        first = tuple(kind for kind in wanted if kind in questions.KINDS)
-        further = tuple(kind for kind in wanted if kind in more_questions.KINDS)
+        first = tuple(kind for kind in kinds if kind in questions.KINDS)
+        further = tuple(kind for kind in kinds if kind in more_questions.KINDS)
         more = sum(rng.random() < _FURTHER_SHARE for _ in range(num)) if first else num
         asked = more_questions.QUESTIONS.ask(depiction, rng, split, more, further, apart) if further else []
         if first:
@@ -195,16 +188,10 @@ class Prompted:
 
 
 class _UnderPrompts(QuestionKinds[Prompted]):
-    def ask(
-        self,
-        depiction: Prompted,
-        rng: random.Random,
-        split: str = "train",
-        num: int = 1,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
+    def asked(
+        self, depiction: Prompted, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], apart: bool
     ) -> list[Question]:
-        if depiction.form not in (kinds or self.kinds):
+        if depiction.form not in kinds:
             return []
         world = depiction.world
         short = tuple(kind for kind in world.kinds if kind in system_prompts.SHORT_KINDS)
@@ -263,6 +250,14 @@ def world_named(name: str) -> World[Any]:
     return WORLDS[name]
 
 
+def world_of(kind: str) -> World[Any]:
+    """The world that has this kind of question. Raises ValueError where none has."""
+    for world in WORLDS.values():
+        if kind in world.kinds:
+            return world
+    raise ValueError(f"kind is {kind!r}; expected one of {ALL_KINDS}")
+
+
 def kinds_named(names: str) -> tuple[str, ...]:
     """Kinds of question, given with commas between. Raises ValueError for one that no world has."""
     kinds = tuple(names.split(","))
@@ -273,7 +268,4 @@ def kinds_named(names: str) -> tuple[str, ...]:
 
 def is_right(kind: str, key: str, answer: str) -> bool:
     """As World.is_right, of the world that has this kind of question."""
-    for world in WORLDS.values():
-        if kind in world.kinds:
-            return world.is_right(kind, key, answer)
-    raise ValueError(f"kind is {kind!r}; expected one of {ALL_KINDS}")
+    return world_of(kind).is_right(kind, key, answer)

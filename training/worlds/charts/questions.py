@@ -234,10 +234,6 @@ KINDS = tuple(_KINDS)
 _KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 3.0}  # rather asked what takes reading and comparing
 
 
-def _targets(kind: str, chart: Chart, rng: random.Random, _split: str) -> list[Target]:
-    return _KINDS[kind](chart, rng)
-
-
 def _says(kind: str, key: str, answer: str) -> bool:
     """Whether `answer` says `key`.
 
@@ -262,4 +258,6 @@ def _quoted(text: str) -> list[str]:
     return [quoted.strip().lower() for quoted in _QUOTED.findall(text)]
 
 
-QUESTIONS = QuestionKinds(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says, _KIND_WEIGHTS)
+QUESTIONS = QuestionKinds[Chart](
+    KINDS, TRAINED, HELDOUT_PHRASINGS, lambda kind, chart, rng, _: _KINDS[kind](chart, rng), _says, _KIND_WEIGHTS
+)

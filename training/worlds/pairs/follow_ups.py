@@ -170,14 +170,8 @@ def _says(kind: str, key: str, answer: str) -> bool:
 
 
 class _FollowUps(QuestionKinds[Scene | Pair]):
-    def ask(
-        self,
-        depiction: Scene | Pair,
-        rng: random.Random,
-        split: str = "train",
-        num: int = 1,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,
+    def asked(
+        self, depiction: Scene | Pair, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], apart: bool
     ) -> list[Question]:
         """One conversation of up to `num` turns, MOST_TURNS at most, the first mostly of a kind of another world.
 
@@ -191,7 +185,7 @@ class _FollowUps(QuestionKinds[Scene | Pair]):
         turns = min(num, rng.choices(tuple(_LENGTHS), tuple(_LENGTHS.values()))[0])
         if single and rng.random() < _NO_OTHER:
             first = _no_other(of_split(split, OF_TWO, OF_TWO_HELDOUT)["on_second"], rng)
-            return [first] if num == 1 or first.kind in (kinds or self.kinds) else []
+            return [first] if num == 1 or first.kind in kinds else []
         point, asked = _first(depiction, pictures, rng, split)
         if asked is None:
             return []
@@ -206,7 +200,7 @@ class _FollowUps(QuestionKinds[Scene | Pair]):
             conversation.append(asked)
             seen.add(point)
         told = {question.kind for question in conversation}
-        return conversation if num == 1 or told & set(kinds or self.kinds) else []
+        return conversation if num == 1 or told & set(kinds) else []
 
 
 QUESTIONS = _FollowUps(KINDS, PHRASINGS, HELDOUT_PHRASINGS, lambda *_: [], _says)

@@ -10,58 +10,49 @@ from training.language.wordings import colored, counted, indirect, located, name
 Phrasings = dict[str, dict[str, tuple[str, ...]]]
 
 PHRASINGS: Phrasings = {
-    "count_shape": {
-        "one": (
-            "How many {shapes} are there?", "How many {shapes} are there in the picture?",
-            "How many {shapes} are in the picture?", "How many {shapes} are in this picture?",
-            "How many {shapes} do you see?", "How many {shapes} can you see?",
-            "How many {shapes} does the picture show?", "How many {shapes} does the picture have?",
-            "How many {shapes} are shown?", "How many {shapes}?", "Count the {shapes}.",
-            "Count the {shapes} in the picture.", "Please count the {shapes}.", "Can you count the {shapes}?",
-            "Can you tell me how many {shapes} there are?", "Tell me how many {shapes} there are.",
-            "Tell me the number of {shapes}.", "What is the number of {shapes}?",
-            "What is the number of {shapes} in the picture?", "Number of {shapes}?",
-            "Please tell me how many {shapes} you see.", "Could you tell me how many {shapes} there are?",
-            "Say how many {shapes} there are.",
-        ),
-    },
-    "count_color": {
-        "one": (
-            "How many {color} shapes are there?", "How many {color} shapes are there in the picture?",
-            "How many {color} shapes are in the picture?", "How many {color} shapes do you see?",
-            "How many {color} shapes can you see?", "How many {color} shapes are shown?", "How many {color} shapes?",
-            "How many {color} objects are there?", "How many {color} objects are in the picture?",
-            "How many {color} objects do you see?", "How many {color} things are there?",
-            "How many {color} things are in the picture?", "How many {color} things can you see?",
-            "How many {color} figures are there?", "How many shapes are {color}?",
-            "How many of the shapes are {color}?", "How many objects are {color}?", "How many things are {color}?",
-            "Count the {color} shapes.", "Count the {color} objects.", "Count the {color} things in the picture.",
-            "Please count the {color} shapes.", "Can you count the {color} shapes?",
-            "Can you tell me how many {color} shapes there are?", "Tell me how many {color} shapes there are.",
-            "Tell me the number of {color} shapes.", "What is the number of {color} shapes?",
-            "What is the number of {color} objects?", "Number of {color} things?", "Number of {color} shapes?",
-            "Could you tell me how many {color} shapes there are?", "Say how many {color} shapes there are.",
-            "How many {color} things would you say there are?",
-        ),
-    },
-    "count_all": {
-        "one": (
-            "How many shapes are there?", "How many shapes are there in the picture?",
-            "How many shapes are in the picture?", "How many shapes are in this picture?",
-            "How many shapes do you see?", "How many shapes can you see?", "How many shapes does the picture show?",
-            "How many shapes are shown?", "How many shapes in all?", "How many shapes are there in all?",
-            "How many shapes are there in total?", "How many shapes are there altogether?", "How many shapes?",
-            "How many objects are there?", "How many objects are there in total?",
-            "How many objects are in the picture?", "How many objects do you see?", "How many things are there?",
-            "How many things are in the picture?", "How many figures are there?", "Count the shapes.",
-            "Count all shapes.", "Count all the shapes in the picture.", "Count the objects.",
-            "Please count the shapes.", "Can you count the shapes?", "Can you tell me how many shapes there are?",
-            "Tell me how many shapes there are.", "Tell me the number of shapes.", "What is the number of shapes?",
-            "What is the total number of shapes?", "What is the total number of objects?", "Number of shapes?",
-            "Could you tell me how many shapes there are?", "Say how many shapes you see.",
-            "How many shapes can be found in the picture?",
-        ),
-    },
+    "count_shape": {"one": (
+        "How many {shapes} are there?", "How many {shapes} are there in the picture?",
+        "How many {shapes} are in the picture?", "How many {shapes} are in this picture?",
+        "How many {shapes} do you see?", "How many {shapes} can you see?", "How many {shapes} does the picture show?",
+        "How many {shapes} does the picture have?", "How many {shapes} are shown?", "How many {shapes}?",
+        "Count the {shapes}.", "Count the {shapes} in the picture.", "Please count the {shapes}.",
+        "Can you count the {shapes}?", "Can you tell me how many {shapes} there are?",
+        "Tell me how many {shapes} there are.", "Tell me the number of {shapes}.", "What is the number of {shapes}?",
+        "What is the number of {shapes} in the picture?", "Number of {shapes}?",
+        "Please tell me how many {shapes} you see.", "Could you tell me how many {shapes} there are?",
+        "Say how many {shapes} there are.",
+    )},
+    "count_color": {"one": (
+        "How many {color} shapes are there?", "How many {color} shapes are there in the picture?",
+        "How many {color} shapes are in the picture?", "How many {color} shapes do you see?",
+        "How many {color} shapes can you see?", "How many {color} shapes are shown?", "How many {color} shapes?",
+        "How many {color} objects are there?", "How many {color} objects are in the picture?",
+        "How many {color} objects do you see?", "How many {color} things are there?",
+        "How many {color} things are in the picture?", "How many {color} things can you see?",
+        "How many {color} figures are there?", "How many shapes are {color}?", "How many of the shapes are {color}?",
+        "How many objects are {color}?", "How many things are {color}?", "Count the {color} shapes.",
+        "Count the {color} objects.", "Count the {color} things in the picture.", "Please count the {color} shapes.",
+        "Can you count the {color} shapes?", "Can you tell me how many {color} shapes there are?",
+        "Tell me how many {color} shapes there are.", "Tell me the number of {color} shapes.",
+        "What is the number of {color} shapes?", "What is the number of {color} objects?", "Number of {color} things?",
+        "Number of {color} shapes?", "Could you tell me how many {color} shapes there are?",
+        "Say how many {color} shapes there are.", "How many {color} things would you say there are?",
+    )},
+    "count_all": {"one": (
+        "How many shapes are there?", "How many shapes are there in the picture?",
+        "How many shapes are in the picture?", "How many shapes are in this picture?", "How many shapes do you see?",
+        "How many shapes can you see?", "How many shapes does the picture show?", "How many shapes are shown?",
+        "How many shapes in all?", "How many shapes are there in all?", "How many shapes are there in total?",
+        "How many shapes are there altogether?", "How many shapes?", "How many objects are there?",
+        "How many objects are there in total?", "How many objects are in the picture?", "How many objects do you see?",
+        "How many things are there?", "How many things are in the picture?", "How many figures are there?",
+        "Count the shapes.", "Count all shapes.", "Count all the shapes in the picture.", "Count the objects.",
+        "Please count the shapes.", "Can you count the shapes?", "Can you tell me how many shapes there are?",
+        "Tell me how many shapes there are.", "Tell me the number of shapes.", "What is the number of shapes?",
+        "What is the total number of shapes?", "What is the total number of objects?", "Number of shapes?",
+        "Could you tell me how many shapes there are?", "Say how many shapes you see.",
+        "How many shapes can be found in the picture?",
+    )},
     "color": {
         "one": (
             "What color is the {shape}?", "What color is the {shape} in the picture?",
@@ -127,19 +118,17 @@ PHRASINGS: Phrasings = {
             "Does the picture show {a_noun}?", "Does the picture have anything {color}?",
         ),
     },
-    "where": {
-        "one": (
-            "Where is the {noun}?", "Where is the {noun} in the picture?", "Where is the {noun} in this picture?",
-            "Where in the picture is the {noun}?", "Where's the {noun}?", "Where do you see the {noun}?",
-            "Where can you see the {noun}?", "Where can I find the {noun}?", "Where does the {noun} lie?",
-            "Where is the {noun} located?", "In which part of the picture is the {noun}?",
-            "In what part of the picture is the {noun}?", "Which part of the picture is the {noun} in?",
-            "What is the position of the {noun}?", "What is the place of the {noun}?", "Tell me where the {noun} is.",
-            "Please tell me where the {noun} is.", "Can you tell me where the {noun} is?", "Find the {noun}.",
-            "Position of the {noun}?", "Could you tell me where the {noun} is?", "Where can the {noun} be seen?",
-            "Could you find the {noun} for me?", "Say in which part of the picture the {noun} is.",
-        ),
-    },
+    "where": {"one": (
+        "Where is the {noun}?", "Where is the {noun} in the picture?", "Where is the {noun} in this picture?",
+        "Where in the picture is the {noun}?", "Where's the {noun}?", "Where do you see the {noun}?",
+        "Where can you see the {noun}?", "Where can I find the {noun}?", "Where does the {noun} lie?",
+        "Where is the {noun} located?", "In which part of the picture is the {noun}?",
+        "In what part of the picture is the {noun}?", "Which part of the picture is the {noun} in?",
+        "What is the position of the {noun}?", "What is the place of the {noun}?", "Tell me where the {noun} is.",
+        "Please tell me where the {noun} is.", "Can you tell me where the {noun} is?", "Find the {noun}.",
+        "Position of the {noun}?", "Could you tell me where the {noun} is?", "Where can the {noun} be seen?",
+        "Could you find the {noun} for me?", "Say in which part of the picture the {noun} is.",
+    )},
 }  # fmt: skip
 
 
@@ -149,16 +138,14 @@ _ASKS = "(if|whether)"
 
 _COMPOSED: Phrasings = {
     "count_shape": {"one": counted("{shapes}")},
-    "count_color": {
-        "one": (
-            *counted("{color} (shapes|objects|things|figures)"),
-            *straight(
-                "how many (|of the |of these )(shapes|objects|things|figures) (are|are there that are) {color}",
-                "how many (shapes|objects|things) in {color} are there",
-            ),
-            *indirect("how many (|of the )(shapes|objects|things|figures) are {color}"),
-        )
-    },
+    "count_color": {"one": (
+        *counted("{color} (shapes|objects|things|figures)"),
+        *straight(
+            "how many (|of the |of these )(shapes|objects|things|figures) (are|are there that are) {color}",
+            "how many (shapes|objects|things) in {color} are there",
+        ),
+        *indirect("how many (|of the )(shapes|objects|things|figures) are {color}"),
+    )},
     "count_all": {"one": counted("(shapes|objects|things|figures)") + counted("(shapes|objects|things) in all")},
     "color": {
         "one": colored("(the|this|that) {shape}"),

@@ -293,17 +293,17 @@ def phrase(kind: str, target: Target, rng: random.Random, by_form: Mapping[str, 
 class _AboutOne(QuestionKinds[Scene]):
     """Phrasings go by form too, and no target is asked about twice."""
 
-    def ask(
+    def asked(
         self,
         depiction: Scene,
         rng: random.Random,
-        split: str = "train",
-        num: int = 1,
-        kinds: tuple[str, ...] | None = None,
-        apart: bool = False,  # noqa: ARG002  (no target comes twice)
+        split: str,
+        num: int,
+        kinds: tuple[str, ...],
+        apart: bool,  # noqa: ARG002
     ) -> list[Question]:
         phrasings = of_split(split, self.trained, self.heldout)
-        targets = {kind: self.targets(kind, depiction, rng, split) for kind in kinds or self.kinds}
+        targets = {kind: self.targets(kind, depiction, rng, split) for kind in kinds}
         asked: list[Question] = []
         while len(asked) < num and (left := [kind for kind in targets if targets[kind]]):
             kind = rng.choices(left, [_KIND_WEIGHTS.get(kind, 1.0) for kind in left])[0]
@@ -312,8 +312,4 @@ class _AboutOne(QuestionKinds[Scene]):
         return asked
 
 
-def _targets(kind: str, scene: Scene, rng: random.Random, split: str) -> list[Target]:
-    return _KINDS[kind](scene, rng, split)
-
-
-QUESTIONS = _AboutOne(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says)
+QUESTIONS = _AboutOne(KINDS, TRAINED, HELDOUT_PHRASINGS, lambda kind, *about: _KINDS[kind](*about), _says)
