@@ -120,7 +120,7 @@ def read_header(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Pi
         _check_bytes(len(source), limits)
         return _file_header(source, BytesIO(source), limits)
     picture = load_image(source, limits)
-    digest = hashlib.blake2b(picture.tobytes(), digest_size=_DIGEST_BYTES).digest()
+    digest = hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=_DIGEST_BYTES).digest()
     return PictureHeader(picture, *picture.size, int(2 * _RGB_BYTES * picture.width * picture.height), digest)
 
 

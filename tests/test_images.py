@@ -124,6 +124,13 @@ def test_the_size_is_that_of_the_upright_picture(gradient_picture, tmp_path, ori
     assert read_header(path).digest == read_header(path.read_bytes()).digest
 
 
+def test_pictures_of_the_same_bytes_and_another_shape_have_digests_of_their_own():
+    wide, tall = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (10, 20), "red")
+    assert wide.tobytes() == tall.tobytes()
+    assert read_header(wide).digest != read_header(tall).digest
+    assert read_header(wide).digest == read_header(wide.copy()).digest
+
+
 def test_the_header_of_a_png_is_read_without_its_pixels(gradient_picture, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
