@@ -12,13 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 import pytest
 import torch
+from checkpoints import write_chat_checkpoint
 from PIL import Image
+from places import REPOSITORY
 from running_app import chromium
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-
-_REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -74,7 +74,7 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the real tokenizer, the published configs and photographs."""
-    folder = _REPOSITORY.parent / "shared" / "data"
+    folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real tokenizer, configs and photographs are not beside this repository")
     return folder
@@ -218,59 +218,11 @@ def our_text(weights: Weights) -> Any:
     return Gemma3ForCausalLM.from_pretrained(weights.text)
 
 
-def _write_chat_checkpoint(folder: Path, tokenizer_folder: Path, multimodal: bool) -> None:
-    """Random weights, the small tokenizer and processor configs, as one checkpoint folder."""
-    from reference import SHARP, TEXT, TOKENS_PER_IMAGE, VISION, randomise
-
-    from gemma3_core.config import Gemma3Config, Gemma3TextConfig
-    from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-    from gemma3_core.text import Gemma3ForCausalLM
-    from gemma3_core.tokenizer import Gemma3Tokenizer
-
-    tokenizer = Gemma3Tokenizer.from_pretrained(tokenizer_folder)
-    stops = [tokenizer.eos_token_id, tokenizer.end_of_turn_token_id]
-    text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 512, "eos_token_id": stops}
-    if multimodal:
-        ids = {"image_token_index": tokenizer.image_token_id, "boi_token_index": tokenizer.boi_token_id}
-        ids |= {"eoi_token_index": tokenizer.eoi_token_id, "mm_tokens_per_image": TOKENS_PER_IMAGE}
-        config = Gemma3Config.from_dict({"text_config": text, "vision_config": VISION, "eos_token_id": stops, **ids})
-        model = Gemma3ForConditionalGeneration(config)
-    else:
-        model = Gemma3ForCausalLM(Gemma3TextConfig.from_dict(text))
-    randomise(model, sharpness=SHARP)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"height": VISION["image_size"], "width": VISION["image_size"]}
-    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
-    (folder / "processor_config.json").write_text(json.dumps({"image_seq_length": TOKENS_PER_IMAGE}))
-
-
-def write_published_shape(folder: Path, tokenizer_folder: Path) -> None:
-    """As little as can read pictures of the published size (896 pixels, 256 soft tokens); no processor files."""
-    from reference import TEXT, randomise
-
-    from gemma3_core.config import Gemma3Config
-    from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-    from gemma3_core.tokenizer import Gemma3Tokenizer
-
-    tokenizer = Gemma3Tokenizer.from_pretrained(tokenizer_folder)
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 1024}
-    ids = {"image_token_index": tokenizer.image_token_id, "boi_token_index": tokenizer.boi_token_id}
-    ids |= {"eoi_token_index": tokenizer.eoi_token_id, "eos_token_id": [tokenizer.eos_token_id]}
-    sizes = {"image_size": 896, "patch_size": 14}
-    config = Gemma3Config.from_dict({"text_config": text, "vision_config": {**vision, **sizes}, **ids})
-    model = Gemma3ForConditionalGeneration(config)
-    randomise(model)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
 def chat_folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder: Path) -> Path:
     """A whole small checkpoint for pictures and text, as the engine loads it. Not to be changed."""
     folder = tmp_path_factory.mktemp("chat") / "small-model"
-    _write_chat_checkpoint(folder, small_tokenizer_folder, multimodal=True)
+    write_chat_checkpoint(folder, small_tokenizer_folder, multimodal=True)
     return folder
 
 
@@ -278,5 +230,5 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder
 def text_chat_folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_folder: Path) -> Path:
     """A whole small checkpoint for text only, as the engine loads it. Not to be changed."""
     folder = tmp_path_factory.mktemp("text_chat") / "small-text-model"
-    _write_chat_checkpoint(folder, small_tokenizer_folder, multimodal=False)
+    write_chat_checkpoint(folder, small_tokenizer_folder, multimodal=False)
     return folder

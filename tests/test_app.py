@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from running_app import REPOSITORY
+from places import REPOSITORY
 
 import app
 

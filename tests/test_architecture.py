@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).parents[1]
+from places import REPOSITORY
 
 # Data flows one way: a module of gemma3_core imports only from modules listed before it.
 ORDER = [

@@ -12,7 +12,8 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from running_app import EXAMPLES, ScriptedEngine, running_app, served
+from places import EXAMPLES
+from running_app import ScriptedEngine, running_app, served
 
 from gemma3_core.engine import Gemma3Error, SamplingSettings
 
@@ -277,7 +278,7 @@ def test_a_login_is_asked_for_when_set():
 
 @pytest.fixture
 def scripted():
-    from test_components import DEMO
+    from window import DEMO
 
     return ScriptedEngine(DEMO)
 

@@ -2,10 +2,10 @@
 
 import json
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
+from places import DEMO_MODEL
 from reference import SOFT, WINDOW, assert_equal, image_prompt, left_padded, pixels
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +22,6 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.quantization import TorchAoConfig
 from gemma3_core.text import Gemma3ForCausalLM
 
-DEMO_MODEL = Path(__file__).parents[1] / "assets" / "demo_model"
 LAYOUTS = {
     "text": "t9",
     "text beyond the window": f"t{3 * WINDOW}",

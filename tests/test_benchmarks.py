@@ -1,10 +1,10 @@
 """The benchmarks run, on shapes small enough for a test, and compare what they say they compare."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from places import DEMO_MODEL
 
 from benchmarks import attention, attention_memory, language_model, mask_view, next_question, vision_language
 from benchmarks.timing import in_turns
@@ -13,8 +13,6 @@ from gemma3_core.engine import AttentionMap, Box, Engine, SquareMap
 from gemma3_core.int4_linear import Int4Linear
 from gemma3_core.prompt_view import Square
 from gemma3_core.quantization import TorchAoConfig, quantized
-
-DEMO_MODEL = Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_published_shape
+from browsing import add, answered, choose, send, write
+from checkpoints import write_published_shape
 from PIL import Image
-from running_app import EXAMPLES, ScriptedEngine, opened, running_app, served, unfold
-from test_components import DEMO
+from places import EXAMPLES
+from running_app import ScriptedEngine, opened, running_app, served, unfold
+from window import DEMO
 
 from gemma3_core.engine import Engine
 
@@ -38,32 +40,6 @@ def scripted():
 def scripted_url(scripted):
     with served(scripted) as address:
         yield address
-
-
-def choose(page, number=0):
-    page.locator("#chat button.example").nth(number).click()
-
-
-def write(page, text, *files):
-    if files:
-        add(page, *files)
-    page.locator("#composer textarea").fill(text)
-
-
-def add(page, *files):
-    before = page.locator("#composer .thumbnail-item").count()
-    page.locator("#composer input[type=file]").set_input_files([str(file) for file in files])
-    page.locator("#composer .thumbnail-item").nth(before + len(files) - 1).wait_for()
-
-
-def send(page):
-    page.locator("#composer textarea").press("Enter")
-
-
-def answered(page, number=1):
-    """The text of the numbered answer, when it is complete."""
-    page.locator("#chat .figures").nth(number - 1).wait_for()
-    return page.locator("#chat .bot-row").nth(number - 1).locator(".message-content").first.inner_text()
 
 
 def retry(page):
@@ -418,7 +394,7 @@ def test_every_kind_of_picture_is_shown_as_the_model_sees_it_and_answered(page, 
 
 
 def test_every_picture_that_is_refused_is_told_why(page, tmp_path):
-    from test_images import png_header
+    from png import png_header
 
     (tmp_path / "huge.png").write_bytes(png_header(9000, 8000))
     page.locator("#composer input[type=file]").set_input_files(str(tmp_path / "huge.png"))

@@ -2,7 +2,7 @@
 
 import pytest
 from running_app import ScriptedEngine, opened, served
-from test_components import DEMO
+from window import DEMO
 
 from components.examples import load_examples
 

@@ -6,7 +6,8 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from running_app import EXAMPLES, opened, running_app, served
+from places import EXAMPLES
+from running_app import opened, running_app, served
 
 from benchmarks.mask_view import measure_in_browser
 from components.examples import load_examples

@@ -5,9 +5,10 @@ import re
 import shutil
 
 import pytest
-from running_app import EXAMPLES, opened, running_app, served, unfold
+from browsing import add, answered, send, write
+from places import EXAMPLES
+from running_app import opened, running_app, served, unfold
 from safetensors.torch import load_file, save_file
-from test_browser import add, answered, send, write
 
 from gemma3_core.engine import DEMO_MODEL, Request, Turn
 from gemma3_core.models import Models

@@ -5,8 +5,9 @@ import time
 
 import httpx
 import pytest
-from running_app import EXAMPLES, free_port, opened
-from test_browser import add, answered, choose, send, write
+from browsing import add, answered, choose, send, write
+from places import EXAMPLES
+from running_app import free_port, opened
 
 from components import serving
 from components.page import build_page

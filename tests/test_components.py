@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gradio_client.utils import get_mimetype
 from PIL import Image
+from window import DEMO, STATS, Window, run, typed
 
 from components import chat, markdown, strip
 from components.asking import Asking, _Draft
@@ -25,18 +26,13 @@ from gemma3_core.engine import (
     DoneEvent,
     Gemma3Error,
     Int4Choice,
-    ModelInfo,
     PicturePreview,
     SamplingSettings,
     StageEvent,
-    Stats,
     TokenEvent,
     Turn,
 )
 from gemma3_core.models import Models
-
-STATS = Stats("demo model", "cpu", "bfloat16", "none", 1, 2, 212, 0, 15, 0.0, 0.2123, 63.7, "stop")
-DEMO = ModelInfo("demo model", "cpu", "float32", "none", True, True, 4_421_888, 8192, 64, SamplingSettings())
 
 
 def changed(value, **fields):
@@ -165,13 +161,6 @@ def test_a_tiff_is_named_where_browsers_would_show_a_broken_picture():
     assert png == {"path": "/cache/a.png", "alt_text": "Picture 2 of the question"}
 
 
-class Window:
-    """What Gradio tells a handler of its visitor."""
-
-    def __init__(self, name: str = "one"):
-        self.session_hash = name
-
-
 VALUES = (False, "", 0.0, 0, 1.0, "", 8)
 
 
@@ -189,23 +178,6 @@ class Speaking:
         yield StageEvent("reading", "Reading 9 tokens")
         yield TokenEvent(answer)
         yield DoneEvent(answer, STATS)
-
-
-def run(updates) -> tuple[list, Conversation, str | None]:
-    """The chat, the state and the notice as they are in the end."""
-
-    async def collected():
-        return [update async for update in updates]
-
-    latest: list = [None, None, None, None]
-    for update in asyncio.run(collected()):
-        latest = [old if isinstance(new, dict) and set(new) == {"__type__"} else new
-                  for old, new in zip(latest, update, strict=True)]  # fmt: skip
-    return latest[0], latest[2], latest[3]
-
-
-def typed(text: str, *files: str) -> dict:
-    return {"text": text, "files": list(files)}
 
 
 def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_pictures():

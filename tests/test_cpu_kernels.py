@@ -5,11 +5,11 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from places import ASSETS
 from reference import assert_equal
 from torch._subclasses import FakeTensorMode
 
@@ -20,7 +20,6 @@ from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.quantization import TorchAoConfig
 
-ASSETS = Path(__file__).parents[1] / "assets"
 DEMO_MODEL = ASSETS / "demo_model"
 DTYPES = (torch.float32, torch.bfloat16)
 EXACT = 3e-4

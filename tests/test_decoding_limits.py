@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from places import EXAMPLES
 from plain_words import failures_in, is_plain
-from running_app import EXAMPLES
 
 from benchmarks.visitors import PageEvents, Visitor, answered, read_events
 from benchmarks.watched_app import WatchedApp, watched_app

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import write_published_shape
+from checkpoints import write_published_shape
+from engine_inputs import inputs_of
 from PIL import Image
 from reference import TOKENS_PER_IMAGE, VISION
 from safetensors.torch import load_file, save_file
@@ -35,7 +36,6 @@ from gemma3_core.errors import (
     QueueFullError,
     UnsupportedOptionError,
 )
-from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.picture_reader import HeldTiles
 from gemma3_core.processor import Gemma3Processor
@@ -82,23 +82,6 @@ def stages(events: list[Event]) -> list[str]:
 
 def prompt_of(engine: Engine, request: Request) -> str:
     return engine._processor.decode(inputs_of(engine, request)["input_ids"][0])
-
-
-def inputs_of(engine: Engine, request: Request) -> ModelInputs:
-    """Through the processor with the pictures themselves, as a program would; the engine goes by headers and tiles."""
-    messages, cuts = [], []
-    if request.system_prompt.strip():
-        messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})
-    for turn in request.turns:
-        parts = [{"type": "image", "image": image} for image in turn.pictures]
-        messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
-        cuts += [request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan] * len(turn.pictures)
-    processor = engine._processor
-    inputs = processor.apply_chat_template(
-        processor.escape_messages(messages), tokenize=True, return_dict=True, return_tensors="pt",
-        add_generation_prompt=True, do_pan_and_scan=cuts,
-    )  # fmt: skip
-    return inputs.to(engine._model.device, engine._model.dtype)
 
 
 CONVERSATIONS = {

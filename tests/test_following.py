@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import gradio as gr
 import pytest
-from test_components import DEMO as INFO
-from test_components import STATS, Window, run, typed
-from test_inside import choice
+from window import DEMO as INFO
+from window import STATS, Window, choice, run, typed
 
 from components.asking import Asking
 from components.comparing import _Side, both_requests, comparison_html, parting

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running_app import EXAMPLES, ScriptedEngine, free_port
-from test_components import DEMO
+from places import EXAMPLES
+from running_app import ScriptedEngine, free_port
+from window import DEMO
 
 from components import gate, limits, receiving, serving
 from components.gate import BUSY, NOTHING_HERE, ROUTES, WAITING_ALREADY

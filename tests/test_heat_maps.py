@@ -1,10 +1,9 @@
 """Heat maps: weights of soft tokens in the original's pixels, on the words, and what the demo model does."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from places import DEMO_MODEL
 from reference import image_prompt, pixels
 
 from gemma3_core.attention_maps import replay, rollout, with_answer
@@ -17,8 +16,6 @@ from gemma3_core.pan_and_scan import Box
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.prompt_view import PromptToken, Square, prompt_tokens, squares_of
 from gemma3_core.tokenizer import Gemma3Tokenizer
-
-DEMO_MODEL = Path(__file__).parents[1] / "assets" / "demo_model"
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from places import EXAMPLES
 from plain_words import failures_in, is_plain, signs_drawn
-from running_app import EXAMPLES, running_app
+from running_app import running_app
 
 from benchmarks.visitors import API, Event, PageEvents, Visitor, description, messages_in, new_id, read_events
 from gemma3_core.engine import DEMO_MODEL

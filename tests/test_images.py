@@ -2,12 +2,10 @@
 
 import base64
 import io
-import struct
 import subprocess
 import sys
 import threading
 import warnings
-import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -15,26 +13,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import REPOSITORY
+from png import png_header
 
 from gemma3_core import images
 from gemma3_core.errors import ImageError
 from gemma3_core.images import ImageLimits, decode_base64, load_image, read_header
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
     return buffer.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG that claims this size."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = b"IDAT" + zlib.compress(b"\0" * 64)
-    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (body, rows)]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:

@@ -13,8 +13,9 @@ import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
-from running_app import EXAMPLES, require_demo_model
-from test_components import STATS, Window
+from places import EXAMPLES
+from running_app import require_demo_model
+from window import STATS, Window, choice
 
 from components.asking import Asking, _Draft
 from components.attention_view import spotlit
@@ -25,7 +26,6 @@ from components.looking import NO_WORD, STOPPED, Looking, Selected, drawn_box
 from components.mask_view import mask_html
 from components.stats import Interrupted
 from components.token_view import alternatives_html, answer_html, percent, prompt_html
-from gemma3_core.confidence import Alternative
 from gemma3_core.engine import (
     Answered,
     Box,
@@ -39,7 +39,6 @@ from gemma3_core.engine import (
     SamplingSettings,
     SquareMap,
     StoppedError,
-    TokenChoice,
     TokenEvent,
     Turn,
 )
@@ -48,10 +47,6 @@ from gemma3_core.prompt_view import Square
 
 NIGHT = EXAMPLES / "night.png"
 SQUARE = Square(picture=0, crop=None, box=Box(0, 0, 80, 40), start=1, stop=5)
-
-
-def choice(token_id, text="a", probability=0.5):
-    return TokenChoice(token_id, text, probability, (Alternative(token_id, text, probability),))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engine_inputs import inputs_of
 from PIL import Image
 from reference import TOKENS_PER_IMAGE, assert_equal
-from test_engine import inputs_of
 
 from gemma3_core.engine import Answered, Box, DoneEvent, Engine, Request, StageEvent, TokenEvent, Turn
 from gemma3_core.errors import (

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from running_app import EXAMPLES, require_demo_model
+from places import EXAMPLES
+from running_app import require_demo_model
 
 from gemma3_core.cache import KVCache
 from gemma3_core.config import Gemma3TextConfig

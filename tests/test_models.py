@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_components import DEMO, STATS
+from window import DEMO, STATS
 
 from gemma3_core import models as models_module
 from gemma3_core.engine import DoneEvent, Engine, Request, StageEvent, TokenEvent, Turn

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ASSETS
 from reference import assert_equal
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -36,7 +37,6 @@ from gemma3_core.quantization import (
 from gemma3_core.text import Gemma3ForCausalLM
 from gemma3_core.weights import build_on_meta
 
-ASSETS = Path(__file__).parents[1] / "assets"
 DEMO_MODEL = ASSETS / "demo_model"
 NIGHT = ASSETS / "examples" / "night.png"
 PATIENCE_S = 120

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from places import REPOSITORY
 
 from components import uploads
 from components.uploads import UploadError, Uploads
@@ -143,7 +144,7 @@ def test_the_folder_of_a_process_goes_with_it_and_so_do_those_of_dead_ones(tmp_p
     for folder in (left, alive):
         folder.mkdir()
     command = [sys.executable, "-c", code]
-    root = Path(__file__).parents[1]
+    root = REPOSITORY
     out = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     assert Path(out).parent == tmp_path
     assert sorted(tmp_path.iterdir()) == [alive]

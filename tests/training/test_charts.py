@@ -5,11 +5,11 @@ import re
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import DEMO_MODEL
 
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.drawing import colors
@@ -58,8 +58,6 @@ from training.worlds.scenes.questions import NUMBERS
 from training.worlds.signs.signs import Sign, is_heldout_text
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
-
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 
 
 def charts(split: str, count: int = 150, difficulty: float = 1.0, unnamed: float = 0.0) -> list[Chart]:

@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from places import DEMO_MODEL
 
 from gemma3_core.processor import Gemma3Processor
 from training.drawing.colors import COLORS
@@ -28,7 +28,6 @@ from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 WORLD = WORLDS["follow_ups"]
 ONLY_FOLLOW_UPS = Mix((Share("follow_ups", 1.0),), pan_and_scan=0.0, no_picture=0.0, question_first=0.0, true_size=0.0)
 

@@ -4,10 +4,10 @@ import random
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from places import DEMO_MODEL
 
 from gemma3_core.processor import Gemma3Processor
 from training.drawing.colors import COLORS
@@ -35,7 +35,6 @@ from training.worlds.scenes.topics import TOPICS, Subject, subjects, target
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
 
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 ONLY_PAIRS = Mix(worlds=(Share("pairs", 1.0),), questions=4, no_picture=0.0, question_first=0.0, true_size=0.0)
 
 

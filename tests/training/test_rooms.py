@@ -4,9 +4,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from places import REPOSITORY
+
 import gemma3_core
 
-TRAINING = Path(__file__).resolve().parents[2] / "training"
+TRAINING = REPOSITORY / "training"
 ROOMS = ("drawing", "language", "worlds", "learning", "evaluation")  # each may import from those before it
 PICTURE_ARITHMETIC = {"Box", "pan_and_scan_boxes"}  # of gemma3_core's images: where pan & scan crops
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from places import DEMO_MODEL
 
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer import Gemma3Tokenizer
@@ -31,7 +32,6 @@ from training.worlds.registry import WORLDS, Prompted, is_right
 from training.worlds.scenes.scenes import HELDOUT_PAIRS
 from training.worlds.signs.signs import Sign, is_heldout_text
 
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 WORLD = WORLDS["system_prompts"]
 ONLY_PROMPTED = Mix((Share("system_prompts", 1.0),), 4, no_picture=0.0, question_first=0.0, pan_and_scan=0.0)
 

@@ -2,10 +2,10 @@
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import DEMO_MODEL
 
 from gemma3_core.tokenizer import Gemma3Tokenizer
 from training.drawing.backgrounds import Background, grounds_of
@@ -25,8 +25,6 @@ from training.worlds.signs.two_line_questions import HELDOUT_PHRASINGS, KINDS, P
 from training.worlds.signs.two_lines import TwoLines, random_two_lines
 
 ask, is_right = QUESTIONS.ask, QUESTIONS.is_right
-
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 
 
 def signs(split: str, count: int = 60, difficulty: float = 1.0) -> list[TwoLines]:

@@ -1,9 +1,9 @@
 """Ways of asking put together out of parts: what comes of a pattern, and that nothing held out does."""
 
 import json
-from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
 from training.evaluation.dialogues import ask_in_the_words_of, questions_of_kind
 from training.language import heldout_phrasings
@@ -14,7 +14,7 @@ from training.worlds.pairs import questions as pair_questions
 from training.worlds.scenes import more_questions, phrasings
 from training.worlds.signs import two_line_questions
 
-FRESH = Path(__file__).resolve().parents[2] / "training" / "fresh_phrasings.json"
+FRESH = REPOSITORY / "training" / "fresh_phrasings.json"
 MODULES = (chart_questions, more_questions, pair_questions, two_line_questions)
 # By kind and form: written, used in training.
 SETS = {

@@ -1,0 +1,27 @@
+"""What a visitor does on the page, in a browser."""
+
+
+def choose(page, number=0):
+    page.locator("#chat button.example").nth(number).click()
+
+
+def write(page, text, *files):
+    if files:
+        add(page, *files)
+    page.locator("#composer textarea").fill(text)
+
+
+def add(page, *files):
+    before = page.locator("#composer .thumbnail-item").count()
+    page.locator("#composer input[type=file]").set_input_files([str(file) for file in files])
+    page.locator("#composer .thumbnail-item").nth(before + len(files) - 1).wait_for()
+
+
+def send(page):
+    page.locator("#composer textarea").press("Enter")
+
+
+def answered(page, number=1):
+    """The text of the numbered answer, when it is complete."""
+    page.locator("#chat .figures").nth(number - 1).wait_for()
+    return page.locator("#chat .bot-row").nth(number - 1).locator(".message-content").first.inner_text()
