@@ -143,7 +143,7 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
 def build(settings: argparse.Namespace) -> "gr.Blocks":
     """Loads the model and builds the page. Raises Gemma3Error where the checkpoint can't be used."""
     from components.page import build_page
-    from gemma3_core.models import Models
+    from gemma3_core.engine import Models
 
     how = (settings.device, settings.dtype, settings.int4, settings.keep)
     return build_page(Models.load(settings.model, settings.also, *how))
@@ -153,8 +153,7 @@ def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors uploaded is deleted then, too
-    from gemma3_core.engine import Gemma3Error
-    from gemma3_core.models import PUBLISHED
+    from gemma3_core.engine import PUBLISHED, Gemma3Error
 
     if settings.model is None and listens_here_only(settings, os.environ):
         # Who chooses it here is who downloads it: on a public page a stranger could.

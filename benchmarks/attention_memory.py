@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import machine
-from gemma3_core.config import Gemma3Config
+from gemma3_core.config.gemma3 import Gemma3Config
 from gemma3_core.engine import DEMO_MODEL, Answered, Engine, Request, Stats, Turn
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 RESULT = Path(__file__).parent / "results" / "attention_memory.json"
 LAYERS, HEADS, VOCABULARY = 34, 8, 262_208

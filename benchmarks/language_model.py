@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from benchmarks.timing import in_turns
-from gemma3_core.cache import KVCache
-from gemma3_core.config import Gemma3TextConfig
-from gemma3_core.generation import decode_step, prefill
-from gemma3_core.quantization import TorchAoConfig, quantized
-from gemma3_core.sampling import SamplingSettings, sample
-from gemma3_core.text import Gemma3ForCausalLM
-from gemma3_core.weights import build_on_meta
+from gemma3_core.config.gemma3 import Gemma3TextConfig
+from gemma3_core.generation.loop import decode_step, prefill
+from gemma3_core.generation.sampling import SamplingSettings, sample
+from gemma3_core.int4.quantize import TorchAoConfig, quantized
+from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.models.weights import build_on_meta
+from gemma3_core.nn.cache import KVCache
 
 ONE_BILLION = Gemma3TextConfig.from_dict(
     {

@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import machine
-from components.mask_view import mask_html
-from gemma3_core.config import Gemma3Config
+from components.inside.mask_view import mask_html
+from gemma3_core.config.gemma3 import Gemma3Config
 from gemma3_core.engine import DEMO_MODEL, Engine, Request, Turn
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 RESULT = Path(__file__).parent / "results" / "mask_view.json"

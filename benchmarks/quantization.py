@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.language_model import ONE_BILLION, random_model
 from benchmarks.timing import machine
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.int4.quantize import GROUP_SIZES, TorchAoConfig, quantized
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.quantization import GROUP_SIZES, TorchAoConfig, quantized
 from training.evaluation.dialogues import SEED, questions_of_kind
 from training.learning.model import DEMO_MODEL
 from training.worlds.registry import WORLDS

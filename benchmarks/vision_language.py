@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.language_model import quantize_reference
 from benchmarks.timing import in_turns
-from gemma3_core.config import Gemma3Config
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.quantization import TorchAoConfig, quantized
-from gemma3_core.weights import build_on_meta, module_name
+from gemma3_core.config.gemma3 import Gemma3Config
+from gemma3_core.int4.quantize import TorchAoConfig, quantized
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.weights import build_on_meta, module_name
 
 FOUR_BILLION = Gemma3Config.from_dict(
     {

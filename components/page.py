@@ -6,20 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from components.ask_endpoint import build_ask_endpoint
-from components.asking import Asking
-from components.chat import badge, build_chat
-from components.composer import build_composer, build_notice
-from components.conversation import Conversation
+from components.chat.composer import build_composer, build_notice
+from components.chat.conversation import Conversation
+from components.chat.handlers import Asking
+from components.chat.model_choice import Following
+from components.chat.panel import badge, build_chat
+from components.endpoint import build_ask_endpoint
 from components.examples import Example, load_examples
-from components.following import Following
-from components.inside import Inside, build_inside, fitting
-from components.looking import Looking
-from components.serving import Page
+from components.inside.handlers import Looking
+from components.inside.panel import Inside, build_inside, fitting
+from components.serving.server import Page
 from components.settings import Own, Settings, bring, build_settings, chosen_example, take_back
-from components.strip import build_ahead, build_strip
-from gemma3_core.engine import Engine
-from gemma3_core.models import Models
+from components.shown.image_strip import build_ahead, build_strip
+from gemma3_core.engine import Engine, Models
 
 TITLE = "Gemma 3 and pictures"
 

@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components.examples import Example
-from gemma3_core.engine import Gemma3Error, Int4Choice, ModelInfo, SamplingSettings
-from gemma3_core.models import Offer
+from gemma3_core.engine import Gemma3Error, Int4Choice, ModelInfo, Offer, SamplingSettings
 
 MOST_NEW_TOKENS = 2048
 

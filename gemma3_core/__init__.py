@@ -11,52 +11,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gemma3_core.auto import (
+    from gemma3_core.config.gemma3 import Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
+    from gemma3_core.generation.config import GenerationConfig
+    from gemma3_core.generation.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
+    from gemma3_core.hf.auto import (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoProcessor,
         AutoTokenizer,
         pipeline,
     )
-    from gemma3_core.cache import KVCache
-    from gemma3_core.classification import Gemma3ForSequenceClassification, Gemma3TextForSequenceClassification
-    from gemma3_core.config import Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
-    from gemma3_core.generation_config import GenerationConfig
-    from gemma3_core.image_processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
-    from gemma3_core.mask_visualizer import AttentionMaskVisualizer
-    from gemma3_core.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
+    from gemma3_core.images.processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
+    from gemma3_core.inspection.mask_visualizer import AttentionMaskVisualizer
+    from gemma3_core.int4.quantize import TorchAoConfig
+    from gemma3_core.models.classification import Gemma3ForSequenceClassification, Gemma3TextForSequenceClassification
+    from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
+    from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel
+    from gemma3_core.nn.cache import KVCache
     from gemma3_core.processor import Gemma3Processor
-    from gemma3_core.quantization import TorchAoConfig
-    from gemma3_core.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
-    from gemma3_core.text import Gemma3ForCausalLM, Gemma3TextModel
-    from gemma3_core.tokenizer import Gemma3Tokenizer
+    from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 _MODULES = {
-    "AttentionMaskVisualizer": "mask_visualizer",
-    "AutoModelForCausalLM": "auto",
-    "AutoModelForImageTextToText": "auto",
-    "AutoProcessor": "auto",
-    "AutoTokenizer": "auto",
-    "BaseStreamer": "streamers",
-    "Gemma3Config": "config",
-    "Gemma3ForCausalLM": "text",
-    "Gemma3ForConditionalGeneration": "multimodal",
-    "Gemma3ForSequenceClassification": "classification",
-    "Gemma3ImageProcessor": "image_processor",
-    "Gemma3ImageProcessorPil": "image_processor",
-    "Gemma3Model": "multimodal",
+    "AttentionMaskVisualizer": "inspection.mask_visualizer",
+    "AutoModelForCausalLM": "hf.auto",
+    "AutoModelForImageTextToText": "hf.auto",
+    "AutoProcessor": "hf.auto",
+    "AutoTokenizer": "hf.auto",
+    "BaseStreamer": "generation.streamers",
+    "Gemma3Config": "config.gemma3",
+    "Gemma3ForCausalLM": "models.text",
+    "Gemma3ForConditionalGeneration": "models.multimodal",
+    "Gemma3ForSequenceClassification": "models.classification",
+    "Gemma3ImageProcessor": "images.processor",
+    "Gemma3ImageProcessorPil": "images.processor",
+    "Gemma3Model": "models.multimodal",
     "Gemma3Processor": "processor",
-    "Gemma3TextConfig": "config",
-    "Gemma3TextForSequenceClassification": "classification",
-    "Gemma3TextModel": "text",
-    "Gemma3Tokenizer": "tokenizer",
-    "GenerationConfig": "generation_config",
-    "KVCache": "cache",
-    "SiglipVisionConfig": "config",
-    "TextIteratorStreamer": "streamers",
-    "TextStreamer": "streamers",
-    "TorchAoConfig": "quantization",
-    "pipeline": "auto",
+    "Gemma3TextConfig": "config.gemma3",
+    "Gemma3TextForSequenceClassification": "models.classification",
+    "Gemma3TextModel": "models.text",
+    "Gemma3Tokenizer": "tokenizer.tokenizer",
+    "GenerationConfig": "generation.config",
+    "KVCache": "nn.cache",
+    "SiglipVisionConfig": "config.gemma3",
+    "TextIteratorStreamer": "generation.streamers",
+    "TextStreamer": "generation.streamers",
+    "TorchAoConfig": "int4.quantize",
+    "pipeline": "hf.auto",
 }
 """The module of each public name."""
 

@@ -6,18 +6,24 @@ from typing import Any
 
 import torch
 
-from gemma3_core.chat_template import template_variables
-from gemma3_core.conversations import Conversation, pictures_of, refuse_unsupported, render_prompts, split_batch
 from gemma3_core.errors import PromptError, UnsupportedOptionError
-from gemma3_core.hub import read_json, resolve_folder
-from gemma3_core.image_options import ImageProcessorConfig
-from gemma3_core.image_processor import ImageProcessor, image_processor_class
-from gemma3_core.images import ImageSource
+from gemma3_core.files.hub import read_json, resolve_folder
+from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
+from gemma3_core.images.arrays import is_array
+from gemma3_core.images.load import ImageSource
+from gemma3_core.images.options import ImageProcessorConfig
+from gemma3_core.images.processor import ImageProcessor, image_processor_class
 from gemma3_core.model_inputs import ModelInputs
-from gemma3_core.pixel_arrays import is_array
 from gemma3_core.processor_options import CallOptions, split_options
-from gemma3_core.saving import folder_to_save_in, write_json, write_text
-from gemma3_core.tokenizer import TOKENIZER_OPTIONS, Gemma3Tokenizer, TokenIds
+from gemma3_core.tokenizer.chat_template import template_variables
+from gemma3_core.tokenizer.conversations import (
+    Conversation,
+    pictures_of,
+    refuse_unsupported,
+    render_prompts,
+    split_batch,
+)
+from gemma3_core.tokenizer.tokenizer import TOKENIZER_OPTIONS, Gemma3Tokenizer, TokenIds
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
 

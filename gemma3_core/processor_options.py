@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma3_core.errors import UnsupportedOptionError
-from gemma3_core.image_options import ImageProcessorConfig
-from gemma3_core.text_encoding import TextOptions
+from gemma3_core.images.options import ImageProcessorConfig
+from gemma3_core.tokenizer.encoding import TextOptions
 
 _TEXT = frozenset(TextOptions.__annotations__)
 # Steps that Gemma 3 does not have go to the image processor too: it says so.

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from gemma3_core.auto import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
-from gemma3_core.config import Gemma3Config, read_config
+from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.errors import Gemma3Error, UnsupportedOptionError
-from gemma3_core.hub import resolve_folder
+from gemma3_core.files.hub import resolve_folder
+from gemma3_core.hf.auto import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 from gemma3_core.model_inputs import ModelInputs
-from gemma3_core.pretrained import pick_device
+from gemma3_core.models.pretrained import pick_device
 
 BOUND = 1e-5
 """Of the largest logit: what two right float32 implementations stay within (eager against sdpa: about 1e-6)."""

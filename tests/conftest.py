@@ -199,7 +199,7 @@ def theirs(weights: Weights) -> Any:
 
 @pytest.fixture(scope="module")
 def ours(weights: Weights) -> Any:
-    from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+    from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 
     return Gemma3ForConditionalGeneration.from_pretrained(weights.both)
 
@@ -213,7 +213,7 @@ def their_text(weights: Weights) -> Any:
 
 @pytest.fixture(scope="module")
 def our_text(weights: Weights) -> Any:
-    from gemma3_core.text import Gemma3ForCausalLM
+    from gemma3_core.models.text import Gemma3ForCausalLM
 
     return Gemma3ForCausalLM.from_pretrained(weights.text)
 

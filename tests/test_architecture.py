@@ -4,82 +4,31 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from places import REPOSITORY
 
-# Data flows one way: a module of gemma3_core imports only from modules listed before it.
-ORDER = [
-    "errors",
-    "hub",
-    "saving",
-    "json_config",
-    "rope",
-    "config",
-    "model_inputs",
-    "special_tokens",
-    "text_encoding",
-    "chat_template",
-    "images",
-    "conversations",
-    "token_ids",
-    "tokenizer_files",
-    "tokenizer",
-    "pan_and_scan",
-    "image_options",
-    "pixel_arrays",
-    "image_processor",
-    "processor_options",
-    "processor",
-    "outputs",
-    "masks",
-    "cache",
-    "cpu_kernels",
-    "layers",
-    "vision",
-    "int4_linear",
-    "quantization",
-    "weight_files",
-    "weights",
-    "sampling",
-    "generation_config",
-    "stopping",
-    "streamers",
-    "prompt_chunks",
-    "generation",
-    "generation_inputs",
-    "generate",
-    "device_maps",
-    "pretrained",
-    "text",
-    "multimodal",
-    "classification",
-    "pipelines",
-    "auto",
-    "verify",
-    "precisions",
-    "confidence",
-    "prompt_view",
-    "attention_maps",
-    "heat_maps",
-    "occlusion",
-    "mask_view",
-    "mask_visualizer",
-    "events",
-    "fair_queue",
-    "picture_reader",
-    "prompts",
-    "inspection",
-    "answer_clock",
-    "kept_caches",
-    "answer_writer",
-    "engine",
-    "models",
-]
-CORE = sorted((REPOSITORY / "gemma3_core").glob("*.py"))
+# Data flows one way: a room imports from the rooms before it, and within itself. A room is a package, or a file that
+# lies beside the packages. Rooms of the same line know nothing of each other.
+ROOMS = {
+    "gemma3_core": (
+        "errors",
+        "files model_inputs kernels",
+        "config images",
+        "nn",
+        "int4 tokenizer",
+        "generation processor_options",
+        "processor models",
+        "inspection hf",
+        "verify engine",
+    ),
+    "components": ("bridge answering theme examples", "shown settings", "chat", "inside serving endpoint", "page"),
+}
+CORE = sorted((REPOSITORY / "gemma3_core").rglob("*.py"))
 VERIFY = REPOSITORY / "gemma3_core" / "verify.py"
-COMPONENTS = sorted((REPOSITORY / "components").glob("*.py"))
+COMPONENTS = sorted((REPOSITORY / "components").rglob("*.py"))
 # What is imported when the program runs; the tests' and the training's own needs are not.
 RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib", "torchao"}
 BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx"}
@@ -126,34 +75,48 @@ def test_the_walk_finds_every_kind_of_import(tmp_path):
     assert set(imports(tmp_path / "module.py", typing_too=False)) == found - {"o.p"}
 
 
-def test_every_module_of_the_core_has_its_place_in_the_order():
-    assert sorted(path.stem for path in CORE if path.stem != "__init__") == sorted(ORDER)
+def room_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).parts[1].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
-def test_core_modules_import_only_from_modules_before_them(path):
-    if path.stem == "__init__":
-        return
-    allowed = ORDER[: ORDER.index(path.stem)]
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_its_place_and_says_what_belongs_in_it(package):
+    folder = REPOSITORY / package
+    assert sorted(" ".join(ROOMS[package]).split()) == sorted(
+        {room_of(path) for path in folder.rglob("*.py")} - {"__init__"}
+    )
+    for inside in {path.parent for path in folder.rglob("*.py")}:
+        assert ast.get_docstring(ast.parse((inside / "__init__.py").read_text(encoding="utf-8"))), name_of(inside)
+
+
+@pytest.mark.parametrize("path", [path for path in [*CORE, *COMPONENTS] if room_of(path) != "__init__"], ids=name_of)
+def test_a_room_imports_only_from_rooms_before_it(path):
+    package, room = path.relative_to(REPOSITORY).parts[0], room_of(path)
+    floor = next(number for number, rooms in enumerate(ROOMS[package]) if room in rooms.split())
+    allowed = {room, *" ".join(ROOMS[package][:floor]).split()}
     # A name for a type checker is no way for data to flow.
-    own = [name for name in imports(path, typing_too=False) if package_of(name) == "gemma3_core"]
+    own = [name for name in imports(path, typing_too=False) if package_of(name) == package]
     assert [name for name in own if name.split(".")[1] not in allowed] == []
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {name_of(path).removesuffix(".py").replace("/", "."): path for path in [*CORE, *COMPONENTS]}
+    arrows = {name: modules.keys() & set(imports(path, typing_too=False)) for name, path in modules.items()}
+    assert sum(map(len, arrows.values())) > 200
+    list(TopologicalSorter(arrows).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_the_core_knows_nothing_of_what_is_around_it(path):
     packages = {package_of(name) for name in imports(path)} - ({"transformers"} if path == VERIFY else set())
     assert not packages & {"gradio", "transformers", "components", "training", "benchmarks", "app", "tests"}
     assert packages <= RUN_TIME | BROUGHT_ALONG | {"gemma3_core"} | sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMPONENTS, ids=name_of)
 def test_components_know_the_engine_and_nothing_below_it(path):
-    """Above it are the models that a server offers: several engines."""
     names = list(imports(path))
-    doors = {f"gemma3_core.{name}" for name in ORDER[ORDER.index("engine") :]}
-    assert doors == {"gemma3_core.engine", "gemma3_core.models"}
-    assert {name for name in names if package_of(name) == "gemma3_core"} <= doors
+    assert {name for name in names if package_of(name) == "gemma3_core"} <= {"gemma3_core.engine"}
     assert not {package_of(name) for name in names} & {"torch", "transformers", "training", "benchmarks", "app"}
 
 

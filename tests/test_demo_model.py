@@ -11,9 +11,9 @@ from reference import assert_equal
 from transformers import AutoTokenizer
 from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.files.weight_files import INDEX_FILE
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.weight_files import INDEX_FILE
 from training.evaluation.dialogues import Dialogue
 from training.evaluation.trials import GUESSED_PRICES, Examinee, accuracies, evaluate, held
 from training.examples import EXAMPLES, FOLDER, Example

@@ -20,10 +20,10 @@ from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 
 from gemma3_core import AutoProcessor, TorchAoConfig, pipeline
 from gemma3_core.engine import DoneEvent, Engine, Request, Turn
-from gemma3_core.int4_linear import Int4Linear, quantize_weight
-from gemma3_core.layers import attend
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.text import Gemma3ForCausalLM
+from gemma3_core.int4.linear import Int4Linear, quantize_weight
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.nn.layers import attend
 from training.examples import EXAMPLES, FOLDER
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError
-from gemma3_core.image_processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
+from gemma3_core.images.processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
 from gemma3_core.processor import Gemma3Processor
 
 TENSORS: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from gemma3_core.errors import ChatTemplateError, Gemma3Error, ImageError, PromptError, UnsupportedOptionError
-from gemma3_core.image_processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
+from gemma3_core.images.processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 SOFT = 16  # tokens a picture: prompts stay short
 BOI = "<start_of_image>"
@@ -229,7 +229,7 @@ def test_a_picture_by_url_comes_through_the_loader(small, pictures, monkeypatch)
     """What it fetches, from where and how much, is test_images' matter."""
     buffer = io.BytesIO()
     pictures[1].save(buffer, "PNG")
-    monkeypatch.setattr("gemma3_core.images.fetch_image", lambda _url, _limits: buffer.getvalue())
+    monkeypatch.setattr("gemma3_core.images.load.fetch_image", lambda _url, _limits: buffer.getvalue())
     expected = small(images=pictures[1], text=BOI, return_tensors="pt").pixel_values
     url = "https://example.com/a.png"
     for part in (shown(url, "url"), shown(url), {"type": "image_url", "image_url": {"url": url}}):

@@ -8,9 +8,9 @@ import torch
 
 from gemma3_core import verify
 from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.int4.quantize import TorchAoConfig
 from gemma3_core.model_inputs import ModelInputs
-from gemma3_core.quantization import TorchAoConfig
-from gemma3_core.text import Gemma3ForCausalLM
+from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.verify import Answer, Case, Check, cases, compare_inputs, compare_logits, compare_tokens, main, picture
 
 CASE = Case("a case", [])

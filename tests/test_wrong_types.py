@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gemma3_core.errors import Gemma3Error
-from gemma3_core.text import Gemma3ForCausalLM
+from gemma3_core.models.text import Gemma3ForCausalLM
 
 IDS = torch.tensor([[2, 5, 9]])
 

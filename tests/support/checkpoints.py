@@ -5,10 +5,10 @@ from pathlib import Path
 
 from reference import SHARP, TEXT, TOKENS_PER_IMAGE, VISION, randomise
 
-from gemma3_core.config import Gemma3Config, Gemma3TextConfig
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.text import Gemma3ForCausalLM
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.config.gemma3 import Gemma3Config, Gemma3TextConfig
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 
 def write_chat_checkpoint(folder: Path, tokenizer_folder: Path, multimodal: bool) -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from components.conversation import Conversation
-from gemma3_core.confidence import Alternative, TokenChoice
+from components.chat.conversation import Conversation
 from gemma3_core.engine import ModelInfo, SamplingSettings, Stats
+from gemma3_core.inspection.confidence import Alternative, TokenChoice
 
 STATS = Stats("demo model", "cpu", "bfloat16", "none", 1, 2, 212, 0, 15, 0.0, 0.2123, 63.7, "stop")
 DEMO = ModelInfo("demo model", "cpu", "float32", "none", True, True, 4_421_888, 8192, 64, SamplingSettings())

@@ -13,12 +13,12 @@ import torch
 from reference import assert_equal
 from torch.nn import functional as F
 
-from gemma3_core.config import read_config
-from gemma3_core.int4_linear import quantize_weight
-from gemma3_core.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.config.gemma3 import read_config
+from gemma3_core.int4.linear import quantize_weight
+from gemma3_core.int4.quantize import TorchAoConfig, quantized
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.quantization import TorchAoConfig, quantized
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 from training.drawing.colors import COLORS
 from training.drawing.geometry import SHAPES
 from training.learning.batches import NO_PICTURE, Batch, Conversations, ConversationWriter, Mix, Share, _alike, collate

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gemma3_core.image_processor import Box, Gemma3ImageProcessorPil, pan_and_scan_boxes
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.images.processor import Box, Gemma3ImageProcessorPil, pan_and_scan_boxes
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 from training.drawing.backgrounds import Background, grounds_of
 from training.drawing.colors import COLORS, delta_e, to_lab
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, character_label

@@ -11,7 +11,7 @@ import pytest
 import torch
 from places import DEMO_MODEL
 
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 from training.drawing import colors
 from training.drawing.backgrounds import MIN_CONTRAST, Background, grounds_of
 from training.drawing.colors import COLORS, UNNAMED, Shade, delta_e, to_lab

@@ -9,7 +9,7 @@ import pytest
 from places import DEMO_MODEL
 
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 from training.drawing.colors import COLORS
 from training.evaluation.dialogues import dialogues_of_kind
 from training.language.asking import Question

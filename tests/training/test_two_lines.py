@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from places import DEMO_MODEL
 
-from gemma3_core.tokenizer import Gemma3Tokenizer
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 from training.drawing.backgrounds import Background, grounds_of
 from training.drawing.colors import delta_e, to_lab
 from training.drawing.dense_labels import CHARACTERS_PER_TOKEN, NO_LABEL, SIZES, character_label

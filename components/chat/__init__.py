@@ -1,0 +1,1 @@
+"""The conversation: where it is written, shown and answered."""

@@ -1,0 +1,74 @@
+"""What one browser window has asked so far. Lives in the server's memory, never in the browser."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from components.shown.stats import Interrupted
+from gemma3_core.engine import Answered, Stats, TokenChoice, Turn
+
+NOTHING = Turn("user", "")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question, whether its pictures were cut, and its answer with its figures.
+
+    `answered` is what the engine needs to look at the answer again, also at what was written of a stopped one;
+    `choices` are its tokens.
+    """
+
+    question: Turn
+    pan_and_scan: bool
+    answer: str
+    stats: Stats | Interrupted
+    answered: Answered | None = None
+    choices: tuple[TokenChoice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Answered questions, oldest first, and what waits to go back into the composer.
+
+    While an earlier question is being changed, `changing` is its index, and `aside` what the composer
+    held before. `returned` is put into the composer after the handler that set it. `failure` is the reason
+    for which the chat shows no answer.
+    """
+
+    exchanges: tuple[Exchange, ...] = ()
+    changing: int | None = None
+    aside: Turn = NOTHING
+    returned: Turn = NOTHING
+    failure: str = ""
+
+    def turns(self, question: Turn) -> tuple[Turn, ...]:
+        """All turns so far, each with the setting that it was asked with, and then `question`."""
+        turns: list[Turn] = []
+        for exchange in self.exchanges:
+            asked = replace(exchange.question, pan_and_scan=exchange.pan_and_scan)
+            turns += [asked, Turn("assistant", exchange.answer)]
+        return (*turns, question)
+
+    def pictures(self) -> list[str]:
+        """Paths of all pictures that the page shows or may show again."""
+        turns = [*(exchange.question for exchange in self.exchanges), self.aside, self.returned]
+        return [str(picture) for turn in turns for picture in turn.pictures]
+
+    def add(self, exchange: Exchange) -> "Conversation":
+        return Conversation((*self.exchanges, exchange))
+
+    def up_to(self, number: int) -> "Conversation":
+        """What was asked before the exchange of this index; -1 leaves out the last one."""
+        return Conversation(self.exchanges[:number])
+
+
+def question_of(text: str, files: Sequence[str]) -> Turn:
+    """A visitor's question. `files` are paths that Gradio has checked to be uploads; as Path they are
+    never taken for addresses or base64."""
+    return Turn("user", text.strip(), tuple(Path(file) for file in files))
+
+
+def joined(first: Turn, second: Turn) -> Turn:
+    """Both questions in one, so that neither a returned one nor what was typed meanwhile is lost."""
+    text = "\n\n".join(text for text in (first.text, second.text) if text)
+    return Turn("user", text, tuple(dict.fromkeys((*first.pictures, *second.pictures))))

@@ -1,0 +1,403 @@
+"""From a click to the streamed answer: what the page's controls do."""
+
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gradio as gr
+
+from components.answering import Answer, RunningAnswers
+from components.chat import composer
+from components.chat import panel as chat
+from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
+from components.examples import Example
+from components.settings import Choices, chosen_example, with_brought
+from components.shown import image_strip as strip
+from components.shown.stats import Interrupted
+from components.shown.token_view import ahead_html
+from gemma3_core.engine import (
+    Answered,
+    ContextLengthError,
+    DoneEvent,
+    Event,
+    Gemma3Error,
+    ModelInfo,
+    Models,
+    Request,
+    StageEvent,
+    Stats,
+    TokenChoice,
+    TokenEvent,
+    Turn,
+)
+
+logger = logging.getLogger(__name__)
+
+NO_QUESTION = "There is no question yet. Write one, or choose an example."
+ONLY_PICTURE = "Ask something about the picture."
+UNEXPECTED = "Something went wrong while answering. Try again; if it stays, the server's log says what it was."
+STOPPED_EARLY = "Stopped before the first word."
+NOTHING_SAID = "The model ended its answer before the first word. Ask in other words."
+QUESTION_BACK = "The question is back below."
+ANSWER_STAYS = "The earlier answer stays."
+
+_REDRAW_S = 0.05
+
+Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversation's state and the notice
+
+
+@dataclass
+class _Draft:
+    """What has come of an answer so far."""
+
+    stage: str = "Sending the question"
+    pieces: list[str] = field(default_factory=list)
+    choices: list[TokenChoice] = field(default_factory=list)
+    done: DoneEvent | None = None
+    tokens: int = 0
+    request: Request | None = None  # as the model that answers gets it
+    known: Stats | None = None  # of the prompt, once it is
+    began: float | None = None  # when it left the queue; this and the next two in seconds of time.monotonic
+    first: float | None = None
+    latest: float | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def take(self, event: StageEvent | TokenEvent | DoneEvent) -> None:
+        if isinstance(event, StageEvent):
+            self.stage, self.known = event.text, event.known or self.known
+            if event.stage not in ("loading", "queued") and self.began is None:
+                self.began = time.monotonic()
+        elif isinstance(event, TokenEvent):
+            self.pieces.append(event.text)
+            self.tokens += 1
+            self.choices += [event.choice] if event.choice is not None else []
+            self.latest = time.monotonic()
+            self.first = self.first or self.latest
+        else:
+            self.pieces, self.done = [event.text], event
+
+    def figures(self, model: str, num_images: int) -> Stats | Interrupted:
+        """The engine's figures, or where the answer was stopped, those that were seen on the way."""
+        if self.done is not None:
+            return self.done.stats
+        first_token_s = self.first - self.began if self.first is not None and self.began is not None else None
+        speed = None
+        if self.first is not None and self.latest is not None and self.latest > self.first:
+            speed = (self.tokens - 1) / (self.latest - self.first)
+        return Interrupted(model, num_images, self.tokens, first_token_s, speed)
+
+    def answered(self) -> Answered | None:
+        """What the engine needs to look at the answer again; of a stopped one what was written until then."""
+        if self.request is None:
+            return None
+        if self.done is not None:
+            return Answered(self.request, self.done)
+        if self.known is None or not self.choices:
+            return None
+        return Answered.stopped(self.request, self.known, self.text, tuple(choice.token_id for choice in self.choices))
+
+    def message(self) -> chat.Message:
+        return chat.answering(self.text) if self.text.strip() else chat.working(self.stage)
+
+
+class Asking:
+    """The page's handlers for a server's models. Of a visitor nothing stays here but the running answer."""
+
+    def __init__(self, models: Models, examples: Sequence[Example]):
+        self._models, self._examples = models, tuple(examples)
+        self._running = RunningAnswers()
+        self._previews = itertools.count()
+        self._newest_preview: dict[str, int] = {}  # by window
+
+    async def send(
+        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
+    ) -> AsyncGenerator[Update, None]:
+        """Asks what the composer held, in the place of the question that is being edited or as a new one.
+
+        No message is Enter in a composer that shows Stop.
+        """
+        if message is None:
+            yield _update()
+            return
+        kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
+        question = _held(message)
+        async with aclosing(self._ask(question, conversation, kept, Choices(*values), _window(request))) as updates:
+            async for update in updates:
+                yield update
+
+    async def ask_example(
+        self, conversation: Conversation, request: gr.Request, choice: gr.SelectData, *values: Any
+    ) -> AsyncGenerator[Update, None]:
+        """Asks an example card's questions, one after the other, as long as they are answered to the end.
+
+        What the browser says of the card is not used but its number.
+        """
+        example = chosen_example(self._examples, choice)
+        if example is None:
+            yield _update()
+            return
+        choices = with_brought(Choices(*values), example)
+        for question in example.turns():
+            asked = conversation
+            async with aclosing(self._ask(question, asked, asked, choices, _window(request))) as updates:
+                async for update in updates:
+                    conversation = update[2] if isinstance(update[2], Conversation) else conversation
+                    yield update
+            if not _answered_to_the_end(conversation, asked):
+                return
+
+    async def retry(
+        self, conversation: Conversation, request: gr.Request, *values: Any
+    ) -> AsyncGenerator[Update, None]:
+        """Asks the last question again, with the settings of now; its answer stays if there is no new one."""
+        if not conversation.exchanges or conversation.changing is not None:
+            yield _update()
+            return
+        question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
+        async with aclosing(
+            self._ask(question, conversation, kept, Choices(*values), _window(request), again=True)
+        ) as updates:
+            async for update in updates:
+                yield update
+
+    def undo(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
+        """Takes the last question back into the composer, before what is there already."""
+        if _window(request) in self._running or not conversation.exchanges or conversation.changing is not None:
+            return _update()
+        question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
+        return _update(chat.messages(kept), composer.holding(joined(question, _held(message))), kept, "")
+
+    def edit(
+        self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
+    ) -> Update:
+        """Puts the question of this index into the composer; until it is sent, nothing else changes."""
+        if _window(request) in self._running or conversation.changing is not None:
+            return _update()
+        index = int(number) if number is not None else -1
+        if not 0 <= index < len(conversation.exchanges):
+            return _update()
+        changing = Conversation(conversation.exchanges, index, aside=_held(message))
+        question = conversation.exchanges[index].question
+        return _update(chat.messages(changing), composer.holding(question), changing, composer.notice(index))
+
+    def keep(self, conversation: Conversation, request: gr.Request) -> Update:
+        """Ends editing; the composer holds again what it held before."""
+        if _window(request) in self._running or conversation.changing is None:
+            return _update()
+        kept = Conversation(conversation.exchanges)
+        return _update(chat.messages(kept), composer.holding(conversation.aside), kept, "")
+
+    def hand_back(
+        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
+    ) -> tuple[Any, Any]:
+        """For the composer and the state: Send or Stop, and what goes back, before what was typed meanwhile."""
+        buttons = composer.waiting() if _window(request) in self._running else composer.ready()
+        if conversation.returned == NOTHING:
+            return buttons, gr.skip()
+        whole = joined(conversation.returned, _held(message))
+        return {**buttons, **composer.holding(whole)}, replace(conversation, returned=NOTHING)
+
+    async def stop(self, request: gr.Request) -> dict[str, Any]:
+        """Stops the window's answer; what is written stays. Where nothing runs, Send comes back at once."""
+        window = _window(request)
+        self._running.stop(window)
+        return gr.skip() if window in self._running else composer.ready()
+
+    async def leave(self, request: gr.Request) -> None:
+        """Stops the answer of a window that has been closed; nothing of it stays."""
+        window = _window(request)
+        self._running.stop(window)
+        self._newest_preview.pop(window, None)
+        self._models.forget(window)
+
+    async def clear(self, request: gr.Request) -> Update:
+        """Back to the first sight."""
+        window = _window(request)
+        await self._running.discard(window)
+        self._models.forget(window)
+        return _update([], composer.emptied(), Conversation(), "")
+
+    def preview(
+        self,
+        message: dict[str, Any] | None,
+        pan_and_scan: bool,
+        conversation: Conversation,
+        request: gr.Request,
+        model: str | None = None,
+    ) -> str | dict[str, Any]:
+        """HTML of the squares that the composer's pictures will become; without any, those of the last answer.
+
+        Where a picture is broken, why; but not a second time below a chat that says it. Two may run at once: one
+        that is overtaken by a newer one of its window changes nothing.
+        """
+        window = _window(request)
+        if window in self._running:
+            return gr.skip()
+        number = self._newest_preview[window] = next(self._previews)
+        html = self._preview_html(_held(message).pictures, pan_and_scan, conversation, model)
+        return html if self._newest_preview.get(window) == number else gr.skip()
+
+    def _preview_html(
+        self, pictures: tuple[Any, ...], pan_and_scan: bool, conversation: Conversation, model: str | None
+    ) -> str:
+        answered = not pictures and bool(conversation.exchanges)
+        if answered:
+            last = conversation.exchanges[-1]
+            pictures, pan_and_scan, model = last.question.pictures, last.pan_and_scan, last.stats.model
+        try:
+            with self._models.held(model) as engine:
+                if engine is None:
+                    return strip.unloaded_html(model or "") if pictures and not answered else ""
+                return strip.strip_html(engine.preview(pictures, pan_and_scan), len(pictures), pan_and_scan, answered)
+        except Gemma3Error as error:
+            return "" if str(error) == conversation.failure else strip.problem_html(str(error))
+
+    def ahead(
+        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
+    ) -> str:
+        """HTML of how many tokens the prompt of the composer's question will have; empty without one.
+
+        Of `values` the last says whether the tokens themselves are to be seen, the others are the settings. Nothing
+        waits for the model here. What is wrong with pictures is not said: the strip above says it.
+        """
+        *chosen, opened = values
+        question, choices = _held(message), Choices(*chosen)
+        if _window(request) in self._running or question == NOTHING:
+            return ""
+        kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
+        asked = Request(kept.turns(question), choices.system_prompt or "", bool(choices.pan_and_scan))
+        try:
+            with self._models.held(choices.model) as engine:
+                if engine is None:
+                    return ""
+                room = engine.info.context_length - int(choices.max_new_tokens)
+                return ahead_html(engine.inspect(asked), room, bool(opened))
+        except ContextLengthError as error:
+            return strip.problem_html(str(error))
+        except Gemma3Error:
+            return ""
+
+    async def _ask(
+        self,
+        question: Turn,
+        conversation: Conversation,
+        kept: Conversation,
+        choices: Choices,
+        window: str,
+        again: bool = False,
+    ) -> AsyncGenerator[Update, None]:
+        """Answers `question` after `kept`, the part of the conversation that stays; only an answer replaces the rest.
+
+        Without one the conversation is whole, and the question goes back into the composer, or with `again`
+        stays where it is. `hand_back` brings back Send: Gradio repeats a generator's last update when it ends, which
+        would take Stop from a question sent in between, and a slow browser sees only the latest of several updates.
+        """
+        if window in self._running:  # sent while an answer is on its way
+            yield _update(conversation=replace(conversation, returned=question))
+            return
+        shown = [*chat.messages(kept, controls=False), *chat.asked(question)]
+        draft = _Draft()
+        try:
+            if not question.text:
+                raise Gemma3Error(ONLY_PICTURE if question.pictures else NO_QUESTION)
+            events = self._events(_request(question, kept, choices, window), choices, draft)
+            with Answer(events) as answer, self._running.entry(window, answer):
+                yield _update([*shown, draft.message()], composer.waiting(), notice="")
+                async with aclosing(_drawn(answer, draft)) as drawings:
+                    async for message in drawings:
+                        yield _update([*shown, message] if message else None, composer.waiting())
+            if answer.discarded:
+                yield _update(box=composer.waiting())
+                return
+            if not draft.text.strip():
+                reason = STOPPED_EARLY if answer.stopped else NOTHING_SAID
+                raise Gemma3Error(f"{reason} {ANSWER_STAYS if again else QUESTION_BACK}")
+        except Gemma3Error as error:
+            yield _without_answer(question, conversation, str(error), again)
+        except Exception:
+            logger.exception("answering failed")
+            yield _without_answer(question, conversation, UNEXPECTED, again)
+        else:
+            assert draft.request is not None
+            pictures = sum(len(turn.pictures) for turn in draft.request.turns)
+            figures = draft.figures(choices.model or self._models.first.info.name, pictures)
+            exchange = Exchange(
+                question, choices.pan_and_scan, draft.text, figures, draft.answered(), tuple(draft.choices)
+            )
+            answered = kept.add(exchange)
+            answered = replace(answered, returned=conversation.aside)
+            yield _update(chat.messages(answered), composer.waiting(), answered, "")
+
+    def _events(self, request: Request, choices: Choices, draft: _Draft) -> Iterator[Event]:
+        """The answer of the chosen model, whose own defaults hold where the settings don't show them yet."""
+
+        def followed(info: ModelInfo) -> Request:
+            now = choices.following(info, self._models.info(choices.shown))
+            draft.request = replace(request, sampling=now.sampling(), int4=now.int4)
+            return draft.request
+
+        return self._models.stream(choices.model, followed)
+
+
+def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:
+    """Whether there is one answer more than before, and nobody stopped it."""
+    more = len(conversation.exchanges) > len(before.exchanges)
+    return more and not isinstance(conversation.exchanges[-1].stats, Interrupted)
+
+
+def _update(shown: Any = None, box: Any = None, conversation: Conversation | None = None, notice: Any = None) -> Update:
+    """None leaves a part of the page as it is. (To yield nothing at all would empty it.)"""
+    parts = [gr.skip() if part is None else part for part in (shown, box, conversation, notice)]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _without_answer(question: Turn, conversation: Conversation, reason: str, again: bool) -> Update:
+    """The conversation as it was, and why there is no answer."""
+    shown = [*chat.messages(conversation), *([] if again else chat.asked(question)), chat.failed(reason)]
+    returned = NOTHING if again else question
+    conversation = replace(conversation, returned=returned, failure=reason)
+    return _update(shown, composer.waiting(), conversation, composer.notice(conversation.changing))
+
+
+def _held(message: dict[str, Any] | None) -> Turn:
+    """What a composer holds."""
+    message = message or {}
+    return question_of(message.get("text") or "", message.get("files") or ())
+
+
+async def _drawn(answer: Answer, draft: _Draft) -> AsyncGenerator[chat.Message | None, None]:
+    """The answer's message each time it has grown, at most every _REDRAW_S; None where nothing is new."""
+    last = 0.0
+    async for event in answer:
+        if event is None:
+            yield None
+            continue
+        draft.take(event)
+        if not isinstance(event, TokenEvent) or time.monotonic() - last >= _REDRAW_S:
+            last = time.monotonic()
+            yield draft.message()
+
+
+def _request(question: Turn, conversation: Conversation, choices: Choices, window: str) -> Request:
+    return Request(
+        turns=conversation.turns(question),
+        system_prompt=choices.system_prompt or "",
+        pan_and_scan=bool(choices.pan_and_scan),
+        int4=choices.int4,
+        max_new_tokens=int(choices.max_new_tokens),
+        sampling=choices.sampling(),
+        visitor=window,
+        confidence=True,
+    )
+
+
+def _window(request: gr.Request) -> str:
+    """One browser window (or client session)."""
+    return request.session_hash or ""

@@ -1,0 +1,64 @@
+"""What in the page follows a visitor's choice of a model: settings, badge, first sight, composer."""
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from components.chat.composer import hint
+from components.chat.conversation import Conversation
+from components.chat.panel import badge, first_sight
+from components.settings import Choices, Settings, int4_line, model_note, pan_and_scan_line
+from gemma3_core.engine import ModelInfo, Models
+
+
+class Following:
+    """The handlers of the choice, where a server offers several models; `head` draws the top of the page of a badge."""
+
+    def __init__(self, models: Models, head: Callable[[str], str]):
+        self._models, self._head = models, head
+        self._offers = {offer.name: offer for offer in models.offers}
+
+    def outputs(self, settings: Settings, head: gr.HTML, chat: gr.Chatbot, composer: Any) -> list[Any]:
+        """The components that `follow` updates, in its order."""
+        int4 = [] if settings.int4 is None else [settings.int4]
+        following = [settings.pan_and_scan, *settings.sampling[:3], *int4, chat, composer]
+        return [settings.shown, settings.model_note, head, *following]
+
+    def follow(self, conversation: Conversation, *values: Any) -> tuple[Any, ...]:
+        """Brings the page in line with the chosen model, as far as it is known: all of it once it has been loaded.
+
+        What the visitor has set themselves stays.
+        """
+        choices = Choices(*values)
+        info, shown = self._models.info(choices.model), self._models.info(choices.shown)
+        note, head = self._note(choices.model, info), self.head(choices.int4, choices.model)
+        # The first's switch tells whether there is one in the page.
+        has_int4 = self._models.first.info.int4 is not None
+        if info is None or shown is None or info.name == shown.name:
+            return gr.skip(), note, head, *(gr.skip() for _ in range(6 + has_int4))
+        now = choices.following(info, shown)
+        pan_and_scan = gr.update(visible=info.multimodal, info=pan_and_scan_line(info))
+        sampling = (now.temperature, now.top_k, now.top_p)
+        int4 = [_int4(info, now.int4)] if has_int4 else []
+        first = gr.skip() if conversation.exchanges else gr.update(placeholder=first_sight(info, self._models.names))
+        head = self.head(now.int4, info.name)
+        return info.name, note, head, pan_and_scan, *sampling, *int4, first, gr.update(placeholder=hint(info))
+
+    def head(self, int4: bool | None, model: str | None) -> str:
+        """The top of the page, for the model and the precision that the next answer will be given with."""
+        info = self._models.info(model)
+        return self._head(escape(f"{model} · not loaded yet") if info is None else badge(info, int4))
+
+    def _note(self, model: str | None, info: ModelInfo | None) -> Any:
+        with self._models.held(model) as engine:
+            note = model_note(self._offers.get(model or ""), info, engine is not None)
+        return gr.update(value=note, visible=bool(note))
+
+
+def _int4(info: ModelInfo, value: bool | None) -> Any:
+    if info.int4 is None:
+        return gr.update(visible=False)
+    chosen = info.int4.default if value is None else value
+    return gr.update(visible=True, value=chosen, info=int4_line(info.int4), interactive=not info.int4.obstacle)

@@ -1,0 +1,166 @@
+"""The conversation: what was asked, what was answered, and what stands there meanwhile."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from components.chat.conversation import Conversation, Exchange
+from components.examples import Example
+from components.shown.markdown import literal, of_model
+from components.shown.stats import count, figures_line
+from gemma3_core.engine import ModelInfo, Turn
+
+Message = dict[str, Any]
+
+_NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip shows what the model sees of these too
+
+_DEMO_LIMITS = (
+    "The demo model that answers knows a small world: flat shapes (circle, square, triangle, star, heart, rectangle) "
+    "in eleven colors, signs, bar charts, and boards of words and prices, which need pan & scan. It counts, names and "
+    "places shapes, reads signs and prices, nineteen in twenty of them rightly, and takes up what you ask next; the "
+    "tallest bar it names in about half of the charts. Of anything else it says that it does not know it. For pictures "
+    "of any kind, {}"
+)
+_CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
+_START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
+
+
+def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[str] = ()) -> gr.Chatbot:
+    """The conversation, with the first sight where nothing has been asked yet; `models` can be chosen."""
+    return gr.Chatbot(
+        elem_id="chat",
+        show_label=False,
+        container=False,
+        layout="bubble",
+        height="auto",
+        placeholder=first_sight(info, models),
+        examples=[
+            {"text": example.text(), "files": [_card(picture, example.alt) for picture in example.pictures]}
+            for example in examples
+        ],
+        buttons=[],
+        feedback_options=None,
+        latex_delimiters=[],
+        allow_tags=False,
+        sanitize_html=True,
+        render_markdown=True,
+        allow_file_downloads=False,
+    )
+
+
+def _card(picture: Path, alt: str) -> Any:
+    """A card's picture, as the gate serves it; `alt` is what a screen reader says of it."""
+    name = picture.name
+    return {
+        "path": name, "url": f"/examples/{name}", "orig_name": alt, "mime_type": "image/png",
+        "meta": {"_type": "gradio.FileData"},
+    }  # fmt: skip
+
+
+def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
+    """Markdown of the first lines on the page: what this is, and what the model can do; `models` can be chosen."""
+    if not info.multimodal:
+        return (
+            f"## Ask a question, and watch the answer come in\n\n{literal(info.name)} answers. "
+            "It reads text only; start Gemma 3 4B or larger for pictures."
+        )
+    way_out = _CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _START_PUBLISHED
+    limits = (
+        _DEMO_LIMITS.format(way_out)
+        if info.is_demo
+        else f"{literal(info.name)} answers. It can be wrong about what it sees."
+    )
+    return f"## Ask about a picture, and see what the model saw\n\n{limits}"
+
+
+def messages(conversation: Conversation, controls: bool = True) -> list[Message]:
+    """The finished part of the conversation.
+
+    With `controls` each question can be edited and the last one asked again or taken back, unless one is
+    being edited already.
+    """
+    shown: list[Message] = []
+    controls = controls and conversation.changing is None
+    for number, exchange in enumerate(conversation.exchanges):
+        last = number == len(conversation.exchanges) - 1
+        shown += [
+            *asked(exchange.question, number if controls else None),
+            _answered(exchange, number, again=controls and last),
+        ]
+    return shown
+
+
+def asked(question: Turn, number: int | None = None) -> list[Message]:
+    """A question with its pictures; nothing where it is empty. With its `number` from 0 on it can be edited."""
+    content: list[Any] = [_picture(Path(str(path)), place) for place, path in enumerate(question.pictures, 1)]
+    if question.text:
+        content.append(_text(literal(question.text)))
+    if number is not None:
+        edit = _button("edit", "Edit", f"Edit question {number + 1}", number)
+        content.append(gr.HTML(f'<p class="beneath"><span class="acts">{edit}</span></p>'))
+    return [{"role": "user", "content": content}] if content else []
+
+
+def _picture(path: Path, place: int) -> Any:
+    if path.suffix.lower() in _NOT_IN_BROWSERS:
+        return gr.HTML(f'<p class="unshown">{escape(path.name)}: a TIFF, which browsers can\'t show</p>')
+    return {"path": str(path), "alt_text": f"Picture {place} of the question"}
+
+
+def answering(text: str) -> Message:
+    """An answer that is being written."""
+    return {"role": "assistant", "content": [_text(of_model(text))]}
+
+
+def working(stage: str) -> Message:
+    """What is being done, in words, where the answer will stand."""
+    return _line(f'<p class="stage" role="status">{escape(stage)}</p>')
+
+
+def failed(reason: str) -> Message:
+    """Why there is no answer, and what to do, where it would stand."""
+    return _line(f'<p class="failure" role="alert">{escape(reason)}</p>')
+
+
+def _answered(exchange: Exchange, number: int, again: bool) -> Message:
+    buttons = _button("inside-open", "Look inside", f"Look inside answer {number + 1}", number)
+    buttons += _button("copy", "Copy", f"Copy answer {number + 1}")
+    if again:
+        buttons += _button("retry", "Retry", "Retry: ask the last question again")
+        buttons += _button("undo", "Undo", "Undo: take the last question back into the composer")
+    figures = escape(figures_line(exchange.stats))
+    line = f'<p class="figures"><span>{figures}</span><span class="acts">{buttons}</span></p>'
+    return {"role": "assistant", "content": [_text(of_model(exchange.answer)), gr.HTML(line)]}
+
+
+def _button(act: str, text: str, name: str, number: int = 0) -> str:
+    """A control that page.js passes on to the hidden button of the id `act`; `name` is for screen readers."""
+    return f'<button type="button" data-act="{act}" data-number="{number}" aria-label="{name}">{text}</button>'
+
+
+def _line(html: str) -> Message:
+    return {"role": "assistant", "content": [gr.HTML(html)]}
+
+
+def _text(text: str) -> Message:
+    # As a dict: a bare string would lose its indentation on the way to the page.
+    return {"type": "text", "text": text}
+
+
+def badge(info: ModelInfo, int4: bool | None = None) -> str:
+    """HTML of the line that names the model, where it runs and how precise it is; `int4` None is as it starts."""
+    if int4 is None:
+        int4 = info.quantization == "int4"
+    precision = "int4" if int4 else info.dtype
+    facts = [info.name, precision, info.device, _size(info.num_parameters)]
+    return escape(" · ".join(facts))
+
+
+def _size(parameters: int) -> str:
+    for unit, letter in ((1_000_000_000, "billion"), (1_000_000, "million")):
+        if parameters >= unit:
+            return f"{parameters / unit:.1f} {letter} weights"
+    return count(parameters, "weight")

@@ -1,0 +1,94 @@
+"""`/ask`: the page's question and answer for programs, through gradio_client."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from components.answering import Answer
+from components.chat.conversation import question_of
+from components.settings import MOST_NEW_TOKENS
+from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, SamplingSettings, TokenEvent
+
+_DESCRIPTION = (
+    "Answers a question about pictures. Greedy at temperature 0; int4=None is the server's setting. "
+    "Streams partial answers; the stats come with the last one."
+)
+
+
+_LONGEST = 256
+
+
+class AskEndpoint:
+    """The endpoint's handler for one engine."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    async def ask(
+        self,
+        request: gr.Request,
+        images: list[str] | None = None,
+        question: str | None = None,
+        system_prompt: str | None = None,
+        pan_and_scan: bool | None = None,
+        int4: bool | None = None,
+        max_new_tokens: float | None = None,
+        temperature: float | None = None,
+        seed: float | None = None,
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Partial answers with empty figures, then the answer with its figures; None is an argument's default.
+
+        Raises gr.Error.
+        """
+        try:
+            if (max_new_tokens or 0) > MOST_NEW_TOKENS:
+                raise Gemma3Error(f"An answer has at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.0f}.")
+            asked = Request(
+                turns=(question_of(question or "", images or ()),),
+                system_prompt=system_prompt or "",
+                pan_and_scan=bool(pan_and_scan),
+                int4=int4,
+                max_new_tokens=_LONGEST if max_new_tokens is None else int(max_new_tokens),
+                sampling=SamplingSettings(temperature=temperature or 0.0, seed=int(seed or 0)),
+                visitor=request.session_hash or "",
+                reuse=False,  # nobody can go on from a single question
+            )
+            text = ""
+            with Answer(self._engine.stream(asked)) as answer:
+                async for event in answer:
+                    if isinstance(event, DoneEvent):
+                        yield event.text, event.stats.to_dict()
+                        return
+                    text += event.text if isinstance(event, TokenEvent) else ""
+                    yield text, {}
+        except Gemma3Error as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+
+def build_ask_endpoint(engine: Engine) -> None:
+    """Components that are not shown: they check and document what the endpoint takes and gives."""
+    with gr.Column(visible=False):
+        int4 = gr.Checkbox(label="int4; None is the server's setting")
+        int4.value = None  # a checkbox begins as False, which would overrule the server's setting
+        inputs = [
+            gr.File(label="Pictures", file_count="multiple"),
+            gr.Textbox(label="Question"),
+            gr.Textbox("", label="System prompt"),
+            gr.Checkbox(False, label="Pan & scan"),
+            int4,
+            gr.Number(_LONGEST, label="Longest answer, in tokens", precision=0),
+            gr.Number(0.0, label="Temperature; 0 is greedy"),
+            gr.Number(0, label="Seed", precision=0),
+        ]
+        outputs = [gr.Textbox(label="Answer"), gr.JSON(label="Stats")]
+        gr.Button("Ask").click(
+            AskEndpoint(engine).ask,
+            inputs,
+            outputs,
+            api_name="ask",
+            api_description=_DESCRIPTION,
+            api_visibility="public",
+            concurrency_limit=None,  # the engine's own queue says who is answered when
+            show_progress="hidden",
+        )

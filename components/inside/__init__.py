@@ -1,0 +1,1 @@
+""" "Look inside": what the model saw, where it looked, and what that changes."""

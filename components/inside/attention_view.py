@@ -1,0 +1,94 @@
+"""Where the model looked, as light on the pictures, and what hiding a part of them does."""
+
+from collections.abc import Iterable
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from components.shown.image_strip import picture_html
+from components.shown.token_view import percent
+from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePreview, SquareMap
+
+_LONGEST = 640  # pixels of a picture's longer side
+_NIGHT = (16, 18, 24)
+_DARKEST = 0.86  # how much of the night lies where the model did not look
+
+
+def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> str:
+    """HTML of each square's part of its picture with the weights over it, on one scale for all.
+
+    `previews` are those of the conversation's pictures, in its order.
+    """
+    if not attention.squares:
+        return '<p class="note">There is no picture in this conversation: the words of the prompt are all it saw.</p>'
+    most = max(max(map(max, square.grid)) for square in attention.squares)
+    figures = "".join(
+        _figure(square, preview, most)
+        for number, preview in enumerate(previews)  # one after the other: each holds its picture
+        for square in attention.squares
+        if square.square.picture == number
+    )
+    share = percent(attention.on_pictures)
+    return (
+        f'<div class="maps">{figures}</div><p class="note">{share} of its attention went to pictures.</p>'
+        '<p class="note" id="region-help">Draw a box on a whole picture, or tap it, to hide that region. With the '
+        "keyboard: arrow keys place and move a box, Shift with arrow keys sizes it, Enter hides it, Escape removes it."
+        "</p>"
+    )
+
+
+def _figure(square_map: SquareMap, preview: PicturePreview, most: float) -> str:
+    label = square_map.square.label
+    image = picture_html(spotlit(square_map, preview, most), f"Where the model looked on {label}", _LONGEST)
+    # On whole pictures page.js lets a region be drawn, and says it in shares of the picture.
+    drawable, controls = "", ""
+    if square_map.square.crop is None:
+        drawable = (
+            f' class="drawable" data-picture="{square_map.square.picture}" tabindex="0" role="application" '
+            f'aria-label="Region to hide on {escape(label)}" aria-describedby="region-help"'
+        )
+        controls = (
+            '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button>'
+        )
+    caption = f"{escape(label)}: {percent(square_map.total)}"
+    return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption>{controls}</figure>"
+
+
+def occlusion_html(report: OcclusionReport, preview: PicturePreview) -> str:
+    """HTML of what hiding a region did: the region on the picture, the word's probability before and after."""
+    image = picture_html(preview.original, "The picture with the hidden region marked", _LONGEST)
+    word = escape(report.text.strip())
+    return (
+        f'<figure class="hidden-region"><div>{image}{_mark(preview, report.box)}</div></figure>'
+        f'<p role="status">With this region hidden, the probability of “{word}” goes from '
+        f"<b>{percent(report.before)}</b> to <b>{percent(report.after)}</b>. "
+        f"The answer becomes: “{escape(report.answer.strip())}”</p>"
+    )
+
+
+def spotlit(square_map: SquareMap, preview: PicturePreview, most: float) -> Image.Image:
+    """The square's part of its picture, as bright as its weights and else dark; `most` is full light.
+
+    Light keeps the picture's own colors, which any color scheme of a heat map would be mistaken for.
+    """
+    box, picture = square_map.square.box, preview.original
+    across, down = picture.width / preview.width, picture.height / preview.height
+    part = picture.resize(
+        (max(1, round(across * (box.right - box.left))), max(1, round(down * (box.bottom - box.top)))),
+        box=(across * box.left, down * box.top, across * box.right, down * box.bottom),
+    )
+    part.thumbnail((_LONGEST, _LONGEST))
+    grid = np.array(square_map.grid, dtype=np.float32) / (most or 1.0)
+    weights = np.asarray(Image.fromarray(grid).resize(part.size, Image.Resampling.BICUBIC))
+    night = _DARKEST * (1.0 - np.clip(weights, 0.0, 1.0))
+    return Image.composite(Image.new("RGB", part.size, _NIGHT), part, Image.fromarray((255 * night).astype(np.uint8)))
+
+
+def _mark(picture: PicturePreview, box: Box) -> str:
+    style = (
+        f"left:{100 * box.left / picture.width:.2f}%;top:{100 * box.top / picture.height:.2f}%;"
+        f"width:{100 * (box.right - box.left) / picture.width:.2f}%;"
+        f"height:{100 * (box.bottom - box.top) / picture.height:.2f}%"
+    )
+    return f'<span class="box" style="{style}"></span>'

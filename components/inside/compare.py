@@ -1,0 +1,164 @@
+"""Compare: the same question answered twice, under two settings or by two models, and with the same seed."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from itertools import accumulate, zip_longest
+from typing import Literal
+
+from components.answering import Answer
+from components.shown.stats import figures_line
+from components.shown.token_view import alternatives_html, visible
+from gemma3_core.engine import (
+    DoneEvent,
+    Gemma3Error,
+    ModelInfo,
+    Models,
+    Request,
+    SamplingSettings,
+    StageEvent,
+    Stats,
+    TokenChoice,
+    TokenEvent,
+)
+
+Setting = Literal["pan_and_scan", "int4", "model"]
+
+NAMES = {"pan_and_scan": ("Pan & scan off", "Pan & scan on"), "int4": ("Full precision", "int4")}
+_SEED = 0
+
+
+@dataclass
+class _Side:
+    """One of the two answers, as far as it has come."""
+
+    name: str
+    stage: str = "Waiting"
+    text: str = ""
+    tokens: tuple[TokenChoice, ...] = ()
+    stats: Stats | None = None
+    weights_bytes: int | None = None
+    vocabulary: str = ""
+
+    def noted(self, info: ModelInfo, request: Request) -> None:
+        """Notes what is known of this side's model once it is loaded."""
+        self.vocabulary = info.vocabulary
+        if info.int4 is not None:
+            int4 = info.int4.default if request.int4 is None else request.int4
+            self.weights_bytes = info.int4.int4_bytes if int4 else info.int4.full_bytes
+
+
+def both_requests(request: Request, setting: Setting, default: SamplingSettings) -> tuple[Request, Request]:
+    """The request without and with the setting; `default` is how it is sampled where it leaves that open.
+
+    Without a seed of its own both get the same. Neither goes on from what was read before, so that times compare.
+    """
+    sampling = request.sampling or default
+    if sampling.seed is None:
+        sampling = replace(sampling, seed=_SEED)
+    one = replace(request, sampling=sampling, confidence=True, reuse=False)
+    if setting == "model":
+        return one, one
+    if setting == "int4":
+        return replace(one, int4=False), replace(one, int4=True)
+    # Earlier turns keep what they were asked with.
+    *earlier, last = one.turns
+    off, on = ((*earlier, replace(last, pan_and_scan=value)) for value in (False, True))
+    return replace(one, turns=off, pan_and_scan=False), replace(one, turns=on, pan_and_scan=True)
+
+
+async def compared(
+    models: Models, model: str, request: Request, setting: Setting, other: str | None = None
+) -> AsyncGenerator[str, None]:
+    """HTML of both answers as they come, one after the other; `model` gave the answer that is compared.
+
+    Under two settings both are by that model, else the second is by the `other`. Raises Gemma3Error as the engine does.
+    """
+    info = models.info(model)
+    if info is None or (setting == "model" and other in (None, model)):
+        raise Gemma3Error("Choose another model to compare with.")
+    asked = (model, other if setting == "model" else model)
+    sides = [_Side(name or "") for name in (asked if setting == "model" else NAMES[setting])]
+    for name, side, wanted in zip(asked, sides, both_requests(request, setting, info.sampling), strict=True):
+        with Answer(models.stream(name, _taken(side, wanted, setting))) as answer:
+            async for event in answer:
+                if isinstance(event, StageEvent):
+                    side.stage = event.text
+                elif isinstance(event, TokenEvent):
+                    side.text += event.text
+                    side.tokens += (event.choice,) if event.choice is not None else ()
+                elif isinstance(event, DoneEvent):
+                    side.text, side.stats = event.text, event.stats
+                yield comparison_html(sides)
+
+
+def _taken(side: _Side, wanted: Request, setting: Setting) -> Callable[[ModelInfo], Request]:
+    """How a side's model takes its request: another model may lack the precision that the first answered in."""
+
+    def taken(info: ModelInfo) -> Request:
+        lacks = setting == "model" and (info.int4 is None or bool(info.int4.obstacle))
+        request = replace(wanted, int4=None) if lacks else wanted
+        side.noted(info, request)
+        return request
+
+    return taken
+
+
+def comparison_html(sides: Sequence[_Side]) -> str:
+    """Both sides; once both are complete, the first token in which they differ is marked, with what each weighed.
+
+    Of models with different vocabularies, the tokens in which the texts part.
+    """
+    one, other = sides
+    places: tuple[int | None, int | None] = (None, None)
+    verdict = ""
+    complete = one.stats is not None and other.stats is not None
+    if complete and one.vocabulary == other.vocabulary:
+        place = first_difference(one.tokens, other.tokens)
+        places = (place, place)
+        same = "Both answers are the same, token by token."
+        verdict = same if place is None else f"The answers part at token {place + 1}."
+    elif complete:
+        places = parting(one.tokens, other.tokens)
+        same = "Both answers are the same text."
+        verdict = same if places == (None, None) else "The texts part where it is marked."
+        verdict += " The two models have different vocabularies, so their tokens can't be compared one by one."
+    columns = "".join(_column(side, place) for side, place in zip(sides, places, strict=True))
+    return f'<div class="compared">{columns}</div><p class="note" role="status">{verdict}</p>'
+
+
+def first_difference(one: Sequence[TokenChoice], other: Sequence[TokenChoice]) -> int | None:
+    """The number of the first token in which two answers differ; None where they are the same."""
+    pairs = zip_longest((token.token_id for token in one), (token.token_id for token in other))
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), None)
+
+
+def parting(one: Sequence[TokenChoice], other: Sequence[TokenChoice]) -> tuple[int | None, int | None]:
+    """The numbers of the tokens in which the texts of two answers part; None where they are the same, and where one
+    ends there."""
+    texts = ["".join(token.text for token in tokens) for tokens in (one, other)]
+    if texts[0] == texts[1]:
+        return None, None
+    pairs = enumerate(zip_longest(*texts))
+    place = next(number for number, (a, b) in pairs if a != b)
+    return _token_at(one, place), _token_at(other, place)
+
+
+def _token_at(tokens: Sequence[TokenChoice], place: int) -> int | None:
+    """The number of the token that writes the character of this number; None where the text ends before."""
+    ends = accumulate(len(token.text) for token in tokens)
+    return next((number for number, end in enumerate(ends) if place < end), None)
+
+
+def _column(side: _Side, place: int | None) -> str:
+    if side.stats is None:
+        body = f"<p>{escape(side.text)}</p>" if side.text else f'<p class="note">{escape(side.stage)}</p>'
+        return f"<section><h3>{escape(side.name)}</h3>{body}</section>"
+    words = "".join(
+        f"<mark>{visible(token.text)}</mark>" if number == place else visible(token.text)
+        for number, token in enumerate(side.tokens)
+    )
+    weighed = alternatives_html(side.tokens[place]) if place is not None and place < len(side.tokens) else ""
+    memory = "" if side.weights_bytes is None else f" · weights {side.weights_bytes / 1e6:,.1f} MB"
+    figures = escape(figures_line(side.stats) + memory)
+    return f'<section><h3>{escape(side.name)}</h3><p>{words}</p><p class="note">{figures}</p>{weighed}</section>'

@@ -1,0 +1,352 @@
+"""What the server answers at all: an ASGI middleware in front of Gradio.
+
+Only addresses that the page needs are let through, so that a new version of Gradio opens nothing by itself. What a
+request may hold is bounded before Gradio reads it, uploads are taken here, and no answer tells of the server's inside.
+"""
+
+import asyncio
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlencode
+
+import orjson
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.examples import FOLDER as EXAMPLES
+from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
+from components.serving.uploads import UploadError, Uploads
+
+logger = logging.getLogger(__name__)
+
+NOTHING_HERE = "There is nothing at this address."
+BUSY = "Too many visitors are here at once. Try again in a minute."
+WAITING_ALREADY = "Too much from this page is still waiting. Wait for some of it to be done."
+NOT_FOUND = "This is not there, or not any more."
+
+MAX_REQUESTS = 1000
+"""Requests that are open at the same time, streams included: an open page holds one or two."""
+MAX_BODY_BYTES = 8_000_000
+"""A request's JSON; the composer takes a million characters."""
+MAX_ARRIVING_BYTES = 500_000_000
+"""Uploads that are arriving, of all visitors together."""
+MAX_WAITING_EVENTS = 32
+"""Events of one browser window that have not ended."""
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SMALL_BODY_BYTES = 10_000
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Addresses of one form; `kind` is the method of Gate that takes a request there."""
+
+    methods: str
+    form: str
+    kind: str = "passed"
+
+    def fits(self, method: str, path: str) -> bool:
+        return method in self.methods.split() and re.fullmatch(self.form, path) is not None
+
+
+_API = "/gradio_api"
+_HASH = _SESSION.pattern
+ROUTES = (
+    _Route("GET HEAD", "/", "page"),
+    _Route("GET HEAD", "/config/?|/theme.css|/favicon.ico|/manifest.json"),
+    _Route("GET HEAD", "/(assets|static)/[^/].*"),
+    _Route("GET HEAD", "/examples/[A-Za-z0-9_-]+[.]png", "example"),
+    _Route("GET HEAD", "/robots.txt", "robots"),
+    _Route("POST", "/login/?", "small"),
+    _Route("GET", f"/logout|{_API}/login_check/?|{_API}/user/?|{_API}/app_id/?|{_API}/startup-events"),
+    _Route("GET HEAD", f"{_API}/theme.css|{_API}/info/?|{_API}/openapi.json"),
+    _Route("GET HEAD", f"{_API}/file=(?![a-z]+:).+"),
+    _Route("POST", f"{_API}/upload", "upload"),
+    _Route("GET", f"{_API}/upload_progress", "progress"),
+    _Route("GET", f"{_API}/heartbeat/{_HASH}", "heartbeat"),
+    _Route("POST", f"{_API}/queue/join|{_API}/run/predict/?", "event"),
+    _Route("GET", f"{_API}/queue/data", "stream"),
+    _Route("POST", f"{_API}/call/(v2/)?ask/?", "call"),
+    _Route("GET", f"{_API}/call/(v2/)?ask/{_HASH}", "stream"),
+    _Route("POST", f"{_API}/(cancel|reset)/?", "small"),
+)
+
+
+class Served(Protocol):
+    """What the gate asks of the page."""
+
+    is_shared: bool
+
+    def num_inputs(self, event: int | str) -> int | None: ...
+
+    def num_waiting(self, session: str) -> int: ...
+
+    def is_told(self, name: str) -> bool: ...
+
+
+class Gate:
+    """The middleware. Plain ASGI: Starlette's own base class would hide from Gradio that a visitor has left."""
+
+    def __init__(self, app: ASGIApp, served: Served, uploads: Uploads, headers: tuple[tuple[bytes, bytes], ...]):
+        self._app, self._served, self._uploads, self._headers = app, served, uploads, headers
+        self._requests = 0
+        self._heartbeats: Counter[str] = Counter()
+        self._receiving: dict[Receiving, str] = {}
+        """Uploads that are arriving, and the names that the page gave them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, self._with_headers(send))
+        # Web sockets are not used; the server refuses what is not accepted.
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        route = next((route for route in ROUTES if route.fits(scope["method"], path)), None)
+        if route is None:
+            await _refusal(404, NOTHING_HERE)(scope, receive, send)
+            return
+        if self._requests >= MAX_REQUESTS:
+            await _refusal(503, BUSY)(scope, receive, send)
+            return
+        self._requests += 1
+        started = False
+
+        async def sent(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await getattr(self, f"_{route.kind}")(scope, receive, sent)
+        except RefusedError as refused:
+            await _refusal(refused.status, str(refused))(scope, receive, send)
+        except GoneError:
+            return
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], path)
+            if not started:
+                await _refusal(400, UNREADABLE)(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """To Gradio, without a body."""
+        await self._app(scope, _bounded(receive, 0), _plain(send))
+
+    async def _small(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, _replayed(await _body(receive, _SMALL_BODY_BYTES), receive), _plain(send))
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Links to sessions that Gradio would write to disk lead nowhere."""
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        asked = urlencode([(name, value) for name, value in query if name not in ("deep_link", "page")])
+        await self._app({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(send))
+
+    async def _example(self, scope: Scope, receive: Receive, send: Send) -> None:
+        file = EXAMPLES / Path(scope["path"]).name
+        if not file.is_file():
+            raise RefusedError(404, NOTHING_HERE)
+        await FileResponse(file, headers={"cache-control": "max-age=3600"})(scope, receive, send)
+
+    async def _robots(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A link that was given to some is not for search engines."""
+        hidden = "/" if self._served.is_shared else ""
+        await PlainTextResponse(f"User-agent: *\nDisallow: {hidden}")(scope, receive, send)
+
+    async def _heartbeat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An open page: what it uses stays."""
+        session = scope["path"].rpartition("/")[2]
+        self._heartbeats[session] += 1
+        self._uploads.opened(session)
+        try:
+            await self._app(scope, receive, _plain(send))
+        finally:
+            self._heartbeats[session] -= 1
+            if not self._heartbeats[session]:
+                del self._heartbeats[session]
+                self._uploads.closed(session)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What an event tells: of a browser window, or by the event's own name."""
+        last = scope["path"].rpartition("/")[2]
+        name = _query(scope).get("session_hash", "") if last == "data" else last
+        if not self._served.is_told(name):
+            raise RefusedError(404, NOT_FOUND)
+        await self._passed(scope, receive, send)
+
+    async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A click in the page. What is put together by hand is refused before it reaches Gradio."""
+        body = await _body(receive, MAX_BODY_BYTES)
+        event = await run_in_threadpool(_json, body)
+        session, fn_index, data = event.get("session_hash"), event.get("fn_index"), event.get("data")
+        expected = self._served.num_inputs(fn_index) if type(fn_index) is int else None
+        checks = (
+            isinstance(session, str) and _SESSION.fullmatch(session),
+            isinstance(data, list) and len(data) == expected,
+            isinstance(event.get("trigger_id"), int | None),
+            event.keys() <= {"session_hash", "fn_index", "data", "event_data", "trigger_id", "event_id"},
+        )
+        if not all(checks):
+            raise RefusedError(422, UNREADABLE)
+        if self._served.num_waiting(str(session)) >= MAX_WAITING_EVENTS:
+            raise RefusedError(429, WAITING_ALREADY)
+        if (told := event.get("event_data")) is not None:
+            # Of a choice only its number counts: what else a browser says of it is known here.
+            index = told.get("index") if isinstance(told, dict) else None
+            event["event_data"] = {"index": index if type(index) is int else None, "value": None}
+            body = orjson.dumps(event)
+        await self._app(scope, _replayed(body, receive), _plain(send, own_errors=True))
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A question to `/ask`, by its arguments' places or names."""
+        body = await _body(receive, MAX_BODY_BYTES)
+        question = await run_in_threadpool(_json, body)
+        by_place = "/v2/" not in scope["path"]
+        session = question.get("session_hash")
+        if by_place and not isinstance(question.get("data"), list):
+            raise RefusedError(422, UNREADABLE)
+        if session is not None and not (isinstance(session, str) and _SESSION.fullmatch(session)):
+            raise RefusedError(422, UNREADABLE)
+        if by_place:  # what is left out at the end is left open, so that new arguments break no program
+            missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
+            body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
+        await self._app(scope, _replayed(body, receive), _plain(send))
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pictures, in the form that browsers send files in; the answer is the list of their paths."""
+        upload_id = _query(scope).get("upload_id", "")
+        upload = Receiving(self._uploads.folder, self._has_room)
+        self._receiving[upload] = upload_id
+        try:
+            files = await upload.read(scope, receive)
+            paths = [await run_in_threadpool(self._add, file, name, bool(upload_id)) for name, file in files]
+        except UploadError as error:
+            await PlainTextResponse(str(error), error.status)(scope, receive, send)
+        else:
+            await JSONResponse(paths)(scope, receive, send)
+        finally:
+            upload.end()
+            del self._receiving[upload]
+
+    def _has_room(self) -> bool:
+        return sum(upload.num_bytes for upload in self._receiving) <= MAX_ARRIVING_BYTES
+
+    def _add(self, file: Path, name: str, from_page: bool) -> str:
+        """The page is told at once what is no picture, and attaches nothing; a program when it asks about it."""
+        try:
+            return self._uploads.add(file, name)
+        except UploadError as error:
+            if from_page or error.status != 415:
+                raise
+            return self._uploads.refuse(name, str(error))
+
+    async def _progress(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """How much of an upload has arrived, for its progress bar."""
+        upload_id = _query(scope).get("upload_id", "")
+
+        async def told() -> AsyncIterator[str]:
+            upload, said = next((one for one, name in self._receiving.items() if name == upload_id), None), 0
+            while upload is not None and not upload.ended:
+                if upload.num_bytes > said:
+                    news = {"msg": "update", "orig_name": upload.name, "chunk_size": upload.num_bytes - said}
+                    said = upload.num_bytes
+                    yield f"data: {json.dumps(news)}\n\n"
+                await asyncio.sleep(0.1)
+            yield 'data: {"msg": "done"}\n\n'
+
+        await StreamingResponse(told(), media_type="text/event-stream")(scope, receive, send)
+
+    def _with_headers(self, send: Send) -> Send:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *self._headers]
+            await send(message)
+
+        return send_with_headers
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    return dict(parse_qsl(scope["query_string"].decode("latin-1")))
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        content = orjson.loads(body)
+    except (orjson.JSONDecodeError, RecursionError):
+        raise RefusedError(400, UNREADABLE) from None
+    if not isinstance(content, dict):
+        raise RefusedError(422, UNREADABLE)
+    return content
+
+
+async def _body(receive: Receive, most: int) -> bytes:
+    body = bytearray()
+    async for chunk in chunks(receive):
+        body += chunk
+        if len(body) > most:
+            raise RefusedError(413, TOO_LARGE)
+    return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A body that has been read, once more; what comes after it is what really comes."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def received() -> Message:
+        return next(messages, None) or await receive()
+
+    return received
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
+    """As `receive`, but a body that is longer is cut: nothing of it is looked at where none is expected."""
+
+    async def received() -> Message:
+        message = await receive()
+        if message["type"] == "http.request":
+            return {**message, "body": message.get("body", b"")[:most], "more_body": False}
+        return message
+
+    return received
+
+
+def _refusal(status: int, message: str) -> Response:
+    return JSONResponse({"detail": message, "error": message}, status)
+
+
+_SENTENCES = {
+    400: UNREADABLE, 403: NOT_FOUND, 404: NOT_FOUND, 405: NOTHING_HERE, 413: TOO_LARGE, 422: UNREADABLE,
+    500: UNREADABLE, 503: BUSY,
+}  # fmt: skip
+
+
+def _plain(send: Send, own_errors: bool = False) -> Send:
+    """Gradio's refusals tell of paths and of Python: each becomes one sentence. With `own_errors` the body of a 500
+    is one of ours."""
+    replaced: bytes | None = None
+
+    async def send_plainly(message: MutableMapping[str, Any]) -> None:
+        nonlocal replaced
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            if status in _SENTENCES and not (own_errors and status == 500):
+                replaced = orjson.dumps({"detail": _SENTENCES[status], "error": _SENTENCES[status]})
+                length = str(len(replaced)).encode()
+                message = {
+                    **message,
+                    "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
+                }
+        elif message["type"] == "http.response.body" and replaced is not None:
+            message = {"type": "http.response.body", "body": replaced, "more_body": message.get("more_body", False)}
+            replaced = b""
+        await send(message)
+
+    return send_plainly

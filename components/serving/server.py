@@ -1,0 +1,272 @@
+"""How the page is served: limits, look, and what a browser may load."""
+
+import asyncio
+import logging
+import mimetypes
+import os
+import re
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import gradio as gr
+from gradio_client.utils import async_traverse, is_file_obj_with_meta, is_http_url_like
+from starlette.middleware import Middleware
+
+from components.chat.conversation import Conversation
+from components.serving.gate import MAX_REQUESTS, UNREADABLE, Gate
+from components.serving.limits import allow_open_files, close_silent, limit_logs
+from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
+from components.theme import build_theme
+from gemma3_core.engine import Gemma3Error, fetch_image
+
+logger = logging.getLogger(__name__)
+
+UNEXPECTED = "Something went wrong. Try again; if it stays, the server's log says what it was."
+
+_ASSETS = Path(__file__).resolve().parents[2] / "assets"
+_MAX_WINDOWS = 500
+_MAX_EVENTS = 1000
+"""Events that wait for their handler, of all windows together."""
+_MAX_RUNNING = 200
+"""Events that run at the same time: more than the engine's queue holds, or who waits there would stop all others."""
+_MAX_UNREAD = 400
+"""Messages to one window that nobody has fetched; a page that lives fetches them at once."""
+_MAX_ADDRESSES, _MAX_FETCHES = 16, 4
+"""Pictures by address in one event; and those that are fetched at the same time, of all visitors together."""
+SWEEP_S = 30.0
+_MAX_CONNECTIONS = 2 * MAX_REQUESTS
+_OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
+
+# The page, its fonts, pictures and connections come from here and from nowhere else, even where a
+# model's answer or a visitor's question would have it otherwise.
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self' data: blob:",
+        "worker-src 'self' blob:",
+        "frame-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+    )
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class Page(gr.Blocks):
+    """Blocks that are launched in one way, whoever launches them; options given there still win.
+
+    It is what `gate.Served` asks for, too.
+    """
+
+    def __init__(self, **options: Any):
+        self.uploads = Uploads(private_folder())  # before any component asks where files go
+        self.now_and_then: list[Callable[[], None]] = []
+        """What is done twice a minute while the server runs."""
+        self._fetching = ThreadPoolExecutor(_MAX_FETCHES, "fetch")
+        self.is_shared = False
+        self._launching: int | None = None
+        super().__init__(**options)
+
+    @property
+    def share(self) -> bool:
+        """Whether there is a public link, for `launch` alone: for others it is False, since Gradio serves those who
+        come by a link another page, whose only script lies on another server."""
+        return self.is_shared and threading.get_ident() == self._launching
+
+    @share.setter
+    def share(self, value: bool) -> None:
+        self.is_shared = value
+
+    def queue(self, **options: Any) -> Any:
+        """As in gr.Blocks, but who doesn't fetch what is sent is taken to have left."""
+        made = super().queue(**{"max_size": _MAX_EVENTS, **options})
+        queue = self._queue
+        # Statistics that nobody is shown, and that Gradio sorts anew with each event.
+        queue.ANALYTICS_MAX_EVENTS = 1
+        queue.compute_analytics_summary = lambda _records: {}  # type: ignore[method-assign]
+        send = queue.send_message
+
+        def send_to_who_reads(event: Any, message: Any) -> None:
+            if queue.pending_messages_per_session[event.session_hash].qsize() > _MAX_UNREAD:
+                event.alive = False  # ends the event's generator
+            send(event, message)
+
+        queue.send_message = send_to_who_reads  # type: ignore[method-assign,assignment]
+        return made
+
+    def num_inputs(self, event: int | str) -> int | None:
+        """How many values the handler of an event takes, by its number or the name that programs call it by; None
+        where there is no such event."""
+        found = (fn for number, fn in self.fns.items() if event in (number, fn.api_name))
+        return next((len(fn.inputs) for fn in found), None)
+
+    def num_waiting(self, session: str) -> int:
+        """Events of a browser window that have not ended."""
+        return len(self._queue.pending_event_ids_session.get(session, ()))
+
+    def is_told(self, name: str) -> bool:
+        """Whether there is anything to tell a browser window, or somebody who knows an event's name."""
+        queue = self._queue
+        known = name in queue.pending_messages_per_session or name in queue.event_ids_to_events
+        return known or any(name in events for events in queue.pending_event_ids_session.values())
+
+    async def process_api(  # type: ignore[override]
+        self, block_fn: Any, inputs: list[Any], **options: Any
+    ) -> dict[str, Any]:
+        """As in gr.Blocks, but visitors never see what went wrong inside.
+
+        Pictures given by address are fetched with our limits, since Gradio's own way bounds no download. Uploads that
+        an event is about, and those that its window shows, are noted as used.
+        """
+        try:
+            if options.get("iterator") is None:  # else an event goes on
+                inputs = await self._with_files_here(inputs, options.get("session_hash"), options.get("state"))
+            return await super().process_api(block_fn, inputs, **options)
+        except gr.Error as error:
+            if error.print_exception:  # Gradio's own, which tell of files and types
+                raise gr.Error(UNREADABLE, print_exception=False) from None
+            raise
+        except Gemma3Error as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        except Exception:
+            logger.exception("a handler failed")
+            raise gr.Error(UNEXPECTED, print_exception=False) from None
+        finally:
+            if (state := options.get("state")) is not None:
+                state.config_values.clear()  # 150 kB a window, which Gradio keeps for the links that are not there
+
+    async def preprocess_data(self, *args: Any, **options: Any) -> list[Any]:
+        """As in gr.Blocks, but what can't be a component's value is told in one sentence."""
+        try:
+            return await super().preprocess_data(*args, **options)
+        except Exception as error:  # noqa: BLE001  components raise anything on values that no page sends
+            told = str(error.message) if isinstance(error, gr.Error) else ""
+            told = told if _OUT_OF_RANGE.fullmatch(told) else UNREADABLE
+            raise gr.Error(told, print_exception=False) from None
+
+    async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
+        """The inputs with files in place of addresses. Raises Gemma3Error."""
+        used: list[str] = []
+
+        async def noted(file: dict[str, Any]) -> dict[str, Any]:
+            used.append(file["path"])
+            return file
+
+        async def here(file: dict[str, Any]) -> dict[str, Any]:
+            if is_http_url_like(file["path"]):
+                path = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetched, file["path"])
+                file = {**file, "path": path, "url": None}
+            return file
+
+        await async_traverse(inputs, noted, _is_file)
+        if sum(map(is_http_url_like, used)) > _MAX_ADDRESSES:
+            raise Gemma3Error(f"At most {_MAX_ADDRESSES} pictures are fetched by address at a time.")
+        inputs = await async_traverse(inputs, here, _is_file)
+        await async_traverse(inputs, noted, _is_file)
+        if session is not None:
+            for value in () if state is None else state.state_data.values():
+                if isinstance(value, Conversation):
+                    used += value.pictures()
+            self.uploads.use(session, used)
+        return inputs
+
+    def _fetched(self, address: str) -> str:
+        """The path of a picture that was given by address. Raises Gemma3Error."""
+        data = fetch_image(address)
+        number, name = tempfile.mkstemp(prefix=".", dir=self.uploads.folder)
+        with os.fdopen(number, "wb") as file:
+            file.write(data)
+        return self.uploads.add(Path(name), "picture.bin")
+
+    @asynccontextmanager
+    async def watched(self, _app: Any) -> AsyncIterator[None]:
+        """While the server runs: files that nobody needs go, and connections on which nothing is asked."""
+        task = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _watch(self) -> None:
+        silent: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await self._clean_up(silent)
+            except Exception:
+                logger.exception("the clean-up failed; it is tried again")
+
+    async def _clean_up(self, silent: MutableMapping[Any, float]) -> None:
+        gone = set(await asyncio.to_thread(self.uploads.sweep, KEPT_UNUSED_S))
+        for names in self.temp_file_sets:
+            names -= gone
+        for work in self.now_and_then:
+            await asyncio.to_thread(work)
+        server = getattr(self, "server", None)
+        if server is not None:
+            server.config.limit_concurrency = _MAX_CONNECTIONS
+            close_silent(server.server_state.connections, silent)
+
+    def launch(self, *args: Any, **options: Any) -> Any:
+        declare_avif()
+        allow_open_files(2 * _MAX_CONNECTIONS)
+        limit_logs(
+            "uvicorn.error", "asyncio", *(f"components.{name}" for name in ("asking", "looking", "gate", "serving"))
+        )
+        self._launching = threading.get_ident()
+        return super().launch(*args, **{**launch_options(self), **options})
+
+
+def _is_file(value: Any) -> bool:
+    return is_file_obj_with_meta(value) and isinstance(value["path"], str)
+
+
+def declare_avif() -> None:
+    """Tells Python that .avif is a picture: before 3.13 only the system's list does, where there is one, and
+    Gradio refuses files of unknown kinds."""
+    mimetypes.add_type("image/avif", ".avif")
+
+
+def launch_options(page: Page) -> dict[str, Any]:
+    """The options of `gradio.Blocks.launch` that make the page what it is.
+
+    The style sheet goes into the head: Gradio's `css` rewrites selectors, and what it makes of those
+    inside @media (the phone, reduced motion) matches nothing.
+    """
+    return {
+        "theme": build_theme(),
+        "head": f"<style>{_asset('style.css')}</style><script>{_asset('masks.js')}</script>",
+        "js": _asset("page.js"),
+        "footer_links": ["api", "settings"],
+        "max_file_size": MAX_FILE_BYTES,
+        "max_threads": _MAX_RUNNING,
+        "state_session_capacity": _MAX_WINDOWS,
+        "run_history": False,  # questions and answers stay out of the browser's storage
+        "strict_cors": True,
+        "show_error": False,  # gr.Error is shown; anything else is none of a visitor's business
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "app_kwargs": {
+            "middleware": [Middleware(Gate, served=page, uploads=page.uploads, headers=_HEADERS)],
+            "lifespan": page.watched,
+        },
+    }
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

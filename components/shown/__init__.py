@@ -1,0 +1,1 @@
+"""Small parts that the conversation and "Look inside" both show."""

@@ -1,0 +1,104 @@
+"""The strip under the composer: each square that the encoder will get, and the crops on the original."""
+
+import base64
+from collections.abc import Iterable
+from html import escape
+from io import BytesIO
+
+import gradio as gr
+from PIL.Image import Image
+
+from components.shown.stats import count
+from gemma3_core.engine import PicturePreview
+
+_SIDE = 176  # pixels, twice what the page shows, for dense screens
+
+
+def build_strip() -> gr.HTML:
+    return gr.HTML(elem_id="strip", visible=True)
+
+
+def build_ahead() -> gr.HTML:
+    """How many tokens the whole prompt will have, and which."""
+    return gr.HTML(elem_id="ahead")
+
+
+def strip_html(
+    previews: Iterable[PicturePreview], num_pictures: int, pan_and_scan: bool, answered: bool = False
+) -> str:
+    """HTML of what the model will see of these pictures, or has seen for the last answer; empty without any.
+
+    Why a picture is cut, or not, is said where `pan_and_scan` is on.
+    """
+    if not num_pictures:
+        return ""
+    tokens = tiles = 0
+    pictures = []
+    for number, preview in enumerate(previews, 1):  # one after the other: each holds its picture
+        tokens += preview.tokens
+        tiles += len(preview.tiles)
+        pictures.append(_picture(number, preview, pan_and_scan, several=num_pictures > 1))
+    title = f"What the model {'saw' if answered else 'will see'}"
+    summary = f"{title}: {count(tiles, 'square')}, {count(tokens, 'token')}"
+    return f'<details class="strip" open><summary>{summary}</summary>{"".join(pictures)}</details>'
+
+
+def unloaded_html(model: str) -> str:
+    """HTML for pictures of which nothing can be said yet."""
+    text = f"What {model} sees of a picture shows here once it is loaded."
+    return f'<div class="strip"><p class="note">{escape(text)}</p></div>'
+
+
+def problem_html(reason: str) -> str:
+    """HTML of why a picture can't be used."""
+    return f'<div class="strip"><p class="failure" role="alert">{escape(reason)}</p></div>'
+
+
+def _picture(number: int, preview: PicturePreview, explained: bool, several: bool) -> str:
+    """`several`: it is one of them, so that its figures have to say which."""
+    tokens = preview.tokens // len(preview.tiles)
+    which = f"picture {number}, " if several else ""
+    figures = [_original(number, preview, which)] if preview.boxes else []
+    for index, tile in enumerate(preview.tiles):
+        name = f"crop {index}" if index else "whole picture"
+        image = _image(tile, f"Picture {number}, {name}, as the model gets it")
+        figures.append(_figure(image, f"picture {number}" if several and not index else which + name, tokens))
+    note = f'<p class="note">{escape(preview.note)}</p>' if explained else ""
+    return f'<div class="squares">{"".join(figures)}</div>{note}'
+
+
+def _original(number: int, preview: PicturePreview, which: str) -> str:
+    boxes = "".join(_box(index, preview) for index in range(1, len(preview.boxes) + 1))
+    image = _image(preview.original, f"Picture {number} with its crops marked")
+    size = f"{preview.width:,} × {preview.height:,}"
+    caption = f"<figcaption>{which}original<br>{size}</figcaption>"
+    return f'<figure class="original"><div>{image}{boxes}</div>{caption}</figure>'
+
+
+def _box(index: int, preview: PicturePreview) -> str:
+    box = preview.boxes[index - 1]
+    left, top = 100 * box.left / preview.width, 100 * box.top / preview.height
+    width, height = 100 * (box.right - box.left) / preview.width, 100 * (box.bottom - box.top) / preview.height
+    style = f"left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"
+    return f'<span class="box" style="{style}">{index}</span>'
+
+
+def _figure(image: str, name: str, tokens: int) -> str:
+    return f"<figure>{image}<figcaption>{name}<br>{count(tokens, 'token')}</figcaption></figure>"
+
+
+def _image(picture: Image, alt: str) -> str:
+    small = picture.copy()
+    small.thumbnail((2 * _SIDE, _SIDE))
+    return picture_html(small, alt)
+
+
+def picture_html(picture: Image, alt: str, longest: int | None = None) -> str:
+    """An <img> that holds the picture itself, with its longer side at most `longest` pixels."""
+    small = picture.copy()
+    if longest is not None:
+        small.thumbnail((longest, longest))
+    data = BytesIO()
+    small.convert("RGB").save(data, "JPEG", quality=85)
+    source = base64.b64encode(data.getvalue()).decode("ascii")
+    return f'<img src="data:image/jpeg;base64,{source}" alt="{escape(alt)}">'

@@ -1,0 +1,105 @@
+"""The prompt as the model reads it, token by token, and the answer with how sure the model was of each token."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+from components.shown.stats import count
+from gemma3_core.engine import PromptToken, PromptView, TokenChoice
+
+_MOST_SHOWN = 4000  # tokens of text; a browser draws no more of them at once without a pause
+_NAMES = {"text": "text", "special": "special token", "image": "soft token", "padding": "padding"}
+
+
+def prompt_html(prompt: PromptView, weights: Mapping[int, float] | None = None) -> str:
+    """HTML of all tokens in order: image blocks folded, special tokens marked, the position on hover.
+
+    `weights` shades words, by column; the largest of them is the darkest. Of a very long prompt the middle is left
+    out, and said to be.
+    """
+    most = max((weights or {}).values(), default=0.0)
+    parts: list[str] = []
+    for square, run in groupby(prompt.tokens, key=lambda token: token.square):
+        members = list(run)
+        if square is None:
+            parts += [
+                _token(token, (weights or {}).get(token.column, 0.0) / most if most else 0.0) for token in members
+            ]
+        else:
+            parts.append(_block(prompt.squares[square].label, members))
+    if len(parts) > _MOST_SHOWN:
+        left_out = count(len(parts) - _MOST_SHOWN, "token")
+        parts[_MOST_SHOWN // 2 : -_MOST_SHOWN // 2] = [f'<span class="image">{left_out} not shown here</span>']
+    return f'<div class="tokens">{"".join(parts)}</div>'
+
+
+def ahead_html(prompt: PromptView, room: int, opened: bool) -> str:
+    """HTML of how long the prompt of a question will be that is not sent yet; its tokens where that is `opened`.
+
+    `room` is how many tokens of a prompt fit before the answer.
+    """
+    length = len(prompt.tokens)
+    fits = "" if length <= room else f', <b class="failure">more than fit: {room:,} beside the answer</b>'
+    tokens = prompt_html(prompt) if opened else ""
+    return (
+        f"<details{' open' if opened else ''}><summary>Tokens: the whole prompt will have {length:,}{fits}</summary>"
+        f"{tokens}</details>"
+    )
+
+
+def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None) -> str:
+    """HTML of an answer's tokens as buttons: the less sure the model was, the darker; the best five on hover."""
+    buttons = "".join(_answer_token(number, token, number == chosen) for number, token in enumerate(choices))
+    return f'<div class="tokens answer-tokens" role="group" aria-label="Words of the answer">{buttons}</div>'
+
+
+def alternatives_html(choice: TokenChoice) -> str:
+    """HTML of the likeliest tokens in this place, as bars."""
+    rows = "".join(
+        f'<tr><th scope="row">{visible(other.text)}</th>'
+        f'<td><span class="bar" style="width:{100 * other.probability:.1f}%"></span></td>'
+        f"<td>{percent(other.probability)}</td></tr>"
+        for other in choice.alternatives
+    )
+    return (
+        '<table class="alternatives"><caption>What could have stood here, by the probability that the model gave it'
+        f"</caption>{rows}</table>"
+    )
+
+
+def _answer_token(number: int, token: TokenChoice, pressed: bool) -> str:
+    best = ", ".join(
+        f"{other.text.strip() or repr(other.text)} {percent(other.probability)}" for other in token.alternatives
+    )
+    doubt = f"--doubt:{1 - token.probability:.3f}"
+    return (
+        f'<button type="button" data-act="look" data-number="{number}" aria-pressed="{str(pressed).lower()}" '
+        f'style="{doubt}" title="{escape(best)}">{visible(token.text)}</button>'
+    )
+
+
+def _token(token: PromptToken, weight: float) -> str:
+    name = f"token {token.column}: {_NAMES[token.kind]}, id {token.token_id}"
+    shade = f' style="--weight:{weight:.3f}"' if weight else ""
+    ending = "<br>" if token.kind == "text" and "\n" in token.text else ""
+    return f'<span class="{token.kind}" title="{name}"{shade}>{visible(token.text)}</span>{ending}'
+
+
+def _block(label: str, members: Sequence[PromptToken]) -> str:
+    first, last = members[0].column, members[-1].column
+    return (
+        f'<span class="image" title="tokens {first} to {last}">{escape(label)}: '
+        f"{count(len(members), 'soft token')}</span>"
+    )
+
+
+def visible(text: str) -> str:
+    """HTML of a token's text, line breaks as signs."""
+    return escape(text.replace("\n", "⏎")) or "∅"
+
+
+def percent(share: float) -> str:
+    """ "3.1 %", "98 %", "< 0.1 %"."""
+    if share < 0.001:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"

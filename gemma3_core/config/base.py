@@ -1,0 +1,292 @@
+"""What the configurations share: frozen fields, both ways to JSON, and fields that this program does not know.
+
+The common fields and their defaults are those of every configuration in transformers 5.23.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from gemma3_core.errors import ConfigError, FrozenConfigError, UnsupportedOptionError
+from gemma3_core.files.hub import read_json, resolve_folder
+from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+DEFAULT_NUM_LABELS = 2
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+FIXED: Mapping[str, Any] = MappingProxyType(
+    {
+        "output_hidden_states": False,
+        "output_attentions": False,
+        "return_dict": True,
+        "chunk_size_feed_forward": 0,
+        "is_encoder_decoder": False,
+    }
+)
+"""Fields that files hold and no Gemma 3 needs otherwise; results with more in them are asked for by the call."""
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def frozen_with_advice(config_class: _Class) -> _Class:
+    """Tells who sets a field of a frozen configuration how a changed copy is made: dataclasses say no more than no."""
+
+    def refuse(config: "JsonConfig", name: str, value: Any) -> None:
+        raise FrozenConfigError(
+            f"{type(config).__name__} is frozen, so {name} can't be set. Make a changed copy, "
+            f"config.replace({name}={value!r}), and load or build the model with config= that copy."
+        )
+
+    config_class.__setattr__ = refuse  # type: ignore[method-assign, assignment]
+    return config_class
+
+
+@dataclass(frozen=True, init=False)
+class JsonConfig:
+    """Base of the configurations. They are frozen: `replace` gives a changed copy.
+
+    Every field is given by keyword; None means the default, except where a field may be absent. Names that are
+    unknown raise UnsupportedOptionError here and are kept in `extra` by `from_dict`, so that a newer file loses
+    nothing when it is saved again; either way they are read as attributes.
+    """
+
+    architectures: list[str] | None = None
+    dtype: Any = None
+    """The weights' torch.dtype; given as one or by name."""
+    id2label: Mapping[int, str] = field(default_factory=dict)
+    label2id: Mapping[str, int] | None = None
+    problem_type: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    model_type: ClassVar[str] = ""
+    base_config_key: ClassVar[str] = ""
+    """Where a file of a whole model holds this configuration."""
+    _nullable: ClassVar[frozenset[str]] = frozenset({"architectures", "dtype", "label2id", "problem_type"})
+    _spellings: ClassVar[Mapping[str, str]] = {"torch_dtype": "dtype"}
+    """Other names of fields, for giving and for reading."""
+    _also_read: ClassVar[frozenset[str]] = frozenset({"num_labels", *FIXED})
+    """Names that are no fields and that `_read` makes fields of."""
+    _superseded: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "num_labels": ("id2label", "label2id"),
+        "id2label": ("label2id",),
+    }
+    """What a change of one name makes void in a copy."""
+
+    def __init__(self, *parts: Any, **values: Any) -> None:
+        values = self._read({**self._named(parts, values), **values})
+        for f in fields(self):
+            value = values.pop(f.name, None if f.name in self._nullable and f.name in values else MISSING)
+            if value is MISSING or (value is None and f.name not in self._nullable):
+                value = f.default_factory() if f.default_factory is not MISSING else f.default
+            object.__setattr__(self, f.name, value)
+        if values:
+            raise UnsupportedOptionError(
+                f"{type(self).__name__} has no {', '.join(sorted(values))}. Fields of other programs belong into "
+                f"`extra`; from_dict keeps them there."
+            )
+        self._complete()
+
+    def _named(self, parts: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given without a name, by its name. ConfigError where that can't be told, or is in `values` too."""
+        del values
+        if parts:
+            raise ConfigError(f"{type(self).__name__} takes its fields by name alone, got {parts[0]!r} without one.")
+        return {}
+
+    def _read(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What was given -> values of fields; every spelling is taken."""
+        values = dict(values)
+        for other, name in self._spellings.items():
+            given = values.pop(other, None)
+            if given is not None and values.get(name) is None:
+                values[name] = given
+        for name, only in FIXED.items():
+            if values.pop(name, None) not in (None, only):
+                raise ConfigError(f"{name} must be {only} in a configuration; ask for it in the call instead.")
+        if values.get("dtype") is not None:
+            values["dtype"] = _torch_dtype(values["dtype"])
+        return _read_labels(values)
+
+    def _complete(self) -> None:
+        """Fills what depends on other fields, then checks. Raises ConfigError."""
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ConfigError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}.")
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError(
+                "problem_type single_label_classification needs num_labels of 2 or more, got 1. "
+                "For one number as the answer the problem_type is regression."
+            )
+
+    if not TYPE_CHECKING:  # a type checker shall go on finding misspelt names
+
+        def __getattr__(self, name: str) -> Any:
+            # Only reached where there is no such attribute. Copying and pickling ask before there is anything.
+            if name in self._spellings:
+                return getattr(self, self._spellings[name])
+            if name in FIXED:
+                return FIXED[name]
+            extra = self.__dict__.get("extra", {})
+            if name in extra:
+                return extra[name]
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels a classifier tells apart; 1 is a number (regression)."""
+        return len(self.id2label)
+
+    @property
+    def transformers_version(self) -> str | None:
+        """Which transformers wrote the file; None where none did."""
+        return self.extra.get("transformers_version")
+
+    def get_text_config(self) -> Any:
+        """The decoder's configuration."""
+        return self
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed (the original is frozen)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in changes:
+            for void in (*self._superseded.get(name, ()), self._spellings.get(name, name)):
+                values.pop(void, None)
+        return type(self)(**{**values, **changes})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], **changes: Any) -> Self:
+        """The content of a config.json (the part of it that is this configuration), then `changes`."""
+        accepted = {f.name for f in fields(cls)} | cls._spellings.keys() | cls._also_read
+        known = {name: value for name, value in data.items() if name in accepted and name != "extra"}
+        # model_type is a class attribute here; keeping the read one as well would let the two differ.
+        extra = {name: value for name, value in data.items() if name not in known and name != "model_type"}
+        config = cls(**known, extra=extra)
+        return config.replace(**changes) if changes else config
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> Self:
+        """CheckpointError where the file is missing or no JSON."""
+        return cls.from_dict(read_json(Path(path)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """config.json of a folder or a Hub id, then `changes`; of a whole model's file, the part that is meant.
+
+        Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        """
+        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        data = read_json(folder / CONFIG_FILE)
+        kind = data.get("model_type")
+        if kind != cls.model_type:
+            data = data.get(cls.base_config_key, {})
+            if not isinstance(data, Mapping) or data.get("model_type", cls.model_type) != cls.model_type or not data:
+                raise ConfigError(f"{CONFIG_FILE} says model_type {kind!r}; {cls.__name__} reads {cls.model_type!r}.")
+        return cls.from_dict(data, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, the unknown ones too, as JSON has them (labels keep whole numbers as keys)."""
+        data = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "extra"}
+        return {**self.extra, **FIXED, **data, "model_type": self.model_type}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """`to_dict` without common fields that say nothing (what a saved file holds)."""
+        return self._without_common_defaults(self.to_dict())
+
+    @staticmethod
+    def _without_common_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+        common: dict[str, Any] = {**FIXED, "architectures": None, "dtype": None, "problem_type": None}
+        common["id2label"] = _default_labels(DEFAULT_NUM_LABELS)
+        common["label2id"] = _default_ids(DEFAULT_NUM_LABELS)
+        return {name: value for name, value in data.items() if name not in common or value != common[name]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """`to_diff_dict`, or `to_dict`, as JSON text with keys in order."""
+        data = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, path: str | Path, use_diff: bool = True) -> None:
+        write_text(Path(path), self.to_json_string(use_diff))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes config.json, unknown fields included. Raises CheckpointError, UnsupportedOptionError."""
+        write_json(folder_to_save_in(save_directory, options) / CONFIG_FILE, self.to_diff_dict())
+
+
+def require_positive(config: Any, names: Iterable[str]) -> None:
+    """ConfigError where one of the fields is no whole number of 1 or more."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+
+
+def json_object(name: str, value: Any) -> dict[str, Any]:
+    """A copy of a JSON object in the config. ConfigError where it is something else."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a JSON object, got {value!r}.")
+    return dict(value)
+
+
+def _read_labels(values: dict[str, Any]) -> dict[str, Any]:
+    """`num_labels` is how many `id2label` has; the names are LABEL_0, … where none are given, or not as many."""
+    count, labels = values.pop("num_labels", None), values.get("id2label")
+    if isinstance(labels, Mapping) and labels and count not in (None, len(labels)):
+        logger.warning("num_labels=%s counts; the %s names of id2label are not as many.", count, len(labels))
+        labels = None
+    if not labels:
+        count = DEFAULT_NUM_LABELS if count is None else count
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"num_labels must be a whole number of 1 or more, got {count!r}.")
+        named = {"id2label": _default_labels(count), "label2id": _default_ids(count)}
+        return {**values, **named}
+    try:
+        labels = {int(number): str(label) for number, label in json_object("id2label", labels).items()}
+    except ValueError:
+        raise ConfigError(f"id2label must name a label for each number, got {labels!r}.") from None
+    return {**values, "id2label": labels}
+
+
+def _default_labels(count: int) -> dict[int, str]:
+    return {number: f"LABEL_{number}" for number in range(count)}
+
+
+def _default_ids(count: int) -> dict[str, int]:
+    return {label: number for number, label in _default_labels(count).items()}
+
+
+def _torch_dtype(dtype: Any) -> Any:
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    return getattr(torch, name)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: tuples are lists, types are named."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    is_dtype = type(value).__module__ == "torch" and type(value).__name__ == "dtype"
+    return str(value).removeprefix("torch.") if is_dtype else value

@@ -1,0 +1,64 @@
+"""Serves visitors: the top floor of gemma3_core, and the only door to it for an app.
+
+Everything that answers questions for more than one person belongs here: requests, queue, what is kept between
+questions, events, the models that a server offers. Components import from this door and from nowhere below it.
+"""
+
+from gemma3_core.engine.api import (
+    Answered,
+    DoneEvent,
+    Event,
+    Int4Choice,
+    ModelInfo,
+    PicturePreview,
+    Request,
+    StageEvent,
+    Stats,
+    TokenEvent,
+    Turn,
+)
+from gemma3_core.engine.engine import DEMO_MODEL, Engine, check_picture
+from gemma3_core.engine.explain import OcclusionReport, PromptView
+from gemma3_core.engine.registry import PUBLISHED, Models, Offer
+from gemma3_core.errors import ContextLengthError, Gemma3Error, StoppedError
+from gemma3_core.generation.sampling import SamplingSettings
+from gemma3_core.images.load import fetch_image
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.inspection.confidence import TokenChoice
+from gemma3_core.inspection.heat_maps import AttentionMap, SquareMap
+from gemma3_core.inspection.mask_view import LayerMask, MaskView
+from gemma3_core.inspection.prompt import PromptToken
+
+__all__ = [
+    "DEMO_MODEL",
+    "PUBLISHED",
+    "Answered",
+    "AttentionMap",
+    "Box",
+    "ContextLengthError",
+    "DoneEvent",
+    "Engine",
+    "Event",
+    "Gemma3Error",
+    "Int4Choice",
+    "LayerMask",
+    "MaskView",
+    "ModelInfo",
+    "Models",
+    "OcclusionReport",
+    "Offer",
+    "PicturePreview",
+    "PromptToken",
+    "PromptView",
+    "Request",
+    "SamplingSettings",
+    "SquareMap",
+    "StageEvent",
+    "Stats",
+    "StoppedError",
+    "TokenChoice",
+    "TokenEvent",
+    "Turn",
+    "check_picture",
+    "fetch_image",
+]

@@ -1,0 +1,409 @@
+"""What an app needs: load a checkpoint, queue questions, stream answers, preview pictures.
+
+The engine is the only door for components: they import from here and from nowhere below.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import wait
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+from gemma3_core.config.gemma3 import GLOBAL
+from gemma3_core.engine.answer import AnswerWriter
+from gemma3_core.engine.api import (
+    Answered,
+    Event,
+    Int4Choice,
+    ModelInfo,
+    PicturePreview,
+    Request,
+    StageEvent,
+    Turn,
+)
+from gemma3_core.engine.explain import (
+    OcclusionReport,
+    PromptView,
+    check_answered,
+    forward_inputs,
+    region_to_hide,
+    view_attention,
+    view_mask,
+    view_occlusion,
+    view_prompt,
+)
+from gemma3_core.engine.fair_queue import FairQueue, Ticket
+from gemma3_core.engine.picture_reader import HeldTiles, PictureReader
+from gemma3_core.engine.precisions import Precisions, quantization_name
+from gemma3_core.engine.prompts import (
+    Prompt,
+    Tiles,
+    check_size,
+    load_picture,
+    numbered,
+    ordinal,
+    read_headers,
+    read_prompt,
+)
+from gemma3_core.errors import AttentionError, ContextLengthError, ImageError, PromptError, StoppedError
+from gemma3_core.files.hub import resolve_folder
+from gemma3_core.generation.loop import check_length
+from gemma3_core.images.load import ImageSource, PictureHeader, read_header
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.images.processor import ImageProcessor
+from gemma3_core.inspection.confidence import vocabulary_fingerprint
+from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
+from gemma3_core.inspection.mask_view import MaskView
+from gemma3_core.int4.quantize import DEFAULT_GROUP_SIZE, TorchAoConfig, count_weights
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
+from gemma3_core.models.pretrained import pick_device
+from gemma3_core.processor import Gemma3Processor
+
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
+DEMO_NAME = "demo model"
+
+_LOOKED_AT = 1280  # pixels of a picture's longer side, for those who look at it
+_QUEUE_TICK_S = 0.5
+_CALL_TICK_S = 0.1  # a call that is given up leaves the queue within this time
+
+
+class Engine:
+    """One loaded model, in full precision and in int4, behind a queue; safe to use from many threads."""
+
+    def __init__(
+        self,
+        precisions: Precisions,
+        processor: Gemma3Processor,
+        name: str,
+        is_demo: bool = False,
+        queue: FairQueue | None = None,
+        pictures: PictureReader | None = None,
+        tiles: HeldTiles | None = None,
+    ):
+        self._precisions, self._processor = precisions, processor
+        self._pictures = PictureReader() if pictures is None else pictures
+        self._tiles = HeldTiles() if tiles is None else tiles
+        # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
+        self._model = precisions.default
+        self.queue = FairQueue() if queue is None else queue
+        self.info = self._describe(name, is_demo)
+        self._writer = AnswerWriter(precisions, processor, self.info)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        int4: bool = False,
+        int4_group_size: int = DEFAULT_GROUP_SIZE,
+        *,
+        name: str | None = None,
+        beside: "Engine | None" = None,
+    ) -> "Engine":
+        """A checkpoint folder or Hub id; None is the embedded demo model, and nothing is downloaded.
+
+        `int4` is what answers a request that leaves it open; the other precision is made when first asked for.
+        A checkpoint that holds int4 weights always answers in int4. `name` is what it is called, by itself the
+        folder's. `beside` is an engine on the same device: both share a queue, so that one question at a time is
+        worked on, and the bounds on decoding.
+        Raises CheckpointError, ConfigError, UnsupportedOptionError with what to do.
+        """
+        folder = resolve_folder(model or DEMO_MODEL)
+        precisions = Precisions.load(folder, dtype, pick_device(device), int4, TorchAoConfig(int4_group_size))
+        name = name or (DEMO_NAME if model is None else Path(model).name)
+        where = precisions.default.device
+        # Pictures are resized where the model is if that is a CUDA device; elsewhere the CPU does as well.
+        processor = Gemma3Processor.from_pretrained(folder, device=where if where.type == "cuda" else "cpu")
+        shared = () if beside is None else (beside.queue, beside._pictures, beside._tiles)
+        return cls(precisions, processor, name, model is None, *shared)
+
+    def _describe(self, name: str, is_demo: bool) -> ModelInfo:
+        model, precisions = self._model, self._precisions
+        return ModelInfo(
+            name=name,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            quantization=quantization_name(precisions.default_int4),
+            multimodal=isinstance(model, Gemma3ForConditionalGeneration),
+            is_demo=is_demo,
+            num_parameters=count_weights(model),
+            context_length=model.text_config.max_position_embeddings,
+            tokens_per_picture=self._processor.image_seq_length,
+            sampling=model.generation_config.sampling(),
+            int4=Int4Choice(
+                default=precisions.default_int4,
+                obstacle=precisions.obstacle,
+                full_bytes=precisions.full_bytes,
+                int4_bytes=precisions.int4_bytes,
+                left=precisions.left,
+            ),
+            layers=tuple("global" if kind == GLOBAL else "local" for kind in model.text_config.layer_types or ()),
+            heads=model.text_config.num_attention_heads,
+            vocabulary=vocabulary_fingerprint(self._processor.tokenizer),
+        )
+
+    def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
+        """What the encoder would get of each picture, one after the other.
+
+        Raises ImageError that says which one is wrong, and PromptError where they are too many or the model reads
+        text only.
+        """
+        self._check_sees(len(pictures))
+        check_size(Request((Turn("user", "", tuple(pictures)),)), self.info.context_length)
+        images = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
+        headers = read_headers(pictures)
+        times = Counter(header.digest for header in headers)
+        several: dict[bytes, PicturePreview] = {}
+        for number, header in enumerate(headers):
+            preview = several.get(header.digest)
+            if preview is None:
+                with numbered(number, len(headers)):
+                    work = partial(self._previewed, header, images)
+                    preview = self._pictures.submit(work, header.decoding_bytes).result()
+            if times[header.digest] > 1:
+                several[header.digest] = preview
+            yield preview
+
+    def _previewed(self, header: PictureHeader, images: ImageProcessor) -> PicturePreview:
+        picture = load_picture(header)
+        tiles = tuple(images.tile_pictures(picture))
+        picture.thumbnail((_LOOKED_AT, _LOOKED_AT))
+        return PicturePreview(
+            width=header.width,
+            height=header.height,
+            original=picture,
+            tiles=tiles,
+            boxes=tuple(images.boxes(header.width, header.height)),
+            tokens=len(tiles) * self._processor.image_seq_length,
+            note=images.explain(header.width, header.height),
+        )
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Stages, pieces of the answer's text, and at the end its figures.
+
+        Closing the iterator ends the work, in the queue as well, after the pass that is running: a token, a
+        chunk of the prompt, a few tiles or the decoding of one picture. Raises Gemma3Error for what the asker can
+        mend; then nothing of the request stays behind.
+        """
+        self._check(request)
+        entered = time.monotonic()
+        ticket = self.queue.enter(request.visitor, ready=False)
+        try:
+            prompt = yield from self._when_it_is_its_turn(ticket, request)
+            started = time.monotonic()
+            was_ready = self._precisions.ready(self._precisions.asked(request.int4))
+            yield from self._writer.answer(prompt, queue_s=started - entered)
+            if was_ready:  # else it took longer than the next answers will
+                self.queue.remember(time.monotonic() - started)
+        finally:
+            self._tiles.let_go(ticket)
+            self.queue.leave(ticket)
+
+    def _when_it_is_its_turn(
+        self, ticket: Ticket, request: Request, tick_s: float = _QUEUE_TICK_S
+    ) -> Generator[StageEvent, None, Prompt]:
+        """The prompt of a request, with its tiles, once it is its ticket's turn.
+
+        Its pictures are decoded before, while others are answered: so a broken one is told at once and a large one
+        holds nobody up.
+        """
+        prompt = read_prompt(request, self._processor)
+        check_length(self._model.text_config, prompt.num_tokens, request.max_new_tokens)
+        tiles = Tiles(prompt, self._processor.image_processor)
+        while not self._tiles.hold(ticket, tiles.num_bytes, tick_s):
+            yield StageEvent("queued", "Waiting until there is room for these pictures")
+        for number, work, num_bytes in tiles.jobs():
+            future = self._pictures.submit(work, num_bytes)
+            try:
+                while not wait([future], tick_s).done:
+                    yield StageEvent("queued", f"Opening picture {number + 1} of {len(prompt.pictures)}")
+                future.result()
+            finally:
+                future.cancel()
+        self.queue.make_ready(ticket)
+        yield from self._wait_for_turn(ticket, tick_s)
+        return tiles.prompt()
+
+    def _check(self, request: Request, asked: bool = True) -> None:
+        """What can be told before a picture is decoded; where it is not `asked` yet, the question may be empty.
+
+        Raises PromptError, UnsupportedOptionError.
+        """
+        self._precisions.require(self._precisions.asked(request.int4))
+        if request.max_new_tokens < 1:
+            raise PromptError(f"The answer must be allowed at least 1 token, got {request.max_new_tokens}.")
+        if not request.turns or request.turns[-1].role != "user" or (asked and not request.turns[-1].text.strip()):
+            raise PromptError("There is no question. Write one and send again.")
+        pictures = sum(len(turn.pictures) for turn in request.turns)
+        self._check_sees(pictures)
+        most = self.info.context_length // self.info.tokens_per_picture
+        if pictures > most:
+            raise ContextLengthError(
+                f"{pictures} pictures are too many: at {self.info.tokens_per_picture} tokens each, at most {most} "
+                f"fit into this model's {self.info.context_length:,} tokens. Send fewer, or start a new conversation."
+            )
+        check_size(request, self.info.context_length)
+
+    def _check_sees(self, pictures: int) -> None:
+        if pictures and not self.info.multimodal:
+            raise PromptError(f"{self.info.name} reads text only. Remove the picture, or start a model that sees.")
+
+    def _wait_for_turn(self, ticket: Ticket, tick_s: float = _QUEUE_TICK_S) -> Iterator[StageEvent]:
+        place, told = self.queue.wait(ticket, None, 0), ""
+        while place:
+            if (text := self._queue_text(place)) != told:
+                told = text
+            # Said again each tick: a closed page is noticed only when something is sent to it.
+            yield StageEvent("queued", told)
+            place = self.queue.wait(ticket, place, tick_s)
+
+    def _queue_text(self, place: int) -> str:
+        text, mean = f"{ordinal(place)} in the queue", self.queue.mean_turn_s
+        return text if mean is None else f"{text}, about {max(1, round(place * mean))} s"
+
+    def forget(self, visitor: str) -> None:
+        """Lets go of what is kept of a visitor for their next question; to be called when they have left."""
+        self._writer.kept.forget(visitor)
+
+    def let_go(self) -> None:
+        """Lets go of what is kept of visitors who have not come back for a while; to be called now and then."""
+        self._writer.kept.let_go()
+
+    def inspect(self, request: Request) -> PromptView:
+        """The tokens of a request's prompt, and the squares that its image blocks stand for.
+
+        Quick: nothing is answered, encoded or waited for, and of pictures only the sizes are read. The question may
+        be empty yet. Raises as `stream` does before it answers, but for pictures damaged behind their header.
+        """
+        self._check(request, asked=False)
+        return view_prompt(read_prompt(request, self._processor), self._processor)
+
+    def mask(self, request: Request) -> MaskView:
+        """Who may look at whom in a request's prompt, as its forward pass has it.
+
+        Quick as `inspect`, and raises as it does.
+        """
+        self._check(request)
+        return view_mask(read_prompt(request, self._processor), self._processor, self._model)
+
+    def attention(
+        self,
+        answered: Answered,
+        tokens: Sequence[int],
+        layer: LayerChoice = "global",
+        head: int | None = None,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> AttentionMap:
+        """Where the answer's `tokens` (numbers from 0) looked when they were written: the mean over them.
+
+        On the model and in the precision that answered, once it is free: this call waits in the queue, and `tell`
+        is told its place there in words. `layer` is a number, "global" for the mean over the global layers or
+        "rollout"; `head` None is the mean over heads. Once `stop` is set, from another thread, the place in the
+        queue is given back within one layer or picture, and StoppedError raised. Raises AttentionError for an answer
+        that can't be looked at (pictures gone, another model by now, no such token), QueueFullError,
+        UnsupportedOptionError.
+        """
+        check = partial(_check_stop, stop)
+        with self._model_of(answered, check, tell) as (model, prompt):
+            inputs = forward_inputs(prompt, self._processor, model, check)
+            ids = answered.done.token_ids
+            return view_attention(prompt, inputs, ids, tokens, self._processor, model, layer, head, check)
+
+    def occlude(
+        self,
+        answered: Answered,
+        token: int,
+        picture: int | None = None,
+        box: Box | None = None,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> OcclusionReport:
+        """What hiding a region of a picture does to the answer's token number `token` (from 0), and the new answer.
+
+        `box` is in the original picture's pixels; None is the hottest region of that token's map, on `picture` (from
+        0) or, where that is None, on any. Waits, stops and raises as `attention`.
+        """
+        check = partial(_check_stop, stop)
+        with self._model_of(answered, check, tell) as (model, prompt):
+            inputs = forward_inputs(prompt, self._processor, model, check)
+
+            def hottest(among: int | None) -> tuple[int, Box]:
+                ids, processor = answered.done.token_ids, self._processor
+                seen = view_attention(prompt, inputs, ids, [token], processor, model, "global", None, check)
+                square, found = seen.hottest(among)
+                return square.picture, found
+
+            region = region_to_hide(prompt, picture, box, hottest)
+            tiles = Tiles(prompt, self._processor.image_processor, region)
+            for _, work, num_bytes in tiles.jobs():
+                self._pictures.submit(work, 2 * num_bytes).result()  # the picture and a copy without the region
+            without = forward_inputs(tiles.prompt(), self._processor, model, check)
+            return view_occlusion(inputs, without, region, answered, token, self._processor, model, check)
+
+    @contextmanager
+    def _model_of(
+        self, answered: Answered, check: Callable[[], None], tell: Callable[[str], None] | None
+    ) -> Iterator[tuple[Model, Prompt]]:
+        """The model that gave an answer, in its precision, and the answer's prompt, read again; it is the caller's
+        turn in the queue for as long as the `with` block lasts."""
+        stats = answered.done.stats
+        if stats.model != self.info.name:
+            raise AttentionError(
+                f"This answer is by {stats.model}, and {self.info.name} is loaded now. Ask again to look at its answer."
+            )
+        if not answered.done.token_ids:
+            raise AttentionError("This answer has no tokens to look at.")
+        int4 = stats.quantization == quantization_name(True)
+        self._precisions.require(int4)
+        ticket = self.queue.enter(answered.request.visitor, ready=False)
+        try:
+            prompt = _told(self._when_it_is_its_turn(ticket, answered.request, _CALL_TICK_S), check, tell)
+            check_answered(answered, prompt)
+            for text in self._precisions.prepare(int4):
+                check()
+                if tell is not None:
+                    tell(text)
+            check()
+            yield self._precisions.model(int4), prompt
+        except ImageError as error:
+            raise AttentionError(f"The pictures of this answer are gone ({error}). Add them and ask again.") from None
+        finally:
+            self._tiles.let_go(ticket)
+            self.queue.leave(ticket)
+
+    def close(self) -> None:
+        """Frees the model's memory; running answers end with an error of their own."""
+        self._writer.kept.clear()
+        del self._model, self._precisions, self._writer
+
+
+def check_picture(source: ImageSource) -> None:
+    """Raises ImageError for what is no picture that can be read, as far as its header tells."""
+    read_header(source)
+
+
+def _told(
+    events: Generator[StageEvent, None, Prompt], check: Callable[[], None], tell: Callable[[str], None] | None
+) -> Prompt:
+    """What a generator returns; `check` is called between its events, and `tell` is told them in words."""
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                return end.value
+            check()
+            if tell is not None:
+                tell(event.text)
+
+
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise StoppedError("This was given up before it was done. Ask again for it.")

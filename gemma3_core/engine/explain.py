@@ -1,0 +1,176 @@
+"""What an engine tells of an answer: its prompt, its masks, where it looked, whether that mattered.
+
+Each function takes a model, its processor and the prompt of an answered request, read again; nothing of an answer is
+kept between. The engine waits for the model's turn and calls them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gemma3_core.engine.api import Answered
+from gemma3_core.engine.prompts import Prompt, encode
+from gemma3_core.errors import AttentionError
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.inspection.attention import Check, with_answer
+from gemma3_core.inspection.confidence import token_text
+from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice, attention_map
+from gemma3_core.inspection.mask_view import MaskView, mask_view
+from gemma3_core.inspection.occlusion import occlusion
+from gemma3_core.inspection.prompt import PromptToken, Square, prompt_tokens, squares_of
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
+from gemma3_core.processor import Gemma3Processor
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """The tokens of a prompt, and the squares that its image blocks stand for, in order."""
+
+    tokens: tuple[PromptToken, ...]
+    squares: tuple[Square, ...]
+
+
+@dataclass(frozen=True)
+class OcclusionReport:
+    """What hiding `box` of picture number `picture` (from 0) did to the token `text` of an answer.
+
+    `before` and `after` are the token's probabilities; `answer` is the greedy answer with the box hidden.
+    """
+
+    picture: int
+    box: Box
+    text: str
+    before: float
+    after: float
+    answer: str
+
+
+def check_answered(answered: Answered, prompt: Prompt) -> None:
+    """Raises AttentionError where a prompt that was read again is not the one that was answered."""
+    asked = answered.done.stats.num_images
+    if len(prompt.pictures) != asked:
+        raise AttentionError(
+            f"This answer was given about {asked} pictures, of which {len(prompt.pictures)} are still there. "
+            "Ask again with all of them."
+        )
+    if prompt.num_tokens != answered.done.stats.prompt_tokens:
+        raise AttentionError(
+            f"The prompt has {prompt.num_tokens:,} tokens now and had {answered.done.stats.prompt_tokens:,}: the "
+            "pictures or their crops are others. Ask again."
+        )
+
+
+def forward_inputs(
+    prompt: Prompt, processor: Gemma3Processor, model: Model, check: Check | None = None
+) -> dict[str, torch.Tensor]:
+    """What forward takes of a prompt whose tiles are decoded, [1, T] on the model's device; one row is never padded,
+    so it needs no mask. Encodes one tile at a time. Raises what `check` raises."""
+    inputs = {"input_ids": prompt.input_ids.to(model.device)}
+    if not isinstance(model, Gemma3ForConditionalGeneration):
+        return inputs
+    inputs["token_type_ids"] = prompt.token_type_ids.to(model.device)
+    parts = []
+    for tile in prompt.all_tiles():
+        if check is not None:
+            check()
+        parts.append(encode(model, processor, [tile]))
+    return {**inputs, "soft_tokens": torch.cat(parts)} if parts else inputs
+
+
+def view_prompt(prompt: Prompt, processor: Gemma3Processor) -> PromptView:
+    """The prompt's tokens and squares."""
+    tokens = prompt_tokens(processor.tokenizer, prompt.input_ids, None, prompt.token_type_ids)
+    return PromptView(tokens, _squares(prompt, prompt.token_type_ids))
+
+
+def view_mask(prompt: Prompt, processor: Gemma3Processor, model: Model) -> MaskView:
+    """The masks of the prompt, on each kind of layer, as the answer's forward pass used them."""
+    types = prompt.token_type_ids if isinstance(model, Gemma3ForConditionalGeneration) else None
+    return mask_view(model.text_config, processor.tokenizer, prompt.input_ids, token_type_ids=types)
+
+
+def view_attention(
+    prompt: Prompt,
+    inputs: Mapping[str, torch.Tensor],
+    answer_ids: Sequence[int],
+    chosen: Sequence[int],
+    processor: Gemma3Processor,
+    model: Model,
+    layer: LayerChoice,
+    head: int | None,
+    check: Check | None = None,
+) -> AttentionMap:
+    """Where the answer's tokens number `chosen` (from 0) looked when they were written: the mean over them.
+
+    `inputs` are the prompt's `forward_inputs`. Raises AttentionError where the answer has no such tokens,
+    UnsupportedOptionError, and what `check` raises.
+    """
+    if not chosen or min(chosen) < 0 or max(chosen) >= len(answer_ids):
+        raise AttentionError(
+            f"The answer has {len(answer_ids)} tokens, numbered from 0; choose at least one of them, "
+            f"got {list(chosen)}."
+        )
+    # The last token chosen is written by the row before it: nothing from it on is needed.
+    turn = with_answer(inputs, answer_ids[: max(chosen)])
+    types = turn.get("token_type_ids")
+    tokens = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
+    rows = [prompt.num_tokens - 1 + number for number in chosen]
+    return attention_map(model, turn, rows, tokens, _squares(prompt, types), layer, head, check)
+
+
+def region_to_hide(
+    prompt: Prompt,
+    picture: int | None,
+    box: Box | None,
+    hottest: Callable[[int | None], tuple[int, Box]],
+) -> tuple[int, Box]:
+    """The picture's number and the box to hide in it; `hottest` tells the hottest region of a picture, or of any.
+
+    Raises AttentionError where there is no such picture, and what `hottest` raises.
+    """
+    count = len(prompt.pictures)
+    if not count:
+        raise AttentionError("This answer is about no picture, so nothing of it can be hidden.")
+    if picture is not None and not 0 <= picture < count:
+        raise AttentionError(f"The pictures are numbered 0 to {count - 1}; there is no number {picture}.")
+    if box is None:
+        return hottest(picture)
+    if picture is None and count > 1:
+        raise AttentionError(f"Say which of the {count} pictures the region lies in.")
+    return picture or 0, box
+
+
+def view_occlusion(
+    inputs: Mapping[str, torch.Tensor],
+    inputs_hidden: Mapping[str, torch.Tensor],
+    region: tuple[int, Box],
+    answered: Answered,
+    token: int,
+    processor: Gemma3Processor,
+    model: Model,
+    check: Check | None = None,
+) -> OcclusionReport:
+    """What hiding a region did to the answer's token of this number; both inputs are `forward_inputs`.
+
+    Raises AttentionError where there is no such token, and what `check` raises.
+    """
+    most, stops = max(answered.request.max_new_tokens, 1), model.generation_config.stop_ids
+    with torch.inference_mode():
+        done = occlusion(model, inputs, inputs_hidden, answered.done.token_ids, token, most, stops, check)
+    tokenizer = processor.tokenizer
+    return OcclusionReport(
+        *region,
+        token_text(tokenizer, done.token_id),
+        done.before,
+        done.after,
+        tokenizer.decode(list(done.answer_ids), skip_special_tokens=True),
+    )
+
+
+def _squares(prompt: Prompt, token_type_ids: torch.Tensor | None) -> tuple[Square, ...]:
+    """The squares of a turn that begins with the prompt; `token_type_ids` are the turn's."""
+    if not prompt.pictures or token_type_ids is None:
+        return ()
+    sizes, crops = [picture.size for picture in prompt.pictures], [picture.crops for picture in prompt.pictures]
+    return squares_of(token_type_ids.cpu(), sizes, crops)

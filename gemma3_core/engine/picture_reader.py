@@ -1,0 +1,119 @@
+"""Work on pictures for all visitors of a server: two jobs at a time, within a budget of memory.
+
+Decoding is work for the processor and takes memory by the picture, so it is bounded over all requests together. A job
+that does not fit into the memory that is left waits; smaller ones behind it may go first, and one thread is always left
+to them. The threads yield to the model's where the system lets them.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from gemma3_core.images.load import DEFAULT_LIMITS
+
+Result = TypeVar("Result")
+
+MAX_HELD_BYTES = 1_000_000_000
+"""Tiles that wait for their turn, of all requests together: some 400 of 896 x 896 pixels."""
+
+_NICENESS = 10
+_LARGE_BYTES = 100_000_000  # of decoding: a picture of some 20 megapixels
+_BLOCK_BYTES = 64 * 1024**2
+"""Pillow's blocks of memory. From 32 MiB on glibc maps them one by one, so they go back to the system when freed."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    work: Callable[[], Any]
+    num_bytes: int
+    future: Future[Any]
+
+
+class PictureReader:
+    """Runs jobs in threads of its own; safe to use from many threads."""
+
+    def __init__(self, max_bytes: int = DEFAULT_LIMITS.max_decoding_bytes, at_a_time: int = 2):
+        """At most `at_a_time` jobs run together, one less of large ones; they take at most `max_bytes`, or one job."""
+        self._max_bytes, self._at_a_time = max_bytes, at_a_time
+        self._lock = threading.Lock()
+        self._waiting: list[_Job] = []
+        self._running: list[_Job] = []
+        Image.core.set_block_size(_BLOCK_BYTES)
+        self._threads = ThreadPoolExecutor(at_a_time, "pictures", initializer=_yield_to_the_model)
+
+    def submit(self, work: Callable[[], Result], num_bytes: int = 0) -> Future[Result]:
+        """The result of `work`, which takes about `num_bytes` of memory; cancelling it gives up its place."""
+        future: Future[Result] = Future()
+        with self._lock:
+            self._waiting.append(_Job(work, num_bytes, future))
+            self._start()
+        return future
+
+    def _start(self) -> None:
+        """Begins with all jobs that fit, first come first served; the lock is held."""
+        for job in list(self._waiting):
+            if len(self._running) >= self._at_a_time:
+                return
+            if self._running and not self._fits(job):
+                continue
+            self._waiting.remove(job)
+            if job.future.set_running_or_notify_cancel():
+                self._running.append(job)
+                self._threads.submit(self._run, job)
+
+    def _fits(self, job: _Job) -> bool:
+        together = [*self._running, job]
+        large = sum(other.num_bytes >= _LARGE_BYTES for other in together)
+        leaves_a_thread = job.num_bytes < _LARGE_BYTES or large < self._at_a_time
+        return leaves_a_thread and sum(other.num_bytes for other in together) <= self._max_bytes
+
+    def _run(self, job: _Job) -> None:
+        try:
+            result, error = job.work(), None
+        except BaseException as raised:  # noqa: BLE001  raised again where the result is waited for
+            result, error = None, raised
+        with self._lock:
+            self._running.remove(job)
+            self._start()
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
+
+
+class HeldTiles:
+    """What is held of decoded pictures until their turn comes, over all requests; safe to use from many threads."""
+
+    def __init__(self, max_bytes: int = MAX_HELD_BYTES):
+        self._max_bytes = max_bytes
+        self._changed = threading.Condition()
+        self._held: dict[Hashable, int] = {}
+
+    def hold(self, owner: Hashable, num_bytes: int, seconds: float) -> bool:
+        """Waits so long for room for an owner's tiles; True where there is. One owner alone always has room."""
+
+        def fits() -> bool:
+            return not num_bytes or not self._held or sum(self._held.values()) + num_bytes <= self._max_bytes
+
+        with self._changed:
+            if not self._changed.wait_for(fits, seconds):
+                return False
+            self._held[owner] = num_bytes
+            return True
+
+    def let_go(self, owner: Hashable) -> None:
+        """The owner's tiles are gone; harmless where there were none."""
+        with self._changed:
+            self._held.pop(owner, None)
+            self._changed.notify_all()
+
+
+def _yield_to_the_model() -> None:
+    if sys.platform == "linux":  # where niceness is a thread's own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

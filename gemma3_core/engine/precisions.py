@@ -1,0 +1,167 @@
+"""The two precisions of one checkpoint: full and int4. What both have in common is held once."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from gemma3_core.config.gemma3 import Gemma3Config, read_config
+from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.int4.linear import int4_obstacle
+from gemma3_core.int4.quantize import (
+    Int4Making,
+    Int4Plan,
+    TorchAoConfig,
+    count_weights,
+    int4_layer_bytes,
+    weight_bytes,
+    with_tensors_of,
+)
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
+from gemma3_core.models.text import Gemma3ForCausalLM
+
+ONLY_INT4 = "This checkpoint holds int4 weights only: there is no full precision to choose."
+
+# Above this many weights a CPU keeps bfloat16: twice the memory costs more than faster products gain.
+_LARGEST_FLOAT32_ON_CPU = 2_000_000_000
+
+
+class Precisions:
+    """One model that is there from the start (the default), and its other precision, made when first asked for.
+
+    The two are models of their own: whoever is answering with one is not touched when the other is made.
+    """
+
+    def __init__(self, default: Model, config: TorchAoConfig, load_full: Callable[[], Model] | None = None):
+        """`load_full` reads the checkpoint in full precision onto the CPU, in `default`'s type.
+
+        None is a checkpoint that holds int4 weights only.
+        """
+        self.default = default
+        self.default_int4 = default.int4_plan is not None
+        self._models = {self.default_int4: default}
+        self._load_full, self._lock = load_full, threading.Lock()
+        self._making: Int4Making | None = None
+        self.obstacle = self._find_obstacle(config)
+        """Why the other precision can't be had, as a sentence; empty where it can."""
+        self.full_bytes = self.int4_bytes = count_weights(default) * default.dtype.itemsize
+        if self._plan is not None:
+            self.full_bytes, self.int4_bytes = weight_bytes(default, self._plan)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str, device: torch.device, int4: bool, config: TorchAoConfig) -> "Precisions":
+        """The checkpoint in `folder`; dtype "auto" is its own, or float32 where the device is slow in bfloat16.
+
+        Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        """
+        if dtype == "auto" and device.type == "cuda":
+            dtype = auto_dtype(torch.cuda.get_device_capability(device))
+        kind = Gemma3ForConditionalGeneration if isinstance(read_config(folder), Gemma3Config) else Gemma3ForCausalLM
+
+        def read(quantization_config: TorchAoConfig | None, where: torch.device) -> Model:
+            model: Model = kind.from_pretrained(
+                folder, dtype=dtype, device_map=where, quantization_config=quantization_config
+            )
+            if dtype == "auto" and device.type == "cpu" and count_weights(model) <= _LARGEST_FLOAT32_ON_CPU:
+                # Small models answer faster in float32 on CPUs without matrix units for bfloat16.
+                model = model.float()
+            return model
+
+        if read_config(folder).extra.get("quantization_config") is not None:
+            return cls(read(None, device), config)
+        return cls(read(config if int4 else None, device), config, lambda: read(None, torch.device("cpu")))
+
+    def asked(self, int4: bool | None) -> bool:
+        """Whether a request is answered in int4; None leaves it to what is there from the start."""
+        return self.default_int4 if int4 is None else int4
+
+    @property
+    def _plan(self) -> Int4Plan | None:
+        return self.default.int4_plan if self._making is None else self._making.plan
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """Layers that stay in full precision in int4 too although they are candidates."""
+        return () if self._plan is None else tuple(self._plan.left)
+
+    def _find_obstacle(self, config: TorchAoConfig) -> str:
+        if self.default_int4:
+            return "" if self._load_full else ONLY_INT4
+        if reason := int4_obstacle(self.default.device):
+            return reason
+        try:
+            self._making = Int4Making(self.default, config)
+        except UnsupportedOptionError as error:
+            return str(error)
+        self._making.plan.warn()  # at load, not when somebody first asks for int4
+        return ""
+
+    def require(self, int4: bool) -> None:
+        """Raises UnsupportedOptionError, with the reason, where that precision can't be had."""
+        if int4 is not self.default_int4 and self.obstacle:
+            raise UnsupportedOptionError(self.obstacle)
+
+    def ready(self, int4: bool) -> bool:
+        return int4 in self._models
+
+    def prepare(self, int4: bool) -> Iterator[str]:
+        """Makes that precision where it is not there yet, telling in words how far it is; at most once.
+
+        Closing the iterator ends the work after a layer; what is made is kept. Raises as `require`, and
+        UnsupportedOptionError where a GPU has no room left.
+        """
+        self.require(int4)
+        if self.ready(int4):
+            return
+        if self._making is not None:
+            if not self._making.begun:
+                _require_room(int4_layer_bytes(self.default, self._making.plan), self.default.device)
+            for done in self._making.steps():
+                yield f"Making the int4 weights: {done} of {self._making.total} layers"
+        else:
+            yield "Loading the weights in full precision"
+        with self._lock:
+            if not self.ready(int4):
+                self._models[int4] = self._other()
+
+    def _other(self) -> Model:
+        if self._making is not None:
+            return self._making.twin()
+        assert self._load_full is not None
+        full, device = with_tensors_of(self._load_full(), self.default), self.default.device
+        shared = {id(parameter) for parameter in self.default.parameters()}
+        _require_room(sum(p.nbytes for p in full.parameters() if id(p) not in shared), device)
+        return full.to(device)
+
+    def model(self, int4: bool) -> Model:
+        """The model of that precision, once it is prepared."""
+        return self._models[int4]
+
+
+def auto_dtype(capability: tuple[int, int]) -> str:
+    """What dtype "auto" means on a CUDA device: float32 below compute capability 8.0 (T4, V100: no bfloat16 units)."""
+    return "auto" if capability >= (8, 0) else "float32"
+
+
+def _require_room(num_bytes: int, device: torch.device) -> None:
+    """Raises UnsupportedOptionError where a GPU has not that much memory left; no visitor may exhaust it."""
+    free = free_bytes(device)
+    if free is not None and num_bytes > free:
+        raise UnsupportedOptionError(
+            f"The other precision needs {num_bytes / 1e9:.1f} GB more on the GPU, where {free / 1e9:.1f} GB are free. "
+            "Choose the precision that the server started with."
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory left for weights on a GPU; None for a CPU, where they stay on disk until they are used."""
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def quantization_name(int4: bool) -> str:
+    """As figures say it."""
+    return "int4" if int4 else "none"

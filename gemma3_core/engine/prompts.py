@@ -1,0 +1,255 @@
+"""A request -> its prompt: ids first, from the pictures' headers alone, then tiles, one picture at a time.
+
+What one request makes the server hold or do is bounded here, over all of its turns and before anything is decoded.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from gemma3_core.engine.api import Request
+from gemma3_core.errors import ContextLengthError, ImageError
+from gemma3_core.images.load import ImageSource, PictureHeader, load_image, read_header
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.images.processor import ImageProcessor, Tile
+from gemma3_core.inspection.occlusion import hidden
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
+from gemma3_core.processor import Gemma3Processor
+
+MAX_PICTURES = 64
+MAX_PIXELS = 256_000_000
+MAX_TILES = 128
+MAX_CHARACTERS = 1_000_000
+MAX_CHARACTERS_PER_TOKEN = 16  # of the context; longer text can't fit, and is not worth the time to find out
+
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a conversation before it is decoded, and the boxes of its crops, in its pixels."""
+
+    header: PictureHeader
+    crops: tuple[Box, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.header.width, self.header.height
+
+    def digests(self) -> list[bytes]:
+        """What the picture and each of its crops is known by: the file and the box."""
+        return [self.header.digest, *(_digest(self.header.digest, box) for box in self.crops)]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request as the model reads it.
+
+    `input_ids` and `token_type_ids` (1 where a soft token stands) are [1, T], on the CPU. `tiles` are those of each
+    picture, the whole first, as 8-bit pictures at the encoder's size; empty before they are decoded.
+    """
+
+    request: Request
+    pictures: tuple[Picture, ...]
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    tiles: tuple[tuple[Tile, ...], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def num_crops(self) -> int:
+        return sum(len(picture.crops) for picture in self.pictures)
+
+    def all_tiles(self) -> list[Tile]:
+        """The tiles in the order of their image blocks."""
+        return [tile for tiles in self.tiles for tile in tiles]
+
+    def digests(self) -> list[bytes]:
+        """What each tile is known by, in the same order."""
+        return [digest for picture in self.pictures for digest in picture.digests()]
+
+
+def check_size(request: Request, context_length: int) -> None:
+    """Raises ContextLengthError where a request holds more pictures or text than one may; quick, nothing is read."""
+    pictures = sum(len(turn.pictures) for turn in request.turns)
+    if pictures > MAX_PICTURES:
+        raise ContextLengthError(
+            f"This conversation has {pictures:,} pictures; at most {MAX_PICTURES} are read. "
+            "Send fewer, or start a new conversation."
+        )
+    characters = len(request.system_prompt) + sum(len(turn.text) for turn in request.turns)
+    most = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * context_length)
+    if characters > most:
+        raise ContextLengthError(
+            f"This conversation has {characters:,} characters; at most {most:,} are read for this model's "
+            f"{context_length:,} tokens. Shorten it, or start a new conversation."
+        )
+
+
+def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
+    """The prompt without tiles: of the pictures only the headers are read.
+
+    Visitors' words can't act as special tokens. Raises ImageError that says which picture is wrong, and
+    ContextLengthError where the pictures are more than one request may hold.
+    """
+    headers = read_headers([picture for turn in request.turns for picture in turn.pictures])
+    pictures = tuple(
+        Picture(header, tuple(processor.image_processor.with_options(do_pan_and_scan=cut).boxes(*_size(header))))
+        for header, cut in zip(headers, _pan_and_scan(request), strict=True)
+    )
+    tiles = len(pictures) + sum(len(picture.crops) for picture in pictures)
+    if tiles > MAX_TILES:
+        raise ContextLengthError(
+            f"This conversation's pictures have {tiles} tiles, crops included; at most {MAX_TILES} are read. "
+            "Send fewer, switch pan & scan off, or start a new conversation."
+        )
+    tokenizer = processor.tokenizer
+    text = processor.apply_chat_template(processor.escape_messages(_messages(request)), add_generation_prompt=True)
+    texts = processor.expand_images([text], [len(picture.crops) for picture in pictures])
+    ids = tokenizer(texts, add_special_tokens=not text.startswith(tokenizer.bos_token), return_tensors="pt")[
+        "input_ids"
+    ]
+    return Prompt(request, pictures, ids, (ids == tokenizer.image_token_id).long())
+
+
+def read_headers(sources: Sequence[ImageSource]) -> list[PictureHeader]:
+    """Headers of pictures. Raises ImageError that says which is wrong, and ContextLengthError for too many pixels."""
+    headers = []
+    for number, source in enumerate(sources):
+        with numbered(number, len(sources)):
+            headers.append(read_header(source))
+    # A file that is named twice is decoded once.
+    pixels = sum({header.digest: header.width * header.height for header in headers}.values())
+    if pixels > MAX_PIXELS:
+        raise ContextLengthError(
+            f"These pictures have {pixels / 1e6:,.0f} megapixels together; at most {MAX_PIXELS / 1e6:,.0f} are read. "
+            "Make them smaller, send fewer, or start a new conversation."
+        )
+    return headers
+
+
+class Tiles:
+    """The tiles of a prompt's pictures, as they are decoded: equal ones once, and none that the prompt has already.
+
+    `region` is a picture's number and a region to hide in it, in its pixels.
+    """
+
+    def __init__(self, prompt: Prompt, images: ImageProcessor, region: tuple[int, Box] | None = None):
+        self._prompt, self._images, self._region = prompt, images, region
+        known = enumerate(prompt.tiles)
+        self._tiles: dict[Any, tuple[Tile, ...]] = {
+            self._key(number): tiles for number, tiles in known if self._hidden_in(number) is None
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """What the tiles of the whole prompt take, 8 bits a color."""
+        size = self._images.config.size.for_picture
+        different = {self._key(number): picture for number, picture in enumerate(self._prompt.pictures)}
+        areas = [
+            math.prod(size(box.bottom - box.top, box.right - box.left))
+            for picture in different.values()
+            for box in (Box(0, 0, *picture.size), *picture.crops)
+        ]
+        return 3 * sum(areas)
+
+    def jobs(self) -> Iterator[tuple[int, Callable[[], None], int]]:
+        """For each picture that has to be decoded its number, the work, and the memory that it takes in bytes.
+
+        The work raises ImageError that says which picture is wrong.
+        """
+        for number, picture in enumerate(self._prompt.pictures):
+            if self._key(number) not in self._tiles:
+                yield number, partial(self._decode, number), picture.header.decoding_bytes
+
+    def prompt(self) -> Prompt:
+        """The prompt with its tiles, once every job is done."""
+        tiles = tuple(self._tiles[self._key(number)] for number in range(len(self._prompt.pictures)))
+        return replace(self._prompt, tiles=tiles)
+
+    def _key(self, number: int) -> Any:
+        picture = self._prompt.pictures[number]
+        return picture.header.digest, picture.crops, self._hidden_in(number)
+
+    def _hidden_in(self, number: int) -> Box | None:
+        return self._region[1] if self._region is not None and self._region[0] == number else None
+
+    def _decode(self, number: int) -> None:
+        picture, box = self._prompt.pictures[number], self._hidden_in(number)
+        with numbered(number, len(self._prompt.pictures)):
+            image = load_picture(picture.header)
+        if box is not None:
+            image = hidden(image, box)
+        images = self._images.with_options(do_pan_and_scan=bool(picture.crops))
+        self._tiles[self._key(number)] = tuple(images.tiles(image))
+
+
+@torch.inference_mode()
+def encode(model: Model, processor: Gemma3Processor, tiles: Sequence[Tile]) -> torch.Tensor:
+    """Soft tokens [N, tokens, E] of N tiles, in one pass."""
+    assert isinstance(model, Gemma3ForConditionalGeneration)
+    pixels = processor.image_processor.pixel_values(tiles).to(model.device, model.dtype)
+    return model.get_image_features(pixels).pooler_output
+
+
+def load_picture(header: PictureHeader) -> Image:
+    """The whole picture. Raises ImageError where it is damaged, gone or another one by now."""
+    image = load_image(header.source)
+    if image.size != (header.width, header.height):
+        raise ImageError("The picture's file has changed since it was added. Add it again.")
+    return image
+
+
+@contextmanager
+def numbered(number: int, count: int) -> Iterator[None]:
+    """Among several pictures, an ImageError says which one it is about."""
+    try:
+        yield
+    except ImageError as error:
+        if count == 1:
+            raise
+        raise ImageError(f"The {ordinal(number + 1)} picture: {error}") from None
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, …"""
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def _size(header: PictureHeader) -> tuple[int, int]:
+    return header.width, header.height
+
+
+def _pan_and_scan(request: Request) -> list[bool]:
+    """For each picture of the request, whether it is cut."""
+    return [
+        request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
+        for turn in request.turns
+        for _ in turn.pictures
+    ]
+
+
+def _digest(file: bytes, box: Box) -> bytes:
+    return blake2b(file + repr(box).encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    """The request as chat messages; a place for each picture before the text of its turn."""
+    messages: list[dict[str, Any]] = []
+    if request.system_prompt.strip():
+        messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})
+    for turn in request.turns:
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in turn.pictures]
+        messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
+    return messages

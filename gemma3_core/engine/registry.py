@@ -1,0 +1,376 @@
+"""The models that a server offers: the one it was started with, and others, each loaded when it is first chosen.
+
+Visitors choose by name from the operator's list; sources (folders, Hub ids) never come from them.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from gemma3_core.engine.api import Event, ModelInfo, Request, StageEvent
+from gemma3_core.engine.engine import DEMO_MODEL, Engine
+from gemma3_core.engine.precisions import free_bytes
+from gemma3_core.errors import (
+    AttentionError,
+    CheckpointError,
+    Gemma3Error,
+    QueueFullError,
+    UnsupportedOptionError,
+)
+from gemma3_core.files.hub import resolve_folder
+
+PUBLISHED = "google/gemma-3-4b-it"
+_KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
+"""What is downloaded for a Hub id, about: the weights in bfloat16."""
+
+_NO_ROOM = "The GPU has no room for {} beside what it holds already. Choose another model, or try again later."
+_TICK_S, _TOLD_EACH_S = 0.5, 5
+# Each one that waits for a model holds a thread; behind a loaded model the queue has its own bound.
+_MOST_WAITING = 64
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that visitors may choose by its name; `source` is not for their eyes where it is a folder.
+
+    `from_hub` is one that is downloaded when it is first chosen, unless it lies in the Hub's cache;
+    `download_bytes` is how much that is, None where it isn't known.
+    """
+
+    name: str
+    source: str
+    from_hub: bool = False
+    download_bytes: int | None = None
+
+
+def offers_of(also: Sequence[str], first: str | None = None, first_name: str = "") -> tuple[Offer, ...]:
+    """What can be chosen beside the model that a server starts with (`first`: folder, Hub id, or None for the demo).
+
+    A name is the last part of a folder or id; equal ones are numbered. The same source twice is one offer, and
+    `first` is none. Raises CheckpointError for a source that can be neither a folder nor a Hub id.
+    """
+    taken, seen, found = {first_name}, {_identity(str(DEMO_MODEL) if first is None else first)}, []
+    for source in also:
+        identity = _identity(source)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        name = next(name for name in _numbered(Path(identity).name) if name not in taken)
+        taken.add(name)
+        from_hub = not Path(identity).is_dir()
+        found.append(Offer(name, identity, from_hub, _KNOWN_BYTES.get(identity)))
+    return tuple(found)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name} ({number})" for number in itertools.count(2))
+
+
+def _identity(source: str) -> str:
+    """A folder's full path, so that what lies there is never looked for on the Hub later; a Hub id as it is."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise CheckpointError(
+            f"{source} is neither a folder on this machine nor a Hub id of the form owner/name."
+        ) from None
+    return source
+
+
+@dataclass
+class _Load:
+    """One attempt to load a model; all who wait for it share its end."""
+
+    stage: str
+    began: float
+    engine: Engine | None = None
+    error: Exception | None = None
+    ended: bool = False
+
+
+@dataclass
+class _Slot:
+    """A model that is offered, and what of it there is; guarded by the lock of Models.
+
+    `users` counts what keeps it from being let go: work that runs or waits for it. `takes_room` from the moment
+    its loading begins; `used` is larger the later it was last asked.
+    """
+
+    offer: Offer
+    engine: Engine | None = None
+    load: _Load | None = None
+    takes_room: bool = False
+    users: int = 0
+    used: int = 0
+
+
+class Models:
+    """The models of one server, by name; safe to use from many threads."""
+
+    def __init__(
+        self,
+        first: Engine,
+        others: Sequence[Offer] = (),
+        load: Callable[[Offer], Engine] | None = None,
+        keep: int = 1,
+    ):
+        """`load` gives the engine of an offer; at most `keep` of these are in memory beside the first.
+
+        Raises UnsupportedOptionError where `keep` is not at least 1.
+        """
+        if keep < 1:
+            raise UnsupportedOptionError(f"At least 1 model must be kept beside the first, got {keep}.")
+        if others and load is None:
+            raise UnsupportedOptionError("Offers need a `load` that gives their engines.")
+        self.first, self._load, self._keep = first, load, keep
+        self._slots = {offer.name: _Slot(offer) for offer in others}
+        self._infos: dict[str, ModelInfo] = {first.info.name: first.info}
+        self._changed = threading.Condition()
+        self._uses = itertools.count(1)
+        self._waiting = 0
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        also: Sequence[str] = (),
+        device: str = "auto",
+        dtype: str = "auto",
+        int4: bool = False,
+        keep: int = 1,
+    ) -> "Models":
+        """Loads the first as `Engine.load` does; `also` are folders and Hub ids that visitors may choose.
+
+        All answer on the same device, one question at a time. Raises as `Engine.load`, and CheckpointError for an
+        entry of `also` that can be neither folder nor Hub id.
+        """
+        source = None if model is None else str(model)
+        if also:
+            offers_of(also, source)  # a wrong entry is told before the first is loaded, which can take minutes
+        first = Engine.load(model, device, dtype, int4)
+        others = offers_of(also, source, first.info.name) if also else ()
+
+        def load(offer: Offer) -> Engine:
+            folder = resolve_folder(offer.source) if offer.from_hub else _folder(offer)
+            if not int4:  # whose size is known only once it is made
+                _require_room(folder, offer.name, torch.device(first.info.device))
+            try:
+                return Engine.load(folder, device, dtype, int4, name=offer.name, beside=first)
+            except torch.OutOfMemoryError:
+                raise UnsupportedOptionError(_NO_ROOM.format(offer.name)) from None
+
+        return cls(first, others, load, keep)
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """What can be chosen beside the first."""
+        return tuple(slot.offer for slot in self._slots.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that can be chosen, the first first."""
+        return (self.first.info.name, *self._slots)
+
+    def info(self, name: str | None = None) -> ModelInfo | None:
+        """What is known of a model; None is the first, and the result is None before a model was first loaded."""
+        with self._changed:
+            return self._infos.get(self._checked(name))
+
+    @contextmanager
+    def held(self, name: str | None = None) -> Iterator[Engine | None]:
+        """The engine of that name, if it is in memory, where it stays for as long as the `with` block lasts."""
+        name = self._checked(name)
+        if name == self.first.info.name:
+            yield self.first
+            return
+        slot = self._slots[name]
+        with self._changed:
+            engine = slot.engine
+            slot.users += engine is not None
+        try:
+            yield engine
+        finally:
+            if engine is not None:
+                self._release(slot)
+
+    @contextmanager
+    def that_answered(self, name: str) -> Iterator[Engine]:
+        """The engine that gave an answer, by the name in its figures.
+
+        Raises AttentionError where it is no longer in memory.
+        """
+        if name in self.names:
+            with self.held(name) as engine:
+                if engine is not None:
+                    yield engine
+                    return
+        raise AttentionError(
+            f"{name}, which gave this answer, is not loaded now: other models took its place. "
+            "Ask again to look at the new answer."
+        )
+
+    def stream(self, name: str | None, request: Request | Callable[[ModelInfo], Request]) -> Iterator[Event]:
+        """As `Engine.stream`, on the model of that name (None is the first), which is loaded before where need be.
+
+        The request can be made of what is known of the model once it is loaded. A load that fails raises its error
+        for all who wait for it; asking again tries again. Raises UnsupportedOptionError for a name that isn't
+        offered, QueueFullError where too many wait for a model.
+        """
+        name = self._checked(name)
+        if name == self.first.info.name:
+            yield from self.first.stream(_request(request, self.first))
+            return
+        slot = self._slots[name]
+        with self._changed:
+            slot.users += 1
+        try:
+            engine = slot.engine
+            if engine is None:
+                engine = yield from self._loaded(slot)
+            yield from engine.stream(_request(request, engine))
+        finally:
+            with self._changed:
+                slot.used = next(self._uses)
+            self._release(slot)
+
+    def forget(self, visitor: str) -> None:
+        """Lets go of what the models keep of a visitor for their next question."""
+        with self._changed:  # none is let go meanwhile
+            for engine in self._engines():
+                engine.forget(visitor)
+
+    def let_go(self) -> None:
+        """Lets go of what the models keep of visitors who have not come back for a while."""
+        with self._changed:
+            for engine in self._engines():
+                engine.let_go()
+
+    def _engines(self) -> list[Engine]:
+        """Those in memory; the lock is held."""
+        return [
+            engine for engine in (self.first, *(slot.engine for slot in self._slots.values())) if engine is not None
+        ]
+
+    def _checked(self, name: str | None) -> str:
+        if name is None:
+            return self.first.info.name
+        if name not in self.names:
+            raise UnsupportedOptionError(
+                f"This server offers no model {str(name)[:80]!r}; choose one of {', '.join(self.names)}."
+            )
+        return name
+
+    def _release(self, slot: _Slot) -> None:
+        with self._changed:
+            slot.users -= 1
+            self._changed.notify_all()
+
+    def _loaded(self, slot: _Slot) -> Generator[Event, None, Engine]:
+        """Waits for the slot's model, loading it in a thread of its own unless somebody has begun that already."""
+        with self._changed:
+            if slot.engine is not None:
+                return slot.engine
+            if self._waiting >= _MOST_WAITING:
+                raise QueueFullError(f"{self._waiting} questions wait for a model already. Try again in a minute.")
+            self._waiting += 1
+            attempt = slot.load
+            if attempt is None:
+                attempt = slot.load = _Load(_stage(slot.offer), time.monotonic())
+                name = f"load {slot.offer.name}"
+                threading.Thread(target=self._attempt, args=(slot, attempt), name=name, daemon=True).start()
+        try:
+            while not attempt.ended:
+                # Said again each tick: a closed page is noticed only when something is sent to it.
+                yield StageEvent("loading", attempt.stage + _so_far(attempt.began))
+                with self._changed:
+                    self._changed.wait_for(lambda: attempt.ended, timeout=_TICK_S)
+        finally:
+            with self._changed:
+                self._waiting -= 1
+        if isinstance(attempt.error, Gemma3Error):
+            raise type(attempt.error)(str(attempt.error))  # of one's own: several threads raise it
+        if attempt.error is not None:
+            raise attempt.error
+        assert attempt.engine is not None
+        return attempt.engine
+
+    def _attempt(self, slot: _Slot, attempt: _Load) -> None:
+        """Loads the slot's model, after others have made room; the end is told to all who wait."""
+        try:
+            if not self._takes_room(slot, attempt):
+                return
+            assert self._load is not None
+            attempt.engine = self._load(slot.offer)
+        except Exception as error:  # noqa: BLE001  raised again where an answer waits for it
+            attempt.error = error
+        with self._changed:
+            slot.engine, slot.load, attempt.ended = attempt.engine, None, True
+            slot.takes_room = attempt.engine is not None
+            if attempt.engine is not None:
+                self._infos[slot.offer.name] = attempt.engine.info
+            self._changed.notify_all()
+
+    def _takes_room(self, slot: _Slot, attempt: _Load) -> bool:
+        """Lets others go until the slot's model may be loaded; False where nobody waits for it any more."""
+        with self._changed:
+            while slot.users:
+                kept = [other for other in self._slots.values() if other.takes_room]
+                if len(kept) < self._keep:
+                    slot.takes_room, attempt.stage = True, _stage(slot.offer)
+                    return True
+                if idle := [other for other in kept if other.engine is not None and not other.users]:
+                    _let_go(min(idle, key=lambda other: other.used))
+                    continue
+                names = " and ".join(other.offer.name for other in kept)
+                attempt.stage = f"Waiting for room in memory: {names} still at work"
+                self._changed.wait()
+            slot.load = None
+            return False
+
+
+def _let_go(slot: _Slot) -> None:
+    assert slot.engine is not None
+    slot.engine.close()
+    slot.engine, slot.takes_room = None, False
+
+
+def _request(request: Request | Callable[[ModelInfo], Request], engine: Engine) -> Request:
+    return request if isinstance(request, Request) else request(engine.info)
+
+
+def _stage(offer: Offer) -> str:
+    if not offer.from_hub:
+        return f"Loading {offer.name}"
+    size = "" if offer.download_bytes is None else f" of {offer.download_bytes / 1e9:.1f} GB"
+    return f"Loading {offer.name}, after a download{size} where it is not on this machine yet"
+
+
+def _so_far(began: float) -> str:
+    """How long it has taken, told in steps, since screen readers read out what changes; at first nothing."""
+    steps = int((time.monotonic() - began) / _TOLD_EACH_S)
+    return f" ({steps * _TOLD_EACH_S} s so far)" if steps else ""
+
+
+def _folder(offer: Offer) -> Path:
+    if not Path(offer.source).is_dir():
+        raise CheckpointError(f"The folder of {offer.name} is no longer there. Choose another model.")
+    return Path(offer.source)
+
+
+def _require_room(folder: Path, name: str, device: torch.device) -> None:
+    """Raises UnsupportedOptionError where a GPU has less memory left than the checkpoint's files are large."""
+    free = free_bytes(device)
+    if free is not None and sum(file.stat().st_size for file in folder.glob("*.safetensors")) > free:
+        raise UnsupportedOptionError(_NO_ROOM.format(name))

@@ -1,0 +1,116 @@
+"""The safetensors files of a checkpoint folder: one, or shards with an index; found, read and written."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.files.hub import read_json
+from gemma3_core.files.saving import not_written, write_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARD_SIZE = "50GB"
+"""The largest file that save_pretrained writes unless told otherwise: transformers' default."""
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(TB|GB|MB|KB)", re.IGNORECASE)
+_UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}  # bytes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder: one, or the shards that its index names.
+
+    Where both are there the single file counts, as in transformers.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    if (folder / INDEX_FILE).exists():
+        shards = sorted(set(_weight_map(folder).values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"Missing from the checkpoint folder: {', '.join(missing)}. Download them again.")
+        return [folder / name for name in shards]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise CheckpointError(
+            "The checkpoint folder holds pickled weights (.bin, .pt): these can run code when read and are refused. "
+            "Use the safetensors files."
+        )
+    raise CheckpointError(f"{SINGLE_FILE} is missing from the checkpoint folder. Download it again.")
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{INDEX_FILE} has no weight_map. Download it again.")
+    for name in weight_map.values():
+        if Path(str(name)).name != name:
+            raise CheckpointError(f"{INDEX_FILE} names a file outside its folder: {name!r}.")
+    return weight_map
+
+
+def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
+    """Names and tensors of one file, memory-mapped. CheckpointError where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged or cut off ({type(error).__name__}). Download it again."
+        ) from None
+
+
+def shard_bytes(max_shard_size: int | str) -> int:
+    """Bytes of a number, or of a size such as "5GB" or "500MB". UnsupportedOptionError for anything else."""
+    if isinstance(max_shard_size, int) and not isinstance(max_shard_size, bool) and max_shard_size > 0:
+        return max_shard_size
+    match = _SIZE.fullmatch(max_shard_size.strip()) if isinstance(max_shard_size, str) else None
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if not size:
+        raise UnsupportedOptionError(
+            f"max_shard_size={max_shard_size!r} is no size of a file: give bytes, or digits with a unit (KB, MB, GB, "
+            'TB), as in "5GB".'
+        )
+    return size
+
+
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor], folder: Path, total_parameters: int, max_shard_size: int | str = MAX_SHARD_SIZE
+) -> None:
+    """Writes model.safetensors, or shards with an index if it would be larger than `max_shard_size`.
+
+    Every file is complete before the first takes its name: a full disk leaves an earlier checkpoint as it was, and
+    the tensors may be mapped from the files that are replaced. Files of an earlier save are removed, since a single
+    file would be read instead of shards beside it. Raises CheckpointError, UnsupportedOptionError.
+    """
+    from huggingface_hub import save_torch_state_dict
+    from safetensors import SafetensorError
+
+    most, target = shard_bytes(max_shard_size), folder / SINGLE_FILE
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as unfinished:
+            save_torch_state_dict(dict(tensors), unfinished, max_shard_size=most)
+            if (index := Path(unfinished) / INDEX_FILE).exists():
+                data = read_json(index)
+                write_json(index, {**data, "metadata": {**data["metadata"], "total_parameters": total_parameters}})
+            written = sorted(Path(unfinished).iterdir())  # the index last
+            for path in written:
+                target = folder / path.name
+                path.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise not_written(target, error) from None
+    _remove_earlier(folder, {path.name for path in written})
+
+
+def _remove_earlier(folder: Path, written: set[str]) -> None:
+    """Removes weights of an earlier save that are no part of this one."""
+    for path in folder.iterdir():
+        ours = path.name in (SINGLE_FILE, INDEX_FILE) or _SHARD.fullmatch(path.name)
+        if ours and path.name not in written and path.is_file():
+            path.unlink()

@@ -1,0 +1,1 @@
+"""From logits to tokens: sampling, prefill, decoding, and `generate` with its options."""

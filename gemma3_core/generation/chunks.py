@@ -1,0 +1,82 @@
+"""Where the chunks of a prompt end, and which pictures are read with which chunk."""
+
+from bisect import bisect_right
+from typing import Any
+
+import torch
+
+from gemma3_core.errors import PromptError
+from gemma3_core.nn.masks import divides_a_block
+
+
+def chunk_ends(blocks: torch.Tensor | None, total: int, chunk_size: int) -> list[int]:
+    """The columns at which the chunks of a prompt of `total` tokens end, each as long as `chunk_size` lets it.
+
+    None ends inside an image block of any row (`blocks` [B, T]; see `masks`), whose tokens see one another:
+    only a block longer than `chunk_size` makes a chunk longer. With 4, `t t [ I I I ] t` is read as
+    `t t [`, `I I I ]` and `t`: ends 3, 7 and 8.
+    """
+    divides = torch.zeros(total, dtype=torch.bool) if blocks is None else divides_a_block(blocks).cpu()
+    cuts = [*(~divides).nonzero()[:, 0].tolist(), total]  # begins with 0
+    ends = [0]
+    while ends[-1] < total:
+        furthest = cuts[bisect_right(cuts, ends[-1] + chunk_size) - 1]
+        ends.append(furthest if furthest > ends[-1] else cuts[bisect_right(cuts, ends[-1])])
+    return ends[1:]
+
+
+def soft_token_places(model: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
+    """True [B, T] where soft tokens stand; None in a prompt of text alone."""
+    if inputs.get("token_type_ids") is not None:
+        return inputs["token_type_ids"] == 1
+    if inputs.get("pixel_values") is None and inputs.get("soft_tokens") is None:
+        return None
+    if inputs.get("input_ids") is not None:
+        return inputs["input_ids"] == model.config.image_token_index
+    return places_in_embeddings(inputs["inputs_embeds"], model.get_input_embeddings(), model.config.image_token_index)
+
+
+def places_in_embeddings(embeds: torch.Tensor, embedding: torch.nn.Embedding, soft_id: int) -> torch.Tensor:
+    """True [B, T] where embeddings [B, T, E] are the soft token's own, for pictures to take their places.
+
+    Raises PromptError where the vocabulary ends before that token.
+    """
+    if soft_id >= embedding.num_embeddings:
+        raise PromptError(
+            f"inputs_embeds can't hold places for pictures: the vocabulary has no token {soft_id:,}. "
+            "Give input_ids, or put the soft tokens of get_image_features in yourself."
+        )
+    return (embeds == embedding(torch.tensor(soft_id, device=embeds.device))).all(dim=-1)
+
+
+class PicturesByColumn:
+    """Which pictures of a prompt are to be read with which of its columns."""
+
+    def __init__(self, soft: torch.Tensor | None, pictures: dict[str, torch.Tensor]):
+        """`soft` [B, T] marks soft tokens: the k-th of N pictures fills the k-th share of them, row by row.
+
+        `pictures` are the inputs [N, …]. Raises PromptError where the places can't be shared so.
+        """
+        self._pictures = pictures
+        if not pictures:
+            return
+        assert soft is not None
+        count = next(iter(pictures.values())).shape[0]
+        rows, columns = soft.nonzero(as_tuple=True)
+        # Numbered so that neighbours in a row, and only these, differ by one.
+        places = rows * (soft.shape[1] + 1) + columns
+        if count == 0 or len(places) % count or (places.view(count, -1).diff(dim=1) != 1).any():
+            raise PromptError(
+                f"The prompt has {len(places)} places for soft tokens, and they can't be shared among {count} "
+                "pictures. Give one picture for each place."
+            )
+        self._first_columns = columns.view(count, -1)[:, 0]
+
+    def beginning_in(self, start: int, end: int) -> dict[str, torch.Tensor]:
+        """The inputs of the pictures whose first soft token stands in columns `start` to `end` - 1."""
+        if not self._pictures:
+            return {}
+        chosen = (self._first_columns >= start) & (self._first_columns < end)
+        if not chosen.any():
+            return {}
+        return {name: value[chosen.to(value.device)] for name, value in self._pictures.items()}

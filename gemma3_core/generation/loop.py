@@ -1,0 +1,283 @@
+"""Prefill, decode and generate: plain functions over a model that yield tokens one by one."""
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from gemma3_core.config.gemma3 import Gemma3TextConfig
+from gemma3_core.errors import ContextLengthError, UnsupportedOptionError
+from gemma3_core.generation.chunks import PicturesByColumn, chunk_ends, soft_token_places
+from gemma3_core.generation.sampling import SamplingParams, process_logits, sample, seen_tokens
+from gemma3_core.generation.stop_strings import StopStrings
+from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.masks import image_blocks
+from gemma3_core.nn.outputs import CausalLMOutput
+
+PREFILL_CHUNK_SIZE = 1024
+"""Prompt tokens per pass: enough to keep a GPU busy. Memory for masks and attention grows with it."""
+
+_BY_COLUMN = ("input_ids", "inputs_embeds", "token_type_ids")
+_PICTURES = ("pixel_values", "soft_tokens")
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def text_config(self) -> Gemma3TextConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    def get_input_embeddings(self) -> Any: ...
+    def __call__(self, **inputs: Any) -> CausalLMOutput: ...
+
+
+def check_length(config: Gemma3TextConfig, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises ContextLengthError if prompt and answer together exceed the model's context."""
+    room = config.max_position_embeddings
+    if prompt_tokens + new_tokens > room:
+        raise ContextLengthError(
+            f"The conversation has {prompt_tokens:,} tokens and the answer may add {new_tokens:,}, but the model's "
+            f"context is {room:,}. Shorten the text, send fewer pictures, or start a new conversation."
+        )
+
+
+@dataclass(frozen=True)
+class PrefillProgress:
+    """How far a prompt has been read, in tokens per row: with padding, without tokens the cache already held."""
+
+    read: int
+    total: int
+
+
+@torch.inference_mode()
+def prefill(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
+    """Reads a prompt into `cache` in one pass; returns logits [B, vocabulary] of the next token.
+
+    `inputs` are the processor's: input_ids [B, T] (or inputs_embeds [B, T, E]), attention_mask [B, past + T]
+    (left padding), and with pictures token_type_ids and pixel_values (or soft_tokens in their place).
+    """
+    mask = inputs.get("attention_mask")
+    if mask is not None and inputs.get("position_ids") is None:
+        inputs["position_ids"] = positions_in_row(mask)[:, -prompt_length(inputs) :]
+    return _read(model, cache, **inputs)
+
+
+def prompt_length(inputs: dict[str, Any]) -> int:
+    """Tokens per row of a prompt given as ids or as embeddings."""
+    prompt = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    return prompt.shape[1]
+
+
+def prefill_in_chunks(
+    model: LanguageModel, cache: KVCache, chunk_size: int = PREFILL_CHUNK_SIZE, **inputs: Any
+) -> Iterator[tuple[PrefillProgress, torch.Tensor]]:
+    """`prefill`, one chunk at a time: yields the progress and the logits of the next token after each chunk.
+
+    The last logits equal those of one pass. Pictures are encoded with the chunk that reads them. Closing
+    the iterator stops the work after a chunk; the cache keeps the tokens read so far. See `chunk_ends`.
+    Raises PromptError, UnsupportedOptionError.
+    """
+    unknown = set(inputs) - {*_BY_COLUMN, *_PICTURES, "attention_mask", "position_ids"}
+    if unknown or not isinstance(chunk_size, int) or chunk_size < 1:
+        what = f"inputs {sorted(unknown)}" if unknown else f"chunks of {chunk_size} tokens; the least is 1"
+        raise UnsupportedOptionError(f"Prefill in chunks does not support {what}.")
+    given = {name: value for name, value in inputs.items() if value is not None}
+    total = prompt_length(given)
+    if total <= chunk_size:
+        yield PrefillProgress(total, total), prefill(model, cache, **given)
+        return
+    mask = given.get("attention_mask")
+    positions = given.get("position_ids")
+    if positions is None and mask is not None:
+        positions = positions_in_row(mask)[:, -total:]
+    soft = soft_token_places(model, given)
+    pictures = PicturesByColumn(soft, {name: given[name] for name in _PICTURES if name in given})
+    start = 0
+    for end in chunk_ends(None if soft is None else image_blocks(soft.long()), total, chunk_size):
+        chunk = {name: given[name][:, start:end] for name in _BY_COLUMN if name in given}
+        if mask is not None:
+            seen = mask.shape[1] - total + end  # a mask may begin with what the cache held before
+            chunk["attention_mask"] = mask[:, :seen]
+        if positions is not None:
+            chunk["position_ids"] = positions[:, start:end]
+        logits = _read(model, cache, **chunk, **pictures.beginning_in(start, end))
+        yield PrefillProgress(end, total), logits
+        start = end
+
+
+@torch.inference_mode()
+def _read(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
+    out = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    assert out.logits is not None
+    return out.logits[:, -1]
+
+
+@torch.inference_mode()
+def decode_step(
+    model: LanguageModel, cache: KVCache, token_ids: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """Reads one token per row [B] at rotary positions [B]; returns logits [B, vocabulary] of the next token."""
+    out = model(input_ids=token_ids[:, None], position_ids=position_ids[:, None], past_key_values=cache, use_cache=True)
+    assert out.logits is not None
+    return out.logits[:, -1]
+
+
+class AnyDecoder(Protocol):
+    """Prefills a prompt and decodes new tokens; both return logits [B, vocabulary] of the next token."""
+
+    def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]: ...
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor: ...
+
+
+class Decoder:
+    """Reads each token once, into a KV cache; the prompt in chunks."""
+
+    def __init__(self, model: LanguageModel, cache: KVCache, inputs: dict[str, Any], chunk_size: int):
+        self._model, self._cache, self._inputs, self._chunk_size = model, cache, inputs, chunk_size
+        self._positions = torch.empty(0)
+
+    def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]:
+        for progress, logits in prefill_in_chunks(self._model, self._cache, self._chunk_size, **self._inputs):  # noqa: B007
+            if progress.read < progress.total:
+                yield progress
+        mask, positions = self._inputs.get("attention_mask"), self._inputs.get("position_ids")
+        if positions is not None:
+            behind = (positions[:, -1] + 1).expand(logits.shape[0])
+        elif mask is not None:
+            behind = mask.sum(dim=1)
+        else:
+            behind = torch.full((logits.shape[0],), self._cache.length)
+        self._positions = behind.to(self._model.device)
+        return logits
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits = decode_step(self._model, self._cache, tokens, self._positions)
+        self._positions = self._positions + 1
+        return logits
+
+
+class UncachedDecoder:
+    """Reads the whole row again for each token: slow and simple. The cache is tested against it."""
+
+    def __init__(self, model: LanguageModel, inputs: dict[str, Any]):
+        self._model = model
+        self._inputs = {name: value for name, value in inputs.items() if value is not None}
+        if "attention_mask" in self._inputs and "position_ids" not in self._inputs:
+            self._inputs["position_ids"] = positions_in_row(self._inputs["attention_mask"])
+
+    def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]:
+        yield from ()
+        return self._pass()
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        new = tokens[:, None]
+        added = {"input_ids": new, "attention_mask": torch.ones_like(new), "token_type_ids": torch.zeros_like(new)}
+        if "position_ids" in self._inputs:
+            added["position_ids"] = self._inputs["position_ids"][:, -1:] + 1
+        grown = {name: torch.cat([self._inputs[name], added[name]], dim=1) for name in added if name in self._inputs}
+        self._inputs = {**self._inputs, **grown}
+        return self._pass()
+
+    @torch.inference_mode()
+    def _pass(self) -> torch.Tensor:
+        out = self._model(**self._inputs, use_cache=False, logits_to_keep=1)
+        assert out.logits is not None
+        return out.logits[:, -1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an answer is sampled, and where its rows end.
+
+    A row ends with one of `stop_ids`, when its text completes one of `stop_strings`, or after `max_new_tokens`.
+    The first `min_new_tokens` are never a stop id. After its end a row is filled with `pad_id`; with None
+    it keeps generating. `with_scores` asks for the processed logits of each step.
+    """
+
+    sampling: SamplingParams
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    stop_strings: StopStrings | None = None
+    pad_id: int | None = None
+    with_scores: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token per row: tokens [B], their logits [B, vocabulary] and, if asked for, the processed logits."""
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    scores: torch.Tensor | None
+
+
+def generate_steps(
+    decoder: AnyDecoder,
+    plan: Plan,
+    generator: torch.Generator | None,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor | None = None,
+) -> Iterator[Step | PrefillProgress]:
+    """Yields PrefillProgress between the chunks of a long prompt, then Steps until every row has ended.
+
+    Repetition penalty and stop strings look back on prompt_ids [B, T]; prompt_mask is 0 on padding.
+    `generator` None draws from torch's own. Closing the iterator stops the work before the next chunk or token.
+    """
+    logits = yield from decoder.prefill()
+    params, tail = plan.sampling, prompt_ids
+    seen = seen_tokens(prompt_ids, prompt_mask, logits.shape[-1]) if params.penalises else None
+    ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    stops = torch.tensor(plan.stop_ids, device=logits.device, dtype=torch.long)
+    for count in range(1, plan.max_new_tokens + 1):
+        banned = plan.stop_ids if count <= plan.min_new_tokens else ()
+        tokens = sample(logits, params, generator, seen, banned)
+        scores = process_logits(logits, params, seen, banned) if plan.with_scores else None
+        if plan.pad_id is not None:
+            tokens = tokens.masked_fill(ended, plan.pad_id)
+        ended = ended | torch.isin(tokens, stops)
+        if plan.stop_strings is not None:
+            tail = torch.cat([tail, tokens[:, None]], dim=1)[:, -plan.stop_strings.longest :]
+            ended = ended | plan.stop_strings.ended(tail)
+        if seen is not None:
+            seen = seen.scatter(1, tokens[:, None], True)
+        yield Step(tokens, logits, scores)
+        if count == plan.max_new_tokens or bool(ended.all()):
+            return
+        logits = decoder.decode(tokens)
+
+
+def generate_tokens(
+    model: LanguageModel,
+    inputs: dict[str, Any],
+    settings: SamplingParams,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    cache: KVCache | None = None,
+    prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
+) -> Iterator[torch.Tensor | PrefillProgress]:
+    """Yields PrefillProgress between the chunks of a long prompt, then one token per row [B] at a time.
+
+    Ends when every row has stopped, or at the limit. Stop tokens are yielded too; rows that stopped earlier
+    keep generating, so cut them there. Closing the iterator stops the work before the next chunk or token.
+    """
+    if max_new_tokens < 1:
+        raise UnsupportedOptionError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
+    past = 0 if cache is None else cache.length
+    total = past + prompt_length(inputs) + max_new_tokens
+    check_length(model.text_config, total - max_new_tokens, max_new_tokens)
+    cache = cache if cache is not None else KVCache(model.text_config)
+    cache.reserve(total)
+    decoder = Decoder(model, cache, inputs, prefill_chunk_size)
+    plan = Plan(settings, max_new_tokens, stop_ids)
+    for step in generate_steps(decoder, plan, settings.generator(model.device), inputs["input_ids"]):
+        yield step if isinstance(step, PrefillProgress) else step.tokens
+
+
+def positions_in_row(mask: torch.Tensor) -> torch.Tensor:
+    """Rotary positions [B, T]: 0 on each row's first real token (padding gets 0 as well)."""
+    return (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)

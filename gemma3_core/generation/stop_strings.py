@@ -1,0 +1,74 @@
+"""Where an answer ends by its text: stop strings."""
+
+from collections.abc import Sequence
+
+import torch
+
+from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
+
+_BYTE_TOKEN_LENGTH = len("<0x00>")
+# In front of a token that is turned into text: decoders treat the first token of a text differently.
+_FRONT = "a"
+
+
+class StopStrings:
+    """Tells whether the last token of a row completes one of some strings.
+
+    The string may begin in earlier tokens, the prompt's too, and the last token may go on behind it: with
+    "stop", the tokens `las` `topper` stop, `stop` `at` do not at `at`. Compared as bytes, so that characters
+    outside the vocabulary, which are written byte by byte, are found too.
+    """
+
+    def __init__(self, strings: str | Sequence[str], tokenizer: Gemma3Tokenizer):
+        """Raises UnsupportedOptionError for what is no non-empty string, and where the tokenizer is none of ours."""
+        if not isinstance(tokenizer, Gemma3Tokenizer):
+            raise UnsupportedOptionError(
+                f"stop_strings need tokenizer= a Gemma3Tokenizer (a processor has one as processor.tokenizer), "
+                f"got {type(tokenizer).__name__}."
+            )
+        if not isinstance(strings, str | Sequence):
+            raise UnsupportedOptionError(f"stop_strings must be a string or several, got {strings!r}.")
+        texts = [strings] if isinstance(strings, str) else list(strings)
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise UnsupportedOptionError(f"stop_strings must be a string or several, none of them empty, got {texts}.")
+        self._strings = [text.encode() for text in texts]
+        self.longest = max(map(len, self._strings))
+        """Bytes of the longest string; no token is shorter than a byte, so no more tokens than these matter."""
+        self._backend = tokenizer.backend
+        self._bytes: dict[int, bytes | None] = {}
+
+    def ended(self, ids: torch.Tensor) -> torch.Tensor:
+        """True [B] for rows of ids [B, T] whose last token completes a string."""
+        rows = ids[:, -self.longest :].tolist()
+        return torch.tensor([self._row_ended(row) for row in rows], dtype=torch.bool, device=ids.device)
+
+    def _row_ended(self, row: list[int]) -> bool:
+        last = self._bytes_of(row[-1]) if row else None
+        if not last:
+            return False
+        before = b""
+        for token in reversed(row[:-1]):
+            piece = self._bytes_of(token)
+            if piece is None or len(before) >= self.longest:
+                break
+            before = piece + before
+        text = before + last
+        # Found only where it ends within the last token: its first byte may be the string's last.
+        return any(text.find(string, max(0, len(before) + 1 - len(string))) >= 0 for string in self._strings)
+
+    def _bytes_of(self, token_id: int) -> bytes | None:
+        """What a token adds to the text; None for an id that stands for nothing."""
+        if token_id not in self._bytes:
+            self._bytes[token_id] = self._decoded(token_id)
+        return self._bytes[token_id]
+
+    def _decoded(self, token_id: int) -> bytes | None:
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return None
+        if len(token) == _BYTE_TOKEN_LENGTH and token.startswith("<0x") and token.endswith(">"):
+            return bytes([int(token[3:5], 16)])
+        decoder = self._backend.decoder
+        text = token if decoder is None else decoder.decode([_FRONT, token])[len(_FRONT) :]
+        return text.encode()

@@ -1,0 +1,1 @@
+"""What only programs written for transformers need: the Auto classes and `pipeline`."""

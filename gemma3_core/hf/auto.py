@@ -1,0 +1,256 @@
+"""The class that fits a checkpoint, by its config.json: AutoModelForCausalLM, AutoProcessor, …, and `pipeline`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from gemma3_core.config.base import CONFIG_FILE
+from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
+from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.files.hub import resolve_folder
+from gemma3_core.hf.pipelines import ImageTextToTextPipeline, Pipeline, TextGenerationPipeline
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.pretrained import PreTrainedModel, pick_device
+from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.processor import Gemma3Processor
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
+
+HUB_OPTIONS = ("cache_dir", "local_files_only", "force_download")
+"""How files are had from the Hub, besides revision and token."""
+
+
+class _AutoModel:
+    """Picks a model class by what config.json describes."""
+
+    _classes: ClassVar[dict[type, type[PreTrainedModel]]]
+
+    def __init__(self) -> None:
+        raise UnsupportedOptionError(
+            f"{type(self).__name__} makes no object of its own: use {type(self).__name__}.from_pretrained(folder)."
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """A model of the class that fits the checkpoint in a folder or at a Hub id.
+
+        `options` are those of that class's from_pretrained: dtype, device_map, attn_implementation,
+        quantization_config. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        """
+        config = options.get("config")
+        if config is None:
+            # The small files first: a checkpoint of the wrong sort is refused before its weights are downloaded.
+            how = {name: options[name] for name in HUB_OPTIONS if name in options}
+            config = read_config(resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how))
+        return cls._kind(config).from_pretrained(
+            pretrained_model_name_or_path, revision=revision, token=token, **options
+        )
+
+    @classmethod
+    def from_config(cls, config: AnyConfig) -> Any:
+        """A model of the class that fits, with random weights."""
+        return cls._kind(config)(config)
+
+    @classmethod
+    def _kind(cls, config: AnyConfig) -> type[PreTrainedModel]:
+        kind = cls._classes.get(type(config))
+        if kind is None:
+            raise UnsupportedOptionError(
+                f"{cls.__name__} takes {' or '.join(c.__name__ for c in cls._classes)}, got {type(config).__name__}: "
+                "270M and 1B read text only, use AutoModelForCausalLM."
+            )
+        return kind
+
+
+class AutoModelForCausalLM(_AutoModel):
+    """Gemma3ForCausalLM for text-only checkpoints; for those that see, the whole Gemma3ForConditionalGeneration."""
+
+    _classes: ClassVar = {Gemma3TextConfig: Gemma3ForCausalLM, Gemma3Config: Gemma3ForConditionalGeneration}
+
+
+class AutoModelForImageTextToText(_AutoModel):
+    """Gemma3ForConditionalGeneration; a text-only checkpoint is refused."""
+
+    _classes: ClassVar = {Gemma3Config: Gemma3ForConditionalGeneration}
+
+
+class AutoTokenizer:
+    """Gemma3Tokenizer, the only one."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Gemma3Tokenizer:
+        """The tokenizer of a folder or Hub id; no weights are downloaded. `options` as for Gemma3Tokenizer."""
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **_taken(options))
+        tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return tokenizer
+
+
+class AutoProcessor:
+    """Gemma3Processor; for a checkpoint that reads text only, its Gemma3Tokenizer."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Gemma3Processor | Gemma3Tokenizer:
+        """The processor of a folder or Hub id, with the tensor image processor (`backend="pil"` for the other).
+
+        No weights are downloaded. `options` as for Gemma3Processor (padding_side="left", …). Raises
+        CheckpointError, ConfigError, UnsupportedOptionError.
+        """
+        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **_taken(options))
+        if (folder / CONFIG_FILE).is_file() and isinstance(read_config(folder), Gemma3TextConfig):
+            return AutoTokenizer.from_pretrained(folder, **options)
+        processor = Gemma3Processor.from_pretrained(folder, **options)
+        processor.tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return processor
+
+
+def _taken(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what says how to download out of `options`."""
+    return {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+
+
+def pipeline(
+    task: str | None = None,
+    model: Any = None,
+    config: AnyConfig | None = None,
+    tokenizer: Gemma3Tokenizer | str | Path | None = None,
+    feature_extractor: None = None,
+    image_processor: Any = None,
+    video_processor: None = None,
+    processor: Gemma3Processor | str | Path | None = None,
+    revision: str | None = None,
+    use_fast: bool = True,
+    token: str | bool | None = None,
+    device: int | str | torch.device | None = None,
+    device_map: Any = None,
+    dtype: str | torch.dtype | None = "auto",
+    trust_remote_code: bool | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    pipeline_class: None = None,
+    **options: Any,
+) -> Pipeline:
+    """A pipeline for "image-text-to-text" or "text-generation"; without a task, the one that the checkpoint is for.
+
+    `model` is a folder, a Hub id, or a model, which needs `processor` (or `tokenizer`) beside it. `device` is a
+    number (-1 is the CPU), a name or a torch.device; without one the first accelerator, else the CPU. model_kwargs go
+    to from_pretrained, `options` to every call. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+    """
+    refused: dict[str, Any] = {
+        "config": config,
+        "feature_extractor": feature_extractor,
+        "video_processor": video_processor,
+    }
+    refused |= {"pipeline_class": pipeline_class, "trust_remote_code": trust_remote_code or None}
+    if given := [name for name, value in refused.items() if value is not None]:
+        raise UnsupportedOptionError(f"pipeline does not support {', '.join(given)}. Leave it out.")
+    if model is None:
+        raise UnsupportedOptionError("pipeline needs model=: a folder, a Hub id or a model. None is chosen for you.")
+    if not isinstance(model_kwargs, Mapping | None):
+        raise UnsupportedOptionError(f"model_kwargs must be a dict of options, got {model_kwargs!r}.")
+    place = _placement(device, device_map, dtype, options.pop("torch_dtype", None), model_kwargs or {})
+    source = model if isinstance(model, str | Path) else None
+    kind = _pipeline_kind(task, model, revision, token)
+    hub: dict[str, Any] = {"revision": revision, "token": token}
+    if source is not None:
+        model = kind.models.from_pretrained(source, **hub, **place)
+    elif device is not None or device_map is not None:
+        model = model.to(place["device_map"])
+    if kind.pipeline is TextGenerationPipeline:
+        chosen = _loaded_part(tokenizer or getattr(processor, "tokenizer", None), AutoTokenizer, source, hub)
+        return kind.pipeline(model, chosen, **options)
+    if processor is None and isinstance(tokenizer, Gemma3Tokenizer) and image_processor is not None:
+        soft_tokens = model.config.mm_tokens_per_image
+        processor = Gemma3Processor(image_processor, tokenizer, image_seq_length=soft_tokens)
+    elif image_processor is not None or tokenizer is not None:
+        raise UnsupportedOptionError("Give processor=, or tokenizer= and image_processor= together, as objects.")
+    chosen = _loaded_part(processor, AutoProcessor, source, {**hub, **({} if use_fast else {"use_fast": False})})
+    if not isinstance(chosen, Gemma3Processor):
+        raise UnsupportedOptionError(f"image-text-to-text needs a Gemma3Processor, got {type(chosen).__name__}.")
+    return kind.pipeline(model, chosen.tokenizer, chosen, **options)
+
+
+class _Kind(NamedTuple):
+    pipeline: type[Pipeline]
+    models: type[_AutoModel]
+
+
+_TASKS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        ImageTextToTextPipeline.task: _Kind(ImageTextToTextPipeline, AutoModelForImageTextToText),
+        TextGenerationPipeline.task: _Kind(TextGenerationPipeline, AutoModelForCausalLM),
+    }
+)
+
+
+def _pipeline_kind(task: str | None, model: Any, revision: str | None, token: str | bool | None) -> _Kind:
+    if task is not None:
+        if task not in _TASKS:
+            raise UnsupportedOptionError(f"There is no task {task!r} here; Gemma 3 does {' and '.join(_TASKS)}.")
+        return _TASKS[task]
+    config = getattr(model, "config", None)
+    if config is None:
+        config = read_config(resolve_folder(model, revision, token, weights=False))
+    return _TASKS[ImageTextToTextPipeline.task if isinstance(config, Gemma3Config) else TextGenerationPipeline.task]
+
+
+def _placement(
+    device: Any, device_map: Any, dtype: Any, torch_dtype: Any, model_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The options of from_pretrained: where the model goes, and in which type."""
+    if device is not None and (device_map is not None or "device_map" in model_kwargs):
+        raise UnsupportedOptionError("device and device_map both say where the model goes. Give one of them.")
+    if device_map is None:
+        device_map = model_kwargs.get("device_map", _device(device))
+    rest = {name: value for name, value in model_kwargs.items() if name not in ("dtype", "torch_dtype")}
+    in_kwargs = model_kwargs.get("dtype", model_kwargs.get("torch_dtype"))
+    if dtype in (None, "auto"):
+        dtype = torch_dtype or in_kwargs or dtype
+    elif in_kwargs is not None:
+        raise UnsupportedOptionError("dtype is given twice: to pipeline and in model_kwargs. Give it once.")
+    return {**rest, "device_map": device_map, "dtype": dtype}
+
+
+def _device(device: int | str | torch.device | None) -> Any:
+    """Numbers count accelerators, as in transformers, and are the CPU where there is none; -1 is the CPU."""
+    if device is None:
+        return "auto"
+    if not isinstance(device, int):
+        return device
+    if device < 0:
+        return "cpu"
+    return f"cuda:{device}" if torch.cuda.is_available() else pick_device("auto")
+
+
+def _loaded_part(given: Any, auto: Any, source: str | Path | None, options: dict[str, Any]) -> Any:
+    """The processor or tokenizer that was given, by whichever name, or the checkpoint's own."""
+    if given is not None and not isinstance(given, str | Path):
+        return given
+    if given is None and source is None:
+        name = "processor" if auto is AutoProcessor else "tokenizer"
+        raise UnsupportedOptionError(
+            f"A model needs {name}= beside it; or give the folder as model=, which holds both."
+        )
+    return auto.from_pretrained(given or source, **options)

@@ -1,0 +1,1 @@
+"""What a model did, as data: attention, masks, occlusion, confidence. No request, no visitor."""

@@ -1,0 +1,63 @@
+"""How sure the model was of a token: its probability and the likeliest tokens in its place.
+
+Probabilities are the model's own, the softmax of the logits that the token was chosen from: before temperature,
+top-k and top-p, which only say how to draw from them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
+
+DEFAULT_ALTERNATIVES = 5
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that could stand here; `text` is what it would write (special tokens by name)."""
+
+    token_id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token that was chosen, its probability from 0 to 1, and the likeliest tokens in its place, likeliest first.
+
+    The chosen token is among `alternatives` where it is one of the likeliest.
+    """
+
+    token_id: int
+    text: str
+    probability: float
+    alternatives: tuple[Alternative, ...]
+
+
+def token_choice(
+    tokenizer: Gemma3Tokenizer, logits: torch.Tensor, token_id: int, count: int = DEFAULT_ALTERNATIVES
+) -> TokenChoice:
+    """From the logits [vocabulary] that `token_id` was chosen from; `count` alternatives."""
+    probabilities = logits.float().softmax(dim=-1)
+    likeliest = probabilities.topk(min(count, probabilities.shape[-1]))
+    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return TokenChoice(
+        token_id,
+        token_text(tokenizer, token_id),
+        float(probabilities[token_id]),
+        tuple(Alternative(other, token_text(tokenizer, other), probability) for other, probability in pairs),
+    )
+
+
+def token_text(tokenizer: Gemma3Tokenizer, token_id: int) -> str:
+    """One token as text with its leading space; ids beyond the tokenizer's vocabulary by their number."""
+    token = tokenizer.backend.id_to_token(token_id)
+    return f"<{token_id}>" if token is None else token.replace("▁", " ")
+
+
+def vocabulary_fingerprint(tokenizer: Gemma3Tokenizer) -> str:
+    """The same for two tokenizers only where every id stands for the same token: then ids can be compared."""
+    tokens = sorted((number, token) for token, number in tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(tokens).encode()).hexdigest()

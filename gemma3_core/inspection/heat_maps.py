@@ -1,0 +1,215 @@
+"""Attention weights on the pictures and on the words: maps in the original pictures' pixels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gemma3_core.config.gemma3 import GLOBAL, Gemma3TextConfig
+from gemma3_core.errors import AttentionError, UnsupportedOptionError
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.inspection.attention import Check, replay, rollout
+from gemma3_core.inspection.prompt import PromptToken, Square
+from gemma3_core.models.multimodal import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LayerChoice = int | Literal["global", "rollout"]
+"""A layer's number from 0, the mean over the global layers, or rollout over all layers."""
+
+_HOT = 0.2  # of the largest weight: with more, of what was looked at a part stays in sight, and the answer with it
+_INCHES_A_SQUARE = 3.0
+
+
+@dataclass(frozen=True)
+class SquareMap:
+    """Weights on one square's soft tokens, as they lie on it.
+
+    `grid` has one row of weights for each row of soft tokens, from the top left corner; it covers `square.box`
+    evenly, whatever the box's shape.
+    """
+
+    square: Square
+    grid: tuple[tuple[float, ...], ...]
+
+    @property
+    def total(self) -> float:
+        return sum(map(sum, self.grid))
+
+    def cells(self, rows: tuple[int, int], columns: tuple[int, int]) -> Box:
+        """The smallest box of whole pixels of the original around the grid's `rows` and `columns`, first to last."""
+        box, side = self.square.box, len(self.grid)
+        width, height = box.right - box.left, box.bottom - box.top
+        return Box(
+            box.left + columns[0] * width // side,
+            box.top + rows[0] * height // side,
+            box.left - (-(columns[1] + 1) * width // side),
+            box.top - (-(rows[1] + 1) * height // side),
+        )
+
+    def pixels(self) -> np.ndarray:
+        """Weights a cell, smoothed over the box's pixels: float32 [height, width]."""
+        box = self.square.box
+        grid = Image.fromarray(np.array(self.grid, dtype=np.float32))
+        return np.asarray(grid.resize((box.right - box.left, box.bottom - box.top), Image.Resampling.BILINEAR))
+
+
+@dataclass(frozen=True)
+class TokenWeight:
+    """The weight on one token of text (or a special token) of the turn."""
+
+    token: PromptToken
+    weight: float
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Where the chosen rows looked: the mean over them.
+
+    All weights of `squares` and `tokens` together are 1. `layers` are those that were averaged (all of them in
+    rollout), `head` None is the mean over heads.
+    """
+
+    layer: LayerChoice
+    layers: tuple[int, ...]
+    head: int | None
+    squares: tuple[SquareMap, ...]
+    tokens: tuple[TokenWeight, ...]
+
+    @property
+    def on_pictures(self) -> float:
+        """The share of all weight that lies on pictures."""
+        return sum(square.total for square in self.squares)
+
+    def hottest(self, picture: int | None = None) -> tuple[Square, Box]:
+        """The hottest region and the square it was found on: the cell with the largest weight, and the connected
+        cells around it with at least a fifth of that; as a box in the original picture's pixels.
+
+        `picture` looks at that one's squares alone. Raises AttentionError where there is none.
+        """
+        among = [s for s in self.squares if picture is None or s.square.picture == picture]
+        if not among:
+            what = "no picture" if picture is None else f"no picture number {picture + 1}"
+            raise AttentionError(f"This turn has {what}, so nothing of it can be the hottest region.")
+        hottest = max(among, key=lambda square_map: max(map(max, square_map.grid)))
+        rows, columns = _hot_region(np.array(hottest.grid))
+        return hottest.square, hottest.cells(rows, columns)
+
+
+def attention_map(
+    model: Model,
+    inputs: Mapping[str, Any],
+    rows: Sequence[int],
+    tokens: Sequence[PromptToken],
+    squares: Sequence[Square] = (),
+    layer: LayerChoice = "global",
+    head: int | None = None,
+    check: Check | None = None,
+) -> AttentionMap:
+    """Where the `rows` (columns of the turn) looked, on its pictures and its words.
+
+    `inputs` are the turn's, as `attention_maps.replay` takes them; `tokens` and `squares` describe the turn (see
+    `prompt_view`). Raises AttentionError, PromptError, UnsupportedOptionError, and what `check` raises.
+    """
+    layers = chosen_layers(model.text_config, layer, head)
+    if layer == "rollout":
+        weights = rollout(model, inputs, rows, check)
+    else:
+        weights = mean_weights(replay(model, inputs, rows, check=check).weights, layers, head)
+    return map_of(weights.mean(dim=0), tokens, squares, layer, layers, head)
+
+
+def chosen_layers(config: Gemma3TextConfig, layer: LayerChoice, head: int | None) -> tuple[int, ...]:
+    """The numbers of the layers that a choice means. Raises AttentionError, UnsupportedOptionError."""
+    count, heads = config.num_hidden_layers, config.num_attention_heads
+    if head is not None and not (type(head) is int and 0 <= head < heads):
+        raise AttentionError(f"This model's heads are 0 to {heads - 1}, got {head!r}.")
+    if layer == "rollout":
+        if head is not None:
+            raise UnsupportedOptionError("Rollout mixes all heads: leave the head out, or choose a layer.")
+        return tuple(range(count))
+    if layer == "global":
+        chosen = tuple(i for i in range(count) if config.layer_type(i) == GLOBAL)
+        if not chosen:
+            raise AttentionError(f"This model has no global layer. Choose one of its layers, 0 to {count - 1}.")
+        return chosen
+    if type(layer) is not int or not 0 <= layer < count:
+        raise AttentionError(f'The layer must be 0 to {count - 1}, "global" or "rollout", got {layer!r}.')
+    return (layer,)
+
+
+def mean_weights(weights: torch.Tensor, layers: Sequence[int], head: int | None) -> torch.Tensor:
+    """[layers, H, rows, T] -> [rows, T] in float32: the mean over the chosen layers, and over heads or one of them."""
+    chosen = weights[list(layers)].float()
+    return (chosen.mean(dim=1) if head is None else chosen[:, head]).mean(dim=0)
+
+
+def map_of(
+    weights: torch.Tensor,
+    tokens: Sequence[PromptToken],
+    squares: Sequence[Square],
+    layer: LayerChoice,
+    layers: tuple[int, ...],
+    head: int | None,
+) -> AttentionMap:
+    """Weights [T] of a turn's tokens, put where they belong. Raises AttentionError where the counts differ."""
+    if len(tokens) != weights.shape[0]:
+        raise AttentionError(f"The turn has {weights.shape[0]} tokens, {len(tokens)} were described.")
+    values = weights.float().tolist()
+    maps = []
+    for square in squares:
+        side = round((square.stop - square.start) ** 0.5)
+        lines = (values[start : start + side] for start in range(square.start, square.stop, side))
+        maps.append(SquareMap(square, tuple(map(tuple, lines))))
+    words = [TokenWeight(token, values[token.column]) for token in tokens if token.kind in ("text", "special")]
+    return AttentionMap(layer, layers, head, tuple(maps), tuple(words))
+
+
+def attention_figure(attention: AttentionMap, pictures: Sequence[Image.Image], most_words: int = 30) -> "Figure":
+    """A matplotlib figure: the map over each square's part of its picture, and the words with the most weight.
+
+    `pictures` are the originals, in the turn's order. No window is opened and no state of pyplot touched.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(attention.squares) + 1
+    figure = Figure(figsize=(_INCHES_A_SQUARE * count, _INCHES_A_SQUARE), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    largest = max((max(map(max, m.grid)) for m in attention.squares), default=1.0)
+    for axis, square_map in zip(axes, attention.squares, strict=False):
+        square = square_map.square
+        box = square.box
+        extent = (box.left, box.right, box.bottom, box.top)
+        part = pictures[square.picture].convert("RGB").crop((box.left, box.top, box.right, box.bottom))
+        axis.imshow(part, extent=extent)
+        axis.imshow(square_map.pixels(), extent=extent, cmap="inferno", alpha=0.6, vmin=0, vmax=largest)
+        axis.set_title(f"{square.label}: {square_map.total:.0%}", fontsize=8)
+        axis.tick_params(labelsize=6)
+    words = sorted(sorted(attention.tokens, key=lambda w: -w.weight)[:most_words], key=lambda w: w.token.column)
+    axes[-1].barh([str(w.token.column) for w in words], [w.weight for w in words])
+    axes[-1].set_yticks(range(len(words)), [repr(w.token.text)[1:-1] for w in words], fontsize=5)
+    axes[-1].invert_yaxis()
+    axes[-1].set_title(f"words: {sum(w.weight for w in attention.tokens):.0%}", fontsize=8)
+    return figure
+
+
+def _hot_region(grid: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and last row and column of the connected cells around the largest that are at least a fifth as large."""
+    peak = np.unravel_index(int(grid.argmax()), grid.shape)
+    hot = grid >= _HOT * grid[peak]
+    region, edge = set(), [(int(peak[0]), int(peak[1]))]
+    while edge:
+        row, column = edge.pop()
+        if (row, column) in region or not (0 <= row < grid.shape[0] and 0 <= column < grid.shape[1]):
+            continue
+        if hot[row, column]:
+            region.add((row, column))
+            edge += [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+    rows, columns = zip(*region, strict=True)
+    return (min(rows), max(rows)), (min(columns), max(columns))

@@ -1,0 +1,113 @@
+"""Does it matter? A part of a picture is hidden, and the model asked again.
+
+Attention tells where a model looked, not what its answer rests on. Hiding a region of the picture itself, before
+the processor, changes every square that shows it, crops included.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageStat
+
+from gemma3_core.errors import AttentionError
+from gemma3_core.generation.loop import PrefillProgress, generate_tokens
+from gemma3_core.generation.sampling import SamplingSettings
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.inspection.attention import Check, encoded, replay, with_answer
+from gemma3_core.models.multimodal import Model
+
+_SURROUNDINGS = 0.25
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What hiding a region did to one token of an answer.
+
+    `before` and `after` are the token's probabilities, from 0 to 1, with the answer's earlier tokens as they were;
+    `answer_ids` is the greedy answer with the region hidden, its stopping token left out.
+    """
+
+    token_id: int
+    before: float
+    after: float
+    answer_ids: tuple[int, ...]
+
+
+def hidden(picture: Image.Image, box: Box) -> Image.Image:
+    """A copy of an RGB picture with `box` in the mean color of what lies around it.
+
+    Around it is a frame a quarter as wide as the box's longer side; a box as large as the picture takes the
+    picture's own mean. Raises AttentionError for a box that is empty or reaches beyond the picture.
+    """
+    width, height = picture.size
+    if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
+        raise AttentionError(
+            f"The region must lie within the picture of {width} x {height} pixels and not be empty, got columns "
+            f"{box.left} to {box.right} and rows {box.top} to {box.bottom}."
+        )
+    frame = max(1, round(_SURROUNDINGS * max(box.right - box.left, box.bottom - box.top)))
+    left, top, right, bottom = inner = box.left, box.top, box.right, box.bottom
+    around = max(0, left - frame), max(0, top - frame), min(width, right + frame), min(height, bottom + frame)
+    copy = picture.convert("RGB")
+    (levels, pixels), (levels_within, pixels_within) = _levels(copy, around), _levels(copy, inner)
+    if pixels > pixels_within:
+        levels, pixels = levels - levels_within, pixels - pixels_within
+    copy.paste(tuple((levels / pixels).round().astype(int).tolist()), inner)
+    return copy
+
+
+def _levels(picture: Image.Image, box: tuple[int, int, int, int]) -> tuple[np.ndarray, int]:
+    """The sums of each color's levels in a box, and how many pixels it has; in whole numbers, so exact."""
+    stat = ImageStat.Stat(picture.crop(box))
+    return np.array(stat.sum), stat.count[0]
+
+
+def token_probability(
+    model: Model, inputs: Mapping[str, Any], answer_ids: Sequence[int], token: int, check: Check | None = None
+) -> float:
+    """The probability of the answer's token number `token` (from 0) after the prompt and the tokens before it.
+
+    `inputs` are the prompt's [1, T]. Raises AttentionError where the answer has no such token.
+    """
+    if not 0 <= token < len(answer_ids):
+        raise AttentionError(f"The answer has {len(answer_ids)} tokens, numbered from 0; there is no number {token}.")
+    turn = with_answer(inputs, answer_ids[:token])
+    logits = replay(model, turn, [turn["input_ids"].shape[1] - 1], with_logits=True, check=check).logits
+    assert logits is not None
+    return float(logits[0].float().softmax(dim=-1)[answer_ids[token]])
+
+
+def occlusion(
+    model: Model,
+    inputs: Mapping[str, Any],
+    inputs_hidden: Mapping[str, Any],
+    answer_ids: Sequence[int],
+    token: int,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    check: Check | None = None,
+) -> Occlusion:
+    """Compares a prompt with the same prompt whose pictures were made by `hidden`, both as model inputs [1, T].
+
+    Raises AttentionError where the answer has no token number `token` (from 0), and what generation and `check` raise.
+    """
+    before = token_probability(model, inputs, answer_ids, token, check)
+    prompt = encoded(model, inputs_hidden, check)
+    after = token_probability(model, prompt, answer_ids, token, check)
+    return Occlusion(answer_ids[token], before, after, _greedy(model, prompt, max_new_tokens, stop_ids, check))
+
+
+def _greedy(
+    model: Model, prompt: dict[str, Any], max_new_tokens: int, stop_ids: tuple[int, ...], check: Check | None
+) -> tuple[int, ...]:
+    tokens = []
+    with torch.inference_mode():
+        for step in generate_tokens(model, prompt, SamplingSettings(temperature=0.0), max_new_tokens, stop_ids):
+            if check is not None:
+                check()
+            if not isinstance(step, PrefillProgress):
+                tokens.append(int(step[0]))
+    return tuple(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)

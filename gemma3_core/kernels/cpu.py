@@ -1,0 +1,172 @@
+"""Builds and calls cpu.c: RMSNorm in one pass, and rows times int4 weights.
+
+torch's RMSNorm on a CPU is a dozen operations, which for one token take longer to begin than to carry out. Its int4
+kernel widens each weight to a float and multiplies that, which keeps a processor busier than reading the weights
+does; ours multiplies bytes (AVX-512 VNNI), of activations that are 16-bit integers in each group. That is off by at
+most a 65,000th of a group's largest activation: closer to the exact product of float32 activations than torch's
+kernel, which rounds them to bfloat16, and about as close as the result's own rounding where they are bfloat16.
+
+The machine's C compiler builds them when a model is loaded, in about a second, beside the loading. Where there is
+none, or another processor or system, or GEMMA_CPU_KERNELS is set to anything but 1, torch's operations are used, and
+the log says why.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SOURCE = Path(__file__).with_name("cpu.c")
+COMPILERS = ("cc", "gcc", "clang")
+"""The first of these that the machine has builds it."""
+_PROCESSOR = Path("/proc/cpuinfo")
+_BUILDING_SECONDS = 120
+_THREAD_POOL = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")  # of torch's OpenMP library
+_POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, _FLAG, _FLAG]
+_NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
+_ROWS_AT_A_TIME = 2048  # bounds what int4_multiply holds of the activations as integers
+_LANES = 16  # numbers that a processor takes together
+_WIDEST_GROUP = 4096  # of int4_multiply: a longer run's sum might not fit into 32 bits
+_NEEDED = frozenset(("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"))  # as /proc/cpuinfo names them
+_OFF = "GEMMA_CPU_KERNELS"
+
+OUTPUTS_MULTIPLE = 64
+"""Of int4_multiply: it takes so many rows of weights at a time."""
+DTYPES = (torch.float32, torch.bfloat16)
+"""Of activations."""
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+log = logging.getLogger(__name__)
+
+
+class _CompilerError(Exception):
+    """A processor that the kernels are for, and no compiler that builds them."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, built and loaded; None where they can't be had, which the log explains."""
+    torchs = "RMSNorm and int4 run on torch's operations, not on the faster kernels"
+    try:
+        _check_machine()
+        return _built()
+    except NotImplementedError as error:
+        log.info("%s: %s", torchs, error)
+    except (_CompilerError, OSError, subprocess.SubprocessError) as error:
+        log.warning("%s: %s", torchs, error)
+    return None
+
+
+def prepare() -> None:
+    """Begins to build them, in a thread of its own, so that the first answer need not wait."""
+    threading.Thread(target=library, name="cpu_kernels", daemon=True).start()
+
+
+def _check_machine() -> None:
+    """Raises NotImplementedError where the kernels are not for this machine, or not wanted."""
+    if (asked := os.environ.get(_OFF, "1")) != "1":
+        raise NotImplementedError(f"{_OFF} is {asked}")
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise NotImplementedError(f"they are for Linux on x86-64, this is {platform.system()} on {platform.machine()}")
+    if not set(_PROCESSOR.read_text(encoding="utf-8").split()) >= _NEEDED:
+        raise NotImplementedError("this processor lacks AVX-512 VNNI or VBMI")
+    process = ctypes.CDLL(None)
+    if missing := [name for name in _THREAD_POOL if not hasattr(process, name)]:
+        raise NotImplementedError(f"this torch has no OpenMP library with {', '.join(missing)}")
+
+
+def _built() -> ctypes.CDLL:
+    """Raises _CompilerError, OSError or SubprocessError."""
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise _CompilerError(f"there is no C compiler ({', '.join(COMPILERS)}); install one to answer faster")
+    # Gone as soon as it is loaded: nothing is left behind that could be stale or somebody else's.
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "cpu.so"
+        command = [compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_BUILDING_SECONDS, check=False
+        )
+        if done.returncode != 0:
+            raise _CompilerError(f"{compiler} could not build them: {done.stderr.strip()[:500]}")
+        kernels = ctypes.CDLL(str(built))
+    if not kernels.supported():
+        raise _CompilerError("the processor refuses what /proc/cpuinfo promises")
+    kernels.int4_multiply.argtypes = _MULTIPLY_ARGUMENTS
+    kernels.rms_norm.argtypes, kernels.rms_norm.restype = _NORM_ARGUMENTS, None
+    return kernels
+
+
+def library_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
+    """The kernels where they can be used on x (and on weights that it is to be combined with); else None.
+
+    They give a result and nothing besides, neither a gradient nor a trace: they are used in inference mode, on plain
+    tensors of one type in the CPU's memory.
+    """
+    if torch.compiler.is_compiling():  # asked first: what follows can't be compiled
+        return None
+    if not x.is_cpu or torch.jit.is_tracing() or not torch.is_inference_mode_enabled():
+        return None
+    if x.dtype not in DTYPES or any(weight.dtype != x.dtype for weight in weights):
+        return None
+    plain = all(type(one) in _PLAIN and one.is_cpu for one in (x, *weights))
+    return library() if plain else None
+
+
+def rms_norm(kernels: ctypes.CDLL, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) * (1 + weight) along the last axis, computed in float32; as x, which is float32 or bfloat16.
+
+    weight [N], of the same type; N a multiple of 16 (`norm_fits`).
+    """
+    assert x.dtype == weight.dtype
+    assert x.device.type == weight.device.type == "cpu"
+    assert weight.shape == x.shape[-1:]
+    assert norm_fits(x)
+    x, weight = x.contiguous(), weight.contiguous()
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    pointers, sizes = (x.data_ptr(), weight.data_ptr(), out.data_ptr()), (x.numel() // width, width)
+    kernels.rms_norm(*pointers, *sizes, eps, int(x.dtype == torch.bfloat16), torch.get_num_threads())
+    return out
+
+
+def norm_fits(x: torch.Tensor) -> bool:
+    """Whether rms_norm takes rows of this length."""
+    return x.shape[-1] % _LANES == 0 and x.numel() > 0
+
+
+def multiply(
+    kernels: ctypes.CDLL, x: torch.Tensor, qdata: torch.Tensor, scale_and_zero: torch.Tensor, group_size: int
+) -> torch.Tensor:
+    """x [M, K] in float32 or bfloat16 times the weights that torch packed for its own kernel: [M, N], as x.
+
+    qdata: uint8 [N, K/2] in blocks of OUTPUTS_MULTIPLE rows; scale_and_zero: bfloat16 [K/G, N, 2]. A row of the
+    result does not depend on the others. Raises MemoryError.
+    """
+    inputs, outputs = x.shape[1], qdata.shape[0]
+    assert x.dtype in DTYPES
+    assert outputs % OUTPUTS_MULTIPLE == inputs % group_size == group_size % _LANES == 0
+    assert group_size <= _WIDEST_GROUP
+    assert qdata.shape == (outputs, inputs // 2)
+    assert scale_and_zero.shape == (inputs // group_size, outputs, 2)
+    assert all(tensor.device.type == "cpu" for tensor in (x, qdata, scale_and_zero))
+    x, qdata, scale_and_zero = x.contiguous(), qdata.contiguous(), scale_and_zero.contiguous()
+    out = x.new_empty(len(x), outputs)
+    weights = (qdata.data_ptr(), scale_and_zero.data_ptr())
+    for some, part in zip(x.split(_ROWS_AT_A_TIME), out.split(_ROWS_AT_A_TIME), strict=True):
+        sizes = (len(some), inputs, outputs, group_size)
+        flags = (int(x.dtype == torch.bfloat16), torch.get_num_threads())
+        if kernels.int4_multiply(some.data_ptr(), *weights, part.data_ptr(), *sizes, *flags):
+            raise MemoryError("not enough memory to multiply by int4 weights")
+    return out

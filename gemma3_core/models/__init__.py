@@ -1,0 +1,1 @@
+"""The model classes, and how their weights are loaded and saved."""

@@ -1,0 +1,240 @@
+"""Gemma 3 as a classifier: a linear head, `score`, on the hidden state of a prompt's last token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
+from gemma3_core.errors import PromptError
+from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.saving import refuse_options
+from gemma3_core.models.multimodal import Gemma3Model
+from gemma3_core.models.pretrained import PreTrainedModel
+from gemma3_core.models.text import Gemma3TextModel
+from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.outputs import TextModelOutput, _KeyedOutput, as_asked
+
+REGRESSION = "regression"
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+
+_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+@dataclass(eq=False)
+class SequenceClassifierOutput(_KeyedOutput):
+    """logits [B, labels] (for regression the numbers themselves); loss a scalar where labels were given."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class _SequenceClassifier(PreTrainedModel):
+    """What the two classifiers share: the head, the last token, the loss, labels when loading."""
+
+    def __init__(self, config: AnyConfig):
+        super().__init__(config)
+        self.model = self._body(config)
+        self.score = nn.Linear(self.text_config.hidden_size, config.num_labels, bias=False)
+
+    def _body(self, config: Any) -> Any:
+        raise NotImplementedError
+
+    @property
+    def num_labels(self) -> int:
+        return self.config.num_labels
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        config: AnyConfig | None = None,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        problem_type: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Loads a classifier, or a generating checkpoint below a new head: `num_labels` rows, random, to be trained.
+
+        The four names go over those in config.json. `options` are every model's: dtype, device_map, …. Raises
+        CheckpointError (also for another number of labels than the checkpoint's head has), ConfigError,
+        UnsupportedOptionError.
+        """
+        given = {"num_labels": num_labels, "id2label": id2label, "label2id": label2id, "problem_type": problem_type}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if changes:
+            how = {name: options[name] for name in _OF_THE_HUB if name in options}
+            config = config or read_config(resolve_folder(pretrained_model_name_or_path, **how, weights=False))
+            config = config.replace(**changes)
+        return super().from_pretrained(pretrained_model_name_or_path, config=config, **options)
+
+    def _classify(
+        self,
+        out: TextModelOutput,
+        input_ids: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        return_dict: bool | None,
+    ) -> Any:
+        hidden = out.last_hidden_state
+        columns = self._last_columns(input_ids, hidden)
+        logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), columns])  # [B, labels]
+        result = SequenceClassifierOutput(
+            loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+        return as_asked(result, return_dict)
+
+    def _last_columns(self, input_ids: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
+        pad = self.text_config.pad_token_id
+        if pad is None and len(hidden) > 1:
+            raise PromptError(
+                f"A batch of {len(hidden)} needs padding, and the config has no pad_token_id. "
+                "Give one prompt at a time, or set pad_token_id."
+            )
+        if input_ids is None or pad is None:
+            return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
+        return last_token_columns(input_ids, pad).to(hidden.device)
+
+
+def last_token_columns(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """The column [B] of each row's last token that is not padding, on whichever side the padding of [B, T] is.
+
+    By the ids, as in transformers: 0 where a row holds padding only. `p p a b` and `a b p p` give 3 and 1.
+    """
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return (columns * (input_ids != pad_token_id)).amax(dim=1)
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """Mean loss of logits [B, labels]: squared error, cross entropy, or binary cross entropy of each label.
+
+    Labels are numbers [B] (or [B, labels]) for regression, classes [B] of whole numbers for single_label, and
+    0 or 1 [B, labels] for multi_label_classification. Without a problem_type one label is regression, whole
+    numbers are single label and floats multi label. PromptError for labels of another shape.
+    """
+    labels = labels.to(logits.device)
+    problem_type = problem_type or _problem_of(logits, labels)
+    expected = tuple(logits.shape) if problem_type == MULTI_LABEL or logits.shape[1] > 1 else (len(logits),)
+    if problem_type == SINGLE_LABEL:
+        expected = (len(logits),)
+    if labels.numel() != torch.Size(expected).numel() or (problem_type == MULTI_LABEL and labels.shape != expected):
+        raise PromptError(f"labels for {problem_type} must be {list(expected)}, got {list(labels.shape)}.")
+    if problem_type == REGRESSION:
+        return F.mse_loss(logits.flatten(), labels.to(logits.dtype).flatten())
+    if problem_type == SINGLE_LABEL:
+        return F.cross_entropy(logits, labels.flatten())
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def _problem_of(logits: torch.Tensor, labels: torch.Tensor) -> str:
+    if logits.shape[1] == 1:
+        return REGRESSION
+    return SINGLE_LABEL if labels.dtype in (torch.int64, torch.int32) else MULTI_LABEL
+
+
+class Gemma3TextForSequenceClassification(_SequenceClassifier):
+    """Text in, one row of `num_labels` logits a prompt out."""
+
+    config: Gemma3TextConfig
+    config_class = Gemma3TextConfig
+
+    def _body(self, config: Gemma3TextConfig) -> Gemma3TextModel:
+        return Gemma3TextModel(config)
+
+    @property
+    def decoder(self) -> Gemma3TextModel:
+        return self.model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
+    ) -> Any:
+        """Logits [B, labels] of prompts [B, T]; with `labels` the loss too (see `classification_loss`).
+
+        The last token is found by the ids, so padding may be on either side; with inputs_embeds it is the last
+        column. Raises PromptError.
+        """
+        refuse_options("forward", unknown)
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return self._classify(out, input_ids, labels, return_dict)
+
+
+class Gemma3ForSequenceClassification(_SequenceClassifier):
+    """Pictures and text in, one row of `num_labels` logits a prompt out."""
+
+    config: Gemma3Config
+    config_class = Gemma3Config
+
+    def _body(self, config: Gemma3Config) -> Gemma3Model:
+        return Gemma3Model(config)
+
+    @property
+    def decoder(self) -> Gemma3TextModel:
+        return self.model.language_model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
+    ) -> Any:
+        """Logits [B, labels] of prompts [B, T] with pictures [N, 3, S, S]; with `labels` the loss too.
+
+        As with Gemma3TextForSequenceClassification.
+        """
+        refuse_options("forward", unknown)
+        out = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return self._classify(out, input_ids, labels, return_dict)

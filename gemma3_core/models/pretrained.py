@@ -1,0 +1,276 @@
+"""What every model class can do: from_pretrained, save_pretrained, device, dtype, tied weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
+from gemma3_core.errors import ConfigError, UnsupportedOptionError
+from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.saving import folder_to_save_in, refuse_options, write_json
+from gemma3_core.files.weight_files import MAX_SHARD_SIZE, shard_bytes
+from gemma3_core.generation.config import GenerationConfig, read_generation_config
+from gemma3_core.int4.linear import Int4Linear, require_int4
+from gemma3_core.int4.quantize import Int4Plan, TorchAoConfig, count_weights, install_int4, quantized
+from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.models.device_map import DeviceMap, mapped_device, pick_device
+from gemma3_core.models.weights import build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
+
+__all__ = ["ATTENTION_IMPLEMENTATIONS", "LOADING", "PreTrainedModel", "pick_device"]
+
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+
+LOADING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "low_cpu_mem_usage": (True, False),  # weights are never held twice, whatever is said
+        "use_safetensors": (True,),
+        "weights_only": (True,),
+        "trust_remote_code": (False,),  # no code of a checkpoint is ever run
+        "ignore_mismatched_sizes": (False,),
+        "output_loading_info": (False,),
+        "subfolder": ("",),
+        "use_kernels": (False,),
+        "offload_buffers": (False,),
+    }
+)
+"""Options of transformers' from_pretrained that are taken at values that change nothing."""
+
+
+class PreTrainedModel(nn.Module):
+    """Base of the model classes."""
+
+    config: Any
+    config_class: ClassVar[type]
+
+    def __init__(self, config: AnyConfig):
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}. For a "
+                "checkpoint that sees pictures take Gemma3ForConditionalGeneration, for one that reads text only "
+                "Gemma3ForCausalLM, for either AutoModelForCausalLM."
+            )
+        self.config = config
+        self.generation_config = GenerationConfig.from_model_config(self.config)
+        self.eager = False
+        """True runs the open form of attention ("eager"), False torch's fused one ("sdpa")."""
+        self.int4_plan: Int4Plan | None = None
+        """Which layers hold int4 weights; None in full precision."""
+        self.hf_device_map: dict[str, torch.device] | None = None
+        """{"": device} if from_pretrained was given a device_map, else None."""
+
+    @property
+    def text_config(self) -> Gemma3TextConfig:
+        return getattr(self.config, "text_config", self.config)
+
+    @property
+    def decoder(self) -> Any:
+        """The Gemma3TextModel inside (or the model itself)."""
+        inner: Any = getattr(self, "model", None)
+        return self if inner is None else inner.decoder
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights, and so of the inputs."""
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.decoder.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head; None where the model has none."""
+        return getattr(self, "lm_head", None)
+
+    def get_decoder(self) -> Any:
+        """The Gemma3TextModel inside (or the model itself)."""
+        return self.decoder
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many weights the model has, a tied head's once; without embeddings where asked for."""
+        embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
+        left_out = [
+            parameter
+            for parameter in self.parameters()
+            if (only_trainable and not parameter.requires_grad) or (exclude_embeddings and id(parameter) in embeddings)
+        ]
+        # int4 weights are no parameters, and are not trainable.
+        total = sum(p.numel() for p in self.parameters()) if only_trainable else count_weights(self)
+        return total - sum(parameter.numel() for parameter in left_out)
+
+    def can_generate(self) -> bool:
+        """Whether the model has `generate`: those with a language model's head."""
+        return hasattr(self, "generate")
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the weights, a tied head's once; int4 weights are buffers."""
+        buffers = self.buffers() if return_buffers else ()
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *buffers))
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
+        """The token embedding, where that is its size already; UnsupportedOptionError for another."""
+        embedding = self.get_input_embeddings()
+        if new_num_tokens not in (None, embedding.num_embeddings):
+            raise UnsupportedOptionError(
+                f"resize_token_embeddings to {new_num_tokens} is not supported; the vocabulary has "
+                f"{embedding.num_embeddings:,} tokens. Use tokens that it has: the tokenizer's <unused…> ones are free."
+            )
+        return embedding
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:
+        """Not supported: raises UnsupportedOptionError."""
+        raise UnsupportedOptionError("push_to_hub is not supported: save, and upload the folder with huggingface_hub.")
+
+    is_gradient_checkpointing = False
+
+    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+        """Not supported: raises UnsupportedOptionError."""
+        raise UnsupportedOptionError(
+            "Gradient checkpointing is not supported: train with shorter rows, or smaller batches."
+        )
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Nothing to do: it is never on."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        config: AnyConfig | None = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        device_map: DeviceMap | None = None,
+        attn_implementation: str | None = None,
+        quantization_config: TorchAoConfig | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **unknown: Any,
+    ) -> Self:
+        """Loads a checkpoint in the Hub's layout, strictly: each tensor there, none left over.
+
+        dtype (torch_dtype is its older name) None or "auto" is the checkpoint's own. device_map is one device: its
+        name, a CUDA device's number, "auto" (the first accelerator, else the CPU) or {"": device}; None is the CPU.
+        A model is never spread over several devices. attn_implementation is "sdpa" (None too) or "eager".
+        quantization_config makes int4 weights of a checkpoint in full precision; one that was saved with int4
+        weights needs none. Layers that stay in full precision although they are candidates are named in the log.
+        `config` stands in for the folder's config.json. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        """
+        refuse_options("from_pretrained", unknown, LOADING)
+        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+            raise UnsupportedOptionError(f"dtype={dtype} and torch_dtype={torch_dtype} differ. Give dtype alone.")
+        folder = resolve_folder(
+            pretrained_model_name_or_path,
+            revision,
+            token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        config = read_config(folder) if config is None else config
+        if isinstance(config, Gemma3Config):
+            _ = config.tokens_per_side  # a checkpoint whose pictures can't be read is told now, not at the first one
+        model = build_on_meta(lambda: cls(config))
+        assert isinstance(model, cls)
+        model.set_attention("sdpa" if attn_implementation is None else attn_implementation)
+        weights = parse_dtype(torch_dtype if dtype is None else dtype, stored_dtype(config))
+        if not isinstance(quantization_config, TorchAoConfig | None):
+            raise UnsupportedOptionError(
+                f"quantization_config must be a TorchAoConfig, got {type(quantization_config).__name__}."
+            )
+        device = mapped_device(device_map)
+        if device.type == "cpu":
+            cpu_kernels.prepare()
+        filled = model._filled(folder, weights, device, quantization_config)
+        if device_map is not None:
+            filled.hf_device_map = {"": device}
+        return filled
+
+    def _filled(
+        self, folder: Path, dtype: torch.dtype | None, device: torch.device, quantization_config: TorchAoConfig | None
+    ) -> Self:
+        """This model, which has no weights yet, with those of a checkpoint; in int4 if asked for."""
+        stored = _stored_int4(self.config, quantization_config)
+        if stored or quantization_config:
+            require_int4(device)
+        if stored:
+            install_int4(self, stored)
+        # To be quantised, weights are read on the CPU, where they stay on disk, and go to the device one by one.
+        wanted = None if stored else quantization_config
+        load_weights(self, folder, dtype, torch.device("cpu") if wanted else device)
+        self.tie_weights()
+        self.generation_config = read_generation_config(folder, self.config)
+        model = quantized(self, wanted, device) if wanted else self
+        if (plan := model.int4_plan) is not None:
+            model.to(device, model.dtype)
+            plan.warn()
+        return model
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, max_shard_size: int | str = MAX_SHARD_SIZE, **options: Any
+    ) -> None:
+        """Writes config.json, model.safetensors and, of models that generate, generation_config.json: the Hub's layout.
+
+        Where the weights need more than `max_shard_size` (bytes, or "500MB"), they are written as several files with
+        an index. int4 weights are written as they are, in a form that fits any device. Weights of an earlier save in
+        the folder are replaced. Raises CheckpointError, UnsupportedOptionError.
+        """
+        if self.int4_plan is None and any(isinstance(module, Int4Linear) for module in self.modules()):
+            raise UnsupportedOptionError("A part of an int4 model can't be saved alone. Save the whole model.")
+        shard_bytes(max_shard_size)
+        folder = folder_to_save_in(save_directory, options)
+        save_weights(self, folder, max_shard_size)  # first: where the disk is full, an earlier save stays whole
+        dtype = str(self.dtype).removeprefix("torch.")
+        data = {**self.config.to_diff_dict(), "architectures": [type(self).__name__], "dtype": dtype}
+        for name in ("torch_dtype", "quantization_config"):
+            data.pop(name, None)
+        if self.int4_plan:
+            data["quantization_config"] = self.int4_plan.config.to_dict()
+        write_json(folder / "config.json", data)
+        if self.can_generate():
+            self.generation_config.save_pretrained(folder)
+
+    def set_attention(self, implementation: str) -> None:
+        """ "sdpa" (torch's fused attention) or "eager" (open, slower; gives attention weights either way)."""
+        if implementation not in ATTENTION_IMPLEMENTATIONS:
+            raise UnsupportedOptionError(
+                f"attn_implementation={implementation!r} is not supported; use 'sdpa' or 'eager'."
+            )
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                module.eager = implementation == "eager"
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """transformers' name of `set_attention`."""
+        self.set_attention(attn_implementation)
+
+    def tie_weights(self) -> None:
+        """Lets the head share the embedding's weight where the config says so."""
+        head = getattr(self, "lm_head", None)
+        if isinstance(head, nn.Linear) and is_tied(self.config):
+            head.weight = self.decoder.embed_tokens.weight
+
+
+def _stored_int4(config: AnyConfig, asked: TorchAoConfig | None) -> TorchAoConfig | None:
+    """How the checkpoint's weights are quantised; None for full precision. UnsupportedOptionError if not as asked."""
+    data = config.extra.get("quantization_config")
+    if data is None:
+        return None
+    stored = TorchAoConfig.from_dict(data)
+    if asked not in (None, stored):
+        raise UnsupportedOptionError(
+            f"The checkpoint holds int4 weights already, by {stored}; they can't be made again by {asked}. "
+            "Leave quantization_config out, or load the checkpoint in full precision."
+        )
+    return stored

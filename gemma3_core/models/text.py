@@ -1,0 +1,339 @@
+"""The decoder: Gemma3TextModel, and Gemma3ForCausalLM with its head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3TextConfig
+from gemma3_core.errors import PromptError, UnsupportedOptionError
+from gemma3_core.files.saving import refuse_options
+from gemma3_core.generation.generate import GenerationMixin
+from gemma3_core.models.pretrained import PreTrainedModel
+from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.layers import DecoderLayer, RMSNorm, WeightReader, rotary_tables
+from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask
+from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Token embeddings times sqrt(width), that factor rounded to the weights' type."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        # On a GPU this would wait for the device at each token; there torch's own assertion has to do.
+        if input_ids.device.type == "cpu" and bool(((input_ids < 0) | (input_ids >= self.num_embeddings)).any()):
+            raise PromptError(
+                f"input_ids hold {int(input_ids.min())} to {int(input_ids.max())}; the vocabulary has "
+                f"{self.num_embeddings:,} tokens from 0 on. Use the tokenizer of this checkpoint."
+            )
+        scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype).item()
+        return super().forward(input_ids) * scale
+
+
+class Gemma3TextModel(PreTrainedModel):
+    """Embeddings, decoder layers and the last norm."""
+
+    config: Gemma3TextConfig
+    config_class = Gemma3TextConfig
+
+    def __init__(self, config: Gemma3TextConfig):
+        super().__init__(config)
+        # As in transformers, what padding is read as is not learnt.
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | WeightReader | None = None,
+        output_hidden_states: bool | None = None,
+        image_blocks: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
+    ) -> TextModelOutput:
+        """Hidden states of new tokens [B, T], given those in `past_key_values`.
+
+        attention_mask [B, T or past + T]: 0 marks padding; or, as in transformers and without a past, ready masks
+        [B, 1, T, S], one for all layers or by layer kind: True (or 0 of a float) lets a query see a key. position_ids
+        [B, T] turn the rotary embedding and default to 0, 1, 2, … behind the past. image_blocks [B, T]: see `masks`.
+        output_attentions may be a reader: see `layers`. return_dict=False gives a tuple.
+        Raises PromptError, UnsupportedOptionError.
+        """
+        refuse_options("forward", unknown)
+        check_prompt(input_ids, inputs_embeds, past_key_values)
+        mask = None if isinstance(attention_mask, Mapping) else attention_mask
+        require_tensors(attention_mask=mask, position_ids=position_ids, image_blocks=image_blocks)
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.shape[-1] != self.config.hidden_size:
+            raise PromptError(f"inputs_embeds are {x.shape[-1]} wide, this model's are {self.config.hidden_size}.")
+        keep = self.config.use_cache if use_cache is None else use_cache
+        cache = past_key_values if past_key_values is not None else (KVCache(self.config) if keep else None)
+        columns = _columns(x, cache)
+        ready = _ready_masks(attention_mask, columns, cache)
+        padding_mask = attention_mask if ready is None and isinstance(attention_mask, torch.Tensor) else None
+        positions = _mask_positions(columns, padding_mask, cache)
+        blocks = torch.full_like(positions, NO_BLOCK) if image_blocks is None else image_blocks
+        if cache is not None:
+            cache.begin(positions, blocks, may_have_padding=padding_mask is not None)
+        masks: Mapping[str, torch.Tensor | None] = ready or {
+            kind: self._mask(kind, positions, blocks, cache) for kind in (LOCAL, GLOBAL)
+        }
+        turned = columns if position_ids is None else _checked_positions(position_ids, columns)
+        rotary = {kind: self._rotary(kind, turned, x) for kind in masks}
+
+        hidden_states, attentions = [], []
+        for i, layer in enumerate(self.layers):
+            kind = self.config.layer_type(i)
+            if output_hidden_states:
+                hidden_states.append(x)
+            x, weights = layer(x, rotary[kind], masks[kind], cache, output_attentions or self.eager)
+            if output_attentions:
+                attentions.append(weights)
+        x = self.norm(x)
+        if cache is not None:
+            cache.advance()
+        result = TextModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=(*hidden_states, x) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+        return as_asked(result, return_dict)
+
+    def _mask(
+        self, kind: str, positions: torch.Tensor, blocks: torch.Tensor, cache: KVCache | None
+    ) -> torch.Tensor | None:
+        """[B, 1, T, S], or None where one new token may attend to every key that its cache keeps."""
+        if cache is not None and positions.shape[1] == 1 and not cache.has_padding:
+            return None
+        key_positions, key_blocks = (positions, blocks) if cache is None else cache.seen(kind)
+        return attention_mask(positions, key_positions, blocks, key_blocks, self.config.window(kind))[:, None]
+
+    def _rotary(self, kind: str, position_ids: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rotary_tables(position_ids, self.config.head_dim, self.config.rope_for(kind), x.dtype)
+
+
+def require_tensors(**given: Any) -> None:
+    """PromptError for inputs that are there and no tensors."""
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor | None):
+            raise PromptError(
+                f'{name} must be a tensor, got {type(value).__name__}. Ask for tensors: return_tensors="pt".'
+            )
+
+
+def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> None:
+    """Either ids [B, T] or embeddings [B, T, E], and a cache of as many rows. PromptError, UnsupportedOptionError."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise PromptError("Give either input_ids or inputs_embeds.")
+    name, given, ndim = ("input_ids", input_ids, 2) if inputs_embeds is None else ("inputs_embeds", inputs_embeds, 3)
+    if not isinstance(given, torch.Tensor):
+        raise PromptError(f'{name} must be a tensor, got {type(given).__name__}. Ask for tensors: return_tensors="pt".')
+    whole = given.dtype in (torch.int32, torch.int64)
+    if given.ndim != ndim or whole != (ndim == 2) or 0 in given.shape:
+        wanted = "whole numbers [batch, tokens]" if ndim == 2 else "floating numbers [batch, tokens, width]"
+        got = f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+        raise PromptError(f"{name} must be {wanted}, not empty, got {got}.")
+    if past_key_values is None:
+        return
+    if not isinstance(past_key_values, KVCache):
+        raise UnsupportedOptionError(f"past_key_values must be a KVCache, got {type(past_key_values).__name__}.")
+    if past_key_values.batch_size not in (None, given.shape[0]):
+        raise PromptError(
+            f"{name} have {given.shape[0]} rows, past_key_values {past_key_values.batch_size}. "
+            "They must be the same ones."
+        )
+
+
+def _ready_masks(
+    attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None, columns: torch.Tensor, cache: KVCache | None
+) -> dict[str, torch.Tensor] | None:
+    """Masks [B or 1, H or 1, T, S] by layer kind, bool, where they are given; None where it is padding at most."""
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        attention_mask = dict.fromkeys((LOCAL, GLOBAL), attention_mask)
+    if not isinstance(attention_mask, Mapping):
+        return None
+    if cache is not None and cache.get_seq_length():
+        raise PromptError("Ready masks can't be used on top of past_key_values. Give attention_mask [batch, tokens].")
+    if set(attention_mask) != {LOCAL, GLOBAL}:
+        raise PromptError(f"Ready masks must be given for {LOCAL} and {GLOBAL}, got {sorted(attention_mask)}.")
+    return {kind: _as_bool(mask, columns) for kind, mask in attention_mask.items()}
+
+
+def _as_bool(mask: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """A ready mask as bool; of an additive one 0 lets through and -inf (or the least number) does not."""
+    rows, tokens = columns.shape
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 4 or mask.shape[0] not in (1, rows):
+        raise PromptError(f"A ready mask must be a tensor [{rows}, 1, {tokens}, {tokens}], got {_described(mask)}.")
+    if tuple(mask.shape[2:]) != (tokens, tokens):
+        raise PromptError(f"A ready mask must be [{rows}, 1, {tokens}, {tokens}], got {_described(mask)}.")
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_floating_point():
+        seen, hidden = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
+        if bool((seen | hidden).all()):
+            return seen
+    raise PromptError(f"A ready mask must be bool, or floating with only 0 and -inf, got {_described(mask)}.")
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _checked_positions(position_ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    if (
+        position_ids.ndim != 2
+        or position_ids.shape[0] not in (1, len(columns))
+        or position_ids.shape[1:] != (columns.shape[1:])
+    ):
+        raise PromptError(f"position_ids must be {list(columns.shape)}, got {list(position_ids.shape)}.")
+    return position_ids
+
+
+def _columns(x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    """The number [B, T] of each new token in its row, padding counted."""
+    first = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(first, first + x.shape[1], device=x.device).expand(x.shape[:2])
+
+
+def _mask_positions(columns: torch.Tensor, padding_mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
+    """Columns, with PADDING where `padding_mask` [B, T or past + T] is 0."""
+    if padding_mask is None:
+        return columns
+    rows, new = columns.shape
+    past = 0 if cache is None else cache.get_seq_length()
+    if padding_mask.ndim != 2 or padding_mask.shape[0] != rows or padding_mask.shape[1] not in (new, past + new):
+        before = f", or [{rows}, {past + new}] with what the cache holds" if past else ""
+        raise PromptError(
+            f"attention_mask must be [batch, tokens] for {list(columns.shape)} new tokens{before}, "
+            f"got {list(padding_mask.shape)}."
+        )
+    return columns.masked_fill(padding_mask[:, -new:] == 0, PADDING)
+
+
+class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
+    """Text only: the decoder and its head (the 270M and 1B checkpoints)."""
+
+    config: Gemma3TextConfig
+    config_class = Gemma3TextConfig
+
+    def __init__(self, config: Gemma3TextConfig):
+        super().__init__(config)
+        self.model = Gemma3TextModel(config)
+        self.lm_head = output_head(config)
+        self.tie_weights()
+
+    @property
+    def decoder(self) -> Gemma3TextModel:
+        return self.model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **unknown: Any,
+    ) -> CausalLMOutput:
+        """Logits [B, T or logits_to_keep, vocabulary]; loss where labels [B, T] are given (-100 is ignored).
+
+        The other inputs are those of Gemma3TextModel. num_items_in_batch: see `causal_output`.
+        Raises PromptError, UnsupportedOptionError.
+        """
+        refuse_options("forward", unknown)
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.lm_head(last_tokens(out.last_hidden_state, logits_to_keep))
+        cap = self.config.final_logit_softcapping
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return as_asked(causal_output(out, logits, labels, num_items_in_batch), return_dict)
+
+
+def output_head(config: Gemma3TextConfig) -> nn.Linear:
+    return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def last_tokens(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The last `logits_to_keep` of [B, T, E]; 0 keeps all, a tensor names the columns to keep."""
+    if isinstance(logits_to_keep, torch.Tensor):
+        columns, tokens = logits_to_keep, x.shape[1]
+        if columns.dtype == torch.bool and columns.shape == (tokens,):
+            columns = columns.nonzero()[:, 0]
+        whole = columns.dtype in (torch.int32, torch.int64) and columns.ndim == 1
+        if not whole or (columns.device.type == "cpu" and bool(((columns < -tokens) | (columns >= tokens)).any())):
+            raise UnsupportedOptionError(
+                f"logits_to_keep must hold numbers of columns, below {tokens}, in one row; got {columns.tolist()}."
+            )
+        return x[:, columns.to(x.device)]
+    if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
+        raise UnsupportedOptionError(
+            f"logits_to_keep is how many of the last tokens, or a tensor of columns, got {logits_to_keep!r}."
+        )
+    return x[:, -logits_to_keep:] if logits_to_keep else x
+
+
+def causal_output(
+    out: TextModelOutput,
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    num_items: int | torch.Tensor | None = None,
+) -> CausalLMOutput:
+    """Adds the next-token loss: logits at t are compared with labels at t + 1, in float32.
+
+    It is the mean over this batch's tokens, or their sum over `num_items`, the tokens of a larger batch.
+    """
+    loss = None
+    if labels is not None:
+        if not isinstance(labels, torch.Tensor):
+            raise PromptError(f"labels must be a tensor of ids, got {type(labels).__name__}.")
+        if labels.dtype != torch.long:
+            raise PromptError(f"labels must be int64, got {str(labels.dtype).removeprefix('torch.')}. Use .long().")
+        if not isinstance(num_items, int | float | torch.Tensor | None):
+            raise PromptError(f"num_items_in_batch must be a number of tokens, got {num_items!r}.")
+        if labels.device.type == "cpu" and bool((labels >= logits.shape[-1]).any()):
+            raise PromptError(f"labels hold {int(labels.max())}; the vocabulary ends at {logits.shape[-1] - 1:,}.")
+        if labels.shape != logits.shape[:2]:
+            raise PromptError(
+                f"labels must be {list(logits.shape[:2])}, one for each token with logits, got {list(labels.shape)}. "
+                "Leave logits_to_keep out where a loss is asked for."
+            )
+        shifted = F.pad(labels, (0, 1), value=-100)[:, 1:].flatten().to(logits.device)
+        how = "mean" if num_items is None else "sum"
+        loss = F.cross_entropy(logits.float().flatten(0, 1), shifted, ignore_index=-100, reduction=how)
+        if num_items is not None:
+            loss = loss / (num_items.to(loss.device) if isinstance(num_items, torch.Tensor) else num_items)
+    return CausalLMOutput(
+        loss=loss,
+        logits=logits,
+        past_key_values=out.past_key_values,
+        hidden_states=out.hidden_states,
+        attentions=out.attentions,
+        image_hidden_states=out.image_hidden_states,
+    )

@@ -1,0 +1,215 @@
+"""Weights into a model and out of it, and the table of tensor names.
+
+Checkpoints name the same tensor in several ways (Hub, transformers 4.5x, transformers 5). All of them
+are brought to one name: the path of the parameter in our modules. We write the Hub's names.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config
+from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.files.weight_files import MAX_SHARD_SIZE, read_tensors, weight_files, write_tensors
+from gemma3_core.int4.linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
+from gemma3_core.int4.quantize import count_weights
+
+logger = logging.getLogger(__name__)
+
+HEAD = "lm_head.weight"
+SCORE = "score.weight"
+"""A classifier's head."""
+_OF_HEAD = "lm_head."
+_OF_SCORE = "score."
+EMBEDDING = "embed_tokens.weight"
+
+FLOAT16_REASON = (
+    "float16 is refused: Gemma 3's activations pass 65504, float16's largest number, and answers turn empty. "
+    "Use bfloat16 or float32."
+)
+
+
+def module_name(stored: str, multimodal: bool) -> str:
+    """The one name that our modules use for a tensor, from any of the names that checkpoints use.
+
+    `language_model.model.layers…`, `model.language_model.layers…`, `language_model.layers…` are one;
+    so are `vision_tower.vision_model.…` and `vision_tower.…`, with or without a leading `model.`.
+    """
+    if not multimodal:
+        return stored if stored.startswith((_OF_HEAD, _OF_SCORE, "model.")) else f"model.{stored}"
+    name = stored.removeprefix("model.")
+    if name.startswith(_OF_SCORE):
+        return name
+    if name.removeprefix("language_model.").startswith(_OF_HEAD):
+        return name.removeprefix("language_model.")
+    name = name.replace("language_model.model.", "language_model.", 1)
+    name = name.replace("vision_tower.vision_model.", "vision_tower.", 1)
+    return f"model.{name}"
+
+
+def hub_name(name: str, multimodal: bool) -> str:
+    """The Hub's name of a tensor of ours; the inverse of `module_name`."""
+    if not multimodal or name.startswith(_OF_SCORE):
+        return name
+    if name.startswith(_OF_HEAD):
+        return f"language_model.{name}"
+    name = name.removeprefix("model.")
+    name = name.replace("language_model.", "language_model.model.", 1)
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
+def parse_dtype(dtype: str | torch.dtype | None, stored: str | None = None) -> torch.dtype | None:
+    """float32 or bfloat16; None or "auto" is what the checkpoint's config names, and else as stored."""
+    if dtype is None or dtype == "auto":
+        dtype = stored
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name == "float16":
+        raise UnsupportedOptionError(FLOAT16_REASON)
+    if name not in ("float32", "bfloat16"):
+        raise UnsupportedOptionError(f"dtype {name!r} is not supported; use 'bfloat16', 'float32' or 'auto'.")
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """A model without storage: its weights are assigned afterwards, so there is never a second copy."""
+    with torch.device("meta"):
+        return build().eval()
+
+
+def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Assigns the checkpoint's tensors to a model built on the meta device, and moves them to `device`.
+
+    On a CPU and in the stored type they stay memory-mapped: nothing is copied. Missing, left over or
+    misshapen tensors raise one CheckpointError that names them all. Only a classifier's head may be missing: it is
+    then new, as the log says, and waits to be trained.
+    """
+    multimodal = isinstance(model.config, Gemma3Config)
+    int4 = _int4_shapes(model)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()} | int4
+    tied, has_head, is_bare = is_tied(model.config), hasattr(model, "lm_head"), not hasattr(model, "model")
+    found: dict[str, torch.Tensor] = {}
+    stored_names: dict[str, str] = {}
+    for path in weight_files(folder):
+        for stored, tensor in read_tensors(path):
+            name = module_name(stored, multimodal)
+            if is_bare:  # Gemma3Model and Gemma3TextModel are what others call `model`
+                name = name.removeprefix("model.")
+            if name in found:
+                raise CheckpointError(f"The checkpoint holds {name} twice, as {stored_names[name]} and {stored}.")
+            found[name], stored_names[name] = tensor, stored
+    if tied:
+        _drop_tied_head(found)
+    elif not has_head:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(_OF_HEAD)}
+    if is_bare:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(_OF_SCORE)}
+    elif SCORE in expected and SCORE not in found:
+        found[SCORE] = _new_score(model, expected[SCORE], found)
+    _check_names_and_shapes(expected, found)
+    converted = {
+        name: _checked_int4(tensor, name).to(device) if name in int4 else _converted(tensor, name, dtype, device)
+        for name, tensor in found.items()
+    }
+    if tied and has_head and HEAD in model.state_dict():
+        # One parameter under two names: named_parameters lists it once, load_state_dict asks for both.
+        converted[HEAD] = next(t for name, t in converted.items() if name.endswith(EMBEDDING))
+    model.load_state_dict(converted, strict=True, assign=True)
+
+
+def save_weights(model: nn.Module, folder: Path, max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
+    """Writes the weights with the Hub's names (a tied head is not written twice), in shards where they are larger."""
+    multimodal = isinstance(model.config, Gemma3Config)
+    state = dict(model.named_parameters())
+    for name, layer in _int4_layers(model):
+        state |= layer.state_dict(prefix=f"{name}.")
+    tensors = {hub_name(name, multimodal): tensor.detach() for name, tensor in state.items()}
+    write_tensors(tensors, folder, count_weights(model), max_shard_size)
+
+
+def is_tied(config: Any) -> bool:
+    """Whether head and embedding share their weights."""
+    return bool(config.tie_word_embeddings)
+
+
+def stored_dtype(config: AnyConfig) -> str | None:
+    """The weights' type as config.json names it (`dtype`, or `torch_dtype` in older files)."""
+    return None if config.dtype is None else str(config.dtype).removeprefix("torch.")
+
+
+def _int4_layers(model: nn.Module) -> list[tuple[str, Int4Linear]]:
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Int4Linear)]
+
+
+def _int4_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The tensors that int4 layers have in a checkpoint, by name."""
+    return {
+        f"{name}.{tensor}": shape
+        for name, layer in _int4_layers(model)
+        for tensor, shape in stored_shapes(layer.out_features, layer.in_features, layer.group_size).items()
+    }
+
+
+def _checked_int4(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """A stored tensor of an int4 layer. CheckpointError where its type is wrong or a scale is not finite."""
+    expected = {PACKED: torch.uint8, SCALE: SCALE_DTYPE, ZERO: SCALE_DTYPE}[name.rpartition(".")[2]]
+    if tensor.dtype != expected:
+        got, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected))
+        raise CheckpointError(f"{name} is stored as {got}, expected {wanted}. Make the int4 checkpoint again.")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{name} holds NaN or infinity. Make the int4 checkpoint again.")
+    return tensor
+
+
+def _new_score(model: nn.Module, shape: tuple[int, ...], found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Small random weights for a classifier's head that the checkpoint lacks, in the type of its other weights."""
+    logger.warning("The checkpoint has no %s: it is new and random. Train it before you trust its answers.", SCORE)
+    dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
+    return torch.randn(shape).mul_(model.config.initializer_range).to(dtype)  # type: ignore[union-attr,arg-type]
+
+
+def _drop_tied_head(found: dict[str, torch.Tensor]) -> None:
+    head = found.pop(HEAD, None)
+    embedding = next((t for name, t in found.items() if name.endswith(EMBEDDING)), None)
+    if head is not None and embedding is not None and not torch.equal(head, embedding):
+        raise CheckpointError(
+            f"config.json ties {HEAD} to the embedding, but the checkpoint holds two different tensors. "
+            "Set tie_word_embeddings to false there if that is meant."
+        )
+
+
+def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor]) -> None:
+    complaints = []
+    if missing := sorted(expected.keys() - found.keys()):
+        complaints.append(f"missing: {_listed(missing)}")
+    if extra := sorted(found.keys() - expected.keys()):
+        complaints.append(f"not part of this model: {_listed(extra)}")
+    wrong = [
+        f"{name} is {list(found[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if wrong:
+        complaints.append(f"wrong shape: {_listed(wrong)}")
+    if complaints:
+        raise CheckpointError(
+            f"The checkpoint does not fit its config.json ({'; '.join(complaints)}). "
+            "Download it again, or check that config.json belongs to these weights."
+        )
+
+
+def _converted(tensor: torch.Tensor, name: str, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected a float type.")
+    if dtype is None and tensor.dtype not in (torch.float32, torch.bfloat16):
+        raise CheckpointError(FLOAT16_REASON + " Load it with dtype='bfloat16'.")
+    return tensor.to(device=device, dtype=dtype or tensor.dtype)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,206 @@
+"""KV cache: full length on global layers, a ring of the window's length on local ones.
+
+The cache stores the position and the image block of every key, and `masks.attention_mask` decides by these, never by
+lengths. Each row of a batch has its own positions (left padding is PADDING); all rows share the columns.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3Config, Gemma3TextConfig
+from gemma3_core.errors import ConfigError
+from gemma3_core.nn.masks import PADDING
+
+_LEAST_GROWTH = 256
+
+
+class GrowingBuffer:
+    """Keeps every column along `dim`.
+
+    Allocates `reserve` columns at once. Beyond them it grows by a quarter: copies stay rare, and at most a fifth is
+    empty (or _LEAST_GROWTH columns). It never allocates ahead beyond `most` columns, the model's longest context.
+    """
+
+    def __init__(self, dim: int, reserve: int, most: int):
+        self.reserve = reserve
+        self._dim, self._most = dim, most
+        self._buffer: torch.Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self._buffer is None else self._buffer.nbytes
+
+    @property
+    def rows(self) -> int | None:
+        return None if self._buffer is None else self._buffer.shape[0]
+
+    def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
+        """Stores `new` at column `start`; returns every column so far (a view)."""
+        end = start + new.shape[self._dim]
+        if self._buffer is None or self._buffer.shape[self._dim] < end:
+            self._buffer = _grow(self._buffer, new, self._dim, self._room(end), keep=start)
+        self._buffer.narrow(self._dim, start, end - start).copy_(new)
+        return self._buffer.narrow(self._dim, 0, end)
+
+    def _room(self, end: int) -> int:
+        if end <= self.reserve:
+            return self.reserve
+        room = end + max(_LEAST_GROWTH, end // 4)
+        return min(room, self._most) if end <= self._most else room
+
+
+class RingBuffer:
+    """The last `window` columns along `dim`: column c lies in slot c % window."""
+
+    def __init__(self, dim: int, window: int):
+        self._dim, self._window = dim, window
+        self._buffer: torch.Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self._buffer is None else self._buffer.nbytes
+
+    @property
+    def rows(self) -> int | None:
+        return None if self._buffer is None else self._buffer.shape[0]
+
+    def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
+        """Stores `new` at column `start`; returns what its queries may need: the columns kept before, and `new`.
+
+        Slots are not in the order of columns; the positions stored alongside tell which is which.
+        """
+        count = new.shape[self._dim]
+        if self._buffer is None:
+            self._buffer = _grow(None, new, self._dim, self._window, keep=0)
+        if start + count <= self._window:
+            self._buffer.narrow(self._dim, start, count).copy_(new)
+            return self._buffer.narrow(self._dim, 0, start + count)
+        if count == 1:
+            self._buffer.narrow(self._dim, start % self._window, 1).copy_(new)
+            return self._buffer
+        before = self._buffer.narrow(self._dim, 0, min(start, self._window))
+        seen = torch.cat([before, new], dim=self._dim)
+        kept = min(count, self._window)
+        slots = torch.arange(start + count - kept, start + count, device=new.device) % self._window
+        self._buffer.index_copy_(self._dim, slots, new.narrow(self._dim, count - kept, kept))
+        return seen
+
+
+def _grow(old: torch.Tensor | None, like: torch.Tensor, dim: int, room: int, keep: int) -> torch.Tensor:
+    """A buffer with `room` columns along `dim`, the first `keep` taken over from `old`."""
+    shape = list(like.shape)
+    shape[dim] = room
+    # Never an inference tensor, which could not be written to once generation is over.
+    with torch.inference_mode(False):
+        buffer = like.new_zeros(shape)
+    if old is not None:
+        buffer.narrow(dim, 0, keep).copy_(old.narrow(dim, 0, keep))
+    return buffer
+
+
+class KVCache:
+    """Keys and values of every layer for one batch of rows.
+
+    One forward pass calls `begin` (positions and blocks of the new tokens), `update` once per layer and
+    then `advance`: only that moves the cache on. A pass that failed half way leaves the cache unusable.
+    """
+
+    def __init__(self, config: Gemma3TextConfig | Gemma3Config, reserve: int = 0):
+        """Room for `reserve` tokens is taken at once on global layers; beyond it they grow."""
+        config = config.text_config if isinstance(config, Gemma3Config) else config
+        if not isinstance(config, Gemma3TextConfig):
+            raise ConfigError(f"A KVCache needs the model's config (model.config), got {type(config).__name__}.")
+        self.length = 0
+        """Tokens read so far, padding included."""
+        self.has_padding = False
+        self._config = config
+        self._new = 0
+        kinds = [config.layer_type(i) for i in range(config.num_hidden_layers)]
+        self._keys = [self._columns(kind, 2, reserve) for kind in kinds]
+        self._values = [self._columns(kind, 2, reserve) for kind in kinds]
+        self._positions = {kind: self._columns(kind, 1, reserve) for kind in (LOCAL, GLOBAL)}
+        self._blocks = {kind: self._columns(kind, 1, reserve) for kind in (LOCAL, GLOBAL)}
+        self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _columns(self, layer_type: str, dim: int, reserve: int) -> GrowingBuffer | RingBuffer:
+        window = self._config.window(layer_type)
+        if window is not None:
+            return RingBuffer(dim, window)
+        return GrowingBuffer(dim, reserve, self._config.max_position_embeddings)
+
+    def reserve(self, tokens: int) -> None:
+        """Makes the next allocation large enough for `tokens` tokens in all."""
+        for columns in self._all_columns():
+            if isinstance(columns, GrowingBuffer):
+                columns.reserve = max(columns.reserve, tokens)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows in the cache; None while it is empty."""
+        return self._positions[GLOBAL].rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors in the cache, including columns not yet used."""
+        return sum(columns.num_bytes for columns in self._all_columns())
+
+    def _all_columns(self) -> Iterator[GrowingBuffer | RingBuffer]:
+        yield from (*self._keys, *self._values, *self._positions.values(), *self._blocks.values())
+
+    def get_seq_length(self) -> int:
+        """Tokens read so far, padding included (the name that transformers' caches use)."""
+        return self.length
+
+    def can_truncate(self, tokens: int) -> bool:
+        """Whether all but the first `tokens` tokens can be dropped: not once a ring has overwritten their window."""
+        window = self._config.window(LOCAL)
+        return tokens == self.length or (tokens < self.length and (window is None or self.length <= window))
+
+    def truncate(self, tokens: int) -> None:
+        """Drops all but the first `tokens` tokens. Raises ValueError if `can_truncate` is false."""
+        if not self.can_truncate(tokens):
+            raise ValueError(f"a cache of {self.length} tokens can't be truncated to {tokens}")
+        self.length = tokens
+
+    def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:
+        """Announces new tokens, with their positions (or PADDING) and image blocks, both [B, T]."""
+        self._new = positions.shape[1]
+        for kind in (LOCAL, GLOBAL):
+            self._seen[kind] = (
+                self._positions[kind].write(positions, self.length),
+                self._blocks[kind].write(blocks, self.length),
+            )
+        if may_have_padding and not self.has_padding:
+            self.has_padding = bool((positions == PADDING).any())
+
+    def seen(self, layer_type: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions and blocks [B, S] of the keys that `update` returns on such a layer, in its order."""
+        return self._seen[layer_type]
+
+    def update(self, layer_index: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores new keys and values [B, KV heads, T, D]; returns all to attend to [B, KV heads, S, D]."""
+        return (
+            self._keys[layer_index].write(keys, self.length),
+            self._values[layer_index].write(values, self.length),
+        )
+
+    def advance(self) -> None:
+        """Counts the announced tokens as read, once every layer has stored them."""
+        self.length += self._new
+        self._new = 0
+
+
+def cache_bytes(config: Gemma3TextConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> int:
+    """Bytes of a cache reserved for `tokens` tokens per row, once it is full.
+
+    Counted on a real cache on torch's meta device, which has shapes but no memory.
+    """
+    cache = KVCache(config, reserve=tokens)
+    columns = torch.arange(tokens, device="meta").expand(batch, tokens)
+    new = torch.empty(batch, config.num_key_value_heads, tokens, config.head_dim, dtype=dtype, device="meta")
+    cache.begin(columns, columns, may_have_padding=False)
+    for layer in range(config.num_hidden_layers):
+        cache.update(layer, new, new)
+    cache.advance()
+    return cache.num_bytes

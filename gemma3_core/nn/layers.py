@@ -1,0 +1,231 @@
+"""The decoder's parts: RMSNorm, rotary embedding, attention, MLP and the layer they make up."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gemma3_core.config.gemma3 import Gemma3TextConfig, RopeParameters
+from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.nn.cache import KVCache
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+WeightReader = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
+"""Called beside a layer's fused attention with its number, rotated queries [B, H, T, D], keys [B, KV heads, S, D],
+mask [B, 1, T, S] or None, and scale; what it returns stands in `attentions` in place of the weights."""
+
+MANY_ROWS = 128
+"""From so many rows on, widening a weight costs less than it saves."""
+
+WIDENED_AT_A_TIME = 2**23
+"""Numbers of a weight that are widened together: 32 MB, however large the layer is."""
+
+ROWS_AT_A_TIME = 2**22
+"""Numbers of the input that are widened together: 16 MB, however long the prompt or large the picture is."""
+
+
+class Linear(nn.Linear):
+    """x W^T + b; many rows of bfloat16 on a CPU are multiplied in float32.
+
+    CPUs that have nothing of their own for bfloat16 multiply float32 about twice as fast, and round once at the
+    end. The widened weight and input, a part of them where they are large, live for this product only.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._widens(x):
+            return super().forward(x)
+        x_rows, features = x.reshape(-1, self.in_features), max(1, WIDENED_AT_A_TIME // self.in_features)
+        at_a_time = max(MANY_ROWS, ROWS_AT_A_TIME // max(self.in_features, min(features, self.out_features)))
+        out = x.new_empty(x_rows.shape[0], self.out_features)
+        for first in range(0, self.out_features, features):
+            columns = slice(first, first + features)
+            weight, bias = self.weight[columns].float(), None if self.bias is None else self.bias[columns].float()
+            for start in range(0, x_rows.shape[0], at_a_time):
+                rows = slice(start, start + at_a_time)
+                out[rows, columns] = F.linear(x_rows[rows].float(), weight, bias)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _widens(self, x: torch.Tensor) -> bool:
+        narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        return narrow and x.shape[:-1].numel() >= MANY_ROWS and not multiplies_bfloat16_fast()
+
+
+@cache
+def has_bfloat16_tiles() -> bool:
+    """Whether this CPU has tiles (AMX) for bfloat16 matrix products."""
+    return torch.cpu._is_amx_tile_supported()
+
+
+@cache
+def multiplies_bfloat16_fast() -> bool:
+    """Whether this CPU has tiles or instructions (AVX-512 BF16) for bfloat16 matrix products."""
+    return has_bfloat16_tiles() or torch.cpu._is_avx512_bf16_supported()
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), computed in float32 (the checkpoint stores w - 1)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernels = cpu_kernels.library_for(x, self.weight)
+        if kernels is not None and cpu_kernels.norm_fits(x):
+            return cpu_kernels.rms_norm(kernels, x, self.weight, self.eps)
+        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return (normed * (1.0 + self.weight.float())).type_as(x)
+
+
+def rotary_tables(positions: torch.Tensor, head_dim: int, rope: RopeParameters, dtype: torch.dtype) -> Rotary:
+    """Cosines and sines [B, 1, T, D] for positions [B, T] (RoFormer, linear position scaling by `factor`)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=positions.device) / head_dim
+    inverse_frequency = 1.0 / (rope.theta**exponents) / rope.factor
+    angles = positions[:, None, :, None].float() * inverse_frequency
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Applies rotary tables to queries or keys [B, H, T, D]; halves are paired, not neighbours."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    with_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of queries [B, H, T, D] over keys and values [B, KV heads, S, D].
+
+    `mask` [B, 1, T, S] is True where a query may attend, None where each may attend to all. Returns
+    [B, H, T, D] and, where asked for, the weights [B, H, T, S]; with them the slow, open form runs.
+    """
+    groups = queries.shape[1] // keys.shape[1]
+    if not with_weights and _attends_widened(queries):
+        return _attend_widened(queries, keys, values, mask, scale), None
+    if not with_weights:
+        if groups > 1 and mask is not None and queries.device.type == "cuda":
+            # With a mask and enable_gqa only CUDA's math kernel is left, which holds every weight in memory.
+            keys, values, groups = (*expand_heads(keys, values, groups), 1)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
+        return out, None
+    weights = attention_weights(queries, keys, mask, scale)
+    return weights @ values.repeat_interleave(groups, dim=1), weights
+
+
+def expand_heads(keys: torch.Tensor, values: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [B, KV heads, S, D], each head repeated for its group of queries: [B, H, S, D]."""
+    return keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+
+
+def _attends_widened(queries: torch.Tensor) -> bool:
+    """One query in bfloat16 on a CPU, for which torch's fused attention is slower than in float32."""
+    return queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and queries.shape[2] == 1
+
+
+def _attend_widened(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """`attend` in float32, of a long context one KV head at a time: no more of it is widened at once."""
+    heads = keys.shape[1]
+    parts = heads if keys.numel() > WIDENED_AT_A_TIME else 1
+    some = zip(*(tensor.chunk(parts, dim=1) for tensor in (queries, keys, values)), strict=True)
+    wide = [attend(q.float(), k.float(), v.float(), mask, scale, False)[0] for q, k, v in some]
+    return torch.cat(wide, dim=1).to(queries.dtype)
+
+
+def attention_weights(
+    queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Weights [B, H, T, S] of queries [B, H, T, D] over keys [B, KV heads, S, D]; mask [B, 1, T, S] as in `attend`."""
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    scores = queries @ keys.transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RMSNorm on queries and keys."""
+
+    def __init__(self, config: Gemma3TextConfig, layer_index: int):
+        super().__init__()
+        self.config, self.layer_index = config, layer_index
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        with_weights: bool | WeightReader,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [B, T, E] -> [B, T, E], and the weights [B, H, T, S] (or what a reader makes of them) where asked for."""
+        heads = (*x.shape[:-1], -1, self.config.head_dim)
+        queries = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rotary)  # [B, H, T, D]
+        keys = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rotary)
+        values = self.v_proj(x).view(heads).transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.update(self.layer_index, keys, values)
+        scale = self.config.attention_scale
+        out, weights = attend(queries, keys, values, mask, scale, with_weights is True)
+        if callable(with_weights):
+            weights = with_weights(self.layer_index, queries, keys, mask, scale)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), weights
+
+
+class MLP(nn.Module):
+    """Gated MLP with tanh-GELU."""
+
+    def __init__(self, config: Gemma3TextConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each with RMSNorm before and after, each added to the residual stream."""
+
+    def __init__(self, config: Gemma3TextConfig, layer_index: int):
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, layer_index)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.pre_feedforward_layernorm = RMSNorm(width, eps)
+        self.post_feedforward_layernorm = RMSNorm(width, eps)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        with_weights: bool | WeightReader,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, cache, with_weights)
+        x = x + self.post_attention_layernorm(attended)
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x, weights

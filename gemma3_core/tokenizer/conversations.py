@@ -1,0 +1,122 @@
+"""One conversation or several, in the spellings that programs use -> messages, prompts and pictures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gemma3_core.errors import ChatTemplateError, UnsupportedOptionError
+from gemma3_core.images.load import ImageLimits, ImageSource, decode_base64, load_image
+from gemma3_core.tokenizer.chat_template import Message, render_chat, template_variables
+from gemma3_core.tokenizer.special_tokens import SpecialTokens
+
+Conversation = Sequence[Message]
+
+_IMAGE_KEYS = ("image", "url", "path", "base64")
+
+
+def split_batch(conversation: Any) -> tuple[list[Conversation], bool]:
+    """-> the conversations in one spelling, and whether they came as a batch.
+
+    Keys without a value are left out, and {"type": "image_url", "image_url": {"url": …}} becomes
+    {"type": "image", "url": …}. Raises ChatTemplateError for what is neither.
+    """
+    if not isinstance(conversation, list | tuple):
+        raise ChatTemplateError(
+            f"A conversation is a list of messages, not {type(conversation).__name__}; "
+            'give [{"role": "user", "content": …}], or a list of such lists.'
+        )
+    if not conversation:
+        raise ChatTemplateError("There are no messages; give at least one of role user.")
+    is_batch = isinstance(conversation[0], list | tuple)
+    chats = conversation if is_batch else [conversation]
+    for chat in chats:
+        if not isinstance(chat, list | tuple):
+            raise ChatTemplateError(
+                f"Each conversation of a batch is a list of messages; one is a {type(chat).__name__}."
+            )
+    return [[_message(message) for message in chat] for chat in chats], is_batch
+
+
+def render_prompts(
+    chats: Sequence[Conversation],
+    template: str | None,
+    special_tokens: SpecialTokens,
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool | str,
+    variables: Mapping[str, Any],
+) -> list[str]:
+    """The prompt of each conversation; `variables` whose value is None are not given.
+
+    Raises UnsupportedOptionError for a variable that the template has no use for.
+    """
+    if template is None:
+        raise ChatTemplateError(
+            "This checkpoint has no chat template; pass chat_template=, or write the prompt yourself."
+        )
+    given = {name: value for name, value in variables.items() if value is not None and value != []}
+    unused = sorted(set(given) - template_variables(template))
+    if unused:
+        raise UnsupportedOptionError(
+            f"The chat template has no use for {', '.join(unused)}: it would be left out without a word. "
+            "Leave it out yourself, or pass a chat_template that reads it."
+        )
+    if not all(isinstance(tool, Mapping) for tool in given.get("tools", ())):
+        raise UnsupportedOptionError(
+            "tools must be a list of JSON schemas (dicts); functions are not turned into them."
+        )
+    return [
+        render_chat(
+            template,
+            chat,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables={**vars(special_tokens), **given},
+        )
+        for chat in chats
+    ]
+
+
+def refuse_unsupported(return_assistant_tokens_mask: bool, sanitize_control_tokens: bool) -> None:
+    """Raises UnsupportedOptionError for the two options of apply_chat_template that don't exist here."""
+    if return_assistant_tokens_mask:
+        raise UnsupportedOptionError(
+            "return_assistant_tokens_mask is not supported: Gemma 3's chat template does not mark the model's words. "
+            "Find them between <start_of_turn>model and <end_of_turn> in the ids."
+        )
+    if sanitize_control_tokens:
+        raise UnsupportedOptionError(
+            "sanitize_control_tokens is not supported; pass the messages through the processor's escape_messages."
+        )
+
+
+def pictures_of(chat: Conversation, limits: ImageLimits) -> Iterator[ImageSource]:
+    """The pictures of a conversation, in order; a part of type "image" without one gives none."""
+    for message in chat:
+        parts = message["content"]
+        for part in () if isinstance(parts, str) else parts:
+            if part["type"] == "image":
+                yield from (_picture(key, part[key], limits) for key in _IMAGE_KEYS if part.get(key) is not None)
+
+
+def _picture(key: str, source: Any, limits: ImageLimits) -> ImageSource:
+    """A key that says what it holds is taken at its word: base64 is never read as a path."""
+    if key == "base64" and isinstance(source, str) and not source.startswith("data:"):
+        return load_image(decode_base64(source, limits), limits)
+    return Path(source) if key == "path" and isinstance(source, str) else source
+
+
+def _message(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message  # render_chat says what is wrong with it
+    kept = {key: value for key, value in message.items() if value is not None}
+    if isinstance(kept.get("content"), list | tuple):
+        kept["content"] = [_part(part) for part in kept["content"]]
+    return kept
+
+
+def _part(part: Any) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") != "image_url":
+        return part
+    url = part.get("image_url")
+    return {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}

@@ -1,0 +1,104 @@
+"""The benchmarks run, on shapes small enough for a test, and compare what they say they compare."""
+
+from typing import Any
+
+import pytest
+import torch
+from places import DEMO_MODEL
+
+from benchmarks import attention, attention_memory, language_model, mask_view, next_question, vision_language
+from benchmarks.timing import in_turns
+from gemma3_core.config.gemma3 import Gemma3Config, read_config
+from gemma3_core.engine import AttentionMap, Box, Engine, SquareMap
+from gemma3_core.inspection.prompt import Square
+from gemma3_core.int4.linear import Int4Linear
+from gemma3_core.int4.quantize import TorchAoConfig, quantized
+
+
+@pytest.fixture(scope="module")
+def config() -> Gemma3Config:
+    config = read_config(DEMO_MODEL)
+    assert isinstance(config, Gemma3Config)
+    return config
+
+
+def test_actions_take_turns():
+    done: list[str] = []
+    seconds = in_turns({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, rounds=2)
+    assert done == ["a", "b"] * 3
+    assert set(seconds) == {"a", "b"}
+
+
+def test_both_sides_of_the_picture_benchmark_compute_the_same(config: Gemma3Config):
+    ours = vision_language.random_model(config, torch.device("cpu"))
+    theirs = vision_language.reference_model(ours)
+    prompt = vision_language._picture_prompt(ours)
+    a, b = (model(**prompt).logits.float() for model in (ours, theirs))
+    assert (a - b).abs().max() <= 0.02 * b.abs().max()
+    assert theirs.lm_head.weight.data_ptr() == ours.lm_head.weight.data_ptr()
+    language_model.quantize_reference(theirs)
+    twin = quantized(ours, TorchAoConfig(128))
+    own, other = ((model(**prompt).logits.float() - a).square().mean() for model in (twin, theirs))
+    assert 0 < own < 1.3 * other
+    assert isinstance(twin.lm_head, Int4Linear)
+    assert vision_language.decoded_bytes(twin) < 0.4 * vision_language.decoded_bytes(ours)
+
+
+def test_the_picture_benchmark_has_a_figure_for_each_way(config: Gemma3Config):
+    report = vision_language.measure(config, "cpu", prompt_tokens=40, new_tokens=4, rounds=1)
+    for precision in ("bfloat16", "int4"):
+        rows: dict[str, Any] = report[precision]
+        assert set(rows) == {"prefill", "decode", "picture_to_first_token_s", "share_of_bandwidth"}
+        assert all(row["ours"] and set(row) == {"ours", "default", "static"} for row in rows.values())
+
+
+def test_a_further_question_is_answered_sooner():
+    figures = next_question.measure(rounds=2)
+    assert 0 < figures["reused_tokens"] < figures["prompt_tokens"]
+    assert figures["ratio"] > 1
+
+
+def test_attention_in_a_box_counts_cells_by_the_part_that_it_covers():
+    square = Square(picture=0, crop=None, box=Box(0, 0, 40, 20), start=0, stop=4)
+    seen = AttentionMap("global", (0,), None, (SquareMap(square, ((0.1, 0.2), (0.3, 0.4))),), ())
+    assert attention.share_in(seen, Box(0, 0, 40, 20)) == pytest.approx(1.0)
+    assert attention.share_in(seen, Box(20, 10, 40, 20)) == pytest.approx(0.4)
+    assert attention.share_in(seen, Box(10, 0, 30, 10)) == pytest.approx(0.15)
+
+
+def test_the_demo_model_looks_at_what_it_is_asked_about():
+    engine = Engine.load(device="cpu")
+    findings = [found for case in attention.cases(6) if (found := attention.find(engine, case, ["global", 0]))]
+    figures = attention.report(findings)
+    assert figures["layers"]["global"]["times_its_area_median"] > 4
+    assert figures["layers"]["0"]["share_on_object"] < figures["layers"]["global"]["share_on_object"]
+    assert figures["probability_without_asked"] < figures["probability_without_other"] - 0.2
+    assert f"{figures['layers']['global']['share_on_object']:.1%}" in attention.table(figures)
+
+
+def test_the_mask_benchmark_measures_the_page_that_it_is_given():
+    shown: list[str] = []
+    figures = mask_view.measure(700, 2, 3, lambda html: shown.append(html) or [40.0, 20.0])
+    assert 690 <= figures.tokens <= 700
+    assert (figures.painted_s, figures.redrawn_s, figures.html_bytes) == (0.04, 0.02, len(shown[0].encode()))
+    assert figures.total_s == figures.engine_s + figures.html_s + 0.04
+    assert shown[0].count("picture 2") == 1
+
+
+def test_the_memory_benchmark_counts_what_is_allocated_at_the_peak(tmp_path):
+    def work() -> None:
+        first = torch.ones(1_000_000)
+        second = first + 1
+        del first
+        second.sum()
+
+    assert 8_000_000 <= attention_memory.peak_allocated(work) < 8_100_000
+    text = {**attention_memory.TEXT_4B, "hidden_size": 64, "intermediate_size": 256, "head_dim": 16}
+    vision = {**attention_memory.VISION_4B, "hidden_size": 32, "intermediate_size": 64, "image_size": 224}
+    attention_memory.write_checkpoint(tmp_path, text, vision, soft_tokens=16)
+    figures = attention_memory.measure(tmp_path, (1200, 300), device="cpu")
+    assert figures["crops"] == 4
+    assert figures["tokens"] > 5 * 16
+    assert 0.5 < figures["allocated_mb"] < 60  # tiles are decoded elsewhere and encoded one by one
+    rows = 32 * 8 * figures["tokens"] * 2 + 262_208 * 2
+    assert figures["further_layers_mb"] == round(rows / 1e6, 1)

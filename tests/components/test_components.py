@@ -1,0 +1,600 @@
+"""The page's pure functions: texts, figures, conversation, strip, examples."""
+
+import asyncio
+import json
+import mimetypes
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+from gradio_client.utils import get_mimetype
+from PIL import Image
+from window import DEMO, STATS, Window, run, typed
+
+from components.chat import panel as chat
+from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
+from components.chat.handlers import Asking, _Draft
+from components.examples import FOLDER, Example, load_examples
+from components.serving.server import Page, declare_avif, launch_options
+from components.settings import Choices, Own, bring, build_settings, int4_line, take_back, with_brought
+from components.shown import image_strip as strip
+from components.shown import markdown
+from components.shown.stats import Interrupted, figures_line
+from components.theme import build_theme
+from gemma3_core.engine import (
+    DoneEvent,
+    Gemma3Error,
+    Int4Choice,
+    Models,
+    PicturePreview,
+    SamplingSettings,
+    StageEvent,
+    TokenEvent,
+    Turn,
+)
+
+
+def changed(value, **fields):
+    return type(value)(**{**vars(value), **fields})
+
+
+def test_figures_line():
+    line = "demo model · bfloat16 · 1 picture, 2 crops · 212 tokens · first token 0.21 s · 64 tokens/s"
+    assert figures_line(STATS) == line
+
+
+def test_figures_line_of_a_long_int4_conversation_without_crops():
+    stats = changed(
+        STATS, model="gemma-3-4b-it", quantization="int4", num_images=2, num_crops=0, prompt_tokens=1064,
+        reused_tokens=820, new_tokens=256, tokens_per_s=None, stop_reason="length",
+    )  # fmt: skip
+    assert figures_line(stats) == (
+        "gemma-3-4b-it · int4 · 2 pictures · 1,064 tokens (820 reused) · first token 0.21 s · cut at 256 new tokens"
+    )
+
+
+def test_figures_line_of_text_alone():
+    stats = changed(STATS, num_images=0, num_crops=0, time_to_first_token_s=None, tokens_per_s=None)
+    assert figures_line(stats) == "demo model · bfloat16 · 212 tokens"
+
+
+def test_figures_line_of_a_stopped_answer_says_what_is_known():
+    line = "demo model · 1 picture · first token 0.21 s · 64 tokens/s · stopped after 12 tokens"
+    assert figures_line(Interrupted("demo model", 1, 12, 0.2123, 63.7)) == line
+    assert figures_line(Interrupted("demo model", 0, 1, None, None)) == "demo model · stopped after 1 token"
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("How many hearts?", "How many hearts?"),
+        ("2 * 3 * 4 = _x_", r"2 \* 3 \* 4 = \_x\_"),
+        ("<img src=http://x.example/a.png>", r"\<img src=http\://x.example/a.png>"),
+        ("![a](http://x.example)", r"!\[a\](http\://x.example)"),
+        ("> www.x.example a@x.example", r"\> www\.x.example a\@x.example"),
+        ("# no title\n- no list", "\\# no title\n\\- no list"),
+        ("1. one", "1\N{WORD JOINER}. one"),
+        ("a\n    b", "a\n\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}b"),
+        ("Größe 3,5 €", "Größe 3,5 €"),
+    ],
+)
+def test_questions_are_shown_as_typed(typed, shown):
+    assert markdown.literal(typed) == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("**Two** circles, 1 < 2.", "**Two** circles, 1 < 2."),
+        ("<img src='http://x.example/a.png'>", "&lt;img src='http://x.example/a.png'>"),
+        ("see ![a](http://x.example/a.png)", "see !\\[a](http://x.example/a.png)"),
+        ("use `<br>` or\n```html\n<b>\n", "use `<br>` or\n```html\n<b>\n"),
+        ("</div><script>", "&lt;/div>&lt;script>"),
+    ],
+)
+def test_answers_load_nothing_and_hold_no_html(written, shown):
+    assert markdown.of_model(written) == shown
+
+
+def test_indentation_of_an_answer_survives_gradio():
+    text = "    four spaces\nthen none"
+    processed = chat.gr.Chatbot().postprocess([chat.answering(text)])
+    assert processed.root[0].content[0].text == text
+
+
+def test_a_conversation_keeps_earlier_pictures():
+    first = question_of(" What is this? ", ["/cache/a.png"])
+    conversation = Conversation().add(Exchange(first, False, "A star.", STATS))
+    turns = conversation.turns(Turn("user", "What color?"))
+    assert [turn.role for turn in turns] == ["user", "assistant", "user"]
+    assert turns[0].text == "What is this?"
+    assert turns[0].pictures == first.pictures
+    assert conversation.up_to(-1) == Conversation()
+
+
+def test_each_turn_keeps_the_pan_and_scan_that_it_was_asked_with():
+    asked = [Exchange(question_of("What?", ["/cache/a.png"]), cut, "A star.", STATS) for cut in (True, False)]
+    turns = Conversation(tuple(asked)).turns(Turn("user", "And now?"))
+    assert [turn.pan_and_scan for turn in turns] == [True, None, False, None, None]
+
+
+def test_neither_a_returned_question_nor_what_was_typed_meanwhile_is_lost():
+    returned, typed = question_of("What?", ["/cache/a.png"]), question_of("and now", ["/cache/a.png", "/cache/b.png"])
+    both = joined(returned, typed)
+    assert both.text == "What?\n\nand now"
+    assert [path.name for path in both.pictures] == ["a.png", "b.png"]
+    assert joined(returned, NOTHING) == joined(NOTHING, returned) == returned
+
+
+def two_exchanges() -> Conversation:
+    stopped = Interrupted("demo model", 0, 3, 0.1, None)
+    first = Exchange(Turn("user", "What?"), False, "A star.", STATS)
+    return Conversation().add(first).add(Exchange(Turn("user", "Where?"), False, "Left.", stopped))
+
+
+def controls(shown: list[dict]) -> list[list[str]]:
+    """Of each message, what its buttons do."""
+    lines = [[part.value for part in message["content"] if isinstance(part, chat.gr.HTML)] for message in shown]
+    return [re.findall(r'data-act="(\w+)"', "".join(line)) for line in lines]
+
+
+def test_each_question_can_be_edited_and_only_the_last_one_asked_again_or_taken_back():
+    two = two_exchanges()
+    assert controls(chat.messages(two)) == [["edit"], ["copy"], ["edit"], ["copy", "retry", "undo"]]
+    only_copying = [[], ["copy"], [], ["copy"]]
+    assert controls(chat.messages(two, controls=False)) == only_copying
+    assert controls(chat.messages(Conversation(two.exchanges, changing=0))) == only_copying
+
+
+def test_controls_have_names_of_their_own():
+    shown = str([part.value for m in chat.messages(two_exchanges()) for part in m["content"] if hasattr(part, "value")])
+    names = re.findall(r'aria-label="([^"]+)"', shown)
+    assert names[:4] == ["Edit question 1", "Look inside answer 1", "Copy answer 1", "Edit question 2"]
+    assert len(set(names)) == len(names) == 8
+
+
+def test_a_tiff_is_named_where_browsers_would_show_a_broken_picture():
+    (message,) = chat.asked(question_of("What?", ["/cache/<b>.tiff", "/cache/a.png"]))
+    tiff, png, _ = message["content"]
+    assert "&lt;b&gt;.tiff: a TIFF" in tiff.value
+    assert png == {"path": "/cache/a.png", "alt_text": "Picture 2 of the question"}
+
+
+VALUES = (False, "", 0.0, 0, 1.0, "", 8)
+
+
+class Speaking:
+    """An engine that answers at once with what it is told to, or refuses."""
+
+    def __init__(self, *answers: str | Exception):
+        self.info, self.answers, self.requests = DEMO, list(answers), []
+
+    def stream(self, request):
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        yield StageEvent("reading", "Reading 9 tokens")
+        yield TokenEvent(answer)
+        yield DoneEvent(answer, STATS)
+
+
+def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_pictures():
+    engine = Speaking("A heart.")
+    asking = Asking(Models(engine), ())
+    before = Conversation((replace(two_exchanges().exchanges[0], question=question_of("What?", ["/cache/a.png"])),
+                           two_exchanges().exchanges[1]))  # fmt: skip
+    _, box, changing, notice = asking.edit(0, typed("half a question"), before, Window())
+    assert box["value"] == {"text": "What?", "files": ["/cache/a.png"]}
+    assert changing.exchanges == before.exchanges  # nothing is dropped before the new question is sent
+    assert "Editing question 1" in notice
+    shown, after, notice = run(asking.send(typed("Which?", "/cache/a.png"), changing, Window(), *VALUES))
+    assert [turn.text for turn in engine.requests[0].turns] == ["Which?"]
+    assert [(e.question.text, e.answer) for e in after.exchanges] == [("Which?", "A heart.")]
+    assert [path.name for path in after.exchanges[0].question.pictures] == ["a.png"]
+    assert (after.changing, notice, len(shown)) == (None, "", 2)
+    box, after = asking.hand_back(typed(""), after, Window())
+    assert box["value"]["text"] == "half a question"
+    assert after.returned == NOTHING
+
+
+def test_editing_can_be_given_up():
+    asking = Asking(Models(Speaking()), ())
+    _, _, changing, _ = asking.edit(1, typed("half a question", "/cache/b.png"), two_exchanges(), Window())
+    shown, box, kept, notice = asking.keep(changing, Window())
+    assert (kept, notice, len(shown)) == (two_exchanges(), "", 4)
+    assert box["value"] == {"text": "half a question", "files": ["/cache/b.png"]}
+
+
+def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
+    asking = Asking(Models(Speaking(Gemma3Error("The conversation has 9,000 tokens."))), ())
+    _, _, changing, _ = asking.edit(0, typed(""), two_exchanges(), Window())
+    shown, after, notice = run(asking.send(typed("word " * 9000), changing, Window(), *VALUES))
+    assert after.exchanges == two_exchanges().exchanges
+    assert "9,000 tokens" in shown[-1]["content"][0].value
+    assert after.changing == 0
+    assert "Editing question 1" in notice
+    assert asking.hand_back(typed(""), after, Window())[0]["value"]["text"].startswith("word word")
+
+
+@pytest.mark.parametrize("number", [-1, 2, None])
+def test_a_question_that_there_is_not_is_not_edited(number):
+    update = Asking(Models(Speaking()), ()).edit(number, typed(""), two_exchanges(), Window())
+    assert all(set(part) == {"__type__"} for part in update)
+
+
+def test_undo_takes_the_last_question_back_before_what_is_typed_already():
+    before = two_exchanges().add(Exchange(question_of("Who?", ["/cache/a.png"]), True, "I.", STATS))
+    shown, box, after, _ = Asking(Models(Speaking()), ()).undo(typed("and you"), before, Window())
+    assert (after, len(shown)) == (two_exchanges(), 4)
+    assert box["value"] == {"text": "Who?\n\nand you", "files": ["/cache/a.png"]}
+
+
+@pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])
+def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
+    shown, after, _ = run(Asking(Models(Speaking(answer)), ()).retry(two_exchanges(), Window(), *VALUES))
+    assert after.exchanges == two_exchanges().exchanges
+    assert after.returned == NOTHING
+    assert "failure" in shown[-1]["content"][0].value
+
+
+def test_a_retry_replaces_the_last_answer():
+    engine = Speaking("Right.")
+    _, after, _ = run(Asking(Models(engine), ()).retry(two_exchanges(), Window(), *VALUES))
+    assert [exchange.answer for exchange in after.exchanges] == ["A star.", "Right."]
+    assert [turn.text for turn in engine.requests[0].turns] == ["What?", "A star.", "Where?"]
+
+
+def test_a_question_sent_while_another_is_answered_comes_back():
+    asking = Asking(Models(Speaking("Right.")), ())
+
+    async def both():
+        first = asking.send(typed("One?"), Conversation(), Window(), *VALUES)
+        await anext(first)
+        second = [update async for update in asking.send(typed("Two?"), Conversation(), Window(), *VALUES)]
+        other = [update async for update in asking.send(typed("Three?"), Conversation(), Window("two"), *VALUES)]
+        await first.aclose()
+        return second, other
+
+    asking._models.first.answers.append("Left.")
+    second, other = asyncio.run(both())
+    assert [update[2].returned.text for update in second] == ["Two?"]
+    assert other[-1][2].exchanges[0].answer == "Left."
+
+
+def test_send_comes_back_only_when_nothing_of_the_window_is_running():
+    asking = Asking(Models(Speaking("Right.")), ())
+
+    async def buttons():
+        answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
+        updates = [await anext(answer)]
+        during = [asking.hand_back(typed(""), Conversation(), window)[0] for window in (Window(), Window("two"))]
+        updates += [update async for update in answer]
+        return updates, [*during, asking.hand_back(typed(""), Conversation(), Window())[0]]
+
+    updates, handed = asyncio.run(buttons())
+    # Gradio repeats the last update of a generator late, and drops what a later one no longer holds.
+    assert all((update[1]["submit_btn"], update[1]["stop_btn"]) == (False, True) for update in updates)
+    assert [box["stop_btn"] for box in handed] == [True, False, False]
+    assert [box["submit_btn"] for box in handed] == [False, True, True]
+
+
+def test_stop_brings_send_back_where_nothing_runs():
+    asking = Asking(Models(Speaking("Right.")), ())
+
+    async def stopped():
+        answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
+        await anext(answer)
+        during = await asking.stop(Window())
+        await answer.aclose()
+        return during, await asking.stop(Window())
+
+    during, after = asyncio.run(stopped())
+    assert set(during) == {"__type__"}
+    assert (after["submit_btn"], after["stop_btn"]) == (True, False)
+
+
+def test_enter_while_the_composer_shows_stop_asks_nothing():
+    shown, after, notice = run(Asking(Models(Speaking()), ()).send(None, Conversation(), Window(), *VALUES))
+    assert (shown, after, notice) == (None, None, None)
+
+
+def test_a_preview_that_was_overtaken_changes_nothing():
+    class Slow(Speaking):
+        def preview(self, pictures, _pan_and_scan):
+            if pictures and pictures[0].name == "first.png":
+                newer.append(asking.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
+            raise Gemma3Error(f"Said of {pictures[0].name}.")
+
+    newer, asking = [], Asking(Models(Slow()), ())
+    older = asking.preview(typed("", "/cache/first.png"), False, Conversation(), Window())
+    assert older == gr.skip()
+    assert "Said of second.png." in newer[0]
+
+
+def test_a_broken_picture_is_told_once():
+    class Refusing(Speaking):
+        def preview(self, _pictures, _pan_and_scan):
+            raise Gemma3Error("The picture is empty.")
+
+    asking, message = Asking(Models(Refusing()), ()), typed("What?", "/cache/a.png")
+    assert "The picture is empty." in asking.preview(message, False, Conversation(), Window())
+    told = Conversation(failure="The picture is empty.")
+    assert asking.preview(message, False, told, Window()) == ""
+    other = Conversation(failure="The conversation has 9,000 tokens.")
+    assert "The picture is empty." in asking.preview(message, False, other, Window())
+
+
+def test_a_stopped_answer_tells_what_was_seen_of_it():
+    draft = _Draft()
+    for event in (
+        StageEvent("queued", "2nd"),
+        StageEvent("reading", "9"),
+        TokenEvent("a"),
+        TokenEvent(""),
+        TokenEvent("b"),
+    ):
+        draft.take(event)
+    figures = draft.figures("demo model", 2)
+    assert (figures.model, figures.num_images, figures.new_tokens) == ("demo model", 2, 3)
+    assert figures.time_to_first_token_s >= 0
+    assert _Draft(done=DoneEvent("a", STATS)).figures("demo model", 1) is STATS
+
+
+def test_reasons_and_stages_are_text_not_html():
+    for message in (chat.failed("<b>no</b> {{x}} ${1}"), chat.working("<b>no</b>")):
+        assert "<b>" not in message["content"][0].value
+
+
+def test_first_sight_says_the_demo_models_world_and_the_way_out():
+    text = chat.first_sight(DEMO)
+    for word in ("circle", "square", "triangle", "star", "heart", "rectangle", "eleven colors"):
+        assert word in text
+    assert "python app.py --model google/gemma-3-4b-it" in text
+    other = chat.first_sight(changed(DEMO, name="gemma-3-4b-it", is_demo=False))
+    assert "gemma\\" not in other
+    assert "eleven" not in other
+    assert "text only" in chat.first_sight(changed(DEMO, is_demo=False, multimodal=False))
+
+
+def test_badge():
+    assert chat.badge(DEMO) == "demo model · float32 · cpu · 4.4 million weights"
+
+
+def test_the_badge_follows_the_int4_switch():
+    assert chat.badge(DEMO, int4=True) == "demo model · int4 · cpu · 4.4 million weights"
+    served = changed(DEMO, quantization="int4")
+    assert "int4" in chat.badge(served)
+    assert "float32" in chat.badge(served, int4=False)
+
+
+def test_the_int4_switch_says_what_it_saves_or_why_it_is_not_there():
+    choice = Int4Choice(False, "", 8_600_158_944, 3_412_000_000)
+    line = int4_line(choice)
+    assert "3.4 GB of memory in place of 8.6 GB" in line
+    assert "can't" not in line
+    assert "8.4 MB" in int4_line(changed(choice, int4_bytes=8_373_248))
+    assert "2 can't be int4" in int4_line(changed(choice, left=("a", "b")))
+    assert int4_line(changed(choice, obstacle="No kernel here.")) == "No kernel here."
+
+
+@pytest.mark.parametrize("int4", [None, Int4Choice(True, "", 2, 1), Int4Choice(False, "No kernel here.", 2, 1)])
+def test_the_int4_switch_starts_as_the_server_and_is_fixed_where_there_is_no_choice(int4):
+    with chat.gr.Blocks():
+        settings = build_settings(changed(DEMO, int4=int4))
+    names = list(Choices.__annotations__)
+    assert len(settings.inputs) == len(names)
+    assert settings.inputs[names.index("int4")].value == (int4 and int4.default)
+    assert (settings.int4 is None) == (int4 is None)
+    if int4 is not None:
+        assert settings.int4.interactive == (not int4.obstacle)
+
+
+def test_settings_become_sampling():
+    assert Choices(True, "", 0.7, 40.0, 0.9, " 3 ", 64.0).sampling() == SamplingSettings(0.7, 40, 0.9, 3)
+    assert Choices(False, "", 0, 0, 1, "", 64).sampling().seed is None
+    with pytest.raises(Gemma3Error, match="Temperature"):
+        Choices(False, "", 3.0, 0, 1, "", 64).sampling()
+    for wrong in ("-1", "1.5", "abc", "9" * 30):
+        with pytest.raises(Gemma3Error, match="seed"):
+            Choices(False, "", 0.0, 0, 1, wrong, 64).sampling()
+
+
+class FakeBox:
+    left, top, right, bottom = 100, 0, 200, 100
+
+
+def preview(**fields):
+    picture = Image.new("RGB", (200, 100), "red")
+    square = Image.new("RGB", (64, 64), "red")
+    basis = {
+        "width": 200, "height": 100, "original": picture, "tiles": (square, square), "boxes": (FakeBox(),),
+        "tokens": 128, "note": "One crop & no <more>.",
+    }  # fmt: skip
+    return PicturePreview(**{**basis, **fields})
+
+
+def test_strip_shows_squares_tokens_and_boxes():
+    html = strip.strip_html([preview()], 1, pan_and_scan=True)
+    assert "What the model will see: 2 squares, 128 tokens" in html
+    assert html.count("<img") == 3  # the original with its boxes, the whole, one crop
+    assert html.count("64 tokens") == 2
+    assert "left:50.00%;top:0.00%;width:50.00%;height:100.00%" in html
+    assert "One crop &amp; no &lt;more&gt;." in html
+    assert set(re.findall(r'src="(.{5})', html)) == {"data:"}
+
+
+def test_strip_says_of_several_pictures_which_is_which():
+    def names(html: str) -> list[str]:
+        return re.findall(r"<figcaption>([^<]*)<", html)
+
+    assert names(strip.strip_html([preview()], 1, True)) == ["original", "whole picture", "crop 1"]
+    two = strip.strip_html([preview(tiles=preview().tiles[:1], boxes=(), tokens=64), preview()], 2, True)
+    assert names(two) == ["picture 1", "picture 2, original", "picture 2", "picture 2, crop 1"]
+
+
+def test_strip_without_crops_and_without_pictures():
+    html = strip.strip_html([preview(tiles=preview().tiles[:1], boxes=(), tokens=64)], 1, False, answered=True)
+    assert "What the model saw: 1 square, 64 tokens" in html
+    assert html.count("<img") == 1
+    assert "One crop" not in html  # the switch is off: nothing to explain
+    assert strip.strip_html([], 0, True) == ""
+
+
+def test_examples_are_drawn_by_their_command(tmp_path):
+    from training.examples import EXAMPLES, write
+    from training.worlds.scenes.scenes import Scene
+
+    write(tmp_path)
+    assert json.loads((tmp_path / "examples.json").read_text()) == json.loads((FOLDER / "examples.json").read_text())
+    for example in EXAMPLES:
+        for file, depiction in zip(example.files, example.depictions, strict=True):
+            drawn, kept = (np.asarray(Image.open(folder / file)) for folder in (tmp_path, FOLDER))
+            apart = np.abs(drawn.astype(int) - kept.astype(int))
+            # The smoothing's last bit may differ between Pillow's builds, and the rims of letters between Freetype's.
+            assert apart.max() <= 2 if isinstance(depiction, Scene) else apart.mean() <= 0.5
+
+
+def test_example_pictures_lie_inside_the_demo_models_worlds():
+    from training.drawing.backgrounds import MIN_CONTRAST
+    from training.drawing.colors import delta_e, is_clear, to_lab
+    from training.examples import EXAMPLES
+    from training.worlds.boards.boards import LEAST_IN_CROP, MOST_IN_WHOLE, Board
+    from training.worlds.charts.charts import Chart
+    from training.worlds.elsewhere import SORTS, Strange
+    from training.worlds.registry import ALL_KINDS
+    from training.worlds.scenes.scenes import LARGEST, SMALLEST, Scene, is_heldout_pair
+    from training.worlds.signs.signs import LEAST_CAP_HEIGHT, MOST_CHARACTERS, Sign, is_heldout_text
+    from training.worlds.signs.two_lines import TwoLines
+
+    assert {asked.kind for example in EXAMPLES for asked in example.asked} <= set(ALL_KINDS)
+    pictures = [(example.name, depiction) for example in EXAMPLES for depiction in example.depictions]
+    assert {type(picture) for _, picture in pictures} == {Scene, Sign, TwoLines, Chart, Board, Strange}
+    for name, picture in pictures:
+        side = min(picture.width, picture.height)
+        for item in picture.objects if isinstance(picture, Scene) else ():
+            assert is_clear(item.rgb, item.color), (name, item.shape, item.color)
+            assert SMALLEST <= item.size / side <= LARGEST
+            assert delta_e(to_lab(item.rgb), to_lab(picture.background.colors[0])) > MIN_CONTRAST
+            assert item.radius <= min(item.x, item.y, picture.width - item.x, picture.height - item.y)
+            assert not is_heldout_pair(item.shape, item.color)
+        for line in picture.lines if isinstance(picture, Sign | TwoLines) else ():
+            assert is_clear(line.rgb, line.color)
+            assert delta_e(to_lab(line.rgb), to_lab(picture.plated.plate.fill)) > MIN_CONTRAST
+            assert line.cap_height / side >= LEAST_CAP_HEIGHT
+            assert len(line.text) <= MOST_CHARACTERS
+            assert not is_heldout_text(line.text)
+        for bar in picture.bars if isinstance(picture, Chart) else ():
+            assert is_clear(bar.rgb, bar.color)
+            assert bar.label.cap_height / side >= 0.05
+            assert not is_heldout_text(bar.name)
+        for entry in picture.entries if isinstance(picture, Board) else ():
+            left, _, right, _ = entry.outer
+            (box,) = [box for box in picture.boxes if box.left < left and right < box.right]
+            assert not is_heldout_text(entry.item.text)
+            for text in entry.texts:
+                assert text.cap_height / (box.right - box.left) >= LEAST_IN_CROP
+                assert text.cap_height / picture.width <= MOST_IN_WHOLE
+                assert delta_e(to_lab(text.rgb), to_lab(picture.background.colors[0])) > MIN_CONTRAST
+        if isinstance(picture, Strange):
+            assert picture.sort in SORTS
+
+
+def test_cards_have_pictures_words_for_them_and_questions():
+    cards = load_examples()
+    assert 4 <= len(cards) <= 12
+    sizes = [Image.open(picture).size for card in cards for picture in card.pictures]
+    assert any(max(size) == 2 * min(size) for size in sizes)
+    for card in cards:
+        assert all(picture.is_file() for picture in card.pictures)
+        assert card.alt
+        assert all(question.endswith("?") for question in card.questions)
+        first, *further = card.turns()
+        assert first.pictures == card.pictures
+        assert not any(turn.pictures for turn in further)
+    assert {len(card.pictures) for card in cards} == {len(card.questions) for card in cards} == {1, 2}
+
+
+def test_a_card_says_which_settings_it_brings_and_they_are_taken_back():
+    plain = Example((Path("a.png"),), "a", ("What?",))
+    cut = replace(plain, pan_and_scan=True)
+    told = replace(plain, system_prompt="Be brief.")
+    assert [card.text() for card in (plain, cut, told)] == [
+        "What?",
+        "What? (pan & scan on)",
+        "What? (system prompt: Be brief.)",
+    ]
+    skip = gr.skip()
+    assert bring(plain, False, "Mine") == (skip, skip, skip, Own())
+    assert bring(None, False, "Mine") == (skip, skip, skip, Own())
+    assert bring(cut, False, "") == (True, skip, skip, Own(pan_and_scan=False))
+    assert bring(cut, True, "") == (skip, skip, skip, Own())
+    assert bring(told, False, "Mine") == (skip, "Be brief.", gr.update(open=True), Own(system_prompt="Mine"))
+    assert bring(told, False, None)[-1] == Own(system_prompt="")  # what an empty box says
+    assert take_back(Own()) == (skip, skip, skip, Own())
+    assert take_back(Own(False, "Mine")) == (False, "Mine", gr.update(open=True), Own())
+    assert take_back(Own(None, "")) == (skip, "", gr.update(open=False), Own())
+
+
+def test_a_card_asks_with_what_it_brings_and_what_the_visitor_has_chosen():
+    mine = Choices(True, "Mine", 0.0, 64, 0.95, "", 8)
+    plain = Example((Path("a.png"),), "a", ("What?",))
+    assert with_brought(mine, plain) == mine
+    assert with_brought(replace(mine, pan_and_scan=False), replace(plain, pan_and_scan=True)) == mine
+    assert with_brought(mine, replace(plain, system_prompt="Be brief.")).system_prompt == "Be brief."
+
+
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2, contrast ratio."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "ground"),
+    [
+        ("body_text_color", "body_background_fill"),
+        ("body_text_color_subdued", "body_background_fill"),
+        ("body_text_color_subdued", "background_fill_secondary"),
+        ("input_placeholder_color", "input_background_fill"),
+        ("link_text_color", "body_background_fill"),
+        ("button_primary_text_color", "button_primary_background_fill"),
+        ("button_secondary_text_color", "button_secondary_background_fill"),
+        ("body_text_color", "color_accent_soft"),
+    ],
+)
+@pytest.mark.parametrize("dark", [False, True])
+def test_contrast_is_aa(text, ground, dark):
+    theme = build_theme()
+
+    def color(name: str) -> str:
+        value = getattr(theme, f"{name}_dark" if dark else name, None) or getattr(theme, name)
+        while value.startswith("*"):
+            key = value[1:]
+            value = getattr(theme, f"{key}_dark" if dark and hasattr(theme, f"{key}_dark") else key)
+        return {"white": "#ffffff", "black": "#000000"}.get(value, value)
+
+    assert contrast(color(text), color(ground)) >= 4.5, (color(text), color(ground))
+
+
+def test_avif_is_known_as_a_picture_where_the_system_does_not_say_so(monkeypatch):
+    monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes())
+    declare_avif()
+    assert get_mimetype("a.avif") == "image/avif"
+
+
+def test_the_page_is_served_with_limits():
+    options = launch_options(Page())
+    assert options["max_file_size"] == 20_000_000
+    assert "allowed_paths" not in options  # nothing of the disk; the gate serves the cards' pictures
+    assert options["run_history"] is False
+    assert options["strict_cors"] is True

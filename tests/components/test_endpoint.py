@@ -1,0 +1,365 @@
+"""`/ask` of a really running app, through gradio_client and, for attacks, by raw HTTP."""
+
+import json
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from places import EXAMPLES
+from running_app import ScriptedEngine, running_app, served
+
+from gemma3_core.engine import Gemma3Error, SamplingSettings
+
+HEARTS = EXAMPLES / "hearts.png"
+WIDE = EXAMPLES / "wide.png"
+SECRET = "root:"  # of /etc/passwd
+STATS = {
+    "model", "device", "dtype", "quantization", "num_images", "num_crops", "prompt_tokens", "reused_tokens",
+    "new_tokens", "queue_s", "time_to_first_token_s", "tokens_per_s", "stop_reason",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running_app() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+def test_answer_and_stats(client):
+    answer, stats = client.predict(images=[handle_file(HEARTS)], question="How many hearts are there?", api_name="/ask")
+    assert answer.strip()
+    assert set(stats) == STATS
+    assert stats["model"] == "demo model"
+    assert stats["quantization"] == "none"
+    assert (stats["num_images"], stats["num_crops"]) == (1, 0)
+    assert stats["prompt_tokens"] > 64
+    assert 0 < stats["new_tokens"] <= 256
+    assert stats["time_to_first_token_s"] > 0
+    assert stats["stop_reason"] == "stop"
+
+
+def test_the_precision_is_chosen_by_each_request(client):
+    question = {"images": [handle_file(HEARTS)], "question": "How many hearts are there?", "api_name": "/ask"}
+    given = [client.predict(**question, int4=int4)[1]["quantization"] for int4 in (True, False, None)]
+    assert given == ["int4", "none", "none"]
+
+
+def test_greedy_answers_repeat(client):
+    answers = {
+        client.predict(images=[handle_file(WIDE)], question="How many shapes are there?", seed=seed, api_name="/ask")[0]
+        for seed in (0, 1)
+    }
+    assert len(answers) == 1
+
+
+def test_partial_answers_stream(client):
+    job = client.submit(images=[handle_file(HEARTS)], question="How many hearts are there?", api_name="/ask")
+    parts = [answer for answer, _ in job]
+    assert len(parts) > 2
+    assert all(later.startswith(earlier) for earlier, later in pairwise(parts))
+    assert parts[-1] == job.result()[0]
+
+
+def test_all_parameters(client):
+    answer, stats = client.predict(
+        images=[handle_file(WIDE), handle_file(HEARTS)],
+        question="How many shapes are there?",
+        system_prompt="Answer shortly.",
+        pan_and_scan=True,
+        int4=None,
+        max_new_tokens=3,
+        temperature=0.5,
+        seed=7,
+        api_name="/ask",
+    )
+    assert stats["num_images"] == 2
+    assert stats["num_crops"] >= 2
+    assert stats["new_tokens"] == 3
+    assert stats["stop_reason"] == "length"
+    assert isinstance(answer, str)
+
+
+def test_text_alone(client):
+    assert client.predict(images=[], question="Hello", max_new_tokens=4, api_name="/ask")[1]["num_images"] == 0
+    assert client.predict(question="Hello", max_new_tokens=4, api_name="/ask")[1]["num_images"] == 0
+
+
+def test_only_ask_is_public_and_int4_defaults_to_the_servers_setting(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)
+    assert set(endpoints["named_endpoints"]) == {"/ask"}
+    assert not endpoints["unnamed_endpoints"]
+    parameters = endpoints["named_endpoints"]["/ask"]["parameters"]
+    defaults = {parameter["parameter_name"]: parameter["parameter_default"] for parameter in parameters}
+    assert defaults == {
+        "images": None, "question": None, "system_prompt": "", "pan_and_scan": False, "int4": None,
+        "max_new_tokens": 256, "temperature": 0.0, "seed": 0,
+    }  # fmt: skip
+    returns = [value["label"].lower() for value in endpoints["named_endpoints"]["/ask"]["returns"]]
+    assert returns == ["answer", "stats"]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Files that are no pictures, by name."""
+    (tmp_path / "notes.png").write_text("These are words.")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes(HEARTS.read_bytes()[:400])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "says"), [("notes.png", "not a picture"), ("empty.png", "empty"), ("cut.png", "damaged or cut off")]
+)
+def test_what_is_no_picture_is_refused_in_words(client, broken, file, says):
+    with pytest.raises(AppError, match=says):
+        client.predict(images=[handle_file(broken / file)], question="What is this?", api_name="/ask")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"question": "  "}, "no question"),
+        ({"question": "many words " * 20_000}, "tokens"),
+        ({"question": "x", "temperature": 3.0}, "Temperature"),
+        ({"question": "x", "seed": -1}, "seed"),
+        ({"question": "x", "max_new_tokens": 0}, "at least 1 token"),
+        ({"question": "x", "max_new_tokens": 2049}, "at most 2,048 tokens, got 2,049"),
+    ],
+)
+def test_bad_requests_are_refused_in_words(client, fields, says):
+    with pytest.raises(AppError, match=says):
+        client.predict(**fields, api_name="/ask")
+
+
+def test_more_pictures_than_fit(client, tmp_path):
+    small = tmp_path / "small.png"
+    Image.new("RGB", (32, 32), "red").save(small)
+    with pytest.raises(AppError, match="pictures are too many"):
+        client.predict(images=[handle_file(small)] * 130, question="How many?", api_name="/ask")
+
+
+def test_the_app_goes_on_after_bad_requests(client):
+    assert client.predict(question="Hello", max_new_tokens=2, api_name="/ask")[1]["new_tokens"] == 2
+
+
+def test_many_at_once(client):
+    def ask(_):
+        return client.predict(
+            images=[handle_file(HEARTS)], question="How many hearts are there?", max_new_tokens=8, api_name="/ask"
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(ask, range(4)))
+    assert len({answer for answer, _ in results}) == 1
+
+
+# Attacks: what a visitor could send who does not use our page.
+
+
+def ask_raw(url, images):
+    """POST /call/ask, then the whole event stream as text."""
+    data = [images, "What does it say?", "", False, None, 4, 0.0, 0]
+    posted = httpx.post(f"{url}/gradio_api/call/ask", json={"data": data}, timeout=30)
+    if posted.status_code != 200:
+        return f"event: error\n{posted.text}"
+    return httpx.get(f"{url}/gradio_api/call/ask/{posted.json()['event_id']}", timeout=60).text
+
+
+META = {"meta": {"_type": "gradio.FileData"}}
+STOLEN = [
+    {"path": "/etc/passwd", **META},
+    {"path": "/etc/passwd"},
+    {"path": "file:///etc/passwd", **META},
+    {"path": "x.png", "url": "file:///etc/passwd", **META},
+    {"path": "../../../../../../etc/passwd", **META},
+    {"path": str(HEARTS), **META},  # a picture, but of the server, not of the visitor
+    {"path": "http://127.0.0.1:9/secret.png", **META},
+    {"path": "http://169.254.169.254/latest/meta-data", **META},
+    "/etc/passwd",
+]
+
+
+@pytest.mark.parametrize("file", STOLEN, ids=str)
+def test_ask_reads_no_file_of_the_server(url, file):
+    stream = ask_raw(url, [file])
+    assert "event: error" in stream
+    assert "event: complete" not in stream
+    assert SECRET not in stream
+
+
+def page_call(url, config, event, data, session, event_data=None):
+    """One of the page's own handlers, called as its script would; the server's messages as text."""
+    called = next(d for d in config["dependencies"] if any(target[1] == event for target in d["targets"]))
+    data = [*data, *[None] * (len(called["inputs"]) - len(data))]
+    body = {"data": data, "fn_index": called["id"], "session_hash": session, "event_data": event_data}
+    joined = httpx.post(f"{url}/gradio_api/queue/join", json=body, timeout=30)
+    if joined.status_code != 200:
+        raise AssertionError(joined.text)
+    lines = []
+    with httpx.stream("GET", f"{url}/gradio_api/queue/data?session_hash={session}", timeout=60) as stream:
+        for line in stream.iter_lines():
+            lines.append(line)
+            if "process_completed" in line or "close_stream" in line:
+                break
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("file", STOLEN, ids=str)
+def test_the_page_reads_no_file_of_the_server(url, file):
+    config = httpx.get(f"{url}/config", timeout=30).json()
+    message = {"text": "What is this?", "files": [file]}
+    # The conversation is the second input; whatever is sent for it, the server's own state counts.
+    data = [message, {"exchanges": [{"question": {"pictures": ["/etc/passwd"]}}]}, False, "", 0, 64, 0.95, "", 8, False]
+    answer = page_call(url, config, "submit", data, uuid.uuid4().hex)
+    assert SECRET not in answer
+    assert '"success":false' in answer.replace(" ", "")
+
+
+def choose_example(url, event_data):
+    """The card handler with a made-up event, as the server's messages."""
+    config = httpx.get(f"{url}/config", timeout=30).json()
+    return page_call(
+        url, config, "example_select", [None, False, "", 0, 64, 0.95, "", 8, False], uuid.uuid4().hex, event_data
+    )
+
+
+@pytest.mark.parametrize("number", [-1, 99, "0", None, [0]], ids=str)
+def test_an_example_that_there_is_not_is_not_asked(url, number):
+    messages = choose_example(url, {"index": number, "value": {"text": "x"}})
+    assert '"role"' not in messages
+
+
+def test_an_example_brings_no_file_of_its_own(url):
+    messages = choose_example(url, {"index": 0, "value": {"text": "x", "files": [{"path": "/etc/passwd", **META}]}})
+    assert SECRET not in messages
+    assert "/etc/passwd" not in messages
+    assert "How many hearts are there?" in messages  # the card of that number is asked, and nothing else of it counts
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "app.py", "assets/demo_model/config.json", "assets/../app.py"])
+def test_files_of_the_server_are_not_served(url, path):
+    assert httpx.get(f"{url}/gradio_api/file={path}", timeout=30).status_code in (403, 404)
+
+
+def test_uploads_are_bounded(url):
+    answer = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.png", b"0" * 20_100_000)}, timeout=60)
+    assert answer.status_code == 413
+
+
+def test_headers_keep_the_page_to_this_server(url):
+    headers = httpx.get(url, timeout=30).headers
+    assert "img-src 'self' data: blob:" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_login_is_asked_for_when_set():
+    with running_app("--auth", "me:secret") as address:
+        assert httpx.get(f"{address}/config", timeout=30).status_code == 401
+        with pytest.raises(Exception):  # noqa: B017, PT011  gradio_client raises what its version likes
+            Client(address, verbose=False)
+        client = Client(address, auth=("me", "secret"), verbose=False)
+        assert client.predict(question="Hello", max_new_tokens=2, api_name="/ask")[1]["new_tokens"] == 2
+
+
+# Stop: a client that cancels, or goes away, must not leave work behind.
+
+
+@pytest.fixture
+def scripted():
+    from window import DEMO
+
+    return ScriptedEngine(DEMO)
+
+
+@pytest.mark.parametrize("stage", ["queued", "encoding", "reading", "writing"])
+def test_a_cancelled_job_stops_the_engine(scripted, stage):
+    scripted.let_through(*_before(stage))
+    with served(scripted) as address:
+        job = Client(address, verbose=False).submit(question="How many?", api_name="/ask")
+        _wait_for(lambda: scripted.requests)
+        time.sleep(0.5)
+        job.cancel()
+        assert scripted.wait_until_closed() == [stage]
+
+
+@pytest.mark.parametrize("stage", ["queued", "writing"])
+def test_a_vanished_client_stops_the_engine(scripted, stage):
+    scripted.let_through(*_before(stage))
+    with served(scripted) as address:
+        data = [None, "How many?", "", False, None, 8, 0.0, 0]
+        event = httpx.post(f"{address}/gradio_api/call/ask", json={"data": data}, timeout=30).json()["event_id"]
+        with httpx.stream("GET", f"{address}/gradio_api/call/ask/{event}", timeout=30) as stream:
+            next(stream.iter_lines())
+        assert scripted.wait_until_closed(seconds=20) == [stage]
+
+
+def _before(stage):
+    stages = ("queued", "encoding", "reading", "writing")
+    return stages[: stages.index(stage)]
+
+
+def _wait_for(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_messages_of_errors_hold_no_path_of_the_server(client):
+    with pytest.raises(AppError) as caught:
+        client.predict(images=[handle_file(EXAMPLES / "examples.json")], question="What?", api_name="/ask")
+    assert "/tmp" not in json.dumps(str(caught.value))
+
+
+def test_a_picture_by_address_is_fetched_within_our_limits(scripted, monkeypatch):
+    asked_for = []
+
+    def fetch(address):
+        asked_for.append(address)
+        if address.endswith("huge.png"):
+            raise Gemma3Error("This picture has more than 20 MB.")
+        return HEARTS.read_bytes()
+
+    monkeypatch.setattr("components.serving.server.fetch_image", fetch)
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    with served(scripted) as address:
+        stream = ask_raw(address, [{"path": "https://pictures.example/hearts.png", **META}])
+        assert "event: complete" in stream
+        (picture,) = scripted.requests[0].turns[0].pictures
+        assert picture.read_bytes() == HEARTS.read_bytes()
+        refused = ask_raw(address, [{"path": "https://pictures.example/huge.png", **META}])
+        assert "more than 20 MB" in refused
+        assert "event: complete" not in refused
+    assert [name.rpartition("/")[2] for name in asked_for] == ["hearts.png", "huge.png"]
+    assert len(scripted.requests) == 1
+
+
+def test_nothing_is_kept_for_a_program(scripted):
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    with served(scripted) as address:
+        assert "event: complete" in ask_raw(address, [])
+    assert [request.reuse for request in scripted.requests] == [False]
+
+
+def test_what_a_program_leaves_out_is_left_open(scripted):
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    with served(scripted) as address:
+        for data in ([None, "How many?"], [None, "How many?", None, None, None, None, None, None]):
+            event = httpx.post(f"{address}/gradio_api/call/ask", json={"data": data}, timeout=30).json()["event_id"]
+            assert "event: complete" in httpx.get(f"{address}/gradio_api/call/ask/{event}", timeout=30).text
+    first, second = scripted.requests
+    assert replace(first, visitor="") == replace(second, visitor="")
+    assert (first.max_new_tokens, first.system_prompt, first.int4, first.pan_and_scan) == (256, "", None, False)
+    assert first.sampling == SamplingSettings(temperature=0.0, seed=0)

@@ -1,0 +1,315 @@
+"""The gate: which addresses are answered at all, how large a request may be, and uploads as they arrive."""
+
+import asyncio
+import itertools
+import logging
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from places import EXAMPLES
+from running_app import ScriptedEngine, free_port
+from window import DEMO
+
+from components.page import build_page
+from components.serving import gate, limits, receiving
+from components.serving import server as serving
+from components.serving.gate import BUSY, NOTHING_HERE, ROUTES, WAITING_ALREADY
+from components.serving.limits import LogLimit
+from components.serving.receiving import TOO_LARGE, UNREADABLE
+from components.serving.uploads import FULL, UploadError
+
+NIGHT = (EXAMPLES / "night.png").read_bytes()
+
+
+@pytest.fixture
+def engine():
+    engine = ScriptedEngine(DEMO)
+    engine.let_through("queued", "encoding", "reading", "writing")
+    return engine
+
+
+@pytest.fixture
+def page(engine):
+    page = build_page(engine)
+    page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    yield page
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def client(page):
+    with httpx.Client(base_url=page.local_url.rstrip("/"), timeout=20) as client:
+        yield client
+
+
+def number_of(page, method):
+    """The fn_index of the handler of this name."""
+    return next(index for index, fn in page.fns.items() if getattr(fn.fn, "__name__", "") == method)
+
+
+def event(page, method, *data, session="window"):
+    index = number_of(page, method)
+    shown = [getattr(block, "value", None) for block in page.fns[index].inputs[len(data) :]]
+    values = [*data, *(value if isinstance(value, str | int | float) else None for value in shown)]
+    return {"data": values, "fn_index": index, "session_hash": session, "trigger_id": None}
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def upload(client, *files, **options):
+    return client.post("/gradio_api/upload", files=[("files", file) for file in files], **options)
+
+
+def test_of_gradios_routes_those_are_answered_that_the_page_needs(page, client):
+    asked = set()
+    within = [route.original_router.routes for route in page.app.routes if hasattr(route, "original_router")]
+    for route in (*page.app.routes, *itertools.chain.from_iterable(within)):
+        path = getattr(route, "path", "").replace("{path:path}", "x").replace("{path_or_url:path}", "/etc/passwd")
+        path = path.replace("{url_path:path}", "x").replace("{session_hash}", "x").replace("{event_id}", "x")
+        path = path.replace("{api_name}", "ask")
+        for method in getattr(route, "methods", None) or ():
+            if "{" in path or not path or any(allowed.fits(method, path) for allowed in ROUTES):
+                continue
+            asked.add(path)
+            reply = client.request(method, path)
+            assert (reply.status_code, reply.text and reply.json()["detail"]) in ((404, NOTHING_HERE), (404, "")), path
+    assert len(asked) > 20
+    assert {"/gradio_api/process_recording", "/gradio_api/deep_link", "/gradio_api/vibe-edit/"} <= asked
+
+
+@pytest.mark.parametrize("path", [
+    "/gradio_api/deep_link?session_hash=window", "/dev/reload", "/gradio_api/dev/reload", "/monitoring", "/docs",
+    "/openapi.json", "/gradio_api/component_server", "/gradio_api/queue/status", "/gradio_api/proxy=http://localhost/",
+    "/gradio_api/file=http://localhost/", "/gradio_api/custom_component/x/client/component/a.js", "/a/b/../../docs",
+    "/gradio_api/heartbeat/" + "x" * 65, "/examples/../app.py", "/examples/nothing.png", "/gradio_api/run/ask",
+])  # fmt: skip
+def test_what_is_not_on_the_list_is_not_there(client, path):
+    for method in ("GET", "POST"):
+        reply = client.request(method, path)
+        assert reply.status_code == 404
+        assert reply.json()["detail"] in (NOTHING_HERE, gate.NOT_FOUND)
+
+
+def test_recordings_and_sessions_are_not_written_to_disk(page, client):
+    before = files_in(page.uploads.folder)
+    client.post("/gradio_api/process_recording", files={"video": ("a.webm", b"x" * 1000, "video/webm")})
+    client.post("/gradio_api/queue/join", json=event(page, "keep"))
+    client.get("/gradio_api/deep_link", params={"session_hash": "window"})
+    assert files_in(page.uploads.folder) == before
+    assert client.get("/", params={"deep_link": "../../x"}).status_code == 200
+
+
+def test_files_of_the_server_are_not_served(client):
+    for path in ("/etc/passwd", str(Path(__file__)), str(EXAMPLES / "night.png"), "..%2f..%2fetc%2fpasswd"):
+        reply = client.get(f"/gradio_api/file={path}")
+        assert reply.status_code == 403
+        assert reply.json()["detail"] == gate.NOT_FOUND  # which says nothing of the path
+
+
+def test_cards_are_served_from_the_assets(client):
+    reply = client.get("/examples/night.png")
+    assert reply.content == NIGHT
+    assert reply.headers["content-type"] == "image/png"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_a_shared_page_is_the_normal_one_and_not_for_search_engines(page, client):
+    normal = client.get("/").text
+    assert client.get("/robots.txt").text == "User-agent: *\nDisallow: "
+    page.share = True
+    assert page.is_shared
+    assert page.share  # for Gradio's own launch, in this thread
+    shared = client.get("/").text
+    scripts = re.findall(r'<script[^>]* src="([^"]*)"', shared)
+    assert scripts == re.findall(r'<script[^>]* src="([^"]*)"', normal)
+    assert all(script.startswith("./") for script in scripts)
+    assert client.get("/robots.txt").text == "User-agent: *\nDisallow: /"
+
+
+@pytest.mark.parametrize("change", [
+    {"session_hash": None}, {"session_hash": ""}, {"session_hash": "x" * 65}, {"session_hash": "a/../b"},
+    {"session_hash": 7}, {"fn_index": None}, {"fn_index": -1}, {"fn_index": 10**9}, {"fn_index": "0"},
+    {"fn_index": True}, {"data": None}, {"data": {}}, {"data": []}, {"data": [None] * 99}, {"trigger_id": "x"},
+    {"more": 1},
+])  # fmt: skip
+def test_what_is_put_together_by_hand_is_refused_in_a_sentence(page, client, change):
+    for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
+        reply = client.post(path, json={**event(page, "undo"), **change})
+        assert reply.status_code == 422
+        assert reply.json() == {"detail": UNREADABLE, "error": UNREADABLE}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"NaN", b"[" * 100_000, b"\xff\xfe", b'"a"'])
+def test_what_is_no_json_is_refused_in_a_sentence(client, body):
+    for path in ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/call/ask"):
+        reply = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert reply.status_code in (400, 422)
+        assert reply.json()["detail"] == UNREADABLE
+
+
+def test_bodies_are_bounded(client, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_BODY_BYTES", 1000)
+    reply = client.post("/gradio_api/queue/join", content=b"[" + b" " * 2000)
+    assert (reply.status_code, reply.json()["detail"]) == (413, TOO_LARGE)
+    reply = client.post("/gradio_api/cancel", content=b"x" * 20_000)
+    assert (reply.status_code, reply.json()["detail"]) == (413, TOO_LARGE)
+
+
+def test_a_body_that_pauses_is_given_up(page, monkeypatch):
+    monkeypatch.setattr(receiving, "IDLE_S", 0.3)
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
+        slow.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
+        assert b" 408 " in slow.recv(1000)
+
+
+def test_one_window_may_have_so_many_events_waiting(page, client, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_WAITING_EVENTS", 3)
+    replies = [client.post("/gradio_api/queue/join", json=event(page, "keep")) for _ in range(5)]
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 429]
+    assert replies[-1].json()["detail"] == WAITING_ALREADY
+    assert client.post("/gradio_api/queue/join", json=event(page, "keep", session="other")).status_code == 200
+
+
+def test_so_many_requests_at_once(client, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_REQUESTS", 2)
+    with client.stream("GET", "/gradio_api/heartbeat/one"), client.stream("GET", "/gradio_api/heartbeat/two"):
+        reply = client.get("/config")
+        assert (reply.status_code, reply.json()["detail"]) == (503, BUSY)
+    end = time.monotonic() + 10
+    while client.get("/config").status_code != 200:
+        assert time.monotonic() < end
+
+
+def test_who_fetches_nothing_is_taken_to_have_left(page, engine, client, monkeypatch):
+    monkeypatch.setattr(serving, "_MAX_UNREAD", 20)
+    engine.go_on["writing"].clear()  # it writes until it is stopped
+    message = {"text": "What is it?", "files": []}
+    assert client.post("/gradio_api/queue/join", json=event(page, "send", message)).status_code == 200
+    assert engine.wait_until_closed(1, seconds=20) == ["writing"]
+    assert page._queue.pending_messages_per_session["window"].qsize() < 40
+
+
+def test_uploads_arrive_and_only_pictures_stay(page, client):
+    before = files_in(page.uploads.folder)
+    reply = upload(client, ("night.png", NIGHT), ("again.png", NIGHT), params={"upload_id": "one"})
+    first, second = reply.json()
+    assert Path(first).read_bytes() == Path(second).read_bytes() == NIGHT
+    assert client.get(f"/gradio_api/file={first}").content == NIGHT
+    reason = "“notes.png” is not added. These 5 bytes are not a picture that can be read."
+    reply = upload(client, ("notes.png", b"words"), params={"upload_id": "two"})
+    assert reply.status_code == 415
+    assert reply.text.startswith(reason)
+    (path,) = upload(client, ("notes.png", b"words")).json()  # a program, which is told once it asks
+    with pytest.raises(UploadError, match=reason):
+        page.uploads.use("window", [path])
+    assert len(files_in(page.uploads.folder)) == len(before) + 2
+
+
+def test_uploads_are_bounded(page, client, monkeypatch):
+    before = files_in(page.uploads.folder)
+    many = upload(client, *[(f"{number}.png", NIGHT) for number in range(21)])
+    assert (many.status_code, many.text) == (413, "At most 20 pictures can be added at a time. Add the rest after.")
+    monkeypatch.setattr(receiving, "MAX_FILE_BYTES", len(NIGHT) - 1)
+    large = upload(client, ("night.png", NIGHT))
+    assert large.status_code == 413
+    assert large.text.startswith("“night.png” is larger than")
+    monkeypatch.setattr(receiving, "MAX_UPLOAD_BYTES", 100)
+    assert upload(client, ("night.png", NIGHT)).status_code == 413
+    monkeypatch.undo()
+    monkeypatch.setattr(gate, "MAX_ARRIVING_BYTES", 100)  # of all visitors together
+    full = upload(client, ("night.png", NIGHT))
+    assert (full.status_code, full.text) == (507, FULL)
+    for body in (b"", b"--x", b"--x--", b"\0" * 50):
+        reply = client.post(
+            "/gradio_api/upload", content=body, headers={"content-type": "multipart/form-data; boundary=x"}
+        )
+        assert (reply.status_code, reply.text) == (400, UNREADABLE)
+    assert client.post("/gradio_api/upload", content=NIGHT).status_code == 400
+    assert files_in(page.uploads.folder) == before
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(page):
+    before = files_in(page.uploads.folder)
+    head = (
+        b"POST /gradio_api/upload HTTP/1.1\r\nhost: a\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+        b"content-length: 100000\r\n\r\n"
+        b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as broken:
+        broken.sendall(head + NIGHT)
+        end = time.monotonic() + 10
+        while files_in(page.uploads.folder) == before:  # it is arriving
+            assert time.monotonic() < end
+    end = time.monotonic() + 10
+    while files_in(page.uploads.folder) != before:
+        assert time.monotonic() < end
+
+
+def test_how_much_of_an_upload_has_arrived_is_told(page, client):
+    head = (
+        b"POST /gradio_api/upload?upload_id=slow HTTP/1.1\r\nhost: a\r\ncontent-length: 5000\r\n"
+        b"content-type: multipart/form-data; boundary=x\r\n\r\n"
+        b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
+        slow.sendall(head + NIGHT[:1000])
+        time.sleep(0.3)
+        threading.Timer(0.5, slow.close).start()
+        lines = [line for line in client.get("/gradio_api/upload_progress?upload_id=slow").text.split("\n\n") if line]
+    assert '"orig_name": "a.png"' in lines[0]
+    assert lines[-1] == 'data: {"msg": "done"}'
+    assert client.get("/gradio_api/upload_progress?upload_id=nobody").text.strip() == lines[-1]
+
+
+def test_silent_connections_are_closed(page, client, monkeypatch):
+    monkeypatch.setattr(limits, "SILENT_S", 0.2)
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as silent:
+        silent.sendall(b"GET / HTTP")
+        connections, since = page.server.server_state.connections, {}
+        end = time.monotonic() + 5
+        while not connections:
+            assert time.monotonic() < end
+        loop = page.server.servers[0].get_loop()
+
+        async def sweep():
+            limits.close_silent(connections, since)
+
+        asyncio.run_coroutine_threadsafe(sweep(), loop).result(5)
+        time.sleep(0.4)
+        asyncio.run_coroutine_threadsafe(sweep(), loop).result(5)
+        assert silent.recv(100) == b""
+    assert client.get("/config").status_code == 200
+
+
+def test_log_lines_are_bounded():
+    limit, seen = LogLimit(most=3, period_s=60.0), []
+    for number in range(10):
+        record = logging.LogRecord("x", logging.WARNING, "", 0, "line %d", (number,), None)
+        record.created = 1000.0 + number
+        if limit.filter(record):
+            seen.append(record.getMessage())
+    assert seen == ["line 0", "line 1", "line 2 (more like this is left out for a minute)"]
+    later = logging.LogRecord("x", logging.WARNING, "", 0, "later", (), None)
+    later.created = 1100.0
+    assert limit.filter(later)
+
+
+def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):
+    asked = []
+    monkeypatch.setattr(serving, "fetch_image", lambda address: asked.append(address) or NIGHT)
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    files = [{"path": f"https://pictures.example/{number}.png", **meta} for number in range(17)]
+    for some in (files, files[:2]):
+        message = {"text": "What is it?", "files": some}
+        assert client.post("/gradio_api/queue/join", json=event(page, "send", message)).status_code == 200
+        told = client.get("/gradio_api/queue/data", params={"session_hash": "window"}).text
+        assert ("At most 16 pictures are fetched by address at a time." in told) == (len(some) == 17)
+    assert len(asked) == 2

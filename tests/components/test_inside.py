@@ -1,0 +1,404 @@
+"""Inside, without a browser: what its HTML says, and what its handlers do with the real demo model."""
+
+import asyncio
+import base64
+import json
+import re
+import threading
+from dataclasses import replace
+from html import escape, unescape
+from io import BytesIO
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+from places import EXAMPLES
+from running_app import require_demo_model
+from window import STATS, Window, choice
+
+from components.chat.conversation import Conversation, Exchange, question_of
+from components.chat.handlers import Asking, _Draft
+from components.inside.attention_view import spotlit
+from components.inside.compare import both_requests, first_difference
+from components.inside.handlers import NO_WORD, STOPPED, Looking, Selected, drawn_box
+from components.inside.mask_view import mask_html
+from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS
+from components.shown.stats import Interrupted
+from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html
+from gemma3_core.engine import (
+    Answered,
+    Box,
+    DoneEvent,
+    Engine,
+    Gemma3Error,
+    Models,
+    PicturePreview,
+    PromptToken,
+    PromptView,
+    Request,
+    SamplingSettings,
+    SquareMap,
+    StoppedError,
+    TokenEvent,
+    Turn,
+)
+from gemma3_core.inspection.prompt import Square
+
+NIGHT = EXAMPLES / "night.png"
+SQUARE = Square(picture=0, crop=None, box=Box(0, 0, 80, 40), start=1, stop=5)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    require_demo_model()
+    return Engine.load()
+
+
+@pytest.fixture(scope="module")
+def exchange(engine):
+    question = Turn("user", "What color is the star?", (NIGHT,))
+    request = Request((question,), confidence=True)
+    events = list(engine.stream(request))
+    done = events[-1]
+    assert isinstance(done, DoneEvent)
+    choices = tuple(e.choice for e in events if isinstance(e, TokenEvent) and e.choice is not None)
+    return Exchange(question, False, done.text, done.stats, Answered(request, done), choices)
+
+
+def test_a_prompt_shows_its_text_escaped_its_marks_and_one_name_for_each_picture():
+    tokens = [PromptToken(0, 2, "<bos>", "special")]
+    tokens += [PromptToken(n, 13, "<image_soft_token>", "image", 0) for n in range(1, 5)]
+    tokens += [PromptToken(5, 99, " <b>x", "text"), PromptToken(6, 7, "\n", "text")]
+    html = prompt_html(PromptView(tuple(tokens), (SQUARE,)), {5: 0.2, 6: 0.1})
+    assert "<b>x" not in html
+    assert " &lt;b&gt;x" in html
+    assert html.count("picture 1: 4 soft tokens") == 1
+    assert 'class="special" title="token 0: special token, id 2"' in html
+    assert "--weight:1.000" in html
+    assert "--weight:0.500" in html
+    assert "⏎</span><br>" in html
+
+
+def test_words_of_an_answer_are_buttons_that_tell_doubt_and_alternatives():
+    choices = [choice(1, "two", 0.25), replace(choice(2, "\n", 0.9995), alternatives=())]
+    html = answer_html(choices, chosen=1)
+    assert re.findall(r'data-act="look" data-number="(\d)" aria-pressed="(\w+)"', html) == [
+        ("0", "false"),
+        ("1", "true"),
+    ]
+    assert "--doubt:0.750" in html
+    assert 'title="two 25 %"' in html
+    assert "width:25.0%" in alternatives_html(choices[0])
+    assert [percent(p) for p in (0.0004, 0.031, 0.98)] == ["< 0.1 %", "3.1 %", "98 %"]
+
+
+def test_light_falls_where_the_weight_is_and_keeps_the_color():
+    picture = Image.new("RGB", (80, 40), (200, 100, 50))
+    grid = ((0.0, 0.0), (0.0, 0.5))
+    preview = PicturePreview(80, 40, picture, (), (), 0, "")
+    lit = np.asarray(spotlit(SquareMap(SQUARE, grid), preview, most=0.5)).astype(int)
+    assert lit[39, 79].tolist() == [200, 100, 50]
+    assert lit[0, 0].sum() < 0.35 * (200 + 100 + 50)
+
+
+def test_two_requests_differ_in_one_setting_and_share_their_seed():
+    earlier = Turn("user", "a", (NIGHT,), pan_and_scan=True)
+    request = Request((earlier, Turn("assistant", "b"), Turn("user", "c")), sampling=SamplingSettings(1.0), int4=True)
+    default = SamplingSettings(0.5)
+    off, on = both_requests(request, "pan_and_scan", default)
+    assert (off.pan_and_scan, on.pan_and_scan) == (False, True)
+    assert off.turns[0] == on.turns[0] == earlier
+    assert off.sampling == on.sampling
+    assert off.sampling.seed is not None
+    assert [one.int4 for one in both_requests(request, "int4", default)] == [False, True]
+    left_open = both_requests(replace(request, sampling=None), "int4", default)
+    assert {one.sampling for one in left_open} == {replace(default, seed=0)}
+    assert all(one.confidence for one in (off, on))
+
+
+def test_the_first_difference_of_two_answers():
+    one = [choice(1), choice(2), choice(3)]
+    assert first_difference(one, one) is None
+    assert first_difference(one, [choice(1), choice(9)]) == 1
+    assert first_difference(one, one[:2]) == 2
+
+
+def test_a_drawn_box_is_checked():
+    sizes = [(200, 100)]
+    assert drawn_box("0 0.1 0.2 0.5 0.6", sizes) == (0, Box(20, 20, 100, 60))
+    assert drawn_box("0 -1 0 2 1", sizes) == (0, Box(0, 0, 200, 100))
+    wrongs = ("", "0", "1 0 0 1 1", "-1 0 0 1 1", "0 a b c d", "0 0 0 1", "0 nan 0 1 1", "inf 0 0 1 1", "0 .5 .5 .5 1")
+    for wrong in wrongs:
+        with pytest.raises(Gemma3Error):
+            drawn_box(wrong, sizes)
+
+
+def test_the_mask_that_the_page_draws_is_the_engines(engine, exchange):
+    request = exchange.answered.request
+    mask = engine.mask(request)
+    html = mask_html(mask, engine.inspect(request))
+    data = json.loads(unescape(re.search(r'data-view="([^"]*)"', html)[1]))
+    assert len(data["tokens"]) == len(mask.tokens)
+    assert data["blocks"] == ["picture 1"]
+    for kind in ("global", "local"):
+        for query, runs in enumerate(data["rows"][kind]):
+            allowed = {key for first, last in zip(runs[::2], runs[1::2], strict=True) for key in range(first, last + 1)}
+            assert allowed == {key for key in range(len(mask.tokens)) if mask.mask(kind).allows(query, key)}
+
+
+def run(awaitable):
+    return asyncio.run(awaitable)
+
+
+def last(updates):
+    """What a handler that yields leaves on the page."""
+
+    async def all_of_it():
+        return [update async for update in updates]
+
+    return run(all_of_it())[-1]
+
+
+def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
+    looking = Looking(Models(engine))
+    panel, title, inputs, words, *_, selected = run(looking.open(0, Conversation((exchange,)), Window()))
+    assert panel["visible"]
+    assert "Inside answer 1" in title
+    assert "whole picture" in inputs
+    assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
+    assert words.count("<button") == len(exchange.choices)
+    color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
+    chosen = replace(selected, token=color)
+    maps = last(looking.look(color, selected, "global", MEAN_HEADS, Window()))[1]
+    data = base64.b64decode(re.search(r"base64,([^\"]*)\"", maps)[1])
+    light = np.asarray(Image.open(BytesIO(data)).convert("L"), np.float32)
+    row, column = np.unravel_index(light.argmax(), light.shape)
+    with Image.open(NIGHT) as picture:
+        red, green, blue = picture.convert("RGB").resize(light.shape[::-1]).getpixel((int(column), int(row)))
+    assert min(red, green) > 200 > blue  # the star is what lies in the light
+    assert last(looking.look_again(chosen, "0", 1, Window())) != maps
+    effect = last(looking.hide(chosen, Window()))
+    assert "the probability of “yellow” goes from" in effect
+
+
+def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
+    maps = last(Looking(Models(engine)).look_again(Selected(exchange, 0), "rollout", 1, Window()))
+    assert 'role="alert"' in maps
+
+
+def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
+    looking = Looking(Models(engine))
+    stopped = replace(exchange, stats=Interrupted("demo model", 1, 2, None, None), answered=None)
+    assert escape(STOPPED) in run(looking.open(0, Conversation((stopped,)), Window()))[3]
+    assert escape(STOPPED) in run(looking.mask(Selected(stopped)))
+    assert NO_WORD in last(looking.hide(Selected(exchange), Window()))
+    gone = Turn("user", "What color is the star?", (tmp_path / "gone.png",))
+    request = replace(exchange.answered.request, turns=(gone,))
+    lost = replace(exchange, question=gone, answered=Answered(request, exchange.answered.done))
+    assert 'role="alert"' in run(looking.open(0, Conversation((lost,)), Window()))[2]
+    assert "gone" in last(looking.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))
+    other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
+    switched = replace(exchange, answered=Answered(exchange.answered.request, other))
+    assert "is loaded now" in last(looking.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
+    switched = replace(switched, stats=other.stats)
+    assert "is not loaded now" in last(looking.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
+    for number in (None, 7, -1):
+        assert len(run(looking.open(number, Conversation((exchange,)), Window()))) == 9
+        assert last(looking.look(number, Selected(exchange), "global", MEAN_HEADS, Window()))[0] == run(
+            looking.mask(None)
+        )
+
+
+def test_both_precisions_are_compared(engine, exchange):
+    async def all_of_it():
+        return [html async for html in Looking(Models(engine)).compare(Selected(exchange), "int4", Window())]
+
+    last = run(all_of_it())[-1]
+    assert last.count("<section>") == 2
+    assert "first token" in last
+    assert "Both answers are the same" in last or "The answers part at token" in last
+
+
+@pytest.fixture
+def closed(engine, monkeypatch):
+    """Holds an entry for each answer that was closed; all answers are without end."""
+    ends = []
+
+    def stream(_request):
+        try:
+            while True:
+                yield TokenEvent("a ")
+        finally:
+            ends.append(True)
+
+    monkeypatch.setattr(engine, "stream", stream)
+    return ends
+
+
+def test_leaving_a_comparison_ends_the_engines_work(engine, exchange, closed):
+    async def leave():
+        comparison = Looking(Models(engine)).compare(Selected(exchange), "int4", Window())
+        await anext(comparison)
+        await comparison.aclose()
+        for _ in range(100):
+            if closed:
+                return
+            await asyncio.sleep(0.05)
+
+    run(leave())
+    assert closed == [True]
+
+
+def test_many_who_wait_inside_hold_no_thread_of_the_event_loop(engine, exchange, monkeypatch):
+    waiting = threading.Event()
+    monkeypatch.setattr(engine, "mask", lambda _request: waiting.wait(20))
+
+    async def others_go_on():
+        looking = Looking(Models(engine))
+        held = [asyncio.create_task(looking.mask(Selected(exchange))) for _ in range(12)]
+        await asyncio.sleep(0.1)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(lambda: "answered"), 5)
+        finally:
+            waiting.set()
+            await asyncio.gather(*held)
+
+    assert run(others_go_on()) == "answered"
+
+
+class Waits:
+    """In the place of Engine.attention and Engine.occlude: waits until it is given up."""
+
+    def __init__(self):
+        self.stops = []
+
+    def __call__(self, *_given, stop, tell):
+        self.stops.append(stop)
+        tell("2nd in the queue")
+        assert stop.wait(20)
+        raise StoppedError("given up")
+
+
+async def waited(updates, text):
+    """Goes on until one of the updates holds this text."""
+    async for update in updates:
+        if text in str(update):
+            return update
+    raise AssertionError(f"{text} never came")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda looking, _selected: looking.close(Window()),
+        lambda looking, _selected: looking.leave(Window()),
+        lambda looking, _selected: looking.stop_looking(Window()),
+        lambda looking, selected: looking.open(0, Conversation((selected.exchange,)), Window()),
+        lambda looking, selected: anext(looking.look(1, selected, "global", MEAN_HEADS, Window())),
+        lambda looking, selected: anext(looking.look_again(selected, "rollout", MEAN_HEADS, Window())),
+    ],
+    ids=["close", "leave", "stop", "another turn", "another word", "another layer"],
+)
+def test_looking_that_waits_says_so_and_is_given_up(engine, exchange, monkeypatch, leave):
+    monkeypatch.setattr(engine, "attention", waits := Waits())
+
+    async def go():
+        looking, selected = Looking(Models(engine)), Selected(exchange, 0)
+        first = looking.look(0, selected, "global", MEAN_HEADS, Window())
+        other = looking.look(0, selected, "global", MEAN_HEADS, Window("another visitor"))
+        shown = await waited(first, "2nd in the queue")
+        await waited(other, "2nd in the queue")
+        leaving = asyncio.create_task(_of(leave(looking, selected)))
+        last_one = [update async for update in first][-1]
+        assert [stop.is_set() for stop in waits.stops[:2]] == [True, False], "nobody else's is given up"
+        await looking.close(Window("another visitor"))
+        async for _ in other:
+            pass
+        await looking.close(Window())
+        await leaving
+        return shown, last_one
+
+    shown, last_one = run(go())
+    assert 'data-act="look-stop"' in shown[1]
+    assert all(part == gr.skip() for part in last_one), "what has been given up changes nothing on the page"
+
+
+async def _of(awaitable):
+    return await awaitable
+
+
+def test_hiding_that_waits_is_given_up_without_the_maps(engine, exchange, monkeypatch):
+    monkeypatch.setattr(engine, "occlude", waits := Waits())
+
+    async def go():
+        looking, selected = Looking(Models(engine)), Selected(exchange, 0)
+        hiding = looking.hide(selected, Window())
+        shown = await waited(hiding, "2nd in the queue")
+        assert await looking.stop_hiding(Window()) == HIDING
+        return shown, [update async for update in hiding]
+
+    shown, rest = run(go())
+    assert 'data-act="hide-stop"' in shown
+    assert rest[-1] == gr.skip()
+    assert waits.stops[0].is_set()
+
+
+def test_closing_the_panel_ends_a_comparison(engine, exchange, closed):
+    async def go():
+        looking = Looking(Models(engine))
+        comparison = looking.compare(Selected(exchange), "int4", Window())
+        await anext(comparison)
+        await looking.close(Window())
+        rest = [update async for update in comparison]
+        for _ in range(100):
+            if not closed:
+                await asyncio.sleep(0.05)
+        return rest
+
+    assert run(go())[-1] == gr.skip()
+    assert closed == [True]
+
+
+def test_a_stopped_answer_is_looked_into(engine, exchange):
+    request, draft = exchange.answered.request, _Draft()
+    draft.request = request
+    stream = engine.stream(request)
+    while len(draft.choices) < 4:
+        draft.take(next(stream))
+    stream.close()
+    stopped = replace(exchange, answer=draft.text, answered=draft.answered(), choices=tuple(draft.choices))
+    looking = Looking(Models(engine))
+    _, _, inputs, words, hint, *_, selected = run(looking.open(0, Conversation((stopped,)), Window()))
+    assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
+    assert (words.count("<button"), hint) == (4, CHOOSE_WORD)
+    whole = last(looking.look(3, Selected(exchange), "global", MEAN_HEADS, Window()))
+    assert last(looking.look(3, selected, "global", MEAN_HEADS, Window()))[1] == whole[1]
+    assert "the probability of" in last(looking.hide(Selected(stopped, 3), Window()))
+    assert "data-view" in run(looking.mask(selected))
+
+
+SETTINGS = (False, "Be brief.", 0.0, 0, 1.0, "", 256)
+
+
+def test_the_prompt_is_counted_before_it_is_sent(engine, exchange):
+    asking, conversation = Asking(Models(engine), ()), Conversation((exchange,))
+    message = {"text": "And the heart?", "files": [str(NIGHT)]}
+    html = asking.ahead(message, conversation, Window(), *SETTINGS, None, None, None, False)
+    turns = conversation.turns(question_of("And the heart?", [str(NIGHT)]))
+    prompt = engine.inspect(Request(turns, "Be brief."))
+    assert f"the whole prompt will have {len(prompt.tokens):,}<" in html
+    assert "<span" not in html
+    opened = asking.ahead(message, conversation, Window(), *SETTINGS, None, None, None, True)
+    assert prompt_html(prompt) in opened
+    assert opened.startswith("<details open>")
+    assert "picture 2: 64 soft tokens" in opened
+    assert asking.ahead({"text": " ", "files": []}, conversation, Window(), *SETTINGS, None, None, None, True) == ""
+    gone = {"text": "What?", "files": ["/cache/gone.png"]}
+    assert asking.ahead(gone, conversation, Window(), *SETTINGS, None, None, None, False) == ""
+    many = {"text": "What?", "files": [str(NIGHT)] * 200}
+    assert "pictures are too many" in asking.ahead(many, conversation, Window(), *SETTINGS, None, None, None, False)
+    long = {"text": "star " * 9000, "files": []}
+    told = asking.ahead(long, conversation, Window(), *SETTINGS, None, None, None, True)
+    assert "more than fit" in told
+    assert re.search(r"[\d,]+ tokens not shown here", told)

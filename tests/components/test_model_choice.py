@@ -1,0 +1,140 @@
+"""What follows the choice of a model, without a browser: settings, notes, two models compared by their words."""
+
+import asyncio
+from dataclasses import replace
+
+import gradio as gr
+import pytest
+from window import DEMO as INFO
+from window import STATS, Window, choice, run, typed
+
+from components.chat.conversation import Conversation
+from components.chat.handlers import Asking
+from components.chat.model_choice import Following
+from components.inside.compare import _Side, both_requests, comparison_html, parting
+from components.settings import Choices, build_settings, model_note
+from gemma3_core.engine import Int4Choice, Models, Offer, Request, SamplingSettings, Turn
+from gemma3_core.errors import CheckpointError
+
+DEMO = replace(INFO, sampling=SamplingSettings(0.0, 0, 1.0))
+OTHER = replace(DEMO, name="<b>other", is_demo=False, sampling=SamplingSettings(1.0, 64, 0.95), multimodal=False)
+HUB = Offer("gemma-3-4b-it", "google/gemma-3-4b-it", from_hub=True, download_bytes=8_600_158_944)
+
+
+def choices(*sampling, **fields):
+    temperature, top_k, top_p = sampling or (0.0, 0, 1.0)
+    return Choices(False, "", temperature, top_k, top_p, "", 8, **{"shown": "demo model", **fields})
+
+
+def test_settings_left_alone_become_the_models_own_and_those_that_were_set_stay():
+    left = choices().following(OTHER, DEMO)
+    assert left.sampling() == OTHER.sampling
+    assert left.shown == OTHER.name
+    assert choices(0.3, 0, 1.0).following(OTHER, DEMO).sampling() == SamplingSettings(0.3, 64, 0.95)
+    assert choices(0.3, 0, 1.0).following(DEMO, DEMO) == choices(0.3, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("set_to", "choice_there", "becomes"),
+    [
+        (True, Int4Choice(False, "", 2, 1), True), (False, Int4Choice(True, "", 2, 1), None),
+        (True, Int4Choice(False, "No kernel here.", 2, 1), None), (True, None, None),
+    ],
+)  # fmt: skip
+def test_a_precision_that_was_chosen_stays_where_the_model_has_it(set_to, choice_there, becomes):
+    shown, there = replace(DEMO, int4=Int4Choice(False, "", 2, 1)), replace(OTHER, int4=choice_there)
+    assert choices(int4=set_to).following(there, shown).int4 is becomes
+
+
+def test_a_note_says_what_a_choice_means_and_nothing_where_the_model_is_there():
+    for word in ("8.6 GB", "Downloaded", "licence", "HF_TOKEN"):
+        assert word in model_note(HUB, None, in_memory=False)
+    assert "Downloaded" not in model_note(Offer("a", "/a"), None, in_memory=False)
+    assert "Loaded when you next ask" in model_note(HUB, DEMO, in_memory=False)  # let go meanwhile
+    assert model_note(HUB, DEMO, in_memory=True) == model_note(None, DEMO, in_memory=False) == ""
+
+
+class Engine:
+    """An engine that is asked nothing but its facts, or refuses."""
+
+    def __init__(self, info):
+        self.info, self.requests = info, []
+
+    def stream(self, request):
+        self.requests.append(request)
+        raise CheckpointError("No answer here.")
+        yield
+
+
+def test_the_page_follows_when_the_model_is_loaded_and_not_before():
+    other = Engine(OTHER)
+    models = Models(Engine(DEMO), [Offer(OTHER.name, "/secret/other")], lambda _offer: other)
+    following = Following(models, lambda badge: badge)
+    values = (False, "", 0.0, 0, 1.0, "", 8, None, OTHER.name, "demo model")
+    shown, note, head, *rest = following.follow(Conversation(), *values)
+    assert shown == gr.skip()
+    assert "Loaded when you next ask" in note["value"]
+    assert head == "&lt;b&gt;other · not loaded yet"
+    assert all(update == gr.skip() for update in rest)
+    asking = Asking(models, ())
+    message, after, _ = run(asking.send(typed("What?"), Conversation(), Window(), *values))
+    assert "No answer here." in str(message[-1]["content"][0].value)
+    assert after.returned.text == "What?"
+    assert other.requests[0].sampling == OTHER.sampling  # its own, though the page showed another's
+    shown, note, head, pan_and_scan, *sampling, first, box = following.follow(Conversation(), *values)
+    assert (shown, note["visible"], pan_and_scan["visible"]) == (OTHER.name, False, False)
+    assert sampling == [1.0, 64, 0.95]
+    assert head.startswith("&lt;b&gt;other · float32")
+    assert "reads text only" in first["placeholder"]
+    assert box["placeholder"] == "Ask a question"
+    with gr.Blocks():
+        settings = build_settings(DEMO, models.offers)
+        outputs = following.outputs(settings, gr.HTML(), gr.Chatbot(), gr.MultimodalTextbox())
+    assert len(outputs) == len(following.follow(Conversation(), *values)) == 9
+
+
+def test_a_model_that_is_not_offered_is_refused_in_place():
+    asking = Asking(Models(Engine(DEMO)), ())
+    values = (False, "", 0.0, 0, 1.0, "", 8, None, "/etc", "demo model")
+    message, after, _ = run(asking.send(typed("What?"), Conversation(), Window(), *values))
+    assert "offers no model" in message[-1]["content"][0].value
+    assert after.exchanges == ()
+
+
+def test_two_models_get_the_same_question_and_seed():
+    request = Request((Turn("user", "What?"),), sampling=SamplingSettings(1.0))
+    one, other = both_requests(request, "model", SamplingSettings())
+    assert one == other
+    assert one.sampling.seed is not None
+
+
+def test_texts_part_in_the_tokens_that_write_the_first_other_character():
+    one, other = [choice(1, "The "), choice(2, "star")], [choice(7, "Th"), choice(8, "e st"), choice(9, "ep")]
+    assert parting(one, other) == (1, 2)
+    assert parting(one, [choice(5, "The star")]) == (None, None)
+    assert parting(one, [choice(5, "The")]) == (0, None)
+
+
+def test_tokens_of_different_vocabularies_are_compared_by_text():
+    sides = [
+        _Side(name, tokens=tokens, stats=STATS, vocabulary=name)
+        for name, tokens in (("<a>", (choice(1, "red"),)), ("b", (choice(1, "re"), choice(2, "st"))))
+    ]
+    html = comparison_html(sides)
+    assert html.count("<mark>") == 2
+    assert "can't be compared one by one" in html
+    assert "&lt;a&gt;" in html
+    same = comparison_html([replace(side, vocabulary="v") for side in sides])
+    assert "The answers part at token 2." in same
+
+
+def test_a_model_is_not_compared_with_itself():
+    from components.inside.compare import compared
+    from gemma3_core.engine import Gemma3Error
+
+    async def first(other):
+        return await anext(compared(Models(Engine(DEMO)), "demo model", Request(()), "model", other))
+
+    for other in (None, "demo model"):
+        with pytest.raises(Gemma3Error, match="Choose another model"):
+            asyncio.run(first(other))

@@ -1,0 +1,387 @@
+"""Our own CPU kernels, RMSNorm and int4 products: as exact as they say, and torch's where they can't be had."""
+
+import logging
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from places import ASSETS
+from reference import assert_equal
+from torch._subclasses import FakeTensorMode
+
+from gemma3_core.int4 import linear as int4_linear
+from gemma3_core.int4.linear import Int4Linear, quantize_weight
+from gemma3_core.int4.quantize import TorchAoConfig
+from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.nn.layers import MANY_ROWS, RMSNorm, attend
+from gemma3_core.processor import Gemma3Processor
+
+DEMO_MODEL = ASSETS / "demo_model"
+DTYPES = (torch.float32, torch.bfloat16)
+EXACT = 3e-4
+"""Of the largest result: 16-bit integers are off by 1 in 65,000 of a group's largest, here 50 times the others."""
+ROUNDED = 4e-3  # the result in bfloat16
+LOGITS_BOUND = 1e-3  # of the largest logit, grown through the demo model's layers
+
+needs_vnni = pytest.mark.vnni
+
+
+@pytest.fixture
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that can't have them."""
+    monkeypatch.setattr(cpu_kernels, "library", lambda: None)
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """The kernels are built anew, and once more for those that come after."""
+    cpu_kernels.library.cache_clear()
+    yield
+    cpu_kernels.library.cache_clear()
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def asked() -> Any:
+    """A question about a picture, as the demo model reads it."""
+    processor = Gemma3Processor.from_pretrained(DEMO_MODEL)
+    content = [{"type": "image", "url": str(ASSETS / "examples" / "night.png")}, {"type": "text", "text": "Describe."}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        return_tensors="pt",
+    )  # fmt: skip
+
+
+def layer_of(outputs: int, inputs: int, group_size: int = 128) -> Int4Linear:
+    return Int4Linear.from_weight(quantize_weight(noise(outputs, inputs), group_size), None)
+
+
+def multiplied(layer: Int4Linear, x: torch.Tensor) -> torch.Tensor:
+    """By our kernel, whatever the layer would choose."""
+    kernels = cpu_kernels.library()
+    assert kernels is not None
+    assert layer.qdata is not None
+    assert layer.scale_and_zero is not None
+    return cpu_kernels.multiply(kernels, x, layer.qdata, layer.scale_and_zero, layer.group_size)
+
+
+def by_torch(layer: Int4Linear, x: torch.Tensor) -> torch.Tensor:
+    arguments = (x.bfloat16(), layer.qdata, layer.group_size, layer.scale_and_zero)
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(*arguments).to(x.dtype)
+
+
+def error(out: torch.Tensor, x: torch.Tensor, layer: Int4Linear) -> float:
+    """The largest difference from the product with the dequantised weights in float64, of its largest number."""
+    exact = x.double() @ layer.int4_weight().dequantize().double().T
+    return float((out.double() - exact).abs().max() / exact.abs().max())
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 5, 64, 131])
+@pytest.mark.parametrize(("outputs", "inputs", "group_size"), [(64, 32, 32), (192, 448, 64), (1024, 1152, 128)])
+def test_it_multiplies_by_the_dequantised_weights(dtype, rows, outputs, inputs, group_size):
+    layer = layer_of(outputs, inputs, group_size)
+    x = noise(rows, inputs, seed=1)
+    x[:, 7] *= 50  # as in real activations, a few stand out
+    x = x.to(dtype)
+    out = multiplied(layer, x)
+    assert out.dtype == dtype
+    assert error(out, x, layer) <= (EXACT if dtype == torch.float32 else ROUNDED)
+
+
+@needs_vnni
+def test_it_is_closer_than_torchs_in_float32_and_as_close_in_bfloat16():
+    layer = layer_of(1024, 1152)
+    x = noise(3, 1152, seed=1)
+    assert error(multiplied(layer, x), x, layer) < error(by_torch(layer, x), x, layer) / 10
+    x = x.bfloat16()
+    assert error(multiplied(layer, x), x, layer) <= 1.05 * error(by_torch(layer, x), x, layer)
+
+
+@needs_vnni
+def test_one_activation_a_thousand_times_the_others_costs_little():
+    """Row by row, and of what the others give: where a weight takes the large one for nothing, they are all."""
+    weight = noise(64, 128)
+    weight[:, 5] = 0.0
+    layer = Int4Linear.from_weight(quantize_weight(weight, 128), None)
+    x = noise(4, 128, seed=1)
+    x[:, 5] = 1000.0
+    x = x.bfloat16()
+    rest = x.clone()
+    rest[:, 5] = 0.0
+    exact = layer.int4_weight().dequantize().double()
+    off = (multiplied(layer, x.float()).double() - x.double() @ exact.T).norm(dim=1)
+    assert (off <= 0.02 * (rest.double() @ exact.T).norm(dim=1)).all()
+
+
+@needs_vnni
+def test_the_largest_sums_do_not_overflow():
+    """All steps 15, all activations the largest of their group; then the same with the other sign."""
+    weight = torch.cat((torch.zeros(64, 1), torch.ones(64, 127)), dim=1)
+    layer = Int4Linear.from_weight(quantize_weight(weight, 128), None)
+    for value in (1.0, -1.0, 1e30, -1e-30):
+        x = torch.full((1, 128), value)
+        assert error(multiplied(layer, x), x, layer) <= EXACT
+
+
+@needs_vnni
+def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(monkeypatch):
+    layer = layer_of(320, 256)
+    x = noise(9, 256, seed=1)
+    together = multiplied(layer, x)
+    assert multiplied(layer, x[:0]).shape == (0, 320)
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu_kernels, "_ROWS_AT_A_TIME", 4)
+        assert torch.equal(together, multiplied(layer, x))
+    assert torch.equal(together, torch.cat([multiplied(layer, row[None]) for row in x]))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(together, multiplied(layer, x))
+        torch.set_num_threads(7)
+        assert torch.equal(together, multiplied(layer, x))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_seen_in_its_row_and_in_no_other(dtype, bad):
+    layer = layer_of(64, 256)
+    x = noise(3, 256, seed=1).to(dtype)
+    whole = multiplied(layer, x)
+    x[1, 200] = bad
+    out = multiplied(layer, x)
+    assert out[1].isnan().all()
+    assert torch.equal(out[[0, 2]], whole[[0, 2]])
+
+
+@needs_vnni
+def test_nothing_and_next_to_nothing_give_nothing():
+    layer = layer_of(64, 256)
+    for value in (0.0, 1e-42):
+        assert multiplied(layer, torch.full((2, 256), value)).abs().max() <= 1e-37
+
+
+@needs_vnni
+@torch.inference_mode()
+def test_a_layer_uses_it_and_torchs_where_it_does_not_fit(monkeypatch):
+    layer, x = layer_of(128, 256), noise(2, 256, seed=1)
+    assert torch.equal(layer(x), multiplied(layer, x))
+    many = noise(MANY_ROWS, 256, seed=1)
+    assert not torch.equal(layer(many), multiplied(layer, many))  # exact in float32
+    for tiles in (False, True):
+        monkeypatch.setattr(int4_linear, "has_bfloat16_tiles", lambda tiles=tiles: tiles)
+        assert torch.equal(layer(many.bfloat16()), multiplied(layer, many.bfloat16())) != tiles
+    assert torch.equal(layer(x.T.contiguous().T), multiplied(layer, x))
+    uneven = layer_of(80, 256)
+    assert torch.equal(uneven(x), by_torch(uneven, x))
+    with torch.inference_mode(False), torch.no_grad():
+        assert torch.equal(layer(x.clone()), by_torch(layer, x))
+
+
+@needs_vnni
+def test_outside_inference_mode_torchs_is_used_which_says_that_it_has_no_gradient():
+    layer, x = layer_of(128, 256), noise(2, 256, seed=1)
+    out = layer(x.clone().requires_grad_())
+    assert torch.equal(out, by_torch(layer, x))
+    with pytest.raises(RuntimeError, match="derivative"):
+        out.sum().backward()
+
+
+def norm_of(width: int, dtype: torch.dtype) -> RMSNorm:
+    norm = RMSNorm(width, 1e-6).to(dtype)
+    norm.weight.data.copy_(noise(width, seed=2))
+    return norm.requires_grad_(False)
+
+
+@needs_vnni
+@pytest.mark.parametrize("shape", [(1, 1, 1152), (1, 1, 4, 256), (3, 70, 1152), (2, 16)])
+@torch.inference_mode()
+def test_rms_norm_is_torchs(shape, monkeypatch):
+    x = noise(*shape, seed=1) * torch.logspace(-3, 3, shape[-2])[:, None]
+    for dtype in DTYPES:
+        norm = norm_of(shape[-1], dtype)
+        assert cpu_kernels.library_for(x.to(dtype), norm.weight) is not None
+        ours = norm(x.to(dtype))
+        with monkeypatch.context() as patched:
+            patched.setattr(cpu_kernels, "library", lambda: None)
+            plain = norm(x.to(dtype))
+        assert ours.dtype == plain.dtype == dtype
+        assert ours.shape == plain.shape
+        if dtype == torch.float32:
+            assert_equal(ours, plain)
+        else:  # one rounding, of what is the same but for its last bit
+            assert (ours != plain).float().mean() < 0.01
+            assert_equal(ours.float(), plain.float(), 2**-8)
+
+
+@needs_vnni
+def test_rms_norm_of_views_and_of_odd_widths():
+    norm, odd, x = norm_of(64, torch.float32), norm_of(30, torch.float32), noise(8, 2, 64, seed=1)
+    with torch.inference_mode():
+        assert torch.equal(norm(x.transpose(0, 1)), norm(x.transpose(0, 1).contiguous()))
+        assert odd(noise(4, 30)).isfinite().all()
+        assert norm(x[:0]).shape == (0, 2, 64)
+        x[3, 1, 5] = float("nan")
+        assert norm(x).isnan().any(dim=-1).nonzero().tolist() == [[3, 1]]
+
+
+@needs_vnni
+def test_they_are_used_in_inference_mode_on_plain_tensors_in_memory_only():
+    norm, x = norm_of(64, torch.float32), noise(2, 64, seed=1)
+    with torch.inference_mode():
+        assert cpu_kernels.library_for(x, norm.weight) is not None
+        assert cpu_kernels.library_for(x.half()) is None
+        assert cpu_kernels.library_for(x, norm.weight.bfloat16()) is None
+        assert cpu_kernels.library_for(x.to("meta")) is None
+        assert cpu_kernels.library_for(x, norm.weight.to("meta")) is None
+        with FakeTensorMode() as fake:
+            assert cpu_kernels.library_for(fake.from_tensor(x)) is None
+        with pytest.raises(RuntimeError):
+            norm.to("meta")(x)
+    with torch.no_grad():
+        assert cpu_kernels.library_for(x) is None
+    norm = norm_of(64, torch.float32).requires_grad_()
+    norm(x).sum().backward()
+    assert norm.weight.grad is not None
+    compiled = torch.compile(norm, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        assert_equal(compiled(x), norm(x))
+
+
+@needs_vnni
+def test_float32_and_bfloat16_answers_are_those_of_torchs_operations(monkeypatch):
+    """The whole demo model: the same tokens in float32; logits within the bounds."""
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype=dtype)
+        inputs = asked().to("cpu", dtype)
+        told = []
+        for own in (True, False):
+            with monkeypatch.context() as patched, torch.inference_mode():
+                if not own:
+                    patched.setattr(cpu_kernels, "library", lambda: None)
+                tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+                told.append((tokens, model(**inputs).logits.float()))
+        (ours, our_logits), (plain, plain_logits) = told
+        assert_equal(our_logits, plain_logits, bound)
+        assert dtype == torch.bfloat16 or torch.equal(ours, plain)
+
+
+def test_one_query_in_bfloat16_attends_in_float32(monkeypatch):
+    queries, keys, values = (
+        noise(1, heads, rows, 64, seed=rows).bfloat16() for heads, rows in ((4, 1), (2, 9), (2, 9))
+    )
+    mask = torch.ones(1, 1, 1, 9, dtype=torch.bool)
+    mask[..., 3] = False
+    exact, _ = attend(queries.double(), keys.double(), values.double(), mask, 0.125, False)
+    out, _ = attend(queries, keys, values, mask, 0.125, False)
+    assert out.dtype == torch.bfloat16
+    assert_equal(out.double(), exact, 2**-8)
+    monkeypatch.setattr("gemma3_core.nn.layers.WIDENED_AT_A_TIME", 100)  # one KV head after the other
+    assert torch.equal(attend(queries, keys, values, mask, 0.125, False)[0], out)
+    monkeypatch.setattr("gemma3_core.nn.layers._attends_widened", lambda _queries: False)
+    fused, _ = attend(queries, keys, values, mask, 0.125, False)
+    assert_equal(fused.float(), out.float(), 2e-2)
+
+
+@pytest.mark.usefixtures("without_kernel")
+@torch.inference_mode()
+def test_without_it_a_layer_uses_torchs():
+    layer, x = layer_of(128, 256), noise(2, 256, seed=1)
+    assert torch.equal(layer(x), by_torch(layer, x))
+
+
+@needs_vnni
+def test_the_demo_model_answers_as_with_torchs_kernel(monkeypatch):
+    """Teacher-forced logits beside those of the dequantised weights, and the same tokens wherever these are clear."""
+    model = Gemma3ForConditionalGeneration.from_pretrained(
+        DEMO_MODEL, dtype="float32", quantization_config=TorchAoConfig()
+    )
+    inputs = asked()
+    with torch.inference_mode():
+        monkeypatch.setattr(int4_linear, "MANY_ROWS", 10**9)
+        ours = model(**inputs).logits
+        own_tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        monkeypatch.setattr(cpu_kernels, "library", lambda: None)
+        theirs = model(**inputs).logits
+        tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        monkeypatch.setattr(int4_linear, "MANY_ROWS", 1)  # widened weights: the plain path
+        plain = model(**inputs).logits
+    off = (ours - plain).abs().max() / plain.abs().max()
+    assert off <= LOGITS_BOUND
+    assert off < (theirs - plain).abs().max() / plain.abs().max()
+    best, second = plain.topk(2, dim=-1).values.unbind(dim=-1)
+    clear = best - second > 2 * LOGITS_BOUND * plain.abs().max()
+    assert clear.float().mean() > 0.5
+    assert torch.equal(ours.argmax(-1)[clear], plain.argmax(-1)[clear])
+    assert torch.equal(own_tokens, tokens)
+
+
+@pytest.mark.usefixtures("anew")
+def test_where_it_cannot_be_had_the_log_says_why(monkeypatch, caplog, tmp_path):
+    caplog.set_level(logging.INFO, logger="gemma3_core.kernels.cpu")
+
+    def said(level: str) -> str:
+        caplog.clear()
+        cpu_kernels.library.cache_clear()
+        assert cpu_kernels.library() is None
+        assert cpu_kernels.library() is None
+        (record,) = caplog.records  # once, and not for each layer
+        assert "torch's operations" in record.message
+        assert record.levelname == level
+        return record.message
+
+    with monkeypatch.context() as patched:
+        patched.setattr(platform, "system", lambda: "Darwin")
+        assert "Darwin" in said("INFO")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    processor = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpu_kernels, "_PROCESSOR", processor)
+    processor.write_text("flags : sse2 avx512f avx512bw avx512vl avx512vbmi\n")
+    assert "processor lacks" in said("INFO")
+    processor.write_text(f"flags : sse2 {' '.join(cpu_kernels._NEEDED)}\n")
+    with monkeypatch.context() as patched:
+        patched.setenv("GEMMA_CPU_KERNELS", "0")
+        assert "GEMMA_CPU_KERNELS is 0" in said("INFO")
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu_kernels, "_THREAD_POOL", ("no_such_function",))
+        assert "no_such_function" in said("INFO")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "which", lambda _name: None)
+        assert "no C compiler" in said("WARNING")
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nprintf 'out of \\377 order' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda _name: str(broken))
+    assert "order" in said("WARNING")
+    broken.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(cpu_kernels, "_BUILDING_SECONDS", 0.2)
+    assert "timed out" in said("WARNING")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="for x86-64")
+def test_every_compiler_of_such_a_machine_builds_them_without_a_warning(tmp_path):
+    """On any processor: only running them takes a newer one."""
+    compiler = next(found for name in cpu_kernels.COMPILERS if (found := shutil.which(name)))
+    strict = ["-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    done = subprocess.run([compiler, *strict, "-o", tmp_path / "built.so", cpu_kernels.SOURCE], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@needs_vnni
+@pytest.mark.usefixtures("anew")
+def test_nothing_is_left_behind_of_building_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cpu_kernels.library() is not None
+    assert list(tmp_path.iterdir()) == []
