@@ -143,10 +143,10 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
 def build(settings: argparse.Namespace) -> "gr.Blocks":
     """Loads the model and builds the page. Raises Gemma3Error where the checkpoint can't be used."""
     from components.page import build_page
-    from gemma3_core.engine import Models
+    from gemma3_core.engine import ModelRegistry
 
     how = (settings.device, settings.dtype, settings.int4, settings.keep)
-    return build_page(Models.load(settings.model, settings.also, *how))
+    return build_page(ModelRegistry.load(settings.model, settings.also, *how))
 
 
 def main() -> None:

@@ -38,7 +38,7 @@
   });
   document.addEventListener("toggle", (event) => {
     const fold = event.target;
-    if (fold.matches("#ahead details") && fold.open && !fold.querySelector(".tokens")) countTokens();
+    if (fold.matches("#token-count details") && fold.open && !fold.querySelector(".tokens")) countTokens();
   }, true);
 
   // In Inside, a box on a picture is a region to hide: drawn, tapped, or placed with the arrow keys. It is told in

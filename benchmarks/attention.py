@@ -91,17 +91,17 @@ def box_around(item: SceneObject, picture: Image.Image) -> Box:
 
 def share_in(attention: AttentionMap, box: Box) -> float:
     """The share of the picture's attention that lies in `box`; cells count by the part of them that it covers."""
-    (square,) = attention.squares
-    side, whole = len(square.grid), square.square.box
+    (tile,) = attention.tiles
+    side, whole = len(tile.grid), tile.tile.box
     within = 0.0
-    for row, weights in enumerate(square.grid):
+    for row, weights in enumerate(tile.grid):
         for column, weight in enumerate(weights):
             left, right = (whole.right * n / side for n in (column, column + 1))
             top, bottom = (whole.bottom * n / side for n in (row, row + 1))
             wide = max(0.0, min(right, box.right) - max(left, box.left)) / (right - left)
             high = max(0.0, min(bottom, box.bottom) - max(top, box.top)) / (bottom - top)
             within += weight * wide * high
-    return within / square.total
+    return within / tile.total
 
 
 def find(engine: Engine, case: Case, layers: Sequence[str | int]) -> Finding | None:

@@ -83,7 +83,7 @@ def answer_about(engine: Engine, size: tuple[int, int]) -> Answered:
         dtype=info.dtype,
         quantization=info.quantization,
         num_images=1,
-        num_crops=len(prompt.squares) - 1,
+        num_crops=len(prompt.tiles) - 1,
         prompt_tokens=len(prompt.tokens),
         reused_tokens=0,
         new_tokens=0,

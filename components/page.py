@@ -8,17 +8,17 @@ import gradio as gr
 
 from components.chat.composer import build_composer, build_notice
 from components.chat.conversation import Conversation
-from components.chat.handlers import Asking
+from components.chat.handlers import ChatHandlers
 from components.chat.model_choice import Following
 from components.chat.panel import badge, build_chat
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, load_examples
-from components.inside.handlers import Looking
+from components.inside.handlers import InsideHandlers
 from components.inside.panel import Inside, build_inside, fitting
 from components.serving.server import Page
 from components.settings import Own, Settings, bring, build_settings, chosen_example, take_back
-from components.shown.image_strip import build_ahead, build_strip
-from gemma3_core.engine import Engine, Models
+from components.shown.image_strip import build_strip, build_token_count
+from gemma3_core.engine import Engine, ModelRegistry
 
 TITLE = "Gemma 3 and pictures"
 
@@ -37,7 +37,7 @@ _SEND_JS = """(message, ...rest) => {
 # Buttons in the conversation and in Inside say what they are about in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
-_OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#ahead details')?.open)]"
+_OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#token-count details')?.open)]"
 _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
 
 
@@ -51,13 +51,13 @@ class Panels:
     composer: gr.MultimodalTextbox
     notice: gr.HTML
     strip: gr.HTML
-    ahead: gr.HTML
+    token_count: gr.HTML
     clear: gr.Button
 
 
-def build_page(models: Models | Engine, examples: Sequence[Example] | None = None) -> gr.Blocks:
+def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | None = None) -> gr.Blocks:
     """The whole app around a loaded engine, or around several models; `launch` is the caller's."""
-    models = models if isinstance(models, Models) else Models(models)
+    models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
     cards = load_examples() if examples is None else tuple(examples)
     cards = cards if info.multimodal else ()
@@ -71,20 +71,20 @@ def build_page(models: Models | Engine, examples: Sequence[Example] | None = Non
             chat = build_chat(info, cards, models.names)
             notice = build_notice()
             composer = build_composer(info)
-            strip, ahead = build_strip(), build_ahead()
+            strip, token_count = build_strip(), build_token_count()
         inside = build_inside(info, models.names)
-        asking = Asking(models, cards)
-        panels = Panels(conversation, settings, chat, composer, notice, strip, ahead, clear)
-        changes = _connect_answers(asking, panels)
+        chat_handlers = ChatHandlers(models, cards)
+        panels = Panels(conversation, settings, chat, composer, notice, strip, token_count, clear)
+        changes = _connect_answers(chat_handlers, panels)
         _connect_cards(cards, panels)
-        _connect_strip(asking, panels, changes)
-        _connect_ahead(asking, panels, changes)
-        looking = Looking(models)
-        _connect_inside(looking, inside, panels)
+        _connect_strip(chat_handlers, panels, changes)
+        _connect_token_count(chat_handlers, panels, changes)
+        inside_handlers = InsideHandlers(models)
+        _connect_inside(inside_handlers, inside, panels)
         _connect_models(Following(models, _head), panels, head, changes)
-        page.unload(asking.leave)
-        page.unload(looking.leave)
-        page.now_and_then.append(models.let_go)
+        page.unload(chat_handlers.leave)
+        page.unload(inside_handlers.leave)
+        page.now_and_then.append(models.evict)
         build_ask_endpoint(models.first)
     page.queue(default_concurrency_limit=None)
     return page
@@ -94,7 +94,7 @@ def _head(badge_line: str) -> str:
     return f'<h1>{TITLE}</h1><p class="badge">{badge_line}</p>'
 
 
-def _connect_answers(asking: Asking, panels: Panels) -> list[Any]:
+def _connect_answers(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
     """What leads to an answer, or ends one; the events after which the conversation has changed."""
     retry, undo, edit, keep = (
         gr.Button(act.capitalize(), elem_id=act, visible="hidden") for act in ("retry", "undo", "edit", "keep")
@@ -111,19 +111,19 @@ def _connect_answers(asking: Asking, panels: Panels) -> list[Any]:
         "api_visibility": "private",
     }
     _connect_emptying(composer)
-    composer.stop(asking.stop, None, composer, queue=False, show_progress="hidden", api_visibility="private")
+    composer.stop(chat_handlers.stop, None, composer, queue=False, show_progress="hidden", api_visibility="private")
     changes = [
-        composer.submit(asking.send, [composer, state, *values], js=_SEND_JS, **common),
-        panels.chat.example_select(asking.ask_example, [state, *values], **common),
-        retry.click(asking.retry, [state, *values], **common),
-        undo.click(asking.undo, [composer, state], **common),
-        edit.click(asking.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),
-        keep.click(asking.keep, [state], **common),
-        panels.clear.click(asking.clear, None, **common),
+        composer.submit(chat_handlers.send, [composer, state, *values], js=_SEND_JS, **common),
+        panels.chat.example_select(chat_handlers.ask_example, [state, *values], **common),
+        retry.click(chat_handlers.retry, [state, *values], **common),
+        undo.click(chat_handlers.undo, [composer, state], **common),
+        edit.click(chat_handlers.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),
+        keep.click(chat_handlers.keep, [state], **common),
+        panels.clear.click(chat_handlers.clear, None, **common),
     ]
     for change in changes[3:6]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
-    handing: dict[str, Any] = {**common, "fn": asking.hand_back, "inputs": [composer, state]}
+    handing: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
     return [change.then(**{**handing, "outputs": [composer, state]}) for change in changes]
 
 
@@ -163,12 +163,12 @@ def _connect_emptying(composer: gr.MultimodalTextbox) -> None:
     empty.click(None, None, composer, js="() => ({ text: '', files: [] })", api_visibility="private")
 
 
-def _connect_strip(asking: Asking, panels: Panels, changes: Sequence[Any]) -> None:
+def _connect_strip(chat_handlers: ChatHandlers, panels: Panels, changes: Sequence[Any]) -> None:
     composer, switch = panels.composer, panels.settings.pan_and_scan
     files = gr.Textbox(elem_id="composer-files", visible="hidden")
     composer.change(None, composer, files, js=_FILES_JS, api_visibility="private")
     draw: dict[str, Any] = {
-        "fn": asking.preview,
+        "fn": chat_handlers.preview,
         "inputs": [composer, switch, panels.conversation, panels.settings.chosen],
         "outputs": panels.strip,
         "show_progress": "hidden",
@@ -181,14 +181,14 @@ def _connect_strip(asking: Asking, panels: Panels, changes: Sequence[Any]) -> No
         change.then(**draw)
 
 
-def _connect_ahead(asking: Asking, panels: Panels, changes: Sequence[Any]) -> None:
+def _connect_token_count(chat_handlers: ChatHandlers, panels: Panels, changes: Sequence[Any]) -> None:
     """How many tokens the prompt will have: page.js clicks the hidden button where typing pauses."""
     settings = panels.settings
     button, opened = gr.Button("Count", elem_id="count-tokens", visible="hidden"), gr.Checkbox(visible="hidden")
     draw: dict[str, Any] = {
-        "fn": asking.ahead,
+        "fn": chat_handlers.token_count,
         "inputs": [panels.composer, panels.conversation, *settings.inputs, opened],
-        "outputs": panels.ahead,
+        "outputs": panels.token_count,
         "js": _OPENED_JS,
         "show_progress": "hidden",
         "concurrency_limit": 2,
@@ -199,10 +199,10 @@ def _connect_ahead(asking: Asking, panels: Panels, changes: Sequence[Any]) -> No
     for change in changes:
         change.then(**draw)
     sent = panels.composer.submit
-    sent(lambda: "", None, panels.ahead, queue=False, show_progress="hidden", api_visibility="private")
+    sent(lambda: "", None, panels.token_count, queue=False, show_progress="hidden", api_visibility="private")
 
 
-def _connect_inside(looking: Looking, inside: Inside, panels: Panels) -> None:
+def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels) -> None:
     """Which turn Inside shows, and what is asked about it there."""
     selected, number = gr.State(None), gr.Number(visible="hidden", precision=0)
     show, close, look = (
@@ -211,34 +211,37 @@ def _connect_inside(looking: Looking, inside: Inside, panels: Panels) -> None:
     common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
     # These wait in the engine's own queue, and each click counts: it gives up what was waited for before.
     waits = {**common, "concurrency_limit": None, "trigger_mode": "multiple"}
-    stops = {"look-stop": (looking.stop_looking, inside.maps), "hide-stop": (looking.stop_hiding, inside.effect)}
+    stops = {
+        "look-stop": (inside_handlers.stop_looking, inside.maps),
+        "hide-stop": (inside_handlers.stop_hiding, inside.effect),
+    }
     for name, (stop, shows) in stops.items():
         gr.Button("Stop", elem_id=name, visible="hidden").click(stop, None, shows, queue=False, **common)
     shown = [inside.panel, inside.title, inside.inputs, inside.words, inside.maps, inside.effect, inside.mask]
     choice = [selected, inside.layer, inside.head]
     opened = show.click(
-        looking.open,
+        inside_handlers.open,
         [number, panels.conversation],
         [*shown, inside.comparison, selected],
         js=_NUMBER_JS.format("inside-open"),
         **common,
     )
     if panels.settings.model is not None:
-        opened.then(looking.fit, selected, fitting(inside), **common)
+        opened.then(inside_handlers.fit, selected, fitting(inside), **common)
         models = [selected, gr.State("model"), inside.other]
-        inside.compare_models.click(looking.compare, models, inside.comparison, **common)
-    gr.on([close.click, panels.clear.click], looking.close, None, [inside.panel, selected], **common)
+        inside.compare_models.click(inside_handlers.compare, models, inside.comparison, **common)
+    gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.panel, selected], **common)
     look.click(
-        looking.look,
+        inside_handlers.look,
         [number, *choice],
         [inside.words, inside.maps, inside.effect, selected],
         js=_NUMBER_JS.format("look"),
         **waits,
     )
-    gr.on([inside.layer.input, inside.head.input], looking.look_again, choice, inside.maps, **waits)
-    inside.hide.click(looking.hide, selected, inside.effect, **waits)
+    gr.on([inside.layer.input, inside.head.input], inside_handlers.look_again, choice, inside.maps, **waits)
+    inside.hide.click(inside_handlers.hide, selected, inside.effect, **waits)
     region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
-    hide_region.click(looking.hide, [selected, region], inside.effect, js=_REGION_JS, **waits)
-    inside.mask_tab.select(looking.mask, selected, inside.mask, **common)
+    hide_region.click(inside_handlers.hide, [selected, region], inside.effect, js=_REGION_JS, **waits)
+    inside.mask_tab.select(inside_handlers.mask, selected, inside.mask, **common)
     for button, setting in ((inside.compare_pan_and_scan, "pan_and_scan"), (inside.compare_int4, "int4")):
-        button.click(looking.compare, [selected, gr.State(setting)], inside.comparison, **common)
+        button.click(inside_handlers.compare, [selected, gr.State(setting)], inside.comparison, **common)

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components.examples import Example
-from gemma3_core.engine import Gemma3Error, Int4Choice, ModelInfo, Offer, SamplingSettings
+from gemma3_core.engine import Gemma3Error, Int4Choice, ModelEntry, ModelInfo, SamplingSettings
 
 MOST_NEW_TOKENS = 2048
 
@@ -132,7 +132,7 @@ def take_back(own: Own) -> tuple[Any, Any, Any, Own]:
     )
 
 
-def build_settings(info: ModelInfo, offers: Sequence[Offer] = ()) -> Settings:
+def build_settings(info: ModelInfo, offers: Sequence[ModelEntry] = ()) -> Settings:
     """The model (where there is more than the first) and pan & scan in front, the rest folded away."""
     # Closed as it comes, which is right for a phone; page.js opens it where there is room.
     with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
@@ -160,7 +160,7 @@ def build_settings(info: ModelInfo, offers: Sequence[Offer] = ()) -> Settings:
     return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown)
 
 
-def _build_model(info: ModelInfo, offers: Sequence[Offer]) -> tuple[gr.Dropdown, gr.HTML]:
+def _build_model(info: ModelInfo, offers: Sequence[ModelEntry]) -> tuple[gr.Dropdown, gr.HTML]:
     names = [info.name, *(offer.name for offer in offers)]
     model = gr.Dropdown(
         names,
@@ -173,7 +173,7 @@ def _build_model(info: ModelInfo, offers: Sequence[Offer]) -> tuple[gr.Dropdown,
     return model, gr.HTML(elem_id="model-note", visible=False)
 
 
-def model_note(offer: Offer | None, known: ModelInfo | None, in_memory: bool) -> str:
+def model_note(offer: ModelEntry | None, known: ModelInfo | None, in_memory: bool) -> str:
     """HTML of what choosing this model means, as far as it is known; `offer` None is the server's first."""
     if offer is None or in_memory:
         return ""

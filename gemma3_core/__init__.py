@@ -4,7 +4,7 @@ The names here are those of transformers' Gemma 3 page; each is loaded when it i
 the package costs nothing.
 
 Shape letters, the same in every file: B batch, T queries (new tokens), S keys (all tokens seen),
-H heads, K key-value heads, D head width, E model width, N pictures (squares for the encoder).
+H heads, K key-value heads, D head width, E model width, N pictures (tiles for the encoder).
 """
 
 from importlib import import_module

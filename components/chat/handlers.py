@@ -18,7 +18,7 @@ from components.examples import Example
 from components.settings import Choices, chosen_example, with_brought
 from components.shown import image_strip as strip
 from components.shown.stats import Interrupted
-from components.shown.token_view import ahead_html
+from components.shown.token_view import token_count_html
 from gemma3_core.engine import (
     Answered,
     ContextLengthError,
@@ -26,7 +26,7 @@ from gemma3_core.engine import (
     Event,
     Gemma3Error,
     ModelInfo,
-    Models,
+    ModelRegistry,
     Request,
     StageEvent,
     Stats,
@@ -107,10 +107,10 @@ class _Draft:
         return chat.answering(self.text) if self.text.strip() else chat.working(self.stage)
 
 
-class Asking:
+class ChatHandlers:
     """The page's handlers for a server's models. Of a visitor nothing stays here but the running answer."""
 
-    def __init__(self, models: Models, examples: Sequence[Example]):
+    def __init__(self, models: ModelRegistry, examples: Sequence[Example]):
         self._models, self._examples = models, tuple(examples)
         self._running = RunningAnswers()
         self._previews = itertools.count()
@@ -232,7 +232,7 @@ class Asking:
         request: gr.Request,
         model: str | None = None,
     ) -> str | dict[str, Any]:
-        """HTML of the squares that the composer's pictures will become; without any, those of the last answer.
+        """HTML of the tiles that the composer's pictures will become; without any, those of the last answer.
 
         Where a picture is broken, why; but not a second time below a chat that says it. Two may run at once: one
         that is overtaken by a newer one of its window changes nothing.
@@ -259,7 +259,7 @@ class Asking:
         except Gemma3Error as error:
             return "" if str(error) == conversation.failure else strip.problem_html(str(error))
 
-    def ahead(
+    def token_count(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
     ) -> str:
         """HTML of how many tokens the prompt of the composer's question will have; empty without one.
@@ -278,7 +278,7 @@ class Asking:
                 if engine is None:
                     return ""
                 room = engine.info.context_length - int(choices.max_new_tokens)
-                return ahead_html(engine.inspect(asked), room, bool(opened))
+                return token_count_html(engine.inspect(asked), room, bool(opened))
         except ContextLengthError as error:
             return strip.problem_html(str(error))
         except Gemma3Error:

@@ -10,13 +10,13 @@ from components.chat.composer import hint
 from components.chat.conversation import Conversation
 from components.chat.panel import badge, first_sight
 from components.settings import Choices, Settings, int4_line, model_note, pan_and_scan_line
-from gemma3_core.engine import ModelInfo, Models
+from gemma3_core.engine import ModelInfo, ModelRegistry
 
 
 class Following:
     """The handlers of the choice, where a server offers several models; `head` draws the top of the page of a badge."""
 
-    def __init__(self, models: Models, head: Callable[[str], str]):
+    def __init__(self, models: ModelRegistry, head: Callable[[str], str]):
         self._models, self._head = models, head
         self._offers = {offer.name: offer for offer in models.offers}
 

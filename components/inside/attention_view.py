@@ -8,7 +8,7 @@ from PIL import Image
 
 from components.shown.image_strip import picture_html
 from components.shown.token_view import percent
-from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePreview, SquareMap
+from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePreview, TileMap
 
 _LONGEST = 640  # pixels of a picture's longer side
 _NIGHT = (16, 18, 24)
@@ -16,18 +16,18 @@ _DARKEST = 0.86  # how much of the night lies where the model did not look
 
 
 def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> str:
-    """HTML of each square's part of its picture with the weights over it, on one scale for all.
+    """HTML of each tile's part of its picture with the weights over it, on one scale for all.
 
     `previews` are those of the conversation's pictures, in its order.
     """
-    if not attention.squares:
+    if not attention.tiles:
         return '<p class="note">There is no picture in this conversation: the words of the prompt are all it saw.</p>'
-    most = max(max(map(max, square.grid)) for square in attention.squares)
+    most = max(max(map(max, tile.grid)) for tile in attention.tiles)
     figures = "".join(
-        _figure(square, preview, most)
+        _figure(tile, preview, most)
         for number, preview in enumerate(previews)  # one after the other: each holds its picture
-        for square in attention.squares
-        if square.square.picture == number
+        for tile in attention.tiles
+        if tile.tile.picture == number
     )
     share = percent(attention.on_pictures)
     return (
@@ -38,20 +38,20 @@ def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> st
     )
 
 
-def _figure(square_map: SquareMap, preview: PicturePreview, most: float) -> str:
-    label = square_map.square.label
-    image = picture_html(spotlit(square_map, preview, most), f"Where the model looked on {label}", _LONGEST)
+def _figure(tile_map: TileMap, preview: PicturePreview, most: float) -> str:
+    label = tile_map.tile.label
+    image = picture_html(spotlit(tile_map, preview, most), f"Where the model looked on {label}", _LONGEST)
     # On whole pictures page.js lets a region be drawn, and says it in shares of the picture.
     drawable, controls = "", ""
-    if square_map.square.crop is None:
+    if tile_map.tile.crop is None:
         drawable = (
-            f' class="drawable" data-picture="{square_map.square.picture}" tabindex="0" role="application" '
+            f' class="drawable" data-picture="{tile_map.tile.picture}" tabindex="0" role="application" '
             f'aria-label="Region to hide on {escape(label)}" aria-describedby="region-help"'
         )
         controls = (
             '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button>'
         )
-    caption = f"{escape(label)}: {percent(square_map.total)}"
+    caption = f"{escape(label)}: {percent(tile_map.total)}"
     return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption>{controls}</figure>"
 
 
@@ -67,19 +67,19 @@ def occlusion_html(report: OcclusionReport, preview: PicturePreview) -> str:
     )
 
 
-def spotlit(square_map: SquareMap, preview: PicturePreview, most: float) -> Image.Image:
-    """The square's part of its picture, as bright as its weights and else dark; `most` is full light.
+def spotlit(tile_map: TileMap, preview: PicturePreview, most: float) -> Image.Image:
+    """The tile's part of its picture, as bright as its weights and else dark; `most` is full light.
 
     Light keeps the picture's own colors, which any color scheme of a heat map would be mistaken for.
     """
-    box, picture = square_map.square.box, preview.original
+    box, picture = tile_map.tile.box, preview.original
     across, down = picture.width / preview.width, picture.height / preview.height
     part = picture.resize(
         (max(1, round(across * (box.right - box.left))), max(1, round(down * (box.bottom - box.top)))),
         box=(across * box.left, down * box.top, across * box.right, down * box.bottom),
     )
     part.thumbnail((_LONGEST, _LONGEST))
-    grid = np.array(square_map.grid, dtype=np.float32) / (most or 1.0)
+    grid = np.array(tile_map.grid, dtype=np.float32) / (most or 1.0)
     weights = np.asarray(Image.fromarray(grid).resize(part.size, Image.Resampling.BICUBIC))
     night = _DARKEST * (1.0 - np.clip(weights, 0.0, 1.0))
     return Image.composite(Image.new("RGB", part.size, _NIGHT), part, Image.fromarray((255 * night).astype(np.uint8)))

@@ -13,7 +13,7 @@ from gemma3_core.engine import (
     DoneEvent,
     Gemma3Error,
     ModelInfo,
-    Models,
+    ModelRegistry,
     Request,
     SamplingSettings,
     StageEvent,
@@ -68,7 +68,7 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
 
 
 async def compared(
-    models: Models, model: str, request: Request, setting: Setting, other: str | None = None
+    models: ModelRegistry, model: str, request: Request, setting: Setting, other: str | None = None
 ) -> AsyncGenerator[str, None]:
     """HTML of both answers as they come, one after the other; `model` gave the answer that is compared.
 

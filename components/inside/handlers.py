@@ -22,7 +22,7 @@ from components.inside.mask_view import mask_html
 from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS, fitted
 from components.shown.image_strip import strip_html
 from components.shown.token_view import alternatives_html, answer_html, prompt_html
-from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, Models, PicturePreview, StoppedError
+from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, ModelRegistry, PicturePreview, StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ class Selected:
     token: int | None = None
 
 
-class Looking:
+class InsideHandlers:
     """Inside's handlers; what they show belongs to the visitor's own turns, and comes from the model that answered."""
 
-    def __init__(self, models: Models):
+    def __init__(self, models: ModelRegistry):
         self._models = models
         # Not the event loop's own few threads: calls that wait in the engine's queue would hold them from everyone.
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
@@ -133,9 +133,9 @@ class Looking:
 
         def draw(engine: Engine, call: Call) -> str:
             sizes = [
-                (square.box.right, square.box.bottom)
-                for square in engine.inspect(answered.request).squares
-                if square.crop is None
+                (tile.box.right, tile.box.bottom)
+                for tile in engine.inspect(answered.request).tiles
+                if tile.crop is None
             ]
             picture, box = drawn_box(region, sizes) if region else (None, None)
             report = engine.occlude(answered, token, picture, box, stop=call.stop, tell=call.tell)
@@ -239,11 +239,11 @@ class Looking:
 def _inputs(engine: Engine, exchange: Exchange) -> str:
     pictures = exchange.question.pictures
     previews = engine.preview(pictures, exchange.pan_and_scan)
-    squares = strip_html(previews, len(pictures), exchange.pan_and_scan, answered=True)
+    tiles = strip_html(previews, len(pictures), exchange.pan_and_scan, answered=True)
     if exchange.answered is None:
-        return squares
+        return tiles
     prompt = engine.inspect(exchange.answered.request)
-    return f"{squares}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
+    return f"{tiles}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
 
 
 def _previews(engine: Engine, answered: Answered) -> Iterator[PicturePreview]:

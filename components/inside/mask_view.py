@@ -25,11 +25,11 @@ def mask_html(mask: MaskView, prompt: PromptView) -> str:
             [
                 token.text.replace("\n", "⏎"),
                 -1 if token.kind == "padding" else token.column,
-                -1 if token.square is None else token.square,
+                -1 if token.tile is None else token.tile,
             ]
             for token in mask.tokens
         ],
-        "blocks": [square.label for square in prompt.squares],
+        "blocks": [tile.label for tile in prompt.tiles],
         "window": next((one.window for one in mask.masks if one.window is not None), None),
         # First and last key of each run, one after the other.
         "rows": {one.kind: [[n for a, b in runs for n in (a, b - 1)] for runs in one.runs] for one in mask.masks},

@@ -225,9 +225,8 @@ class Page(gr.Blocks):
     def launch(self, *args: Any, **options: Any) -> Any:
         declare_avif()
         allow_open_files(2 * _MAX_CONNECTIONS)
-        limit_logs(
-            "uvicorn.error", "asyncio", *(f"components.{name}" for name in ("asking", "looking", "gate", "serving"))
-        )
+        ours = (name for name in logging.root.manager.loggerDict if name.startswith("components."))
+        limit_logs("uvicorn.error", "asyncio", *ours)
         self._launching = threading.get_ident()
         return super().launch(*args, **{**launch_options(self), **options})
 

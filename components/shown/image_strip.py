@@ -1,4 +1,4 @@
-"""The strip under the composer: each square that the encoder will get, and the crops on the original."""
+"""The strip under the composer: each tile that the encoder will get, and the crops on the original."""
 
 import base64
 from collections.abc import Iterable
@@ -18,9 +18,9 @@ def build_strip() -> gr.HTML:
     return gr.HTML(elem_id="strip", visible=True)
 
 
-def build_ahead() -> gr.HTML:
+def build_token_count() -> gr.HTML:
     """How many tokens the whole prompt will have, and which."""
-    return gr.HTML(elem_id="ahead")
+    return gr.HTML(elem_id="token-count")
 
 
 def strip_html(
@@ -39,7 +39,7 @@ def strip_html(
         tiles += len(preview.tiles)
         pictures.append(_picture(number, preview, pan_and_scan, several=num_pictures > 1))
     title = f"What the model {'saw' if answered else 'will see'}"
-    summary = f"{title}: {count(tiles, 'square')}, {count(tokens, 'token')}"
+    summary = f"{title}: {count(tiles, 'tile')}, {count(tokens, 'token')}"
     return f'<details class="strip" open><summary>{summary}</summary>{"".join(pictures)}</details>'
 
 
@@ -64,7 +64,7 @@ def _picture(number: int, preview: PicturePreview, explained: bool, several: boo
         image = _image(tile, f"Picture {number}, {name}, as the model gets it")
         figures.append(_figure(image, f"picture {number}" if several and not index else which + name, tokens))
     note = f'<p class="note">{escape(preview.note)}</p>' if explained else ""
-    return f'<div class="squares">{"".join(figures)}</div>{note}'
+    return f'<div class="tiles">{"".join(figures)}</div>{note}'
 
 
 def _original(number: int, preview: PicturePreview, which: str) -> str:

@@ -19,21 +19,21 @@ def prompt_html(prompt: PromptView, weights: Mapping[int, float] | None = None) 
     """
     most = max((weights or {}).values(), default=0.0)
     parts: list[str] = []
-    for square, run in groupby(prompt.tokens, key=lambda token: token.square):
+    for tile, run in groupby(prompt.tokens, key=lambda token: token.tile):
         members = list(run)
-        if square is None:
+        if tile is None:
             parts += [
                 _token(token, (weights or {}).get(token.column, 0.0) / most if most else 0.0) for token in members
             ]
         else:
-            parts.append(_block(prompt.squares[square].label, members))
+            parts.append(_block(prompt.tiles[tile].label, members))
     if len(parts) > _MOST_SHOWN:
         left_out = count(len(parts) - _MOST_SHOWN, "token")
         parts[_MOST_SHOWN // 2 : -_MOST_SHOWN // 2] = [f'<span class="image">{left_out} not shown here</span>']
     return f'<div class="tokens">{"".join(parts)}</div>'
 
 
-def ahead_html(prompt: PromptView, room: int, opened: bool) -> str:
+def token_count_html(prompt: PromptView, room: int, opened: bool) -> str:
     """HTML of how long the prompt of a question will be that is not sent yet; its tokens where that is `opened`.
 
     `room` is how many tokens of a prompt fit before the answer.

@@ -19,13 +19,13 @@ from gemma3_core.engine.api import (
 )
 from gemma3_core.engine.engine import DEMO_MODEL, Engine, check_picture
 from gemma3_core.engine.explain import OcclusionReport, PromptView
-from gemma3_core.engine.registry import PUBLISHED, Models, Offer
+from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry
 from gemma3_core.errors import ContextLengthError, Gemma3Error, StoppedError
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.load import fetch_image
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.confidence import TokenChoice
-from gemma3_core.inspection.heat_maps import AttentionMap, SquareMap
+from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
 from gemma3_core.inspection.mask_view import LayerMask, MaskView
 from gemma3_core.inspection.prompt import PromptToken
 
@@ -43,19 +43,19 @@ __all__ = [
     "Int4Choice",
     "LayerMask",
     "MaskView",
+    "ModelEntry",
     "ModelInfo",
-    "Models",
+    "ModelRegistry",
     "OcclusionReport",
-    "Offer",
     "PicturePreview",
     "PromptToken",
     "PromptView",
     "Request",
     "SamplingSettings",
-    "SquareMap",
     "StageEvent",
     "Stats",
     "StoppedError",
+    "TileMap",
     "TokenChoice",
     "TokenEvent",
     "Turn",

@@ -8,8 +8,8 @@ import torch
 
 from gemma3_core.engine.answer_clock import AnswerClock
 from gemma3_core.engine.api import DoneEvent, Event, ModelInfo, StageEvent, Stats, TokenEvent
-from gemma3_core.engine.precisions import Precisions, quantization_name
-from gemma3_core.engine.prefix_cache import Kept, KeptCaches, Lent, Mark, prompt_marks
+from gemma3_core.engine.precisions import ModelVariants, quantization_name
+from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode
 from gemma3_core.generation.loop import (
     PREFILL_CHUNK_SIZE,
@@ -40,11 +40,11 @@ class _Token:
 class AnswerWriter:
     """Answers one request at a time: whoever calls has the queue's turn. `kept` is what it keeps between answers."""
 
-    def __init__(self, precisions: Precisions, processor: Gemma3Processor, info: ModelInfo):
+    def __init__(self, precisions: ModelVariants, processor: Gemma3Processor, info: ModelInfo):
         self._precisions, self._processor, self._info = precisions, processor, info
         # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
         self._model = precisions.default
-        self.kept = KeptCaches()
+        self.kept = PrefixCache()
 
     def answer(self, prompt: Prompt, queue_s: float) -> Iterator[Event]:
         """Encodes, reads and writes; `prompt` has its tiles."""
@@ -52,10 +52,8 @@ class AnswerWriter:
         clock, int4 = AnswerClock(), self._precisions.asked(request.int4)
         for text in self._precisions.prepare(int4):
             yield StageEvent("preparing", text)
-        marks = prompt_marks(
-            prompt.input_ids, prompt.token_type_ids, prompt.digests(), self._processor.image_seq_length
-        )
-        with self.kept.lend(request.visitor, int4, marks) if request.reuse else nullcontext(Lent()) as lent:
+        keys = prompt_keys(prompt.input_ids, prompt.token_type_ids, prompt.digests(), self._processor.image_seq_length)
+        with self.kept.acquire(request.visitor, int4, keys) if request.reuse else nullcontext(Lent()) as lent:
             reused = 0 if lent.cache is None else lent.cache.length
             soft_tokens = yield from self._encode(prompt, reused)
             known = Stats(
@@ -74,7 +72,7 @@ class AnswerWriter:
                 stop_reason="cancelled",
             )
             yield StageEvent("reading", f"Reading {prompt.num_tokens - reused:,} tokens", known)
-            with closing(self._tokens(prompt, soft_tokens, marks, lent)) as tokens:
+            with closing(self._tokens(prompt, soft_tokens, keys, lent)) as tokens:
                 yield from self._written(tokens, known, clock)
 
     def _written(self, tokens: "Iterator[_Token | StageEvent]", known: Stats, clock: AnswerClock) -> Iterator[Event]:
@@ -129,7 +127,7 @@ class AnswerWriter:
         return self._model.device.type == "cpu"
 
     def _tokens(
-        self, prompt: Prompt, soft_tokens: torch.Tensor | None, marks: tuple[Mark, ...], lent: Lent
+        self, prompt: Prompt, soft_tokens: torch.Tensor | None, keys: tuple[TokenKey, ...], lent: Lent
     ) -> "Generator[_Token | StageEvent]":
         """The answer's tokens; before the first, how far the prompt has been read where that takes several passes.
 
@@ -141,7 +139,7 @@ class AnswerWriter:
         total = prompt.num_tokens + request.max_new_tokens
         cache = KVCache(self._model.text_config, reserve=total) if lent.cache is None else lent.cache
         cache.reserve(total)
-        began, read = cache.length, list(marks)
+        began, read = cache.length, list(keys)
         stops = self._model.generation_config.stop_ids
         # One row is never padded, and without a mask torch's fused attention has less to read.
         ids = prompt.input_ids.to(model.device)

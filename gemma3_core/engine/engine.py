@@ -37,7 +37,7 @@ from gemma3_core.engine.explain import (
 )
 from gemma3_core.engine.fair_queue import FairQueue, Ticket
 from gemma3_core.engine.picture_reader import HeldTiles, PictureReader
-from gemma3_core.engine.precisions import Precisions, quantization_name
+from gemma3_core.engine.precisions import ModelVariants, quantization_name
 from gemma3_core.engine.prompts import (
     Prompt,
     Tiles,
@@ -75,7 +75,7 @@ class Engine:
 
     def __init__(
         self,
-        precisions: Precisions,
+        precisions: ModelVariants,
         processor: Gemma3Processor,
         name: str,
         is_demo: bool = False,
@@ -113,7 +113,7 @@ class Engine:
         Raises CheckpointError, ConfigError, UnsupportedOptionError with what to do.
         """
         folder = resolve_folder(model or DEMO_MODEL)
-        precisions = Precisions.load(folder, dtype, pick_device(device), int4, TorchAoConfig(int4_group_size))
+        precisions = ModelVariants.load(folder, dtype, pick_device(device), int4, TorchAoConfig(int4_group_size))
         name = name or (DEMO_NAME if model is None else Path(model).name)
         where = precisions.default.device
         # Pictures are resized where the model is if that is a CUDA device; elsewhere the CPU does as well.
@@ -200,7 +200,7 @@ class Engine:
             if was_ready:  # else it took longer than the next answers will
                 self.queue.remember(time.monotonic() - started)
         finally:
-            self._tiles.let_go(ticket)
+            self._tiles.release(ticket)
             self.queue.leave(ticket)
 
     def _when_it_is_its_turn(
@@ -269,12 +269,12 @@ class Engine:
         """Lets go of what is kept of a visitor for their next question; to be called when they have left."""
         self._writer.kept.forget(visitor)
 
-    def let_go(self) -> None:
+    def evict(self) -> None:
         """Lets go of what is kept of visitors who have not come back for a while; to be called now and then."""
-        self._writer.kept.let_go()
+        self._writer.kept.evict()
 
     def inspect(self, request: Request) -> PromptView:
-        """The tokens of a request's prompt, and the squares that its image blocks stand for.
+        """The tokens of a request's prompt, and the tiles that its image blocks stand for.
 
         Quick: nothing is answered, encoded or waited for, and of pictures only the sizes are read. The question may
         be empty yet. Raises as `stream` does before it answers, but for pictures damaged behind their header.
@@ -337,8 +337,8 @@ class Engine:
             def hottest(among: int | None) -> tuple[int, Box]:
                 ids, processor = answered.done.token_ids, self._processor
                 seen = view_attention(prompt, inputs, ids, [token], processor, model, "global", None, check)
-                square, found = seen.hottest(among)
-                return square.picture, found
+                tile, found = seen.hottest(among)
+                return tile.picture, found
 
             region = region_to_hide(prompt, picture, box, hottest)
             tiles = Tiles(prompt, self._processor.image_processor, region)
@@ -375,7 +375,7 @@ class Engine:
         except ImageError as error:
             raise AttentionError(f"The pictures of this answer are gone ({error}). Add them and ask again.") from None
         finally:
-            self._tiles.let_go(ticket)
+            self._tiles.release(ticket)
             self.queue.leave(ticket)
 
     def close(self) -> None:

@@ -18,17 +18,17 @@ from gemma3_core.inspection.confidence import token_text
 from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice, attention_map
 from gemma3_core.inspection.mask_view import MaskView, mask_view
 from gemma3_core.inspection.occlusion import occlusion
-from gemma3_core.inspection.prompt import PromptToken, Square, prompt_tokens, squares_of
+from gemma3_core.inspection.prompt import PromptToken, Tile, prompt_tokens, tiles_of
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.processor import Gemma3Processor
 
 
 @dataclass(frozen=True)
 class PromptView:
-    """The tokens of a prompt, and the squares that its image blocks stand for, in order."""
+    """The tokens of a prompt, and the tiles that its image blocks stand for, in order."""
 
     tokens: tuple[PromptToken, ...]
-    squares: tuple[Square, ...]
+    tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def forward_inputs(
 
 
 def view_prompt(prompt: Prompt, processor: Gemma3Processor) -> PromptView:
-    """The prompt's tokens and squares."""
+    """The prompt's tokens and tiles."""
     tokens = prompt_tokens(processor.tokenizer, prompt.input_ids, None, prompt.token_type_ids)
-    return PromptView(tokens, _squares(prompt, prompt.token_type_ids))
+    return PromptView(tokens, _tiles(prompt, prompt.token_type_ids))
 
 
 def view_mask(prompt: Prompt, processor: Gemma3Processor, model: Model) -> MaskView:
@@ -116,7 +116,7 @@ def view_attention(
     types = turn.get("token_type_ids")
     tokens = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
     rows = [prompt.num_tokens - 1 + number for number in chosen]
-    return attention_map(model, turn, rows, tokens, _squares(prompt, types), layer, head, check)
+    return attention_map(model, turn, rows, tokens, _tiles(prompt, types), layer, head, check)
 
 
 def region_to_hide(
@@ -168,9 +168,9 @@ def view_occlusion(
     )
 
 
-def _squares(prompt: Prompt, token_type_ids: torch.Tensor | None) -> tuple[Square, ...]:
-    """The squares of a turn that begins with the prompt; `token_type_ids` are the turn's."""
+def _tiles(prompt: Prompt, token_type_ids: torch.Tensor | None) -> tuple[Tile, ...]:
+    """The tiles of a turn that begins with the prompt; `token_type_ids` are the turn's."""
     if not prompt.pictures or token_type_ids is None:
         return ()
     sizes, crops = [picture.size for picture in prompt.pictures], [picture.crops for picture in prompt.pictures]
-    return squares_of(token_type_ids.cpu(), sizes, crops)
+    return tiles_of(token_type_ids.cpu(), sizes, crops)

@@ -107,7 +107,7 @@ class HeldTiles:
             self._held[owner] = num_bytes
             return True
 
-    def let_go(self, owner: Hashable) -> None:
+    def release(self, owner: Hashable) -> None:
         """The owner's tiles are gone; harmless where there were none."""
         with self._changed:
             self._held.pop(owner, None)

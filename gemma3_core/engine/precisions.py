@@ -10,7 +10,7 @@ from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.int4.linear import int4_obstacle
 from gemma3_core.int4.quantize import (
-    Int4Making,
+    Int4Converter,
     Int4Plan,
     TorchAoConfig,
     count_weights,
@@ -27,7 +27,7 @@ ONLY_INT4 = "This checkpoint holds int4 weights only: there is no full precision
 _LARGEST_FLOAT32_ON_CPU = 2_000_000_000
 
 
-class Precisions:
+class ModelVariants:
     """One model that is there from the start (the default), and its other precision, made when first asked for.
 
     The two are models of their own: whoever is answering with one is not touched when the other is made.
@@ -42,7 +42,7 @@ class Precisions:
         self.default_int4 = default.int4_plan is not None
         self._models = {self.default_int4: default}
         self._load_full, self._lock = load_full, threading.Lock()
-        self._making: Int4Making | None = None
+        self._making: Int4Converter | None = None
         self.obstacle = self._find_obstacle(config)
         """Why the other precision can't be had, as a sentence; empty where it can."""
         self.full_bytes = self.int4_bytes = count_weights(default) * default.dtype.itemsize
@@ -50,7 +50,7 @@ class Precisions:
             self.full_bytes, self.int4_bytes = weight_bytes(default, self._plan)
 
     @classmethod
-    def load(cls, folder: Path, dtype: str, device: torch.device, int4: bool, config: TorchAoConfig) -> "Precisions":
+    def load(cls, folder: Path, dtype: str, device: torch.device, int4: bool, config: TorchAoConfig) -> "ModelVariants":
         """The checkpoint in `folder`; dtype "auto" is its own, or float32 where the device is slow in bfloat16.
 
         Raises CheckpointError, ConfigError, UnsupportedOptionError.
@@ -91,7 +91,7 @@ class Precisions:
         if reason := int4_obstacle(self.default.device):
             return reason
         try:
-            self._making = Int4Making(self.default, config)
+            self._making = Int4Converter(self.default, config)
         except UnsupportedOptionError as error:
             return str(error)
         self._making.plan.warn()  # at load, not when somebody first asks for int4
@@ -127,7 +127,7 @@ class Precisions:
 
     def _other(self) -> Model:
         if self._making is not None:
-            return self._making.twin()
+            return self._making.int4_model()
         assert self._load_full is not None
         full, device = with_tensors_of(self._load_full(), self.default), self.default.device
         shared = {id(parameter) for parameter in self.default.parameters()}

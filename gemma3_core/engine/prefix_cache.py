@@ -26,7 +26,7 @@ MOST_BYTES_OF_NEWCOMERS = 64 * 1024**2
 KEPT_S = 600.0
 """How long a cache is kept that nobody asks for."""
 
-Mark = int | bytes
+TokenKey = int | bytes
 """A token of the prompt: its id, or of a soft token the digest of its tile."""
 
 
@@ -35,18 +35,18 @@ class Kept:
     """A cache and what it holds: a mark for each token read. `began` of them were there before its last question."""
 
     cache: KVCache
-    marks: tuple[Mark, ...]
+    keys: tuple[TokenKey, ...]
     began: int
 
 
-def prompt_marks(
+def prompt_keys(
     input_ids: torch.Tensor, soft: torch.Tensor, digests: Sequence[bytes], tokens_per_tile: int
-) -> tuple[Mark, ...]:
+) -> tuple[TokenKey, ...]:
     """Marks of a prompt [1, T]; `soft` [1, T] is 1 at soft tokens, `digests` are what their tiles are known by."""
-    marks: list[Mark] = input_ids[0].tolist()
+    keys: list[TokenKey] = input_ids[0].tolist()
     for number, place in enumerate(soft[0].nonzero()[:, 0].tolist()):
-        marks[place] = digests[number // tokens_per_tile]
-    return tuple(marks)
+        keys[place] = digests[number // tokens_per_tile]
+    return tuple(keys)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Lent:
     back: Kept | None = None
 
 
-class KeptCaches:
+class PrefixCache:
     """At most one cache for each visitor and precision; safe to use from many threads."""
 
     def __init__(
@@ -90,7 +90,7 @@ class KeptCaches:
             return len(self._kept)
 
     @contextmanager
-    def lend(self, visitor: str, int4: bool, marks: Sequence[Mark]) -> Iterator[Lent]:
+    def acquire(self, visitor: str, int4: bool, keys: Sequence[TokenKey]) -> Iterator[Lent]:
         """For one answer: the visitor's cache, gone back to as much of this prompt as it may be used for.
 
         What can't be used is let go. `Lent.back` is kept at the end, unless the visitor has left meanwhile.
@@ -98,7 +98,7 @@ class KeptCaches:
         with self._lock:
             entry = self._kept.pop((visitor, int4), None)
             self._using.add(visitor)
-        lent = Lent(None if entry is None else _fitting(entry.kept, marks))
+        lent = Lent(None if entry is None else _fitting(entry.kept, keys))
         try:
             yield lent
         finally:
@@ -122,7 +122,7 @@ class KeptCaches:
     def _num_bytes(self) -> int:
         return sum(entry.num_bytes for entry in self._kept.values())
 
-    def let_go(self, kept_s: float = KEPT_S) -> None:
+    def evict(self, kept_s: float = KEPT_S) -> None:
         """Lets go of what nobody has asked for in so many seconds."""
         with self._lock:
             old = self._now() - kept_s
@@ -143,11 +143,11 @@ class KeptCaches:
             self._kept.clear()
 
 
-def _fitting(kept: Kept, marks: Sequence[Mark]) -> KVCache | None:
+def _fitting(kept: Kept, keys: Sequence[TokenKey]) -> KVCache | None:
     """The cache, gone back to a place up to which the prompt is what it holds; None where there is no such place."""
-    for place in (len(kept.marks), kept.began):
+    for place in (len(kept.keys), kept.began):
         # One token at least is read anew: its logits are what the answer begins with.
-        begins_alike = 0 < place < len(marks) and tuple(marks[:place]) == kept.marks[:place]
+        begins_alike = 0 < place < len(keys) and tuple(keys[:place]) == kept.keys[:place]
         if begins_alike and kept.cache.can_truncate(place):
             kept.cache.truncate(place)
             return kept.cache

@@ -38,7 +38,7 @@ _MOST_WAITING = 64
 
 
 @dataclass(frozen=True)
-class Offer:
+class ModelEntry:
     """A model that visitors may choose by its name; `source` is not for their eyes where it is a folder.
 
     `from_hub` is one that is downloaded when it is first chosen, unless it lies in the Hub's cache;
@@ -51,7 +51,7 @@ class Offer:
     download_bytes: int | None = None
 
 
-def offers_of(also: Sequence[str], first: str | None = None, first_name: str = "") -> tuple[Offer, ...]:
+def entries_of(also: Sequence[str], first: str | None = None, first_name: str = "") -> tuple[ModelEntry, ...]:
     """What can be chosen beside the model that a server starts with (`first`: folder, Hub id, or None for the demo).
 
     A name is the last part of a folder or id; equal ones are numbered. The same source twice is one offer, and
@@ -66,7 +66,7 @@ def offers_of(also: Sequence[str], first: str | None = None, first_name: str = "
         name = next(name for name in _numbered(Path(identity).name) if name not in taken)
         taken.add(name)
         from_hub = not Path(identity).is_dir()
-        found.append(Offer(name, identity, from_hub, _KNOWN_BYTES.get(identity)))
+        found.append(ModelEntry(name, identity, from_hub, _KNOWN_BYTES.get(identity)))
     return tuple(found)
 
 
@@ -102,13 +102,13 @@ class _Load:
 
 @dataclass
 class _Slot:
-    """A model that is offered, and what of it there is; guarded by the lock of Models.
+    """A model that is offered, and what of it there is; guarded by the lock of ModelRegistry.
 
     `users` counts what keeps it from being let go: work that runs or waits for it. `takes_room` from the moment
     its loading begins; `used` is larger the later it was last asked.
     """
 
-    offer: Offer
+    offer: ModelEntry
     engine: Engine | None = None
     load: _Load | None = None
     takes_room: bool = False
@@ -116,14 +116,14 @@ class _Slot:
     used: int = 0
 
 
-class Models:
+class ModelRegistry:
     """The models of one server, by name; safe to use from many threads."""
 
     def __init__(
         self,
         first: Engine,
-        others: Sequence[Offer] = (),
-        load: Callable[[Offer], Engine] | None = None,
+        others: Sequence[ModelEntry] = (),
+        load: Callable[[ModelEntry], Engine] | None = None,
         keep: int = 1,
     ):
         """`load` gives the engine of an offer; at most `keep` of these are in memory beside the first.
@@ -150,7 +150,7 @@ class Models:
         dtype: str = "auto",
         int4: bool = False,
         keep: int = 1,
-    ) -> "Models":
+    ) -> "ModelRegistry":
         """Loads the first as `Engine.load` does; `also` are folders and Hub ids that visitors may choose.
 
         All answer on the same device, one question at a time. Raises as `Engine.load`, and CheckpointError for an
@@ -158,11 +158,11 @@ class Models:
         """
         source = None if model is None else str(model)
         if also:
-            offers_of(also, source)  # a wrong entry is told before the first is loaded, which can take minutes
+            entries_of(also, source)  # a wrong entry is told before the first is loaded, which can take minutes
         first = Engine.load(model, device, dtype, int4)
-        others = offers_of(also, source, first.info.name) if also else ()
+        others = entries_of(also, source, first.info.name) if also else ()
 
-        def load(offer: Offer) -> Engine:
+        def load(offer: ModelEntry) -> Engine:
             folder = resolve_folder(offer.source) if offer.from_hub else _folder(offer)
             if not int4:  # whose size is known only once it is made
                 _require_room(folder, offer.name, torch.device(first.info.device))
@@ -174,7 +174,7 @@ class Models:
         return cls(first, others, load, keep)
 
     @property
-    def offers(self) -> tuple[Offer, ...]:
+    def offers(self) -> tuple[ModelEntry, ...]:
         """What can be chosen beside the first."""
         return tuple(slot.offer for slot in self._slots.values())
 
@@ -251,11 +251,11 @@ class Models:
             for engine in self._engines():
                 engine.forget(visitor)
 
-    def let_go(self) -> None:
+    def evict(self) -> None:
         """Lets go of what the models keep of visitors who have not come back for a while."""
         with self._changed:
             for engine in self._engines():
-                engine.let_go()
+                engine.evict()
 
     def _engines(self) -> list[Engine]:
         """Those in memory; the lock is held."""
@@ -331,7 +331,7 @@ class Models:
                     slot.takes_room, attempt.stage = True, _stage(slot.offer)
                     return True
                 if idle := [other for other in kept if other.engine is not None and not other.users]:
-                    _let_go(min(idle, key=lambda other: other.used))
+                    _evict(min(idle, key=lambda other: other.used))
                     continue
                 names = " and ".join(other.offer.name for other in kept)
                 attempt.stage = f"Waiting for room in memory: {names} still at work"
@@ -340,7 +340,7 @@ class Models:
             return False
 
 
-def _let_go(slot: _Slot) -> None:
+def _evict(slot: _Slot) -> None:
     assert slot.engine is not None
     slot.engine.close()
     slot.engine, slot.takes_room = None, False
@@ -350,7 +350,7 @@ def _request(request: Request | Callable[[ModelInfo], Request], engine: Engine) 
     return request if isinstance(request, Request) else request(engine.info)
 
 
-def _stage(offer: Offer) -> str:
+def _stage(offer: ModelEntry) -> str:
     if not offer.from_hub:
         return f"Loading {offer.name}"
     size = "" if offer.download_bytes is None else f" of {offer.download_bytes / 1e9:.1f} GB"
@@ -363,7 +363,7 @@ def _so_far(began: float) -> str:
     return f" ({steps * _TOLD_EACH_S} s so far)" if steps else ""
 
 
-def _folder(offer: Offer) -> Path:
+def _folder(offer: ModelEntry) -> Path:
     if not Path(offer.source).is_dir():
         raise CheckpointError(f"The folder of {offer.name} is no longer there. Choose another model.")
     return Path(offer.source)

@@ -135,10 +135,10 @@ def encoded(model: Model, inputs: Mapping[str, Any], check: Check | None = None)
     if inputs.get("pixel_values") is not None:
         assert isinstance(model, Gemma3ForConditionalGeneration)
         parts = []
-        for square in inputs["pixel_values"].split(1):
+        for tile in inputs["pixel_values"].split(1):
             if check is not None:
                 check()
-            parts.append(model.get_image_features(square).pooler_output)
+            parts.append(model.get_image_features(tile).pooler_output)
         turn["soft_tokens"] = torch.cat(parts)
     return turn
 

@@ -12,7 +12,7 @@ from gemma3_core.config.gemma3 import GLOBAL, Gemma3TextConfig
 from gemma3_core.errors import AttentionError, UnsupportedOptionError
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.attention import Check, replay, rollout
-from gemma3_core.inspection.prompt import PromptToken, Square
+from gemma3_core.inspection.prompt import PromptToken, Tile
 from gemma3_core.models.multimodal import Model
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ LayerChoice = int | Literal["global", "rollout"]
 """A layer's number from 0, the mean over the global layers, or rollout over all layers."""
 
 _HOT = 0.2  # of the largest weight: with more, of what was looked at a part stays in sight, and the answer with it
-_INCHES_A_SQUARE = 3.0
+_INCHES_A_TILE = 3.0
 
 
 @dataclass(frozen=True)
-class SquareMap:
-    """Weights on one square's soft tokens, as they lie on it.
+class TileMap:
+    """Weights on one tile's soft tokens, as they lie on it.
 
-    `grid` has one row of weights for each row of soft tokens, from the top left corner; it covers `square.box`
+    `grid` has one row of weights for each row of soft tokens, from the top left corner; it covers `tile.box`
     evenly, whatever the box's shape.
     """
 
-    square: Square
+    tile: Tile
     grid: tuple[tuple[float, ...], ...]
 
     @property
@@ -42,7 +42,7 @@ class SquareMap:
 
     def cells(self, rows: tuple[int, int], columns: tuple[int, int]) -> Box:
         """The smallest box of whole pixels of the original around the grid's `rows` and `columns`, first to last."""
-        box, side = self.square.box, len(self.grid)
+        box, side = self.tile.box, len(self.grid)
         width, height = box.right - box.left, box.bottom - box.top
         return Box(
             box.left + columns[0] * width // side,
@@ -53,7 +53,7 @@ class SquareMap:
 
     def pixels(self) -> np.ndarray:
         """Weights a cell, smoothed over the box's pixels: float32 [height, width]."""
-        box = self.square.box
+        box = self.tile.box
         grid = Image.fromarray(np.array(self.grid, dtype=np.float32))
         return np.asarray(grid.resize((box.right - box.left, box.bottom - box.top), Image.Resampling.BILINEAR))
 
@@ -70,34 +70,34 @@ class TokenWeight:
 class AttentionMap:
     """Where the chosen rows looked: the mean over them.
 
-    All weights of `squares` and `tokens` together are 1. `layers` are those that were averaged (all of them in
+    All weights of `tiles` and `tokens` together are 1. `layers` are those that were averaged (all of them in
     rollout), `head` None is the mean over heads.
     """
 
     layer: LayerChoice
     layers: tuple[int, ...]
     head: int | None
-    squares: tuple[SquareMap, ...]
+    tiles: tuple[TileMap, ...]
     tokens: tuple[TokenWeight, ...]
 
     @property
     def on_pictures(self) -> float:
         """The share of all weight that lies on pictures."""
-        return sum(square.total for square in self.squares)
+        return sum(tile.total for tile in self.tiles)
 
-    def hottest(self, picture: int | None = None) -> tuple[Square, Box]:
-        """The hottest region and the square it was found on: the cell with the largest weight, and the connected
+    def hottest(self, picture: int | None = None) -> tuple[Tile, Box]:
+        """The hottest region and the tile it was found on: the cell with the largest weight, and the connected
         cells around it with at least a fifth of that; as a box in the original picture's pixels.
 
-        `picture` looks at that one's squares alone. Raises AttentionError where there is none.
+        `picture` looks at that one's tiles alone. Raises AttentionError where there is none.
         """
-        among = [s for s in self.squares if picture is None or s.square.picture == picture]
+        among = [s for s in self.tiles if picture is None or s.tile.picture == picture]
         if not among:
             what = "no picture" if picture is None else f"no picture number {picture + 1}"
             raise AttentionError(f"This turn has {what}, so nothing of it can be the hottest region.")
-        hottest = max(among, key=lambda square_map: max(map(max, square_map.grid)))
+        hottest = max(among, key=lambda tile_map: max(map(max, tile_map.grid)))
         rows, columns = _hot_region(np.array(hottest.grid))
-        return hottest.square, hottest.cells(rows, columns)
+        return hottest.tile, hottest.cells(rows, columns)
 
 
 def attention_map(
@@ -105,14 +105,14 @@ def attention_map(
     inputs: Mapping[str, Any],
     rows: Sequence[int],
     tokens: Sequence[PromptToken],
-    squares: Sequence[Square] = (),
+    tiles: Sequence[Tile] = (),
     layer: LayerChoice = "global",
     head: int | None = None,
     check: Check | None = None,
 ) -> AttentionMap:
     """Where the `rows` (columns of the turn) looked, on its pictures and its words.
 
-    `inputs` are the turn's, as `attention_maps.replay` takes them; `tokens` and `squares` describe the turn (see
+    `inputs` are the turn's, as `attention_maps.replay` takes them; `tokens` and `tiles` describe the turn (see
     `prompt_view`). Raises AttentionError, PromptError, UnsupportedOptionError, and what `check` raises.
     """
     layers = chosen_layers(model.text_config, layer, head)
@@ -120,7 +120,7 @@ def attention_map(
         weights = rollout(model, inputs, rows, check)
     else:
         weights = mean_weights(replay(model, inputs, rows, check=check).weights, layers, head)
-    return map_of(weights.mean(dim=0), tokens, squares, layer, layers, head)
+    return map_of(weights.mean(dim=0), tokens, tiles, layer, layers, head)
 
 
 def chosen_layers(config: Gemma3TextConfig, layer: LayerChoice, head: int | None) -> tuple[int, ...]:
@@ -151,7 +151,7 @@ def mean_weights(weights: torch.Tensor, layers: Sequence[int], head: int | None)
 def map_of(
     weights: torch.Tensor,
     tokens: Sequence[PromptToken],
-    squares: Sequence[Square],
+    tiles: Sequence[Tile],
     layer: LayerChoice,
     layers: tuple[int, ...],
     head: int | None,
@@ -161,35 +161,35 @@ def map_of(
         raise AttentionError(f"The turn has {weights.shape[0]} tokens, {len(tokens)} were described.")
     values = weights.float().tolist()
     maps = []
-    for square in squares:
-        side = round((square.stop - square.start) ** 0.5)
-        lines = (values[start : start + side] for start in range(square.start, square.stop, side))
-        maps.append(SquareMap(square, tuple(map(tuple, lines))))
+    for tile in tiles:
+        side = round((tile.stop - tile.start) ** 0.5)
+        lines = (values[start : start + side] for start in range(tile.start, tile.stop, side))
+        maps.append(TileMap(tile, tuple(map(tuple, lines))))
     words = [TokenWeight(token, values[token.column]) for token in tokens if token.kind in ("text", "special")]
     return AttentionMap(layer, layers, head, tuple(maps), tuple(words))
 
 
 def attention_figure(attention: AttentionMap, pictures: Sequence[Image.Image], most_words: int = 30) -> "Figure":
-    """A matplotlib figure: the map over each square's part of its picture, and the words with the most weight.
+    """A matplotlib figure: the map over each tile's part of its picture, and the words with the most weight.
 
     `pictures` are the originals, in the turn's order. No window is opened and no state of pyplot touched.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    count = len(attention.squares) + 1
-    figure = Figure(figsize=(_INCHES_A_SQUARE * count, _INCHES_A_SQUARE), layout="constrained")
+    count = len(attention.tiles) + 1
+    figure = Figure(figsize=(_INCHES_A_TILE * count, _INCHES_A_TILE), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, count, squeeze=False)[0]
-    largest = max((max(map(max, m.grid)) for m in attention.squares), default=1.0)
-    for axis, square_map in zip(axes, attention.squares, strict=False):
-        square = square_map.square
-        box = square.box
+    largest = max((max(map(max, m.grid)) for m in attention.tiles), default=1.0)
+    for axis, tile_map in zip(axes, attention.tiles, strict=False):
+        tile = tile_map.tile
+        box = tile.box
         extent = (box.left, box.right, box.bottom, box.top)
-        part = pictures[square.picture].convert("RGB").crop((box.left, box.top, box.right, box.bottom))
+        part = pictures[tile.picture].convert("RGB").crop((box.left, box.top, box.right, box.bottom))
         axis.imshow(part, extent=extent)
-        axis.imshow(square_map.pixels(), extent=extent, cmap="inferno", alpha=0.6, vmin=0, vmax=largest)
-        axis.set_title(f"{square.label}: {square_map.total:.0%}", fontsize=8)
+        axis.imshow(tile_map.pixels(), extent=extent, cmap="inferno", alpha=0.6, vmin=0, vmax=largest)
+        axis.set_title(f"{tile.label}: {tile_map.total:.0%}", fontsize=8)
         axis.tick_params(labelsize=6)
     words = sorted(sorted(attention.tokens, key=lambda w: -w.weight)[:most_words], key=lambda w: w.token.column)
     axes[-1].barh([str(w.token.column) for w in words], [w.weight for w in words])

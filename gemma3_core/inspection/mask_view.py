@@ -71,7 +71,7 @@ class MaskView:
         columns = (self.tokens[query], self.tokens[key])
         if "padding" in (columns[0].kind, columns[1].kind):
             return "padding"
-        same_image = columns[0].square is not None and columns[0].square == columns[1].square
+        same_image = columns[0].tile is not None and columns[0].tile == columns[1].tile
         if self.mask(kind).allows(query, key):
             return "same image" if same_image else "causal"
         return "later" if key > query and not same_image else "outside the window"

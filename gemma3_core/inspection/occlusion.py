@@ -1,7 +1,7 @@
 """Does it matter? A part of a picture is hidden, and the model asked again.
 
 Attention tells where a model looked, not what its answer rests on. Hiding a region of the picture itself, before
-the processor, changes every square that shows it, crops included.
+the processor, changes every tile that shows it, crops included.
 """
 
 from collections.abc import Mapping, Sequence

@@ -25,7 +25,7 @@ _EDGES = (4, 3, 2, 1, 0)
 class PromptToken:
     """One token of a prompt.
 
-    `column` counts from the row's first column; masks go by it, and padding has one too. `square` is the number
+    `column` counts from the row's first column; masks go by it, and padding has one too. `tile` is the number
     of the image block (from 0) that a soft token belongs to, None elsewhere.
     """
 
@@ -33,15 +33,15 @@ class PromptToken:
     token_id: int
     text: str
     kind: TokenKind
-    square: int | None = None
+    tile: int | None = None
 
 
 @dataclass(frozen=True)
-class Square:
-    """One square that the encoder got, and where its soft tokens stand: columns `start` to `stop` - 1.
+class Tile:
+    """One tile that the encoder got, and where its soft tokens stand: columns `start` to `stop` - 1.
 
     `picture` counts the conversation's pictures from 0; `crop` is None for the whole picture, else the number of
-    the crop from 0. `box` is what the square shows, in the original picture's pixels.
+    the crop from 0. `box` is what the tile shows, in the original picture's pixels.
     """
 
     picture: int
@@ -112,13 +112,13 @@ def require_one_row(input_ids: torch.Tensor) -> None:
         )
 
 
-def squares_of(
+def tiles_of(
     token_type_ids: torch.Tensor, sizes: Sequence[tuple[int, int]], crops: Sequence[Sequence[Box]]
-) -> tuple[Square, ...]:
-    """The squares of a row whose token types are [1, T] (1 is a soft token).
+) -> tuple[Tile, ...]:
+    """The tiles of a row whose token types are [1, T] (1 is a soft token).
 
     `sizes` are the pictures' widths and heights in pixels and `crops` the boxes of their crops, picture by
-    picture. Raises PromptError where the row has another number of image blocks than these give squares.
+    picture. Raises PromptError where the row has another number of image blocks than these give tiles.
     """
     blocks = image_blocks(token_type_ids)[0]
     starts = sorted(set(blocks.tolist()) - {NO_BLOCK})
@@ -133,7 +133,7 @@ def squares_of(
         )
     lengths = {start: int((blocks == start).sum()) for start in starts}
     return tuple(
-        Square(picture, crop, box, start, start + lengths[start])
+        Tile(picture, crop, box, start, start + lengths[start])
         for (picture, crop, box), start in zip(shown, starts, strict=True)
     )
 
@@ -164,7 +164,7 @@ def folded(tokens: Sequence[PromptToken], most: int) -> tuple[Segment, ...]:
 
 def _run_of(token: PromptToken) -> tuple[str, int | None]:
     """Special tokens stand between words and around pictures: they belong to the text."""
-    return ("text" if token.kind == "special" else token.kind, token.square)
+    return ("text" if token.kind == "special" else token.kind, token.tile)
 
 
 def _folded_run(run: list[PromptToken], edge: int) -> Iterator[Segment]:
@@ -192,14 +192,14 @@ def _merged(segments: list[Segment], most: int) -> Iterator[Segment]:
 
 
 def _single(token: PromptToken) -> Segment:
-    text = token.text if token.square is None else f"<image {token.square + 1}>"
+    text = token.text if token.tile is None else f"<image {token.tile + 1}>"
     return Segment(token.column, token.column + 1, text, token.kind)
 
 
 def _label(run: list[PromptToken], whole: bool) -> str:
     noun = "tokens" if whole else "more"
-    if run[0].square is not None:
-        return f"<image {run[0].square + 1}: {len(run)} {noun}>"
+    if run[0].tile is not None:
+        return f"<image {run[0].tile + 1}: {len(run)} {noun}>"
     if run[0].kind == "padding":
         return f"<padding: {len(run)} {noun}>"
     return f"<text: {len(run)} {noun}>"

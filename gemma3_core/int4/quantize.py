@@ -203,10 +203,10 @@ def install_int4(model: Any, config: TorchAoConfig) -> None:
     model.int4_plan = plan
 
 
-class Int4Making:
-    """The int4 twin of a model, made one layer a step; from several threads too, each layer is made once.
+class Int4Converter:
+    """The int4 model of a model, made one layer a step; from several threads too, each layer is made once.
 
-    The twin is a model of its own that shares every other tensor with the first, which stays as it is.
+    The int4 model is a model of its own that shares every other tensor with the first, which stays as it is.
     """
 
     def __init__(self, model: Any, config: TorchAoConfig, device: torch.device | None = None):
@@ -242,23 +242,23 @@ class Int4Making:
             raise CheckpointError(f"{name}: {error}") from None
         self._made[name] = Int4Linear.from_weight(weight, layer.bias)
 
-    def twin(self) -> Any:
+    def int4_model(self) -> Any:
         """The model with int4 layers, when all are made."""
         assert len(self._made) == self.total
         kept = [*self._model.parameters(), *self._model.buffers(), self._model.config]
         memo: dict[int, Any] = {id(thing): thing for thing in kept}
         memo |= {id(self._model.get_submodule(name)): layer for name, layer in self._made.items()}
-        twin = copy.deepcopy(self._model, memo)
-        twin.int4_plan = self.plan
-        return twin
+        int4_model = copy.deepcopy(self._model, memo)
+        int4_model.int4_plan = self.plan
+        return int4_model
 
 
 def quantized(model: Any, config: TorchAoConfig, device: torch.device | None = None) -> Any:
-    """The int4 twin of `model`, made at once; see `Int4Making`."""
-    making = Int4Making(model, config, device)
+    """The int4 model of `model`, made at once; see `Int4Converter`."""
+    making = Int4Converter(model, config, device)
     for _ in making.steps():
         pass
-    return making.twin()
+    return making.int4_model()
 
 
 def with_tensors_of(model: Any, other: Any) -> Any:

@@ -9,8 +9,8 @@ from places import DEMO_MODEL
 from benchmarks import attention, attention_memory, language_model, mask_view, next_question, vision_language
 from benchmarks.timing import in_turns
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
-from gemma3_core.engine import AttentionMap, Box, Engine, SquareMap
-from gemma3_core.inspection.prompt import Square
+from gemma3_core.engine import AttentionMap, Box, Engine, TileMap
+from gemma3_core.inspection.prompt import Tile
 from gemma3_core.int4.linear import Int4Linear
 from gemma3_core.int4.quantize import TorchAoConfig, quantized
 
@@ -37,11 +37,11 @@ def test_both_sides_of_the_picture_benchmark_compute_the_same(config: Gemma3Conf
     assert (a - b).abs().max() <= 0.02 * b.abs().max()
     assert theirs.lm_head.weight.data_ptr() == ours.lm_head.weight.data_ptr()
     language_model.quantize_reference(theirs)
-    twin = quantized(ours, TorchAoConfig(128))
-    own, other = ((model(**prompt).logits.float() - a).square().mean() for model in (twin, theirs))
+    int4_model = quantized(ours, TorchAoConfig(128))
+    own, other = ((model(**prompt).logits.float() - a).square().mean() for model in (int4_model, theirs))
     assert 0 < own < 1.3 * other
-    assert isinstance(twin.lm_head, Int4Linear)
-    assert vision_language.decoded_bytes(twin) < 0.4 * vision_language.decoded_bytes(ours)
+    assert isinstance(int4_model.lm_head, Int4Linear)
+    assert vision_language.decoded_bytes(int4_model) < 0.4 * vision_language.decoded_bytes(ours)
 
 
 def test_the_picture_benchmark_has_a_figure_for_each_way(config: Gemma3Config):
@@ -59,8 +59,8 @@ def test_a_further_question_is_answered_sooner():
 
 
 def test_attention_in_a_box_counts_cells_by_the_part_that_it_covers():
-    square = Square(picture=0, crop=None, box=Box(0, 0, 40, 20), start=0, stop=4)
-    seen = AttentionMap("global", (0,), None, (SquareMap(square, ((0.1, 0.2), (0.3, 0.4))),), ())
+    tile = Tile(picture=0, crop=None, box=Box(0, 0, 40, 20), start=0, stop=4)
+    seen = AttentionMap("global", (0,), None, (TileMap(tile, ((0.1, 0.2), (0.3, 0.4))),), ())
     assert attention.share_in(seen, Box(0, 0, 40, 20)) == pytest.approx(1.0)
     assert attention.share_in(seen, Box(20, 10, 40, 20)) == pytest.approx(0.4)
     assert attention.share_in(seen, Box(10, 0, 30, 10)) == pytest.approx(0.15)

@@ -48,7 +48,7 @@ def brightest(page):
     return column / light.shape[1], row / light.shape[0]
 
 
-def test_inputs_show_the_squares_and_every_token(page):
+def test_inputs_show_the_tiles_and_every_token(page):
     look_inside(page)
     assert page.locator("#inside .strip img").count() == 1
     special = page.locator("#inside .tokens .special").all_inner_texts()
@@ -148,23 +148,23 @@ def test_a_region_is_tapped_on_a_phone(browser, url):
 def test_the_prompts_tokens_are_counted_where_typing_pauses(page):
     page.locator("#composer input[type=file]").set_input_files(str(EXAMPLES / "night.png"))
     page.locator("#composer textarea").press_sequentially("What color", delay=20)
-    page.locator("#ahead summary").wait_for()
-    counted = page.locator("#ahead summary")
-    page.wait_for_function("/have \\d+/.test(document.querySelector('#ahead summary')?.innerText)")
-    assert page.locator("#ahead .tokens").count() == 0
+    page.locator("#token-count summary").wait_for()
+    counted = page.locator("#token-count summary")
+    page.wait_for_function("/have \\d+/.test(document.querySelector('#token-count summary')?.innerText)")
+    assert page.locator("#token-count .tokens").count() == 0
     counted.click()
-    page.locator("#ahead .tokens .image").wait_for()
-    page.wait_for_function("document.querySelector('#ahead .tokens').innerText.includes('What color')")
+    page.locator("#token-count .tokens .image").wait_for()
+    page.wait_for_function("document.querySelector('#token-count .tokens').innerText.includes('What color')")
     few = int(counted.inner_text().split()[-1])
     page.locator("#composer textarea").press_sequentially(" is the star?", delay=20)
-    page.wait_for_function("document.querySelector('#ahead .tokens')?.innerText.includes('star?')")
+    page.wait_for_function("document.querySelector('#token-count .tokens')?.innerText.includes('star?')")
     assert int(counted.inner_text().split()[-1]) > few
-    assert page.locator("#ahead .tokens .text", has_text="color").get_attribute("title").startswith("token ")
+    assert page.locator("#token-count .tokens .text", has_text="color").get_attribute("title").startswith("token ")
     total = counted.inner_text().split()[-1]
     page.locator("#composer textarea").press("Enter")
     page.locator("#chat .figures").wait_for()
     assert f"{total} tokens" in page.locator("#chat .figures").inner_text()
-    page.locator("#ahead details").wait_for(state="detached")
+    page.locator("#token-count details").wait_for(state="detached")
 
 
 def test_the_mask_of_4000_tokens_is_on_the_screen_within_a_second(browser):

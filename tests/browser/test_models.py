@@ -10,7 +10,7 @@ from places import EXAMPLES
 from running_app import opened, running_app, served, unfold
 from safetensors.torch import load_file, save_file
 
-from gemma3_core.engine import DEMO_MODEL, Models, Request, Turn
+from gemma3_core.engine import DEMO_MODEL, ModelRegistry, Request, Turn
 
 QUESTION = "What color is the star?"
 PLAIN = Request((Turn("user", "what is a color"),), max_new_tokens=2)
@@ -35,7 +35,7 @@ def other_demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(other_demo, chat_folder, text_chat_folder):
-    return Models.load(None, [str(other_demo), str(chat_folder), str(text_chat_folder)], device="cpu", keep=2)
+    return ModelRegistry.load(None, [str(other_demo), str(chat_folder), str(text_chat_folder)], device="cpu", keep=2)
 
 
 @pytest.fixture(scope="module")
@@ -169,5 +169,5 @@ def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser):
 
 
 def test_where_there_is_one_model_there_is_no_choice(browser, chat_folder):
-    with served(Models.load(chat_folder, device="cpu")) as address, opened(browser, address) as page:
+    with served(ModelRegistry.load(chat_folder, device="cpu")) as address, opened(browser, address) as page:
         assert page.locator("#model").count() == 0

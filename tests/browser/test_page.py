@@ -109,13 +109,13 @@ def test_upload_ask_and_ask_again_about_the_same_picture(page):
     assert "1 picture" in page.locator("#chat .figures").nth(1).inner_text()
 
 
-def test_strip_shows_squares_then_crops(page):
+def test_strip_shows_tiles_then_crops(page):
     add(page, EXAMPLES / "wide.png")
     strip = page.locator("#strip")
-    strip.get_by_text("What the model will see: 1 square, 64 tokens").wait_for()
+    strip.get_by_text("What the model will see: 1 tile, 64 tokens").wait_for()
     assert strip.locator("img").count() == 1
     page.locator("#pan-and-scan input").check()
-    strip.get_by_text("What the model will see: 3 squares, 192 tokens").wait_for()
+    strip.get_by_text("What the model will see: 3 tiles, 192 tokens").wait_for()
     assert strip.locator(".box").count() == 2
     assert strip.locator("img").count() == 4
     page.locator("#composer .delete-button").first.click()
@@ -138,7 +138,7 @@ def test_pan_and_scan_counts_for_the_answer_and_the_strip_keeps_what_was_seen(pa
     send(page)
     answered(page)
     assert "1 picture, 2 crops" in page.locator("#chat .figures").inner_text()
-    page.locator("#strip").get_by_text("What the model saw: 3 squares").wait_for()
+    page.locator("#strip").get_by_text("What the model saw: 3 tiles").wait_for()
 
 
 def test_the_int4_switch_counts_from_the_next_answer_on(page):
@@ -242,7 +242,7 @@ def test_pictures_can_be_pasted_and_dropped(page):
             [data, event, field, place],
         )
         page.locator("#composer .thumbnail-item").nth(before).wait_for()
-    page.locator("#strip").get_by_text("2 squares, 128 tokens").wait_for()
+    page.locator("#strip").get_by_text("2 tiles, 128 tokens").wait_for()
 
 
 def test_shift_enter_breaks_the_line(page):
@@ -288,7 +288,7 @@ def test_pan_and_scan_changed_between_turns(page):
     answered(page, 2)
     # The first picture keeps its two crops, the second one has none.
     assert "2 pictures, 2 crops" in page.locator("#chat .figures").nth(1).inner_text()
-    page.locator("#strip").get_by_text("What the model saw: 1 square, 64 tokens").wait_for()
+    page.locator("#strip").get_by_text("What the model saw: 1 tile, 64 tokens").wait_for()
 
 
 def test_the_same_seed_gives_the_same_answer(page):
@@ -343,7 +343,7 @@ def test_undo_takes_the_question_and_its_picture_back(page):
     act(page, "Undo")
     page.locator("#chat .placeholder-content").wait_for()
     comes_back(page, "How many hearts are there?", 1)
-    page.locator("#strip").get_by_text("What the model will see: 1 square").wait_for()
+    page.locator("#strip").get_by_text("What the model will see: 1 tile").wait_for()
     send(page)
     assert answered(page).strip()
 
@@ -384,7 +384,7 @@ def test_every_kind_of_picture_is_shown_as_the_model_sees_it_and_answered(page, 
     for file in _good_pictures(tmp_path):
         write(page, "What color is the star?", file)
         strip = page.locator("#strip")
-        strip.get_by_text("What the model will see: 1 square, 64 tokens").wait_for()
+        strip.get_by_text("What the model will see: 1 tile, 64 tokens").wait_for()
         shown = strip.locator("img")
         assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0, file.name
         send(page)
@@ -647,11 +647,11 @@ def test_a_text_only_checkpoint_answers_text_and_refuses_pictures(browser, text_
         answered(page)
 
 
-def test_a_checkpoint_without_processor_files_shows_the_published_squares(browser, small_tokenizer_folder, tmp_path):
+def test_a_checkpoint_without_processor_files_shows_the_published_tiles(browser, small_tokenizer_folder, tmp_path):
     write_published_shape(tmp_path / "plain", small_tokenizer_folder)
     with served(Engine.load(tmp_path / "plain", device="cpu")) as address, opened(browser, address) as page:
         write(page, "what", EXAMPLES / "night.png")
-        page.locator("#strip").get_by_text("What the model will see: 1 square, 256 tokens").wait_for()
+        page.locator("#strip").get_by_text("What the model will see: 1 tile, 256 tokens").wait_for()
         send(page)
         answered(page)
 

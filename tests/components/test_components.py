@@ -16,7 +16,7 @@ from window import DEMO, STATS, Window, run, typed
 
 from components.chat import panel as chat
 from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
-from components.chat.handlers import Asking, _Draft
+from components.chat.handlers import ChatHandlers, _Draft
 from components.examples import FOLDER, Example, load_examples
 from components.serving.server import Page, declare_avif, launch_options
 from components.settings import Choices, Own, bring, build_settings, int4_line, take_back, with_brought
@@ -28,7 +28,7 @@ from gemma3_core.engine import (
     DoneEvent,
     Gemma3Error,
     Int4Choice,
-    Models,
+    ModelRegistry,
     PicturePreview,
     SamplingSettings,
     StageEvent,
@@ -184,58 +184,58 @@ class Speaking:
 
 def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_pictures():
     engine = Speaking("A heart.")
-    asking = Asking(Models(engine), ())
+    handlers = ChatHandlers(ModelRegistry(engine), ())
     before = Conversation((replace(two_exchanges().exchanges[0], question=question_of("What?", ["/cache/a.png"])),
                            two_exchanges().exchanges[1]))  # fmt: skip
-    _, box, changing, notice = asking.edit(0, typed("half a question"), before, Window())
+    _, box, changing, notice = handlers.edit(0, typed("half a question"), before, Window())
     assert box["value"] == {"text": "What?", "files": ["/cache/a.png"]}
     assert changing.exchanges == before.exchanges  # nothing is dropped before the new question is sent
     assert "Editing question 1" in notice
-    shown, after, notice = run(asking.send(typed("Which?", "/cache/a.png"), changing, Window(), *VALUES))
+    shown, after, notice = run(handlers.send(typed("Which?", "/cache/a.png"), changing, Window(), *VALUES))
     assert [turn.text for turn in engine.requests[0].turns] == ["Which?"]
     assert [(e.question.text, e.answer) for e in after.exchanges] == [("Which?", "A heart.")]
     assert [path.name for path in after.exchanges[0].question.pictures] == ["a.png"]
     assert (after.changing, notice, len(shown)) == (None, "", 2)
-    box, after = asking.hand_back(typed(""), after, Window())
+    box, after = handlers.hand_back(typed(""), after, Window())
     assert box["value"]["text"] == "half a question"
     assert after.returned == NOTHING
 
 
 def test_editing_can_be_given_up():
-    asking = Asking(Models(Speaking()), ())
-    _, _, changing, _ = asking.edit(1, typed("half a question", "/cache/b.png"), two_exchanges(), Window())
-    shown, box, kept, notice = asking.keep(changing, Window())
+    handlers = ChatHandlers(ModelRegistry(Speaking()), ())
+    _, _, changing, _ = handlers.edit(1, typed("half a question", "/cache/b.png"), two_exchanges(), Window())
+    shown, box, kept, notice = handlers.keep(changing, Window())
     assert (kept, notice, len(shown)) == (two_exchanges(), "", 4)
     assert box["value"] == {"text": "half a question", "files": ["/cache/b.png"]}
 
 
 def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
-    asking = Asking(Models(Speaking(Gemma3Error("The conversation has 9,000 tokens."))), ())
-    _, _, changing, _ = asking.edit(0, typed(""), two_exchanges(), Window())
-    shown, after, notice = run(asking.send(typed("word " * 9000), changing, Window(), *VALUES))
+    handlers = ChatHandlers(ModelRegistry(Speaking(Gemma3Error("The conversation has 9,000 tokens."))), ())
+    _, _, changing, _ = handlers.edit(0, typed(""), two_exchanges(), Window())
+    shown, after, notice = run(handlers.send(typed("word " * 9000), changing, Window(), *VALUES))
     assert after.exchanges == two_exchanges().exchanges
     assert "9,000 tokens" in shown[-1]["content"][0].value
     assert after.changing == 0
     assert "Editing question 1" in notice
-    assert asking.hand_back(typed(""), after, Window())[0]["value"]["text"].startswith("word word")
+    assert handlers.hand_back(typed(""), after, Window())[0]["value"]["text"].startswith("word word")
 
 
 @pytest.mark.parametrize("number", [-1, 2, None])
 def test_a_question_that_there_is_not_is_not_edited(number):
-    update = Asking(Models(Speaking()), ()).edit(number, typed(""), two_exchanges(), Window())
+    update = ChatHandlers(ModelRegistry(Speaking()), ()).edit(number, typed(""), two_exchanges(), Window())
     assert all(set(part) == {"__type__"} for part in update)
 
 
 def test_undo_takes_the_last_question_back_before_what_is_typed_already():
     before = two_exchanges().add(Exchange(question_of("Who?", ["/cache/a.png"]), True, "I.", STATS))
-    shown, box, after, _ = Asking(Models(Speaking()), ()).undo(typed("and you"), before, Window())
+    shown, box, after, _ = ChatHandlers(ModelRegistry(Speaking()), ()).undo(typed("and you"), before, Window())
     assert (after, len(shown)) == (two_exchanges(), 4)
     assert box["value"] == {"text": "Who?\n\nand you", "files": ["/cache/a.png"]}
 
 
 @pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])
 def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
-    shown, after, _ = run(Asking(Models(Speaking(answer)), ()).retry(two_exchanges(), Window(), *VALUES))
+    shown, after, _ = run(ChatHandlers(ModelRegistry(Speaking(answer)), ()).retry(two_exchanges(), Window(), *VALUES))
     assert after.exchanges == two_exchanges().exchanges
     assert after.returned == NOTHING
     assert "failure" in shown[-1]["content"][0].value
@@ -243,37 +243,37 @@ def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
 
 def test_a_retry_replaces_the_last_answer():
     engine = Speaking("Right.")
-    _, after, _ = run(Asking(Models(engine), ()).retry(two_exchanges(), Window(), *VALUES))
+    _, after, _ = run(ChatHandlers(ModelRegistry(engine), ()).retry(two_exchanges(), Window(), *VALUES))
     assert [exchange.answer for exchange in after.exchanges] == ["A star.", "Right."]
     assert [turn.text for turn in engine.requests[0].turns] == ["What?", "A star.", "Where?"]
 
 
 def test_a_question_sent_while_another_is_answered_comes_back():
-    asking = Asking(Models(Speaking("Right.")), ())
+    handlers = ChatHandlers(ModelRegistry(Speaking("Right.")), ())
 
     async def both():
-        first = asking.send(typed("One?"), Conversation(), Window(), *VALUES)
+        first = handlers.send(typed("One?"), Conversation(), Window(), *VALUES)
         await anext(first)
-        second = [update async for update in asking.send(typed("Two?"), Conversation(), Window(), *VALUES)]
-        other = [update async for update in asking.send(typed("Three?"), Conversation(), Window("two"), *VALUES)]
+        second = [update async for update in handlers.send(typed("Two?"), Conversation(), Window(), *VALUES)]
+        other = [update async for update in handlers.send(typed("Three?"), Conversation(), Window("two"), *VALUES)]
         await first.aclose()
         return second, other
 
-    asking._models.first.answers.append("Left.")
+    handlers._models.first.answers.append("Left.")
     second, other = asyncio.run(both())
     assert [update[2].returned.text for update in second] == ["Two?"]
     assert other[-1][2].exchanges[0].answer == "Left."
 
 
 def test_send_comes_back_only_when_nothing_of_the_window_is_running():
-    asking = Asking(Models(Speaking("Right.")), ())
+    handlers = ChatHandlers(ModelRegistry(Speaking("Right.")), ())
 
     async def buttons():
-        answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
+        answer = handlers.send(typed("What?"), Conversation(), Window(), *VALUES)
         updates = [await anext(answer)]
-        during = [asking.hand_back(typed(""), Conversation(), window)[0] for window in (Window(), Window("two"))]
+        during = [handlers.hand_back(typed(""), Conversation(), window)[0] for window in (Window(), Window("two"))]
         updates += [update async for update in answer]
-        return updates, [*during, asking.hand_back(typed(""), Conversation(), Window())[0]]
+        return updates, [*during, handlers.hand_back(typed(""), Conversation(), Window())[0]]
 
     updates, handed = asyncio.run(buttons())
     # Gradio repeats the last update of a generator late, and drops what a later one no longer holds.
@@ -283,14 +283,14 @@ def test_send_comes_back_only_when_nothing_of_the_window_is_running():
 
 
 def test_stop_brings_send_back_where_nothing_runs():
-    asking = Asking(Models(Speaking("Right.")), ())
+    handlers = ChatHandlers(ModelRegistry(Speaking("Right.")), ())
 
     async def stopped():
-        answer = asking.send(typed("What?"), Conversation(), Window(), *VALUES)
+        answer = handlers.send(typed("What?"), Conversation(), Window(), *VALUES)
         await anext(answer)
-        during = await asking.stop(Window())
+        during = await handlers.stop(Window())
         await answer.aclose()
-        return during, await asking.stop(Window())
+        return during, await handlers.stop(Window())
 
     during, after = asyncio.run(stopped())
     assert set(during) == {"__type__"}
@@ -298,7 +298,9 @@ def test_stop_brings_send_back_where_nothing_runs():
 
 
 def test_enter_while_the_composer_shows_stop_asks_nothing():
-    shown, after, notice = run(Asking(Models(Speaking()), ()).send(None, Conversation(), Window(), *VALUES))
+    shown, after, notice = run(
+        ChatHandlers(ModelRegistry(Speaking()), ()).send(None, Conversation(), Window(), *VALUES)
+    )
     assert (shown, after, notice) == (None, None, None)
 
 
@@ -306,11 +308,11 @@ def test_a_preview_that_was_overtaken_changes_nothing():
     class Slow(Speaking):
         def preview(self, pictures, _pan_and_scan):
             if pictures and pictures[0].name == "first.png":
-                newer.append(asking.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
+                newer.append(handlers.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
             raise Gemma3Error(f"Said of {pictures[0].name}.")
 
-    newer, asking = [], Asking(Models(Slow()), ())
-    older = asking.preview(typed("", "/cache/first.png"), False, Conversation(), Window())
+    newer, handlers = [], ChatHandlers(ModelRegistry(Slow()), ())
+    older = handlers.preview(typed("", "/cache/first.png"), False, Conversation(), Window())
     assert older == gr.skip()
     assert "Said of second.png." in newer[0]
 
@@ -320,12 +322,12 @@ def test_a_broken_picture_is_told_once():
         def preview(self, _pictures, _pan_and_scan):
             raise Gemma3Error("The picture is empty.")
 
-    asking, message = Asking(Models(Refusing()), ()), typed("What?", "/cache/a.png")
-    assert "The picture is empty." in asking.preview(message, False, Conversation(), Window())
+    handlers, message = ChatHandlers(ModelRegistry(Refusing()), ()), typed("What?", "/cache/a.png")
+    assert "The picture is empty." in handlers.preview(message, False, Conversation(), Window())
     told = Conversation(failure="The picture is empty.")
-    assert asking.preview(message, False, told, Window()) == ""
+    assert handlers.preview(message, False, told, Window()) == ""
     other = Conversation(failure="The conversation has 9,000 tokens.")
-    assert "The picture is empty." in asking.preview(message, False, other, Window())
+    assert "The picture is empty." in handlers.preview(message, False, other, Window())
 
 
 def test_a_stopped_answer_tells_what_was_seen_of_it():
@@ -417,9 +419,9 @@ def preview(**fields):
     return PicturePreview(**{**basis, **fields})
 
 
-def test_strip_shows_squares_tokens_and_boxes():
+def test_strip_shows_tiles_tokens_and_boxes():
     html = strip.strip_html([preview()], 1, pan_and_scan=True)
-    assert "What the model will see: 2 squares, 128 tokens" in html
+    assert "What the model will see: 2 tiles, 128 tokens" in html
     assert html.count("<img") == 3  # the original with its boxes, the whole, one crop
     assert html.count("64 tokens") == 2
     assert "left:50.00%;top:0.00%;width:50.00%;height:100.00%" in html
@@ -438,7 +440,7 @@ def test_strip_says_of_several_pictures_which_is_which():
 
 def test_strip_without_crops_and_without_pictures():
     html = strip.strip_html([preview(tiles=preview().tiles[:1], boxes=(), tokens=64)], 1, False, answered=True)
-    assert "What the model saw: 1 square, 64 tokens" in html
+    assert "What the model saw: 1 tile, 64 tokens" in html
     assert html.count("<img") == 1
     assert "One crop" not in html  # the switch is off: nothing to explain
     assert strip.strip_html([], 0, True) == ""

@@ -15,6 +15,8 @@ from places import EXAMPLES
 from running_app import ScriptedEngine, free_port
 from window import DEMO
 
+from components.chat import handlers as chat_handlers
+from components.inside import handlers as inside_handlers
 from components.page import build_page
 from components.serving import gate, limits, receiving
 from components.serving import server as serving
@@ -300,6 +302,12 @@ def test_log_lines_are_bounded():
     later = logging.LogRecord("x", logging.WARNING, "", 0, "later", (), None)
     later.created = 1100.0
     assert limit.filter(later)
+
+
+@pytest.mark.usefixtures("client")
+def test_every_logger_of_the_page_has_that_bound():
+    for name in ("uvicorn.error", chat_handlers.__name__, inside_handlers.__name__, gate.__name__, serving.__name__):
+        assert any(isinstance(found, LogLimit) for found in logging.getLogger(name).filters), name
 
 
 def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):

@@ -564,7 +564,7 @@ def test_ask_answers_whatever_it_is_sent_in_plain_words(events, visitor):
         "int() argument must be a string, a bytes-like object or a real number, not 'NoneType'",
         "float() argument must be a string or a real number, not 'list'",
         "cannot convert float NaN to integer",
-        "Asking.send() got an unexpected keyword argument 'x'",
+        "ChatHandlers.send() got an unexpected keyword argument 'x'",
         "Choices.__init__() missing 1 required positional argument: 'top_p'",
         "1 validation error for FileData\npath\n  Field required [type=missing, input_value={}, input_type=dict]",
         "list index out of range",

@@ -18,10 +18,10 @@ from running_app import require_demo_model
 from window import STATS, Window, choice
 
 from components.chat.conversation import Conversation, Exchange, question_of
-from components.chat.handlers import Asking, _Draft
+from components.chat.handlers import ChatHandlers, _Draft
 from components.inside.attention_view import spotlit
 from components.inside.compare import both_requests, first_difference
-from components.inside.handlers import NO_WORD, STOPPED, Looking, Selected, drawn_box
+from components.inside.handlers import NO_WORD, STOPPED, InsideHandlers, Selected, drawn_box
 from components.inside.mask_view import mask_html
 from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS
 from components.shown.stats import Interrupted
@@ -32,21 +32,21 @@ from gemma3_core.engine import (
     DoneEvent,
     Engine,
     Gemma3Error,
-    Models,
+    ModelRegistry,
     PicturePreview,
     PromptToken,
     PromptView,
     Request,
     SamplingSettings,
-    SquareMap,
     StoppedError,
+    TileMap,
     TokenEvent,
     Turn,
 )
-from gemma3_core.inspection.prompt import Square
+from gemma3_core.inspection.prompt import Tile
 
 NIGHT = EXAMPLES / "night.png"
-SQUARE = Square(picture=0, crop=None, box=Box(0, 0, 80, 40), start=1, stop=5)
+TILE = Tile(picture=0, crop=None, box=Box(0, 0, 80, 40), start=1, stop=5)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_prompt_shows_its_text_escaped_its_marks_and_one_name_for_each_picture
     tokens = [PromptToken(0, 2, "<bos>", "special")]
     tokens += [PromptToken(n, 13, "<image_soft_token>", "image", 0) for n in range(1, 5)]
     tokens += [PromptToken(5, 99, " <b>x", "text"), PromptToken(6, 7, "\n", "text")]
-    html = prompt_html(PromptView(tuple(tokens), (SQUARE,)), {5: 0.2, 6: 0.1})
+    html = prompt_html(PromptView(tuple(tokens), (TILE,)), {5: 0.2, 6: 0.1})
     assert "<b>x" not in html
     assert " &lt;b&gt;x" in html
     assert html.count("picture 1: 4 soft tokens") == 1
@@ -97,7 +97,7 @@ def test_light_falls_where_the_weight_is_and_keeps_the_color():
     picture = Image.new("RGB", (80, 40), (200, 100, 50))
     grid = ((0.0, 0.0), (0.0, 0.5))
     preview = PicturePreview(80, 40, picture, (), (), 0, "")
-    lit = np.asarray(spotlit(SquareMap(SQUARE, grid), preview, most=0.5)).astype(int)
+    lit = np.asarray(spotlit(TileMap(TILE, grid), preview, most=0.5)).astype(int)
     assert lit[39, 79].tolist() == [200, 100, 50]
     assert lit[0, 0].sum() < 0.35 * (200 + 100 + 50)
 
@@ -161,8 +161,8 @@ def last(updates):
 
 
 def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
-    looking = Looking(Models(engine))
-    panel, title, inputs, words, *_, selected = run(looking.open(0, Conversation((exchange,)), Window()))
+    handlers = InsideHandlers(ModelRegistry(engine))
+    panel, title, inputs, words, *_, selected = run(handlers.open(0, Conversation((exchange,)), Window()))
     assert panel["visible"]
     assert "Inside answer 1" in title
     assert "whole picture" in inputs
@@ -170,49 +170,51 @@ def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     assert words.count("<button") == len(exchange.choices)
     color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
     chosen = replace(selected, token=color)
-    maps = last(looking.look(color, selected, "global", MEAN_HEADS, Window()))[1]
+    maps = last(handlers.look(color, selected, "global", MEAN_HEADS, Window()))[1]
     data = base64.b64decode(re.search(r"base64,([^\"]*)\"", maps)[1])
     light = np.asarray(Image.open(BytesIO(data)).convert("L"), np.float32)
     row, column = np.unravel_index(light.argmax(), light.shape)
     with Image.open(NIGHT) as picture:
         red, green, blue = picture.convert("RGB").resize(light.shape[::-1]).getpixel((int(column), int(row)))
     assert min(red, green) > 200 > blue  # the star is what lies in the light
-    assert last(looking.look_again(chosen, "0", 1, Window())) != maps
-    effect = last(looking.hide(chosen, Window()))
+    assert last(handlers.look_again(chosen, "0", 1, Window())) != maps
+    effect = last(handlers.hide(chosen, Window()))
     assert "the probability of “yellow” goes from" in effect
 
 
 def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
-    maps = last(Looking(Models(engine)).look_again(Selected(exchange, 0), "rollout", 1, Window()))
+    maps = last(InsideHandlers(ModelRegistry(engine)).look_again(Selected(exchange, 0), "rollout", 1, Window()))
     assert 'role="alert"' in maps
 
 
 def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
-    looking = Looking(Models(engine))
+    handlers = InsideHandlers(ModelRegistry(engine))
     stopped = replace(exchange, stats=Interrupted("demo model", 1, 2, None, None), answered=None)
-    assert escape(STOPPED) in run(looking.open(0, Conversation((stopped,)), Window()))[3]
-    assert escape(STOPPED) in run(looking.mask(Selected(stopped)))
-    assert NO_WORD in last(looking.hide(Selected(exchange), Window()))
+    assert escape(STOPPED) in run(handlers.open(0, Conversation((stopped,)), Window()))[3]
+    assert escape(STOPPED) in run(handlers.mask(Selected(stopped)))
+    assert NO_WORD in last(handlers.hide(Selected(exchange), Window()))
     gone = Turn("user", "What color is the star?", (tmp_path / "gone.png",))
     request = replace(exchange.answered.request, turns=(gone,))
     lost = replace(exchange, question=gone, answered=Answered(request, exchange.answered.done))
-    assert 'role="alert"' in run(looking.open(0, Conversation((lost,)), Window()))[2]
-    assert "gone" in last(looking.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))
+    assert 'role="alert"' in run(handlers.open(0, Conversation((lost,)), Window()))[2]
+    assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))
     other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
     switched = replace(exchange, answered=Answered(exchange.answered.request, other))
-    assert "is loaded now" in last(looking.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
+    assert "is loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
     switched = replace(switched, stats=other.stats)
-    assert "is not loaded now" in last(looking.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
+    assert "is not loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
     for number in (None, 7, -1):
-        assert len(run(looking.open(number, Conversation((exchange,)), Window()))) == 9
-        assert last(looking.look(number, Selected(exchange), "global", MEAN_HEADS, Window()))[0] == run(
-            looking.mask(None)
+        assert len(run(handlers.open(number, Conversation((exchange,)), Window()))) == 9
+        assert last(handlers.look(number, Selected(exchange), "global", MEAN_HEADS, Window()))[0] == run(
+            handlers.mask(None)
         )
 
 
 def test_both_precisions_are_compared(engine, exchange):
     async def all_of_it():
-        return [html async for html in Looking(Models(engine)).compare(Selected(exchange), "int4", Window())]
+        return [
+            html async for html in InsideHandlers(ModelRegistry(engine)).compare(Selected(exchange), "int4", Window())
+        ]
 
     last = run(all_of_it())[-1]
     assert last.count("<section>") == 2
@@ -238,7 +240,7 @@ def closed(engine, monkeypatch):
 
 def test_leaving_a_comparison_ends_the_engines_work(engine, exchange, closed):
     async def leave():
-        comparison = Looking(Models(engine)).compare(Selected(exchange), "int4", Window())
+        comparison = InsideHandlers(ModelRegistry(engine)).compare(Selected(exchange), "int4", Window())
         await anext(comparison)
         await comparison.aclose()
         for _ in range(100):
@@ -255,8 +257,8 @@ def test_many_who_wait_inside_hold_no_thread_of_the_event_loop(engine, exchange,
     monkeypatch.setattr(engine, "mask", lambda _request: waiting.wait(20))
 
     async def others_go_on():
-        looking = Looking(Models(engine))
-        held = [asyncio.create_task(looking.mask(Selected(exchange))) for _ in range(12)]
+        handlers = InsideHandlers(ModelRegistry(engine))
+        held = [asyncio.create_task(handlers.mask(Selected(exchange))) for _ in range(12)]
         await asyncio.sleep(0.1)
         try:
             return await asyncio.wait_for(asyncio.to_thread(lambda: "answered"), 5)
@@ -291,12 +293,12 @@ async def waited(updates, text):
 @pytest.mark.parametrize(
     "leave",
     [
-        lambda looking, _selected: looking.close(Window()),
-        lambda looking, _selected: looking.leave(Window()),
-        lambda looking, _selected: looking.stop_looking(Window()),
-        lambda looking, selected: looking.open(0, Conversation((selected.exchange,)), Window()),
-        lambda looking, selected: anext(looking.look(1, selected, "global", MEAN_HEADS, Window())),
-        lambda looking, selected: anext(looking.look_again(selected, "rollout", MEAN_HEADS, Window())),
+        lambda handlers, _selected: handlers.close(Window()),
+        lambda handlers, _selected: handlers.leave(Window()),
+        lambda handlers, _selected: handlers.stop_looking(Window()),
+        lambda handlers, selected: handlers.open(0, Conversation((selected.exchange,)), Window()),
+        lambda handlers, selected: anext(handlers.look(1, selected, "global", MEAN_HEADS, Window())),
+        lambda handlers, selected: anext(handlers.look_again(selected, "rollout", MEAN_HEADS, Window())),
     ],
     ids=["close", "leave", "stop", "another turn", "another word", "another layer"],
 )
@@ -304,18 +306,18 @@ def test_looking_that_waits_says_so_and_is_given_up(engine, exchange, monkeypatc
     monkeypatch.setattr(engine, "attention", waits := Waits())
 
     async def go():
-        looking, selected = Looking(Models(engine)), Selected(exchange, 0)
-        first = looking.look(0, selected, "global", MEAN_HEADS, Window())
-        other = looking.look(0, selected, "global", MEAN_HEADS, Window("another visitor"))
+        handlers, selected = InsideHandlers(ModelRegistry(engine)), Selected(exchange, 0)
+        first = handlers.look(0, selected, "global", MEAN_HEADS, Window())
+        other = handlers.look(0, selected, "global", MEAN_HEADS, Window("another visitor"))
         shown = await waited(first, "2nd in the queue")
         await waited(other, "2nd in the queue")
-        leaving = asyncio.create_task(_of(leave(looking, selected)))
+        leaving = asyncio.create_task(_of(leave(handlers, selected)))
         last_one = [update async for update in first][-1]
         assert [stop.is_set() for stop in waits.stops[:2]] == [True, False], "nobody else's is given up"
-        await looking.close(Window("another visitor"))
+        await handlers.close(Window("another visitor"))
         async for _ in other:
             pass
-        await looking.close(Window())
+        await handlers.close(Window())
         await leaving
         return shown, last_one
 
@@ -332,10 +334,10 @@ def test_hiding_that_waits_is_given_up_without_the_maps(engine, exchange, monkey
     monkeypatch.setattr(engine, "occlude", waits := Waits())
 
     async def go():
-        looking, selected = Looking(Models(engine)), Selected(exchange, 0)
-        hiding = looking.hide(selected, Window())
+        handlers, selected = InsideHandlers(ModelRegistry(engine)), Selected(exchange, 0)
+        hiding = handlers.hide(selected, Window())
         shown = await waited(hiding, "2nd in the queue")
-        assert await looking.stop_hiding(Window()) == HIDING
+        assert await handlers.stop_hiding(Window()) == HIDING
         return shown, [update async for update in hiding]
 
     shown, rest = run(go())
@@ -346,10 +348,10 @@ def test_hiding_that_waits_is_given_up_without_the_maps(engine, exchange, monkey
 
 def test_closing_the_panel_ends_a_comparison(engine, exchange, closed):
     async def go():
-        looking = Looking(Models(engine))
-        comparison = looking.compare(Selected(exchange), "int4", Window())
+        handlers = InsideHandlers(ModelRegistry(engine))
+        comparison = handlers.compare(Selected(exchange), "int4", Window())
         await anext(comparison)
-        await looking.close(Window())
+        await handlers.close(Window())
         rest = [update async for update in comparison]
         for _ in range(100):
             if not closed:
@@ -368,37 +370,37 @@ def test_a_stopped_answer_is_looked_into(engine, exchange):
         draft.take(next(stream))
     stream.close()
     stopped = replace(exchange, answer=draft.text, answered=draft.answered(), choices=tuple(draft.choices))
-    looking = Looking(Models(engine))
-    _, _, inputs, words, hint, *_, selected = run(looking.open(0, Conversation((stopped,)), Window()))
+    handlers = InsideHandlers(ModelRegistry(engine))
+    _, _, inputs, words, hint, *_, selected = run(handlers.open(0, Conversation((stopped,)), Window()))
     assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
     assert (words.count("<button"), hint) == (4, CHOOSE_WORD)
-    whole = last(looking.look(3, Selected(exchange), "global", MEAN_HEADS, Window()))
-    assert last(looking.look(3, selected, "global", MEAN_HEADS, Window()))[1] == whole[1]
-    assert "the probability of" in last(looking.hide(Selected(stopped, 3), Window()))
-    assert "data-view" in run(looking.mask(selected))
+    whole = last(handlers.look(3, Selected(exchange), "global", MEAN_HEADS, Window()))
+    assert last(handlers.look(3, selected, "global", MEAN_HEADS, Window()))[1] == whole[1]
+    assert "the probability of" in last(handlers.hide(Selected(stopped, 3), Window()))
+    assert "data-view" in run(handlers.mask(selected))
 
 
 SETTINGS = (False, "Be brief.", 0.0, 0, 1.0, "", 256)
 
 
 def test_the_prompt_is_counted_before_it_is_sent(engine, exchange):
-    asking, conversation = Asking(Models(engine), ()), Conversation((exchange,))
+    chat, conversation = ChatHandlers(ModelRegistry(engine), ()), Conversation((exchange,))
     message = {"text": "And the heart?", "files": [str(NIGHT)]}
-    html = asking.ahead(message, conversation, Window(), *SETTINGS, None, None, None, False)
+    html = chat.token_count(message, conversation, Window(), *SETTINGS, None, None, None, False)
     turns = conversation.turns(question_of("And the heart?", [str(NIGHT)]))
     prompt = engine.inspect(Request(turns, "Be brief."))
     assert f"the whole prompt will have {len(prompt.tokens):,}<" in html
     assert "<span" not in html
-    opened = asking.ahead(message, conversation, Window(), *SETTINGS, None, None, None, True)
+    opened = chat.token_count(message, conversation, Window(), *SETTINGS, None, None, None, True)
     assert prompt_html(prompt) in opened
     assert opened.startswith("<details open>")
     assert "picture 2: 64 soft tokens" in opened
-    assert asking.ahead({"text": " ", "files": []}, conversation, Window(), *SETTINGS, None, None, None, True) == ""
+    assert chat.token_count({"text": " ", "files": []}, conversation, Window(), *SETTINGS, None, None, None, True) == ""
     gone = {"text": "What?", "files": ["/cache/gone.png"]}
-    assert asking.ahead(gone, conversation, Window(), *SETTINGS, None, None, None, False) == ""
+    assert chat.token_count(gone, conversation, Window(), *SETTINGS, None, None, None, False) == ""
     many = {"text": "What?", "files": [str(NIGHT)] * 200}
-    assert "pictures are too many" in asking.ahead(many, conversation, Window(), *SETTINGS, None, None, None, False)
+    assert "pictures are too many" in chat.token_count(many, conversation, Window(), *SETTINGS, None, None, None, False)
     long = {"text": "star " * 9000, "files": []}
-    told = asking.ahead(long, conversation, Window(), *SETTINGS, None, None, None, True)
+    told = chat.token_count(long, conversation, Window(), *SETTINGS, None, None, None, True)
     assert "more than fit" in told
     assert re.search(r"[\d,]+ tokens not shown here", told)

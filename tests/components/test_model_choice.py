@@ -9,16 +9,16 @@ from window import DEMO as INFO
 from window import STATS, Window, choice, run, typed
 
 from components.chat.conversation import Conversation
-from components.chat.handlers import Asking
+from components.chat.handlers import ChatHandlers
 from components.chat.model_choice import Following
 from components.inside.compare import _Side, both_requests, comparison_html, parting
 from components.settings import Choices, build_settings, model_note
-from gemma3_core.engine import Int4Choice, Models, Offer, Request, SamplingSettings, Turn
+from gemma3_core.engine import Int4Choice, ModelEntry, ModelRegistry, Request, SamplingSettings, Turn
 from gemma3_core.errors import CheckpointError
 
 DEMO = replace(INFO, sampling=SamplingSettings(0.0, 0, 1.0))
 OTHER = replace(DEMO, name="<b>other", is_demo=False, sampling=SamplingSettings(1.0, 64, 0.95), multimodal=False)
-HUB = Offer("gemma-3-4b-it", "google/gemma-3-4b-it", from_hub=True, download_bytes=8_600_158_944)
+HUB = ModelEntry("gemma-3-4b-it", "google/gemma-3-4b-it", from_hub=True, download_bytes=8_600_158_944)
 
 
 def choices(*sampling, **fields):
@@ -49,7 +49,7 @@ def test_a_precision_that_was_chosen_stays_where_the_model_has_it(set_to, choice
 def test_a_note_says_what_a_choice_means_and_nothing_where_the_model_is_there():
     for word in ("8.6 GB", "Downloaded", "licence", "HF_TOKEN"):
         assert word in model_note(HUB, None, in_memory=False)
-    assert "Downloaded" not in model_note(Offer("a", "/a"), None, in_memory=False)
+    assert "Downloaded" not in model_note(ModelEntry("a", "/a"), None, in_memory=False)
     assert "Loaded when you next ask" in model_note(HUB, DEMO, in_memory=False)  # let go meanwhile
     assert model_note(HUB, DEMO, in_memory=True) == model_note(None, DEMO, in_memory=False) == ""
 
@@ -68,7 +68,7 @@ class Engine:
 
 def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     other = Engine(OTHER)
-    models = Models(Engine(DEMO), [Offer(OTHER.name, "/secret/other")], lambda _offer: other)
+    models = ModelRegistry(Engine(DEMO), [ModelEntry(OTHER.name, "/secret/other")], lambda _offer: other)
     following = Following(models, lambda badge: badge)
     values = (False, "", 0.0, 0, 1.0, "", 8, None, OTHER.name, "demo model")
     shown, note, head, *rest = following.follow(Conversation(), *values)
@@ -76,8 +76,8 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     assert "Loaded when you next ask" in note["value"]
     assert head == "&lt;b&gt;other · not loaded yet"
     assert all(update == gr.skip() for update in rest)
-    asking = Asking(models, ())
-    message, after, _ = run(asking.send(typed("What?"), Conversation(), Window(), *values))
+    chat_handlers = ChatHandlers(models, ())
+    message, after, _ = run(chat_handlers.send(typed("What?"), Conversation(), Window(), *values))
     assert "No answer here." in str(message[-1]["content"][0].value)
     assert after.returned.text == "What?"
     assert other.requests[0].sampling == OTHER.sampling  # its own, though the page showed another's
@@ -94,9 +94,9 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
 
 
 def test_a_model_that_is_not_offered_is_refused_in_place():
-    asking = Asking(Models(Engine(DEMO)), ())
+    chat_handlers = ChatHandlers(ModelRegistry(Engine(DEMO)), ())
     values = (False, "", 0.0, 0, 1.0, "", 8, None, "/etc", "demo model")
-    message, after, _ = run(asking.send(typed("What?"), Conversation(), Window(), *values))
+    message, after, _ = run(chat_handlers.send(typed("What?"), Conversation(), Window(), *values))
     assert "offers no model" in message[-1]["content"][0].value
     assert after.exchanges == ()
 
@@ -133,7 +133,7 @@ def test_a_model_is_not_compared_with_itself():
     from gemma3_core.engine import Gemma3Error
 
     async def first(other):
-        return await anext(compared(Models(Engine(DEMO)), "demo model", Request(()), "model", other))
+        return await anext(compared(ModelRegistry(Engine(DEMO)), "demo model", Request(()), "model", other))
 
     for other in (None, "demo model"):
         with pytest.raises(Gemma3Error, match="Choose another model"):

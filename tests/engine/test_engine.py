@@ -105,7 +105,7 @@ CONVERSATIONS = {
     "with crops": ask("read it", picture(4, width=1100, height=300), pan_and_scan=True),
     "with a system prompt": ask("what", picture(1), system_prompt="Be brief."),
 }
-SQUARES = dict(zip(CONVERSATIONS, [0, 1, 1, 3, 3, 1, 1], strict=True))
+TILES = dict(zip(CONVERSATIONS, [0, 1, 1, 3, 3, 1, 1], strict=True))
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -132,7 +132,7 @@ def test_the_answer_is_what_processor_and_model_give(engine, chat_folder, name):
     assert done.text == processor.decode(new, skip_special_tokens=True)
     assert done.stats.prompt_tokens == length
     assert done.stats.new_tokens == len(new)
-    assert done.stats.num_images == SQUARES[name]
+    assert done.stats.num_images == TILES[name]
     assert done.stats.num_crops == (4 if request.pan_and_scan else 0)
 
 
@@ -524,7 +524,7 @@ def test_each_turn_may_keep_its_own_pan_and_scan(engine, earlier, now):
     assert {first, second} == {0, 4} or earlier in (None, now)
 
 
-def test_a_text_model_shows_no_squares_of_pictures(text_engine):
+def test_a_text_model_shows_no_tiles_of_pictures(text_engine):
     with pytest.raises(PromptError, match="reads text only"):
         list(text_engine.preview([picture(1)], pan_and_scan=False))
     assert list(text_engine.preview([], pan_and_scan=False)) == []
@@ -675,11 +675,11 @@ def test_a_request_waits_for_room_for_tiles_and_gives_it_back(engine, monkeypatc
     events = engine.stream(ask("what is this", picture(1)))
     assert next(events).text == "Waiting until there is room for these pictures"
     assert answer(engine, ask("what is a color", visitor="reads no picture")).text is not None
-    engine._tiles.let_go("somebody else")
+    engine._tiles.evict("somebody else")
     *_, last = events
     assert last.stats.num_images == 1
     assert engine._tiles.hold("next", 1000, 0)
-    engine._tiles.let_go("next")
+    engine._tiles.evict("next")
     waiting = engine.stream(ask("what is this", picture(1)))
     next(waiting)
     waiting.close()

@@ -85,20 +85,20 @@ def test_attention_is_that_of_the_rows_that_wrote_the_tokens(engine, chat_folder
     prompt = long_answer.done.stats.prompt_tokens
     made = engine.attention(long_answer, [1, 2], layer=2, head=3)
     expected = weights[2, 3, [prompt, prompt + 1]].mean(dim=0)
-    assert [m.square.label for m in made.squares] == [
+    assert [m.tile.label for m in made.tiles] == [
         *["picture 1", "picture 2", "picture 2, crop 1", "picture 2, crop 2", "picture 2, crop 3", "picture 2, crop 4"],
         "picture 3",
     ]
-    assert made.squares[2].square.box == Box(0, 0, 275, 300)
-    for m in made.squares:
-        assert_equal(torch.tensor(m.grid).flatten(), expected[m.square.start : m.square.stop], 1e-4)
+    assert made.tiles[2].tile.box == Box(0, 0, 275, 300)
+    for m in made.tiles:
+        assert_equal(torch.tensor(m.grid).flatten(), expected[m.tile.start : m.tile.stop], 1e-4)
     for word in made.tokens:
         assert abs(word.weight - expected[word.token.column]) < 1e-5
     first = engine.attention(long_answer, [0])
     assert first.layers == (5,)
     assert_equal(
-        torch.tensor(first.squares[0].grid).flatten(),
-        weights[5, :, prompt - 1].mean(dim=0)[first.squares[0].square.start : first.squares[0].square.stop],
+        torch.tensor(first.tiles[0].grid).flatten(),
+        weights[5, :, prompt - 1].mean(dim=0)[first.tiles[0].tile.start : first.tiles[0].tile.stop],
         1e-4,
     )
     assert engine.attention(long_answer, [0], layer="rollout").layers == tuple(range(7))
@@ -115,8 +115,8 @@ def test_occlusion_hides_the_box_in_that_picture_alone(engine, long_answer):
     assert first.choice is not None
     assert abs(first.choice.probability - report.before) < 1e-4, "the probability of the very answer"
     hottest = engine.occlude(long_answer, 0)
-    square, region = engine.attention(long_answer, [0]).hottest()
-    assert (hottest.picture, hottest.box) == (square.picture, region)
+    tile, region = engine.attention(long_answer, [0]).hottest()
+    assert (hottest.picture, hottest.box) == (tile.picture, region)
 
 
 def test_confidence_comes_only_where_it_is_asked_for(engine):
@@ -139,10 +139,10 @@ def test_the_prompt_and_its_masks_are_those_of_the_request(engine, long_answer):
     view, masks = engine.inspect(LONG), engine.mask(LONG)
     assert len(view.tokens) == long_answer.done.stats.prompt_tokens
     assert masks.tokens == view.tokens
-    assert [len(range(s.start, s.stop)) for s in view.squares] == [TOKENS_PER_IMAGE] * 7
-    for number, square in enumerate(view.squares):
-        assert {view.tokens[column].square for column in range(square.start, square.stop)} == {number}
-        first, last = square.start, square.stop - 1
+    assert [len(range(s.start, s.stop)) for s in view.tiles] == [TOKENS_PER_IMAGE] * 7
+    for number, tile in enumerate(view.tiles):
+        assert {view.tokens[column].tile for column in range(tile.start, tile.stop)} == {number}
+        first, last = tile.start, tile.stop - 1
         assert masks.reason("global", first, last) == "same image"
     assert [mask.kind for mask in masks.masks] == ["global", "local"]
 
@@ -150,9 +150,9 @@ def test_the_prompt_and_its_masks_are_those_of_the_request(engine, long_answer):
 def test_a_text_only_model_shows_its_words_and_has_nothing_to_hide(text_engine):
     done = answered(text_engine, Request(turns=(Turn("user", "hello there"),), max_new_tokens=4))
     made = text_engine.attention(done, [0])
-    assert made.squares == ()
+    assert made.tiles == ()
     assert abs(sum(word.weight for word in made.tokens) - 1) < 1e-5
-    assert text_engine.inspect(done.request).squares == ()
+    assert text_engine.inspect(done.request).tiles == ()
     with pytest.raises(AttentionError, match="no picture"):
         text_engine.occlude(done, 0)
     with pytest.raises(PromptError, match="reads text only"):
@@ -185,7 +185,7 @@ def test_answers_that_can_not_be_looked_at_are_refused_and_the_chat_goes_on(engi
         engine.attention(long_answer, [0], layer=7)
     with pytest.raises(UnsupportedOptionError, match="all heads"):
         engine.attention(long_answer, [0], layer="rollout", head=0)
-    assert engine.attention(long_answer, [0]).squares
+    assert engine.attention(long_answer, [0]).tiles
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_while_another_answer_is_written_attention_waits_in_the_queue(engine, lo
         with pytest.raises(TimeoutError):
             waiting.result(timeout=1.0)
         stream.close()
-        assert waiting.result(timeout=PATIENCE_S).squares
+        assert waiting.result(timeout=PATIENCE_S).tiles
     assert isinstance(next(engine.stream(SHORT)), StageEvent), "the queue is free again"
 
 
@@ -238,7 +238,7 @@ def test_a_prompt_is_counted_before_it_is_asked_and_without_a_pixel_read(engine,
     monkeypatch.setattr(type(engine._processor.image_processor), "__call__", None)
     view = engine.inspect(LONG)  # while another answer is being written: nothing waits here
     assert [token.token_id for token in view.tokens] == inputs["input_ids"][0].tolist()
-    assert [token.square is not None for token in view.tokens] == inputs["token_type_ids"][0].bool().tolist()
+    assert [token.tile is not None for token in view.tokens] == inputs["token_type_ids"][0].bool().tolist()
     unfinished = replace(LONG, turns=(*LONG.turns[:2], Turn("user", "", LONG.turns[2].pictures)))
     assert len(engine.inspect(unfinished).tokens) == len(view.tokens) - len("and this")
     stream.close()

@@ -101,9 +101,9 @@ def test_tiles_that_wait_are_bounded_over_all_requests():
     assert tiles.hold("a", 60, 0)
     assert not tiles.hold("b", 50, 0.05)
     assert tiles.hold("c", 40, 0)
-    threading.Timer(0.1, tiles.let_go, ["a"]).start()
+    threading.Timer(0.1, tiles.release, ["a"]).start()
     assert tiles.hold("b", 50, 5)
     for owner in "abc":
-        tiles.let_go(owner)
+        tiles.release(owner)
     assert tiles.hold("larger than all, and alone", 1000, 0)
     assert not tiles.hold("d", 1, 0)

@@ -10,7 +10,7 @@ from running_app import require_demo_model
 
 from gemma3_core.config.gemma3 import Gemma3TextConfig
 from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, TokenEvent, Turn
-from gemma3_core.engine.prefix_cache import Kept, KeptCaches, prompt_marks
+from gemma3_core.engine.prefix_cache import Kept, PrefixCache, prompt_keys
 from gemma3_core.nn.cache import KVCache
 
 PICTURES = [Image.open(EXAMPLES / name) for name in ("night.png", "wide.png")]
@@ -60,24 +60,24 @@ def both(engine, request):
 
 
 def encoded(engine, monkeypatch):
-    """Counts the squares that are encoded."""
-    squares, features = [], type(engine._model).get_image_features
+    """Counts the tiles that are encoded."""
+    tiles, features = [], type(engine._model).get_image_features
     monkeypatch.setattr(
         type(engine._model),
         "get_image_features",
-        lambda self, pixels: squares.append(len(pixels)) or features(self, pixels),
+        lambda self, pixels: tiles.append(len(pixels)) or features(self, pixels),
     )
-    return squares
+    return tiles
 
 
 def test_the_next_question_reads_only_what_is_new(engine, monkeypatch):
-    squares = encoded(engine, monkeypatch)
+    tiles = encoded(engine, monkeypatch)
     request = first(PICTURES[0])
     done, _ = ask(engine, request)
-    assert (sum(squares), done.stats.reused_tokens) == (1, 0)
+    assert (sum(tiles), done.stats.reused_tokens) == (1, 0)
     further = follow(request, done, "And how many hearts?")
     again, _ = ask(engine, further)
-    assert sum(squares) == 1  # the picture was not encoded again
+    assert sum(tiles) == 1  # the picture was not encoded again
     # All but the answer's last token, which is read with what follows it: the end of the turn was never read.
     assert again.stats.reused_tokens == done.stats.prompt_tokens + len(done.token_ids)
     texts = [e.text for e in engine.stream(follow(further, again, "And stars?")) if isinstance(e, StageEvent)]
@@ -206,21 +206,21 @@ def filled(tokens):
 
 
 def put(kept, visitor, tokens, began=0):
-    with kept.lend(visitor, False, ()) as lent:
+    with kept.acquire(visitor, False, ()) as lent:
         lent.back = Kept(filled(tokens), tuple(range(tokens)), began)
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first():
-    kept = KeptCaches(most_bytes=3 * filled(40).num_bytes)
+    kept = PrefixCache(most_bytes=3 * filled(40).num_bytes)
     for visitor in ("a", "b", "c"):
         put(kept, visitor, 40)
-    with kept.lend("a", False, range(50)) as lent:
+    with kept.acquire("a", False, range(50)) as lent:
         assert lent.cache is not None
         lent.back = Kept(lent.cache, tuple(range(40)), 0)
     put(kept, "d", 40)
     found = []
     for visitor in ("a", "b", "c", "d"):
-        with kept.lend(visitor, False, range(50)) as lent:
+        with kept.acquire(visitor, False, range(50)) as lent:
             found += [visitor] * (lent.cache is not None)
     assert found == ["a", "c", "d"]
     put(kept, "e", 400)  # larger than all that may be kept
@@ -230,7 +230,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first():
 def who_is_kept(kept, *visitors):
     found = []
     for visitor in visitors:
-        with kept.lend(visitor, False, range(50)) as lent:
+        with kept.acquire(visitor, False, range(50)) as lent:
             found += [visitor] * (lent.cache is not None)
             lent.back = None if lent.cache is None else Kept(lent.cache, tuple(range(40)), 0)
     return found
@@ -238,7 +238,7 @@ def who_is_kept(kept, *visitors):
 
 def test_those_who_have_not_come_back_take_little_room_and_go_first():
     one = filled(40).num_bytes
-    kept = KeptCaches(most_bytes=5 * one, most_bytes_of_newcomers=2 * one)
+    kept = PrefixCache(most_bytes=5 * one, most_bytes_of_newcomers=2 * one)
     put(kept, "returned", 40)
     assert who_is_kept(kept, "returned") == ["returned"]
     for visitor in "abcdef":
@@ -254,21 +254,21 @@ def test_those_who_have_not_come_back_take_little_room_and_go_first():
 
 
 def test_the_latest_newcomer_is_kept_however_large():
-    kept = KeptCaches(most_bytes=10 * filled(40).num_bytes, most_bytes_of_newcomers=1)
+    kept = PrefixCache(most_bytes=10 * filled(40).num_bytes, most_bytes_of_newcomers=1)
     put(kept, "a", 40)
     assert who_is_kept(kept, "a") == ["a"]
 
 
 def test_what_nobody_asks_for_goes_with_time():
     now = [0.0]
-    kept = KeptCaches(now=lambda: now[0])
+    kept = PrefixCache(now=lambda: now[0])
     put(kept, "a", 40)
     now[0] = 500.0
     put(kept, "b", 40)
-    kept.let_go(600.0)
+    kept.evict(600.0)
     assert len(kept) == 2
     now[0] = 600.0
-    kept.let_go(600.0)
+    kept.evict(600.0)
     assert who_is_kept(kept, "a", "b") == ["b"]
 
 
@@ -285,9 +285,9 @@ def test_what_nobody_asks_for_goes_with_time():
     ],
 )
 def test_a_cache_goes_back_to_two_places_only(prompt, length):
-    kept = KeptCaches()
+    kept = PrefixCache()
     put(kept, "a", 12, began=8)
-    with kept.lend("a", False, tuple(prompt)) as lent:
+    with kept.acquire("a", False, tuple(prompt)) as lent:
         assert (None if lent.cache is None else lent.cache.length) == length
     assert len(kept) == 0  # not given back
 
@@ -304,6 +304,6 @@ def test_a_ring_that_has_lost_columns_does_not_truncate():
 
 def test_marks_tell_tiles_apart():
     ids, soft = torch.tensor([[5, 9, 9, 6, 9, 9]]), torch.tensor([[0, 1, 1, 0, 1, 1]])
-    marks = prompt_marks(ids, soft, [b"one", b"other"], tokens_per_tile=2)
-    assert marks == (5, b"one", b"one", 6, b"other", b"other")
-    assert prompt_marks(ids, torch.zeros_like(ids), [], 2) == tuple(ids[0].tolist())
+    keys = prompt_keys(ids, soft, [b"one", b"other"], tokens_per_tile=2)
+    assert keys == (5, b"one", b"one", 6, b"other", b"other")
+    assert prompt_keys(ids, torch.zeros_like(ids), [], 2) == tuple(ids[0].tolist())

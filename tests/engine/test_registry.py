@@ -13,7 +13,7 @@ from window import DEMO, STATS
 
 from gemma3_core.engine import DoneEvent, Engine, Request, StageEvent, TokenEvent, Turn
 from gemma3_core.engine import registry as models_module
-from gemma3_core.engine.registry import PUBLISHED, Models, Offer, offers_of
+from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry, entries_of
 from gemma3_core.errors import AttentionError, CheckpointError, QueueFullError, UnsupportedOptionError
 
 PATIENCE_S = 60
@@ -66,7 +66,7 @@ def loader():
 
 @pytest.fixture
 def models(loader):
-    return Models(Named("first"), [Offer(name, name) for name in "abc"], loader, keep=2)
+    return ModelRegistry(Named("first"), [ModelEntry(name, name) for name in "abc"], loader, keep=2)
 
 
 def said(models, name):
@@ -97,28 +97,28 @@ def test_offers_are_named_by_their_last_part_and_equal_names_stay_apart(tmp_path
     for folder in ("one/gemma", "two/gemma"):
         (tmp_path / folder).mkdir(parents=True)
     also = [str(tmp_path / "one" / "gemma"), str(tmp_path / "two" / "gemma"), "owner/gemma", PUBLISHED]
-    found = offers_of(also, None, "demo model")
+    found = entries_of(also, None, "demo model")
     assert [offer.name for offer in found] == ["gemma", "gemma (2)", "gemma (3)", "gemma-3-4b-it"]
     assert [offer.from_hub for offer in found] == [False, False, True, True]
     assert found[2].download_bytes is None
     assert 8e9 < found[3].download_bytes < 9e9
-    assert offers_of(["owner/demo"], None, "demo")[0].name == "demo (2)"
+    assert entries_of(["owner/demo"], None, "demo")[0].name == "demo (2)"
 
 
 def test_the_same_source_twice_is_one_offer_and_the_first_is_none(tmp_path, monkeypatch):
     folder = tmp_path / "gemma"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
-    assert [o.source for o in offers_of(["gemma", str(folder), "gemma/"])] == [str(folder)]
-    assert offers_of(["gemma", PUBLISHED, PUBLISHED], str(folder)) == offers_of([PUBLISHED])
-    assert offers_of([str(models_module.DEMO_MODEL)]) == ()
-    assert offers_of([PUBLISHED], PUBLISHED) == ()
+    assert [o.source for o in entries_of(["gemma", str(folder), "gemma/"])] == [str(folder)]
+    assert entries_of(["gemma", PUBLISHED, PUBLISHED], str(folder)) == entries_of([PUBLISHED])
+    assert entries_of([str(models_module.DEMO_MODEL)]) == ()
+    assert entries_of([PUBLISHED], PUBLISHED) == ()
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "a/b/c", "white space"])
 def test_what_can_be_neither_folder_nor_id_is_told_at_the_start(source):
     with pytest.raises(CheckpointError, match="neither a folder"):
-        offers_of([source])
+        entries_of([source])
 
 
 @pytest.mark.parametrize("name", ["../etc", "google/gemma-3-27b-it", "", "d"])
@@ -130,9 +130,9 @@ def test_only_what_is_offered_can_be_chosen(models, loader, name):
 
 def test_options_that_make_no_sense():
     with pytest.raises(UnsupportedOptionError, match="At least 1"):
-        Models(Named("first"), keep=0)
+        ModelRegistry(Named("first"), keep=0)
     with pytest.raises(UnsupportedOptionError, match="load"):
-        Models(Named("first"), [Offer("a", "a")])
+        ModelRegistry(Named("first"), [ModelEntry("a", "a")])
 
 
 # Loading
@@ -283,7 +283,7 @@ def test_who_looks_inside_keeps_the_model_and_else_is_told_that_it_is_gone(model
 
 @pytest.fixture
 def real(chat_folder, text_chat_folder):
-    return Models.load(chat_folder, [str(text_chat_folder)], device="cpu")
+    return ModelRegistry.load(chat_folder, [str(text_chat_folder)], device="cpu")
 
 
 def done(models, name, request=QUESTION):
@@ -323,7 +323,7 @@ def test_the_request_is_made_of_what_is_known_of_the_loaded_model(real):
 def test_a_model_that_is_let_go_leaves_memory(chat_folder, text_chat_folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(chat_folder, other)
-    models = Models.load(chat_folder, [str(other), str(text_chat_folder)], device="cpu")
+    models = ModelRegistry.load(chat_folder, [str(other), str(text_chat_folder)], device="cpu")
     done(models, "other")
     with models.held("other") as engine:
         weights = weakref.ref(engine._model)
@@ -335,7 +335,7 @@ def test_a_model_that_is_let_go_leaves_memory(chat_folder, text_chat_folder, tmp
 def test_a_folder_that_went_away_is_no_path_in_the_message_and_no_download(chat_folder, tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
-    models = Models.load(chat_folder, [str(gone), PUBLISHED], device="cpu")
+    models = ModelRegistry.load(chat_folder, [str(gone), PUBLISHED], device="cpu")
     with pytest.raises(CheckpointError, match=r"config\.json is missing") as told:
         done(models, "gone")
     assert str(tmp_path) not in str(told.value)

@@ -1,4 +1,4 @@
-"""Crops, squares and pixels: ours against the reference's PIL back end, bit for bit."""
+"""Crops, tiles and pixels: ours against the reference's PIL back end, bit for bit."""
 
 import json
 from typing import Any
@@ -134,8 +134,8 @@ def pixels(processor: Any, images: Any) -> torch.Tensor:
 
 
 def eight_bit(processor: Any, picture: Image.Image) -> np.ndarray:
-    """[N, S, S, 3]: the squares of a picture, as whole numbers."""
-    return np.stack([np.asarray(square) for square in processor.tile_pictures(picture)]).astype(int)
+    """[N, S, S, 3]: the tiles of a picture, as whole numbers."""
+    return np.stack([np.asarray(tile) for tile in processor.tile_pictures(picture)]).astype(int)
 
 
 def filtered(picture: np.ndarray, side: int) -> np.ndarray:
@@ -229,13 +229,13 @@ def test_the_pictures_of_a_call_do_not_touch_each_other(gradient_picture):
 def test_squares_are_what_the_encoder_sees(gradient_picture, kind):
     config = {"size": 32, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 100}
     processor = kind.from_dict(config)
-    squares = processor.tile_pictures(gradient_picture)
-    assert [(s.mode, s.size) for s in squares] == [("RGB", (32, 32))] * 3
+    tiles = processor.tile_pictures(gradient_picture)
+    assert [(s.mode, s.size) for s in tiles] == [("RGB", (32, 32))] * 3
     assert len(processor.boxes(*gradient_picture.size)) == 2
     assert processor.explain(*gradient_picture.size) == "240 x 100 is wide: 2 crops beside the whole picture."
-    assert torch.equal(processor.pixel_values(squares), pixels(processor, gradient_picture))
-    seen = torch.from_numpy(np.stack([np.asarray(s) for s in squares])).permute(0, 3, 1, 2)
-    assert torch.equal(((processor.pixel_values(squares) + 1) * 127.5).round().to(torch.uint8), seen)
+    assert torch.equal(processor.pixel_values(tiles), pixels(processor, gradient_picture))
+    seen = torch.from_numpy(np.stack([np.asarray(s) for s in tiles])).permute(0, 3, 1, 2)
+    assert torch.equal(((processor.pixel_values(tiles) + 1) * 127.5).round().to(torch.uint8), seen)
 
 
 def test_options_of_a_call_win_over_the_config(gradient_picture):

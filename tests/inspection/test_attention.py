@@ -204,8 +204,8 @@ def test_a_4b_model_with_4_crops_needs_less_than_200_mb_beyond_it(shared_data, m
     """Counted on tensors of the published shapes that have no memory: what is alive at once beside the weights."""
     monkeypatch.setattr(layers, "multiplies_bfloat16_fast", lambda: not widens)
     config = Gemma3Config.from_dict(json.loads((shared_data / "configs" / "gemma-3-4b-it.config.json").read_text()))
-    squares, rows = 5, [1400, 1401, 1402]
-    total = squares * (config.mm_tokens_per_image + 4) + 180
+    tiles, rows = 5, [1400, 1401, 1402]
+    total = tiles * (config.mm_tokens_per_image + 4) + 180
     config = config.replace(vision_config=config.vision_config.replace(num_hidden_layers=2))  # one is as large as 27
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(torch.bfloat16)  # tensors without memory can't be converted later
@@ -221,7 +221,7 @@ def test_a_4b_model_with_4_crops_needs_less_than_200_mb_beyond_it(shared_data, m
             model.get_image_features(torch.zeros(1, 3, 896, 896, dtype=torch.bfloat16))
     assert decoder.fused == config.text_config.num_hidden_layers
     assert sum(layer.nbytes for layer in weights) < 3e6
-    soft_tokens = squares * config.mm_tokens_per_image * config.text_config.hidden_size * 2
+    soft_tokens = tiles * config.mm_tokens_per_image * config.text_config.hidden_size * 2
     # The turn's embeddings are made once all pictures are encoded.
     assert 50e6 < max(encoder.peak, turn.nbytes + decoder.peak) + soft_tokens < 200e6
 

@@ -10,9 +10,9 @@ from gemma3_core.config.gemma3 import GLOBAL, LOCAL
 from gemma3_core.errors import AttentionError, UnsupportedOptionError
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.attention import replay, rollout, with_answer
-from gemma3_core.inspection.heat_maps import SquareMap, attention_figure, attention_map, chosen_layers, map_of
+from gemma3_core.inspection.heat_maps import TileMap, attention_figure, attention_map, chosen_layers, map_of
 from gemma3_core.inspection.occlusion import hidden, occlusion, token_probability
-from gemma3_core.inspection.prompt import PromptToken, Square, prompt_tokens, squares_of
+from gemma3_core.inspection.prompt import PromptToken, Tile, prompt_tokens, tiles_of
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
@@ -36,27 +36,27 @@ def tokens_of(count: int, soft: range) -> list[PromptToken]:
 
 def test_each_soft_token_lands_where_it_lies_in_the_original():
     """A wide crop of 80 x 40 at (100, 20), seen as 4 x 4 soft tokens: cells of 20 x 10 pixels."""
-    square = Square(0, 0, Box(100, 20, 180, 60), 2, 18)
+    tile = Tile(0, 0, Box(100, 20, 180, 60), 2, 18)
     for row in range(4):
         for column in range(4):
             weights = torch.zeros(20)
             weights[2 + 4 * row + column] = 1.0
-            made = map_of(weights, tokens_of(20, range(2, 18)), [square], "global", (5,), None)
+            made = map_of(weights, tokens_of(20, range(2, 18)), [tile], "global", (5,), None)
             cell = Box(100 + 20 * column, 20 + 10 * row, 120 + 20 * column, 30 + 10 * row)
-            assert made.hottest() == (square, cell)
-            heat = made.squares[0].pixels()
+            assert made.hottest() == (tile, cell)
+            heat = made.tiles[0].pixels()
             assert heat.shape == (40, 80)
             y, x = divmod(int(heat.argmax()), 80)
             assert cell.left <= 100 + x < cell.right
             assert cell.top <= 20 + y < cell.bottom
-            assert made.squares[0].total == made.on_pictures == 1
+            assert made.tiles[0].total == made.on_pictures == 1
 
 
 def test_cells_cover_boxes_that_do_not_divide_evenly():
-    square_map = SquareMap(Square(0, None, Box(3, 5, 13, 12), 0, 9), ((0.0,) * 3,) * 3)
-    cells = [square_map.cells((i, i), (i, i)) for i in range(3)]
+    tile_map = TileMap(Tile(0, None, Box(3, 5, 13, 12), 0, 9), ((0.0,) * 3,) * 3)
+    cells = [tile_map.cells((i, i), (i, i)) for i in range(3)]
     assert cells == [Box(3, 5, 7, 8), Box(6, 7, 10, 10), Box(9, 9, 13, 12)]
-    assert square_map.cells((0, 2), (0, 2)) == square_map.square.box
+    assert tile_map.cells((0, 2), (0, 2)) == tile_map.tile.box
 
 
 def test_the_hottest_region_is_what_lies_around_the_peak_and_is_a_fifth_as_hot():
@@ -65,9 +65,9 @@ def test_the_hottest_region_is_what_lies_around_the_peak_and_is_a_fifth_as_hot()
     grid[3, 0] = 0.39  # as hot, but not connected
     grid[0, 1] = 0.07  # connected, but less than a fifth
     weights = torch.cat([torch.zeros(1), grid.flatten()])
-    square = Square(0, None, Box(0, 0, 8, 8), 1, 17)
-    made = map_of(weights, tokens_of(17, range(1, 17)), [square], "global", (5,), None)
-    assert made.hottest() == (square, Box(2, 2, 6, 6))
+    tile = Tile(0, None, Box(0, 0, 8, 8), 1, 17)
+    made = map_of(weights, tokens_of(17, range(1, 17)), [tile], "global", (5,), None)
+    assert made.hottest() == (tile, Box(2, 2, 6, 6))
     with pytest.raises(AttentionError, match="no picture number 2"):
         made.hottest(picture=1)
     nothing = map_of(torch.ones(3), tokens_of(3, range(0)), [], "global", (5,), None)
@@ -82,15 +82,15 @@ def turn() -> dict[str, torch.Tensor]:
     return with_answer(inputs, [40, 41, 42])
 
 
-def squares(turn) -> tuple[Square, ...]:
-    return squares_of(turn["token_type_ids"], [(200, 100)], [[Box(0, 0, 100, 100), Box(100, 0, 200, 100)]])
+def tiles(turn) -> tuple[Tile, ...]:
+    return tiles_of(turn["token_type_ids"], [(200, 100)], [[Box(0, 0, 100, 100), Box(100, 0, 200, 100)]])
 
 
 @pytest.mark.parametrize(("layer", "head"), [("global", None), ("global", 2), (0, None), (3, 1), ("rollout", None)])
 def test_maps_hold_the_weights_of_the_rows_and_all_of_them(model, tokenizer, turn, layer, head):
     rows = [turn["input_ids"].shape[1] - 2, turn["input_ids"].shape[1] - 3]
     tokens = prompt_tokens(tokenizer, turn["input_ids"], None, turn["token_type_ids"])
-    made = attention_map(model, turn, rows, tokens, squares(turn), layer, head)
+    made = attention_map(model, turn, rows, tokens, tiles(turn), layer, head)
     if layer == "rollout":
         expected = rollout(model, turn, rows).mean(dim=0)
         assert made.layers == tuple(range(7))
@@ -99,10 +99,10 @@ def test_maps_hold_the_weights_of_the_rows_and_all_of_them(model, tokenizer, tur
         assert made.layers == ((5,) if layer == "global" else (layer,))
         weights = weights[list(made.layers)].mean(dim=0)
         expected = (weights.mean(dim=0) if head is None else weights[head]).mean(dim=0)
-    for square_map in made.squares:
-        shown = torch.tensor(square_map.grid)
+    for tile_map in made.tiles:
+        shown = torch.tensor(tile_map.grid)
         assert shown.shape == (4, 4)
-        assert torch.allclose(shown.flatten(), expected[square_map.square.start : square_map.square.stop])
+        assert torch.allclose(shown.flatten(), expected[tile_map.tile.start : tile_map.tile.stop])
     words = [word.token.column for word in made.tokens]
     assert words == [c for c in range(len(tokens)) if turn["token_type_ids"][0, c] == 0]
     assert all(abs(word.weight - expected[word.token.column]) < 1e-6 for word in made.tokens)
@@ -135,7 +135,7 @@ def test_a_model_without_global_layers_has_no_mean_over_them(model):
 
 def test_figures_show_each_square_and_the_words(model, tokenizer, turn, tmp_path):
     tokens = prompt_tokens(tokenizer, turn["input_ids"], None, turn["token_type_ids"])
-    made = attention_map(model, turn, [turn["input_ids"].shape[1] - 1], tokens, squares(turn))
+    made = attention_map(model, turn, [turn["input_ids"].shape[1] - 1], tokens, tiles(turn))
     figure = attention_figure(made, [Image.new("RGB", (200, 100), "navy")], most_words=3)
     assert len(figure.axes) == 4
     assert [axis.get_title().split(":")[0] for axis in figure.axes] == [
@@ -201,10 +201,10 @@ def test_the_demo_model_looks_at_the_circle_to_tell_its_color(demo, scene, layer
     prompt = ask(demo, picture)
     answer = [processor.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("The", " circle", " is")]
     turn = with_answer(prompt, answer)
-    whole = squares_of(turn["token_type_ids"], [picture.size], [[]])
+    whole = tiles_of(turn["token_type_ids"], [picture.size], [[]])
     tokens = prompt_tokens(processor.tokenizer, turn["input_ids"], None, turn["token_type_ids"])
     made = attention_map(model, turn, [turn["input_ids"].shape[1] - 1], tokens, whole, layer)
-    heat = made.squares[0].pixels()
+    heat = made.tiles[0].pixels()
     on_circle, on_square = (
         heat[box.top : box.bottom, box.left : box.right].sum() / heat.sum() for box in (circle, square)
     )

@@ -12,7 +12,7 @@ from gemma3_core.errors import PromptError
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.attention import with_answer
 from gemma3_core.inspection.mask_view import MaskView, mask_view
-from gemma3_core.inspection.prompt import PromptToken, Segment, folded, prompt_tokens, squares_of
+from gemma3_core.inspection.prompt import PromptToken, Segment, folded, prompt_tokens, tiles_of
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.nn.layers import attention_weights
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
@@ -96,7 +96,7 @@ def test_reasons_agree_with_the_mask_everywhere(model, tokenizer, padding):
             seen.add((mask.kind, reason))
             assert mask.allows(query, key) == (reason in ("causal", "same image")), (query, key, reason)
             if reason == "same image":
-                assert view.tokens[query].square == view.tokens[key].square is not None
+                assert view.tokens[query].tile == view.tokens[key].tile is not None
             if reason == "later":
                 assert key > query
             if reason == "outside the window":
@@ -140,7 +140,7 @@ def test_tokens_are_described(tokenizer):
         *["padding", "special", "text", "text", "text", "special", "image", "image", "special", "text"]
     ]
     assert [token.text for token in tokens][2:5] == ["a", " ", "b"]
-    assert [token.square for token in tokens if token.kind == "image"] == [0, 0]
+    assert [token.tile for token in tokens if token.kind == "image"] == [0, 0]
     assert [token.column for token in tokens] == list(range(10))
     assert prompt_tokens(tokenizer, torch.tensor([[10**6]]))[0].text == "<1000000>", "an id beyond the vocabulary"
 
@@ -162,7 +162,7 @@ def test_folding_keeps_every_token_once_and_the_shares_are_those_of_the_mask(mod
 
 def test_folding_keeps_the_ends_of_runs_and_says_what_is_folded():
     tokens = [PromptToken(i, 5, f"w{i}", "text") for i in range(5)]
-    tokens += [PromptToken(5 + i, 9, "soft", "image", square=0) for i in range(20)]
+    tokens += [PromptToken(5 + i, 9, "soft", "image", tile=0) for i in range(20)]
     tokens += [PromptToken(25, 5, "end", "text")]
     segments = folded(tokens, 15)
     assert [segment.label for segment in segments] == [
@@ -201,15 +201,15 @@ def test_four_thousand_tokens_take_less_than_a_second(model, tokenizer):
 def test_squares_lie_where_their_soft_tokens_stand():
     _, types = image_prompt("t3 i i i t4 i")
     crops = [Box(0, 0, 50, 40), Box(50, 0, 100, 40)]
-    squares = squares_of(types, [(100, 40), (30, 60)], [crops, []])
-    assert [(square.picture, square.crop) for square in squares] == [(0, None), (0, 0), (0, 1), (1, None)]
-    assert [square.label for square in squares] == ["picture 1", "picture 1, crop 1", "picture 1, crop 2", "picture 2"]
-    assert [square.box for square in squares] == [Box(0, 0, 100, 40), *crops, Box(0, 0, 30, 60)]
-    for square in squares:
-        assert types[0, square.start : square.stop].sum() == TOKENS_PER_IMAGE
-        assert types[0, square.start - 1] == types[0, square.stop] == 0
+    tiles = tiles_of(types, [(100, 40), (30, 60)], [crops, []])
+    assert [(tile.picture, tile.crop) for tile in tiles] == [(0, None), (0, 0), (0, 1), (1, None)]
+    assert [tile.label for tile in tiles] == ["picture 1", "picture 1, crop 1", "picture 1, crop 2", "picture 2"]
+    assert [tile.box for tile in tiles] == [Box(0, 0, 100, 40), *crops, Box(0, 0, 30, 60)]
+    for tile in tiles:
+        assert types[0, tile.start : tile.stop].sum() == TOKENS_PER_IMAGE
+        assert types[0, tile.start - 1] == types[0, tile.stop] == 0
     with pytest.raises(PromptError, match="4 image blocks, the pictures and their crops make 3"):
-        squares_of(types, [(100, 40)], [crops])
+        tiles_of(types, [(100, 40)], [crops])
 
 
 def test_an_answer_behind_the_prompt_is_text(tokenizer):

@@ -82,13 +82,13 @@ def test_ids_and_types_are_the_processors(visualizer, bare_folder):
         assert [token.token_id for token in view.tokens] == ids.tolist()
         assert [token.kind != "padding" for token in view.tokens] == mask.bool().tolist()
         assert [token.kind == "image" for token in view.tokens] == types.bool().tolist()
-    assert len({token.square for token in views[0].tokens} - {None}) == 6, "crops are blocks of their own"
+    assert len({token.tile for token in views[0].tokens} - {None}) == 6, "crops are blocks of their own"
 
 
 def test_a_picture_may_be_given_alone_and_is_cut_only_when_asked(visualizer):
     wide = Image.new("RGB", (1024, 256))
     whole, cut = (visualizer.views("<img>", images=wide, do_pan_and_scan=flag)[0] for flag in (False, True))
-    assert [len({token.square for token in view.tokens} - {None}) for view in (whole, cut)] == [1, 5]
+    assert [len({token.tile for token in view.tokens} - {None}) for view in (whole, cut)] == [1, 5]
     assert visualizer.views("<img>", images=[wide]) == visualizer.views("<img>") == [whole]
 
 

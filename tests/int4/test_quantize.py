@@ -24,7 +24,7 @@ from gemma3_core.int4 import linear as int4_linear
 from gemma3_core.int4.linear import Int4Linear, Int4Weight, quantize_weight, require_int4
 from gemma3_core.int4.quantize import (
     GROUP_SIZES,
-    Int4Making,
+    Int4Converter,
     TorchAoConfig,
     candidate_layers,
     count_weights,
@@ -433,15 +433,16 @@ def test_bytes_told_are_those_that_the_tensors_take(full, group_size):
 # Sharing.
 
 
-def test_the_twin_shares_all_other_tensors_and_the_first_model_stays_as_it_was(prompt, count):
+def test_the_int4_model_shares_all_other_tensors_and_the_first_model_stays_as_it_was(prompt, count):
     model = Demo.from_pretrained(DEMO_MODEL, dtype="float32")
     with torch.inference_mode():
         before = model(**prompt).logits
-    making = Int4Making(model, TorchAoConfig())
+    making = Int4Converter(model, TorchAoConfig())
     assert list(making.steps()) == [*range(count), count]
-    twin = making.twin()
-    ours, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
-    assert {name.rpartition(".")[0] for name in ours.keys() - theirs.keys()} | {"lm_head"} == set(twin.int4_plan.layers)
+    quantised = making.int4_model()
+    ours, theirs = dict(model.named_parameters()), dict(quantised.named_parameters())
+    new = {name.rpartition(".")[0] for name in ours.keys() - theirs.keys()}
+    assert new | {"lm_head"} == set(quantised.int4_plan.layers)
     assert all(parameter.data_ptr() == ours[name].data_ptr() for name, parameter in theirs.items())
     for part in ("vision_tower", "multi_modal_projector", "language_model.embed_tokens", "language_model.norm"):
         assert any(name.startswith(f"model.{part}") for name in theirs), part
@@ -449,13 +450,13 @@ def test_the_twin_shares_all_other_tensors_and_the_first_model_stays_as_it_was(p
     assert not any(isinstance(module, Int4Linear) for module in model.modules())
     with torch.inference_mode():
         assert torch.equal(model(**prompt).logits, before)
-        assert not torch.equal(twin(**prompt).logits, before)
+        assert not torch.equal(quantised(**prompt).logits, before)
 
 
 def test_several_threads_make_each_layer_once(full, count, monkeypatch):
-    made, make = [], Int4Making._make
-    monkeypatch.setattr(Int4Making, "_make", lambda self, name: (made.append(name), make(self, name))[1])
-    making = Int4Making(full, TorchAoConfig())
+    made, make = [], Int4Converter._make
+    monkeypatch.setattr(Int4Converter, "_make", lambda self, name: (made.append(name), make(self, name))[1])
+    making = Int4Converter(full, TorchAoConfig())
     with ThreadPoolExecutor(4) as pool:
         ends = [pool.submit(lambda: list(making.steps())[-1]).result for _ in range(4)]
         assert [end(timeout=PATIENCE_S) for end in ends] == [count] * 4

@@ -176,7 +176,7 @@ class ScriptedEngine:
     def forget(self, visitor: str) -> None:
         self.forgotten.append(visitor)
 
-    def let_go(self) -> None:
+    def evict(self) -> None:
         pass
 
     def inspect(self, _request: Any) -> Any:
