@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.timing import machine
 from gemma3_core.config.gemma3 import Gemma3Config
-from gemma3_core.engine import DEMO_MODEL, Answered, Engine, Request, Stats, Turn
+from gemma3_core.engine import DEMO_MODEL, Answered, DoneEvent, Engine, Request, Stats, Turn
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
@@ -77,7 +77,7 @@ def answer_about(engine: Engine, size: tuple[int, int]) -> Answered:
     request = Request((Turn("user", "What color is the star?", (picture,)),), pan_and_scan=True)
     prompt = engine.inspect(request)
     info = engine.info
-    known = Stats(
+    stats = Stats(
         model=info.name,
         device=info.device,
         dtype=info.dtype,
@@ -86,13 +86,13 @@ def answer_about(engine: Engine, size: tuple[int, int]) -> Answered:
         num_crops=len(prompt.tiles) - 1,
         prompt_tokens=len(prompt.tokens),
         reused_tokens=0,
-        new_tokens=0,
+        new_tokens=1,
         queue_s=0.0,
         time_to_first_token_s=None,
         tokens_per_s=None,
         stop_reason="cancelled",
     )
-    return Answered.stopped(request, known, "yellow", (7,))
+    return Answered(request, DoneEvent("yellow", stats, (7,)))
 
 
 def peak_allocated(work: Callable[[], Any]) -> int:

@@ -1,14 +1,15 @@
 """`/ask`: the page's question and answer for programs, through gradio_client."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 
-from components.answering import Answer
 from components.chat.conversation import question_of
+from components.chat.running import Pace
 from components.settings import MOST_NEW_TOKENS
-from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, SamplingSettings, TokenEvent
+from gemma3_core.engine import DoneEvent, Gemma3Error, ModelRegistry, Request, SamplingSettings, TokenEvent
 
 _DESCRIPTION = (
     "Answers a question about pictures. Greedy at temperature 0; int4=None is the server's setting. "
@@ -20,10 +21,10 @@ _LONGEST = 256
 
 
 class AskEndpoint:
-    """The endpoint's handler for one engine."""
+    """The endpoint's handler; the server's first model answers."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, models: ModelRegistry):
+        self._models = models
 
     async def ask(
         self,
@@ -54,19 +55,20 @@ class AskEndpoint:
                 visitor=request.session_hash or "",
                 reuse=False,  # nobody can go on from a single question
             )
-            text = ""
-            with Answer(self._engine.stream(asked)) as answer:
+            text, pace = "", Pace()
+            async with aclosing(self._models.astream(None, asked)) as answer:
                 async for event in answer:
                     if isinstance(event, DoneEvent):
                         yield event.text, event.stats.to_dict()
                         return
                     text += event.text if isinstance(event, TokenEvent) else ""
-                    yield text, {}
+                    if pace.due():
+                        yield text, {}
         except Gemma3Error as error:
             raise gr.Error(str(error), print_exception=False) from error
 
 
-def build_ask_endpoint(engine: Engine) -> None:
+def build_ask_endpoint(models: ModelRegistry) -> None:
     """Components that are not shown: they check and document what the endpoint takes and gives."""
     with gr.Column(visible=False):
         int4 = gr.Checkbox(label="int4; None is the server's setting")
@@ -83,7 +85,7 @@ def build_ask_endpoint(engine: Engine) -> None:
         ]
         outputs = [gr.Textbox(label="Answer"), gr.JSON(label="Stats")]
         gr.Button("Ask").click(
-            AskEndpoint(engine).ask,
+            AskEndpoint(models).ask,
             inputs,
             outputs,
             api_name="ask",

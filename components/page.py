@@ -85,7 +85,7 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
         page.now_and_then.append(models.evict)
-        build_ask_endpoint(models.first)
+        build_ask_endpoint(models)
     page.queue(default_concurrency_limit=None)
     return page
 

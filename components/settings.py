@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components.examples import Example
-from gemma3_core.engine import Gemma3Error, Int4Choice, ModelEntry, ModelInfo, SamplingSettings
+from gemma3_core.engine import Gemma3Error, Int4Choice, ModelEntry, ModelInfo, PartialSampling, SamplingSettings
 
 MOST_NEW_TOKENS = 2048
 
@@ -34,29 +34,38 @@ class Choices:
     model: str | None = None
     shown: str | None = None
 
-    def following(self, info: ModelInfo, shown: ModelInfo | None) -> "Choices":
-        """For a model whose defaults the settings do not show yet: what was left as it stood becomes its default.
+    def own_sampling(self, shown: ModelInfo | None) -> PartialSampling:
+        """What the visitor has set themselves; what still stands as `shown` is sampled is left open.
 
-        `shown` is the model of that name. A precision that the model doesn't have becomes the server's setting.
+        Raises Gemma3Error for values out of range.
         """
-        if shown is None or info.name == shown.name:
-            return self
-        followed = replace(self, shown=info.name)
-        for name in ("temperature", "top_k", "top_p"):
-            if abs(getattr(self, name) - getattr(shown.sampling, name)) < _SAME:
-                followed = replace(followed, **{name: getattr(info.sampling, name)})
-        left_open = shown.int4 is None or self.int4 == shown.int4.default
-        if left_open or info.int4 is None or info.int4.obstacle:
-            followed = replace(followed, int4=None)
-        return followed
-
-    def sampling(self) -> SamplingSettings:
-        """Raises SamplingError for values out of range."""
         text = (self.seed or "").strip()
         if text and not text.isdecimal():
             raise Gemma3Error(f"The seed must be a whole number from 0 on, or empty; got {text[:40]}.")
-        return SamplingSettings(
-            float(self.temperature), int(self.top_k), float(self.top_p), int(text) if text else None
+        own: dict[str, Any] = {"temperature": float(self.temperature), "top_p": float(self.top_p)}
+        own["top_k"] = int(self.top_k)
+        if shown is not None:
+            own = {name: value for name, value in own.items() if abs(value - getattr(shown.sampling, name)) >= _SAME}
+        return PartialSampling(**own, seed=int(text) if text else None)
+
+    def own_int4(self, shown: ModelInfo | None) -> bool | None:
+        """The precision that the visitor has chosen, None where the switch still stands as it began."""
+        untouched = shown is not None and (shown.int4 is None or self.int4 == shown.int4.default)
+        return None if untouched else self.int4
+
+    def following(self, info: ModelInfo, shown: ModelInfo) -> "Choices":
+        """As they are shown for another model than `shown`: what the visitor left as it stood becomes its default."""
+        if info.name == shown.name:
+            return self
+        sampling = self.own_sampling(shown).settings(info.sampling)
+        lacks_it = info.int4 is None or bool(info.int4.obstacle)
+        return replace(
+            self,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            int4=None if lacks_it else self.own_int4(shown),
+            shown=info.name,
         )
 
 

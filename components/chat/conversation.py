@@ -1,29 +1,33 @@
 """What one browser window has asked so far. Lives in the server's memory, never in the browser."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from components.shown.stats import Interrupted
-from gemma3_core.engine import Answered, Stats, TokenChoice, Turn
+from gemma3_core.engine import Answered, Stats, TokenChoices, Turn
 
 NOTHING = Turn("user", "")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, whether its pictures were cut, and its answer with its figures.
+    """A question, whether its pictures were cut, and its answer.
 
-    `answered` is what the engine needs to look at the answer again, also at what was written of a stopped one;
-    `choices` are its tokens.
+    `answered` is what the engine needs to look at the answer again; `choices` are its tokens.
     """
 
     question: Turn
     pan_and_scan: bool
-    answer: str
-    stats: Stats | Interrupted
-    answered: Answered | None = None
-    choices: tuple[TokenChoice, ...] = ()
+    answered: Answered
+    choices: TokenChoices = field(default_factory=TokenChoices)
+
+    @property
+    def answer(self) -> str:
+        return self.answered.done.text
+
+    @property
+    def stats(self) -> Stats:
+        return self.answered.done.stats
 
 
 @dataclass(frozen=True)

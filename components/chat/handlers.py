@@ -2,22 +2,20 @@
 
 import itertools
 import logging
-import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
 
-from components.answering import Answer, RunningAnswers
 from components.chat import composer
 from components.chat import panel as chat
 from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
+from components.chat.running import Pace, RunningAnswers
 from components.examples import Example
 from components.settings import Choices, chosen_example, with_brought
 from components.shown import image_strip as strip
-from components.shown.stats import Interrupted
 from components.shown.token_view import token_count_html
 from gemma3_core.engine import (
     Answered,
@@ -29,8 +27,8 @@ from gemma3_core.engine import (
     ModelRegistry,
     Request,
     StageEvent,
-    Stats,
     TokenChoice,
+    TokenChoices,
     TokenEvent,
     Turn,
 )
@@ -45,8 +43,6 @@ NOTHING_SAID = "The model ended its answer before the first word. Ask in other w
 QUESTION_BACK = "The question is back below."
 ANSWER_STAYS = "The earlier answer stays."
 
-_REDRAW_S = 0.05
-
 Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversation's state and the notice
 
 
@@ -58,53 +54,19 @@ class _Draft:
     pieces: list[str] = field(default_factory=list)
     choices: list[TokenChoice] = field(default_factory=list)
     done: DoneEvent | None = None
-    tokens: int = 0
-    request: Request | None = None  # as the model that answers gets it
-    known: Stats | None = None  # of the prompt, once it is
-    began: float | None = None  # when it left the queue; this and the next two in seconds of time.monotonic
-    first: float | None = None
-    latest: float | None = None
 
-    @property
-    def text(self) -> str:
-        return "".join(self.pieces)
-
-    def take(self, event: StageEvent | TokenEvent | DoneEvent) -> None:
+    def take(self, event: Event) -> None:
         if isinstance(event, StageEvent):
-            self.stage, self.known = event.text, event.known or self.known
-            if event.stage not in ("loading", "queued") and self.began is None:
-                self.began = time.monotonic()
+            self.stage = event.text
         elif isinstance(event, TokenEvent):
             self.pieces.append(event.text)
-            self.tokens += 1
             self.choices += [event.choice] if event.choice is not None else []
-            self.latest = time.monotonic()
-            self.first = self.first or self.latest
         else:
             self.pieces, self.done = [event.text], event
 
-    def figures(self, model: str, num_images: int) -> Stats | Interrupted:
-        """The engine's figures, or where the answer was stopped, those that were seen on the way."""
-        if self.done is not None:
-            return self.done.stats
-        first_token_s = self.first - self.began if self.first is not None and self.began is not None else None
-        speed = None
-        if self.first is not None and self.latest is not None and self.latest > self.first:
-            speed = (self.tokens - 1) / (self.latest - self.first)
-        return Interrupted(model, num_images, self.tokens, first_token_s, speed)
-
-    def answered(self) -> Answered | None:
-        """What the engine needs to look at the answer again; of a stopped one what was written until then."""
-        if self.request is None:
-            return None
-        if self.done is not None:
-            return Answered(self.request, self.done)
-        if self.known is None or not self.choices:
-            return None
-        return Answered.stopped(self.request, self.known, self.text, tuple(choice.token_id for choice in self.choices))
-
     def message(self) -> chat.Message:
-        return chat.answering(self.text) if self.text.strip() else chat.working(self.stage)
+        text = "".join(self.pieces)
+        return chat.answering(text) if text.strip() else chat.working(self.stage)
 
 
 class ChatHandlers:
@@ -307,17 +269,20 @@ class ChatHandlers:
         try:
             if not question.text:
                 raise Gemma3Error(ONLY_PICTURE if question.pictures else NO_QUESTION)
-            events = self._events(_request(question, kept, choices, window), choices, draft)
-            with Answer(events) as answer, self._running.entry(window, answer):
+            asked = _request(question, kept, choices, self._models.info(choices.shown), window)
+            with self._running.entry(window) as running:
                 yield _update([*shown, draft.message()], composer.waiting(), notice="")
+                answer = running.events(self._models.astream(choices.model, asked, running.stop))
                 async with aclosing(_drawn(answer, draft)) as drawings:
                     async for message in drawings:
                         yield _update([*shown, message] if message else None, composer.waiting())
-            if answer.discarded:
+            if running.discarded:
                 yield _update(box=composer.waiting())
                 return
-            if not draft.text.strip():
-                reason = STOPPED_EARLY if answer.stopped else NOTHING_SAID
+            done = draft.done
+            assert done is not None
+            if not done.text.strip():
+                reason = STOPPED_EARLY if done.stats.stop_reason == "cancelled" else NOTHING_SAID
                 raise Gemma3Error(f"{reason} {ANSWER_STAYS if again else QUESTION_BACK}")
         except Gemma3Error as error:
             yield _without_answer(question, conversation, str(error), again)
@@ -325,31 +290,15 @@ class ChatHandlers:
             logger.exception("answering failed")
             yield _without_answer(question, conversation, UNEXPECTED, again)
         else:
-            assert draft.request is not None
-            pictures = sum(len(turn.pictures) for turn in draft.request.turns)
-            figures = draft.figures(choices.model or self._models.first.info.name, pictures)
-            exchange = Exchange(
-                question, choices.pan_and_scan, draft.text, figures, draft.answered(), tuple(draft.choices)
-            )
-            answered = kept.add(exchange)
-            answered = replace(answered, returned=conversation.aside)
+            exchange = Exchange(question, choices.pan_and_scan, Answered(asked, done), TokenChoices(draft.choices))
+            answered = replace(kept.add(exchange), returned=conversation.aside)
             yield _update(chat.messages(answered), composer.waiting(), answered, "")
-
-    def _events(self, request: Request, choices: Choices, draft: _Draft) -> Iterator[Event]:
-        """The answer of the chosen model, whose own defaults hold where the settings don't show them yet."""
-
-        def followed(info: ModelInfo) -> Request:
-            now = choices.following(info, self._models.info(choices.shown))
-            draft.request = replace(request, sampling=now.sampling(), int4=now.int4)
-            return draft.request
-
-        return self._models.stream(choices.model, followed)
 
 
 def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:
     """Whether there is one answer more than before, and nobody stopped it."""
     more = len(conversation.exchanges) > len(before.exchanges)
-    return more and not isinstance(conversation.exchanges[-1].stats, Interrupted)
+    return more and conversation.exchanges[-1].stats.stop_reason != "cancelled"
 
 
 def _update(shown: Any = None, box: Any = None, conversation: Conversation | None = None, notice: Any = None) -> Update:
@@ -372,27 +321,31 @@ def _held(message: dict[str, Any] | None) -> Turn:
     return question_of(message.get("text") or "", message.get("files") or ())
 
 
-async def _drawn(answer: Answer, draft: _Draft) -> AsyncGenerator[chat.Message | None, None]:
-    """The answer's message each time it has grown, at most every _REDRAW_S; None where nothing is new."""
-    last = 0.0
-    async for event in answer:
-        if event is None:
-            yield None
-            continue
-        draft.take(event)
-        if not isinstance(event, TokenEvent) or time.monotonic() - last >= _REDRAW_S:
-            last = time.monotonic()
-            yield draft.message()
+async def _drawn(answer: AsyncGenerator[Event], draft: _Draft) -> AsyncGenerator[chat.Message | None, None]:
+    """The answer's message each time it has changed, no more often than its pace; None where nothing is new."""
+    pace, stage = Pace(), draft.stage
+    async with aclosing(answer) as events:
+        async for event in events:
+            draft.take(event)
+            if isinstance(event, StageEvent):
+                yield draft.message() if event.text != stage else None
+                stage = event.text
+            elif pace.due():
+                yield draft.message()
 
 
-def _request(question: Turn, conversation: Conversation, choices: Choices, window: str) -> Request:
+def _request(
+    question: Turn, conversation: Conversation, choices: Choices, shown: ModelInfo | None, window: str
+) -> Request:
+    """The question as the engine gets it; `shown` is the model whose defaults the settings began with."""
     return Request(
         turns=conversation.turns(question),
         system_prompt=choices.system_prompt or "",
         pan_and_scan=bool(choices.pan_and_scan),
-        int4=choices.int4,
+        int4=choices.own_int4(shown),
+        int4_or_default=True,
         max_new_tokens=int(choices.max_new_tokens),
-        sampling=choices.sampling(),
+        sampling=choices.own_sampling(shown),
         visitor=window,
         confidence=True,
     )

@@ -1,12 +1,13 @@
 """Compare: the same question answered twice, under two settings or by two models, and with the same seed."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import accumulate, zip_longest
 from typing import Literal
 
-from components.answering import Answer
+from components.chat.running import Pace
 from components.shown.stats import figures_line
 from components.shown.token_view import alternatives_html, visible
 from gemma3_core.engine import (
@@ -40,11 +41,11 @@ class _Side:
     weights_bytes: int | None = None
     vocabulary: str = ""
 
-    def noted(self, info: ModelInfo, request: Request) -> None:
-        """Notes what is known of this side's model once it is loaded."""
-        self.vocabulary = info.vocabulary
+    def end(self, done: DoneEvent, info: ModelInfo) -> None:
+        """The whole answer; `info` is its model's."""
+        self.text, self.stats, self.vocabulary = done.text, done.stats, info.vocabulary
         if info.int4 is not None:
-            int4 = info.int4.default if request.int4 is None else request.int4
+            int4 = done.stats.quantization == "int4"
             self.weights_bytes = info.int4.int4_bytes if int4 else info.int4.full_bytes
 
 
@@ -53,11 +54,12 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
 
     Without a seed of its own both get the same. Neither goes on from what was read before, so that times compare.
     """
-    sampling = request.sampling or default
+    sampling = request.settings(default)
     if sampling.seed is None:
         sampling = replace(sampling, seed=_SEED)
     one = replace(request, sampling=sampling, confidence=True, reuse=False)
     if setting == "model":
+        one = replace(one, int4_or_default=True)
         return one, one
     if setting == "int4":
         return replace(one, int4=False), replace(one, int4=True)
@@ -78,30 +80,20 @@ async def compared(
     if info is None or (setting == "model" and other in (None, model)):
         raise Gemma3Error("Choose another model to compare with.")
     asked = (model, other if setting == "model" else model)
+    pace = Pace()
     sides = [_Side(name or "") for name in (asked if setting == "model" else NAMES[setting])]
     for name, side, wanted in zip(asked, sides, both_requests(request, setting, info.sampling), strict=True):
-        with Answer(models.stream(name, _taken(side, wanted, setting))) as answer:
+        async with aclosing(models.astream(name, wanted)) as answer:
             async for event in answer:
                 if isinstance(event, StageEvent):
                     side.stage = event.text
                 elif isinstance(event, TokenEvent):
                     side.text += event.text
                     side.tokens += (event.choice,) if event.choice is not None else ()
-                elif isinstance(event, DoneEvent):
-                    side.text, side.stats = event.text, event.stats
-                yield comparison_html(sides)
-
-
-def _taken(side: _Side, wanted: Request, setting: Setting) -> Callable[[ModelInfo], Request]:
-    """How a side's model takes its request: another model may lack the precision that the first answered in."""
-
-    def taken(info: ModelInfo) -> Request:
-        lacks = setting == "model" and (info.int4 is None or bool(info.int4.obstacle))
-        request = replace(wanted, int4=None) if lacks else wanted
-        side.noted(info, request)
-        return request
-
-    return taken
+                elif (info := models.info(name)) is not None:
+                    side.end(event, info)
+                if pace.due() or isinstance(event, DoneEvent):
+                    yield comparison_html(sides)
 
 
 def comparison_html(sides: Sequence[_Side]) -> str:

@@ -27,7 +27,6 @@ from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, ModelRegistry
 logger = logging.getLogger(__name__)
 
 UNEXPECTED = "Something went wrong while looking. Try again; if it stays, the server's log says what it was."
-STOPPED = "This answer was stopped, so it can't be looked at. Ask again, and let the answer end."
 NO_WORD = "Choose a word of the answer first."
 
 # More than the engine's queue holds, so that who waits there is told so, and beside them some that only draw.
@@ -63,9 +62,8 @@ class InsideHandlers:
         exchange = conversation.exchanges[index]
         title = f"<h2>Inside answer {index + 1}</h2>"
         inputs = await self._html(exchange, lambda engine: _inputs(engine, exchange))
-        words = answer_html(exchange.choices) if exchange.answered else _problem(STOPPED)
-        hint = CHOOSE_WORD if exchange.answered else ""
-        return gr.update(visible=True), title, inputs, words, hint, HIDING, "", "", Selected(exchange)
+        words = answer_html(exchange.choices)
+        return gr.update(visible=True), title, inputs, words, CHOOSE_WORD, HIDING, "", "", Selected(exchange)
 
     def fit(self, selected: Selected | None) -> tuple[Any, ...]:
         """For what depends on the model that gave the answer (see inside.fitting)."""
@@ -126,7 +124,7 @@ class InsideHandlers:
 
         `region` is what page.js says of a box drawn on a picture; empty is the hottest region.
         """
-        if selected is None or selected.token is None or selected.exchange.answered is None:
+        if selected is None or selected.token is None:
             yield _problem(NO_WORD)
             return
         answered, token = selected.exchange.answered, selected.token
@@ -151,8 +149,6 @@ class InsideHandlers:
         if selected is None:
             return gr.skip()
         answered = selected.exchange.answered
-        if answered is None:
-            return _problem(STOPPED)
         return await self._html(
             selected.exchange,
             lambda engine: mask_html(engine.mask(answered.request), engine.inspect(answered.request)),
@@ -162,8 +158,8 @@ class InsideHandlers:
         self, selected: Selected | None, setting: Setting, request: gr.Request, other: str | None = None
     ) -> AsyncGenerator[Any, None]:
         """The question answered without and with pan & scan, in full precision and in int4, or by an `other` model."""
-        if selected is None or selected.exchange.answered is None:
-            yield _problem(STOPPED)
+        if selected is None:
+            yield gr.skip()
             return
         try:
             model, asked = selected.exchange.stats.model, selected.exchange.answered.request
@@ -182,9 +178,7 @@ class InsideHandlers:
 
     async def _maps(self, selected: Selected, layer: str, head: int, window: str) -> AsyncGenerator[Any, None]:
         answered, token = selected.exchange.answered, selected.token
-        if answered is None or token is None:
-            yield _problem(STOPPED)
-            return
+        assert token is not None
         choice = alternatives_html(selected.exchange.choices[token])
 
         def draw(engine: Engine, call: Call) -> str:
@@ -240,8 +234,6 @@ def _inputs(engine: Engine, exchange: Exchange) -> str:
     pictures = exchange.question.pictures
     previews = engine.preview(pictures, exchange.pan_and_scan)
     tiles = strip_html(previews, len(pictures), exchange.pan_and_scan, answered=True)
-    if exchange.answered is None:
-        return tiles
     prompt = engine.inspect(exchange.answered.request)
     return f"{tiles}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
 

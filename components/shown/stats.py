@@ -1,33 +1,18 @@
 """The quiet line of figures under an answer."""
 
-from dataclasses import dataclass
-
 from gemma3_core.engine import Stats
 
 
-@dataclass(frozen=True)
-class Interrupted:
-    """What is known of a stopped answer, whose engine says no more: tokens as they arrived, times in seconds."""
-
-    model: str
-    num_images: int
-    new_tokens: int
-    time_to_first_token_s: float | None
-    tokens_per_s: float | None
-
-
-def figures_line(stats: Stats | Interrupted) -> str:
+def figures_line(stats: Stats) -> str:
     """For example "demo model · bfloat16 · 1 picture, 2 crops · 212 tokens · first token 0.21 s"."""
-    if isinstance(stats, Interrupted):
-        pictures = [count(stats.num_images, "picture")] if stats.num_images else []
-        ending = f"stopped after {count(stats.new_tokens, 'token')}"
-        return " · ".join([stats.model, *pictures, *_speed(stats), ending])
     parts = [stats.model, stats.dtype if stats.quantization == "none" else stats.quantization]
     if stats.num_images:
         parts.append(_pictures(stats))
     parts += [_tokens(stats), *_speed(stats)]
     if stats.stop_reason == "length":
         parts.append(f"cut at {stats.new_tokens:,} new tokens")
+    if stats.stop_reason == "cancelled":
+        parts.append(f"stopped after {count(stats.new_tokens, 'token')}")
     return " · ".join(parts)
 
 
@@ -36,7 +21,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _speed(stats: Stats | Interrupted) -> list[str]:
+def _speed(stats: Stats) -> list[str]:
     parts = []
     if stats.time_to_first_token_s is not None:
         parts.append(f"first token {stats.time_to_first_token_s:.2f} s")

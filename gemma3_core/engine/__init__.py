@@ -10,6 +10,7 @@ from gemma3_core.engine.api import (
     Event,
     Int4Choice,
     ModelInfo,
+    PartialSampling,
     PicturePreview,
     Request,
     StageEvent,
@@ -24,7 +25,7 @@ from gemma3_core.errors import ContextLengthError, Gemma3Error, StoppedError
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.load import fetch_image
 from gemma3_core.images.pan_and_scan import Box
-from gemma3_core.inspection.confidence import TokenChoice
+from gemma3_core.inspection.confidence import TokenChoice, TokenChoices
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
 from gemma3_core.inspection.mask_view import LayerMask, MaskView
 from gemma3_core.inspection.prompt import PromptToken
@@ -47,6 +48,7 @@ __all__ = [
     "ModelInfo",
     "ModelRegistry",
     "OcclusionReport",
+    "PartialSampling",
     "PicturePreview",
     "PromptToken",
     "PromptView",
@@ -57,6 +59,7 @@ __all__ = [
     "StoppedError",
     "TileMap",
     "TokenChoice",
+    "TokenChoices",
     "TokenEvent",
     "Turn",
     "check_picture",

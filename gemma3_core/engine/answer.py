@@ -1,27 +1,20 @@
-"""One answer, from pictures to text: encodes, reads what is new of the prompt, writes token by token."""
+"""Writes one answer, from tiles to text: encodes the pictures, prefills what is new of the prompt, decodes."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
 
 import torch
 
-from gemma3_core.engine.answer_clock import AnswerClock
-from gemma3_core.engine.api import DoneEvent, Event, ModelInfo, StageEvent, Stats, TokenEvent
-from gemma3_core.engine.precisions import ModelVariants, quantization_name
+from gemma3_core.engine.api import Event, StageEvent
+from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode
-from gemma3_core.generation.loop import (
-    PREFILL_CHUNK_SIZE,
-    Decoder,
-    Plan,
-    PrefillProgress,
-    generate_steps,
-)
-from gemma3_core.inspection.confidence import TokenChoice, token_choice
+from gemma3_core.engine.sequence import RunningRequest
+from gemma3_core.generation.loop import PREFILL_CHUNK_SIZE, PrefillProgress, Step, generate_tokens
+from gemma3_core.inspection.confidence import token_choice
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.processor import Gemma3Processor
-from gemma3_core.tokenizer.tokenizer import StreamingDecoder
 
 _TILES_PER_PASS = 8
 # A CPU gains nothing from more at once, and Stop waits for the pass that is running.
@@ -29,80 +22,46 @@ _TILES_PER_PASS_ON_CPU = 1
 _PREFILL_CHUNK_SIZE_ON_CPU = 512
 
 
-@dataclass(frozen=True)
-class _Token:
-    """A new token of an answer, and how sure the model was of it where that is asked for."""
-
-    token_id: int
-    choice: TokenChoice | None
-
-
 class AnswerWriter:
     """Answers one request at a time: whoever calls has the queue's turn. `kept` is what it keeps between answers."""
 
-    def __init__(self, precisions: ModelVariants, processor: Gemma3Processor, info: ModelInfo):
-        self._precisions, self._processor, self._info = precisions, processor, info
+    def __init__(self, precisions: ModelVariants, processor: Gemma3Processor):
+        self._precisions, self._processor = precisions, processor
         # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
         self._model = precisions.default
         self.kept = PrefixCache()
 
-    def answer(self, prompt: Prompt, queue_s: float) -> Iterator[Event]:
-        """Encodes, reads and writes; `prompt` has its tiles."""
+    def answer(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
+        """Stages and tokens of `running`, and its end; `prompt` has its tiles."""
         request = prompt.request
-        clock, int4 = AnswerClock(), self._precisions.asked(request.int4)
+        int4 = bool(request.int4)
         for text in self._precisions.prepare(int4):
             yield StageEvent("preparing", text)
         keys = prompt_keys(prompt.input_ids, prompt.token_type_ids, prompt.digests(), self._processor.image_seq_length)
         with self.kept.acquire(request.visitor, int4, keys) if request.reuse else nullcontext(Lent()) as lent:
-            reused = 0 if lent.cache is None else lent.cache.length
-            soft_tokens = yield from self._encode(prompt, reused)
-            known = Stats(
-                model=self._info.name,
-                device=self._info.device,
-                dtype=self._info.dtype,
-                quantization=quantization_name(int4),
-                num_images=len(prompt.pictures),
-                num_crops=prompt.num_crops,
-                prompt_tokens=prompt.num_tokens,
-                reused_tokens=reused,
-                new_tokens=0,
-                queue_s=round(queue_s, 4),
-                time_to_first_token_s=None,
-                tokens_per_s=None,
-                stop_reason="cancelled",
-            )
-            yield StageEvent("reading", f"Reading {prompt.num_tokens - reused:,} tokens", known)
-            with closing(self._tokens(prompt, soft_tokens, keys, lent)) as tokens:
-                yield from self._written(tokens, known, clock)
+            running.reused_tokens = 0 if lent.cache is None else lent.cache.length
+            soft_tokens = yield from self._encode(prompt, running.reused_tokens)
+            yield StageEvent("reading", f"Reading {prompt.num_tokens - running.reused_tokens:,} tokens")
+            with closing(self._steps(prompt, soft_tokens, keys, lent)) as steps:
+                yield from self._written(running, steps)
 
-    def _written(self, tokens: "Iterator[_Token | StageEvent]", known: Stats, clock: AnswerClock) -> Iterator[Event]:
+    def _written(self, running: RunningRequest, steps: Iterator[Step | PrefillProgress]) -> Iterator[Event]:
         """The answer's text, piece by piece, and its end."""
-        decoder, stop_reason = StreamingDecoder(self._processor.tokenizer), "length"
-        pieces: list[str] = []
-        token_ids: list[int] = []
-        stops = self._model.generation_config.stop_ids
-        for token in tokens:
-            if isinstance(token, StageEvent):
-                yield token
+        stops, tokenizer = self._model.generation_config.stop_ids, self._processor.tokenizer
+        stopped = False
+        for step in steps:
+            if isinstance(step, PrefillProgress):
+                yield StageEvent("reading", f"Reading {step.read:,} of {step.total:,} tokens")
                 continue
-            clock.tick()
-            if token.token_id in stops:
-                stop_reason = "stop"
+            running.count()
+            token_id = int(step.tokens[0])
+            if stopped := token_id in stops:
                 break
-            token_ids.append(token.token_id)
-            pieces.append(decoder.push(token.token_id))
-            yield TokenEvent(pieces[-1], token.choice)
-        if rest := decoder.finish():
-            pieces.append(rest)
-            yield TokenEvent(rest)
-        stats = replace(
-            known,
-            new_tokens=clock.tokens,
-            time_to_first_token_s=clock.first_token_s,
-            tokens_per_s=clock.tokens_per_s,
-            stop_reason="stop" if stop_reason == "stop" else "length",
-        )
-        yield DoneEvent("".join(pieces), stats, tuple(token_ids))
+            confident = running.request.confidence
+            yield running.push(token_id, token_choice(tokenizer, step.logits[0], token_id) if confident else None)
+        if rest := running.rest():
+            yield rest
+        yield running.done("stop" if stopped else "length")
 
     def _encode(self, prompt: Prompt, reused: int) -> Generator[Event, None, torch.Tensor | None]:
         """Soft tokens of the tiles behind the `reused` tokens, a few at a time, so that Stop need not wait for all.
@@ -126,40 +85,33 @@ class AnswerWriter:
     def _on_cpu(self) -> bool:
         return self._model.device.type == "cpu"
 
-    def _tokens(
+    def _steps(
         self, prompt: Prompt, soft_tokens: torch.Tensor | None, keys: tuple[TokenKey, ...], lent: Lent
-    ) -> "Generator[_Token | StageEvent]":
-        """The answer's tokens; before the first, how far the prompt has been read where that takes several passes.
+    ) -> Generator[Step | PrefillProgress]:
+        """The answer's tokens, and before the first how far a long prompt has been read.
 
-        However it ends but by an error, what the cache then holds goes back with it.
+        Unless it ends in an error, what the cache then holds goes back with it.
         """
         request = prompt.request
-        model = self._precisions.model(self._precisions.asked(request.int4))
-        settings = request.sampling or self._info.sampling
+        assert request.max_new_tokens is not None
+        model = self._precisions.model(bool(request.int4))
         total = prompt.num_tokens + request.max_new_tokens
         cache = KVCache(self._model.text_config, reserve=total) if lent.cache is None else lent.cache
-        cache.reserve(total)
         began, read = cache.length, list(keys)
-        stops = self._model.generation_config.stop_ids
         # One row is never padded, and without a mask torch's fused attention has less to read.
         ids = prompt.input_ids.to(model.device)
         fields = {"input_ids": ids[:, began:]}
-        if self._info.multimodal:
+        if isinstance(model, Gemma3ForConditionalGeneration):
             fields["token_type_ids"] = prompt.token_type_ids[:, began:].to(model.device)
         if soft_tokens is not None:
             fields["soft_tokens"] = soft_tokens
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
-        reader = Decoder(model, cache, fields, chunk)
-        plan = Plan(settings, request.max_new_tokens, stops)
+        settings, stops = request.settings(self._model.generation_config.sampling()), model.generation_config.stop_ids
         try:
-            for step in generate_steps(reader, plan, settings.generator(model.device), ids):
-                if isinstance(step, PrefillProgress):
-                    yield StageEvent("reading", f"Reading {step.read:,} of {step.total:,} tokens")
-                    continue
-                token_id, tokenizer = int(step.tokens[0]), self._processor.tokenizer
-                read.append(token_id)
-                choice = token_choice(tokenizer, step.logits[0], token_id) if request.confidence else None
-                yield _Token(token_id, choice)
+            for step in generate_tokens(model, fields, settings, request.max_new_tokens, stops, cache, chunk, ids):
+                if isinstance(step, Step):
+                    read.append(int(step.tokens[0]))
+                yield step
         except GeneratorExit:  # between two passes
             lent.back = Kept(cache, tuple(read[: cache.length]), began)
             raise

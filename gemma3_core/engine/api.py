@@ -14,6 +14,9 @@ from gemma3_core.images.load import ImageSource
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.confidence import TokenChoice
 
+MAX_NEW_TOKENS = 256
+"""The longest answer where a request doesn't say."""
+
 StageName = Literal["loading", "queued", "preparing", "encoding", "reading", "writing"]
 
 
@@ -31,38 +34,66 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class PartialSampling:
+    """What a request says about sampling; None leaves a value to the model's generation_config.json.
+
+    Raises SamplingError for values out of range.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.settings(SamplingSettings())
+
+    def settings(self, default: SamplingSettings) -> SamplingSettings:
+        """The whole settings, with `default` where this says nothing."""
+        return replace(default, **{name: value for name, value in asdict(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
 class Request:
     """A conversation whose last turn is the question to answer.
 
-    `sampling` None samples as the checkpoint's generation_config.json says; `int4` None is the server's
-    setting. With `confidence` each token tells its probability and the likeliest others. The queue takes turns
-    among `visitor`s. With `reuse` what the visitor's last answer has read already is not read again where the
-    conversation goes on from it; without, the prompt is read from its beginning and nothing is kept.
-    `MAX_PICTURES` and the other bounds in prompts.py hold for all turns together.
+    The engine fills in what is left open: `sampling` from the checkpoint's generation_config.json, `int4` from the
+    server's setting, `max_new_tokens` with `MAX_NEW_TOKENS`, or less where the context has less room. A precision
+    that the model doesn't have is an error; with `int4_or_default` the server's setting answers instead.
+
+    With `confidence` each token comes with its probability and the likeliest alternatives. The queue takes turns
+    among `visitor`s. With `reuse` the engine keeps what it has read for this visitor's next question; without, it
+    reads the whole prompt and keeps nothing. `MAX_PICTURES` and the other bounds in prompts.py hold for all turns
+    together.
     """
 
     turns: tuple[Turn, ...]
     system_prompt: str = ""
     pan_and_scan: bool = False
     int4: bool | None = None
-    max_new_tokens: int = 256
-    sampling: SamplingSettings | None = None
+    max_new_tokens: int | None = None
+    sampling: SamplingSettings | PartialSampling | None = None
     visitor: str = ""
     confidence: bool = False
     reuse: bool = True
+    int4_or_default: bool = False
+
+    def settings(self, default: SamplingSettings) -> SamplingSettings:
+        """How the answer is sampled; `default` is how the model is sampled where the request says nothing."""
+        sampling = self.sampling or default
+        return sampling if isinstance(sampling, SamplingSettings) else sampling.settings(default)
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(turn.pictures) for turn in self.turns)
 
 
 @dataclass(frozen=True)
 class StageEvent:
-    """What is being done, also in words fit for the page ("Encoding 3 pictures").
-
-    `known` comes with the first "reading": what is known of the answer once its prompt is. Whoever stops the answer
-    gets no DoneEvent, and can look at what was written with it.
-    """
+    """What the engine is doing, and the same in words for the page ("Encoding 3 pictures")."""
 
     stage: StageName
     text: str
-    known: "Stats | None" = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +111,8 @@ class TokenEvent:
 class Stats:
     """Figures of one answer; times in seconds, lengths in tokens.
 
-    `reused_tokens` of the prompt's were read for the answer before, and not again.
+    `reused_tokens` of the prompt were in the KV cache already. An answer that was stopped before its prompt was
+    known has 0 `prompt_tokens`.
     """
 
     model: str
@@ -103,7 +135,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class DoneEvent:
-    """The end of an answer: its whole text, its figures, and its tokens without the stopping one."""
+    """The end of an answer, stopped or not: its text, its figures, and its tokens without the stop token."""
 
     text: str
     stats: Stats
@@ -119,12 +151,6 @@ class Answered:
 
     request: Request
     done: DoneEvent
-
-    @classmethod
-    def stopped(cls, request: Request, known: Stats, text: str, token_ids: tuple[int, ...]) -> "Answered":
-        """Of an answer that was stopped: its prompt's figures, and what was written until then."""
-        stats = replace(known, new_tokens=len(token_ids), stop_reason="cancelled")
-        return cls(request, DoneEvent(text, stats, token_ids))
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,20 @@ The engine is the only door for components: they import from here and from nowhe
 """
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from gemma3_core.config.gemma3 import GLOBAL
 from gemma3_core.engine.answer import AnswerWriter
 from gemma3_core.engine.api import (
+    MAX_NEW_TOKENS,
     Answered,
+    DoneEvent,
     Event,
     Int4Choice,
     ModelInfo,
@@ -24,6 +26,7 @@ from gemma3_core.engine.api import (
     StageEvent,
     Turn,
 )
+from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.explain import (
     OcclusionReport,
     PromptView,
@@ -48,6 +51,7 @@ from gemma3_core.engine.prompts import (
     read_headers,
     read_prompt,
 )
+from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.errors import AttentionError, ContextLengthError, ImageError, PromptError, StoppedError
 from gemma3_core.files.hub import resolve_folder
 from gemma3_core.generation.loop import check_length
@@ -66,8 +70,7 @@ DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 DEMO_NAME = "demo model"
 
 _LOOKED_AT = 1280  # pixels of a picture's longer side, for those who look at it
-_QUEUE_TICK_S = 0.5
-_CALL_TICK_S = 0.1  # a call that is given up leaves the queue within this time
+_TICK_S = 0.1  # whoever waits can be stopped within this time
 
 
 class Engine:
@@ -90,7 +93,7 @@ class Engine:
         self._model = precisions.default
         self.queue = FairQueue() if queue is None else queue
         self.info = self._describe(name, is_demo)
-        self._writer = AnswerWriter(precisions, processor, self.info)
+        self._writer = AnswerWriter(precisions, processor)
 
     @classmethod
     def load(
@@ -182,84 +185,118 @@ class Engine:
             note=images.explain(header.width, header.height),
         )
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        """Stages, pieces of the answer's text, and at the end its figures.
+    def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Stages, pieces of the answer's text, and a DoneEvent with its figures.
 
-        Closing the iterator ends the work, in the queue as well, after the pass that is running: a token, a
-        chunk of the prompt, a few tiles or the decoding of one picture. Raises Gemma3Error for what the asker can
-        mend; then nothing of the request stays behind.
+        Once `stop` is set, from another thread, the answer ends with a DoneEvent that says "cancelled", in the queue
+        too. Closing the iterator ends the work without a word. Both take effect after the pass that is running: a
+        token, a chunk of the prompt, a few tiles, or the decoding of one picture. Raises Gemma3Error for what a
+        visitor can mend; nothing of the request stays behind then.
         """
-        self._check(request)
-        entered = time.monotonic()
+        running = RunningRequest(self._checked(request), self.info, self._processor.tokenizer)
+        with closing(self._events(running)) as events:
+            for event in events:
+                yield event
+                if isinstance(event, DoneEvent):
+                    return
+                if stop is not None and stop.is_set():
+                    break
+        yield running.done("cancelled")
+
+    def astream(self, request: Request, stop: threading.Event | None = None) -> AsyncGenerator[Event]:
+        """`stream` for asyncio: the work runs in a thread of its own.
+
+        While nothing happens, the latest stage comes again once a second.
+        """
+        return in_event_loop(self.stream(request, stop))
+
+    def _events(self, running: RunningRequest) -> Generator[Event]:
+        request = running.request
         ticket = self.queue.enter(request.visitor, ready=False)
         try:
-            prompt = yield from self._when_it_is_its_turn(ticket, request)
-            started = time.monotonic()
-            was_ready = self._precisions.ready(self._precisions.asked(request.int4))
-            yield from self._writer.answer(prompt, queue_s=started - entered)
+            running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
+            running.start()
+            was_ready = self._precisions.ready(bool(request.int4))
+            yield from self._writer.answer(running, prompt)
             if was_ready:  # else it took longer than the next answers will
-                self.queue.remember(time.monotonic() - started)
+                self.queue.remember(running.running_s)
         finally:
             self._tiles.release(ticket)
             self.queue.leave(ticket)
 
-    def _when_it_is_its_turn(
-        self, ticket: Ticket, request: Request, tick_s: float = _QUEUE_TICK_S
-    ) -> Generator[StageEvent, None, Prompt]:
+    def _when_it_is_its_turn(self, ticket: Ticket, request: Request) -> Generator[StageEvent, None, Prompt]:
         """The prompt of a request, with its tiles, once it is its ticket's turn.
 
         Its pictures are decoded before, while others are answered: so a broken one is told at once and a large one
         holds nobody up.
         """
-        prompt = read_prompt(request, self._processor)
-        check_length(self._model.text_config, prompt.num_tokens, request.max_new_tokens)
+        prompt = self._with_length(read_prompt(request, self._processor))
         tiles = Tiles(prompt, self._processor.image_processor)
-        while not self._tiles.hold(ticket, tiles.num_bytes, tick_s):
+        while not self._tiles.hold(ticket, tiles.num_bytes, _TICK_S):
             yield StageEvent("queued", "Waiting until there is room for these pictures")
         for number, work, num_bytes in tiles.jobs():
             future = self._pictures.submit(work, num_bytes)
             try:
-                while not wait([future], tick_s).done:
+                while not wait([future], _TICK_S).done:
                     yield StageEvent("queued", f"Opening picture {number + 1} of {len(prompt.pictures)}")
                 future.result()
             finally:
                 future.cancel()
         self.queue.make_ready(ticket)
-        yield from self._wait_for_turn(ticket, tick_s)
+        yield from self._wait_for_turn(ticket)
         return tiles.prompt()
 
-    def _check(self, request: Request, asked: bool = True) -> None:
-        """What can be told before a picture is decoded; where it is not `asked` yet, the question may be empty.
+    def _checked(self, request: Request, asked: bool = True) -> Request:
+        """The request with what it leaves open, but for its length; what can be told before a picture is decoded.
 
-        Raises PromptError, UnsupportedOptionError.
+        Where it is not `asked` yet, the question may be empty. Raises PromptError, ContextLengthError,
+        UnsupportedOptionError.
         """
-        self._precisions.require(self._precisions.asked(request.int4))
-        if request.max_new_tokens < 1:
+        request = self._filled(request)
+        self._precisions.require(bool(request.int4))
+        if request.max_new_tokens is not None and request.max_new_tokens < 1:
             raise PromptError(f"The answer must be allowed at least 1 token, got {request.max_new_tokens}.")
         if not request.turns or request.turns[-1].role != "user" or (asked and not request.turns[-1].text.strip()):
             raise PromptError("There is no question. Write one and send again.")
-        pictures = sum(len(turn.pictures) for turn in request.turns)
-        self._check_sees(pictures)
+        self._check_sees(request.num_images)
         most = self.info.context_length // self.info.tokens_per_picture
-        if pictures > most:
+        if request.num_images > most:
             raise ContextLengthError(
-                f"{pictures} pictures are too many: at {self.info.tokens_per_picture} tokens each, at most {most} "
-                f"fit into this model's {self.info.context_length:,} tokens. Send fewer, or start a new conversation."
+                f"{request.num_images} pictures are too many: at {self.info.tokens_per_picture} tokens each, at most "
+                f"{most} fit into this model's {self.info.context_length:,} tokens. "
+                "Send fewer, or start a new conversation."
             )
         check_size(request, self.info.context_length)
+        return request
+
+    def _filled(self, request: Request) -> Request:
+        """The request with the model's sampling and the server's precision where it leaves them open."""
+        default = self._precisions.default_int4
+        int4 = default if request.int4 is None else request.int4
+        if request.int4_or_default and int4 != default and self._precisions.obstacle:
+            int4 = default
+        return replace(request, sampling=request.settings(self.info.sampling), int4=int4)
+
+    def _with_length(self, prompt: Prompt) -> Prompt:
+        """The prompt of a request that says how long its answer may be. Raises ContextLengthError."""
+        length = prompt.request.max_new_tokens
+        if length is None:
+            length = max(1, min(MAX_NEW_TOKENS, self.info.context_length - prompt.num_tokens))
+        check_length(self._model.text_config, prompt.num_tokens, length)
+        return replace(prompt, request=replace(prompt.request, max_new_tokens=length))
 
     def _check_sees(self, pictures: int) -> None:
         if pictures and not self.info.multimodal:
             raise PromptError(f"{self.info.name} reads text only. Remove the picture, or start a model that sees.")
 
-    def _wait_for_turn(self, ticket: Ticket, tick_s: float = _QUEUE_TICK_S) -> Iterator[StageEvent]:
+    def _wait_for_turn(self, ticket: Ticket) -> Iterator[StageEvent]:
         place, told = self.queue.wait(ticket, None, 0), ""
         while place:
             if (text := self._queue_text(place)) != told:
                 told = text
             # Said again each tick: a closed page is noticed only when something is sent to it.
             yield StageEvent("queued", told)
-            place = self.queue.wait(ticket, place, tick_s)
+            place = self.queue.wait(ticket, place, _TICK_S)
 
     def _queue_text(self, place: int) -> str:
         text, mean = f"{ordinal(place)} in the queue", self.queue.mean_turn_s
@@ -279,7 +316,7 @@ class Engine:
         Quick: nothing is answered, encoded or waited for, and of pictures only the sizes are read. The question may
         be empty yet. Raises as `stream` does before it answers, but for pictures damaged behind their header.
         """
-        self._check(request, asked=False)
+        request = self._checked(request, asked=False)
         return view_prompt(read_prompt(request, self._processor), self._processor)
 
     def mask(self, request: Request) -> MaskView:
@@ -287,7 +324,7 @@ class Engine:
 
         Quick as `inspect`, and raises as it does.
         """
-        self._check(request)
+        request = self._checked(request)
         return view_mask(read_prompt(request, self._processor), self._processor, self._model)
 
     def attention(
@@ -364,7 +401,7 @@ class Engine:
         self._precisions.require(int4)
         ticket = self.queue.enter(answered.request.visitor, ready=False)
         try:
-            prompt = _told(self._when_it_is_its_turn(ticket, answered.request, _CALL_TICK_S), check, tell)
+            prompt = _told(self._when_it_is_its_turn(ticket, answered.request), check, tell)
             check_answered(answered, prompt)
             for text in self._precisions.prepare(int4):
                 check()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gemma3_core.engine.api import Answered
+from gemma3_core.engine.api import MAX_NEW_TOKENS, Answered
 from gemma3_core.engine.prompts import Prompt, encode
 from gemma3_core.errors import AttentionError
 from gemma3_core.images.pan_and_scan import Box
@@ -155,7 +155,7 @@ def view_occlusion(
 
     Raises AttentionError where there is no such token, and what `check` raises.
     """
-    most, stops = max(answered.request.max_new_tokens, 1), model.generation_config.stop_ids
+    most, stops = answered.request.max_new_tokens or MAX_NEW_TOKENS, model.generation_config.stop_ids
     with torch.inference_mode():
         done = occlusion(model, inputs, inputs_hidden, answered.done.token_ids, token, most, stops, check)
     tokenizer = processor.tokenizer

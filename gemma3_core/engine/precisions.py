@@ -72,10 +72,6 @@ class ModelVariants:
             return cls(read(None, device), config)
         return cls(read(config if int4 else None, device), config, lambda: read(None, torch.device("cpu")))
 
-    def asked(self, int4: bool | None) -> bool:
-        """Whether a request is answered in int4; None leaves it to what is there from the start."""
-        return self.default_int4 if int4 is None else int4
-
     @property
     def _plan(self) -> Int4Plan | None:
         return self.default.int4_plan if self._making is None else self._making.plan

@@ -6,7 +6,7 @@ Visitors choose by name from the operator's list; sources (folders, Hub ids) nev
 import itertools
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gemma3_core.engine.api import Event, ModelInfo, Request, StageEvent
+from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.engine import DEMO_MODEL, Engine
 from gemma3_core.engine.precisions import free_bytes
+from gemma3_core.engine.sequence import never_begun
 from gemma3_core.errors import (
     AttentionError,
     CheckpointError,
@@ -32,7 +34,7 @@ _KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
 """What is downloaded for a Hub id, about: the weights in bfloat16."""
 
 _NO_ROOM = "The GPU has no room for {} beside what it holds already. Choose another model, or try again later."
-_TICK_S, _TOLD_EACH_S = 0.5, 5
+_TICK_S, _TOLD_EACH_S = 0.1, 5
 # Each one that waits for a model holds a thread; behind a loaded model the queue has its own bound.
 _MOST_WAITING = 64
 
@@ -221,16 +223,15 @@ class ModelRegistry:
             "Ask again to look at the new answer."
         )
 
-    def stream(self, name: str | None, request: Request | Callable[[ModelInfo], Request]) -> Iterator[Event]:
-        """As `Engine.stream`, on the model of that name (None is the first), which is loaded before where need be.
+    def stream(self, name: str | None, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
+        """As `Engine.stream`, on the model of that name (None is the first), which is loaded first if it has to be.
 
-        The request can be made of what is known of the model once it is loaded. A load that fails raises its error
-        for all who wait for it; asking again tries again. Raises UnsupportedOptionError for a name that isn't
-        offered, QueueFullError where too many wait for a model.
+        If loading fails, everyone who waits for it gets the error; asking again tries again. Raises
+        UnsupportedOptionError for a name that isn't offered, QueueFullError where too many wait for a model.
         """
         name = self._checked(name)
         if name == self.first.info.name:
-            yield from self.first.stream(_request(request, self.first))
+            yield from self.first.stream(request, stop)
             return
         slot = self._slots[name]
         with self._changed:
@@ -238,12 +239,19 @@ class ModelRegistry:
         try:
             engine = slot.engine
             if engine is None:
-                engine = yield from self._loaded(slot)
-            yield from engine.stream(_request(request, engine))
+                engine = yield from self._loaded(slot, stop)
+            if engine is None:
+                yield never_begun(request, name)
+                return
+            yield from engine.stream(request, stop)
         finally:
             with self._changed:
                 slot.used = next(self._uses)
             self._release(slot)
+
+    def astream(self, name: str | None, request: Request, stop: threading.Event | None = None) -> AsyncGenerator[Event]:
+        """`stream` for asyncio, as `Engine.astream`."""
+        return in_event_loop(self.stream(name, request, stop))
 
     def forget(self, visitor: str) -> None:
         """Lets go of what the models keep of a visitor for their next question."""
@@ -277,8 +285,11 @@ class ModelRegistry:
             slot.users -= 1
             self._changed.notify_all()
 
-    def _loaded(self, slot: _Slot) -> Generator[Event, None, Engine]:
-        """Waits for the slot's model, loading it in a thread of its own unless somebody has begun that already."""
+    def _loaded(self, slot: _Slot, stop: threading.Event | None) -> Generator[Event, None, Engine | None]:
+        """Waits for the slot's model, loading it in a thread of its own unless somebody has begun that already.
+
+        None where `stop` is set meanwhile.
+        """
         with self._changed:
             if slot.engine is not None:
                 return slot.engine
@@ -294,6 +305,8 @@ class ModelRegistry:
             while not attempt.ended:
                 # Said again each tick: a closed page is noticed only when something is sent to it.
                 yield StageEvent("loading", attempt.stage + _so_far(attempt.began))
+                if stop is not None and stop.is_set():
+                    return None
                 with self._changed:
                     self._changed.wait_for(lambda: attempt.ended, timeout=_TICK_S)
         finally:
@@ -344,10 +357,6 @@ def _evict(slot: _Slot) -> None:
     assert slot.engine is not None
     slot.engine.close()
     slot.engine, slot.takes_room = None, False
-
-
-def _request(request: Request | Callable[[ModelInfo], Request], engine: Engine) -> Request:
-    return request if isinstance(request, Request) else request(engine.info)
 
 
 def _stage(offer: ModelEntry) -> str:

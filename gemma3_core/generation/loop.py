@@ -254,16 +254,17 @@ def generate_steps(
 def generate_tokens(
     model: LanguageModel,
     inputs: dict[str, Any],
-    settings: SamplingParams,
+    params: SamplingParams,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     cache: KVCache | None = None,
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
-) -> Iterator[torch.Tensor | PrefillProgress]:
-    """Yields PrefillProgress between the chunks of a long prompt, then one token per row [B] at a time.
+    prompt_ids: torch.Tensor | None = None,
+) -> Iterator[Step | PrefillProgress]:
+    """`generate_steps` with a KV cache, for a prompt without options: `inputs` are what `cache` does not hold yet.
 
-    Ends when every row has stopped, or at the limit. Stop tokens are yielded too; rows that stopped earlier
-    keep generating, so cut them there. Closing the iterator stops the work before the next chunk or token.
+    `prompt_ids` [B, T] are the whole prompt where the cache holds a part of it. Stop tokens are yielded too; rows
+    that stopped earlier keep generating, so cut them there.
     """
     if max_new_tokens < 1:
         raise UnsupportedOptionError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
@@ -273,9 +274,9 @@ def generate_tokens(
     cache = cache if cache is not None else KVCache(model.text_config)
     cache.reserve(total)
     decoder = Decoder(model, cache, inputs, prefill_chunk_size)
-    plan = Plan(settings, max_new_tokens, stop_ids)
-    for step in generate_steps(decoder, plan, settings.generator(model.device), inputs["input_ids"]):
-        yield step if isinstance(step, PrefillProgress) else step.tokens
+    plan = Plan(params, max_new_tokens, stop_ids)
+    ids = inputs["input_ids"] if prompt_ids is None else prompt_ids
+    return generate_steps(decoder, plan, params.generator(model.device), ids)
 
 
 def positions_in_row(mask: torch.Tensor) -> torch.Tensor:

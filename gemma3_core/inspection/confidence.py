@@ -5,7 +5,10 @@ top-k and top-p, which only say how to draw from them.
 """
 
 import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 
@@ -34,6 +37,54 @@ class TokenChoice:
     text: str
     probability: float
     alternatives: tuple[Alternative, ...]
+
+
+class TokenChoices(Sequence[TokenChoice]):
+    """The choices of an answer, packed: a tenth of what the objects take, for whoever keeps many answers."""
+
+    def __init__(self, choices: Iterable[TokenChoice] = ()):
+        self._sizes, self._ids, self._probabilities = array("B"), array("i"), array("d")
+        self._lengths, texts = array("H"), bytearray()
+        for choice in choices:
+            tokens: tuple[TokenChoice | Alternative, ...] = (choice, *choice.alternatives)
+            self._sizes.append(len(tokens))
+            for token in tokens:
+                text = token.text.encode()
+                self._ids.append(token.token_id)
+                self._probabilities.append(token.probability)
+                self._lengths.append(len(text))
+                texts += text
+        self._texts = bytes(texts)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenChoices) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    @overload
+    def __getitem__(self, number: int) -> TokenChoice: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[TokenChoice]: ...
+    def __getitem__(self, number: int | slice) -> TokenChoice | list[TokenChoice]:
+        return list(self)[number]
+
+    def __iter__(self) -> Iterator[TokenChoice]:
+        first = start = 0
+        for size in self._sizes:
+            tokens = []
+            for place in range(first, first + size):
+                end = start + self._lengths[place]
+                tokens.append(
+                    Alternative(self._ids[place], self._texts[start:end].decode(), self._probabilities[place])
+                )
+                start = end
+            first += size
+            chosen, *alternatives = tokens
+            yield TokenChoice(chosen.token_id, chosen.text, chosen.probability, tuple(alternatives))
 
 
 def token_choice(

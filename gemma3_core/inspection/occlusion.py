@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageStat
 
 from gemma3_core.errors import AttentionError
-from gemma3_core.generation.loop import PrefillProgress, generate_tokens
+from gemma3_core.generation.loop import Step, generate_tokens
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.attention import Check, encoded, replay, with_answer
@@ -108,6 +108,6 @@ def _greedy(
         for step in generate_tokens(model, prompt, SamplingSettings(temperature=0.0), max_new_tokens, stop_ids):
             if check is not None:
                 check()
-            if not isinstance(step, PrefillProgress):
-                tokens.append(int(step[0]))
+            if isinstance(step, Step):
+                tokens.append(int(step.tokens[0]))
     return tuple(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)

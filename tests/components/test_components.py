@@ -12,25 +12,25 @@ import numpy as np
 import pytest
 from gradio_client.utils import get_mimetype
 from PIL import Image
-from window import DEMO, STATS, Window, run, typed
+from window import DEMO, STATS, Window, exchange_of, run, typed
 
 from components.chat import panel as chat
-from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
-from components.chat.handlers import ChatHandlers, _Draft
+from components.chat.conversation import NOTHING, Conversation, joined, question_of
+from components.chat.handlers import ChatHandlers
 from components.examples import FOLDER, Example, load_examples
 from components.serving.server import Page, declare_avif, launch_options
 from components.settings import Choices, Own, bring, build_settings, int4_line, take_back, with_brought
 from components.shown import image_strip as strip
 from components.shown import markdown
-from components.shown.stats import Interrupted, figures_line
+from components.shown.stats import figures_line
 from components.theme import build_theme
 from gemma3_core.engine import (
     DoneEvent,
     Gemma3Error,
     Int4Choice,
     ModelRegistry,
+    PartialSampling,
     PicturePreview,
-    SamplingSettings,
     StageEvent,
     TokenEvent,
     Turn,
@@ -61,10 +61,10 @@ def test_figures_line_of_text_alone():
     assert figures_line(stats) == "demo model · bfloat16 · 212 tokens"
 
 
-def test_figures_line_of_a_stopped_answer_says_what_is_known():
-    line = "demo model · 1 picture · first token 0.21 s · 64 tokens/s · stopped after 12 tokens"
-    assert figures_line(Interrupted("demo model", 1, 12, 0.2123, 63.7)) == line
-    assert figures_line(Interrupted("demo model", 0, 1, None, None)) == "demo model · stopped after 1 token"
+def test_figures_line_of_a_stopped_answer_says_after_how_many_tokens():
+    line = "demo model · bfloat16 · 1 picture, 2 crops · 212 tokens · first token 0.21 s · 64 tokens/s · stopped after "
+    assert figures_line(replace(STATS, new_tokens=12, stop_reason="cancelled")) == f"{line}12 tokens"
+    assert figures_line(replace(STATS, new_tokens=1, stop_reason="cancelled")) == f"{line}1 token"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_indentation_of_an_answer_survives_gradio():
 
 def test_a_conversation_keeps_earlier_pictures():
     first = question_of(" What is this? ", ["/cache/a.png"])
-    conversation = Conversation().add(Exchange(first, False, "A star.", STATS))
+    conversation = Conversation().add(exchange_of(first, "A star."))
     turns = conversation.turns(Turn("user", "What color?"))
     assert [turn.role for turn in turns] == ["user", "assistant", "user"]
     assert turns[0].text == "What is this?"
@@ -116,7 +116,7 @@ def test_a_conversation_keeps_earlier_pictures():
 
 
 def test_each_turn_keeps_the_pan_and_scan_that_it_was_asked_with():
-    asked = [Exchange(question_of("What?", ["/cache/a.png"]), cut, "A star.", STATS) for cut in (True, False)]
+    asked = [exchange_of(question_of("What?", ["/cache/a.png"]), "A star.", pan_and_scan=cut) for cut in (True, False)]
     turns = Conversation(tuple(asked)).turns(Turn("user", "And now?"))
     assert [turn.pan_and_scan for turn in turns] == [True, None, False, None, None]
 
@@ -130,9 +130,9 @@ def test_neither_a_returned_question_nor_what_was_typed_meanwhile_is_lost():
 
 
 def two_exchanges() -> Conversation:
-    stopped = Interrupted("demo model", 0, 3, 0.1, None)
-    first = Exchange(Turn("user", "What?"), False, "A star.", STATS)
-    return Conversation().add(first).add(Exchange(Turn("user", "Where?"), False, "Left.", stopped))
+    stopped = replace(STATS, new_tokens=3, stop_reason="cancelled")
+    first = exchange_of(Turn("user", "What?"), "A star.")
+    return Conversation().add(first).add(exchange_of(Turn("user", "Where?"), "Left.", stopped))
 
 
 def controls(shown: list[dict]) -> list[list[str]]:
@@ -172,7 +172,7 @@ class Speaking:
     def __init__(self, *answers: str | Exception):
         self.info, self.answers, self.requests = DEMO, list(answers), []
 
-    def stream(self, request):
+    def stream(self, request, _stop=None):
         self.requests.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -227,7 +227,7 @@ def test_a_question_that_there_is_not_is_not_edited(number):
 
 
 def test_undo_takes_the_last_question_back_before_what_is_typed_already():
-    before = two_exchanges().add(Exchange(question_of("Who?", ["/cache/a.png"]), True, "I.", STATS))
+    before = two_exchanges().add(exchange_of(question_of("Who?", ["/cache/a.png"]), "I.", pan_and_scan=True))
     shown, box, after, _ = ChatHandlers(ModelRegistry(Speaking()), ()).undo(typed("and you"), before, Window())
     assert (after, len(shown)) == (two_exchanges(), 4)
     assert box["value"] == {"text": "Who?\n\nand you", "files": ["/cache/a.png"]}
@@ -254,6 +254,7 @@ def test_a_question_sent_while_another_is_answered_comes_back():
     async def both():
         first = handlers.send(typed("One?"), Conversation(), Window(), *VALUES)
         await anext(first)
+        await anext(first)  # the engine has begun
         second = [update async for update in handlers.send(typed("Two?"), Conversation(), Window(), *VALUES)]
         other = [update async for update in handlers.send(typed("Three?"), Conversation(), Window("two"), *VALUES)]
         await first.aclose()
@@ -330,22 +331,6 @@ def test_a_broken_picture_is_told_once():
     assert "The picture is empty." in handlers.preview(message, False, other, Window())
 
 
-def test_a_stopped_answer_tells_what_was_seen_of_it():
-    draft = _Draft()
-    for event in (
-        StageEvent("queued", "2nd"),
-        StageEvent("reading", "9"),
-        TokenEvent("a"),
-        TokenEvent(""),
-        TokenEvent("b"),
-    ):
-        draft.take(event)
-    figures = draft.figures("demo model", 2)
-    assert (figures.model, figures.num_images, figures.new_tokens) == ("demo model", 2, 3)
-    assert figures.time_to_first_token_s >= 0
-    assert _Draft(done=DoneEvent("a", STATS)).figures("demo model", 1) is STATS
-
-
 def test_reasons_and_stages_are_text_not_html():
     for message in (chat.failed("<b>no</b> {{x}} ${1}"), chat.working("<b>no</b>")):
         assert "<b>" not in message["content"][0].value
@@ -396,13 +381,13 @@ def test_the_int4_switch_starts_as_the_server_and_is_fixed_where_there_is_no_cho
 
 
 def test_settings_become_sampling():
-    assert Choices(True, "", 0.7, 40.0, 0.9, " 3 ", 64.0).sampling() == SamplingSettings(0.7, 40, 0.9, 3)
-    assert Choices(False, "", 0, 0, 1, "", 64).sampling().seed is None
+    assert Choices(True, "", 0.7, 40.0, 0.9, " 3 ", 64.0).own_sampling(None) == PartialSampling(0.7, 40, 0.9, 3)
+    assert Choices(False, "", 0, 0, 1, "", 64).own_sampling(None).seed is None
     with pytest.raises(Gemma3Error, match="Temperature"):
-        Choices(False, "", 3.0, 0, 1, "", 64).sampling()
+        Choices(False, "", 3.0, 0, 1, "", 64).own_sampling(None)
     for wrong in ("-1", "1.5", "abc", "9" * 30):
         with pytest.raises(Gemma3Error, match="seed"):
-            Choices(False, "", 0.0, 0, 1, wrong, 64).sampling()
+            Choices(False, "", 0.0, 0, 1, wrong, 64).own_sampling(None)
 
 
 class FakeBox:

@@ -608,7 +608,6 @@ def test_what_the_app_says_is_plain():
         f"{asking.STOPPED_EARLY} {asking.QUESTION_BACK}",
         f"{asking.NOTHING_SAID} {asking.ANSWER_STAYS}",
         looking.UNEXPECTED,
-        looking.STOPPED,
         looking.NO_WORD,
         "The picture is empty: 0 bytes. Choose the file again.",
         "The seed must be a whole number from 0 on, or empty; got -5.",

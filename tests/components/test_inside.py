@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from dataclasses import replace
-from html import escape, unescape
+from html import unescape
 from io import BytesIO
 
 import gradio as gr
@@ -18,13 +18,12 @@ from running_app import require_demo_model
 from window import STATS, Window, choice
 
 from components.chat.conversation import Conversation, Exchange, question_of
-from components.chat.handlers import ChatHandlers, _Draft
+from components.chat.handlers import ChatHandlers
 from components.inside.attention_view import spotlit
 from components.inside.compare import both_requests, first_difference
-from components.inside.handlers import NO_WORD, STOPPED, InsideHandlers, Selected, drawn_box
+from components.inside.handlers import NO_WORD, InsideHandlers, Selected, drawn_box
 from components.inside.mask_view import mask_html
 from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS
-from components.shown.stats import Interrupted
 from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html
 from gemma3_core.engine import (
     Answered,
@@ -40,6 +39,7 @@ from gemma3_core.engine import (
     SamplingSettings,
     StoppedError,
     TileMap,
+    TokenChoices,
     TokenEvent,
     Turn,
 )
@@ -63,7 +63,7 @@ def exchange(engine):
     done = events[-1]
     assert isinstance(done, DoneEvent)
     choices = tuple(e.choice for e in events if isinstance(e, TokenEvent) and e.choice is not None)
-    return Exchange(question, False, done.text, done.stats, Answered(request, done), choices)
+    return Exchange(question, False, Answered(request, done), TokenChoices(choices))
 
 
 def test_a_prompt_shows_its_text_escaped_its_marks_and_one_name_for_each_picture():
@@ -189,9 +189,6 @@ def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
 
 def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
     handlers = InsideHandlers(ModelRegistry(engine))
-    stopped = replace(exchange, stats=Interrupted("demo model", 1, 2, None, None), answered=None)
-    assert escape(STOPPED) in run(handlers.open(0, Conversation((stopped,)), Window()))[3]
-    assert escape(STOPPED) in run(handlers.mask(Selected(stopped)))
     assert NO_WORD in last(handlers.hide(Selected(exchange), Window()))
     gone = Turn("user", "What color is the star?", (tmp_path / "gone.png",))
     request = replace(exchange.answered.request, turns=(gone,))
@@ -200,8 +197,6 @@ def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
     assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))
     other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
     switched = replace(exchange, answered=Answered(exchange.answered.request, other))
-    assert "is loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
-    switched = replace(switched, stats=other.stats)
     assert "is not loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
     for number in (None, 7, -1):
         assert len(run(handlers.open(number, Conversation((exchange,)), Window()))) == 9
@@ -227,7 +222,7 @@ def closed(engine, monkeypatch):
     """Holds an entry for each answer that was closed; all answers are without end."""
     ends = []
 
-    def stream(_request):
+    def stream(_request, _stop=None):
         try:
             while True:
                 yield TokenEvent("a ")
@@ -363,13 +358,14 @@ def test_closing_the_panel_ends_a_comparison(engine, exchange, closed):
 
 
 def test_a_stopped_answer_is_looked_into(engine, exchange):
-    request, draft = exchange.answered.request, _Draft()
-    draft.request = request
-    stream = engine.stream(request)
-    while len(draft.choices) < 4:
-        draft.take(next(stream))
-    stream.close()
-    stopped = replace(exchange, answer=draft.text, answered=draft.answered(), choices=tuple(draft.choices))
+    request, stop, choices = exchange.answered.request, threading.Event(), []
+    for event in engine.stream(request, stop):
+        if isinstance(event, TokenEvent):
+            choices.append(event.choice)
+            if len(choices) == 4:
+                stop.set()
+    stopped = Exchange(exchange.question, False, Answered(request, event), TokenChoices(choices))
+    assert stopped.stats.stop_reason == "cancelled"
     handlers = InsideHandlers(ModelRegistry(engine))
     _, _, inputs, words, hint, *_, selected = run(handlers.open(0, Conversation((stopped,)), Window()))
     assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs

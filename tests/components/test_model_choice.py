@@ -13,7 +13,7 @@ from components.chat.handlers import ChatHandlers
 from components.chat.model_choice import Following
 from components.inside.compare import _Side, both_requests, comparison_html, parting
 from components.settings import Choices, build_settings, model_note
-from gemma3_core.engine import Int4Choice, ModelEntry, ModelRegistry, Request, SamplingSettings, Turn
+from gemma3_core.engine import Int4Choice, ModelEntry, ModelRegistry, PartialSampling, Request, SamplingSettings, Turn
 from gemma3_core.errors import CheckpointError
 
 DEMO = replace(INFO, sampling=SamplingSettings(0.0, 0, 1.0))
@@ -28,9 +28,10 @@ def choices(*sampling, **fields):
 
 def test_settings_left_alone_become_the_models_own_and_those_that_were_set_stay():
     left = choices().following(OTHER, DEMO)
-    assert left.sampling() == OTHER.sampling
+    assert left.own_sampling(None) == PartialSampling(1.0, 64, 0.95)
     assert left.shown == OTHER.name
-    assert choices(0.3, 0, 1.0).following(OTHER, DEMO).sampling() == SamplingSettings(0.3, 64, 0.95)
+    assert choices(0.3, 0, 1.0).following(OTHER, DEMO).own_sampling(None) == PartialSampling(0.3, 64, 0.95)
+    assert choices(0.3, 0, 1.0).own_sampling(DEMO).settings(OTHER.sampling) == SamplingSettings(0.3, 64, 0.95)
     assert choices(0.3, 0, 1.0).following(DEMO, DEMO) == choices(0.3, 0, 1.0)
 
 
@@ -60,7 +61,7 @@ class Engine:
     def __init__(self, info):
         self.info, self.requests = info, []
 
-    def stream(self, request):
+    def stream(self, request, _stop=None):
         self.requests.append(request)
         raise CheckpointError("No answer here.")
         yield
@@ -80,7 +81,8 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     message, after, _ = run(chat_handlers.send(typed("What?"), Conversation(), Window(), *values))
     assert "No answer here." in str(message[-1]["content"][0].value)
     assert after.returned.text == "What?"
-    assert other.requests[0].sampling == OTHER.sampling  # its own, though the page showed another's
+    # Its own, though the page showed another's.
+    assert other.requests[0].settings(OTHER.sampling) == OTHER.sampling
     shown, note, head, pan_and_scan, *sampling, first, box = following.follow(Conversation(), *values)
     assert (shown, note["visible"], pan_and_scan["visible"]) == (OTHER.name, False, False)
     assert sampling == [1.0, 64, 0.95]

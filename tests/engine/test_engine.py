@@ -675,12 +675,41 @@ def test_a_request_waits_for_room_for_tiles_and_gives_it_back(engine, monkeypatc
     events = engine.stream(ask("what is this", picture(1)))
     assert next(events).text == "Waiting until there is room for these pictures"
     assert answer(engine, ask("what is a color", visitor="reads no picture")).text is not None
-    engine._tiles.evict("somebody else")
+    engine._tiles.release("somebody else")
     *_, last = events
     assert last.stats.num_images == 1
     assert engine._tiles.hold("next", 1000, 0)
-    engine._tiles.evict("next")
+    engine._tiles.release("next")
     waiting = engine.stream(ask("what is this", picture(1)))
     next(waiting)
     waiting.close()
     assert engine._tiles.hold("next", 1000, 0)
+
+
+@pytest.mark.parametrize("after", ["queued", "encoding", "reading", "token"])
+def test_a_stopped_answer_ends_with_what_was_written_and_leaves_the_queue(engine, after):
+    """Within one event, in each stage; its figures are those of what was done."""
+    request, stop = ask("what is this", picture(1), max_new_tokens=20), threading.Event()
+    whole = list(engine.stream(request))[-1]
+    waiting = engine.stream(ask("who")) if after == "queued" else None
+    if waiting is not None:
+        next(waiting)
+    events = []
+    for event in engine.stream(request, stop):
+        events.append(event)
+        if (event.stage if isinstance(event, StageEvent) else "token") == after:
+            stop.set()
+    done, before = events[-1], events[:-1]
+    assert isinstance(done, DoneEvent)
+    assert not any(isinstance(event, DoneEvent) for event in before)
+    written = [event for event in before if isinstance(event, TokenEvent)]
+    assert len(written) == (after == "token")
+    assert done.stats.stop_reason == "cancelled"
+    assert done.stats.new_tokens == len(done.token_ids) == len(written)
+    assert done.token_ids == whole.token_ids[: len(written)]
+    assert done.text == "".join(event.text for event in written)
+    assert done.stats.prompt_tokens == (0 if after == "queued" else whole.stats.prompt_tokens)
+    assert (done.stats.time_to_first_token_s is None) == (after != "token")
+    if waiting is not None:
+        waiting.close()
+    assert list(engine.stream(request))[-1].token_ids == whole.token_ids

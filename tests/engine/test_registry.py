@@ -11,10 +11,26 @@ import pytest
 import torch
 from window import DEMO, STATS
 
-from gemma3_core.engine import DoneEvent, Engine, Request, StageEvent, TokenEvent, Turn
+from gemma3_core.engine import (
+    DoneEvent,
+    Engine,
+    PartialSampling,
+    Request,
+    SamplingSettings,
+    StageEvent,
+    TokenEvent,
+    Turn,
+)
 from gemma3_core.engine import registry as models_module
+from gemma3_core.engine.api import MAX_NEW_TOKENS
 from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry, entries_of
-from gemma3_core.errors import AttentionError, CheckpointError, QueueFullError, UnsupportedOptionError
+from gemma3_core.errors import (
+    AttentionError,
+    CheckpointError,
+    ContextLengthError,
+    QueueFullError,
+    UnsupportedOptionError,
+)
 
 PATIENCE_S = 60
 QUESTION = Request((Turn("user", "what is a color"),), max_new_tokens=4)
@@ -29,7 +45,7 @@ class Named:
         self.go_on.set()
         self.closed = False
 
-    def stream(self, _request):
+    def stream(self, _request, _stop=None):
         yield TokenEvent(self.info.name)
         assert self.go_on.wait(PATIENCE_S)
         yield DoneEvent("closed" if self.closed else self.info.name, replace(STATS, model=self.info.name))
@@ -309,15 +325,48 @@ def test_pictures_for_a_model_that_reads_text_only(real):
         done(real, "small-text-model", request)
 
 
-def test_the_request_is_made_of_what_is_known_of_the_loaded_model(real):
-    seen = []
+def test_what_a_request_leaves_open_is_filled_in_by_the_model_that_answers(real):
+    asked = replace(QUESTION, sampling=PartialSampling(top_k=3))
+    with real.held() as first:
+        assert first._filled(asked).settings(SamplingSettings()) == replace(first.info.sampling, top_k=3)
+        assert first._filled(asked).int4 is False
+    done(real, "small-text-model")
+    assert real.info("small-text-model").int4.obstacle
+    with pytest.raises(UnsupportedOptionError):
+        done(real, "small-text-model", replace(QUESTION, int4=True))
+    other = done(real, "small-text-model", replace(QUESTION, int4=True, int4_or_default=True))
+    assert other.stats.quantization == "none"
 
-    def made(info):
-        seen.append(info.multimodal)
-        return QUESTION
 
-    assert done(real, "small-text-model", made).stats.new_tokens
-    assert seen == [False]
+def test_a_length_that_is_left_open_is_what_the_context_has_room_for(real):
+    with real.held() as engine:
+
+        def said(words):
+            return replace(QUESTION, turns=(Turn("user", "a " * words),), max_new_tokens=None)
+
+        def tokens(words):
+            return len(engine.inspect(said(words)).tokens)
+
+        context = engine.info.context_length
+        long = said(int((context - 50 - tokens(1)) / ((tokens(101) - tokens(1)) / 100)))
+        left = context - len(engine.inspect(long).tokens)
+        assert 0 < left < MAX_NEW_TOKENS
+        stats = done(real, None, long).stats
+        assert (stats.new_tokens, stats.stop_reason) == (left, "length") or stats.stop_reason == "stop"
+        with pytest.raises(ContextLengthError):
+            done(real, None, replace(long, max_new_tokens=left + 1))
+
+
+def test_an_answer_that_is_stopped_while_its_model_loads_ends_as_cancelled():
+    loader = Loader()
+    loader.go_on.clear()
+    stop, models = threading.Event(), ModelRegistry(Named("a"), [ModelEntry("b", "/b")], loader)
+    events = models.stream("b", QUESTION, stop)
+    assert next(events).stage == "loading"
+    stop.set()
+    (end,) = events
+    assert (end.text, end.stats.model, end.stats.stop_reason) == ("", "b", "cancelled")
+    loader.go_on.set()
 
 
 def test_a_model_that_is_let_go_leaves_memory(chat_folder, text_chat_folder, tmp_path):

@@ -276,7 +276,7 @@ def test_tokens_come_one_by_one_and_closing_ends_the_work(our_text):
 
 def test_the_last_token_and_a_stop_cost_no_further_pass(our_text):
     model = Counted(our_text)
-    tokens = [int(t[0]) for t in generate_tokens(model, {"input_ids": image_prompt("t5")[0]}, GREEDY, 8, ())]
+    tokens = [int(t.tokens[0]) for t in generate_tokens(model, {"input_ids": image_prompt("t5")[0]}, GREEDY, 8, ())]
     assert model.passes == len(tokens) == 8
     model.passes = 0
     again = generate_tokens(model, {"input_ids": image_prompt("t5")[0]}, GREEDY, 8, (tokens[3],))
@@ -293,8 +293,8 @@ def test_a_second_turn_on_an_existing_cache_gives_the_tokens_of_one_pass(ours, w
     turn = {**second, "attention_mask": torch.ones_like(whole["input_ids"])} if with_mask else dict(second)
     if not with_mask:
         turn.pop("attention_mask")
-    expected = [int(t[0]) for t in generate_tokens(ours, whole, GREEDY, 30, ())]
-    assert [int(t[0]) for t in generate_tokens(ours, turn, GREEDY, 30, (), cache)] == expected
+    expected = [int(t.tokens[0]) for t in generate_tokens(ours, whole, GREEDY, 30, ())]
+    assert [int(t.tokens[0]) for t in generate_tokens(ours, turn, GREEDY, 30, (), cache)] == expected
     total = whole["input_ids"].shape[1] + 30
     assert max(columns._buffer.shape[2] for columns in cache._keys) == total, "room is taken for this turn, no more"
 
@@ -449,7 +449,7 @@ def test_progress_comes_between_chunks_and_closing_ends_the_work_there(our_text)
     assert [isinstance(step, PrefillProgress) for step in rest] == [True] * 3 + [False] * 5
     assert model.passes == 2 + 4 + 4
     whole = list(generate_tokens(model, prompt, GREEDY, 5, ()))
-    assert [int(step) for step in whole] == [int(step) for step in rest[3:]]
+    assert [int(step.tokens) for step in whole] == [int(step.tokens) for step in rest[3:]]
 
 
 def test_a_long_prompt_is_read_in_chunks_without_a_word(our_text):
@@ -486,7 +486,7 @@ def test_a_small_model_run_past_its_window_many_times_gives_the_tokens_of_an_unc
         fields = {name: value for name, value in prompt.items() if name != "attention_mask"}
         cache, count = KVCache(model.text_config), 15 * WINDOW
         steps = generate_tokens(model, fields, GREEDY, count, (), cache, prefill_chunk_size=30)
-        tokens = [step for step in steps if not isinstance(step, PrefillProgress)]
+        tokens = [step.tokens for step in steps if not isinstance(step, PrefillProgress)]
         ids = torch.cat([prompt["input_ids"], torch.stack(tokens, 1)], 1)
         types = {"token_type_ids": (ids == SOFT).long()} if "token_type_ids" in fields else {}
         pictures = {"pixel_values": fields["pixel_values"]} if "pixel_values" in fields else {}

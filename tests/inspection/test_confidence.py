@@ -1,10 +1,13 @@
 """How sure the model was of a token."""
 
+import gc
 import math
+import pickle
+import tracemalloc
 
 import torch
 
-from gemma3_core.inspection.confidence import token_choice, token_text
+from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenChoices, token_choice, token_text
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 
@@ -36,3 +39,29 @@ def test_the_text_of_a_token_keeps_its_space(small_tokenizer_folder):
     assert token_text(tokenizer, tokenizer.token_id("▁")) == " "
     assert token_text(tokenizer, tokenizer.eos_token_id) == "<eos>"
     assert token_text(tokenizer, 10**6) == "<1000000>"
+
+
+def test_packed_choices_are_the_same_choices_in_little_memory():
+    """What a page keeps of each token, with the ids and the text of the answer beside it, is under 200 bytes."""
+    words = [f" wörd{number}" for number in range(500)]
+
+    def choices(count):
+        for place in range(count):
+            others = tuple(Alternative(200_000 + place + n, words[(place + n) % 500], 1 / (n + 3)) for n in range(5))
+            yield TokenChoice(100_000 + place, words[place % 500], 0.1 + place / 10_000, others)
+
+    plain, packed = tuple(choices(20)), TokenChoices(choices(20))
+    assert tuple(packed) == plain
+    assert (packed[3], packed[-1], packed[2:4], len(packed)) == (plain[3], plain[-1], list(plain[2:4]), 20)
+    assert packed == TokenChoices(plain) != TokenChoices(plain[1:])
+    assert pickle.loads(pickle.dumps(packed)) == packed
+    assert list(TokenChoices()) == []
+    tracemalloc.start()
+    try:
+        kept = TokenChoices(choices(1000)), tuple(range(100_000, 101_000)), "".join(words[:500] * 2)
+        gc.collect()  # what Python keeps of objects that have gone
+        per_token = tracemalloc.get_traced_memory()[0] / 1000
+    finally:
+        tracemalloc.stop()
+    assert len(kept[0]) == 1000
+    assert per_token < 200, per_token

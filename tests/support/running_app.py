@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
@@ -145,7 +145,22 @@ class ScriptedEngine:
         for stage in stages:
             self.go_on[stage].set()
 
-    def stream(self, request: Any) -> Iterator[Any]:
+    def stream(self, request: Any, stop: threading.Event | None = None) -> Iterator[Any]:
+        from gemma3_core.engine import DoneEvent, Stats, TokenEvent
+
+        written = []
+        with closing(self._events(request)) as events:
+            for event in events:
+                yield event
+                if isinstance(event, DoneEvent):
+                    return
+                written += [event.text] if isinstance(event, TokenEvent) else []
+                if stop is not None and stop.is_set():
+                    break
+        stats = Stats("demo model", "cpu", "float32", "none", 1, 2, 90, 0, len(written), 0.0, 0.21, 64.2, "cancelled")
+        yield DoneEvent("".join(written), stats)
+
+    def _events(self, request: Any) -> Iterator[Any]:
         from gemma3_core.engine import DoneEvent, StageEvent, Stats, TokenEvent
 
         self.requests.append(request)

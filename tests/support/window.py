@@ -2,12 +2,16 @@
 
 import asyncio
 
-from components.chat.conversation import Conversation
-from gemma3_core.engine import ModelInfo, SamplingSettings, Stats
+from components.chat.conversation import Conversation, Exchange
+from gemma3_core.engine import Answered, DoneEvent, ModelInfo, Request, SamplingSettings, Stats, Turn
 from gemma3_core.inspection.confidence import Alternative, TokenChoice
 
 STATS = Stats("demo model", "cpu", "bfloat16", "none", 1, 2, 212, 0, 15, 0.0, 0.2123, 63.7, "stop")
 DEMO = ModelInfo("demo model", "cpu", "float32", "none", True, True, 4_421_888, 8192, 64, SamplingSettings())
+
+
+def exchange_of(question: Turn, answer: str, stats: Stats = STATS, pan_and_scan: bool = False) -> Exchange:
+    return Exchange(question, pan_and_scan, Answered(Request((question,)), DoneEvent(answer, stats)))
 
 
 class Window:

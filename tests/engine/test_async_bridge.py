@@ -1,13 +1,13 @@
-"""The bridge between an engine's iterator and the event loop: order, errors, and that Stop always closes."""
+"""The bridge between an engine's iterator and the event loop: order, errors, and that leaving always closes."""
 
 import asyncio
 import threading
-import time
+from contextlib import aclosing
 
 import pytest
 
-from components.answering import Answer, RunningAnswers
-from gemma3_core.engine import Gemma3Error, StageEvent, TokenEvent
+from gemma3_core.engine import Gemma3Error, StageEvent, TokenEvent, async_bridge
+from gemma3_core.engine.async_bridge import in_event_loop
 
 
 class Source:
@@ -31,8 +31,7 @@ class Source:
 
 def collect(source):
     async def run():
-        with Answer(source.stream()) as answer:
-            return [event async for event in answer]
+        return [event async for event in in_event_loop(source.stream())]
 
     return asyncio.run(run())
 
@@ -51,32 +50,13 @@ def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited():
     assert source.closed.wait(2)
 
 
-def test_stop_ends_at_once_and_closes_at_the_next_event():
-    gate = threading.Event()
-    source = Source([TokenEvent("a"), TokenEvent("b"), TokenEvent("c")], gate)
-
-    async def run():
-        seen = []
-        with Answer(source.stream()) as answer:
-            async for event in answer:
-                seen.append(event)
-                answer.stop()
-        return seen
-
-    start = time.monotonic()
-    assert asyncio.run(run()) == [TokenEvent("a")]
-    assert time.monotonic() - start < 1
-    gate.set()
-    assert source.closed.wait(2)
-
-
 def test_a_cancelled_handler_closes_the_iterator():
     gate = threading.Event()
     source = Source([TokenEvent("a"), TokenEvent("b")], gate)
 
     async def handler():
-        with Answer(source.stream()) as answer:
-            async for event in answer:
+        async with aclosing(in_event_loop(source.stream())) as events:
+            async for event in events:
                 yield event
 
     async def run():
@@ -100,8 +80,8 @@ def test_a_closed_handler_closes_the_iterator():
     source = Source([TokenEvent("a"), TokenEvent("b"), TokenEvent("c")])
 
     async def handler():
-        with Answer(source.stream()) as answer:
-            async for event in answer:
+        async with aclosing(in_event_loop(source.stream())) as events:
+            async for event in events:
                 yield event
 
     async def run():
@@ -113,36 +93,20 @@ def test_a_closed_handler_closes_the_iterator():
     assert source.closed.wait(2)
 
 
-def test_silence_is_told_once_a_second(monkeypatch):
-    monkeypatch.setattr("components.answering._TICK_S", 0.05)
+def test_the_latest_stage_comes_again_in_a_silence_and_otherwise_once(monkeypatch):
+    monkeypatch.setattr(async_bridge, "_TICK_S", 0.2)
     gate = threading.Event()
-    source = Source([TokenEvent("a"), TokenEvent("b")], gate)
-
-    async def run():
-        with Answer(source.stream()) as answer:
-            async for event in answer:
-                if event is None:
-                    gate.set()
-                yield event
+    stage = StageEvent("reading", "Reading")
+    source = Source([stage, stage, stage, TokenEvent("a")], gate)
 
     async def listed():
-        return [event async for event in run()]
+        seen = []
+        async for event in in_event_loop(source.stream()):
+            seen.append(event)
+            if len(seen) == 3:
+                gate.set()
+        return seen
 
-    events = asyncio.run(listed())
-    assert None in events
-    assert [event for event in events if event] == [TokenEvent("a"), TokenEvent("b")]
-
-
-def test_windows_are_kept_apart():
-    async def run():
-        running = RunningAnswers()
-        first, second = (Answer(iter([TokenEvent("a")])) for _ in range(2))
-        with first, second, running.entry("one", first), running.entry("two", second):
-            running.stop("one")
-            running.stop("nobody")
-            assert first.stopped
-            assert not second.stopped
-        assert "one" not in running
-        await running.discard("one")
-
-    asyncio.run(run())
+    seen = asyncio.run(listed())
+    assert seen[:3] == [stage] * 3  # one from the engine, two for the silence
+    assert seen[3:] == [TokenEvent("a")]

@@ -1,0 +1,95 @@
+"""Which answer each browser window waits for, and how often the page is redrawn while it comes."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gemma3_core.engine import Event
+
+_REDRAW_S = 0.05
+
+
+class RunningAnswer:
+    """One answer that a window waits for. `stop` is what the engine looks at."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._discarded = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    @property
+    def discarded(self) -> bool:
+        """Nobody wants to see what has been written."""
+        return self._discarded.is_set()
+
+    async def events(self, answer: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+        """The answer's events; they end at once when the answer is discarded."""
+        discarded = asyncio.ensure_future(self._discarded.wait())
+        following: asyncio.Future[Any] = discarded
+        try:
+            while not self.discarded:
+                following = asyncio.ensure_future(anext(answer, None))
+                await asyncio.wait((following, discarded), return_when=asyncio.FIRST_COMPLETED)
+                if not following.done() or (event := following.result()) is None:
+                    return
+                yield event
+        finally:
+            for task in (following, discarded):
+                task.cancel()
+            await asyncio.wait((following, discarded))
+            await answer.aclose()
+
+    async def discard(self) -> None:
+        """Ends the answer, and waits until nothing more of it can reach the page."""
+        self._discarded.set()
+        await self._ended.wait()
+
+    def end(self) -> None:
+        self._ended.set()
+
+
+class RunningAnswers:
+    """At most one answer for each browser window."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, RunningAnswer] = {}
+
+    def __contains__(self, window: str) -> bool:
+        return window in self._running
+
+    @contextmanager
+    def entry(self, window: str) -> Iterator[RunningAnswer]:
+        """A running answer of the window, for as long as the `with` block lasts."""
+        answer = self._running[window] = RunningAnswer()
+        try:
+            yield answer
+        finally:
+            del self._running[window]
+            answer.end()
+
+    def stop(self, window: str) -> None:
+        """Stops the window's answer, if one is running; what is written stays."""
+        if answer := self._running.get(window):
+            answer.stop.set()
+
+    async def discard(self, window: str) -> None:
+        """Ends the window's answer, if one is running; nothing of it stays."""
+        if answer := self._running.get(window):
+            await answer.discard()
+
+
+class Pace:
+    """Redraws at most twenty times a second."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time to draw again; if so, the time counts from now."""
+        if time.monotonic() - self._last < _REDRAW_S:
+            return False
+        self._last = time.monotonic()
+        return True

@@ -1,0 +1,59 @@
+"""The one bridge from the engine's threads to asyncio."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+
+from gemma3_core.engine.api import Event, StageEvent
+
+_TICK_S = 1.0
+
+
+async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
+    """The events of a blocking iterator, which a thread of its own pulls; closing this closes it, within one event.
+
+    A stage is given again only once a second, whether the iterator repeats it or is silent: a server notices that a
+    visitor has left only when it sends something.
+    """
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+    closed = threading.Event()
+
+    def hand_over(item: Event | BaseException | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+    def pull() -> None:
+        try:
+            for event in events:
+                if closed.is_set():
+                    break
+                hand_over(event)
+            hand_over(None)
+        except Exception as error:  # noqa: BLE001  raised again in the event loop, where it can be shown
+            hand_over(error)
+        finally:
+            if (close := getattr(events, "close", None)) is not None:
+                close()
+
+    threading.Thread(target=pull, name="answer", daemon=True).start()
+    stage, said = StageEvent("queued", "Sending the question"), time.monotonic()
+    try:
+        while True:
+            try:
+                item = await asyncio.wait_for(arrived.get(), max(0.0, said + _TICK_S - time.monotonic()))
+            except TimeoutError:
+                item = stage
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            if item == stage and time.monotonic() < said + _TICK_S:
+                continue
+            if isinstance(item, StageEvent):
+                stage = item
+            said = time.monotonic()
+            yield item
+    finally:
+        closed.set()

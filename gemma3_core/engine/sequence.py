@@ -1,0 +1,80 @@
+"""One answer while it runs: what has been written so far, and its figures at any time."""
+
+import time
+from typing import Literal
+
+from gemma3_core.engine.api import DoneEvent, ModelInfo, Request, Stats, TokenEvent
+from gemma3_core.engine.precisions import quantization_name
+from gemma3_core.engine.prompts import Prompt
+from gemma3_core.inspection.confidence import TokenChoice
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer, StreamingDecoder
+
+
+class RunningRequest:
+    """The tokens and times of one answer, which becomes a DoneEvent when it ends or is stopped."""
+
+    def __init__(self, request: Request, info: ModelInfo, tokenizer: Gemma3Tokenizer):
+        self.request, self._info = request, info
+        self.prompt: Prompt | None = None
+        self.reused_tokens = 0
+        self._decoder = StreamingDecoder(tokenizer)
+        self._pieces: list[str] = []
+        self._token_ids: list[int] = []
+        self._new_tokens = 0  # the stop token counts
+        self._entered = time.monotonic()
+        self._started: float | None = None
+        self._first = self._last = 0.0
+
+    def start(self) -> None:
+        """The sequence has left the queue."""
+        self._started = time.monotonic()
+
+    @property
+    def running_s(self) -> float:
+        """Seconds since it left the queue."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def count(self) -> None:
+        """A token has been sampled."""
+        self._new_tokens += 1
+        self._last = time.monotonic()
+        if self._new_tokens == 1:
+            self._first = self._last
+
+    def push(self, token_id: int, choice: TokenChoice | None) -> TokenEvent:
+        """Adds a token to the answer."""
+        self._token_ids.append(token_id)
+        self._pieces.append(self._decoder.push(token_id))
+        return TokenEvent(self._pieces[-1], choice)
+
+    def rest(self) -> TokenEvent | None:
+        """What is left of the text where the answer ends within a character."""
+        rest = self._decoder.finish()
+        self._pieces.append(rest)
+        return TokenEvent(rest) if rest else None
+
+    def done(self, stop_reason: Literal["stop", "length", "cancelled"]) -> DoneEvent:
+        prompt, started = self.prompt, time.monotonic() if self._started is None else self._started
+        decoding_s = self._last - self._first
+        stats = Stats(
+            model=self._info.name,
+            device=self._info.device,
+            dtype=self._info.dtype,
+            quantization=quantization_name(bool(self.request.int4)),
+            num_images=self.request.num_images,
+            num_crops=0 if prompt is None else prompt.num_crops,
+            prompt_tokens=0 if prompt is None else prompt.num_tokens,
+            reused_tokens=self.reused_tokens,
+            new_tokens=self._new_tokens,
+            queue_s=round(started - self._entered, 4),
+            time_to_first_token_s=round(self._first - started, 4) if self._new_tokens else None,
+            tokens_per_s=round((self._new_tokens - 1) / decoding_s, 2) if decoding_s > 0 else None,
+            stop_reason=stop_reason,
+        )
+        return DoneEvent("".join(self._pieces), stats, tuple(self._token_ids))
+
+
+def never_begun(request: Request, model: str) -> DoneEvent:
+    """The end of an answer that was stopped before its model was loaded."""
+    stats = Stats(model, "", "", quantization_name(False), request.num_images, 0, 0, 0, 0, 0.0, None, None, "cancelled")
+    return DoneEvent("", stats)

@@ -1,0 +1,106 @@
+"""What a browser window waits for: stopped it ends by itself, discarded at once."""
+
+import asyncio
+import threading
+
+import pytest
+
+from components.chat.running import Pace, RunningAnswers
+from gemma3_core.engine import TokenEvent
+
+
+class Source:
+    """Events for asyncio; after the first it waits for `gate`."""
+
+    def __init__(self):
+        self.gate, self.closed = asyncio.Event(), False
+
+    async def stream(self):
+        try:
+            yield TokenEvent("a")
+            await self.gate.wait()
+            yield TokenEvent("b")
+        finally:
+            self.closed = True
+
+
+async def listen(running, window, source, seen):
+    with running.entry(window) as answer:
+        async for event in answer.events(source.stream()):
+            seen.append(event.text)
+    return answer
+
+
+def test_a_discarded_answer_ends_at_once_and_is_closed():
+    async def go():
+        running, source, seen = RunningAnswers(), Source(), []
+        listening = asyncio.create_task(listen(running, "one", source, seen))
+        await asyncio.sleep(0.05)
+        assert "one" in running
+        await asyncio.wait_for(running.discard("one"), 1)
+        assert "one" not in running
+        answer = await listening
+        assert (answer.discarded, answer.stop.is_set(), source.closed, seen) == (True, False, True, ["a"])
+
+    asyncio.run(go())
+
+
+def test_a_stopped_answer_goes_on_to_its_end():
+    async def go():
+        running, source, seen = RunningAnswers(), Source(), []
+        listening = asyncio.create_task(listen(running, "one", source, seen))
+        await asyncio.sleep(0.05)
+        running.stop("nobody")
+        running.stop("one")
+        source.gate.set()
+        answer = await listening
+        assert (answer.discarded, answer.stop.is_set(), source.closed, seen) == (False, True, True, ["a", "b"])
+
+    asyncio.run(go())
+
+
+def test_windows_are_kept_apart():
+    async def go():
+        running = RunningAnswers()
+        with running.entry("one") as one, running.entry("two") as two:
+            running.stop("one")
+            assert (one.stop.is_set(), two.stop.is_set()) == (True, False)
+        assert "one" not in running
+        await running.discard("one")
+
+    asyncio.run(go())
+
+
+def test_a_handler_that_is_cancelled_closes_its_answer():
+    async def go():
+        source = Source()
+        listening = asyncio.create_task(listen(RunningAnswers(), "one", source, []))
+        await asyncio.sleep(0.05)
+        listening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await listening
+        assert source.closed
+
+    asyncio.run(go())
+
+
+def test_an_error_of_the_engine_is_raised():
+    async def broken():
+        yield TokenEvent("a")
+        raise ValueError("no")
+
+    async def go():
+        with RunningAnswers().entry("one") as answer:
+            return [event async for event in answer.events(broken())]
+
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(go())
+
+
+def test_redraws_keep_a_pace():
+    pace, drawn = Pace(), 0
+    end = threading.Timer(0.3, lambda: None)
+    end.start()
+    while end.is_alive():
+        drawn += pace.due()
+    assert 2 <= drawn <= 7
