@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import PromptError
 from gemma3_core.files.hub import resolve_folder
-from gemma3_core.files.saving import refuse_options
 from gemma3_core.models.multimodal import Gemma3Model
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.models.text import Gemma3TextModel
@@ -167,27 +166,16 @@ class Gemma3TextForSequenceClassification(_SequenceClassifier):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        *,
         return_dict: bool | None = None,
-        **unknown: Any,
+        **options: Any,
     ) -> Any:
         """Logits [B, labels] of prompts [B, T]; with `labels` the loss too (see `classification_loss`).
 
         The last token is found by the ids, so padding may be on either side; with inputs_embeds it is the last
-        column. Raises PromptError.
+        column. The other inputs and `options` are those of Gemma3TextModel. Raises PromptError.
         """
-        refuse_options("forward", unknown)
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **options)
         return self._classify(out, input_ids, labels, return_dict)
 
 
@@ -214,27 +202,14 @@ class Gemma3ForSequenceClassification(_SequenceClassifier):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        *,
         return_dict: bool | None = None,
-        **unknown: Any,
+        **options: Any,
     ) -> Any:
         """Logits [B, labels] of prompts [B, T] with pictures [N, 3, S, S]; with `labels` the loss too.
 
-        As with Gemma3TextForSequenceClassification.
+        As with Gemma3TextForSequenceClassification; the other inputs and `options` are those of Gemma3Model.
         """
-        refuse_options("forward", unknown)
-        out = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
+        prompt = (input_ids, pixel_values, attention_mask, position_ids, past_key_values, token_type_ids, inputs_embeds)
+        out = self.model(*prompt, **options)
         return self._classify(out, input_ids, labels, return_dict)

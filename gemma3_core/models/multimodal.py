@@ -100,21 +100,19 @@ class Gemma3Model(PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        soft_tokens: torch.Tensor | None = None,
         mm_encoder_outputs: Mapping[str, Any] | None = None,
+        *,
+        soft_tokens: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **unknown: Any,
+        **options: Any,
     ) -> TextModelOutput:
         """Hidden states [B, T, E] of new tokens; token_type_ids [B, T] are 1 on soft tokens.
 
         Without token_type_ids image blocks are causal like text, as in transformers. soft_tokens
         [N, tokens, E], from get_image_features, may stand in for pixel_values; so may
-        mm_encoder_outputs={"image": what get_image_features returned}. The other inputs are those of Gemma3TextModel.
-        Raises PromptError, UnsupportedOptionError.
+        mm_encoder_outputs={"image": what get_image_features returned}. The other inputs and `options` are those of
+        Gemma3TextModel. Raises PromptError, UnsupportedOptionError.
         """
-        refuse_options("forward", unknown)
         check_prompt(input_ids, inputs_embeds, past_key_values)
         require_tensors(token_type_ids=token_type_ids, soft_tokens=soft_tokens)
         soft_tokens = self._soft_tokens(pixel_values, soft_tokens, mm_encoder_outputs)
@@ -124,16 +122,11 @@ class Gemma3Model(PreTrainedModel):
                 f"token_type_ids must be {list(inputs_embeds.shape[:2])} like the prompt, got "
                 f"{list(token_type_ids.shape)}."
             )
-        first = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if token_type_ids is not None:
+            first = 0 if past_key_values is None else past_key_values.get_seq_length()
+            options["image_blocks"] = image_blocks(token_type_ids, first)
         out = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            image_blocks=None if token_type_ids is None else image_blocks(token_type_ids, first),
+            None, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **options
         )
         out.image_hidden_states = soft_tokens
         return as_asked(out, return_dict)
@@ -192,34 +185,19 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        soft_tokens: torch.Tensor | None = None,
         mm_encoder_outputs: Mapping[str, Any] | None = None,
+        *,
         num_items_in_batch: int | torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **unknown: Any,
+        **options: Any,
     ) -> CausalLMOutput:
         """Logits [B, T or logits_to_keep, vocabulary]; loss where labels [B, T] are given (-100 is ignored).
 
-        The other inputs are those of Gemma3Model. num_items_in_batch: see `causal_output`.
+        The other inputs and `options` are those of Gemma3Model. num_items_in_batch: see `causal_output`.
         Raises PromptError, UnsupportedOptionError.
         """
-        refuse_options("forward", unknown)
-        out = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            soft_tokens=soft_tokens,
-            mm_encoder_outputs=mm_encoder_outputs,
-        )
+        prompt = (input_ids, pixel_values, attention_mask, position_ids, past_key_values, token_type_ids, inputs_embeds)
+        out = self.model(*prompt, use_cache, mm_encoder_outputs, **options)
         logits = self.lm_head(last_tokens(out.last_hidden_state, logits_to_keep))
         return as_asked(causal_output(out, logits, labels, num_items_in_batch), return_dict)
 

@@ -53,6 +53,7 @@ class Gemma3TextModel(PreTrainedModel):
         past_key_values: KVCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        *,
         output_attentions: bool | WeightReader | None = None,
         output_hidden_states: bool | None = None,
         image_blocks: torch.Tensor | None = None,
@@ -247,28 +248,17 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        *,
         num_items_in_batch: int | torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **unknown: Any,
+        **options: Any,
     ) -> CausalLMOutput:
         """Logits [B, T or logits_to_keep, vocabulary]; loss where labels [B, T] are given (-100 is ignored).
 
-        The other inputs are those of Gemma3TextModel. num_items_in_batch: see `causal_output`.
+        The other inputs and `options` are those of Gemma3TextModel. num_items_in_batch: see `causal_output`.
         Raises PromptError, UnsupportedOptionError.
         """
-        refuse_options("forward", unknown)
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **options)
         logits = self.lm_head(last_tokens(out.last_hidden_state, logits_to_keep))
         cap = self.config.final_logit_softcapping
         if cap is not None:
