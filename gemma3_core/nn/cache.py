@@ -1,7 +1,8 @@
-"""KV cache: full length on global layers, a ring of the window's length on local ones.
+"""KV cache: every column on global layers, a ring of the last `window` columns on local ones.
 
-The cache stores the position and the image block of every key, and `masks.attention_mask` decides by these, never by
-lengths. Each row of a batch has its own positions (left padding is PADDING); all rows share the columns.
+Both take memory as they fill. The cache stores the position and the image block of every key, and
+`masks.attention_mask` decides by these, never by lengths. Each row of a batch has its own positions (left padding is
+PADDING); all rows share the columns.
 """
 
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ _LEAST_GROWTH = 256
 class GrowingBuffer:
     """Keeps every column along `dim`.
 
-    Allocates `reserve` columns at once. Beyond them it grows by a quarter: copies stay rare, and at most a fifth is
-    empty (or _LEAST_GROWTH columns). It never allocates ahead beyond `most` columns, the model's longest context.
+    Allocates `reserve` columns at once. Beyond them it grows by a quarter, but at least by _LEAST_GROWTH columns, so
+    that copies stay rare. It never allocates ahead beyond `most` columns, the model's longest context.
     """
 
     def __init__(self, dim: int, reserve: int, most: int):
@@ -38,65 +39,50 @@ class GrowingBuffer:
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns every column so far (a view)."""
         end = start + new.shape[self._dim]
-        if self._buffer is None or self._buffer.shape[self._dim] < end:
-            self._buffer = _grow(self._buffer, new, self._dim, self._room(end), keep=start)
-        self._buffer.narrow(self._dim, start, end - start).copy_(new)
-        return self._buffer.narrow(self._dim, 0, end)
+        buffer = self._with_room(end, new, keep=start)
+        buffer.narrow(self._dim, start, end - start).copy_(new)
+        return buffer.narrow(self._dim, 0, end)
 
-    def _room(self, end: int) -> int:
-        if end <= self.reserve:
-            return self.reserve
-        room = end + max(_LEAST_GROWTH, end // 4)
-        return min(room, self._most) if end <= self._most else room
+    def _with_room(self, columns: int, like: torch.Tensor, keep: int) -> torch.Tensor:
+        """The buffer with room for `columns`; a larger one takes over the first `keep`."""
+        old = self._buffer
+        if old is not None and old.shape[self._dim] >= columns:
+            return old
+        room = self.reserve if columns <= self.reserve else columns + max(_LEAST_GROWTH, columns // 4)
+        shape = list(like.shape)
+        shape[self._dim] = max(columns, min(room, self._most))
+        # Not an inference tensor: it could not be written to once generation is over.
+        with torch.inference_mode(False):
+            self._buffer = like.new_zeros(shape)
+        if old is not None:
+            self._buffer.narrow(self._dim, 0, keep).copy_(old.narrow(self._dim, 0, keep))
+        return self._buffer
 
 
-class RingBuffer:
-    """The last `window` columns along `dim`: column c lies in slot c % window."""
+class RingBuffer(GrowingBuffer):
+    """Keeps the last `window` columns: column c lies in slot c % window. It grows up to the window."""
 
-    def __init__(self, dim: int, window: int):
-        self._dim, self._window = dim, window
-        self._buffer: torch.Tensor | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return 0 if self._buffer is None else self._buffer.nbytes
-
-    @property
-    def rows(self) -> int | None:
-        return None if self._buffer is None else self._buffer.shape[0]
+    def __init__(self, dim: int, reserve: int, window: int):
+        super().__init__(dim, reserve, most=window)
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns what its queries may need: the columns kept before, and `new`.
 
         Slots are not in the order of columns; the positions stored alongside tell which is which.
         """
-        count = new.shape[self._dim]
-        if self._buffer is None:
-            self._buffer = _grow(None, new, self._dim, self._window, keep=0)
-        if start + count <= self._window:
-            self._buffer.narrow(self._dim, start, count).copy_(new)
-            return self._buffer.narrow(self._dim, 0, start + count)
+        count, window = new.shape[self._dim], self._most
+        if start + count <= window:
+            return super().write(new, start)
+        held = min(start, window)
+        buffer = self._with_room(window, new, keep=held)
         if count == 1:
-            self._buffer.narrow(self._dim, start % self._window, 1).copy_(new)
-            return self._buffer
-        before = self._buffer.narrow(self._dim, 0, min(start, self._window))
-        seen = torch.cat([before, new], dim=self._dim)
-        kept = min(count, self._window)
-        slots = torch.arange(start + count - kept, start + count, device=new.device) % self._window
-        self._buffer.index_copy_(self._dim, slots, new.narrow(self._dim, count - kept, kept))
+            buffer.narrow(self._dim, start % window, 1).copy_(new)
+            return buffer
+        seen = torch.cat([buffer.narrow(self._dim, 0, held), new], dim=self._dim)
+        kept = min(count, window)
+        slots = torch.arange(start + count - kept, start + count, device=new.device) % window
+        buffer.index_copy_(self._dim, slots, new.narrow(self._dim, count - kept, kept))
         return seen
-
-
-def _grow(old: torch.Tensor | None, like: torch.Tensor, dim: int, room: int, keep: int) -> torch.Tensor:
-    """A buffer with `room` columns along `dim`, the first `keep` taken over from `old`."""
-    shape = list(like.shape)
-    shape[dim] = room
-    # Never an inference tensor, which could not be written to once generation is over.
-    with torch.inference_mode(False):
-        buffer = like.new_zeros(shape)
-    if old is not None:
-        buffer.narrow(dim, 0, keep).copy_(old.narrow(dim, 0, keep))
-    return buffer
 
 
 class KVCache:
@@ -107,7 +93,7 @@ class KVCache:
     """
 
     def __init__(self, config: Gemma3TextConfig | Gemma3Config, reserve: int = 0):
-        """Room for `reserve` tokens is taken at once on global layers; beyond it they grow."""
+        """The first allocation has room for `reserve` tokens (in a ring for the window at most)."""
         config = config.text_config if isinstance(config, Gemma3Config) else config
         if not isinstance(config, Gemma3TextConfig):
             raise ConfigError(f"A KVCache needs the model's config (model.config), got {type(config).__name__}.")
@@ -123,17 +109,16 @@ class KVCache:
         self._blocks = {kind: self._columns(kind, 1, reserve) for kind in (LOCAL, GLOBAL)}
         self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def _columns(self, layer_type: str, dim: int, reserve: int) -> GrowingBuffer | RingBuffer:
+    def _columns(self, layer_type: str, dim: int, reserve: int) -> GrowingBuffer:
         window = self._config.window(layer_type)
         if window is not None:
-            return RingBuffer(dim, window)
+            return RingBuffer(dim, reserve, window)
         return GrowingBuffer(dim, reserve, self._config.max_position_embeddings)
 
     def reserve(self, tokens: int) -> None:
         """Makes the next allocation large enough for `tokens` tokens in all."""
         for columns in self._all_columns():
-            if isinstance(columns, GrowingBuffer):
-                columns.reserve = max(columns.reserve, tokens)
+            columns.reserve = max(columns.reserve, tokens)
 
     @property
     def batch_size(self) -> int | None:
@@ -145,7 +130,7 @@ class KVCache:
         """Bytes of all tensors in the cache, including columns not yet used."""
         return sum(columns.num_bytes for columns in self._all_columns())
 
-    def _all_columns(self) -> Iterator[GrowingBuffer | RingBuffer]:
+    def _all_columns(self) -> Iterator[GrowingBuffer]:
         yield from (*self._keys, *self._values, *self._positions.values(), *self._blocks.values())
 
     def get_seq_length(self) -> int:

@@ -14,6 +14,7 @@ from gemma3_core.errors import PromptError
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.models.weights import module_name
+from gemma3_core.nn import cache as cache_module
 from gemma3_core.nn.cache import KVCache
 
 LAYOUTS = {
@@ -182,6 +183,23 @@ def test_decoding_far_past_the_ring_equals_one_pass(ours, theirs):
     steps = [ours(**prompt, past_key_values=cache).logits]
     steps += [ours(input_ids=token[None], past_key_values=cache).logits for token in more.T]
     assert_equal(torch.cat(steps, 1), reference)
+
+
+@pytest.mark.parametrize("reserve", [0, 1, WINDOW - 1])
+@pytest.mark.parametrize("layouts", [["t4", "t9", f"t{WINDOW}"], ["t2 i t3", "t1"], [f"t{3 * WINDOW} i t2"]], ids=str)
+@torch.no_grad()
+def test_a_growing_ring_gives_the_very_logits_of_a_full_one(ours, monkeypatch, reserve, layouts):
+    """Step by step over the window's edge, rows of a padded batch too."""
+    monkeypatch.setattr(cache_module, "_LEAST_GROWTH", 1)
+    batch = batch_of(layouts)
+    more = image_prompt(f"t{3 * WINDOW}", seed=5)[0][:, 1:].repeat(len(layouts), 1)
+    results = []
+    for room in (reserve, 10 * WINDOW):
+        cache = KVCache(ours.config.text_config, reserve=room)
+        steps = [ours(**batch, past_key_values=cache).logits]
+        steps += [ours(input_ids=tokens[:, None], past_key_values=cache).logits for tokens in more.T]
+        results.append(torch.cat(steps, 1))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("chunks", [[1, 3], [WINDOW - 1, 1, WINDOW + 1], [2 * WINDOW, 7], [5, WINDOW, 3 * WINDOW]])

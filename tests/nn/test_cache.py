@@ -154,6 +154,48 @@ def test_the_ring_never_takes_more_than_the_window(config):
     assert full.shape[2] >= 40 * WINDOW
 
 
+def test_a_short_conversation_takes_room_for_its_own_tokens_only(config):
+    """On every layer, although the window is far longer."""
+    config = config.replace(sliding_window=1024)
+    cache = KVCache(config, reserve=50)
+    for first in range(50):
+        read(cache, columns(first, 1))
+    a_layer = 2 * KV_HEADS * HEAD_DIM * 50 * 4  # keys and values in float32
+    notes = 2 * 2 * 50 * 8  # position and block of each key, once for each kind of layer
+    assert cache.num_bytes == len(KINDS) * a_layer + notes
+    unannounced = KVCache(config)
+    read(unannounced, columns(0, 50))
+    assert unannounced.num_bytes == cache.num_bytes // 50 * (50 + 256), "the least growth ahead"
+
+
+@pytest.mark.parametrize("reserve", [0, 100, 1000])
+@pytest.mark.parametrize("chunks", [[1] * 700, [290, 1, 1, 320, 1], [150] * 5, [1, 599, 1, 1], [400, 250, 1]], ids=len)
+def test_a_ring_grows_up_to_the_window_and_over_its_edge(config, reserve, chunks):
+    """A window of 600 columns, passed one by one and in chunks; a ring in growth gives back what a full one does."""
+    config = config.replace(sliding_window=600)
+    cache, first = KVCache(config, reserve), 0
+    for count in chunks:
+        got = read(cache, columns(first, count))
+        first += count
+        oldest = max(0, first - count - 600 + (count == 1))
+        assert sorted(got[0][0].tolist()) == [float(column) for column in range(oldest, first)]
+        assert cache.seen(LOCAL)[0][0].tolist() == got[0][0].tolist()
+        ring = cache._keys[0]._buffer
+        assert ring is not None
+        assert ring.shape[2] <= 600
+    assert ring.shape[2] == 600
+
+
+def test_what_is_truncated_in_a_growing_ring_is_written_anew(config):
+    config = config.replace(sliding_window=600)
+    cache = KVCache(config, reserve=40)
+    read(cache, columns(0, 300))
+    cache.truncate(30)
+    got = read(cache, columns(30, 700))
+    assert got[0][0].tolist() == [float(column) for column in range(730)]
+    assert not cache.can_truncate(30)
+
+
 def test_reserved_room_is_never_moved(config):
     total = 20 * WINDOW
     cache = KVCache(config, reserve=total)
