@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -39,13 +39,12 @@ class SequenceClassifierOutput(_KeyedOutput):
 class _SequenceClassifier(PreTrainedModel):
     """What the two classifiers share: the head, the last token, the loss, labels when loading."""
 
+    body_class: ClassVar[type]
+
     def __init__(self, config: AnyConfig):
         super().__init__(config)
-        self.model = self._body(config)
+        self.model = self.body_class(config)
         self.score = nn.Linear(self.text_config.hidden_size, config.num_labels, bias=False)
-
-    def _body(self, config: Any) -> Any:
-        raise NotImplementedError
 
     @property
     def num_labels(self) -> int:
@@ -149,13 +148,7 @@ class Gemma3TextForSequenceClassification(_SequenceClassifier):
 
     config: Gemma3TextConfig
     config_class = Gemma3TextConfig
-
-    def _body(self, config: Gemma3TextConfig) -> Gemma3TextModel:
-        return Gemma3TextModel(config)
-
-    @property
-    def decoder(self) -> Gemma3TextModel:
-        return self.model
+    body_class = Gemma3TextModel
 
     def forward(
         self,
@@ -184,13 +177,7 @@ class Gemma3ForSequenceClassification(_SequenceClassifier):
 
     config: Gemma3Config
     config_class = Gemma3Config
-
-    def _body(self, config: Gemma3Config) -> Gemma3Model:
-        return Gemma3Model(config)
-
-    @property
-    def decoder(self) -> Gemma3TextModel:
-        return self.model.language_model
+    body_class = Gemma3Model
 
     def forward(
         self,

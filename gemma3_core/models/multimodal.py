@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from gemma3_core.config.gemma3 import Gemma3Config
 from gemma3_core.errors import PromptError
@@ -17,10 +18,9 @@ from gemma3_core.models.text import (
     causal_output,
     check_prompt,
     last_tokens,
-    output_head,
-    require_tensors,
 )
 from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.inputs import described, require_tensors
 from gemma3_core.nn.masks import image_blocks
 from gemma3_core.nn.outputs import CausalLMOutput, ImageFeatures, TextModelOutput, as_asked
 from gemma3_core.nn.vision import MultiModalProjector, SiglipVisionModel
@@ -50,10 +50,9 @@ class Gemma3Model(PreTrainedModel):
         side = self.config.vision_config.image_size
         is_tensor = isinstance(pixel_values, torch.Tensor)
         if not is_tensor or not pixel_values.is_floating_point() or tuple(pixel_values.shape[1:]) != (3, side, side):
-            got = f"{pixel_values.dtype} {list(pixel_values.shape)}" if is_tensor else type(pixel_values).__name__
             raise PromptError(
-                f"pixel_values must be floating numbers [pictures, 3, {side}, {side}], got "
-                f"{got.removeprefix('torch.')}. Use the processor, with the size of the model's config."
+                f"pixel_values must be floating numbers [pictures, 3, {side}, {side}], got {described(pixel_values)}. "
+                "Use the processor, with the size of the model's config."
             )
         features = self.vision_tower(pixel_values)
         return as_asked(ImageFeatures(features, self.multi_modal_projector(features)), return_dict)
@@ -72,7 +71,7 @@ class Gemma3Model(PreTrainedModel):
         if input_ids is not None:
             places = input_ids == soft_id
             # The published id of the soft token lies beyond some vocabularies; its embedding is replaced anyway.
-            x = embedding(input_ids.masked_fill(places, 0) if self._soft_id_beyond() else input_ids)
+            x = embedding(input_ids.masked_fill(places, 0) if soft_id >= embedding.num_embeddings else input_ids)
         else:
             assert inputs_embeds is not None
             x = inputs_embeds
@@ -86,9 +85,6 @@ class Gemma3Model(PreTrainedModel):
                 f"{soft_tokens.shape[0]} x {soft_tokens.shape[1]}. Give one picture for each place."
             )
         return x.masked_scatter(places[:, :, None], soft_tokens.to(x))
-
-    def _soft_id_beyond(self) -> bool:
-        return self.config.image_token_index >= self.config.text_config.vocab_size
 
     def forward(
         self,
@@ -160,12 +156,8 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
     def __init__(self, config: Gemma3Config):
         super().__init__(config)
         self.model = Gemma3Model(config)
-        self.lm_head = output_head(config.text_config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.tie_weights()
-
-    @property
-    def decoder(self) -> Gemma3TextModel:
-        return self.model.language_model
 
     def get_image_features(
         self, pixel_values: torch.Tensor, return_dict: bool | None = None, **unknown: Any

@@ -13,6 +13,7 @@ from gemma3_core.files.saving import refuse_options
 from gemma3_core.generation.generate import GenerationMixin
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.inputs import described, require_prompt, require_tensors
 from gemma3_core.nn.layers import DecoderLayer, RMSNorm, WeightReader, rotary_tables
 from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask
 from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
@@ -77,18 +78,23 @@ class Gemma3TextModel(PreTrainedModel):
             raise PromptError(f"inputs_embeds are {x.shape[-1]} wide, this model's are {self.config.hidden_size}.")
         keep = self.config.use_cache if use_cache is None else use_cache
         cache = past_key_values if past_key_values is not None else (KVCache(self.config) if keep else None)
-        columns = _columns(x, cache)
-        ready = _ready_masks(attention_mask, columns, cache)
+        past = 0 if cache is None else cache.get_seq_length()
+        columns = torch.arange(past, past + x.shape[1], device=x.device).expand(x.shape[:2])  # padding counts too
+        ready = _ready_masks(attention_mask, columns, past)
         padding_mask = attention_mask if ready is None and isinstance(attention_mask, torch.Tensor) else None
-        positions = _mask_positions(columns, padding_mask, cache)
+        positions = _mask_positions(columns, padding_mask, past)
         blocks = torch.full_like(positions, NO_BLOCK) if image_blocks is None else image_blocks
         if cache is not None:
             cache.begin(positions, blocks, may_have_padding=padding_mask is not None)
         masks: Mapping[str, torch.Tensor | None] = ready or {
             kind: self._mask(kind, positions, blocks, cache) for kind in (LOCAL, GLOBAL)
         }
-        turned = columns if position_ids is None else _checked_positions(position_ids, columns)
-        rotary = {kind: self._rotary(kind, turned, x) for kind in masks}
+        if position_ids is None:
+            position_ids = columns
+        elif tuple(position_ids.shape) not in (tuple(columns.shape), (1, columns.shape[1])):
+            raise PromptError(f"position_ids must be {list(columns.shape)}, got {list(position_ids.shape)}.")
+        head_dim = self.config.head_dim
+        rotary = {kind: rotary_tables(position_ids, head_dim, self.config.rope_for(kind), x.dtype) for kind in masks}
 
         hidden_states, attentions = [], []
         for i, layer in enumerate(self.layers):
@@ -101,13 +107,8 @@ class Gemma3TextModel(PreTrainedModel):
         x = self.norm(x)
         if cache is not None:
             cache.advance()
-        result = TextModelOutput(
-            last_hidden_state=x,
-            past_key_values=cache,
-            hidden_states=(*hidden_states, x) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
-        )
-        return as_asked(result, return_dict)
+        all_states = (*hidden_states, x) if output_hidden_states else None
+        return as_asked(TextModelOutput(x, cache, all_states, tuple(attentions) or None), return_dict)
 
     def _mask(
         self, kind: str, positions: torch.Tensor, blocks: torch.Tensor, cache: KVCache | None
@@ -118,36 +119,16 @@ class Gemma3TextModel(PreTrainedModel):
         key_positions, key_blocks = (positions, blocks) if cache is None else cache.seen(kind)
         return attention_mask(positions, key_positions, blocks, key_blocks, self.config.window(kind))[:, None]
 
-    def _rotary(self, kind: str, position_ids: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return rotary_tables(position_ids, self.config.head_dim, self.config.rope_for(kind), x.dtype)
-
-
-def require_tensors(**given: Any) -> None:
-    """PromptError for inputs that are there and no tensors."""
-    for name, value in given.items():
-        if not isinstance(value, torch.Tensor | None):
-            raise PromptError(
-                f'{name} must be a tensor, got {type(value).__name__}. Ask for tensors: return_tensors="pt".'
-            )
-
 
 def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> None:
     """Either ids [B, T] or embeddings [B, T, E], and a cache of as many rows. PromptError, UnsupportedOptionError."""
     if (input_ids is None) == (inputs_embeds is None):
         raise PromptError("Give either input_ids or inputs_embeds.")
-    name, given, ndim = ("input_ids", input_ids, 2) if inputs_embeds is None else ("inputs_embeds", inputs_embeds, 3)
-    if not isinstance(given, torch.Tensor):
-        raise PromptError(f'{name} must be a tensor, got {type(given).__name__}. Ask for tensors: return_tensors="pt".')
-    whole = given.dtype in (torch.int32, torch.int64)
-    if given.ndim != ndim or whole != (ndim == 2) or 0 in given.shape:
-        wanted = "whole numbers [batch, tokens]" if ndim == 2 else "floating numbers [batch, tokens, width]"
-        got = f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
-        raise PromptError(f"{name} must be {wanted}, not empty, got {got}.")
-    if past_key_values is None:
-        return
-    if not isinstance(past_key_values, KVCache):
+    name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    require_prompt(name, given)
+    if not isinstance(past_key_values, KVCache | None):
         raise UnsupportedOptionError(f"past_key_values must be a KVCache, got {type(past_key_values).__name__}.")
-    if past_key_values.batch_size not in (None, given.shape[0]):
+    if past_key_values is not None and past_key_values.batch_size not in (None, given.shape[0]):
         raise PromptError(
             f"{name} have {given.shape[0]} rows, past_key_values {past_key_values.batch_size}. "
             "They must be the same ones."
@@ -155,65 +136,41 @@ def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> No
 
 
 def _ready_masks(
-    attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None, columns: torch.Tensor, cache: KVCache | None
+    attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None, columns: torch.Tensor, past: int
 ) -> dict[str, torch.Tensor] | None:
     """Masks [B or 1, H or 1, T, S] by layer kind, bool, where they are given; None where it is padding at most."""
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
         attention_mask = dict.fromkeys((LOCAL, GLOBAL), attention_mask)
     if not isinstance(attention_mask, Mapping):
         return None
-    if cache is not None and cache.get_seq_length():
+    if past:
         raise PromptError("Ready masks can't be used on top of past_key_values. Give attention_mask [batch, tokens].")
     if set(attention_mask) != {LOCAL, GLOBAL}:
         raise PromptError(f"Ready masks must be given for {LOCAL} and {GLOBAL}, got {sorted(attention_mask)}.")
     return {kind: _as_bool(mask, columns) for kind, mask in attention_mask.items()}
 
 
-def _as_bool(mask: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """A ready mask as bool; of an additive one 0 lets through and -inf (or the least number) does not."""
+def _as_bool(mask: Any, columns: torch.Tensor) -> torch.Tensor:
+    """A ready mask as bool. In a floating one 0 means visible, and -inf (or the lowest number) hidden."""
     rows, tokens = columns.shape
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 4 or mask.shape[0] not in (1, rows):
-        raise PromptError(f"A ready mask must be a tensor [{rows}, 1, {tokens}, {tokens}], got {_described(mask)}.")
-    if tuple(mask.shape[2:]) != (tokens, tokens):
-        raise PromptError(f"A ready mask must be [{rows}, 1, {tokens}, {tokens}], got {_described(mask)}.")
+    square = isinstance(mask, torch.Tensor) and mask.ndim == 4 and tuple(mask.shape[2:]) == (tokens, tokens)
+    if not square or mask.shape[0] not in (1, rows):
+        raise PromptError(f"A ready mask must be a tensor [{rows}, 1, {tokens}, {tokens}], got {described(mask)}.")
     if mask.dtype == torch.bool:
         return mask
     if mask.is_floating_point():
         seen, hidden = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
         if bool((seen | hidden).all()):
             return seen
-    raise PromptError(f"A ready mask must be bool, or floating with only 0 and -inf, got {_described(mask)}.")
+    raise PromptError(f"A ready mask must be bool, or floating with only 0 and -inf, got {described(mask)}.")
 
 
-def _described(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-
-
-def _checked_positions(position_ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    if (
-        position_ids.ndim != 2
-        or position_ids.shape[0] not in (1, len(columns))
-        or position_ids.shape[1:] != (columns.shape[1:])
-    ):
-        raise PromptError(f"position_ids must be {list(columns.shape)}, got {list(position_ids.shape)}.")
-    return position_ids
-
-
-def _columns(x: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-    """The number [B, T] of each new token in its row, padding counted."""
-    first = 0 if cache is None else cache.get_seq_length()
-    return torch.arange(first, first + x.shape[1], device=x.device).expand(x.shape[:2])
-
-
-def _mask_positions(columns: torch.Tensor, padding_mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
+def _mask_positions(columns: torch.Tensor, padding_mask: torch.Tensor | None, past: int) -> torch.Tensor:
     """Columns, with PADDING where `padding_mask` [B, T or past + T] is 0."""
     if padding_mask is None:
         return columns
     rows, new = columns.shape
-    past = 0 if cache is None else cache.get_seq_length()
-    if padding_mask.ndim != 2 or padding_mask.shape[0] != rows or padding_mask.shape[1] not in (new, past + new):
+    if tuple(padding_mask.shape) not in ((rows, new), (rows, past + new)):
         before = f", or [{rows}, {past + new}] with what the cache holds" if past else ""
         raise PromptError(
             f"attention_mask must be [batch, tokens] for {list(columns.shape)} new tokens{before}, "
@@ -231,12 +188,8 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
     def __init__(self, config: Gemma3TextConfig):
         super().__init__(config)
         self.model = Gemma3TextModel(config)
-        self.lm_head = output_head(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
-
-    @property
-    def decoder(self) -> Gemma3TextModel:
-        return self.model
 
     def forward(
         self,
@@ -264,10 +217,6 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return as_asked(causal_output(out, logits, labels, num_items_in_batch), return_dict)
-
-
-def output_head(config: Gemma3TextConfig) -> nn.Linear:
-    return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
 def last_tokens(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
