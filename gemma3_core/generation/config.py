@@ -1,4 +1,4 @@
-"""GenerationConfig: how a checkpoint likes to be sampled and where it stops; generation_config.json in and out.
+"""GenerationConfig: how to sample and where to stop; reads and writes generation_config.json.
 
 The names, defaults and their order of precedence are those of transformers 5.23.
 """
@@ -17,7 +17,7 @@ from gemma3_core.generation.sampling import SamplingParams, SamplingSettings
 FILE_NAME = "generation_config.json"
 
 DEFAULT_NEW_TOKENS = 20
-"""As in transformers, where nothing else is said."""
+"""The default of transformers."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
@@ -33,73 +33,61 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "return_dict_in_generate": False,
     }
 )
-"""What counts where neither the call nor the checkpoint says anything."""
+"""Options that neither the call nor the checkpoint sets."""
 
 CACHES = ("dynamic", "static", "hybrid")
-"""Values of cache_implementation that the one cache serves: full length on global layers, a window on local ones."""
+"""Values of cache_implementation. All mean our one cache: full length on global layers, a ring on local ones."""
 
-_NEVER: tuple[Any, ...] = ()
-UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+_NO_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "early_stopping": (False,),
-        "max_time": _NEVER,
         "num_beams": (1,),
         "use_mtp": (False,),
-        "cache_config": _NEVER,
-        "top_h": _NEVER,
         "typical_p": (1.0,),
         "epsilon_cutoff": (0.0,),
         "eta_cutoff": (0.0,),
         "encoder_repetition_penalty": (1.0,),
         "length_penalty": (1.0,),
         "no_repeat_ngram_size": (0,),
-        "bad_words_ids": _NEVER,
         "renormalize_logits": (False,),
-        "forced_bos_token_id": _NEVER,
-        "forced_eos_token_id": _NEVER,
         "remove_invalid_values": (False,),
-        "exponential_decay_length_penalty": _NEVER,
-        "suppress_tokens": _NEVER,
-        "begin_suppress_tokens": _NEVER,
-        "sequence_bias": _NEVER,
         "token_healing": (False,),
         "guidance_scale": (1.0,),
-        "watermarking_config": _NEVER,
         "num_return_sequences": (1,),
         "output_attentions": (False,),
         "output_hidden_states": (False,),
         "encoder_no_repeat_ngram_size": (0,),
-        "decoder_start_token_id": _NEVER,
         "is_assistant": (False,),
         "num_assistant_tokens": (20,),
         "num_assistant_tokens_schedule": ("constant",),
         "assistant_confidence_threshold": (0.4,),
-        "prompt_lookup_num_tokens": _NEVER,
-        "max_matching_ngram_size": _NEVER,
-        "assistant_early_exit": _NEVER,
         "assistant_lookbehind": (10,),
         "target_lookbehind": (10,),
-        "assistant_ensemble_weight": _NEVER,
-        "speculation_type": _NEVER,
-        "compile_config": _NEVER,
         "disable_compile": (True, False),  # nothing is compiled
         "low_memory": (False,),
         "penalty_alpha": (0.0,),
-        "dola_layers": _NEVER,
         "diversity_penalty": (0.0,),
         "num_beam_groups": (1,),
-        "constraints": _NEVER,
-        "force_words_ids": _NEVER,
     }
 )
+"""Values at which unsupported options do nothing."""
+
+_ALWAYS_EFFECTIVE = """
+    max_time cache_config top_h bad_words_ids forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens sequence_bias watermarking_config decoder_start_token_id
+    prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit assistant_ensemble_weight speculation_type
+    compile_config dola_layers constraints force_words_ids
+"""
+
+UNSUPPORTED = MappingProxyType({**dict.fromkeys(_ALWAYS_EFFECTIVE.split(), ()), **_NO_EFFECT})
 """Options of transformers that are not supported, with the values at which they do nothing (None does so too)."""
 
 
 class GenerationConfig:
-    """The options of `generate`; None leaves one open.
+    """The options of `generate`; None means that an option is not set. Lengths are in tokens.
 
-    Lengths in tokens. Options of transformers that are not supported here may be kept (a file's are written again),
-    but `generate` refuses them where they would do something. Raises UnsupportedOptionError for unknown names.
+    Unsupported options of transformers can be set and are saved again, but `generate` refuses those that would have
+    an effect. Raises UnsupportedOptionError for unknown names.
     """
 
     max_length: int | None = None
@@ -126,7 +114,7 @@ class GenerationConfig:
 
     def __init__(self, **options: Any):
         self._kept: dict[str, Any] = {}
-        """What is not supported, and what only the file knows."""
+        """Unsupported options, and unknown entries of a file."""
         for name, value in options.items():
             setattr(self, name, value)
 
@@ -141,7 +129,7 @@ class GenerationConfig:
             raise UnsupportedOptionError(f"GenerationConfig does not know {name}. Check its spelling.")
 
     def __getattr__(self, name: str) -> Any:
-        # Only names that are no attributes come here: what is kept, or nothing.
+        # Called only for names that are not attributes.
         if name in UNSUPPORTED:
             return self._kept.get(name)
         raise AttributeError(f"GenerationConfig has no {name!r}")
@@ -178,7 +166,7 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
-        """The options in a file's content; what it holds besides is kept for saving."""
+        """The options in a file's content; other entries are kept for saving."""
         known = {name: value for name, value in config_dict.items() if name in cls.names()}
         config = cls(**known)
         config._kept.update({name: value for name, value in config_dict.items() if name not in known})
@@ -186,7 +174,7 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, model_config: AnyConfig) -> Self:
-        """The special ids of a model's config; the multimodal config's own go before its decoder's."""
+        """The special ids of a model's config; a multimodal config's own win over its decoder's."""
         text = model_config.text_config if isinstance(model_config, Gemma3Config) else model_config
         config = cls()
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -195,15 +183,12 @@ class GenerationConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that are set, and what is kept."""
+        """The options that are set, and the kept entries."""
         chosen = {name: getattr(self, name) for name in self.names() if getattr(self, name) is not None}
         return {**self._kept, **chosen}
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Writes generation_config.json: the options that are set, and what the file read had besides.
-
-        Raises CheckpointError, UnsupportedOptionError.
-        """
+        """Writes `to_dict` to generation_config.json. Raises CheckpointError, UnsupportedOptionError."""
         write_json(folder_to_save_in(save_directory, options) / FILE_NAME, self.to_dict())
 
     def update(self, **options: Any) -> dict[str, Any]:
@@ -213,7 +198,7 @@ class GenerationConfig:
         return {name: value for name, value in options.items() if name not in known}
 
     def over(self, below: "GenerationConfig") -> "GenerationConfig":
-        """A new config: this one's options; those left open from `below`, and then the DEFAULTS."""
+        """A new config: this one's options, then those of `below`, then DEFAULTS."""
         merged = GenerationConfig(**DEFAULTS)
         merged.update(**below.to_dict())
         merged.update(**self.to_dict())
@@ -221,30 +206,30 @@ class GenerationConfig:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer; none where eos_token_id is open."""
+        """The ids that end an answer; none if eos_token_id is not set."""
         ids = self.eos_token_id
         return () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
 
     @property
     def pad_id(self) -> int | None:
-        """What stands behind a row's end: pad_token_id, else the first stop; None without either."""
+        """What fills a row after its end: pad_token_id, else the first stop id; None without either."""
         return self.pad_token_id if self.pad_token_id is not None else next(iter(self.stop_ids), None)
 
     def require_supported(self) -> None:
-        """Raises UnsupportedOptionError that names every kept option that would do something."""
-        asked = {
-            name: value
-            for name, value in self._kept.items()
+        """Raises UnsupportedOptionError that names every unsupported option with an effect."""
+        asked = [
+            f"{name}={value!r}"
+            for name, value in sorted(self._kept.items())
             if name in UNSUPPORTED and not _does_nothing(value, UNSUPPORTED[name])
-        }
+        ]
         if asked:
-            listed = ", ".join(f"{name}={value!r}" for name, value in sorted(asked.items()))
             raise UnsupportedOptionError(
-                f"generate does not support {listed}. Leave it out, or take it out of model.generation_config."
+                f"generate does not support {', '.join(asked)}. Leave it out, or take it out of "
+                "model.generation_config."
             )
 
     def sampling_params(self, seed: int | None = None) -> SamplingParams:
-        """How tokens are sampled; a filter that is None keeps everything. Raises SamplingError out of range."""
+        """How tokens are sampled; a filter that is not set keeps everything. Raises SamplingError out of range."""
         if self.do_sample and self.temperature == 0.0:
             raise SamplingError(
                 "temperature must be above 0 where do_sample is True, got 0. Use do_sample=False for greedy."
@@ -260,7 +245,7 @@ class GenerationConfig:
         )
 
     def sampling(self) -> SamplingSettings:
-        """The checkpoint's own way, as settings that a visitor may change."""
+        """The checkpoint's sampling, as settings that a visitor may change."""
         own = GenerationConfig().over(self)
         return SamplingSettings(**vars(own.sampling_params()))
 
@@ -270,7 +255,7 @@ def _does_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
 
 
 def read_generation_config(folder: Path, config: AnyConfig) -> GenerationConfig:
-    """generation_config.json of a checkpoint folder; stops that it leaves open are the model config's."""
+    """generation_config.json of a checkpoint folder; without stop ids there, those of the model's config."""
     data = read_json(folder / FILE_NAME, optional=True)
     own = GenerationConfig.from_model_config(config)
     if not data:

@@ -28,28 +28,19 @@ from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_REFUSED = (
-    "logits_processor",
-    "stopping_criteria",
-    "prefix_allowed_tokens_fn",
-    "synced_gpus",
-    "assistant_model",
-    "assistant_tokenizer",
-    "negative_prompt_ids",
-    "negative_prompt_attention_mask",
-    "custom_generate",
-    "trust_remote_code",
-    "logits_to_keep",
-    "labels",
-    "cache_position",
-)
-"""Arguments of transformers' generate that are not supported; left out, None, False and [] are the same."""
+_REFUSED = """
+    logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model assistant_tokenizer
+    negative_prompt_ids negative_prompt_attention_mask custom_generate trust_remote_code logits_to_keep labels
+    cache_position
+"""
+"""Arguments of transformers' generate that are not supported; None, False and [] mean that they are left out."""
 
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
+"""Options that have no effect on a greedy answer."""
 
 
 class _Beside(NamedTuple):
-    """What is no option of a GenerationConfig and no input of the model."""
+    """What is neither an option of a GenerationConfig nor an input of the model."""
 
     streamer: BaseStreamer | None
     tokenizer: Gemma3Tokenizer | None
@@ -75,17 +66,17 @@ class GenerationMixin:
         seed: int | None = None,
         **options: Any,
     ) -> torch.Tensor | GenerateOutput:
-        """Prompt and new ids [B, T + new]; behind a row's end stands the pad id.
+        """Prompt and new ids [B, T + new]; a row that ended early is filled with the pad id.
 
-        `inputs` (or input_ids=) [B, T], padded on the left, with attention_mask, and with pictures token_type_ids
-        and pixel_values; or inputs_embeds [B, T, E], then without input_ids only new ids are returned.
-        Options are those of GenerationConfig, by name or as `generation_config`; left open they come from
-        model.generation_config, and 20 new tokens are written where nothing is said. `past_key_values` go on from
-        an earlier call (return_dict_in_generate=True returns them): only tokens that they lack are read.
-        `generator` or `seed` draw the tokens; without either torch's own random numbers do, so that
-        torch.manual_seed works. A `streamer` gets ids as they come; `stop_strings` need `tokenizer`.
-        `prefill_chunk_size`: tokens that one pass over the prompt reads. cache_implementation: "dynamic" and "static"
-        are one and the same cache here. use_cache=False reads everything again for every token.
+        `inputs` (or input_ids=) are [B, T], padded on the left, with attention_mask; prompts with pictures need
+        token_type_ids and pixel_values. With inputs_embeds [B, T, E] and no input_ids only new ids are returned.
+        Options are those of GenerationConfig, by name or as `generation_config`; the others come from
+        model.generation_config. The default is 20 new tokens. `past_key_values` continue an earlier call
+        (return_dict_in_generate=True returns them): only tokens that they lack are read. `generator` or `seed` draws
+        the tokens, else torch's global generator (torch.manual_seed). A `streamer` gets ids as they come;
+        `stop_strings` need `tokenizer`. `prefill_chunk_size` is how many prompt tokens one pass reads.
+        cache_implementation "dynamic" and "static" mean the same cache. use_cache=False reads the whole row again for
+        every token.
 
         Raises PromptError, ContextLengthError, SamplingError, and UnsupportedOptionError for every other option.
         """
@@ -103,7 +94,7 @@ class GenerationMixin:
         steps = generate_steps(decoder, plan, numbers, prompt.ids, prompt.mask)
         result = _collected(steps, config, prompt.ids, streamer)
         result.past_key_values = cache
-        # Ids go back to where they came from; transformers reads them on the model's device too.
+        # Ids return to the device they came from.
         asked = given.get("input_ids")
         result.sequences = result.sequences.to(result.sequences.device if asked is None else asked.device)
         return result if config.return_dict_in_generate else result.sequences
@@ -112,63 +103,62 @@ class GenerationMixin:
 def _merged(
     own: GenerationConfig, given: GenerationConfig | None, options: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The config that counts, options by name first, and what are no options: the model's inputs."""
+    """The options in effect (those by name first), and the model's inputs among `options`."""
     if not isinstance(given, GenerationConfig | None):
         raise UnsupportedOptionError(
             f"generation_config must be a gemma3_core GenerationConfig, got {type(given).__name__}."
         )
     config = (given or GenerationConfig()).over(own)
     if config.cache_implementation == "hybrid":
-        config.cache_implementation = None  # published files ask for the cache that is the default by now
+        config.cache_implementation = None  # published files name it; it is the default by now
     inputs = config.update(**options)
-    refused = [name for name in _REFUSED if not _says_nothing(inputs.pop(name, None))]
+    values = {name: inputs.pop(name, None) for name in _REFUSED.split()}
+    refused = [name for name, value in values.items() if not isinstance(value, bool | list | None) or value]
     if refused:
         raise UnsupportedOptionError(f"generate does not support {', '.join(refused)}. Leave it out.")
     config.require_supported()
-    if not config.do_sample and (idle := [name for name in _SAMPLING_ONLY if options.get(name) is not None]):
+    if not config.do_sample and (idle := [name for name in SAMPLING_ONLY if options.get(name) is not None]):
         logger.warning("%s has no effect without do_sample=True: generation is greedy.", ", ".join(idle))
     return config, inputs
 
 
-def _says_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, bool | list) and not value)
-
-
 def _check_combination(config: GenerationConfig, beside: _Beside) -> None:
     """Raises UnsupportedOptionError for options that contradict one another or have nothing to act on."""
-    cache = beside.past_key_values
+    cache, streamer, kind = beside.past_key_values, beside.streamer, config.cache_implementation
     if not isinstance(cache, KVCache | None):
         raise UnsupportedOptionError(
             f"past_key_values must be a KVCache, as generate and forward return it, got {type(cache).__name__}."
         )
-    if beside.streamer is not None and not all(callable(getattr(beside.streamer, n, None)) for n in ("put", "end")):
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
         raise UnsupportedOptionError(
-            f"streamer must have put() and end(), as TextStreamer has, got {type(beside.streamer).__name__}."
+            f"streamer must have put() and end(), as TextStreamer has, got {type(streamer).__name__}."
         )
     if not isinstance(config.max_cache_len, int | None) or (config.max_cache_len or 1) < 1:
         raise UnsupportedOptionError(f"max_cache_len must be a whole number, 1 or more, got {config.max_cache_len!r}.")
-    if config.cache_implementation not in (None, *CACHES):
+    if kind not in (None, *CACHES):
         raise UnsupportedOptionError(
-            f"cache_implementation={config.cache_implementation!r} is not supported; use 'dynamic' or 'static' "
-            "(one and the same cache here), or leave it out."
+            f"cache_implementation={kind!r} is not supported. Use 'dynamic' or 'static' (the same cache here), or "
+            "leave it out."
         )
-    without = config.use_cache is False
-    complaints = {
-        "past_key_values can't be used with use_cache=False": without and cache is not None,
-        "cache_implementation has no effect with use_cache=False": without and config.cache_implementation is not None,
-        "prefill_chunk_size has no effect with use_cache=False": without and config.prefill_chunk_size is not None,
-        "past_key_values are a cache already; leave cache_implementation out": cache is not None
-        and config.cache_implementation is not None,
-        "max_cache_len is for cache_implementation='static'": config.max_cache_len is not None
-        and config.cache_implementation != "static",
-        "Give a generator or a seed, not both": beside.generator is not None and beside.seed is not None,
-        "output_scores and output_logits need return_dict_in_generate=True": not config.return_dict_in_generate
-        and bool(config.output_scores or config.output_logits),
-        "stop_strings need tokenizer=, the one that the answer is decoded with": config.stop_strings is not None
-        and beside.tokenizer is None,
-    }
-    if wrong := [text for text, is_so in complaints.items() if is_so]:
-        raise UnsupportedOptionError(f"{wrong[0]}.")
+    uncached, cached, named = config.use_cache is False, cache is not None, kind is not None
+    with_logits = bool(config.output_scores or config.output_logits)
+    seeded_twice = beside.generator is not None and beside.seed is not None
+    blind_stops = config.stop_strings is not None and beside.tokenizer is None
+    for wrong, complaint in (
+        (uncached and cached, "past_key_values can't be used with use_cache=False"),
+        (uncached and named, "cache_implementation has no effect with use_cache=False"),
+        (uncached and config.prefill_chunk_size is not None, "prefill_chunk_size has no effect with use_cache=False"),
+        (cached and named, "past_key_values are a cache already; leave cache_implementation out"),
+        (config.max_cache_len is not None and kind != "static", "max_cache_len needs cache_implementation='static'"),
+        (seeded_twice, "Give a generator or a seed, not both"),
+        (
+            with_logits and not config.return_dict_in_generate,
+            "output_scores and output_logits need return_dict_in_generate=True",
+        ),
+        (blind_stops, "stop_strings need tokenizer=, the one that decodes the answer"),
+    ):
+        if wrong:
+            raise UnsupportedOptionError(f"{complaint}.")
 
 
 def _plan(model: Any, config: GenerationConfig, beside: _Beside, prompt: GenerationInputs) -> Plan:
@@ -179,25 +169,23 @@ def _plan(model: Any, config: GenerationConfig, beside: _Beside, prompt: Generat
     for name, value in (("min_length", config.min_length or 0), ("min_new_tokens", least)):
         if not isinstance(value, int) or value < 0:
             raise UnsupportedOptionError(f"{name} must be a whole number, 0 or more, got {value!r}.")
-    strings = config.stop_strings
-    assert strings is None or beside.tokenizer is not None
-    stops = config.stop_ids
-    if not all(type(token) is int and token >= 0 for token in stops):
+    if not all(type(token) is int and token >= 0 for token in config.stop_ids):
         raise UnsupportedOptionError(f"eos_token_id must be an id or a list of ids, got {config.eos_token_id!r}.")
+    strings = config.stop_strings
     return Plan(
         sampling=config.sampling_params(beside.seed),
         max_new_tokens=new_tokens,
-        stop_ids=stops,
+        stop_ids=config.stop_ids,
         min_new_tokens=least,
         stop_strings=None if strings is None else StopStrings(strings, beside.tokenizer),  # type: ignore[arg-type]
-        # As in transformers, rows are filled up only where stop ids are given, be it an empty list.
+        # As in transformers, rows are filled only if stop ids are given; an empty list counts.
         pad_id=None if config.eos_token_id is None else config.pad_id,
         with_scores=bool(config.output_scores),
     )
 
 
 def _new_tokens(model: Any, config: GenerationConfig, prompt: GenerationInputs) -> int:
-    """The most tokens to write: max_new_tokens, else what max_length leaves, else 20 or what the context has left."""
+    """max_new_tokens, else the room that max_length leaves, else 20 or what is left of the context."""
     for name in ("max_new_tokens", "max_length"):
         value = getattr(config, name)
         if value is not None and (type(value) is not int or value < 1):
@@ -248,7 +236,7 @@ def _random_numbers(model: Any, beside: _Beside, plan: Plan) -> torch.Generator 
 def _collected(
     steps: Iterator[Step | PrefillProgress], config: GenerationConfig, ids: torch.Tensor, streamer: BaseStreamer | None
 ) -> GenerateOutput:
-    """Runs to the end; prompt and new ids [B, T + new], and what else was asked for."""
+    """Runs all steps: prompt and new ids [B, T + new], and the scores and logits that `config` asks for."""
     if streamer is not None:
         streamer.put(ids.cpu())
     tokens, scores, logits = [], [], []

@@ -1,4 +1,4 @@
-"""What `generate` begins with: ids, masks and pictures checked, and only what a cache does not hold yet."""
+"""The inputs of `generate`: ids, masks and pictures are checked, and cut to what a cache does not hold yet."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.generation.chunks import PicturesByColumn
 from gemma3_core.generation.config import GenerationConfig
 from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.inputs import require_prompt, require_tensors
 
 TEXT_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 PICTURE_INPUTS = ("token_type_ids", "pixel_values")
 _BY_COLUMN = ("input_ids", "inputs_embeds", "position_ids", "token_type_ids")
-_INTEGERS = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
 class GenerationInputs:
     """A checked prompt on the model's device.
 
-    ids [B, T] are what the result begins with ([B, 0] where only embeddings were given), mask [B, T] is 0 on their
-    padding; fields are the model's inputs, without what the cache holds. length is the prompt's as it was given,
-    past what the cache holds, both in tokens a row.
+    ids [B, T] are what the result begins with ([B, 0] if only embeddings were given); mask [B, T] is 0 on their
+    padding. fields are the model's inputs, without the tokens that the cache holds already. length counts a row of
+    the prompt as it was given, past counts a row of the cache, both in tokens.
     """
 
     ids: torch.Tensor
@@ -34,10 +34,8 @@ class GenerationInputs:
 
     @property
     def unread(self) -> int:
-        """Tokens a row that are to be read."""
-        prompt = self.fields.get("input_ids", self.fields.get("inputs_embeds"))
-        assert prompt is not None
-        return prompt.shape[1]
+        """Tokens a row that are not in the cache yet."""
+        return next(self.fields[name] for name in ("input_ids", "inputs_embeds") if name in self.fields).shape[1]
 
 
 def prepare_inputs(
@@ -45,52 +43,46 @@ def prepare_inputs(
 ) -> GenerationInputs:
     """Checks what `generate` was given and fills in what it left out. Raises PromptError, UnsupportedOptionError.
 
-    Without ids or embeddings a prompt is the beginning of a text. Without a mask, padding ids in the prompt are
-    padding, as in transformers. On a cache the prompt is either the whole conversation, of which only what the
-    cache lacks is read, or the new part alone with an attention_mask over both.
+    Without ids or embeddings a text begins with bos_token_id. Without a mask, pad ids in the prompt are padding, as in
+    transformers. With a cache, the prompt is either the whole conversation, of which only the tokens behind the cache
+    are read, or the new tokens alone with an attention_mask over both.
     """
     fields = {name: value for name, value in given.items() if value is not None}
-    _check_tensors(model, fields)
+    sees = hasattr(model.config, "image_token_index")
+    if unknown := sorted(set(fields) - {*TEXT_INPUTS, *(PICTURE_INPUTS if sees else ())}):
+        raise UnsupportedOptionError(f"generate of {type(model).__name__} does not know {', '.join(unknown)}.")
+    require_tensors(**fields)
     fields = {name: value.to(model.device) for name, value in fields.items()}
-    embeds, ids = fields.get("inputs_embeds"), fields.get("input_ids")
-    if ids is None:
-        ids = _first_ids(model, fields, config) if embeds is None else _no_ids(embeds)
-    _check_prompt(model, ids, embeds)
+    embeds, ids = fields.get("inputs_embeds"), fields.pop("input_ids", None)
+    if ids is None and embeds is not None:
+        ids = torch.empty(embeds.shape[0], 0, dtype=torch.long, device=embeds.device)
+    elif ids is None:
+        ids = _first_ids(model, fields, config)
     main = ids if embeds is None else embeds
+    require_prompt("input_ids" if embeds is None else "inputs_embeds", main)
+    _check_ids(model, ids, embeds)
     rows, length = main.shape[:2]
     past = 0 if cache is None else cache.get_seq_length()
     if "attention_mask" not in fields and (inferred := _inferred_mask(ids, config)) is not None:
         fields["attention_mask"] = inferred
     _check_shapes(fields, rows, length, past)
+    own_mask = None
     if "attention_mask" in fields:
         fields["attention_mask"] = (fields["attention_mask"] != 0).long()
-    _check_blocks(model, ids)
-    mask = fields.get("attention_mask")
-    own_mask = None if mask is None or not ids.shape[1] else mask[:, -ids.shape[1] :]
-    fields.pop("input_ids", None)
-    fields["input_ids" if embeds is None else "inputs_embeds"] = main
+        own_mask = fields["attention_mask"][:, -ids.shape[1] :] if ids.shape[1] else None
+    if sees:
+        _check_blocks(model, ids)
+    if embeds is None:
+        fields["input_ids"] = ids
     if cache is not None and past:
-        fields = _unread(model, fields, cache, length)
-    _check_count(model, fields)
+        fields = _unread(model, fields, cache, rows, length)
+    if sees and embeds is None:
+        _check_count(model, fields)
     return GenerationInputs(ids, own_mask, fields, length, past)
 
 
-def _check_tensors(model: Any, fields: Mapping[str, Any]) -> None:
-    """Only inputs that the model takes, and only tensors."""
-    sees = hasattr(model.config, "image_token_index")
-    unknown = sorted(set(fields) - {*TEXT_INPUTS, *(PICTURE_INPUTS if sees else ())})
-    if unknown:
-        raise UnsupportedOptionError(f"generate of {type(model).__name__} does not know {', '.join(unknown)}.")
-    for name, value in fields.items():
-        if not isinstance(value, torch.Tensor):
-            raise PromptError(
-                f"{name} must be a tensor, got {type(value).__name__}. Ask the processor or tokenizer for tensors: "
-                'return_tensors="pt".'
-            )
-
-
 def _first_ids(model: Any, fields: Mapping[str, torch.Tensor], config: GenerationConfig) -> torch.Tensor:
-    """The beginning of a text, one a row [B, 1], where no prompt is given."""
+    """The beginning of a text [1, 1], where no prompt is given."""
     if fields:
         raise PromptError(f"There is {', '.join(sorted(fields))}, but no prompt. Give input_ids.")
     if config.bos_token_id is None:
@@ -98,26 +90,13 @@ def _first_ids(model: Any, fields: Mapping[str, torch.Tensor], config: Generatio
     return torch.tensor([[config.bos_token_id]], device=model.device)
 
 
-def _no_ids(embeds: torch.Tensor) -> torch.Tensor:
-    return torch.empty(embeds.shape[0], 0, dtype=torch.long, device=embeds.device)
-
-
-def _check_prompt(model: Any, ids: torch.Tensor, embeds: torch.Tensor | None) -> None:
-    """Types, and ids within the vocabulary."""
-    if ids.dtype not in _INTEGERS or ids.ndim != 2:
+def _check_ids(model: Any, ids: torch.Tensor, embeds: torch.Tensor | None) -> None:
+    """Ids within the vocabulary (on a GPU the embedding does not check), and one for each embedding."""
+    if embeds is not None and ids.shape[1] and ids.shape != embeds.shape[:2]:
         raise PromptError(
-            f"input_ids must be whole numbers [batch, tokens], got {str(ids.dtype).removeprefix('torch.')} "
+            f"inputs_embeds must hold one embedding for each of input_ids, got {list(embeds.shape)} and "
             f"{list(ids.shape)}."
         )
-    if embeds is not None:
-        width = model.text_config.hidden_size
-        if embeds.ndim != 3 or embeds.shape[2] != width or (ids.shape[1] and ids.shape != embeds.shape[:2]):
-            raise PromptError(
-                f"inputs_embeds must be [batch, tokens, {width}], one for each of input_ids if these are given too, "
-                f"got {list(embeds.shape)} and {list(ids.shape)}."
-            )
-    if 0 in (ids if embeds is None else embeds).shape[:2]:
-        raise PromptError(f"The prompt is empty: {list(ids.shape)} ids. Give at least one token in each row.")
     soft, vocabulary = getattr(model.config, "image_token_index", -1), model.text_config.vocab_size
     wrong = ids[((ids < 0) | (ids >= vocabulary)) & (ids != soft)]
     if len(wrong):
@@ -128,7 +107,7 @@ def _check_prompt(model: Any, ids: torch.Tensor, embeds: torch.Tensor | None) ->
 
 
 def _inferred_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor | None:
-    """0 where the padding id stands; None without padding, or where the padding id is a stop too."""
+    """0 on the pad id; None without padding, or if the pad id ends answers too."""
     pad = config.pad_id
     if pad is not None and type(pad) is not int:
         raise UnsupportedOptionError(f"pad_token_id must be an id, got {pad!r}.")
@@ -138,7 +117,7 @@ def _inferred_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor 
 
 
 def _check_shapes(fields: Mapping[str, torch.Tensor], rows: int, length: int, past: int) -> None:
-    """One row of everything for each row of the prompt, one column for each token; some token in each row."""
+    """Every input has the prompt's rows and columns; no row is empty or padded on the right."""
     for name in ("position_ids", "token_type_ids"):
         value = fields.get(name)
         if value is not None and tuple(value.shape) != (rows, length):
@@ -162,10 +141,8 @@ def _check_shapes(fields: Mapping[str, torch.Tensor], rows: int, length: int, pa
 
 
 def _check_blocks(model: Any, ids: torch.Tensor) -> None:
-    """Every run of soft tokens is whole pictures."""
-    size = getattr(model.config, "mm_tokens_per_image", None)
-    if size is None:
-        return
+    """Every run of soft tokens holds whole pictures."""
+    size = model.config.mm_tokens_per_image
     edges = torch.nn.functional.pad(_soft(model, ids).int(), (1, 1)).diff(dim=1)
     runs = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]  # both row by row, so they pair up
     if broken := [int(run) for run in runs if run % size]:
@@ -176,11 +153,8 @@ def _check_blocks(model: Any, ids: torch.Tensor) -> None:
 
 
 def _check_count(model: Any, fields: Mapping[str, torch.Tensor]) -> None:
-    """One picture for each block of the prompt that is read. Pictures in embeddings are counted by forward."""
-    size = getattr(model.config, "mm_tokens_per_image", None)
-    if size is None or "input_ids" not in fields:
-        return
-    places = int(_soft(model, fields["input_ids"]).sum()) // size
+    """One picture for each image block that is read. (forward counts the pictures of embeddings.)"""
+    places = int(_soft(model, fields["input_ids"]).sum()) // model.config.mm_tokens_per_image
     given = fields["pixel_values"].shape[0] if "pixel_values" in fields else 0
     if places != given:
         raise PromptError(
@@ -193,9 +167,11 @@ def _soft(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return ids == model.config.image_token_index
 
 
-def _unread(model: Any, fields: dict[str, torch.Tensor], cache: KVCache, length: int) -> dict[str, torch.Tensor]:
-    """The inputs without what the cache holds. PromptError where they do not follow on it."""
-    past, rows = cache.get_seq_length(), next(iter(fields.values())).shape[0]
+def _unread(
+    model: Any, fields: dict[str, torch.Tensor], cache: KVCache, rows: int, length: int
+) -> dict[str, torch.Tensor]:
+    """The inputs without what the cache holds. Raises PromptError if they do not continue it."""
+    past = cache.get_seq_length()
     if cache.batch_size != rows:
         raise PromptError(f"The prompt has {rows} rows, past_key_values {cache.batch_size}: not the same ones.")
     mask = fields.get("attention_mask")
@@ -212,7 +188,7 @@ def _unread(model: Any, fields: dict[str, torch.Tensor], cache: KVCache, length:
 
 
 def _without_read_pictures(model: Any, fields: dict[str, torch.Tensor], past: int) -> dict[str, torch.Tensor]:
-    """Where all pictures of a conversation are given, those that the cache holds are left out."""
+    """Leaves out the pictures that the cache holds, if those of the whole conversation are given."""
     places = _soft(model, fields["input_ids"])
     if bool((places[:, past - 1] & places[:, past]).any()):
         raise PromptError(f"past_key_values end inside a picture, at token {past}. Cut the conversation outside of it.")
