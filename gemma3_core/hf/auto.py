@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,6 +10,7 @@ from gemma3_core.config.base import CONFIG_FILE
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.saving import refuse_options
 from gemma3_core.hf.pipelines import ImageTextToTextPipeline, Pipeline, TextGenerationPipeline
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.pretrained import PreTrainedModel, pick_device
@@ -152,35 +152,32 @@ def pipeline(
     pipeline_class: None = None,
     **options: Any,
 ) -> Pipeline:
-    """A pipeline for "image-text-to-text" or "text-generation"; without a task, the one that the checkpoint is for.
+    """A pipeline for "image-text-to-text" or "text-generation"; the default task is the checkpoint's.
 
     `model` is a folder, a Hub id, or a model, which needs `processor` (or `tokenizer`) beside it. `device` is a
     number (-1 is the CPU), a name or a torch.device; without one the first accelerator, else the CPU. model_kwargs go
     to from_pretrained, `options` to every call. Raises CheckpointError, ConfigError, UnsupportedOptionError.
     """
-    refused: dict[str, Any] = {
-        "config": config,
-        "feature_extractor": feature_extractor,
-        "video_processor": video_processor,
-    }
-    refused |= {"pipeline_class": pipeline_class, "trust_remote_code": trust_remote_code or None}
-    if given := [name for name, value in refused.items() if value is not None]:
-        raise UnsupportedOptionError(f"pipeline does not support {', '.join(given)}. Leave it out.")
+    refused: dict[str, Any] = {"config": config, "feature_extractor": feature_extractor}
+    refused |= {"video_processor": video_processor, "pipeline_class": pipeline_class}
+    refuse_options("pipeline", {**refused, "trust_remote_code": trust_remote_code or None})
     if model is None:
         raise UnsupportedOptionError("pipeline needs model=: a folder, a Hub id or a model. None is chosen for you.")
     if not isinstance(model_kwargs, Mapping | None):
         raise UnsupportedOptionError(f"model_kwargs must be a dict of options, got {model_kwargs!r}.")
     place = _placement(device, device_map, dtype, options.pop("torch_dtype", None), model_kwargs or {})
     source = model if isinstance(model, str | Path) else None
-    kind = _pipeline_kind(task, model, revision, token)
+    kind = _pipeline_class(task, model, revision, token)
+    sees = kind is ImageTextToTextPipeline
     hub: dict[str, Any] = {"revision": revision, "token": token}
     if source is not None:
-        model = kind.models.from_pretrained(source, **hub, **place)
+        models = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = models.from_pretrained(source, **hub, **place)
     elif device is not None or device_map is not None:
         model = model.to(place["device_map"])
-    if kind.pipeline is TextGenerationPipeline:
+    if not sees:
         chosen = _loaded_part(tokenizer or getattr(processor, "tokenizer", None), AutoTokenizer, source, hub)
-        return kind.pipeline(model, chosen, **options)
+        return kind(model, chosen, **options)
     if processor is None and isinstance(tokenizer, Gemma3Tokenizer) and image_processor is not None:
         soft_tokens = model.config.mm_tokens_per_image
         processor = Gemma3Processor(image_processor, tokenizer, image_seq_length=soft_tokens)
@@ -189,31 +186,23 @@ def pipeline(
     chosen = _loaded_part(processor, AutoProcessor, source, {**hub, **({} if use_fast else {"use_fast": False})})
     if not isinstance(chosen, Gemma3Processor):
         raise UnsupportedOptionError(f"image-text-to-text needs a Gemma3Processor, got {type(chosen).__name__}.")
-    return kind.pipeline(model, chosen.tokenizer, chosen, **options)
+    return kind(model, chosen.tokenizer, chosen, **options)
 
 
-class _Kind(NamedTuple):
-    pipeline: type[Pipeline]
-    models: type[_AutoModel]
-
-
-_TASKS: Mapping[str, _Kind] = MappingProxyType(
-    {
-        ImageTextToTextPipeline.task: _Kind(ImageTextToTextPipeline, AutoModelForImageTextToText),
-        TextGenerationPipeline.task: _Kind(TextGenerationPipeline, AutoModelForCausalLM),
-    }
-)
-
-
-def _pipeline_kind(task: str | None, model: Any, revision: str | None, token: str | bool | None) -> _Kind:
+def _pipeline_class(
+    task: str | None, model: Any, revision: str | None, token: str | bool | None
+) -> type[ImageTextToTextPipeline | TextGenerationPipeline]:
+    kinds = (ImageTextToTextPipeline, TextGenerationPipeline)
     if task is not None:
-        if task not in _TASKS:
-            raise UnsupportedOptionError(f"There is no task {task!r} here; Gemma 3 does {' and '.join(_TASKS)}.")
-        return _TASKS[task]
+        for kind in kinds:
+            if kind.task == task:
+                return kind
+        tasks = " and ".join(kind.task for kind in kinds)
+        raise UnsupportedOptionError(f"There is no task {task!r} here; Gemma 3 does {tasks}.")
     config = getattr(model, "config", None)
     if config is None:
         config = read_config(resolve_folder(model, revision, token, weights=False))
-    return _TASKS[ImageTextToTextPipeline.task if isinstance(config, Gemma3Config) else TextGenerationPipeline.task]
+    return kinds[0] if isinstance(config, Gemma3Config) else kinds[1]
 
 
 def _placement(
@@ -234,7 +223,7 @@ def _placement(
 
 
 def _device(device: int | str | torch.device | None) -> Any:
-    """Numbers count accelerators, as in transformers, and are the CPU where there is none; -1 is the CPU."""
+    """As in transformers, a number is an accelerator's (the CPU if there is none); -1 is the CPU."""
     if device is None:
         return "auto"
     if not isinstance(device, int):
@@ -245,7 +234,7 @@ def _device(device: int | str | torch.device | None) -> Any:
 
 
 def _loaded_part(given: Any, auto: Any, source: str | Path | None, options: dict[str, Any]) -> Any:
-    """The processor or tokenizer that was given, by whichever name, or the checkpoint's own."""
+    """The processor or tokenizer: the given object, or loaded from the given folder or the checkpoint."""
     if given is not None and not isinstance(given, str | Path):
         return given
     if given is None and source is None:

@@ -1,11 +1,11 @@
-"""`pipeline`: model, processor and generation behind one call, as in transformers.
+"""The pipelines: model, processor and generation behind one call, as in transformers.
 
-A call prepares each input, reads those of a batch together (padded on the left), generates, and returns for each
-input a list of records, one a prompt.
+A call prepares each input, pads those of a batch on the left, generates, and returns a list of records for each
+input, one record a prompt.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from types import GeneratorType
@@ -16,24 +16,23 @@ from torch.nn import functional as F
 
 from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.generation.config import UNSUPPORTED, GenerationConfig
+from gemma3_core.generation.generate import SAMPLING_ONLY
 from gemma3_core.images.load import load_image
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 NEW_TOKENS = 256
-"""As in transformers' pipelines, where neither call nor checkpoint says anything."""
+"""The default of transformers' pipelines."""
 
 Chat = Sequence[Mapping[str, Any]]
 
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 _BESIDE_CONFIG = ("generation_config", "streamer", "generator", "seed", "tokenizer", "past_key_values")
-_FILL = {"attention_mask": 0, "token_type_ids": 0}
 
 
 @dataclass
 class CallOptions:
-    """The options of a pipeline or of one call of it, sorted by who takes them; of a call they go over those."""
+    """The options of a pipeline, or of one call with the pipeline's below, sorted by who takes them."""
 
     prepare: dict[str, Any] = field(default_factory=dict)
     """For the processor or tokenizer."""
@@ -45,12 +44,10 @@ class CallOptions:
     clean_up_tokenization_spaces: bool | None = None
 
 
-@dataclass
-class Prepared:
-    """Model inputs with one row a prompt, and what the caller gave for each row: a text or a conversation."""
+_OF_RECORDS = [option.name for option in fields(CallOptions) if option.name not in ("prepare", "generate")]
 
-    inputs: ModelInputs
-    given: list[str | Chat]
+Prepared = tuple[ModelInputs, list[Any]]
+"""Model inputs with one row a prompt, and what the caller gave for each row: a text or a conversation."""
 
 
 class Pipeline:
@@ -58,18 +55,11 @@ class Pipeline:
 
     task: ClassVar[str]
     generation_defaults: ClassVar[Mapping[str, Any]]
-    _shown: ClassVar[tuple[str, ...]] = (
-        "return_full_text",
-        "return_tensors",
-        "continue_final_message",
-        "skip_special_tokens",
-        "clean_up_tokenization_spaces",
-    )
 
     def __init__(
         self, model: Any, tokenizer: Gemma3Tokenizer, processor: Gemma3Processor | None = None, **options: Any
     ):
-        """`options` are those of a call, for every call. Raises UnsupportedOptionError."""
+        """`options` are defaults of every call's. Raises UnsupportedOptionError."""
         self.model = model
         self.tokenizer = tokenizer
         self.processor = processor
@@ -86,25 +76,22 @@ class Pipeline:
         return self.model.dtype
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Writes model, tokenizer and, where there is one, processor, so that the folder makes the same pipeline.
-
-        `options` are those of the model's save_pretrained (max_shard_size).
-        """
+        """Writes model and processor (or tokenizer); `options` are those of the model's save_pretrained."""
         self.model.save_pretrained(save_directory, **options)
         (self.processor or self.tokenizer).save_pretrained(save_directory)
 
     def _prepare(self, item: Any, options: CallOptions) -> Prepared:
         raise NotImplementedError
 
-    def _prepare_options(self, options: dict[str, Any], sort: CallOptions) -> None:
-        """Takes what is for processor or tokenizer out of `options`."""
+    def _prepare_options(self, options: dict[str, Any], chosen: CallOptions) -> None:
+        """Puts those of `options` that the processor or tokenizer takes into `chosen.prepare`."""
         raise NotImplementedError
 
     def _record(self, given: str | Chat, generated: Any, tensors: bool) -> dict[str, Any]:
         raise NotImplementedError
 
     def _run(self, items: Any, options: dict[str, Any]) -> Any:
-        """A list gives a list of lists of records, a generator an iterator of them, anything else its records."""
+        """A list of lists of records for a list, an iterator of lists for a generator, else one list of records."""
         batch_size = options.pop("batch_size", None)
         if batch_size is None:
             batch_size = 1 if self._batch_size is None else self._batch_size
@@ -113,22 +100,20 @@ class Pipeline:
         if options.pop("num_workers", None):
             raise UnsupportedOptionError("num_workers is not supported: inputs are prepared where the call is made.")
         chosen = self._sorted_options(options, self._options)
-        if isinstance(items, GeneratorType):
-            return self._records(items, batch_size, chosen)
-        if isinstance(items, list):
-            return list(self._records(items, batch_size, chosen))
-        return next(self._records([items], 1, chosen))
+        if not isinstance(items, GeneratorType | list):
+            return next(self._records([items], 1, chosen))
+        records = self._records(items, batch_size, chosen)
+        return list(records) if isinstance(items, list) else records
 
     def _records(self, items: Iterable[Any], batch_size: int, options: CallOptions) -> Iterator[list[dict[str, Any]]]:
         rest = iter(items)
         while batch := list(islice(rest, batch_size)):
             prepared = [self._prepare(item, options) for item in batch]
-            inputs = collate([one.inputs for one in prepared], self.tokenizer.pad_token_id).to(self.device, self.dtype)
-            sequences = self.model.generate(**inputs, **self._generate_options(options.generate)).cpu()
-            rows = iter(zip(sequences, (given for one in prepared for given in one.given), strict=True))
+            inputs = collate([rows for rows, _ in prepared], self.tokenizer.pad_token_id).to(self.device, self.dtype)
+            sequences = iter(self.model.generate(**inputs, **self._generate_options(options.generate)).cpu())
             start = inputs["input_ids"].shape[1]
-            for one in prepared:
-                yield [self._finished(ids, start, given, options) for ids, given in islice(rows, len(one.given))]
+            for _, prompts in prepared:
+                yield [self._finished(next(sequences), start, given, options) for given in prompts]
 
     def _finished(self, ids: torch.Tensor, start: int, given: str | Chat, options: CallOptions) -> dict[str, Any]:
         if options.return_tensors:
@@ -143,7 +128,7 @@ class Pipeline:
         return self._record(given, answer, tensors=False)
 
     def _generate_options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """What the caller chose, and the pipeline's defaults where neither he nor the checkpoint says anything."""
+        """The caller's options, and the pipeline's defaults for what neither caller nor checkpoint sets."""
         own = given.get("generation_config")
         chosen = {**self.model.generation_config.to_dict(), **({} if own is None else own.to_dict()), **given}
         defaults = {"pad_token_id": self.tokenizer.pad_token_id, **self.generation_defaults}
@@ -151,37 +136,31 @@ class Pipeline:
         if chosen.get("max_length") is not None:
             defaults.pop("max_new_tokens", None)
         if not {**defaults, **chosen}.get("do_sample"):
-            defaults = {name: value for name, value in defaults.items() if name not in _SAMPLING_ONLY}
+            defaults = {name: value for name, value in defaults.items() if name not in SAMPLING_ONLY}
         return {**defaults, **given}
 
     def _sorted_options(self, options: dict[str, Any], below: CallOptions | None = None) -> CallOptions:
-        """Each option to whom it belongs, over those of `below`. Raises UnsupportedOptionError."""
+        """`options` sorted by who takes them; `below` has the defaults. Raises UnsupportedOptionError."""
         options = {name: value for name, value in options.items() if value is not None}
         below = below or CallOptions()
         if "return_full_text" in options and options.get("return_tensors"):
-            raise UnsupportedOptionError("return_full_text says how texts are returned, return_tensors that none are.")
-        sort = CallOptions(prepare=dict(below.prepare), generate=dict(below.generate))
-        for name in self._shown:
-            setattr(sort, name, options.pop(name, getattr(below, name)))
+            raise UnsupportedOptionError("return_full_text is for texts, return_tensors for ids. Give one of them.")
+        shown = {name: options.pop(name) for name in _OF_RECORDS if name in options}
         options.pop("return_text", None)  # texts are what is returned anyway
         given = self._generation_given(options)
-        if "generation_config" in given:
-            sort.generate = {}  # as in transformers, it takes the place of what the pipeline was made with
-        sort.generate.update(given)
-        self._prepare_options(options, sort)
+        # As in transformers, a generation_config replaces the options that the pipeline was made with.
+        earlier = {} if "generation_config" in given else below.generate
+        chosen = replace(below, prepare=dict(below.prepare), generate={**earlier, **given}, **shown)
+        self._prepare_options(options, chosen)
         for name in ("return_dict_in_generate", "output_scores", "output_logits"):
-            if sort.generate.get(name):
+            if chosen.generate.get(name):
                 raise UnsupportedOptionError(f"{name} is for generate; a pipeline returns texts or return_tensors.")
-        return sort
+        return chosen
 
     def _generation_given(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Takes what is for `generate` out of `options`."""
-        given = options.pop("generate_kwargs", None) or {}
-        if not isinstance(given, Mapping):
-            raise UnsupportedOptionError(f"generate_kwargs must be a dict of options, got {given!r}.")
-        given = dict(given)
-        known = {*GenerationConfig.names(), *UNSUPPORTED, *_BESIDE_CONFIG}
-        for name in [name for name in options if name in known]:
+        """Removes the options of `generate` from `options` and returns them."""
+        given = _mapping("generate_kwargs", options)
+        for name in options.keys() & {*GenerationConfig.names(), *UNSUPPORTED, *_BESIDE_CONFIG}:
             if name in given:
                 raise UnsupportedOptionError(f"{name} is given twice: in generate_kwargs and by itself. Give it once.")
             given[name] = options.pop(name)
@@ -200,15 +179,15 @@ class ImageTextToTextPipeline(Pipeline):
     generation_defaults: ClassVar[Mapping[str, Any]] = {"max_new_tokens": NEW_TOKENS}
 
     def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
-        """Answers about `images` with `text` that says `<start_of_image>` where each belongs.
+        """Answers `text`, which holds `<start_of_image>` in the place of each of `images`.
 
-        One picture or several (path, URL, PIL, bytes, base64, data URL, array) with a text, or a list of texts with
-        a list of pictures for each; or a conversation, or a list of these, in place of either; or texts alone.
+        Takes one text with one picture or several (path, URL, PIL, bytes, base64, data URL, array); a list of texts
+        with a list of pictures for each; one conversation or a list of them as either argument; or texts alone.
         Returns a list of {"input_text", "generated_text"}, one a text; for a list of conversations or of texts
         without pictures a list of such lists. Options: max_new_tokens, generate_kwargs, return_full_text,
         return_tensors, stop_sequence, continue_final_message, skip_special_tokens, batch_size, timeout (seconds, for
-        pictures by URL), do_pan_and_scan and others of the processor; those of `generate` by name too. Raises
-        PromptError, ImageError, UnsupportedOptionError.
+        pictures by URL), and those of the processor and of `generate` by name. Raises PromptError, ImageError,
+        UnsupportedOptionError.
         """
         if images is None and text is None:
             raise PromptError("There is neither a text nor a picture; give at least one of them.")
@@ -225,12 +204,9 @@ class ImageTextToTextPipeline(Pipeline):
             return self._run(list(text) if isinstance(text, tuple) else text, options)
         return self._run({"images": images, "text": text}, options)
 
-    def _prepare_options(self, options: dict[str, Any], sort: CallOptions) -> None:
-        given = options.pop("processor_kwargs", None) or {}
-        if not isinstance(given, Mapping):
-            raise UnsupportedOptionError(f"processor_kwargs must be a dict of options, got {given!r}.")
-        sort.prepare.update(given)
-        sort.prepare.update(options)
+    def _prepare_options(self, options: dict[str, Any], chosen: CallOptions) -> None:
+        chosen.prepare.update(_mapping("processor_kwargs", options))
+        chosen.prepare.update(options)
 
     def _prepare(self, item: Any, options: CallOptions) -> Prepared:
         assert self.processor is not None
@@ -239,22 +215,15 @@ class ImageTextToTextPipeline(Pipeline):
         if is_chat(item):
             if timeout is not None:
                 raise UnsupportedOptionError("timeout is for pictures beside a text; a conversation loads its own.")
-            inputs = self.processor.apply_chat_template(
-                list(item),
-                **_turn(item, options.continue_final_message),
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs=prepare,
-            )
-            return Prepared(inputs, [item])
+            template = _template_options(item, options)
+            return self.processor.apply_chat_template(list(item), **template, processor_kwargs=prepare), [item]
         images, text = (None, item) if isinstance(item, str) else _images_and_text(item)
         texts = [text] if isinstance(text, str) else list(text)
         if len(texts) > 1:
             prepare.setdefault("padding", True)
         if timeout is not None and images is not None:
             images = _loaded(images, self.processor, timeout)
-        return Prepared(self.processor(images=images, text=texts, return_tensors="pt", **prepare), list(texts))
+        return self.processor(images=images, text=texts, return_tensors="pt", **prepare), list(texts)
 
     def _record(self, given: str | Chat, generated: Any, tensors: bool) -> dict[str, Any]:
         shown = given if isinstance(given, str) else list(given)
@@ -262,7 +231,7 @@ class ImageTextToTextPipeline(Pipeline):
 
 
 class TextGenerationPipeline(Pipeline):
-    """Text or conversations -> text. Samples at temperature 0.7 where neither call nor checkpoint says otherwise."""
+    """Text or conversations -> text. The default is to sample at temperature 0.7."""
 
     task: ClassVar[str] = "text-generation"
     generation_defaults: ClassVar[Mapping[str, Any]] = {
@@ -273,9 +242,9 @@ class TextGenerationPipeline(Pipeline):
     _encoding: ClassVar[tuple[str, ...]] = ("add_special_tokens", "truncation", "padding", "tools", "documents")
 
     def __call__(self, text_inputs: Any, **options: Any) -> Any:
-        """Goes on with a text or a conversation: a list of {"generated_text"}; for a list of them a list of lists.
+        """Continues a text or a conversation: a list of {"generated_text"}; for a list of them a list of lists.
 
-        `generated_text` is the text with what was added, or the conversation with one message more. Options:
+        `generated_text` is the whole text, or the conversation with one more message. Options:
         return_full_text, return_tensors, stop_sequence, continue_final_message, skip_special_tokens, batch_size,
         add_special_tokens, truncation, max_length, tokenizer_encode_kwargs, and those of `generate` by name.
         Raises PromptError, ChatTemplateError, UnsupportedOptionError.
@@ -284,13 +253,11 @@ class TextGenerationPipeline(Pipeline):
             text_inputs = tuple(text_inputs) if is_chat(text_inputs) else list(text_inputs)
         return self._run(text_inputs, options)
 
-    def _prepare_options(self, options: dict[str, Any], sort: CallOptions) -> None:
-        if "max_length" in sort.generate:
-            sort.prepare["max_length"] = sort.generate["max_length"]
-        for name in self._encoding:
-            if name in options:
-                sort.prepare[name] = options.pop(name)
-        sort.prepare.update(options.pop("tokenizer_encode_kwargs", None) or {})
+    def _prepare_options(self, options: dict[str, Any], chosen: CallOptions) -> None:
+        if "max_length" in chosen.generate:
+            chosen.prepare["max_length"] = chosen.generate["max_length"]
+        chosen.prepare.update({name: options.pop(name) for name in self._encoding if name in options})
+        chosen.prepare.update(_mapping("tokenizer_encode_kwargs", options))
         if options:
             raise UnsupportedOptionError(
                 f"The pipeline {self.task!r} has no option {', '.join(sorted(options))}. Leave it out."
@@ -302,19 +269,11 @@ class TextGenerationPipeline(Pipeline):
             for name in ("tools", "documents"):
                 if name in prepare:
                     raise UnsupportedOptionError(f"{name} are for conversations; write them into the text.")
-            return Prepared(self.tokenizer([item], return_tensors="pt", **prepare), [item])
+            return self.tokenizer([item], return_tensors="pt", **prepare), [item]
         if not is_chat(item):
             raise PromptError(f"An input is a text or a list of messages, got {type(item).__name__}.")
         prepare.pop("add_special_tokens", None)  # the template writes them
-        inputs = self.tokenizer.apply_chat_template(
-            list(item),
-            **_turn(item, options.continue_final_message),
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **prepare,
-        )
-        return Prepared(inputs, [item])
+        return self.tokenizer.apply_chat_template(list(item), **_template_options(item, options), **prepare), [item]
 
     def _record(self, _: str | Chat, generated: Any, tensors: bool) -> dict[str, Any]:
         return {"generated_token_ids": generated.tolist()} if tensors else {"generated_text": generated}
@@ -331,10 +290,7 @@ def is_batch_of_chats(value: Any) -> bool:
 
 
 def joined(given: str | Chat, answer: str, continue_final_message: bool | None) -> Any:
-    """The whole: the text with the answer behind it, or the conversation with the answer in it.
-
-    The answer is a message of its own, or the end of the last one where that was to be continued.
-    """
+    """The text with the answer appended, or the conversation with the answer as its last message (or its end)."""
     if isinstance(given, str):
         return given + answer
     if not _continues(given, continue_final_message):
@@ -349,15 +305,13 @@ def joined(given: str | Chat, answer: str, continue_final_message: bool | None) 
 
 
 def collate(rows: Sequence[ModelInputs], pad_token_id: int) -> ModelInputs:
-    """One batch of several: rows [1 or more, T] padded on the left to the longest, pictures one after another."""
+    """One batch of several: rows [1 or more, T] padded on the left to the longest, and all pictures."""
     longest = max(one["input_ids"].shape[1] for one in rows)
-    # A prompt of text alone has no pixels, and none of the others may go without.
-    names = dict.fromkeys(name for one in rows for name in one)
     whole = {}
-    for name in names:
-        parts = [one[name] for one in rows if name in one]
+    for name in dict.fromkeys(name for one in rows for name in one):
+        parts = [one[name] for one in rows if name in one]  # a prompt of text alone has no pixels
         if name != "pixel_values":
-            fill = pad_token_id if name == "input_ids" else _FILL[name]
+            fill = pad_token_id if name == "input_ids" else 0  # 0 in attention_mask and token_type_ids
             parts = [F.pad(part, (longest - part.shape[1], 0), value=fill) for part in parts]
         whole[name] = torch.cat(parts)
     return ModelInputs(whole)
@@ -368,17 +322,26 @@ def _is_message(value: Any) -> bool:
 
 
 def _continues(chat: Chat, asked: bool | None) -> bool:
-    """A conversation that ends with the model's own words is continued there, unless said otherwise."""
+    """Whether the answer continues the last message: the default if that is the model's own."""
     return chat[-1]["role"] == "assistant" if asked is None else asked
 
 
-def _turn(chat: Chat, asked: bool | None) -> dict[str, Any]:
-    continues = _continues(chat, asked)
-    return {"add_generation_prompt": not continues, "continue_final_message": continues}
+def _template_options(chat: Chat, options: CallOptions) -> dict[str, Any]:
+    continues = _continues(chat, options.continue_final_message)
+    how = {"add_generation_prompt": not continues, "continue_final_message": continues}
+    return {**how, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+
+def _mapping(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Removes an option that is a dict of options from `options`; a copy of it. Raises UnsupportedOptionError."""
+    given = options.pop(name, None) or {}
+    if not isinstance(given, Mapping):
+        raise UnsupportedOptionError(f"{name} must be a dict of options, got {given!r}.")
+    return dict(given)
 
 
 def _one_argument(given: Any) -> Any:
-    """What a single argument may be: a conversation, several, {"images", "text"}, several, or a generator."""
+    """A single argument: one conversation or {"images", "text"}, a list of either, or a generator."""
     if is_chat(given):
         return tuple(given)
     pairs = given if isinstance(given, list | tuple) else [given]
