@@ -1,14 +1,14 @@
 """A linear layer with int4 weights, and the kernels that multiply by them.
 
-In a weight [N, K] each run of G neighbours along K (G is the group size) shares a scale and a zero, and each
-element is one of 16 steps q:
+Each run of G neighbours along K in a weight [N, K] (G is the group size) shares a scale and a zero, and each element
+is one of 16 steps q:
 
     w = (q - 8) * scale + zero        q in 0 … 15
 
-That is the form of torch's int4 kernels ("tinygemm"); scale, zero and q are those of torchao. Checkpoints
-store q, two to a byte, with scale and zero in bfloat16 (`Int4Weight`): the same on every device. Each kernel wants the
-bytes in its own order, which depends on the device and even on the processor, so `Int4Linear` packs them where it
-runs. Processors with AVX-512 VNNI multiply with our own kernel (`cpu_kernels`), in the order of torch's.
+This is the format of torch's int4 kernels ("tinygemm"), with the scale, zero and q of torchao. Checkpoints store
+`Int4Weight`: two q a byte, scale and zero in bfloat16, the same on every device. Each kernel needs the bytes in its own
+order, which depends on the device and even on the processor, so `Int4Linear` packs them on the device where it runs.
+Processors with AVX-512 VNNI use our own kernel (`kernels.cpu`) on the bytes in torch's order.
 """
 
 import ctypes
@@ -27,13 +27,13 @@ from gemma3_core.nn.layers import MANY_ROWS, has_bfloat16_tiles, multiplies_bflo
 PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
 SCALE_DTYPE = torch.bfloat16
 OUTPUTS_MULTIPLE = 16
-"""Of the CPU kernel; CUDA's wants 8."""
+"""The CPU kernel needs a multiple of this many outputs; CUDA's kernel needs 8."""
 _STEPS = 16
 _SMALLEST_SCALE = 1e-6  # as in torchao: a group of equal weights has no range
 _TILE_ROWS = 8  # rows of one block of CUDA's kernel
-_BLOCK_ROWS = 64  # the CPU kernel arranges this many rows together at most
-_ELEMENTS_AT_A_TIME = 2**24  # bounds what quantising and packing hold beside the weights
-_WIDENED_AT_A_TIME = 2**20  # a part of the weights that stays in a processor's cache
+_BLOCK_ROWS = 64  # rows of the CPU kernel's largest block
+_ELEMENTS_AT_A_TIME = 2**24  # limits the extra memory of quantising and packing
+_WIDENED_AT_A_TIME = 2**20  # fits in a processor's cache
 _OLDEST_CUDA = (8, 0)  # compute capability that torch's int4 kernel needs (bfloat16 tensor cores)
 
 
@@ -61,7 +61,7 @@ class Int4Weight:
         return _unpacked(self.packed)
 
     def dequantize(self) -> torch.Tensor:
-        """float32 [N, K]: the very numbers that the kernels multiply by."""
+        """float32 [N, K]: exactly the numbers that the kernels multiply by."""
         groups = (self.steps() - _STEPS // 2).float().unflatten(1, (-1, self.group_size))
         return (groups * self.scale.float()[:, :, None] + self.zero.float()[:, :, None]).flatten(1)
 
@@ -70,16 +70,16 @@ class Int4Weight:
 
 
 def stored_shapes(out_features: int, in_features: int, group_size: int) -> dict[str, tuple[int, int]]:
-    """Shapes of the tensors that take the place of a weight [N, K] in a checkpoint."""
+    """Shapes of the tensors that stand for a weight [N, K] in a checkpoint."""
     groups = (out_features, in_features // group_size)
     return {PACKED: (out_features, in_features // 2), SCALE: groups, ZERO: groups}
 
 
 def quantize_weight(weight: torch.Tensor, group_size: int) -> Int4Weight:
-    """Quantises a weight [N, K] as torchao does for tinygemm: 16 steps between each group's least and largest weight.
+    """Quantises a weight [N, K] as torchao does: 16 steps between the smallest and the largest weight of each group.
 
-    Computed in float32 with scale and zero already rounded to bfloat16, so that q fits the stored numbers and
-    float32 and bfloat16 models get the same int4 weights. Raises CheckpointError for NaN or infinity.
+    q is computed in float32 from the scale and zero that are stored, rounded to bfloat16, so float32 and bfloat16
+    models get the same int4 weights. Raises CheckpointError for NaN or infinity.
     """
     parts = [_quantize_rows(rows, group_size) for rows in weight.detach().split(_rows_at_a_time(weight.shape[1]))]
     packed, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -106,25 +106,25 @@ def _rows_at_a_time(in_features: int) -> int:
 class Int4Linear(nn.Module):
     """A linear layer with int4 weights: x [..., K] -> [..., N].
 
-    Holds the weights as the kernel of its device wants them, and only so; `int4_weight` gives them back,
-    exactly. In state_dict, in files and on the way to another device they have the form of `Int4Weight`.
+    The weights are held only in the order of the device's kernel; `int4_weight` recovers them exactly. state_dict,
+    files and copies to another kind of device use `Int4Weight`.
 
-    torch's kernels take activations in bfloat16, whatever their type; ours turns them into 16-bit integers (see
-    `cpu_kernels`). Many rows are multiplied by dequantised weights, part by part: in bfloat16 on CUDA, where the int4
-    kernel is 6 to 13 times slower for them (pytorch/ao 3496); on a CPU in float32 for the exact result, or in bfloat16
-    where that is faster than the kernel. For inference only: the kernels have no gradient.
+    torch's kernels multiply activations in bfloat16, ours as 16-bit integers (see `kernels.cpu`). Many rows are
+    multiplied by dequantised weights, part by part: in bfloat16 on CUDA, where the int4 kernel is 6 to 13 times slower
+    for them (pytorch/ao 3496); on a CPU in float32, or in bfloat16 if that is faster than the kernel. The kernels have
+    no gradient.
     """
 
-    qdata: torch.Tensor | None
-    scale_and_zero: torch.Tensor | None
+    qdata: torch.Tensor  # None until `pack`, like scale_and_zero
+    scale_and_zero: torch.Tensor
 
     def __init__(self, in_features: int, out_features: int, group_size: int, bias: nn.Parameter | None = None):
-        """Without weights yet: see `pack`."""
+        """The layer has no weights before `pack`."""
         super().__init__()
         self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
         self.bias = bias
         self.register_buffer("qdata", None, persistent=False)
-        self.register_buffer("scale_and_zero", None, persistent=False)  # bfloat16 numbers [K/G, N, 2]
+        self.register_buffer("scale_and_zero", None, persistent=False)  # bfloat16 [K/G, N, 2]
 
     @classmethod
     def from_weight(cls, weight: Int4Weight, bias: nn.Parameter | None) -> "Int4Linear":
@@ -134,46 +134,41 @@ class Int4Linear(nn.Module):
         return linear
 
     def pack(self, weight: Int4Weight) -> None:
-        """Arranges `weight` for the kernel of the device that it lies on."""
+        """Takes `weight`, in the order of its device's kernel."""
         assert weight.shape == (self.out_features, self.in_features)
         assert weight.group_size == self.group_size
         self.qdata = _pack(weight)
         self.scale_and_zero = torch.stack((weight.scale, weight.zero), dim=-1).transpose(0, 1).contiguous()
 
     def int4_weight(self) -> Int4Weight:
-        """The weights in the form that is the same on every device; the inverse of `pack`."""
-        assert self.qdata is not None
-        assert self.scale_and_zero is not None
+        """The inverse of `pack`."""
         scale, zero = self.scale_and_zero.unbind(dim=-1)
-        on_cpu = self.qdata.device.type == "cpu"
-        steps = (part.steps.transpose(1, 2).flatten(0, 1) for part in _parts(self.qdata, _ELEMENTS_AT_A_TIME))
-        if not on_cpu:
+        if self.qdata.device.type == "cpu":
+            steps = (part.steps.transpose(1, 2).flatten(0, 1) for part in _parts(self.qdata, _ELEMENTS_AT_A_TIME))
+        else:
             steps = (steps for _, steps in _tile_rows(self.qdata, self.in_features, _ELEMENTS_AT_A_TIME))
         packed = torch.cat([each[:, ::2] << 4 | each[:, 1::2] for each in steps])
         return Int4Weight(packed, scale.T.contiguous(), zero.T.contiguous())
 
-    def _multiply(self, x: torch.Tensor, scale_and_zero: torch.Tensor) -> torch.Tensor:
-        """x [M, K] -> [M, N] by the device's kernel; torch's in bfloat16: for float32 the CPU's has no fast path."""
-        assert self.qdata is not None
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """x [M, K] -> [M, N] by the device's kernel; torch's gets bfloat16, its only fast type on a CPU."""
         on_cpu, ops = x.device.type == "cpu", torch.ops.aten
         if on_cpu and (kernels := self._own_kernels(x)) is not None:
-            return cpu_kernels.multiply(kernels, x, self.qdata, scale_and_zero, self.group_size)
+            return cpu_kernels.multiply(kernels, x, self.qdata, self.scale_and_zero, self.group_size)
         kernel = ops._weight_int4pack_mm_for_cpu if on_cpu else ops._weight_int4pack_mm
-        return kernel(x.to(torch.bfloat16).contiguous(), self.qdata, self.group_size, scale_and_zero).to(x.dtype)
+        return kernel(x.to(torch.bfloat16).contiguous(), self.qdata, self.group_size, self.scale_and_zero).to(x.dtype)
 
     def _widens(self, x: torch.Tensor) -> bool:
         return x.dtype == torch.float32 or has_bfloat16_tiles() or self._own_kernels(x) is None
 
     def _own_kernels(self, x: torch.Tensor) -> ctypes.CDLL | None:
-        """Our kernels where they can multiply x by these weights; where not, torch's can."""
+        """Our kernels if they can multiply x by these weights, else None."""
         kernels = cpu_kernels.library_for(x)
         fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0
         return kernels if kernels is not None and fits and _in_plain_blocks() else None
 
     def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
-        """x [M, K] -> [M, N] on a CPU, by parts of the weights as plain numbers; each lives for its product only."""
-        assert self.qdata is not None
-        assert self.scale_and_zero is not None
+        """x [M, K] -> [M, N] on a CPU: dequantises a part of the weight at a time and multiplies by it."""
         dtype = x.dtype if multiplies_bfloat16_fast() else torch.float32
         wide, out = x.to(dtype), x.new_empty(len(x), self.out_features)
         for part in _parts(self.qdata, _WIDENED_AT_A_TIME):
@@ -183,9 +178,7 @@ class Int4Linear(nn.Module):
         return out
 
     def _multiply_dequantized(self, x: torch.Tensor) -> torch.Tensor:
-        """x [M, K] -> [M, N] on CUDA: dequantises some rows of the weight at a time and multiplies in bfloat16."""
-        assert self.qdata is not None
-        assert self.scale_and_zero is not None
+        """x [M, K] -> [M, N] on CUDA: the same, in bfloat16."""
         narrow, out = x.to(SCALE_DTYPE), x.new_empty(len(x), self.out_features)
         for rows, steps in _tile_rows(self.qdata, self.in_features, _ELEMENTS_AT_A_TIME):
             scale, zero = self.scale_and_zero[:, rows].transpose(0, 1)[..., None].unbind(dim=2)  # [rows, K/G, 1]
@@ -194,7 +187,6 @@ class Int4Linear(nn.Module):
         return out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.scale_and_zero is not None
         rows = x.reshape(-1, self.in_features)
         many = len(rows) >= MANY_ROWS
         if many and x.device.type == "cuda":
@@ -202,13 +194,13 @@ class Int4Linear(nn.Module):
         elif many and x.device.type == "cpu" and self._widens(rows):
             out = self._multiply_widened(rows)
         else:
-            out = self._multiply(rows, self.scale_and_zero)
+            out = self._multiply(rows)
         out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Int4Linear":
-        """As nn.Module's, but scale and zero keep their type; for another kind of device weights are arranged anew."""
-        if self.qdata is None or self.scale_and_zero is None:
+        """Like nn.Module's, but scale and zero keep their type, and another kind of device packs the weights anew."""
+        if self.qdata is None:
             return super()._apply(fn, recurse)
         numbers = self.scale_and_zero
         device = fn(numbers).device
@@ -218,7 +210,7 @@ class Int4Linear(nn.Module):
             return self
         require_int4(device)
         weight = self.int4_weight().to(device)
-        self.qdata = self.scale_and_zero = None
+        self.qdata = self.scale_and_zero = None  # type: ignore[assignment]
         super()._apply(fn, recurse)
         self.pack(weight)
         return self
@@ -262,11 +254,11 @@ def _unpacked(packed: torch.Tensor) -> torch.Tensor:
 
 
 def _pack(weight: Int4Weight) -> torch.Tensor:
-    """The steps of `weight` as the kernel of its device wants them."""
+    """The steps of `weight` in the order of its device's kernel."""
     device, in_features = weight.packed.device, weight.shape[1]
     require_int4(device)
     if device.type == "cpu":
-        # Blocks of rows follow one another, so that parts can be packed alone: int32 is 8 times the bytes.
+        # torch takes int32, 8 times the bytes; blocks of rows follow one another, so parts can be packed one by one.
         parts = weight.packed.split(_rows_at_a_time(in_features))
         return torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpacked(part), 1) for part in parts])
     return _pack_tiles(weight.packed.contiguous(), _inner_k_tiles(in_features))
@@ -283,7 +275,7 @@ def _inner_k_tiles(in_features: int) -> int:
 
 
 def _tile_rows(qdata: torch.Tensor, in_features: int, elements: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """A weight in the order of CUDA's kernel as steps, uint8 [rows, K], with their rows; so many elements at a time."""
+    """Slices of rows and their steps, uint8 [rows, K], about `elements` at a time, from the order of CUDA's kernel."""
     columns = 16 * _inner_k_tiles(in_features)
     order = _tile_order(_inner_k_tiles(in_features), qdata.device)
     blocks = max(1, elements // (_TILE_ROWS * in_features))
@@ -294,16 +286,16 @@ def _tile_rows(qdata: torch.Tensor, in_features: int, elements: int) -> Iterator
 
 
 def _nibbles(qdata: torch.Tensor) -> torch.Tensor:
-    """int32 [N/8, K/columns, 32, n] -> its half bytes, uint8 [N/8, K/columns, 8 * columns], in the order of memory."""
+    """int32 [N/8, K/columns, 32, n] -> its half bytes in memory order, uint8 [N/8, K/columns, 8 * columns]."""
     held = qdata.contiguous().view(torch.uint8).flatten(2)
     return torch.stack((held & 15, held >> 4), dim=-1).flatten(2)
 
 
 @cache
 def _tile_order(inner_k_tiles: int, device: torch.device) -> torch.Tensor:
-    """Where CUDA's kernel puts each element of a block of 8 rows and 16 * inner_k_tiles columns.
+    """The place of each element of a block of 8 rows and 16 * inner_k_tiles columns in the order of CUDA's kernel.
 
-    Found by packing one block of element numbers, a digit of 4 bits at a time.
+    Only the kernel knows that order, so one block of element numbers is packed, 4 bits of each number at a time.
     """
     numbers = torch.arange(_TILE_ROWS * 16 * inner_k_tiles, device=device).view(_TILE_ROWS, -1)
     held = torch.zeros(numbers.numel(), dtype=torch.long, device=device)
@@ -318,14 +310,14 @@ def _tile_order(inner_k_tiles: int, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows `start` to `stop` of a weight as the CPU kernel arranges them: steps, uint8 [blocks, K, rows of one]."""
+    """Steps of rows `start` to `stop` - 1 in the CPU kernel's blocks: uint8 [blocks, K, rows of a block]."""
 
     start: int
     stop: int
     steps: torch.Tensor
 
     def widened(self, scale_and_zero: torch.Tensor) -> torch.Tensor:
-        """The transposed weights [K, rows]; scale_and_zero [K/G, rows, 2] has the wanted type."""
+        """The dequantised, transposed weights [K, rows], in the type of scale_and_zero [K/G, rows, 2]."""
         scale, zero = scale_and_zero.movedim(-1, 0).contiguous()
         signed = (self.steps.view(torch.int8) - _STEPS // 2).transpose(0, 1)  # [K, blocks, rows]
         weight = signed.to(scale.dtype, memory_format=torch.contiguous_format).view(len(scale), -1, scale.shape[1])
@@ -333,9 +325,9 @@ class _Part:
 
 
 def _parts(qdata: torch.Tensor, elements: int) -> Iterator[_Part]:
-    """A weight [N, K/2] in the CPU kernel's arrangement, in parts of about so many elements.
+    """Parts of about `elements` of a weight [N, K/2] in the CPU kernel's order.
 
-    Rows come in blocks, in each the steps of a column lie together; what is left over is one smaller block.
+    That order is blocks of rows (the last may be smaller), in which the steps of a column lie together.
     """
     outputs, inputs = qdata.shape[0], qdata.shape[1] * 2
     block = len(_lanes(_BLOCK_ROWS))
@@ -353,9 +345,10 @@ def _parts(qdata: torch.Tensor, elements: int) -> Iterator[_Part]:
 
 @cache
 def _lanes(rows: int) -> torch.Tensor:
-    """Which row of its block each lane holds, low halves of the bytes first; found out by packing row numbers.
+    """The row in its block that each lane holds, low halves of the bytes first.
 
-    The CPU kernel's blocks have 64 rows, 32 or, at a weight's end, what is left: that depends on the processor.
+    A block has 64 or 32 rows, depending on the processor, or fewer at a weight's end. Only the kernel knows the order,
+    so row numbers are packed to find it.
     """
     numbers = torch.arange(2 * rows, device="cpu").view(rows, 2)
     digits = [
@@ -374,12 +367,12 @@ def _lanes(rows: int) -> torch.Tensor:
 
 @cache
 def _in_plain_blocks() -> bool:
-    """Whether torch packs blocks of as many rows as cpu_kernels takes, in order."""
+    """Whether torch packs blocks of as many rows as our kernel needs, in order."""
     return torch.equal(_lanes(_BLOCK_ROWS), torch.arange(cpu_kernels.OUTPUTS_MULTIPLE, device="cpu"))
 
 
 def int4_obstacle(device: torch.device) -> str | None:
-    """Why int4 weights can't be used on `device`, as a sentence; None where they can."""
+    """A sentence that says why `device` can't run int4 weights; None if it can."""
     if device.type == "cpu":
         return None
     if device.type == "cuda":
@@ -394,6 +387,6 @@ def int4_obstacle(device: torch.device) -> str | None:
 
 
 def require_int4(device: torch.device) -> None:
-    """Raises UnsupportedOptionError where `device` can't run int4 weights."""
+    """Raises UnsupportedOptionError if `device` can't run int4 weights."""
     if reason := int4_obstacle(device):
         raise UnsupportedOptionError(reason)

@@ -1,7 +1,4 @@
-"""int4 weights of a model: which layers, which group size, and how the int4 model is made.
-
-The int4 layer itself is in `int4_linear`.
-"""
+"""Which layers of a model become int4, with which group size, and the conversion itself."""
 
 import copy
 import logging
@@ -14,13 +11,7 @@ import torch
 from torch import nn
 
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
-from gemma3_core.int4.linear import (
-    OUTPUTS_MULTIPLE,
-    SCALE_DTYPE,
-    Int4Linear,
-    quantize_weight,
-    require_int4,
-)
+from gemma3_core.int4.linear import OUTPUTS_MULTIPLE, SCALE_DTYPE, Int4Linear, quantize_weight, require_int4
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +19,21 @@ GROUP_SIZES = (128, 64, 32)
 DEFAULT_GROUP_SIZE = 128
 INT4_WEIGHT_ONLY = "int4_weight_only"
 QUANT_METHOD = "int4_tinygemm"
-"""In config.json's quantization_config: our stored form. (torchao's own pickles its tensor classes.)"""
+"""The name of our file format in config.json's quantization_config. (torchao's own pickles its tensor classes.)"""
 
 
+@dataclass(init=False, unsafe_hash=True)
 class TorchAoConfig:
-    """What `from_pretrained(quantization_config=)` takes: int4 weights with one scale for each group.
+    """int4 weights with one scale a group, for `from_pretrained(quantization_config=)`.
 
-    `quant_type` is "int4_weight_only" (the form of Gemma 3's page in transformers' documentation), a group size
-    (128, 64 or 32), or torchao's Int4WeightOnlyConfig or its prototype for CPUs; the packing format that such an
-    object names is ignored: the device decides the packing.
-    `modules_to_not_convert` are layers to leave in full precision: a whole name, its beginning or its last part.
-    Raises UnsupportedOptionError.
+    `quant_type` is "int4_weight_only" (as on transformers' Gemma 3 page), a group size (128, 64 or 32), or torchao's
+    Int4WeightOnlyConfig or its prototype for CPUs. The packing format of such an object is ignored: it follows from
+    the device. `modules_to_not_convert` are layers to leave in full precision: whole names, their beginnings or their
+    last parts. Raises UnsupportedOptionError.
     """
+
+    group_size: int
+    modules_to_not_convert: tuple[str, ...]
 
     def __init__(
         self,
@@ -67,23 +61,14 @@ class TorchAoConfig:
         self.group_size = _group_size(quant_type, group_size)
         self.modules_to_not_convert = tuple(modules_to_not_convert or ())
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TorchAoConfig) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((self.group_size, self.modules_to_not_convert))
-
-    def __repr__(self) -> str:
-        return f"TorchAoConfig({self.group_size}, modules_to_not_convert={list(self.modules_to_not_convert)})"
-
     def to_dict(self) -> dict[str, Any]:
-        """As config.json's quantization_config holds it."""
+        """The quantization_config of config.json."""
         names = list(self.modules_to_not_convert)
         return {"quant_method": QUANT_METHOD, "group_size": self.group_size, "modules_to_not_convert": names}
 
     @classmethod
     def from_dict(cls, data: Any) -> "TorchAoConfig":
-        """The inverse of `to_dict`. CheckpointError for what others wrote, or what can't be."""
+        """The inverse of `to_dict`. Raises CheckpointError for another program's format or invalid values."""
         method = data.get("quant_method") if isinstance(data, Mapping) else data
         if method != QUANT_METHOD:
             raise CheckpointError(
@@ -133,7 +118,7 @@ def _group_size_of_torchao(config: object) -> int:
 
 @dataclass(frozen=True)
 class Int4Plan:
-    """Which layers of a model become int4, and which candidates stay as they are, with the reason."""
+    """The layers of a model that become int4, and for each candidate in `left` why it does not."""
 
     config: TorchAoConfig
     layers: tuple[str, ...]
@@ -146,22 +131,20 @@ class Int4Plan:
 
 
 def plan_int4(model: Any, config: TorchAoConfig) -> Int4Plan:
-    """The candidates are the decoder's linear layers and the output head of `model` (a model class of ours).
+    """Plans for the candidates: the linear layers of `model`'s decoder, and its output head.
 
-    Embedding, vision tower and projector are none: they stay in full precision. Raises UnsupportedOptionError
-    where no layer fits, or where `config` leaves out a layer that is not there.
+    Embedding, vision tower and projector stay in full precision. Raises UnsupportedOptionError if no layer fits, or if
+    `config` leaves out a layer that does not exist.
     """
-    layers, left = [], {}
-    skips = set(config.modules_to_not_convert)
+    layers, left, skips = [], {}, set(config.modules_to_not_convert)
     candidates = candidate_layers(model)
     for name, layer in candidates.items():
-        reason = _misfit(layer, config.group_size)
-        if any(_is_named(name, skip) for skip in config.modules_to_not_convert):
-            reason = "modules_to_not_convert names it"
-        if reason is None:
-            layers.append(name)
-        else:
+        if any(_is_named(name, skip) for skip in skips):
+            left[name] = "modules_to_not_convert names it"
+        elif reason := _misfit(layer, config.group_size):
             left[name] = reason
+        else:
+            layers.append(name)
     if unused := [skip for skip in skips if not any(_is_named(name, skip) for name in candidates)]:
         raise UnsupportedOptionError(f"modules_to_not_convert names {_listed(sorted(unused))}: no int4 layer is that.")
     if not layers:
@@ -173,7 +156,7 @@ def plan_int4(model: Any, config: TorchAoConfig) -> Int4Plan:
 
 
 def candidate_layers(model: Any) -> dict[str, nn.Linear | Int4Linear]:
-    """The layers of `model` that can be int4, quantised or not, by name."""
+    """The layers of `model` that are or can become int4, by name."""
     wanted = {id(module) for module in model.decoder.modules()} | {id(getattr(model, "lm_head", None))}
     return {
         name: module
@@ -195,7 +178,7 @@ def _is_named(name: str, by: str) -> bool:
 
 
 def install_int4(model: Any, config: TorchAoConfig) -> None:
-    """Replaces layers of a model on the meta device by empty int4 layers, whose weights are loaded afterwards."""
+    """Replaces layers of a model on the meta device by int4 layers without weights, to be loaded afterwards."""
     plan = plan_int4(model, config)
     for name in plan.layers:
         layer = model.get_submodule(name)
@@ -204,13 +187,13 @@ def install_int4(model: Any, config: TorchAoConfig) -> None:
 
 
 class Int4Converter:
-    """The int4 model of a model, made one layer a step; from several threads too, each layer is made once.
+    """Makes the int4 model of a model, one layer a step. Several threads may step; each layer is made once.
 
-    The int4 model is a model of its own that shares every other tensor with the first, which stays as it is.
+    The int4 model is a new model that shares all other tensors with the original.
     """
 
     def __init__(self, model: Any, config: TorchAoConfig, device: torch.device | None = None):
-        """`device` is where the int4 layers will be; None is where the model is. Raises as `plan_int4` does."""
+        """The int4 layers go to `device`, by default the model's. Raises UnsupportedOptionError."""
         self._model, self._device = model, device or model.device
         self.plan = plan_int4(model, config)
         require_int4(self._device)
@@ -226,11 +209,11 @@ class Int4Converter:
         return bool(self._made)
 
     def steps(self) -> Iterator[int]:
-        """Quantises the remaining layers; yields the number of finished layers before each one and at the end."""
+        """Quantises the remaining layers; yields the number of finished ones before each and at the end."""
         while (done := len(self._made)) < self.total:
             yield done
             with self._lock:
-                if len(self._made) == done:  # else another thread has just made this one
+                if len(self._made) == done:  # else another thread made this one
                     self._make(self.plan.layers[done])
         yield self.total
 
@@ -243,35 +226,36 @@ class Int4Converter:
         self._made[name] = Int4Linear.from_weight(weight, layer.bias)
 
     def int4_model(self) -> Any:
-        """The model with int4 layers, when all are made."""
+        """The int4 model, once all layers are made."""
         assert len(self._made) == self.total
-        kept = [*self._model.parameters(), *self._model.buffers(), self._model.config]
-        memo: dict[int, Any] = {id(thing): thing for thing in kept}
-        memo |= {id(self._model.get_submodule(name)): layer for name, layer in self._made.items()}
-        int4_model = copy.deepcopy(self._model, memo)
+        layers = {id(self._model.get_submodule(name)): layer for name, layer in self._made.items()}
+        int4_model = _copy_with(self._model, layers)
         int4_model.int4_plan = self.plan
         return int4_model
 
 
 def quantized(model: Any, config: TorchAoConfig, device: torch.device | None = None) -> Any:
-    """The int4 model of `model`, made at once; see `Int4Converter`."""
-    making = Int4Converter(model, config, device)
-    for _ in making.steps():
+    """The int4 model of `model`; see `Int4Converter`."""
+    converter = Int4Converter(model, config, device)
+    for _ in converter.steps():
         pass
-    return making.int4_model()
+    return converter.int4_model()
 
 
 def with_tensors_of(model: Any, other: Any) -> Any:
-    """A copy of `model` that holds `other`'s parameters wherever both have one of the same name."""
+    """A copy of `model` with `other`'s parameters in place of those of the same name."""
     theirs = dict(other.named_parameters())
-    kept = [*model.parameters(), *model.buffers(), model.config]
-    memo: dict[int, Any] = {id(thing): thing for thing in kept}
-    memo |= {id(p): theirs[name] for name, p in model.named_parameters() if name in theirs}
-    return copy.deepcopy(model, memo)
+    return _copy_with(model, {id(p): theirs[name] for name, p in model.named_parameters() if name in theirs})
+
+
+def _copy_with(model: Any, replaced: dict[int, Any]) -> Any:
+    """A copy of `model` that shares its tensors, but for the objects whose ids are in `replaced`."""
+    shared = [*model.parameters(), *model.buffers(), model.config]
+    return copy.deepcopy(model, {**{id(thing): thing for thing in shared}, **replaced})
 
 
 def count_weights(model: Any) -> int:
-    """Number of weights, quantised or not; a tied head counts once, with the embedding."""
+    """Number of weights, quantised or not; a tied head counts with the embedding."""
     quantised = sum(
         layer.in_features * layer.out_features
         for name, layer in candidate_layers(model).items()
@@ -281,14 +265,14 @@ def count_weights(model: Any) -> int:
 
 
 def weight_bytes(model: Any, plan: Int4Plan) -> tuple[int, int]:
-    """Bytes of all weights in full precision (as the model runs: its dtype) and with `plan`'s layers in int4."""
+    """Bytes of all weights in the model's dtype, and with `plan`'s layers in int4."""
     full = count_weights(model) * model.dtype.itemsize
     replaced = sum(_size(model, name) for name in plan.layers if not _is_tied_head(model, name))
     return full, full - replaced * model.dtype.itemsize + int4_layer_bytes(model, plan)
 
 
 def int4_layer_bytes(model: Any, plan: Int4Plan) -> int:
-    """Bytes of `plan`'s layers alone, in int4."""
+    """Bytes of `plan`'s layers in int4."""
     sizes = [_size(model, name) for name in plan.layers]
     return sum(size // 2 + 2 * size // plan.config.group_size * SCALE_DTYPE.itemsize for size in sizes)
 
