@@ -1,7 +1,9 @@
-"""Gemma 3 as a classifier: a linear head, `score`, on the hidden state of a prompt's last token."""
+"""Gemma 3 as a classifier: a linear head, `score`, on the hidden state of a prompt's last token.
+
+Results are CausalLMOutputs whose logits are [B, labels] (for regression, the predicted numbers).
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,24 +18,13 @@ from gemma3_core.models.multimodal import Gemma3Model
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.models.text import Gemma3TextModel
 from gemma3_core.nn.cache import KVCache
-from gemma3_core.nn.outputs import TextModelOutput, _KeyedOutput, as_asked
+from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
 
 REGRESSION = "regression"
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-
-
-@dataclass(eq=False)
-class SequenceClassifierOutput(_KeyedOutput):
-    """logits [B, labels] (for regression the numbers themselves); loss a scalar where labels were given."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: KVCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class _SequenceClassifier(PreTrainedModel):
@@ -62,10 +53,10 @@ class _SequenceClassifier(PreTrainedModel):
         problem_type: str | None = None,
         **options: Any,
     ) -> Self:
-        """Loads a classifier, or a generating checkpoint below a new head: `num_labels` rows, random, to be trained.
+        """Loads a classifier; a generating checkpoint gets a new, random head with `num_labels` rows to be trained.
 
-        The four names go over those in config.json. `options` are every model's: dtype, device_map, …. Raises
-        CheckpointError (also for another number of labels than the checkpoint's head has), ConfigError,
+        The four named options replace those in config.json. `options` are every model's: dtype, device_map, ….
+        Raises CheckpointError (also if the checkpoint's head has another number of labels), ConfigError,
         UnsupportedOptionError.
         """
         given = {"num_labels": num_labels, "id2label": id2label, "label2id": label2id, "problem_type": problem_type}
@@ -84,15 +75,10 @@ class _SequenceClassifier(PreTrainedModel):
         return_dict: bool | None,
     ) -> Any:
         hidden = out.last_hidden_state
-        columns = self._last_columns(input_ids, hidden)
-        logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), columns])  # [B, labels]
-        result = SequenceClassifierOutput(
-            loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
-            logits=logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
+        rows, columns = torch.arange(len(hidden), device=hidden.device), self._last_columns(input_ids, hidden)
+        logits = self.score(hidden[rows, columns])  # [B, labels]
+        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
+        result = CausalLMOutput(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return as_asked(result, return_dict)
 
     def _last_columns(self, input_ids: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
@@ -108,9 +94,9 @@ class _SequenceClassifier(PreTrainedModel):
 
 
 def last_token_columns(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """The column [B] of each row's last token that is not padding, on whichever side the padding of [B, T] is.
+    """The column [B] of each row's last token that is not padding, with padding on either side of ids [B, T].
 
-    By the ids, as in transformers: 0 where a row holds padding only. `p p a b` and `a b p p` give 3 and 1.
+    `p p a b` and `a b p p` give 3 and 1; a row of padding gives 0, as in transformers.
     """
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
     return (columns * (input_ids != pad_token_id)).amax(dim=1)
@@ -119,12 +105,14 @@ def last_token_columns(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tens
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
     """Mean loss of logits [B, labels]: squared error, cross entropy, or binary cross entropy of each label.
 
-    Labels are numbers [B] (or [B, labels]) for regression, classes [B] of whole numbers for single_label, and
-    0 or 1 [B, labels] for multi_label_classification. Without a problem_type one label is regression, whole
-    numbers are single label and floats multi label. PromptError for labels of another shape.
+    Labels are numbers [B] (or [B, labels]) for regression, whole numbers [B] for single_label_classification, and
+    0 or 1 [B, labels] for multi_label_classification. Without a problem_type, one label means regression, whole
+    numbers single label, and floats multi label. Raises PromptError for labels of another shape.
     """
     labels = labels.to(logits.device)
-    problem_type = problem_type or _problem_of(logits, labels)
+    if problem_type is None:
+        several = SINGLE_LABEL if labels.dtype in (torch.int64, torch.int32) else MULTI_LABEL
+        problem_type = several if logits.shape[1] > 1 else REGRESSION
     expected = tuple(logits.shape) if problem_type == MULTI_LABEL or logits.shape[1] > 1 else (len(logits),)
     if problem_type == SINGLE_LABEL:
         expected = (len(logits),)
@@ -137,14 +125,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def _problem_of(logits: torch.Tensor, labels: torch.Tensor) -> str:
-    if logits.shape[1] == 1:
-        return REGRESSION
-    return SINGLE_LABEL if labels.dtype in (torch.int64, torch.int32) else MULTI_LABEL
-
-
 class Gemma3TextForSequenceClassification(_SequenceClassifier):
-    """Text in, one row of `num_labels` logits a prompt out."""
+    """Text in, `num_labels` logits a prompt out."""
 
     config: Gemma3TextConfig
     config_class = Gemma3TextConfig
@@ -165,7 +147,7 @@ class Gemma3TextForSequenceClassification(_SequenceClassifier):
     ) -> Any:
         """Logits [B, labels] of prompts [B, T]; with `labels` the loss too (see `classification_loss`).
 
-        The last token is found by the ids, so padding may be on either side; with inputs_embeds it is the last
+        Padding may be on either side, because the last token is found by the ids; with inputs_embeds it is the last
         column. The other inputs and `options` are those of Gemma3TextModel. Raises PromptError.
         """
         out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **options)
@@ -173,7 +155,7 @@ class Gemma3TextForSequenceClassification(_SequenceClassifier):
 
 
 class Gemma3ForSequenceClassification(_SequenceClassifier):
-    """Pictures and text in, one row of `num_labels` logits a prompt out."""
+    """Pictures and text in, `num_labels` logits a prompt out."""
 
     config: Gemma3Config
     config_class = Gemma3Config

@@ -63,14 +63,14 @@ class Gemma3Model(PreTrainedModel):
         soft_tokens: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Token embeddings [B, T, E], with soft tokens [N, tokens, E] in their places, in order.
+        """Token embeddings [B, T, E], with soft tokens [N, tokens, E] in place of image tokens, in order.
 
-        In `inputs_embeds` the places are where the soft token's own embedding stands.
+        In `inputs_embeds` an image token is recognised by its embedding.
         """
         soft_id, embedding = self.config.image_token_index, self.language_model.embed_tokens
         if input_ids is not None:
             places = input_ids == soft_id
-            # The published id of the soft token lies beyond some vocabularies; its embedding is replaced anyway.
+            # The id of the image token lies outside some vocabularies; its embedding is replaced anyway.
             x = embedding(input_ids.masked_fill(places, 0) if soft_id >= embedding.num_embeddings else input_ids)
         else:
             assert inputs_embeds is not None
@@ -104,10 +104,9 @@ class Gemma3Model(PreTrainedModel):
     ) -> TextModelOutput:
         """Hidden states [B, T, E] of new tokens; token_type_ids [B, T] are 1 on soft tokens.
 
-        Without token_type_ids image blocks are causal like text, as in transformers. soft_tokens
-        [N, tokens, E], from get_image_features, may stand in for pixel_values; so may
-        mm_encoder_outputs={"image": what get_image_features returned}. The other inputs and `options` are those of
-        Gemma3TextModel. Raises PromptError, UnsupportedOptionError.
+        Without token_type_ids, image blocks are causal like text, as in transformers. Pictures are given as
+        pixel_values, as soft_tokens [N, tokens, E], or as mm_encoder_outputs={"image": get_image_features(…)}. The
+        other inputs and `options` are those of Gemma3TextModel. Raises PromptError, UnsupportedOptionError.
         """
         check_prompt(input_ids, inputs_embeds, past_key_values)
         require_tensors(token_type_ids=token_type_ids, soft_tokens=soft_tokens)
@@ -133,7 +132,7 @@ class Gemma3Model(PreTrainedModel):
         soft_tokens: torch.Tensor | None,
         encoded: Mapping[str, Any] | None,
     ) -> torch.Tensor | None:
-        """The soft tokens [N, tokens, E] of whichever form of pictures is given; at most one may be."""
+        """The soft tokens [N, tokens, E] of the pictures, which may be given in one form only."""
         if not isinstance(encoded, Mapping | None):
             raise PromptError(
                 'mm_encoder_outputs must be {"image": what get_image_features returned}, got '
@@ -148,7 +147,7 @@ class Gemma3Model(PreTrainedModel):
 
 
 class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
-    """Pictures and text in, text out (the 4B, 12B and 27B checkpoints)."""
+    """Pictures and text in, text out: the 4B, 12B and 27B checkpoints."""
 
     config: Gemma3Config
     config_class = Gemma3Config
@@ -195,4 +194,4 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
 
 
 Model = Gemma3ForConditionalGeneration | Gemma3ForCausalLM
-"""A model that writes: one that sees pictures, or one that reads text only."""
+"""A model that generates text, with or without pictures in its prompt."""

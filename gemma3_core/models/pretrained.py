@@ -1,4 +1,4 @@
-"""What every model class can do: from_pretrained, save_pretrained, device, dtype, tied weights."""
+"""The base of the model classes: from_pretrained, save_pretrained, device, dtype, tied weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,16 +20,14 @@ from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.device_map import DeviceMap, mapped_device, pick_device
 from gemma3_core.models.weights import build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
 
-__all__ = ["ATTENTION_IMPLEMENTATIONS", "LOADING", "PreTrainedModel", "pick_device"]
-
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+__all__ = ["LOADING", "PreTrainedModel", "pick_device"]
 
 LOADING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
-        "low_cpu_mem_usage": (True, False),  # weights are never held twice, whatever is said
+        "low_cpu_mem_usage": (True, False),  # weights are never held twice
         "use_safetensors": (True,),
         "weights_only": (True,),
-        "trust_remote_code": (False,),  # no code of a checkpoint is ever run
+        "trust_remote_code": (False,),  # a checkpoint's code is never run
         "ignore_mismatched_sizes": (False,),
         "output_loading_info": (False,),
         "subfolder": ("",),
@@ -37,7 +35,7 @@ LOADING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "offload_buffers": (False,),
     }
 )
-"""Options of transformers' from_pretrained that are taken at values that change nothing."""
+"""Options of transformers' from_pretrained, with the values at which they have no effect."""
 
 
 class PreTrainedModel(nn.Module):
@@ -57,11 +55,11 @@ class PreTrainedModel(nn.Module):
         self.config = config
         self.generation_config = GenerationConfig.from_model_config(self.config)
         self.eager = False
-        """True runs the open form of attention ("eager"), False torch's fused one ("sdpa")."""
+        """True runs explicit attention ("eager"), False torch's fused attention ("sdpa")."""
         self.int4_plan: Int4Plan | None = None
-        """Which layers hold int4 weights; None in full precision."""
+        """The layers with int4 weights; None in full precision."""
         self.hf_device_map: dict[str, torch.device] | None = None
-        """{"": device} if from_pretrained was given a device_map, else None."""
+        """{"": device} after from_pretrained(device_map=…), else None."""
 
     @property
     def text_config(self) -> Gemma3TextConfig:
@@ -95,19 +93,19 @@ class PreTrainedModel(nn.Module):
         return self.decoder
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many weights the model has, a tied head's once; without embeddings where asked for."""
+        """The number of weights; a tied head's count once."""
         embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
         left_out = [
             parameter
             for parameter in self.parameters()
             if (only_trainable and not parameter.requires_grad) or (exclude_embeddings and id(parameter) in embeddings)
         ]
-        # int4 weights are no parameters, and are not trainable.
+        # int4 weights are not parameters, and not trainable.
         total = sum(p.numel() for p in self.parameters()) if only_trainable else count_weights(self)
         return total - sum(parameter.numel() for parameter in left_out)
 
     def can_generate(self) -> bool:
-        """Whether the model has `generate`: those with a language model's head."""
+        """Whether the model has `generate`."""
         return hasattr(self, "generate")
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
@@ -116,7 +114,7 @@ class PreTrainedModel(nn.Module):
         return sum(tensor.nbytes for tensor in (*self.parameters(), *buffers))
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
-        """The token embedding, where that is its size already; UnsupportedOptionError for another."""
+        """The token embedding, if that is its size already. Raises UnsupportedOptionError for another."""
         embedding = self.get_input_embeddings()
         if new_num_tokens not in (None, embedding.num_embeddings):
             raise UnsupportedOptionError(
@@ -138,7 +136,7 @@ class PreTrainedModel(nn.Module):
         )
 
     def gradient_checkpointing_disable(self) -> None:
-        """Nothing to do: it is never on."""
+        """Does nothing: it is never on."""
 
     @classmethod
     def from_pretrained(
@@ -158,14 +156,14 @@ class PreTrainedModel(nn.Module):
         force_download: bool = False,
         **unknown: Any,
     ) -> Self:
-        """Loads a checkpoint in the Hub's layout, strictly: each tensor there, none left over.
+        """Loads a checkpoint in the Hub's layout; no tensor may be missing or left over.
 
-        dtype (torch_dtype is its older name) None or "auto" is the checkpoint's own. device_map is one device: its
+        dtype (or torch_dtype, its older name) None and "auto" mean the checkpoint's own. device_map is one device: its
         name, a CUDA device's number, "auto" (the first accelerator, else the CPU) or {"": device}; None is the CPU.
-        A model is never spread over several devices. attn_implementation is "sdpa" (None too) or "eager".
-        quantization_config makes int4 weights of a checkpoint in full precision; one that was saved with int4
-        weights needs none. Layers that stay in full precision although they are candidates are named in the log.
-        `config` stands in for the folder's config.json. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        attn_implementation is "sdpa" (the default) or "eager". quantization_config makes int4 weights from a checkpoint
+        in full precision; a checkpoint saved with int4 weights needs none. The log names layers that could be int4 but
+        stay in full precision. `config` replaces the folder's config.json. Raises CheckpointError, ConfigError,
+        UnsupportedOptionError.
         """
         refuse_options("from_pretrained", unknown, LOADING)
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
@@ -180,7 +178,7 @@ class PreTrainedModel(nn.Module):
         )
         config = read_config(folder) if config is None else config
         if isinstance(config, Gemma3Config):
-            _ = config.tokens_per_side  # a checkpoint whose pictures can't be read is told now, not at the first one
+            _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read
         model = build_on_meta(lambda: cls(config))
         assert isinstance(model, cls)
         model.set_attention("sdpa" if attn_implementation is None else attn_implementation)
@@ -200,13 +198,13 @@ class PreTrainedModel(nn.Module):
     def _filled(
         self, folder: Path, dtype: torch.dtype | None, device: torch.device, quantization_config: TorchAoConfig | None
     ) -> Self:
-        """This model, which has no weights yet, with those of a checkpoint; in int4 if asked for."""
+        """This model (on the meta device) with a checkpoint's weights, in int4 if `quantization_config` is given."""
         stored = _stored_int4(self.config, quantization_config)
         if stored or quantization_config:
             require_int4(device)
         if stored:
             install_int4(self, stored)
-        # To be quantised, weights are read on the CPU, where they stay on disk, and go to the device one by one.
+        # Weights to be quantised stay memory-mapped on the CPU and go to the device one by one.
         wanted = None if stored else quantization_config
         load_weights(self, folder, dtype, torch.device("cpu") if wanted else device)
         self.tie_weights()
@@ -220,17 +218,17 @@ class PreTrainedModel(nn.Module):
     def save_pretrained(
         self, save_directory: str | Path, *, max_shard_size: int | str = MAX_SHARD_SIZE, **options: Any
     ) -> None:
-        """Writes config.json, model.safetensors and, of models that generate, generation_config.json: the Hub's layout.
+        """Writes config.json, model.safetensors and, for models with `generate`, generation_config.json.
 
-        Where the weights need more than `max_shard_size` (bytes, or "500MB"), they are written as several files with
-        an index. int4 weights are written as they are, in a form that fits any device. Weights of an earlier save in
-        the folder are replaced. Raises CheckpointError, UnsupportedOptionError.
+        Weights of more than `max_shard_size` (bytes, or "500MB") are split into several files with an index. int4
+        weights are written in a format for any device. Weights of an earlier save in the folder are replaced. Raises
+        CheckpointError, UnsupportedOptionError.
         """
         if self.int4_plan is None and any(isinstance(module, Int4Linear) for module in self.modules()):
             raise UnsupportedOptionError("A part of an int4 model can't be saved alone. Save the whole model.")
         shard_bytes(max_shard_size)
         folder = folder_to_save_in(save_directory, options)
-        save_weights(self, folder, max_shard_size)  # first: where the disk is full, an earlier save stays whole
+        save_weights(self, folder, max_shard_size)  # first, so that a full disk leaves an earlier save whole
         dtype = str(self.dtype).removeprefix("torch.")
         data = {**self.config.to_diff_dict(), "architectures": [type(self).__name__], "dtype": dtype}
         for name in ("torch_dtype", "quantization_config"):
@@ -242,11 +240,9 @@ class PreTrainedModel(nn.Module):
             self.generation_config.save_pretrained(folder)
 
     def set_attention(self, implementation: str) -> None:
-        """ "sdpa" (torch's fused attention) or "eager" (open, slower; gives attention weights either way)."""
-        if implementation not in ATTENTION_IMPLEMENTATIONS:
-            raise UnsupportedOptionError(
-                f"attn_implementation={implementation!r} is not supported; use 'sdpa' or 'eager'."
-            )
+        """ "sdpa" is torch's fused attention; "eager" is explicit and slower. Both can return attention weights."""
+        if implementation not in ("sdpa", "eager"):
+            raise UnsupportedOptionError(f"attn_implementation={implementation!r} is not supported. Use sdpa or eager.")
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.eager = implementation == "eager"
@@ -256,14 +252,14 @@ class PreTrainedModel(nn.Module):
         self.set_attention(attn_implementation)
 
     def tie_weights(self) -> None:
-        """Lets the head share the embedding's weight where the config says so."""
+        """Shares the embedding's weight with the head if the config ties them."""
         head = getattr(self, "lm_head", None)
         if isinstance(head, nn.Linear) and is_tied(self.config):
             head.weight = self.decoder.embed_tokens.weight
 
 
 def _stored_int4(config: AnyConfig, asked: TorchAoConfig | None) -> TorchAoConfig | None:
-    """How the checkpoint's weights are quantised; None for full precision. UnsupportedOptionError if not as asked."""
+    """The checkpoint's own quantisation; None in full precision. Raises UnsupportedOptionError if it is not `asked`."""
     data = config.extra.get("quantization_config")
     if data is None:
         return None

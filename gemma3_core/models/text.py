@@ -20,10 +20,10 @@ from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
 
 
 class ScaledEmbedding(nn.Embedding):
-    """Token embeddings times sqrt(width), that factor rounded to the weights' type."""
+    """Token embeddings times sqrt(width), which is rounded to the weights' type."""
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        # On a GPU this would wait for the device at each token; there torch's own assertion has to do.
+        # Not on a GPU, where this would synchronise at each token; torch's own assertion checks there.
         if input_ids.device.type == "cpu" and bool(((input_ids < 0) | (input_ids >= self.num_embeddings)).any()):
             raise PromptError(
                 f"input_ids hold {int(input_ids.min())} to {int(input_ids.max())}; the vocabulary has "
@@ -41,7 +41,7 @@ class Gemma3TextModel(PreTrainedModel):
 
     def __init__(self, config: Gemma3TextConfig):
         super().__init__(config)
-        # As in transformers, what padding is read as is not learnt.
+        # As in transformers, the padding token's embedding is not trained.
         self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -63,11 +63,11 @@ class Gemma3TextModel(PreTrainedModel):
     ) -> TextModelOutput:
         """Hidden states of new tokens [B, T], given those in `past_key_values`.
 
-        attention_mask [B, T or past + T]: 0 marks padding; or, as in transformers and without a past, ready masks
-        [B, 1, T, S], one for all layers or by layer kind: True (or 0 of a float) lets a query see a key. position_ids
-        [B, T] turn the rotary embedding and default to 0, 1, 2, … behind the past. image_blocks [B, T]: see `masks`.
-        output_attentions may be a reader: see `layers`. return_dict=False gives a tuple.
-        Raises PromptError, UnsupportedOptionError.
+        attention_mask [B, T or past + T] is 0 on padding. Without a past it may also be a ready mask [B, 1, T, S], one
+        for all layers or one a layer kind, in which True (or 0 in a float mask) lets a query see a key. position_ids
+        [B, T] are the rotary positions, by default 0, 1, 2, … continued from the past. image_blocks [B, T]: see
+        `masks`. output_attentions may be a reader: see `layers`. return_dict=False returns a tuple. Raises PromptError,
+        UnsupportedOptionError.
         """
         refuse_options("forward", unknown)
         check_prompt(input_ids, inputs_embeds, past_key_values)
@@ -113,7 +113,7 @@ class Gemma3TextModel(PreTrainedModel):
     def _mask(
         self, kind: str, positions: torch.Tensor, blocks: torch.Tensor, cache: KVCache | None
     ) -> torch.Tensor | None:
-        """[B, 1, T, S], or None where one new token may attend to every key that its cache keeps."""
+        """[B, 1, T, S], or None if one new token may attend to every key in the cache."""
         if cache is not None and positions.shape[1] == 1 and not cache.has_padding:
             return None
         key_positions, key_blocks = (positions, blocks) if cache is None else cache.seen(kind)
@@ -121,7 +121,10 @@ class Gemma3TextModel(PreTrainedModel):
 
 
 def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> None:
-    """Either ids [B, T] or embeddings [B, T, E], and a cache of as many rows. PromptError, UnsupportedOptionError."""
+    """Requires ids [B, T] or embeddings [B, T, E], not both, and a cache with B rows, if any.
+
+    Raises PromptError, UnsupportedOptionError.
+    """
     if (input_ids is None) == (inputs_embeds is None):
         raise PromptError("Give either input_ids or inputs_embeds.")
     name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
@@ -131,14 +134,14 @@ def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> No
     if past_key_values is not None and past_key_values.batch_size not in (None, given.shape[0]):
         raise PromptError(
             f"{name} have {given.shape[0]} rows, past_key_values {past_key_values.batch_size}. "
-            "They must be the same ones."
+            "Continue with the rows that the cache holds."
         )
 
 
 def _ready_masks(
     attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None, columns: torch.Tensor, past: int
 ) -> dict[str, torch.Tensor] | None:
-    """Masks [B or 1, H or 1, T, S] by layer kind, bool, where they are given; None where it is padding at most."""
+    """Ready masks [B or 1, H or 1, T, S] by layer kind, bool; None if `attention_mask` is not a ready mask."""
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
         attention_mask = dict.fromkeys((LOCAL, GLOBAL), attention_mask)
     if not isinstance(attention_mask, Mapping):
@@ -220,7 +223,7 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
 
 
 def last_tokens(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The last `logits_to_keep` of [B, T, E]; 0 keeps all, a tensor names the columns to keep."""
+    """The last `logits_to_keep` of [B, T, E]; 0 keeps all, a tensor holds the columns to keep."""
     if isinstance(logits_to_keep, torch.Tensor):
         columns, tokens = logits_to_keep, x.shape[1]
         if columns.dtype == torch.bool and columns.shape == (tokens,):
@@ -244,9 +247,9 @@ def causal_output(
     labels: torch.Tensor | None,
     num_items: int | torch.Tensor | None = None,
 ) -> CausalLMOutput:
-    """Adds the next-token loss: logits at t are compared with labels at t + 1, in float32.
+    """The output with the next-token loss, which compares logits at t with labels at t + 1, in float32.
 
-    It is the mean over this batch's tokens, or their sum over `num_items`, the tokens of a larger batch.
+    The loss is the mean over this batch's tokens, or their sum divided by `num_items`, the tokens of a larger batch.
     """
     loss = None
     if labels is not None:
@@ -261,18 +264,12 @@ def causal_output(
         if labels.shape != logits.shape[:2]:
             raise PromptError(
                 f"labels must be {list(logits.shape[:2])}, one for each token with logits, got {list(labels.shape)}. "
-                "Leave logits_to_keep out where a loss is asked for."
+                "Leave logits_to_keep out to get a loss."
             )
         shifted = F.pad(labels, (0, 1), value=-100)[:, 1:].flatten().to(logits.device)
         how = "mean" if num_items is None else "sum"
         loss = F.cross_entropy(logits.float().flatten(0, 1), shifted, ignore_index=-100, reduction=how)
         if num_items is not None:
             loss = loss / (num_items.to(loss.device) if isinstance(num_items, torch.Tensor) else num_items)
-    return CausalLMOutput(
-        loss=loss,
-        logits=logits,
-        past_key_values=out.past_key_values,
-        hidden_states=out.hidden_states,
-        attentions=out.attentions,
-        image_hidden_states=out.image_hidden_states,
-    )
+    states = (out.past_key_values, out.hidden_states, out.attentions, out.image_hidden_states)
+    return CausalLMOutput(loss, logits, *states)

@@ -1,7 +1,7 @@
-"""Weights into a model and out of it, and the table of tensor names.
+"""Loads and saves weights, and translates tensor names.
 
-Checkpoints name the same tensor in several ways (Hub, transformers 4.5x, transformers 5). All of them
-are brought to one name: the path of the parameter in our modules. We write the Hub's names.
+Checkpoints name a tensor in several ways (Hub, transformers 4.5x, transformers 5). Loading turns each of them into
+the parameter's path in our modules; saving writes the Hub's names.
 """
 
 import logging
@@ -34,7 +34,7 @@ FLOAT16_REASON = (
 
 
 def module_name(stored: str, multimodal: bool) -> str:
-    """The one name that our modules use for a tensor, from any of the names that checkpoints use.
+    """Our modules' name of a tensor, from any of the names in checkpoints.
 
     `language_model.model.layers…`, `model.language_model.layers…`, `language_model.layers…` are one;
     so are `vision_tower.vision_model.…` and `vision_tower.…`, with or without a leading `model.`.
@@ -63,7 +63,7 @@ def hub_name(name: str, multimodal: bool) -> str:
 
 
 def parse_dtype(dtype: str | torch.dtype | None, stored: str | None = None) -> torch.dtype | None:
-    """float32 or bfloat16; None or "auto" is what the checkpoint's config names, and else as stored."""
+    """float32 or bfloat16; None and "auto" mean `stored`, the config's. None as result means as in the file."""
     if dtype is None or dtype == "auto":
         dtype = stored
     if dtype is None:
@@ -77,17 +77,16 @@ def parse_dtype(dtype: str | torch.dtype | None, stored: str | None = None) -> t
 
 
 def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """A model without storage: its weights are assigned afterwards, so there is never a second copy."""
+    """A model on the meta device: weights are assigned afterwards, so no memory is taken twice."""
     with torch.device("meta"):
         return build().eval()
 
 
 def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Assigns the checkpoint's tensors to a model built on the meta device, and moves them to `device`.
+    """Assigns the checkpoint's tensors to a model on the meta device, and moves them to `device`.
 
-    On a CPU and in the stored type they stay memory-mapped: nothing is copied. Missing, left over or
-    misshapen tensors raise one CheckpointError that names them all. Only a classifier's head may be missing: it is
-    then new, as the log says, and waits to be trained.
+    On a CPU and in the stored type they stay memory-mapped. Raises one CheckpointError that names all missing, extra
+    and misshapen tensors. Only a classifier's head may be missing: it is then new and random, and the log says so.
     """
     multimodal = isinstance(model.config, Gemma3Config)
     int4 = _int4_shapes(model)
@@ -98,7 +97,7 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     for path in weight_files(folder):
         for stored, tensor in read_tensors(path):
             name = module_name(stored, multimodal)
-            if is_bare:  # Gemma3Model and Gemma3TextModel are what others call `model`
+            if is_bare:  # Gemma3Model and Gemma3TextModel are `model` in the other classes
                 name = name.removeprefix("model.")
             if name in found:
                 raise CheckpointError(f"The checkpoint holds {name} twice, as {stored_names[name]} and {stored}.")
@@ -117,13 +116,13 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
         for name, tensor in found.items()
     }
     if tied and has_head and HEAD in model.state_dict():
-        # One parameter under two names: named_parameters lists it once, load_state_dict asks for both.
+        # One parameter with two names: named_parameters lists it once, load_state_dict needs both.
         converted[HEAD] = next(t for name, t in converted.items() if name.endswith(EMBEDDING))
     model.load_state_dict(converted, strict=True, assign=True)
 
 
 def save_weights(model: nn.Module, folder: Path, max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
-    """Writes the weights with the Hub's names (a tied head is not written twice), in shards where they are larger."""
+    """Writes the weights with the Hub's names, without a tied head, in shards of up to `max_shard_size`."""
     multimodal = isinstance(model.config, Gemma3Config)
     state = dict(model.named_parameters())
     for name, layer in _int4_layers(model):
@@ -138,7 +137,7 @@ def is_tied(config: Any) -> bool:
 
 
 def stored_dtype(config: AnyConfig) -> str | None:
-    """The weights' type as config.json names it (`dtype`, or `torch_dtype` in older files)."""
+    """The weights' type in config.json (`dtype`, or `torch_dtype` in older files)."""
     return None if config.dtype is None else str(config.dtype).removeprefix("torch.")
 
 
@@ -156,7 +155,7 @@ def _int4_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _checked_int4(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """A stored tensor of an int4 layer. CheckpointError where its type is wrong or a scale is not finite."""
+    """A stored tensor of an int4 layer. Raises CheckpointError for a wrong type, NaN or infinity."""
     expected = {PACKED: torch.uint8, SCALE: SCALE_DTYPE, ZERO: SCALE_DTYPE}[name.rpartition(".")[2]]
     if tensor.dtype != expected:
         got, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected))
@@ -167,7 +166,7 @@ def _checked_int4(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _new_score(model: nn.Module, shape: tuple[int, ...], found: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Small random weights for a classifier's head that the checkpoint lacks, in the type of its other weights."""
+    """Small random weights for a classifier's missing head, in the type of the checkpoint's other weights."""
     logger.warning("The checkpoint has no %s: it is new and random. Train it before you trust its answers.", SCORE)
     dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
     return torch.randn(shape).mul_(model.config.initializer_range).to(dtype)  # type: ignore[union-attr,arg-type]
@@ -184,19 +183,16 @@ def _drop_tied_head(found: dict[str, torch.Tensor]) -> None:
 
 
 def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor]) -> None:
-    complaints = []
-    if missing := sorted(expected.keys() - found.keys()):
-        complaints.append(f"missing: {_listed(missing)}")
-    if extra := sorted(found.keys() - expected.keys()):
-        complaints.append(f"not part of this model: {_listed(extra)}")
-    wrong = [
-        f"{name} is {list(found[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    if wrong:
-        complaints.append(f"wrong shape: {_listed(wrong)}")
-    if complaints:
+    wrong = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "not part of this model": sorted(found.keys() - expected.keys()),
+        "wrong shape": [
+            f"{name} is {list(found[name].shape)}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name].shape) != shape
+        ],
+    }
+    if complaints := [f"{what}: {', '.join(names)}" for what, names in wrong.items() if names]:
         raise CheckpointError(
             f"The checkpoint does not fit its config.json ({'; '.join(complaints)}). "
             "Download it again, or check that config.json belongs to these weights."
@@ -209,7 +205,3 @@ def _converted(tensor: torch.Tensor, name: str, dtype: torch.dtype | None, devic
     if dtype is None and tensor.dtype not in (torch.float32, torch.bfloat16):
         raise CheckpointError(FLOAT16_REASON + " Load it with dtype='bfloat16'.")
     return tensor.to(device=device, dtype=dtype or tensor.dtype)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)
