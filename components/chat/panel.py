@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
+from gradio.processing_utils import move_files_to_cache
 
 from components.chat.conversation import Conversation, Exchange
 from components.examples import Example
@@ -13,7 +14,13 @@ from components.shown.markdown import literal, of_model
 from components.shown.stats import count, figures_line
 from gemma3_core.engine import ModelInfo, Turn
 
-Message = dict[str, Any]
+
+class Message(dict[str, Any]):
+    """A message as gr.Chatbot takes it; it is never changed, so that it needs to be prepared only once."""
+
+    prepared: list[dict[str, Any]] | None = None
+    """The message as the browser gets it, once it has been shown (see `prepare`)."""
+
 
 _NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip shows what the model sees of these too
 
@@ -93,6 +100,19 @@ def messages(conversation: Conversation, controls: bool = True) -> list[Message]
     return shown
 
 
+def prepare(chat: gr.Chatbot, shown: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as the browser gets them, exactly as `chat` itself would prepare them.
+
+    Each message is prepared once. A redraw holds the finished messages of the one before, so it prepares only the
+    message that is being written. Gradio would prepare the whole conversation each time.
+    """
+    for message in shown:
+        if message.prepared is None:
+            data = chat.postprocess([cast(Any, message)]).model_dump()
+            message.prepared = move_files_to_cache(data, chat, postprocess=True)
+    return [part for message in shown for part in message.prepared or ()]
+
+
 def asked(question: Turn, number: int | None = None) -> list[Message]:
     """A question with its pictures; nothing where it is empty. With its `number` from 0 on it can be edited."""
     content: list[Any] = [_picture(Path(str(path)), place) for place, path in enumerate(question.pictures, 1)]
@@ -101,7 +121,7 @@ def asked(question: Turn, number: int | None = None) -> list[Message]:
     if number is not None:
         edit = _button("edit", "Edit", f"Edit question {number + 1}", number)
         content.append(gr.HTML(f'<p class="beneath"><span class="acts">{edit}</span></p>'))
-    return [{"role": "user", "content": content}] if content else []
+    return [Message(role="user", content=content)] if content else []
 
 
 def _picture(path: Path, place: int) -> Any:
@@ -112,7 +132,7 @@ def _picture(path: Path, place: int) -> Any:
 
 def answering(text: str) -> Message:
     """An answer that is being written."""
-    return {"role": "assistant", "content": [_text(of_model(text))]}
+    return Message(role="assistant", content=[_text(of_model(text))])
 
 
 def working(stage: str) -> Message:
@@ -133,7 +153,7 @@ def _answered(exchange: Exchange, number: int, again: bool) -> Message:
         buttons += _button("undo", "Undo", "Undo: take the last question back into the composer")
     figures = escape(figures_line(exchange.stats))
     line = f'<p class="figures"><span>{figures}</span><span class="acts">{buttons}</span></p>'
-    return {"role": "assistant", "content": [_text(of_model(exchange.answer)), gr.HTML(line)]}
+    return Message(role="assistant", content=[_text(of_model(exchange.answer)), gr.HTML(line)])
 
 
 def _button(act: str, text: str, name: str, number: int = 0) -> str:
@@ -142,10 +162,10 @@ def _button(act: str, text: str, name: str, number: int = 0) -> str:
 
 
 def _line(html: str) -> Message:
-    return {"role": "assistant", "content": [gr.HTML(html)]}
+    return Message(role="assistant", content=[gr.HTML(html)])
 
 
-def _text(text: str) -> Message:
+def _text(text: str) -> dict[str, str]:
     # As a dict: a bare string would lose its indentation on the way to the page.
     return {"type": "text", "text": text}
 

@@ -15,10 +15,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import gradio as gr
+from anyio import to_thread
 from gradio_client.utils import async_traverse, is_file_obj_with_meta, is_http_url_like
 from starlette.middleware import Middleware
 
 from components.chat.conversation import Conversation
+from components.chat.panel import prepare
 from components.serving.gate import MAX_REQUESTS, UNREADABLE, Gate
 from components.serving.limits import allow_open_files, close_silent, limit_logs
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
@@ -133,6 +135,8 @@ class Page(gr.Blocks):
         Pictures given by address are fetched with our limits, since Gradio's own way bounds no download. Uploads that
         an event is about, and those that its window shows, are noted as used.
         """
+        if (session := options.get("state")) is not None:
+            session.config_values = _NoConfigValues()
         try:
             if options.get("iterator") is None:  # else an event goes on
                 inputs = await self._with_files_here(inputs, options.get("session_hash"), options.get("state"))
@@ -146,9 +150,6 @@ class Page(gr.Blocks):
         except Exception:
             logger.exception("a handler failed")
             raise gr.Error(UNEXPECTED, print_exception=False) from None
-        finally:
-            if (state := options.get("state")) is not None:
-                state.config_values.clear()  # 150 kB a window, which Gradio keeps for the links that are not there
 
     async def preprocess_data(self, *args: Any, **options: Any) -> list[Any]:
         """As in gr.Blocks, but what can't be a component's value is told in one sentence."""
@@ -158,6 +159,20 @@ class Page(gr.Blocks):
             told = str(error.message) if isinstance(error, gr.Error) else ""
             told = told if _OUT_OF_RANGE.fullmatch(told) else UNREADABLE
             raise gr.Error(told, print_exception=False) from None
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        """As in gr.Blocks, but a chat prepares each message once, not the whole conversation with each redraw."""
+        if not isinstance(predictions, list | tuple) or len(block_fn.outputs) < 2:
+            return await super().postprocess_data(block_fn, predictions, state)
+        predictions, chats = list(predictions), {}
+        for index, (block, value) in enumerate(zip(block_fn.outputs, predictions, strict=False)):
+            if isinstance(block, gr.Chatbot) and isinstance(value, list):
+                chats[index] = await to_thread.run_sync(prepare, block, value, limiter=self.limiter)
+                predictions[index] = []  # nothing that Gradio would have to prepare
+        data = await super().postprocess_data(block_fn, predictions, state)
+        for index, messages in chats.items():
+            data[index] = messages
+        return data
 
     async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
         """The inputs with files in place of addresses. Raises Gemma3Error."""
@@ -229,6 +244,22 @@ class Page(gr.Blocks):
         limit_logs("uvicorn.error", "asyncio", *ours)
         self._launching = threading.get_ident()
         return super().launch(*args, **{**launch_options(self), **options})
+
+
+class _NoConfigValues(dict[int, Any]):
+    """Keeps nothing of what Gradio notes about a window's components for its deep links, which this app doesn't serve.
+
+    Gradio would keep 150 kB for each window, and build the chat's settings anew with each redraw.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: int) -> dict[str, Any]:
+        return {}
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        return
 
 
 def _is_file(value: Any) -> bool:

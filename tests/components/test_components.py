@@ -10,6 +10,8 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.processing_utils import async_move_files_to_cache
+from gradio.state_holder import SessionState
 from gradio_client.utils import get_mimetype
 from PIL import Image
 from window import DEMO, STATS, Window, exchange_of, run, typed
@@ -161,6 +163,33 @@ def test_a_tiff_is_named_where_browsers_would_show_a_broken_picture():
     tiff, png, _ = message["content"]
     assert "&lt;b&gt;.tiff: a TIFF" in tiff.value
     assert png == {"path": "/cache/a.png", "alt_text": "Picture 2 of the question"}
+
+
+def test_a_redraw_prepares_only_the_message_that_is_written_and_as_gradio_would(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    with Page() as page:
+        chatbot, state = chat.build_chat(DEMO, ()), gr.State()
+        gr.Button().click(lambda: None, None, [chatbot, state])
+    exchange = Exchange(Turn("user", "How *many*?", (picture,)), False, "- two\n- three", STATS)
+    shown = chat.messages(Conversation((exchange,) * 40))
+    prepared: list[list] = []
+    postprocess = chatbot.postprocess
+    monkeypatch.setattr(chatbot, "postprocess", lambda value: (prepared.append(value), postprocess(value))[1])
+
+    def redraw(text: str) -> tuple[list, list]:
+        prepared.clear()
+        now = [*shown, chat.answering(text)]
+        data = asyncio.run(page.postprocess_data(page.fns[0], (now, gr.skip()), SessionState(page)))[0]
+        return now, data
+
+    redraw("It")
+    now, data = redraw("It is")
+    assert [value for value in prepared if value] == [[now[-1]]]
+    whole = asyncio.run(async_move_files_to_cache(postprocess(now), chatbot, postprocess=True))
+    assert data == whole
+    assert whole[0]["content"][0]["file"]["url"].endswith("/a.png")
 
 
 VALUES = (False, "", 0.0, 0, 1.0, "", 8)
