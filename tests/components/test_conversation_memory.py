@@ -1,0 +1,46 @@
+"""How much of the server's memory a conversation takes, beside its text."""
+
+import gc
+import tracemalloc
+
+import torch
+from places import DEMO_MODEL
+from window import STATS
+
+from components.chat.conversation import Exchange
+from gemma3_core.engine import Answered, DoneEvent, Request, Turn
+from gemma3_core.inspection.confidence import token_choice
+from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
+
+MOST_BYTES_PER_TOKEN = 1_400
+"""Five alternatives for each token are most of it."""
+
+
+def bytes_per_token(num_tokens: int) -> float:
+    """What an exchange keeps for each token of an answer whose probabilities were asked for."""
+    tokenizer = Gemma3Tokenizer.from_pretrained(DEMO_MODEL)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(num_tokens, len(tokenizer.get_vocab()), generator=generator)
+    token_choice(tokenizer, logits[0], int(logits[0].argmax()))  # what the first call alone allocates is not counted
+    question = Turn("user", "How many hearts are there?")
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        choices = tuple(token_choice(tokenizer, row, int(row.argmax())) for row in logits)
+        ids = tuple(choice.token_id for choice in choices)
+        text = "".join(choice.text for choice in choices)
+        exchange = Exchange(
+            question, False, text, STATS, Answered(Request((question,)), DoneEvent(text, STATS, ids)), choices
+        )
+        del choices, ids, text
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(exchange.choices) == num_tokens
+    return (after - before) / num_tokens
+
+
+def test_a_token_of_an_answer_keeps_little_memory():
+    assert bytes_per_token(1_000) < MOST_BYTES_PER_TOKEN
