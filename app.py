@@ -26,7 +26,7 @@ class Option:
     default: Any = None
     metavar: str | None = None
     many: bool = False
-    """May be given several times; in the environment, with commas between."""
+    """The option may be repeated; in the environment, commas separate the values."""
 
     @property
     def variable(self) -> str:
@@ -44,18 +44,18 @@ def read_switch(value: str) -> bool:
         return True
     if value.lower() in ("0", "false", "no", "off"):
         return False
-    raise argparse.ArgumentTypeError(f"{value!r} is neither 1 nor 0 (true and false, yes and no, on and off also do)")
+    raise argparse.ArgumentTypeError(f"{value!r} is not 1 or 0 (true/false, yes/no and on/off also work)")
 
 
 def read_port(value: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= 65535:
-        raise argparse.ArgumentTypeError(f"{value!r} is no port; give a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{value!r} is not a port; use a number from 1 to 65535")
     return int(value)
 
 
 def read_count(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of 1 or more")
     return int(value)
 
 
@@ -67,11 +67,11 @@ def read_login(value: str) -> tuple[str, str]:
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """A reader that takes these words only."""
+    """A reader that accepts only these words."""
 
     def read(value: str) -> str:
         if value not in choices:
-            raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(choices)}")
+            raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(choices)}")
         return value
 
     return read
@@ -79,22 +79,22 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 OPTIONS = (
     Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="FOLDER_OR_HUB_ID"),
-    Option("also", read_text, "a further model that visitors may choose", (), "FOLDER_OR_HUB_ID", many=True),
-    Option("keep", read_count, "how many of these stay in memory beside the first (default: 1)", default=1),
+    Option("also", read_text, "another model that visitors may choose", (), "FOLDER_OR_HUB_ID", many=True),
+    Option("keep", read_count, "how many of these stay in memory besides the first (default: 1)", default=1),
     Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
     Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
     Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
     Option("host", read_text, "address to listen on (default: this machine only)"),
     Option("port", read_port, "default: the first free one from 7860 on"),
-    Option("share", read_switch, "a public link, for up to a week", default=False),
-    Option("auth", read_login, "asked for before the page opens", metavar="USER:PASSWORD"),
+    Option("share", read_switch, "make a public link that works for up to a week", default=False),
+    Option("auth", read_login, "the login that the page asks for", metavar="USER:PASSWORD"),
 )
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
-    """The settings; what the command line leaves open comes from the environment, then the defaults.
+    """Reads the settings: the command line wins over the environment, the environment over the defaults.
 
-    A value that makes no sense ends the program with a message that names its option or variable.
+    An invalid value ends the program with a message that names its option or variable.
     """
     parser = argparse.ArgumentParser(
         prog="app.py",
@@ -120,8 +120,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
 
 
 def listens_here_only(settings: argparse.Namespace, environment: Mapping[str, str]) -> bool:
-    """Whether only programs on this machine reach the page, as far as the app can tell."""
-    host = settings.host or environment.get("GRADIO_SERVER_NAME") or "127.0.0.1"  # as Gradio chooses it
+    """Whether only programs on this machine can reach the page, as far as the app can tell."""
+    host = settings.host or environment.get("GRADIO_SERVER_NAME") or "127.0.0.1"  # the order that Gradio uses
     if settings.share or "SPACE_ID" in environment:
         return False
     try:
@@ -141,22 +141,22 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
 
 
 def build(settings: argparse.Namespace) -> "gr.Blocks":
-    """Loads the model and builds the page. Raises Gemma3Error where the checkpoint can't be used."""
+    """Loads the model and builds the page. Raises Gemma3Error if the checkpoint can't be used."""
     from components.page import build_page
     from gemma3_core.engine import ModelRegistry
 
-    how = (settings.device, settings.dtype, settings.int4, settings.keep)
-    return build_page(ModelRegistry.load(settings.model, settings.also, *how))
+    options = (settings.device, settings.dtype, settings.int4, settings.keep)
+    return build_page(ModelRegistry.load(settings.model, settings.also, *options))
 
 
 def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors uploaded is deleted then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a normal exit also deletes the uploads
     from gemma3_core.engine import PUBLISHED, Gemma3Error
 
     if settings.model is None and listens_here_only(settings, os.environ):
-        # Who chooses it here is who downloads it: on a public page a stranger could.
+        # Asking this model starts a download. On a public page a stranger could do that.
         settings.also = (*settings.also, PUBLISHED)
 
     try:
@@ -167,7 +167,7 @@ def main() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """`from app import demo` builds the page when it is asked for, not at import."""
+    """`from app import demo` builds the page on first use, not at import."""
     if name != "demo":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()["demo"] = page = build(parse([], os.environ))

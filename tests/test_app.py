@@ -50,13 +50,13 @@ def test_the_command_line_wins():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--device", "tpu"], "--device: 'tpu' is none of auto, cuda, mps, cpu"),
-        (["--dtype", "float16"], "--dtype: 'float16' is none of auto, bfloat16, float32"),
-        (["--port", "70000"], "--port: '70000' is no port"),
+        (["--device", "tpu"], "--device: 'tpu' is not one of auto, cuda, mps, cpu"),
+        (["--dtype", "float16"], "--dtype: 'float16' is not one of auto, bfloat16, float32"),
+        (["--port", "70000"], "--port: '70000' is not a port"),
         (["--auth", "nobody"], "--auth: must have the form USER:PASSWORD"),
         (["--model", " "], "--model: is empty"),
         (["--also", ""], "--also: is empty"),
-        (["--keep", "0"], "--keep: '0' is no number from 1 on"),
+        (["--keep", "0"], "--keep: '0' is not a whole number of 1 or more"),
         (["--prot", "1"], "--prot"),
     ],
 )
