@@ -1,13 +1,13 @@
-// Draws the mask views of "Inside": who may attend to whom, as the server's own mask says it.
+// Draws the mask views of "Inside": which token may attend to which, from the server's own mask.
 //
 // A view is an element with the class "mask-view" that holds canvases with the class "mask" and, in data-view,
 // JSON: tokens [text, position, block] each (position -1 is padding, block -1 is text), blocks {number: name},
 // window (tokens, or null), and rows: for each query the runs of allowed keys, first and last, one after the other.
-// Nothing of the rule is decided here; only why a cell is as it is, is put into words.
+// The rule is not repeated here: this code only draws the runs, and says in words why a cell is as it is.
 (() => {
   const MOST_SCALE = 28; // pixels a token
-  const EDGE = 14; // pixels of the strips that show the pictures' blocks
-  const TEXT_FROM = 11, TEXT_ROOM = 72; // from so many pixels a token its text stands beside the mask, in so many
+  const EDGE = 14; // pixels of the strips beside the mask that mark the pictures
+  const TEXT_FROM = 11, TEXT_ROOM = 72; // tokens of at least TEXT_FROM pixels show their text, in TEXT_ROOM pixels
 
   class MaskView {
     constructor(root) {
@@ -28,11 +28,11 @@
     }
 
     whole() {
-      this.scale = null; // fits, whatever the canvas' size
+      this.scale = null; // fits the canvas, whatever its size
       this.left = this.top = 0;
     }
 
-    // Pixels above and left of the mask: the blocks' strips, and where tokens are large their text.
+    // Pixels above and left of the mask: the strips, and the text of tokens that are large enough.
     edge(canvas, scale = this.scale) {
       return (scale ?? (canvas.clientWidth - EDGE) / this.size) >= TEXT_FROM ? EDGE + TEXT_ROOM : EDGE;
     }
@@ -49,7 +49,7 @@
       let dragged = null;
       const touches = new Map();
       canvas.addEventListener("wheel", (event) => {
-        if (!event.ctrlKey && !this.active(canvas)) return; // the page scrolls until the view has been clicked
+        if (!event.ctrlKey && !this.active(canvas)) return; // before a click the wheel scrolls the page
         event.preventDefault();
         this.zoom(canvas, event.deltaY < 0 ? 1.25 : 0.8, event.offsetX, event.offsetY);
       }, { passive: false });
@@ -102,7 +102,7 @@
       const moves = { ArrowLeft: [0, -step], ArrowRight: [0, step], ArrowUp: [-step, 0], ArrowDown: [step, 0] };
       if (["+", "=", "-"].includes(event.key)) {
         this.zoom(canvas, event.key === "-" ? 1 / 1.5 : 1.5, ...this.onCanvas(canvas));
-        this.follow(canvas); // where the text takes its room, the cursor would lie below it
+        this.follow(canvas); // or the cursor would lie under the text
         this.draw();
       } else if (event.key === "0") { this.whole(); this.draw(); }
       else if (moves[event.key]) {
@@ -185,7 +185,7 @@
       if (asked < 0 || asks < 0) why = "it is padding";
       else if (may) why = asked > asks ? "both belong to the same picture" : "it comes earlier";
       else if (asked > asks) why = block >= 0 && other >= 0 ? "it comes later, in another picture" : "it comes later";
-      else why = `it lies ${(asks - asked).toLocaleString()} tokens back, outside the window of ${this.data.window}`;
+      else why = `it is ${(asks - asked).toLocaleString()} tokens back, outside the window of ${this.data.window}`;
       if (may && asked === asks) why = "it is the token itself";
       this.says.textContent = `${kind}: ${this.name(query)} ${may ? "sees" : "can’t see"} ${this.name(key)}: ${why}.`;
     }
@@ -213,14 +213,14 @@
         const cell = Math.max(scale, 3 * dense);
         context.save();
         context.beginPath();
-        context.rect(edge, edge, side, side); // it may lie beyond what is shown
+        context.rect(edge, edge, side, side); // the cursor may be outside the visible part
         context.clip();
         context.strokeRect(edge + (this.cursor.key - this.left) * scale, edge + (this.cursor.query - this.top) * scale, cell, cell);
         context.restore();
       }
     }
 
-    // Each pixel is the share of its cells that are allowed: seen from afar a thin line grows pale, and is not lost.
+    // Each pixel shows the share of its cells that are allowed, so that zooming out makes a thin line pale, not invisible.
     cells(context, kind, side, scale, colors) {
       const image = context.createImageData(side, side), rows = this.rows[kind];
       const first = Math.floor(this.top), last = Math.min(this.size - 1, Math.ceil(this.top + side / scale));
@@ -255,7 +255,7 @@
       return image;
     }
 
-    // Adds `part` to the pixels that the keys first to last cover, as differences that `cells` sums up.
+    // Adds `part` to the pixels of the keys from first to last, as differences that `cells` sums up.
     add(buffer, y, side, scale, first, last, part) {
       if (last < first) return;
       const from = Math.max(0, (first - this.left) * scale), until = Math.min(side, (last + 1 - this.left) * scale);
@@ -268,7 +268,7 @@
       if (b + 1 <= side) buffer[row + b + 1] -= part * (until - b);
     }
 
-    // The pictures' blocks right beside the mask, `thick` pixels.
+    // The strips right beside the mask that mark the pictures, `thick` pixels wide.
     strips(context, edge, side, scale, style, thick) {
       context.font = `${Math.round(thick * 0.72)}px ui-monospace, monospace`;
       for (const block of this.spans()) {
@@ -287,7 +287,7 @@
       }
     }
 
-    // What the tokens say, beyond the strips: queries line by line, keys turned. Soft tokens say nothing.
+    // The tokens' text outside the strips: queries in lines, keys turned by 90 degrees. Soft tokens have none.
     texts(context, edge, side, scale, style, thick) {
       const room = edge - thick - 4;
       context.save();
@@ -326,7 +326,7 @@
     saveSvg(canvas) {
       const rows = this.rows[canvas.dataset.kind], parts = [];
       const style = getComputedStyle(this.root), color = (name) => `rgb(${rgb(style.getPropertyValue(name)).join(",")})`;
-      // Rows that are alike lie in one rectangle: a thousand soft tokens are one square.
+      // Equal neighboring rows share a rectangle: a thousand soft tokens are one square.
       const open = new Map();
       const close = (key) => { const [x, y, width, fill, until] = open.get(key); parts.push(`<rect x="${x}" y="${y}" width="${width}" height="${until - y}" fill="${fill}"/>`); open.delete(key); };
       rows.forEach((runs, query) => {

@@ -5,7 +5,7 @@
     document.querySelector("#composer textarea")?.focus(); // on a phone this would call up the keyboard
   }
 
-  // The buttons under questions and answers are part of their text, so one listener serves them all.
+  // The buttons under questions and answers are part of their HTML, so one listener serves them all.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-act]");
     if (!button) return;
@@ -21,13 +21,13 @@
     control.click();
   });
 
-  // A browser reports a choice of files only where it differs from the last one, which Gradio does not reset:
-  // the same picture could not be added to a second question.
+  // A browser reports a choice of files only if it differs from the last one, and Gradio does not reset that one.
+  // Without this, the same picture could not be added to a second question.
   document.addEventListener("change", (event) => {
     if (event.target.matches("#composer input[type=file]")) setTimeout(() => (event.target.value = ""));
   });
 
-  // How many tokens the prompt will have is counted where typing pauses, not with each key.
+  // The prompt's tokens are counted when typing pauses, not with each key.
   const PAUSE_MS = 700;
   let pause = null;
   const countTokens = () => document.querySelector("#count-tokens")?.click();
@@ -41,8 +41,8 @@
     if (fold.matches("#token-count details") && fold.open && !fold.querySelector(".tokens")) countTokens();
   }, true);
 
-  // In Inside, a box on a picture is a region to hide: drawn, tapped, or placed with the arrow keys. It is told in
-  // shares of the picture's sides: left, top, right, bottom.
+  // In Inside, a box on a picture is a region to hide. It is drawn, tapped, or placed with the arrow keys, and given to
+  // the server in shares of the picture's sides: left, top, right, bottom.
   const LEAST = 0.02, STEP = 0.02, SIDE = 0.3;
   let drawn = null;
   const shareOf = (event, area) => {
@@ -74,7 +74,7 @@
     drawn = null;
   });
   document.addEventListener("dragstart", (event) => {
-    if (event.target.closest?.("#inside .drawable")) event.preventDefault(); // of the picture itself
+    if (event.target.closest?.("#inside .drawable")) event.preventDefault(); // do not drag the picture itself
   });
   document.addEventListener("keydown", (event) => {
     const area = event.target;
@@ -92,7 +92,7 @@
       hideRegion(event.target.closest("figure").querySelector(".drawable"));
   });
 
-  // Draws an area's box, and says where it is; without a region takes it away.
+  // Draws an area's box and says where it is; without a region removes it.
   function mark(area, region) {
     const figure = area.closest("figure"), percent = (share) => Math.round(100 * share);
     let box = area.querySelector(".box");
@@ -134,7 +134,7 @@
 
   async function copy(text) {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    // Without https, browsers give the clipboard to this older way only.
+    // Without https, browsers allow only this older way to copy.
     const box = document.createElement("textarea");
     box.value = text;
     document.body.append(box);
