@@ -1,4 +1,4 @@
-"""Calls into the engine that wait for its turn and can be given up: of each kind one in a browser window."""
+"""Calls into the engine that may wait in its queue and can be cancelled. A browser window has one call of each kind."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ _SOON_S, _TICK_S = 0.25, 0.5
 
 
 class Call:
-    """One call: the engine looks at `stop`, and tells what it waits for."""
+    """One call: the engine checks `stop` while it works, and reports what it waits for through `tell`."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -21,7 +21,7 @@ class Call:
 
 
 class Calls:
-    """The running calls of all windows. A new one of the same kind and window gives up the one before it."""
+    """The running calls of all windows. A new call cancels the earlier one of the same kind and window."""
 
     def __init__(self, threads: ThreadPoolExecutor):
         self._threads = threads
@@ -29,7 +29,7 @@ class Calls:
 
     @contextmanager
     def entry(self, window: str, kind: str) -> Iterator[Call]:
-        """A call of this kind; leaving the `with` block gives it up."""
+        """Starts a call of this kind; leaving the `with` block cancels it."""
         self.give_up(window, kind)
         call = self._running[window, kind] = Call()
         try:
@@ -40,7 +40,10 @@ class Calls:
                 del self._running[window, kind]
 
     def give_up(self, window: str, *kinds: str) -> None:
-        """Ends the window's calls of these kinds, without one of all kinds: the engine within one layer of a pass."""
+        """Cancels the window's calls of these kinds, or all of them if none is named.
+
+        The engine stops within one layer of a forward pass.
+        """
         for key, call in self._running.items():
             if key[0] == window and (not kinds or key[1] in kinds):
                 call.stop.set()
@@ -48,10 +51,10 @@ class Calls:
     async def results(
         self, window: str, kind: str, work: Callable[[Call], str | None], waiting: Callable[[str], str]
     ) -> AsyncGenerator[str | None, None]:
-        """`waiting` of what is waited for in words, as long as it lasts, and then what `work` gives in a thread.
+        """Runs `work` in a thread: yields `waiting(...)` of what it waits for until it ends, then its result.
 
-        The last of a call that is given up is None. What is waited for comes again and again: Gradio notices a
-        vanished visitor only when something is sent.
+        A cancelled call ends with None. The waiting text is repeated even if it hasn't changed, because Gradio notices
+        that a visitor has left only when it sends something.
         """
         with self.entry(window, kind) as call:
             future = asyncio.get_running_loop().run_in_executor(self._threads, work, call)
@@ -65,4 +68,4 @@ class Calls:
                     tick_s = _TICK_S
                 yield None if call.stop.is_set() else future.result()
             finally:
-                future.cancel()  # where no thread has begun with it
+                future.cancel()  # only has an effect before a thread has started it

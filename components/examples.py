@@ -1,4 +1,4 @@
-"""The example cards: pictures with what is asked about them, from assets/examples/examples.json."""
+"""The example cards: pictures with questions about them, from assets/examples/examples.json."""
 
 import json
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples"
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures, what they show in words, and questions that one click asks, one after the other.
+    """Pictures, a description of them (`alt`), and questions that one click asks, one after the other.
 
-    `pan_and_scan` and `system_prompt` are settings that the card brings; without them the visitor's stay.
+    `pan_and_scan` and `system_prompt` are settings of the card. Where it has none, the visitor's own stay.
     """
 
     pictures: tuple[Path, ...]
@@ -23,12 +23,12 @@ class Example:
     system_prompt: str = ""
 
     def turns(self) -> tuple[Turn, ...]:
-        """The questions; the pictures stand before the first."""
+        """The questions as turns; the first one holds the pictures."""
         first, *further = self.questions
         return (Turn("user", first, self.pictures), *(Turn("user", question) for question in further))
 
     def text(self) -> str:
-        """What the card says."""
+        """The text on the card."""
         settings = ["pan & scan on"] if self.pan_and_scan else []
         settings += [f"system prompt: {self.system_prompt}"] if self.system_prompt else []
         note = f" ({', '.join(settings)})" if settings else ""
@@ -36,7 +36,7 @@ class Example:
 
 
 def load_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
-    """The cards in their order on the page."""
+    """The cards, in the order in which the page shows them."""
     entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
     return tuple(
         Example(

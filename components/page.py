@@ -1,4 +1,4 @@
-"""The page: panels, and what connects them."""
+"""The page: the panels and the events that connect them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,32 +9,39 @@ import gradio as gr
 from components.chat.composer import build_composer, build_notice
 from components.chat.conversation import Conversation
 from components.chat.handlers import ChatHandlers
-from components.chat.model_choice import Following
+from components.chat.model_choice import ModelChoiceHandlers
 from components.chat.panel import badge, build_chat
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, load_examples
 from components.inside.handlers import InsideHandlers
-from components.inside.panel import Inside, build_inside, fitting
+from components.inside.panel import Inside, build_inside, model_dependent
 from components.serving.server import Page
-from components.settings import Own, Settings, bring, build_settings, chosen_example, take_back
-from components.shown.image_strip import build_strip, build_token_count
+from components.settings import (
+    OwnSettings,
+    Settings,
+    apply_example,
+    build_settings,
+    chosen_example,
+    restore_own_settings,
+)
+from components.shown.image_strip import build_image_strip, build_token_count
 from gemma3_core.engine import Engine, ModelRegistry
 
 TITLE = "Gemma 3 and pictures"
 
-# The browser says which files the composer holds; the strip is drawn anew only when that changes,
-# not with each letter of the question. What it says is not used for anything else.
+# The browser reports which files the composer holds, so that the strip is drawn again only when they change, not with
+# each letter of the question. The report is used for nothing else.
 _FILES_JS = "(message) => (message?.files ?? []).map((file) => file.path).join('\\n')"
 
-# What is sent leaves the composer at once, so that a letter typed in the next moment is not lost with it.
-# Where the composer shows Stop, Enter sends nothing, and what is typed stays.
+# Sending empties the composer at once, so that a letter typed right after it is not lost.
+# While the composer shows Stop, Enter sends nothing and the text stays.
 _SEND_JS = """(message, ...rest) => {
   if (document.querySelector("#composer .stop-button")) return [null, ...rest];
   const sent = JSON.parse(JSON.stringify(message));
   document.querySelector("#empty").click();
   return [sent, ...rest];
 }"""
-# Buttons in the conversation and in Inside say what they are about in data-number (see page.js).
+# Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
 _OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#token-count details')?.open)]"
@@ -43,20 +50,20 @@ _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
 
 @dataclass(frozen=True)
 class Panels:
-    """The parts of the page that act on each other."""
+    """The parts of the page that events connect."""
 
     conversation: gr.State
     settings: Settings
     chat: gr.Chatbot
     composer: gr.MultimodalTextbox
     notice: gr.HTML
-    strip: gr.HTML
+    image_strip: gr.HTML
     token_count: gr.HTML
     clear: gr.Button
 
 
 def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | None = None) -> gr.Blocks:
-    """The whole app around a loaded engine, or around several models; `launch` is the caller's."""
+    """Builds the whole page for one loaded engine or for several models; the caller launches it."""
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
     cards = load_examples() if examples is None else tuple(examples)
@@ -71,20 +78,20 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
             chat = build_chat(info, cards, models.names)
             notice = build_notice()
             composer = build_composer(info)
-            strip, token_count = build_strip(), build_token_count()
+            image_strip, token_count = build_image_strip(), build_token_count()
         inside = build_inside(info, models.names)
         chat_handlers = ChatHandlers(models, cards)
-        panels = Panels(conversation, settings, chat, composer, notice, strip, token_count, clear)
-        changes = _connect_answers(chat_handlers, panels)
-        _connect_cards(cards, panels)
-        _connect_strip(chat_handlers, panels, changes)
+        panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
+        changes = _connect_chat(chat_handlers, panels)
+        _connect_examples(cards, panels)
+        _connect_image_strip(chat_handlers, panels, changes)
         _connect_token_count(chat_handlers, panels, changes)
         inside_handlers = InsideHandlers(models)
         _connect_inside(inside_handlers, inside, panels)
-        _connect_models(Following(models, _head), panels, head, changes)
+        _connect_model_choice(ModelChoiceHandlers(models, _head), panels, head, changes)
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
-        page.now_and_then.append(models.evict)
+        page.periodic_tasks.append(models.evict)
         build_ask_endpoint(models)
     page.queue(default_concurrency_limit=None)
     return page
@@ -94,15 +101,15 @@ def _head(badge_line: str) -> str:
     return f'<h1>{TITLE}</h1><p class="badge">{badge_line}</p>'
 
 
-def _connect_answers(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
-    """What leads to an answer, or ends one; the events after which the conversation has changed."""
+def _connect_chat(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
+    """Connects what starts, changes or stops an answer; returns the events after which the conversation has changed."""
     retry, undo, edit, keep = (
         gr.Button(act.capitalize(), elem_id=act, visible="hidden") for act in ("retry", "undo", "edit", "keep")
     )
     number = gr.Number(visible="hidden", precision=0)
     state, composer, values = panels.conversation, panels.composer, panels.settings.inputs
-    # No limit here: the engine's own queue says who is answered when. And each click reaches the server,
-    # also those that come before the browser has been told that the last answer is complete.
+    # No limit here: the engine's own queue decides the order. "multiple" lets each click reach the server, even one
+    # that comes before the browser knows that the last answer is complete.
     common: dict[str, Any] = {
         "outputs": [panels.chat, composer, state, panels.notice],
         "show_progress": "hidden",
@@ -110,7 +117,7 @@ def _connect_answers(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
         "trigger_mode": "multiple",
         "api_visibility": "private",
     }
-    _connect_emptying(composer)
+    _connect_empty_button(composer)
     composer.stop(chat_handlers.stop, None, composer, queue=False, show_progress="hidden", api_visibility="private")
     changes = [
         composer.submit(chat_handlers.send, [composer, state, *values], js=_SEND_JS, **common),
@@ -123,56 +130,57 @@ def _connect_answers(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
     ]
     for change in changes[3:6]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
-    handing: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
-    return [change.then(**{**handing, "outputs": [composer, state]}) for change in changes]
+    hand_back: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
+    return [change.then(**{**hand_back, "outputs": [composer, state]}) for change in changes]
 
 
-def _connect_cards(cards: Sequence[Example], panels: Panels) -> None:
-    """What a card brings shows in the settings, and goes with its conversation."""
-    own, shown = gr.State(Own()), panels.settings.brought
+def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:
+    """Shows a card's settings in the sidebar; "New chat" restores the visitor's own."""
+    own, shown = gr.State(OwnSettings()), panels.settings.set_by_example
     common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def show(pan_and_scan: bool, system_prompt: str, choice: gr.SelectData) -> tuple[Any, ...]:
-        return bring(chosen_example(cards, choice), pan_and_scan, system_prompt)
+        return apply_example(chosen_example(cards, choice), pan_and_scan, system_prompt)
 
     panels.chat.example_select(show, shown[:2], [*shown, own], **common)
-    panels.clear.click(take_back, own, [*shown, own], **common)
+    panels.clear.click(restore_own_settings, own, [*shown, own], **common)
 
 
-def _connect_models(following: Following, panels: Panels, head: gr.HTML, changes: Sequence[Any]) -> None:
-    """The badge says what the next answer will be given with; where there is a choice of models, the page follows."""
+def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: gr.HTML, changes: Sequence[Any]) -> None:
+    """The badge shows the model and precision of the next answer; the page is updated for a newly chosen model."""
     settings = panels.settings
     common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     if settings.int4 is not None:
-        settings.int4.change(following.head, [settings.int4, settings.chosen], head, **common)
+        settings.int4.change(handlers.head, [settings.int4, settings.chosen], head, **common)
     if settings.model is not None:
         follow: dict[str, Any] = {
-            "fn": following.follow,
+            "fn": handlers.follow,
             "inputs": [panels.conversation, *settings.inputs],
-            "outputs": following.outputs(settings, head, panels.chat, panels.composer),
+            "outputs": handlers.outputs(settings, head, panels.chat, panels.composer),
             **common,
         }
         settings.model.change(**follow)
-        for change in changes:  # by then a model that was chosen before has been loaded
+        for change in changes:  # the first answer of a model has loaded it
             change.then(**follow)
 
 
-def _connect_emptying(composer: gr.MultimodalTextbox) -> None:
-    """A hidden button that empties the composer in the browser alone."""
+def _connect_empty_button(composer: gr.MultimodalTextbox) -> None:
+    """A hidden button that empties the composer in the browser, without the server."""
     empty = gr.Button("Empty", elem_id="empty", visible="hidden")
     empty.click(None, None, composer, js="() => ({ text: '', files: [] })", api_visibility="private")
 
 
-def _connect_strip(chat_handlers: ChatHandlers, panels: Panels, changes: Sequence[Any]) -> None:
+def _connect_image_strip(chat_handlers: ChatHandlers, panels: Panels, changes: Sequence[Any]) -> None:
+    """Draws the strip when the composer's files, pan & scan or the model change, and after each answer."""
     composer, switch = panels.composer, panels.settings.pan_and_scan
     files = gr.Textbox(elem_id="composer-files", visible="hidden")
     composer.change(None, composer, files, js=_FILES_JS, api_visibility="private")
     draw: dict[str, Any] = {
         "fn": chat_handlers.preview,
         "inputs": [composer, switch, panels.conversation, panels.settings.chosen],
-        "outputs": panels.strip,
+        "outputs": panels.image_strip,
         "show_progress": "hidden",
-        "concurrency_limit": 2,  # decoding pictures is work for the processor
+        "concurrency_limit": 2,  # decoding pictures takes processor time
         "api_visibility": "private",
     }
     model = [] if panels.settings.model is None else [panels.settings.model.change]
@@ -182,7 +190,7 @@ def _connect_strip(chat_handlers: ChatHandlers, panels: Panels, changes: Sequenc
 
 
 def _connect_token_count(chat_handlers: ChatHandlers, panels: Panels, changes: Sequence[Any]) -> None:
-    """How many tokens the prompt will have: page.js clicks the hidden button where typing pauses."""
+    """Counts the prompt's tokens: page.js clicks the hidden button when typing pauses."""
     settings = panels.settings
     button, opened = gr.Button("Count", elem_id="count-tokens", visible="hidden"), gr.Checkbox(visible="hidden")
     draw: dict[str, Any] = {
@@ -203,13 +211,13 @@ def _connect_token_count(chat_handlers: ChatHandlers, panels: Panels, changes: S
 
 
 def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels) -> None:
-    """Which turn Inside shows, and what is asked about it there."""
+    """Connects the buttons that open Inside for an answer, and those inside it."""
     selected, number = gr.State(None), gr.Number(visible="hidden", precision=0)
     show, close, look = (
         gr.Button(act, elem_id=act, visible="hidden") for act in ("inside-open", "inside-close", "look")
     )
     common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
-    # These wait in the engine's own queue, and each click counts: it gives up what was waited for before.
+    # These wait in the engine's own queue. Each click reaches the server, where it cancels the call before it.
     waits = {**common, "concurrency_limit": None, "trigger_mode": "multiple"}
     stops = {
         "look-stop": (inside_handlers.stop_looking, inside.maps),
@@ -227,7 +235,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
         **common,
     )
     if panels.settings.model is not None:
-        opened.then(inside_handlers.fit, selected, fitting(inside), **common)
+        opened.then(inside_handlers.follow_model, selected, model_dependent(inside), **common)
         models = [selected, gr.State("model"), inside.other]
         inside.compare_models.click(inside_handlers.compare, models, inside.comparison, **common)
     gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.panel, selected], **common)

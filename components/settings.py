@@ -1,4 +1,4 @@
-"""The sidebar: what can be changed, with one line on what it does; it counts from the next answer on."""
+"""The sidebar: the settings, with one line on what each does. A change takes effect with the next answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +12,15 @@ from gemma3_core.engine import Gemma3Error, Int4Choice, ModelEntry, ModelInfo, P
 
 MOST_NEW_TOKENS = 2048
 
-_SAME = 1e-6  # a slider's value comes back from the browser as it was, but for rounding
+_ROUNDING = 1e-6  # a slider's value comes back from the browser slightly rounded
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The settings' values, in the order of `Settings.inputs`; an empty `seed` draws one each time.
+    """The settings' values, in the order of `Settings.inputs`. With an empty `seed` each answer draws a new one.
 
-    `int4` None is the server's setting, for engines that leave no choice. `model` is the name of the one that shall
-    answer, None the server's first; `shown` that of the one whose defaults the settings began with.
+    `int4` is None where the engine leaves no choice: the server's setting holds. `model` names the model that should
+    answer; None is the server's first. `shown` names the model whose defaults the settings started from.
     """
 
     pan_and_scan: bool
@@ -35,26 +35,30 @@ class Choices:
     shown: str | None = None
 
     def own_sampling(self, shown: ModelInfo | None) -> PartialSampling:
-        """What the visitor has set themselves; what still stands as `shown` is sampled is left open.
+        """What the visitor has set; values that still stand at the defaults of `shown` are left open.
 
         Raises Gemma3Error for values out of range.
         """
         text = (self.seed or "").strip()
         if text and not text.isdecimal():
-            raise Gemma3Error(f"The seed must be a whole number from 0 on, or empty; got {text[:40]}.")
+            raise Gemma3Error(
+                f"The seed must be a whole number, 0 or larger; got {text[:40]}. Leave it empty to draw one."
+            )
         own: dict[str, Any] = {"temperature": float(self.temperature), "top_p": float(self.top_p)}
         own["top_k"] = int(self.top_k)
         if shown is not None:
-            own = {name: value for name, value in own.items() if abs(value - getattr(shown.sampling, name)) >= _SAME}
+            own = {
+                name: value for name, value in own.items() if abs(value - getattr(shown.sampling, name)) >= _ROUNDING
+            }
         return PartialSampling(**own, seed=int(text) if text else None)
 
     def own_int4(self, shown: ModelInfo | None) -> bool | None:
-        """The precision that the visitor has chosen, None where the switch still stands as it began."""
+        """The precision that the visitor has chosen; None where the switch still stands at the default of `shown`."""
         untouched = shown is not None and (shown.int4 is None or self.int4 == shown.int4.default)
         return None if untouched else self.int4
 
     def following(self, info: ModelInfo, shown: ModelInfo) -> "Choices":
-        """As they are shown for another model than `shown`: what the visitor left as it stood becomes its default."""
+        """These choices for the model `info`: values that still stand at the defaults of `shown` become its own."""
         if info.name == shown.name:
             return self
         sampling = self.own_sampling(shown).settings(info.sampling)
@@ -71,7 +75,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Settings:
-    """The components of the sidebar that others need."""
+    """The sidebar's components that other parts of the page use."""
 
     inputs: tuple[gr.components.Component, ...]
     pan_and_scan: gr.Checkbox
@@ -85,31 +89,31 @@ class Settings:
 
     @property
     def chosen(self) -> gr.components.Component:
-        """What holds the name of the chosen model, None where there is no choice."""
+        """The component that holds the chosen model's name, or None where there is no choice."""
         return self.inputs[-2]
 
     @property
-    def brought(self) -> list[gr.components.Component | gr.Accordion]:
-        """What an example card may set."""
+    def set_by_example(self) -> list[gr.components.Component | gr.Accordion]:
+        """The components that an example card may set."""
         return [self.pan_and_scan, self.system_prompt, self.system_prompt_fold]
 
 
 @dataclass(frozen=True)
-class Own:
-    """The visitor's own settings where a card has brought others; None where it has not."""
+class OwnSettings:
+    """The visitor's own values of the settings that an example card has changed; None for a setting it left alone."""
 
     pan_and_scan: bool | None = None
     system_prompt: str | None = None
 
 
 def chosen_example(examples: Sequence[Example], choice: gr.SelectData) -> Example | None:
-    """The card of this number, if there is one."""
+    """The example card that was clicked, if there is one with this number."""
     number = choice.index
     return examples[number] if isinstance(number, int) and 0 <= number < len(examples) else None
 
 
 def with_brought(choices: Choices, example: Example) -> Choices:
-    """The visitor's choices with those that the card brings."""
+    """The visitor's choices with the settings of the card."""
     return replace(
         choices,
         pan_and_scan=choices.pan_and_scan or example.pan_and_scan,
@@ -117,33 +121,36 @@ def with_brought(choices: Choices, example: Example) -> Choices:
     )
 
 
-def bring(example: Example | None, pan_and_scan: bool, system_prompt: str | None) -> tuple[Any, Any, Any, Own]:
-    """Updates that show what a card brings, for `Settings.brought`, and what was there before."""
+def apply_example(
+    example: Example | None, pan_and_scan: bool, system_prompt: str | None
+) -> tuple[Any, Any, Any, OwnSettings]:
+    """Updates of `Settings.set_by_example` that show the card's settings, and the visitor's own from before."""
     if example is None:
-        return gr.skip(), gr.skip(), gr.skip(), Own()
-    switched, told = example.pan_and_scan and not pan_and_scan, bool(example.system_prompt)
-    own = Own(pan_and_scan if switched else None, (system_prompt or "") if told else None)  # an empty box says None
+        return gr.skip(), gr.skip(), gr.skip(), OwnSettings()
+    switched, prompted = example.pan_and_scan and not pan_and_scan, bool(example.system_prompt)
+    # An empty text box gives None.
+    own = OwnSettings(pan_and_scan if switched else None, (system_prompt or "") if prompted else None)
     return (
         True if switched else gr.skip(),
-        example.system_prompt if told else gr.skip(),
-        gr.update(open=True) if told else gr.skip(),
+        example.system_prompt if prompted else gr.skip(),
+        gr.update(open=True) if prompted else gr.skip(),
         own,
     )
 
 
-def take_back(own: Own) -> tuple[Any, Any, Any, Own]:
+def restore_own_settings(own: OwnSettings) -> tuple[Any, Any, Any, OwnSettings]:
     """Updates that put the visitor's own settings back."""
     return (
         gr.skip() if own.pan_and_scan is None else own.pan_and_scan,
         gr.skip() if own.system_prompt is None else own.system_prompt,
         gr.skip() if own.system_prompt is None else gr.update(open=bool(own.system_prompt)),
-        Own(),
+        OwnSettings(),
     )
 
 
 def build_settings(info: ModelInfo, offers: Sequence[ModelEntry] = ()) -> Settings:
-    """The model (where there is more than the first) and pan & scan in front, the rest folded away."""
-    # Closed as it comes, which is right for a phone; page.js opens it where there is room.
+    """Model (if there are several), pan & scan and int4 in front; the rest is folded away."""
+    # Closed at first, which suits a phone; page.js opens it where there is room.
     with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
         gr.HTML("<h2>Settings</h2>")
         model, note = _build_model(info, offers) if offers else (None, None)
@@ -158,7 +165,7 @@ def build_settings(info: ModelInfo, offers: Sequence[ModelEntry] = ()) -> Settin
             system_prompt = gr.Textbox(
                 elem_id="system-prompt",
                 label="System prompt",
-                info="Said to the model before the first question.",
+                info="The model reads this before your first question.",
                 placeholder="Answer in one short sentence.",
                 lines=3,
                 max_lines=8,
@@ -175,7 +182,7 @@ def _build_model(info: ModelInfo, offers: Sequence[ModelEntry]) -> tuple[gr.Drop
         names,
         value=info.name,
         label="Model",
-        info="Answers from your next question on.",
+        info="This model answers your next question.",
         filterable=False,
         elem_id="model",
     )
@@ -183,25 +190,25 @@ def _build_model(info: ModelInfo, offers: Sequence[ModelEntry]) -> tuple[gr.Drop
 
 
 def model_note(offer: ModelEntry | None, known: ModelInfo | None, in_memory: bool) -> str:
-    """HTML of what choosing this model means, as far as it is known; `offer` None is the server's first."""
+    """HTML on what choosing this model means, as far as that is known. `offer` is None for the server's first model."""
     if offer is None or in_memory:
         return ""
-    lines = ["Loaded when you next ask, which takes a while."]
+    lines = ["Your next question loads this model, which takes a while."]
     if offer.from_hub and known is None:
         size = "" if offer.download_bytes is None else f": {_size(offer.download_bytes)}"
         lines = [
-            f"Downloaded from the Hub when you next ask, if it is not on this machine yet{size}. "
-            "That needs its licence accepted on the Hub, and HF_TOKEN set where this app was started."
+            f"Your next question downloads this model from the Hub, if it is not on this machine yet{size}. "
+            "The download needs HF_TOKEN in this app's environment, from an account that accepted the model's license."
         ]
     if known is None:
-        lines.append("Settings below that you leave as they are become its own then.")
+        lines.append("Settings that you have not changed will take this model's defaults.")
     return f'<p class="note">{escape(" ".join(lines))}</p>'
 
 
 def pan_and_scan_line(info: ModelInfo) -> str:
-    """What the switch does, and costs with this model."""
+    """What the pan & scan switch does, and what it costs with this model."""
     return (
-        "Cuts wide or tall pictures into crops, so that small things stay visible. "
+        "Cuts wide or tall pictures into crops, so that small details stay visible. "
         f"Slower: each crop is another {info.tokens_per_picture} tokens."
     )
 
@@ -217,33 +224,48 @@ def _build_int4(choice: Int4Choice) -> gr.Checkbox:
 
 
 def int4_line(choice: Int4Choice) -> str:
-    """What the int4 switch does and saves, or why it can't be moved."""
+    """What the int4 switch does and saves, or why it is fixed."""
     if choice.obstacle:
         return choice.obstacle
     line = (
-        f"Weights of 4 bits in the decoder: {_size(choice.int4_bytes)} of memory in place of "
-        f"{_size(choice.full_bytes)}, a little less exact. Once both were asked for, the server keeps both."
+        f"4-bit weights in the decoder: {_size(choice.int4_bytes)} of memory instead of {_size(choice.full_bytes)}, "
+        "a little less exact. If both precisions are used, the server keeps both in memory."
     )
     if choice.left:
-        line += f" Of its layers {len(choice.left)} can't be int4 and stay as they are."
+        line += f" {len(choice.left)} of its layers can't be int4 and keep full precision."
     return line
 
 
 def _size(num_bytes: int) -> str:
-    """In decimal units, as memory is sold: "8.6 GB"."""
+    """A size in decimal units, as memory is sold: "8.6 GB"."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _build_sampling(default: SamplingSettings) -> tuple[gr.components.Component, ...]:
     with gr.Accordion("Sampling", open=False):
         temperature = gr.Slider(
-            0, 2, value=default.temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token."
+            0,
+            2,
+            value=default.temperature,
+            step=0.05,
+            label="Temperature",
+            info="0 always picks the likeliest token. Higher is more varied.",
         )
         top_k = gr.Slider(
-            0, 256, value=default.top_k, step=1, label="Top-k", info="Draws from the k likeliest tokens; 0 from all."
+            0,
+            256,
+            value=default.top_k,
+            step=1,
+            label="Top-k",
+            info="Samples from the k likeliest tokens. 0 samples from all.",
         )
         top_p = gr.Slider(
-            0.05, 1, value=default.top_p, step=0.05, label="Top-p", info="Draws from the tokens that hold this share."
+            0.05,
+            1,
+            value=default.top_p,
+            step=0.05,
+            label="Top-p",
+            info="Samples from the likeliest tokens that together reach this probability.",
         )
         seed = gr.Textbox(
             value="",

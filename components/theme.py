@@ -1,4 +1,4 @@
-"""The look's tokens: one accent color on quiet grays, system fonts, an 8 px grid."""
+"""The design tokens: one accent color on quiet grays, system fonts, an 8 px grid."""
 
 from gradio.themes import Base, Color, Size
 
@@ -18,7 +18,7 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono
 
 
 def build_theme() -> Base:
-    """Light and dark; text on its ground reaches AA contrast (4.5 to 1) in both."""
+    """The theme, light and dark. Text reaches AA contrast (4.5 to 1) on its background in both."""
     theme = Base(
         primary_hue=_ACCENT,
         secondary_hue=_ACCENT,

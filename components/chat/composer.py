@@ -1,4 +1,4 @@
-"""Where a question is written and pictures are added."""
+"""The composer, where a visitor writes a question and adds pictures."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import gradio as gr
 
 from gemma3_core.engine import ModelInfo, Turn
 
-# Long pasted text stays text (Gradio would turn it into a file); the engine says when it is too long.
+# Long pasted text stays text, which Gradio would turn into a file. The engine reports text that is too long.
 _MAX_PASTED = 1_000_000
 
 
@@ -20,48 +20,48 @@ def build_composer(info: ModelInfo) -> gr.MultimodalTextbox:
         placeholder=hint(info),
         file_types=["image"],
         file_count="multiple",
-        lines=1,  # with more, Enter would break the line
+        lines=1,  # with more than one, Enter would break the line
         max_lines=8,
         max_plain_text_length=_MAX_PASTED,
     )
 
 
 def hint(info: ModelInfo) -> str:
-    """What stands in an empty composer."""
+    """The placeholder of an empty composer."""
     return "Ask about a picture: add, drop or paste one" if info.multimodal else "Ask a question"
 
 
 def build_notice() -> gr.HTML:
-    """Where it is said that the composer holds an earlier question."""
+    """The line above the composer that says that an earlier question is being edited."""
     return gr.HTML(elem_id="changing")
 
 
 def notice(number: int | None) -> str:
-    """HTML of what sending will replace; empty where `number` (from 0 on) is None."""
+    """HTML of the line for the question that is being edited, counted from 0; empty for None."""
     if number is None:
         return ""
     return (
         f'<p role="status"><span>Editing question {number + 1}. '
-        "Sending it replaces its answer and what follows.</span> "
-        '<button type="button" data-act="keep">Keep it as it was</button></p>'
+        "Sending it replaces its answer and everything after it.</span> "
+        '<button type="button" data-act="keep">Cancel editing</button></p>'
     )
 
 
 def waiting() -> dict[str, Any]:
-    """Stop in the place of Send; what the visitor types meanwhile stays."""
+    """Shows Stop instead of Send; the text that the visitor has typed stays."""
     return gr.update(submit_btn=False, stop_btn=True)
 
 
 def ready() -> dict[str, Any]:
-    """Send is back; what the visitor has typed meanwhile stays."""
+    """Shows Send again; the text that the visitor has typed stays."""
     return gr.update(submit_btn=True, stop_btn=False)
 
 
 def holding(question: Turn) -> dict[str, Any]:
-    """This question and its pictures, and nothing else."""
+    """Replaces the composer's content with this question and its pictures."""
     return gr.update(value={"text": question.text, "files": [str(picture) for picture in question.pictures]})
 
 
 def emptied() -> dict[str, Any]:
-    """As at the first sight."""
+    """Empties the composer and shows Send."""
     return gr.update(value={"text": "", "files": []}, submit_btn=True, stop_btn=False)

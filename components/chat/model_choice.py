@@ -1,4 +1,4 @@
-"""What in the page follows a visitor's choice of a model: settings, badge, first sight, composer."""
+"""Updates the page for the model that the visitor chose: settings, badge, first lines, composer."""
 
 from collections.abc import Callable
 from html import escape
@@ -13,28 +13,30 @@ from components.settings import Choices, Settings, int4_line, model_note, pan_an
 from gemma3_core.engine import ModelInfo, ModelRegistry
 
 
-class Following:
-    """The handlers of the choice, where a server offers several models; `head` draws the top of the page of a badge."""
+class ModelChoiceHandlers:
+    """The handlers of the model choice; `head` makes HTML of the page's top from the badge."""
 
     def __init__(self, models: ModelRegistry, head: Callable[[str], str]):
         self._models, self._head = models, head
         self._offers = {offer.name: offer for offer in models.offers}
 
     def outputs(self, settings: Settings, head: gr.HTML, chat: gr.Chatbot, composer: Any) -> list[Any]:
-        """The components that `follow` updates, in its order."""
+        """The components that `follow` updates, in that order."""
         int4 = [] if settings.int4 is None else [settings.int4]
-        following = [settings.pan_and_scan, *settings.sampling[:3], *int4, chat, composer]
-        return [settings.shown, settings.model_note, head, *following]
+        return [
+            settings.shown, settings.model_note, head,
+            settings.pan_and_scan, *settings.sampling[:3], *int4, chat, composer,
+        ]  # fmt: skip
 
     def follow(self, conversation: Conversation, *values: Any) -> tuple[Any, ...]:
-        """Brings the page in line with the chosen model, as far as it is known: all of it once it has been loaded.
+        """Updates the page for the chosen model. Before it is loaded, only its note and its name are known.
 
-        What the visitor has set themselves stays.
+        Settings that the visitor has changed stay.
         """
         choices = Choices(*values)
         info, shown = self._models.info(choices.model), self._models.info(choices.shown)
         note, head = self._note(choices.model, info), self.head(choices.int4, choices.model)
-        # The first's switch tells whether there is one in the page.
+        # The page has an int4 switch if the first model does.
         has_int4 = self._models.first.info.int4 is not None
         if info is None or shown is None or info.name == shown.name:
             return gr.skip(), note, head, *(gr.skip() for _ in range(6 + has_int4))
@@ -47,7 +49,7 @@ class Following:
         return info.name, note, head, pan_and_scan, *sampling, *int4, first, gr.update(placeholder=hint(info))
 
     def head(self, int4: bool | None, model: str | None) -> str:
-        """The top of the page, for the model and the precision that the next answer will be given with."""
+        """HTML of the page's top, for the model and the precision of the next answer."""
         info = self._models.info(model)
         return self._head(escape(f"{model} · not loaded yet") if info is None else badge(info, int4))
 

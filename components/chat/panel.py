@@ -1,4 +1,4 @@
-"""The conversation: what was asked, what was answered, and what stands there meanwhile."""
+"""The conversation: questions, answers, and what stands in an answer's place while it is being worked on."""
 
 from collections.abc import Sequence
 from html import escape
@@ -22,21 +22,21 @@ class Message(dict[str, Any]):
     """The message as the browser gets it, once it has been shown (see `prepare`)."""
 
 
-_NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip shows what the model sees of these too
+_NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip still shows them
 
 _DEMO_LIMITS = (
-    "The demo model that answers knows a small world: flat shapes (circle, square, triangle, star, heart, rectangle) "
-    "in eleven colors, signs, bar charts, and boards of words and prices, which need pan & scan. It counts, names and "
-    "places shapes, reads signs and prices, nineteen in twenty of them rightly, and takes up what you ask next; the "
-    "tallest bar it names in about half of the charts. Of anything else it says that it does not know it. For pictures "
-    "of any kind, {}"
+    "A small demo model answers. It knows flat shapes (circle, square, triangle, star, heart, rectangle) in eleven "
+    "colors, signs, bar charts, and boards of words and prices, which need pan & scan. It counts, names and locates "
+    "shapes, reads signs and prices, and takes follow-up questions. About nineteen in twenty of these answers are "
+    "right; it names the tallest bar in about half of the charts. Asked about anything else, it says that it doesn't "
+    "know. For pictures of any kind, {}"
 )
 _CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
 _START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
 
 
 def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[str] = ()) -> gr.Chatbot:
-    """The conversation, with the first sight where nothing has been asked yet; `models` can be chosen."""
+    """The conversation. Before the first question it shows what the model can do; `models` are those to choose from."""
     return gr.Chatbot(
         elem_id="chat",
         show_label=False,
@@ -59,7 +59,7 @@ def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[st
 
 
 def _card(picture: Path, alt: str) -> Any:
-    """A card's picture, as the gate serves it; `alt` is what a screen reader says of it."""
+    """A card's picture at the address where the gate serves it; screen readers read `alt`."""
     name = picture.name
     return {
         "path": name, "url": f"/examples/{name}", "orig_name": alt, "mime_type": "image/png",
@@ -68,15 +68,15 @@ def _card(picture: Path, alt: str) -> Any:
 
 
 def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
-    """Markdown of the first lines on the page: what this is, and what the model can do; `models` can be chosen."""
+    """Markdown of the page's first lines: what this is and what the model can do; `models` are those to choose from."""
     if not info.multimodal:
         return (
             f"## Ask a question, and watch the answer come in\n\n{literal(info.name)} answers. "
-            "It reads text only; start Gemma 3 4B or larger for pictures."
+            "It reads text only. For pictures, start Gemma 3 4B or larger."
         )
-    way_out = _CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _START_PUBLISHED
+    larger_model = _CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _START_PUBLISHED
     limits = (
-        _DEMO_LIMITS.format(way_out)
+        _DEMO_LIMITS.format(larger_model)
         if info.is_demo
         else f"{literal(info.name)} answers. It can be wrong about what it sees."
     )
@@ -84,10 +84,10 @@ def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
 
 
 def messages(conversation: Conversation, controls: bool = True) -> list[Message]:
-    """The finished part of the conversation.
+    """The finished exchanges.
 
-    With `controls` each question can be edited and the last one asked again or taken back, unless one is
-    being edited already.
+    With `controls` each question has a button to edit it, and the last answer has Retry and Undo. While a question is
+    being edited there are none.
     """
     shown: list[Message] = []
     controls = controls and conversation.changing is None
@@ -114,7 +114,7 @@ def prepare(chat: gr.Chatbot, shown: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def asked(question: Turn, number: int | None = None) -> list[Message]:
-    """A question with its pictures; nothing where it is empty. With its `number` from 0 on it can be edited."""
+    """A question with its pictures; no message for an empty one. With its `number` (from 0) it has an edit button."""
     content: list[Any] = [_picture(Path(str(path)), place) for place, path in enumerate(question.pictures, 1)]
     if question.text:
         content.append(_text(literal(question.text)))
@@ -136,12 +136,12 @@ def answering(text: str) -> Message:
 
 
 def working(stage: str) -> Message:
-    """What is being done, in words, where the answer will stand."""
+    """The stage of the work, in words, where the answer will stand."""
     return _line(f'<p class="stage" role="status">{escape(stage)}</p>')
 
 
 def failed(reason: str) -> Message:
-    """Why there is no answer, and what to do, where it would stand."""
+    """Why there is no answer and what to do, where the answer would stand."""
     return _line(f'<p class="failure" role="alert">{escape(reason)}</p>')
 
 
@@ -150,14 +150,14 @@ def _answered(exchange: Exchange, number: int, again: bool) -> Message:
     buttons += _button("copy", "Copy", f"Copy answer {number + 1}")
     if again:
         buttons += _button("retry", "Retry", "Retry: ask the last question again")
-        buttons += _button("undo", "Undo", "Undo: take the last question back into the composer")
+        buttons += _button("undo", "Undo", "Undo: move the last question back into the composer")
     figures = escape(figures_line(exchange.stats))
     line = f'<p class="figures"><span>{figures}</span><span class="acts">{buttons}</span></p>'
     return Message(role="assistant", content=[_text(of_model(exchange.answer)), gr.HTML(line)])
 
 
 def _button(act: str, text: str, name: str, number: int = 0) -> str:
-    """A control that page.js passes on to the hidden button of the id `act`; `name` is for screen readers."""
+    """A button for which page.js clicks the hidden button with the id `act`; `name` is for screen readers."""
     return f'<button type="button" data-act="{act}" data-number="{number}" aria-label="{name}">{text}</button>'
 
 
@@ -166,12 +166,12 @@ def _line(html: str) -> Message:
 
 
 def _text(text: str) -> dict[str, str]:
-    # As a dict: a bare string would lose its indentation on the way to the page.
+    # A dict, because Gradio removes the indentation of a plain string.
     return {"type": "text", "text": text}
 
 
 def badge(info: ModelInfo, int4: bool | None = None) -> str:
-    """HTML of the line that names the model, where it runs and how precise it is; `int4` None is as it starts."""
+    """HTML of the line with the model's name, precision, device and size. `int4` None is the server's setting."""
     if int4 is None:
         int4 = info.quantization == "int4"
     precision = "int4" if int4 else info.dtype

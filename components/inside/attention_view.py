@@ -1,4 +1,4 @@
-"""Where the model looked, as light on the pictures, and what hiding a part of them does."""
+"""Where the model looked, shown as light on the pictures, and the effect of hiding a region."""
 
 from collections.abc import Iterable
 from html import escape
@@ -12,26 +12,26 @@ from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePrevie
 
 _LONGEST = 640  # pixels of a picture's longer side
 _NIGHT = (16, 18, 24)
-_DARKEST = 0.86  # how much of the night lies where the model did not look
+_DARKEST = 0.86  # opacity of the dark layer where the model did not look
 
 
 def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> str:
-    """HTML of each tile's part of its picture with the weights over it, on one scale for all.
+    """HTML of the picture regions under each tile, lit by its attention weights; one scale for all tiles.
 
-    `previews` are those of the conversation's pictures, in its order.
+    `previews` are the conversation's pictures, in order.
     """
     if not attention.tiles:
-        return '<p class="note">There is no picture in this conversation: the words of the prompt are all it saw.</p>'
+        return '<p class="note">This conversation has no pictures: the model saw only the words of the prompt.</p>'
     most = max(max(map(max, tile.grid)) for tile in attention.tiles)
     figures = "".join(
         _figure(tile, preview, most)
-        for number, preview in enumerate(previews)  # one after the other: each holds its picture
+        for number, preview in enumerate(previews)  # one at a time, because each holds its picture in memory
         for tile in attention.tiles
         if tile.tile.picture == number
     )
     share = percent(attention.on_pictures)
     return (
-        f'<div class="maps">{figures}</div><p class="note">{share} of its attention went to pictures.</p>'
+        f'<div class="maps">{figures}</div><p class="note">{share} of the attention went to pictures.</p>'
         '<p class="note" id="region-help">Draw a box on a whole picture, or tap it, to hide that region. With the '
         "keyboard: arrow keys place and move a box, Shift with arrow keys sizes it, Enter hides it, Escape removes it."
         "</p>"
@@ -41,7 +41,7 @@ def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> st
 def _figure(tile_map: TileMap, preview: PicturePreview, most: float) -> str:
     label = tile_map.tile.label
     image = picture_html(spotlit(tile_map, preview, most), f"Where the model looked on {label}", _LONGEST)
-    # On whole pictures page.js lets a region be drawn, and says it in shares of the picture.
+    # On whole pictures page.js lets visitors draw a region, and reports it in shares of the picture's sides.
     drawable, controls = "", ""
     if tile_map.tile.crop is None:
         drawable = (
@@ -56,7 +56,7 @@ def _figure(tile_map: TileMap, preview: PicturePreview, most: float) -> str:
 
 
 def occlusion_html(report: OcclusionReport, preview: PicturePreview) -> str:
-    """HTML of what hiding a region did: the region on the picture, the word's probability before and after."""
+    """HTML of the effect of hiding a region: the region on the picture, and the word's probability before and after."""
     image = picture_html(preview.original, "The picture with the hidden region marked", _LONGEST)
     word = escape(report.text.strip())
     return (
@@ -68,9 +68,9 @@ def occlusion_html(report: OcclusionReport, preview: PicturePreview) -> str:
 
 
 def spotlit(tile_map: TileMap, preview: PicturePreview, most: float) -> Image.Image:
-    """The tile's part of its picture, as bright as its weights and else dark; `most` is full light.
+    """The tile's part of its picture, bright where its weights are high and dark elsewhere; `most` is fully bright.
 
-    Light keeps the picture's own colors, which any color scheme of a heat map would be mistaken for.
+    A color map would be mistaken for the picture's own colors; brightness keeps them.
     """
     box, picture = tile_map.tile.box, preview.original
     across, down = picture.width / preview.width, picture.height / preview.height

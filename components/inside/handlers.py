@@ -1,4 +1,4 @@
-"""From a click in Inside to what it shows: the handlers that ask the engine what the model saw."""
+"""The handlers behind Inside: they ask the engine what the model saw."""
 
 import asyncio
 import logging
@@ -19,17 +19,17 @@ from components.chat.conversation import Conversation, Exchange
 from components.inside.attention_view import maps_html, occlusion_html
 from components.inside.compare import Setting, compared
 from components.inside.mask_view import mask_html
-from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS, fitted
+from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS, model_updates
 from components.shown.image_strip import strip_html
 from components.shown.token_view import alternatives_html, answer_html, prompt_html
 from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, ModelRegistry, PicturePreview, StoppedError
 
 logger = logging.getLogger(__name__)
 
-UNEXPECTED = "Something went wrong while looking. Try again; if it stays, the server's log says what it was."
+UNEXPECTED = "Something went wrong while looking inside. Try again; if it happens again, see the server's log."
 NO_WORD = "Choose a word of the answer first."
 
-# More than the engine's queue holds, so that who waits there is told so, and beside them some that only draw.
+# More than the engine's queue holds: each call that waits there keeps a thread, and some threads must be left to draw.
 _MOST_THREADS = 96
 
 _LOOK, _HIDE, _COMPARE = "look", "hide", "compare"
@@ -38,23 +38,23 @@ _WAITING = {_LOOK: "Looking at the answer again", _HIDE: "Hiding the region and 
 
 @dataclass(frozen=True)
 class Selected:
-    """The turn that Inside shows, and the token of its answer that was clicked."""
+    """The exchange that Inside shows, and the token of its answer that was clicked."""
 
     exchange: Exchange
     token: int | None = None
 
 
 class InsideHandlers:
-    """Inside's handlers; what they show belongs to the visitor's own turns, and comes from the model that answered."""
+    """Inside's handlers. They show only the visitor's own exchanges, and ask the model that gave the answer."""
 
     def __init__(self, models: ModelRegistry):
         self._models = models
-        # Not the event loop's own few threads: calls that wait in the engine's queue would hold them from everyone.
+        # Not the event loop's own few threads: calls that wait in the engine's queue would block them for everyone.
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
         self._calls = Calls(self._threads)
 
     async def open(self, number: float | None, conversation: Conversation, request: gr.Request) -> tuple[Any, ...]:
-        """For panel, title, inputs, words, maps, effect, mask, comparison and the selected turn."""
+        """Updates of panel, title, inputs, words, maps, effect, mask, comparison and the selected exchange."""
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
             return tuple(gr.skip() for _ in range(9))
@@ -65,36 +65,36 @@ class InsideHandlers:
         words = answer_html(exchange.choices)
         return gr.update(visible=True), title, inputs, words, CHOOSE_WORD, HIDING, "", "", Selected(exchange)
 
-    def fit(self, selected: Selected | None) -> tuple[Any, ...]:
-        """For what depends on the model that gave the answer (see inside.fitting)."""
+    def follow_model(self, selected: Selected | None) -> tuple[Any, ...]:
+        """Updates of the components that depend on the model that gave the answer (see `panel.model_dependent`)."""
         info = None if selected is None else self._models.info(selected.exchange.stats.model)
-        return tuple(gr.skip() for _ in range(7)) if info is None else fitted(info, self._models.names)
+        return tuple(gr.skip() for _ in range(7)) if info is None else model_updates(info, self._models.names)
 
     async def close(self, request: gr.Request) -> tuple[Any, None]:
-        """For the panel and the selected turn. What was being worked out for it is given up."""
+        """Updates of the panel and the selected exchange; cancels the window's calls."""
         self._calls.give_up(_window(request))
         return gr.update(visible=False), None
 
     async def leave(self, request: gr.Request) -> None:
-        """Gives up what a window was waiting for that has been closed."""
+        """Cancels the calls of a window that has been closed."""
         self._calls.give_up(_window(request))
 
     async def stop_looking(self, request: gr.Request) -> str:
-        """For the maps."""
+        """Cancels the window's look; updates the maps."""
         self._calls.give_up(_window(request), _LOOK)
         return CHOOSE_WORD
 
     async def stop_hiding(self, request: gr.Request) -> str:
-        """For the effect."""
+        """Cancels the hiding of a region; updates the effect."""
         self._calls.give_up(_window(request), _HIDE)
         return HIDING
 
     async def look(
         self, number: float | None, selected: Selected | None, layer: str, head: int, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any, Any, Any], None]:
-        """For words, maps, effect and the selected turn: where the model looked for the token of this number.
+        """Updates of words, maps, effect and the selected exchange: where the model looked for the token `number`.
 
-        Gives up what this window is still waiting for about another word.
+        Cancels what this window still waits for about another token.
         """
         nothing = gr.skip(), gr.skip(), gr.skip(), gr.skip()
         token = int(number) if number is not None else -1
@@ -111,7 +111,7 @@ class InsideHandlers:
     async def look_again(
         self, selected: Selected | None, layer: str, head: int, request: gr.Request
     ) -> AsyncGenerator[Any, None]:
-        """The maps of the same token, from another layer or head."""
+        """Updates of the maps: the same token in another layer or head."""
         if selected is None or selected.token is None:
             yield gr.skip()
             return
@@ -120,9 +120,9 @@ class InsideHandlers:
                 yield maps
 
     async def hide(self, selected: Selected | None, request: gr.Request, region: str = "") -> AsyncGenerator[Any, None]:
-        """What becomes of the token's probability, and of the answer, without a region.
+        """What happens to the token's probability, and to the answer, when a region is hidden.
 
-        `region` is what page.js says of a box drawn on a picture; empty is the hottest region.
+        `region` is a box on a picture as page.js reports it; empty means the region with the most attention.
         """
         if selected is None or selected.token is None:
             yield _problem(NO_WORD)
@@ -157,7 +157,7 @@ class InsideHandlers:
     async def compare(
         self, selected: Selected | None, setting: Setting, request: gr.Request, other: str | None = None
     ) -> AsyncGenerator[Any, None]:
-        """The question answered without and with pan & scan, in full precision and in int4, or by an `other` model."""
+        """The question answered twice: pan & scan off and on, full precision and int4, or by an `other` model."""
         if selected is None:
             yield gr.skip()
             return
@@ -196,8 +196,10 @@ class InsideHandlers:
     async def _called(
         self, window: str, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]
     ) -> AsyncGenerator[Any, None]:
-        """HTML of what is waited for, then of what `draw` gives or why it can't be had. Given up, it changes
-        nothing more: Gradio repeats a generator's last update when it ends, so that one is to leave all as it is."""
+        """HTML of what the call waits for, then of what `draw` returns or why it failed.
+
+        The last update of a cancelled call changes nothing, because Gradio repeats it when the generator ends.
+        """
 
         def waiting(told: str) -> str:
             return (
@@ -212,12 +214,12 @@ class InsideHandlers:
                 yield gr.skip() if html is None else html
 
     async def _html(self, exchange: Exchange, draw: Callable[[Engine], str]) -> str:
-        """What `draw` makes of the engine that gave the answer, in a thread; where it can't be had, why."""
+        """Runs `draw` in a thread with the engine that gave the answer; returns its HTML, or why it failed."""
         shown = partial(self._shown, exchange, lambda engine, _call: draw(engine), Call())
         return await asyncio.get_running_loop().run_in_executor(self._threads, shown) or ""
 
     def _shown(self, exchange: Exchange, draw: Callable[[Engine, Call], str], call: Call) -> str | None:
-        """What `draw` makes; where it can't be had, why; nothing where nobody wants it any more."""
+        """The HTML that `draw` makes, or why it failed; None for a cancelled call."""
         try:
             with self._models.that_answered(exchange.stats.model) as engine:
                 return draw(engine, call)
@@ -239,7 +241,7 @@ def _inputs(engine: Engine, exchange: Exchange) -> str:
 
 
 def _previews(engine: Engine, answered: Answered) -> Iterator[PicturePreview]:
-    """The pictures of an answer, in the order of the conversation, one after the other."""
+    """The pictures of an answer's prompt, in order, one at a time."""
     paths = [picture for turn in answered.request.turns for picture in turn.pictures]
     return engine.preview(paths, pan_and_scan=False)
 
@@ -249,16 +251,17 @@ def _window(request: gr.Request) -> str:
 
 
 def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
-    """The picture's number and the box in its pixels of "number left top right bottom", the last four in shares of it.
+    """Parses "number left top right bottom" into the picture's number and a box in its pixels.
 
-    `sizes` are the pictures' widths and heights. Raises Gemma3Error for anything else: it comes from a browser.
+    The last four are shares of the picture's sides; `sizes` are the pictures' widths and heights. Raises Gemma3Error
+    for anything else, since browsers can send anything.
     """
     try:
         number, *shares = region.split()
         left, top, right, bottom = (min(1.0, max(0.0, _finite(share))) for share in shares)
         width, height = dict(enumerate(sizes))[int(number)]
     except (ValueError, KeyError):
-        raise Gemma3Error("This is no region of a picture. Draw a box on one of the pictures.") from None
+        raise Gemma3Error("This region is not on a picture. Draw a box on one of the pictures.") from None
     box = Box(int(left * width), int(top * height), int(right * width), int(bottom * height))
     if box.right - box.left < 2 or box.bottom - box.top < 2:
         raise Gemma3Error("The box is too small. Draw a larger one.")
@@ -266,7 +269,7 @@ def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
 
 
 def _finite(text: str) -> float:
-    """Raises ValueError for what is no number, nan and inf among it."""
+    """Raises ValueError unless the text is a finite number."""
     if not math.isfinite(number := float(text)):
         raise ValueError(text)
     return number

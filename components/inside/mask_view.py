@@ -1,4 +1,4 @@
-"""Who may look at whom: the masks of a prompt, for masks.js to draw."""
+"""The attention masks of a prompt, as data for masks.js to draw."""
 
 import json
 from html import escape
@@ -6,8 +6,8 @@ from html import escape
 from gemma3_core.engine import LayerMask, MaskView, PromptView
 
 _RULES = {
-    "local": "The last {window:,} tokens, and all of its own picture.",
-    "global": "All that came before, and all of its own picture.",
+    "local": "Each token sees the last {window:,} tokens, and all of its own picture.",
+    "global": "Each token sees all earlier tokens, and all of its own picture.",
 }
 _BUTTONS = (
     ("in", "+", "Zoom in"),
@@ -19,7 +19,7 @@ _BUTTONS = (
 
 
 def mask_html(mask: MaskView, prompt: PromptView) -> str:
-    """HTML of both kinds of layer side by side; what the mouse and the keyboard do is in masks.js."""
+    """HTML of the local and the global mask side by side; masks.js handles mouse and keyboard."""
     view = {
         "tokens": [
             [
@@ -38,10 +38,10 @@ def mask_html(mask: MaskView, prompt: PromptView) -> str:
     figures = "".join(map(_figure, mask.masks))
     return (
         f'<div class="mask-view" data-view="{data}">'
-        '<p class="note">Each row is a token that asks, each column a token that it may look at: '
+        '<p class="note">Each row is a token, each column a token it may attend to: '
         '<span class="key causal"></span>earlier <span class="key picture"></span>later, in the same picture</p>'
         f'<div class="mask-pair">{figures}</div>'
-        '<p class="mask-says" role="status">Point at a cell, or move with the arrow keys; + and - zoom, 0 shows all.'
+        '<p class="mask-says" role="status">Point at a cell or use the arrow keys. + and - zoom, 0 shows it all.'
         "</p></div>"
     )
 

@@ -1,4 +1,4 @@
-"""Inside: what the model saw, of the turn that is selected. A column on wide pages, a sheet on phones."""
+"""Inside: what the model saw for the selected answer. A column on wide pages, a sheet on phones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from gemma3_core.engine import ModelInfo
 MEAN_HEADS = -1
 _MEAN_LAYERS, _ROLLOUT = "global", "rollout"
 
-HIDING = '<p class="note">Where a model looks is not yet why it answers. Hiding a region shows whether it mattered.</p>'
+HIDING = '<p class="note">Attention does not prove that a region mattered. Hide the region to find out.</p>'
 CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the model looked when it wrote it.</p>'
 
 
 @dataclass(frozen=True)
 class Inside:
-    """The components of the panel that others need."""
+    """The panel's components that other parts of the page use."""
 
     panel: gr.Column
     title: gr.HTML
@@ -38,7 +38,7 @@ class Inside:
 
 
 def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
-    """Closed until "Look inside" under an answer is clicked; `models` are all that can be compared."""
+    """Builds the panel, closed until a visitor clicks "Look inside"; `models` are all that can be compared."""
     with gr.Column(elem_id="inside", visible=False) as panel:
         with gr.Row(elem_id="inside-head"):
             title = gr.HTML()
@@ -55,14 +55,14 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
     return Inside(panel, title, inputs, words, layer, head, maps, hide, effect, mask_tab, mask, *compare)
 
 
-def fitting(inside: Inside) -> list[Any]:
-    """The components that `fitted` updates, in its order."""
+def model_dependent(inside: Inside) -> list[Any]:
+    """The components that `model_updates` updates, in that order."""
     buttons = [inside.hide, inside.effect, inside.compare_pan_and_scan, inside.compare_int4]
     return [inside.layer, inside.head, *buttons, inside.other]
 
 
-def fitted(info: ModelInfo, models: Sequence[str]) -> tuple[Any, ...]:
-    """Updates for the model that gave the answer which Inside shows; `models` are all that can be compared."""
+def model_updates(info: ModelInfo, models: Sequence[str]) -> tuple[Any, ...]:
+    """Updates for the model that gave the selected answer; `models` are all that can be compared."""
     others = [name for name in models if name != info.name]
     return (
         gr.update(choices=_layers(info), value=_MEAN_LAYERS),
@@ -102,12 +102,12 @@ def _build_attention(
 def _build_compare(
     info: ModelInfo, models: Sequence[str]
 ) -> tuple[gr.Button, gr.Button, gr.Dropdown, gr.Button, gr.HTML]:
-    gr.HTML('<p class="note">Answers this question twice with the same seed, and marks where the answers part.</p>')
+    gr.HTML('<p class="note">Answers this question twice with the same seed, and marks where the answers differ.</p>')
     with gr.Row():
         pan_and_scan = gr.Button("Pan & scan off and on", size="sm", visible=info.multimodal)
         int4 = gr.Button("Full precision and int4", size="sm", visible=_has_both_precisions(info))
     others = list(models[1:])
     with gr.Column(visible=bool(others), elem_id="two-models"):
         other = gr.Dropdown(others, label="Another model", filterable=False, elem_id="other-model")
-        two = gr.Button("This answer's model and that one", size="sm", elem_id="compare-models")
+        two = gr.Button("Compare both models", size="sm", elem_id="compare-models")
     return pan_and_scan, int4, other, two, gr.HTML()

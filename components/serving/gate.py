@@ -1,7 +1,7 @@
-"""What the server answers at all: an ASGI middleware in front of Gradio.
+"""The gate: an ASGI middleware in front of Gradio that decides which requests are answered.
 
-Only addresses that the page needs are let through, so that a new version of Gradio opens nothing by itself. What a
-request may hold is bounded before Gradio reads it, uploads are taken here, and no answer tells of the server's inside.
+It lets through only the addresses that the page needs, so that a new version of Gradio opens no others. It bounds
+requests before Gradio reads them, receives uploads itself, and removes internals of the server from all answers.
 """
 
 import asyncio
@@ -27,25 +27,25 @@ from components.serving.uploads import UploadError, Uploads
 logger = logging.getLogger(__name__)
 
 NOTHING_HERE = "There is nothing at this address."
-BUSY = "Too many visitors are here at once. Try again in a minute."
-WAITING_ALREADY = "Too much from this page is still waiting. Wait for some of it to be done."
-NOT_FOUND = "This is not there, or not any more."
+BUSY = "The server is handling too many requests. Try again in a minute."
+WAITING_ALREADY = "Too many actions of this page are still waiting. Wait until some of them are done."
+NOT_FOUND = "This doesn't exist, or no longer does. Reload the page and try again."
 
 MAX_REQUESTS = 1000
-"""Requests that are open at the same time, streams included: an open page holds one or two."""
+"""Requests that are open at the same time, streams included. An open page has one or two."""
 MAX_BODY_BYTES = 8_000_000
-"""A request's JSON; the composer takes a million characters."""
+"""The JSON of one request. The composer accepts a million characters."""
 MAX_ARRIVING_BYTES = 500_000_000
-"""Uploads that are arriving, of all visitors together."""
+"""Uploads that are arriving, for all visitors together."""
 MAX_WAITING_EVENTS = 32
-"""Events of one browser window that have not ended."""
+"""Unfinished events of one browser window."""
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SMALL_BODY_BYTES = 10_000
 
 
 @dataclass(frozen=True)
 class _Route:
-    """Addresses of one form; `kind` is the method of Gate that takes a request there."""
+    """Addresses of one form; `kind` names the method of Gate that handles them."""
 
     methods: str
     form: str
@@ -79,7 +79,7 @@ ROUTES = (
 
 
 class Served(Protocol):
-    """What the gate asks of the page."""
+    """What the gate needs to know of the page."""
 
     is_shared: bool
 
@@ -91,21 +91,21 @@ class Served(Protocol):
 
 
 class Gate:
-    """The middleware. Plain ASGI: Starlette's own base class would hide from Gradio that a visitor has left."""
+    """The middleware. It is plain ASGI, because Starlette's base class hides from Gradio that a visitor has left."""
 
     def __init__(self, app: ASGIApp, served: Served, uploads: Uploads, headers: tuple[tuple[bytes, bytes], ...]):
         self._app, self._served, self._uploads, self._headers = app, served, uploads, headers
         self._requests = 0
         self._heartbeats: Counter[str] = Counter()
         self._receiving: dict[Receiving, str] = {}
-        """Uploads that are arriving, and the names that the page gave them."""
+        """Uploads that are arriving, with the ids that the page gave them."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, receive, self._with_headers(send))
-        # Web sockets are not used; the server refuses what is not accepted.
+        # Web sockets are not used: without an answer the server refuses them.
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
@@ -138,14 +138,14 @@ class Gate:
             self._requests -= 1
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """To Gradio, without a body."""
+        """Passes the request on to Gradio, without a body."""
         await self._app(scope, _bounded(receive, 0), _plain(send))
 
     async def _small(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, _replayed(await _body(receive, _SMALL_BODY_BYTES), receive), _plain(send))
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Links to sessions that Gradio would write to disk lead nowhere."""
+        """The page itself, without the parameters of Gradio's deep links, which would write sessions to disk."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         asked = urlencode([(name, value) for name, value in query if name not in ("deep_link", "page")])
         await self._app({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(send))
@@ -157,12 +157,12 @@ class Gate:
         await FileResponse(file, headers={"cache-control": "max-age=3600"})(scope, receive, send)
 
     async def _robots(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A link that was given to some is not for search engines."""
+        """Keeps search engines away from a public link, which is meant for those who were given it."""
         hidden = "/" if self._served.is_shared else ""
         await PlainTextResponse(f"User-agent: *\nDisallow: {hidden}")(scope, receive, send)
 
     async def _heartbeat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An open page: what it uses stays."""
+        """The connection of an open page: while it lasts, the page's uploads stay."""
         session = scope["path"].rpartition("/")[2]
         self._heartbeats[session] += 1
         self._uploads.opened(session)
@@ -175,7 +175,7 @@ class Gate:
                 self._uploads.closed(session)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What an event tells: of a browser window, or by the event's own name."""
+        """The messages of a browser window's events, or of one event by its id."""
         last = scope["path"].rpartition("/")[2]
         name = _query(scope).get("session_hash", "") if last == "data" else last
         if not self._served.is_told(name):
@@ -183,7 +183,7 @@ class Gate:
         await self._passed(scope, receive, send)
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A click in the page. What is put together by hand is refused before it reaches Gradio."""
+        """An event of the page, such as a click. Malformed events are refused before they reach Gradio."""
         body = await _body(receive, MAX_BODY_BYTES)
         event = await run_in_threadpool(_json, body)
         session, fn_index, data = event.get("session_hash"), event.get("fn_index"), event.get("data")
@@ -199,14 +199,14 @@ class Gate:
         if self._served.num_waiting(str(session)) >= MAX_WAITING_EVENTS:
             raise RefusedError(429, WAITING_ALREADY)
         if (told := event.get("event_data")) is not None:
-            # Of a choice only its number counts: what else a browser says of it is known here.
+            # Only the number of a choice is used; the server knows the rest.
             index = told.get("index") if isinstance(told, dict) else None
             event["event_data"] = {"index": index if type(index) is int else None, "value": None}
             body = orjson.dumps(event)
         await self._app(scope, _replayed(body, receive), _plain(send, own_errors=True))
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A question to `/ask`, by its arguments' places or names."""
+        """A question to `/ask`, with positional or named arguments."""
         body = await _body(receive, MAX_BODY_BYTES)
         question = await run_in_threadpool(_json, body)
         by_place = "/v2/" not in scope["path"]
@@ -215,13 +215,13 @@ class Gate:
             raise RefusedError(422, UNREADABLE)
         if session is not None and not (isinstance(session, str) and _SESSION.fullmatch(session)):
             raise RefusedError(422, UNREADABLE)
-        if by_place:  # what is left out at the end is left open, so that new arguments break no program
+        if by_place:  # missing arguments at the end become None, so that new ones break no program
             missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
             body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
         await self._app(scope, _replayed(body, receive), _plain(send))
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pictures, in the form that browsers send files in; the answer is the list of their paths."""
+        """Uploaded pictures, as multipart form data; the answer lists their paths."""
         upload_id = _query(scope).get("upload_id", "")
         upload = Receiving(self._uploads.folder, self._has_room)
         self._receiving[upload] = upload_id
@@ -240,7 +240,7 @@ class Gate:
         return sum(upload.num_bytes for upload in self._receiving) <= MAX_ARRIVING_BYTES
 
     def _add(self, file: Path, name: str, from_page: bool) -> str:
-        """The page is told at once what is no picture, and attaches nothing; a program when it asks about it."""
+        """Stores an upload. The page hears at once of a file that is no picture; a program when it asks about it."""
         try:
             return self._uploads.add(file, name)
         except UploadError as error:
@@ -297,7 +297,7 @@ async def _body(receive: Receive, most: int) -> bytes:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A body that has been read, once more; what comes after it is what really comes."""
+    """Gives a body that has been read a second time, and then the messages that follow it."""
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def received() -> Message:
@@ -307,7 +307,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
-    """As `receive`, but a body that is longer is cut: nothing of it is looked at where none is expected."""
+    """As `receive`, but cuts the body after `most` bytes."""
 
     async def received() -> Message:
         message = await receive()
@@ -329,8 +329,10 @@ _SENTENCES = {
 
 
 def _plain(send: Send, own_errors: bool = False) -> Send:
-    """Gradio's refusals tell of paths and of Python: each becomes one sentence. With `own_errors` the body of a 500
-    is one of ours."""
+    """Replaces Gradio's error bodies, which mention paths and Python, by one sentence of ours.
+
+    With `own_errors` a 500 already holds one of our messages, and stays.
+    """
     replaced: bytes | None = None
 
     async def send_plainly(message: MutableMapping[str, Any]) -> None:

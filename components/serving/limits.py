@@ -7,23 +7,23 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 SILENT_S = 60.0
-"""How long a connection may last without a whole request on it."""
+"""How long a connection may stay open before its first complete request."""
 
 _MAX_LOG_RECORDS = 100
 _LOG_PERIOD_S = 60.0
 
 
 def close_silent(connections: Iterable[Any], silent: MutableMapping[Any, float]) -> None:
-    """Closes uvicorn's connections on which no request has begun for too long; `silent` is since when."""
+    """Closes uvicorn's connections that stay too long without a request; `silent` holds since when each is silent."""
     for connection in list(connections):
-        if connection.cycle is not None:  # uvicorn's own time limit holds once it has been used
+        if connection.cycle is not None:  # after its first request uvicorn's own time limit applies
             silent.pop(connection, None)
         elif time.monotonic() - silent.setdefault(connection, time.monotonic()) > SILENT_S:
             connection.transport.close()
 
 
 def allow_open_files(wanted: int) -> None:
-    """Raises the limit of open files and connections, where the system lets a process do so."""
+    """Raises the process's limit of open files and connections, where the system allows it."""
     if sys.platform != "win32":
         import resource
 
@@ -34,7 +34,7 @@ def allow_open_files(wanted: int) -> None:
 
 
 class LogLimit(logging.Filter):
-    """Lets so many records through in each period: what strangers do must not fill a disk with lines."""
+    """Lets at most `most` records through in each period, so that strangers can't fill the disk with log lines."""
 
     def __init__(self, most: int = _MAX_LOG_RECORDS, period_s: float = _LOG_PERIOD_S):
         super().__init__()
@@ -46,7 +46,7 @@ class LogLimit(logging.Filter):
             self._began, self._count = record.created, 0
         self._count += 1
         if self._count == self._most:
-            record.msg, record.args = f"{record.getMessage()} (more like this is left out for a minute)", ()
+            record.msg, record.args = f"{record.getMessage()} (further messages are dropped for a minute)", ()
         return self._count <= self._most
 
 
@@ -54,6 +54,6 @@ _LOG_LIMIT = LogLimit()
 
 
 def limit_logs(*names: str) -> None:
-    """Bounds the lines that visitors can cause in the logs of these names, together."""
+    """Bounds the number of lines that these loggers write together."""
     for name in names:
         logging.getLogger(name).addFilter(_LOG_LIMIT)

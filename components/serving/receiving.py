@@ -1,4 +1,4 @@
-"""What a browser sends, as it arrives: bodies within their bounds, and the files of an upload."""
+"""Receives request bodies and uploaded files, within limits."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope
 from components.serving.uploads import FULL, MAX_FILE_BYTES, UploadError, shown
 
 UNREADABLE = "This request can't be read. Reload the page and try again."
-TOO_LARGE = "This is more than one request may hold. Send less at a time."
+TOO_LARGE = "This request is too large. Send less at a time."
 
 MAX_UPLOAD_BYTES = 100_000_000
 MAX_UPLOAD_FILES = 20
@@ -23,7 +23,7 @@ IDLE_S = 30.0
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status and one sentence."""
+    """The request is refused with this HTTP status and message."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -35,10 +35,10 @@ class GoneError(Exception):
 
 
 class Receiving:
-    """An upload that is arriving: its files lie in `folder` under names that nobody knows until they are complete."""
+    """An upload that is arriving. Until it is complete, its files lie in `folder` under names that nobody can guess."""
 
     def __init__(self, folder: Path, has_room: Callable[[], bool]):
-        """`has_room` says whether all that is arriving may still grow."""
+        """`has_room` says whether the server accepts more bytes of uploads."""
         self._folder, self._has_room = folder, has_room
         self.num_bytes = 0
         self.name = ""
@@ -80,7 +80,7 @@ class Receiving:
         return self._files
 
     def end(self) -> None:
-        """What has not become an upload by now is deleted."""
+        """Deletes the files that have not become uploads."""
         self.ended = True
         if self._file is not None:
             self._file.close()
@@ -105,7 +105,9 @@ class Receiving:
         if b"filename" not in options:
             return
         if len(self._files) >= MAX_UPLOAD_FILES:
-            raise UploadError(f"At most {MAX_UPLOAD_FILES} pictures can be added at a time. Add the rest after.", 413)
+            raise UploadError(
+                f"At most {MAX_UPLOAD_FILES} pictures can be added at a time. Add the rest afterwards.", 413
+            )
         self.name, self._in_file = options[b"filename"].decode("utf-8", "replace"), 0
         number, path = tempfile.mkstemp(prefix=".", dir=self._folder)
         self._file = os.fdopen(number, "wb")
@@ -113,7 +115,7 @@ class Receiving:
 
     def _write(self, data: bytes, start: int, end: int) -> None:
         if self._file is None:
-            return  # a field, which nobody asked for
+            return  # a form field, which is not used
         self._in_file += end - start
         if self._in_file > MAX_FILE_BYTES:
             limit = f"{MAX_FILE_BYTES // 1_000_000} MB"
@@ -133,7 +135,7 @@ def _header(data: bytes) -> bytes:
 
 
 async def chunks(receive: Receive) -> AsyncIterator[bytes]:
-    """A request's body as it arrives. Raises GoneError, and RefusedError where nothing comes for too long."""
+    """A request's body as it arrives. Raises GoneError if the visitor left, RefusedError after a long pause."""
     more = True
     while more:
         try:

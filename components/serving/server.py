@@ -1,4 +1,4 @@
-"""How the page is served: limits, look, and what a browser may load."""
+"""Serves the page: its limits, its assets, and what a browser may load."""
 
 import asyncio
 import logging
@@ -29,24 +29,23 @@ from gemma3_core.engine import Gemma3Error, fetch_image
 
 logger = logging.getLogger(__name__)
 
-UNEXPECTED = "Something went wrong. Try again; if it stays, the server's log says what it was."
+UNEXPECTED = "Something went wrong. Try again; if it happens again, see the server's log."
 
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 _MAX_WINDOWS = 500
 _MAX_EVENTS = 1000
-"""Events that wait for their handler, of all windows together."""
+"""Events that wait for their handler, for all windows together."""
 _MAX_RUNNING = 200
-"""Events that run at the same time: more than the engine's queue holds, or who waits there would stop all others."""
+"""Events that run at the same time: more than the engine's queue holds, or those waiting there would block the rest."""
 _MAX_UNREAD = 400
-"""Messages to one window that nobody has fetched; a page that lives fetches them at once."""
+"""Unfetched messages of one window. An open page fetches its messages at once."""
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
-"""Pictures by address in one event; and those that are fetched at the same time, of all visitors together."""
+"""Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
 
-# The page, its fonts, pictures and connections come from here and from nowhere else, even where a
-# model's answer or a visitor's question would have it otherwise.
+# Scripts, fonts, pictures and connections come from this server only, whatever a question or an answer contains.
 _POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -70,15 +69,15 @@ _HEADERS = (
 
 
 class Page(gr.Blocks):
-    """Blocks that are launched in one way, whoever launches them; options given there still win.
+    """gr.Blocks with this app's launch options as defaults, its limits and its error messages.
 
-    It is what `gate.Served` asks for, too.
+    It implements `gate.Served`.
     """
 
     def __init__(self, **options: Any):
-        self.uploads = Uploads(private_folder())  # before any component asks where files go
-        self.now_and_then: list[Callable[[], None]] = []
-        """What is done twice a minute while the server runs."""
+        self.uploads = Uploads(private_folder())  # before a component asks Gradio for its folder
+        self.periodic_tasks: list[Callable[[], None]] = []
+        """Called every SWEEP_S while the server runs."""
         self._fetching = ThreadPoolExecutor(_MAX_FETCHES, "fetch")
         self.is_shared = False
         self._launching: int | None = None
@@ -86,8 +85,10 @@ class Page(gr.Blocks):
 
     @property
     def share(self) -> bool:
-        """Whether there is a public link, for `launch` alone: for others it is False, since Gradio serves those who
-        come by a link another page, whose only script lies on another server."""
+        """Whether there is a public link, but only for `launch`; other code sees False.
+
+        Gradio would serve another page to visitors of a public link, with a script from another server.
+        """
         return self.is_shared and threading.get_ident() == self._launching
 
     @share.setter
@@ -95,34 +96,36 @@ class Page(gr.Blocks):
         self.is_shared = value
 
     def queue(self, **options: Any) -> Any:
-        """As in gr.Blocks, but who doesn't fetch what is sent is taken to have left."""
+        """As in gr.Blocks, but a visitor who doesn't fetch their messages counts as gone."""
         made = super().queue(**{"max_size": _MAX_EVENTS, **options})
         queue = self._queue
-        # Statistics that nobody is shown, and that Gradio sorts anew with each event.
+        # Gradio sorts these statistics again with each event, and this app shows them nowhere.
         queue.ANALYTICS_MAX_EVENTS = 1
         queue.compute_analytics_summary = lambda _records: {}  # type: ignore[method-assign]
         send = queue.send_message
 
-        def send_to_who_reads(event: Any, message: Any) -> None:
+        def send_unless_unread(event: Any, message: Any) -> None:
             if queue.pending_messages_per_session[event.session_hash].qsize() > _MAX_UNREAD:
                 event.alive = False  # ends the event's generator
             send(event, message)
 
-        queue.send_message = send_to_who_reads  # type: ignore[method-assign,assignment]
+        queue.send_message = send_unless_unread  # type: ignore[method-assign,assignment]
         return made
 
     def num_inputs(self, event: int | str) -> int | None:
-        """How many values the handler of an event takes, by its number or the name that programs call it by; None
-        where there is no such event."""
+        """How many values an event's handler takes; None if there is no such event.
+
+        `event` is its number, or the name by which programs call it.
+        """
         found = (fn for number, fn in self.fns.items() if event in (number, fn.api_name))
         return next((len(fn.inputs) for fn in found), None)
 
     def num_waiting(self, session: str) -> int:
-        """Events of a browser window that have not ended."""
+        """The number of a browser window's unfinished events."""
         return len(self._queue.pending_event_ids_session.get(session, ()))
 
     def is_told(self, name: str) -> bool:
-        """Whether there is anything to tell a browser window, or somebody who knows an event's name."""
+        """Whether there are messages for this browser window, or for the event with this id."""
         queue = self._queue
         known = name in queue.pending_messages_per_session or name in queue.event_ids_to_events
         return known or any(name in events for events in queue.pending_event_ids_session.values())
@@ -130,19 +133,19 @@ class Page(gr.Blocks):
     async def process_api(  # type: ignore[override]
         self, block_fn: Any, inputs: list[Any], **options: Any
     ) -> dict[str, Any]:
-        """As in gr.Blocks, but visitors never see what went wrong inside.
+        """As in gr.Blocks, but errors never show the server's internals.
 
-        Pictures given by address are fetched with our limits, since Gradio's own way bounds no download. Uploads that
-        an event is about, and those that its window shows, are noted as used.
+        Pictures given by address are fetched within our limits, because Gradio's own download has none. The uploads in
+        the event and in its window's conversation count as used.
         """
         if (session := options.get("state")) is not None:
             session.config_values = _NoConfigValues()
         try:
-            if options.get("iterator") is None:  # else an event goes on
+            if options.get("iterator") is None:  # otherwise a running event continues
                 inputs = await self._with_files_here(inputs, options.get("session_hash"), options.get("state"))
             return await super().process_api(block_fn, inputs, **options)
         except gr.Error as error:
-            if error.print_exception:  # Gradio's own, which tell of files and types
+            if error.print_exception:  # Gradio's own messages, which mention files and types
                 raise gr.Error(UNREADABLE, print_exception=False) from None
             raise
         except Gemma3Error as error:
@@ -152,10 +155,10 @@ class Page(gr.Blocks):
             raise gr.Error(UNEXPECTED, print_exception=False) from None
 
     async def preprocess_data(self, *args: Any, **options: Any) -> list[Any]:
-        """As in gr.Blocks, but what can't be a component's value is told in one sentence."""
+        """As in gr.Blocks, but a value that doesn't fit its component becomes one plain sentence."""
         try:
             return await super().preprocess_data(*args, **options)
-        except Exception as error:  # noqa: BLE001  components raise anything on values that no page sends
+        except Exception as error:  # noqa: BLE001  components raise any error on malformed values
             told = str(error.message) if isinstance(error, gr.Error) else ""
             told = told if _OUT_OF_RANGE.fullmatch(told) else UNREADABLE
             raise gr.Error(told, print_exception=False) from None
@@ -168,14 +171,14 @@ class Page(gr.Blocks):
         for index, (block, value) in enumerate(zip(block_fn.outputs, predictions, strict=False)):
             if isinstance(block, gr.Chatbot) and isinstance(value, list):
                 chats[index] = await to_thread.run_sync(prepare, block, value, limiter=self.limiter)
-                predictions[index] = []  # nothing that Gradio would have to prepare
+                predictions[index] = []  # leaves nothing for Gradio to prepare
         data = await super().postprocess_data(block_fn, predictions, state)
         for index, messages in chats.items():
             data[index] = messages
         return data
 
     async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
-        """The inputs with files in place of addresses. Raises Gemma3Error."""
+        """The inputs, with a downloaded file for each address of a picture. Raises Gemma3Error."""
         used: list[str] = []
 
         async def noted(file: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +193,9 @@ class Page(gr.Blocks):
 
         await async_traverse(inputs, noted, _is_file)
         if sum(map(is_http_url_like, used)) > _MAX_ADDRESSES:
-            raise Gemma3Error(f"At most {_MAX_ADDRESSES} pictures are fetched by address at a time.")
+            raise Gemma3Error(
+                f"At most {_MAX_ADDRESSES} pictures are fetched by address at a time. Ask again with fewer."
+            )
         inputs = await async_traverse(inputs, here, _is_file)
         await async_traverse(inputs, noted, _is_file)
         if session is not None:
@@ -201,7 +206,7 @@ class Page(gr.Blocks):
         return inputs
 
     def _fetched(self, address: str) -> str:
-        """The path of a picture that was given by address. Raises Gemma3Error."""
+        """Downloads a picture and returns its path. Raises Gemma3Error."""
         data = fetch_image(address)
         number, name = tempfile.mkstemp(prefix=".", dir=self.uploads.folder)
         with os.fdopen(number, "wb") as file:
@@ -209,8 +214,8 @@ class Page(gr.Blocks):
         return self.uploads.add(Path(name), "picture.bin")
 
     @asynccontextmanager
-    async def watched(self, _app: Any) -> AsyncIterator[None]:
-        """While the server runs: files that nobody needs go, and connections on which nothing is asked."""
+    async def run_periodic_tasks(self, _app: Any) -> AsyncIterator[None]:
+        """While the server runs, removes files that nobody needs and closes connections without requests."""
         task = asyncio.create_task(self._watch())
         try:
             yield
@@ -230,8 +235,8 @@ class Page(gr.Blocks):
         gone = set(await asyncio.to_thread(self.uploads.sweep, KEPT_UNUSED_S))
         for names in self.temp_file_sets:
             names -= gone
-        for work in self.now_and_then:
-            await asyncio.to_thread(work)
+        for task in self.periodic_tasks:
+            await asyncio.to_thread(task)
         server = getattr(self, "server", None)
         if server is not None:
             server.config.limit_concurrency = _MAX_CONNECTIONS
@@ -247,9 +252,9 @@ class Page(gr.Blocks):
 
 
 class _NoConfigValues(dict[int, Any]):
-    """Keeps nothing of what Gradio notes about a window's components for its deep links, which this app doesn't serve.
+    """Drops the component values that Gradio keeps for its deep links, which this app doesn't serve.
 
-    Gradio would keep 150 kB for each window, and build the chat's settings anew with each redraw.
+    They would take 150 kB for each window, and Gradio would build the chat's settings again with each redraw.
     """
 
     def __contains__(self, key: object) -> bool:
@@ -267,16 +272,18 @@ def _is_file(value: Any) -> bool:
 
 
 def declare_avif() -> None:
-    """Tells Python that .avif is a picture: before 3.13 only the system's list does, where there is one, and
-    Gradio refuses files of unknown kinds."""
+    """Tells Python that .avif is a picture, because Gradio refuses files of unknown types.
+
+    Before 3.13, Python knows the type only from the system's list, which may be missing.
+    """
     mimetypes.add_type("image/avif", ".avif")
 
 
 def launch_options(page: Page) -> dict[str, Any]:
     """The options of `gradio.Blocks.launch` that make the page what it is.
 
-    The style sheet goes into the head: Gradio's `css` rewrites selectors, and what it makes of those
-    inside @media (the phone, reduced motion) matches nothing.
+    The style sheet goes into the head, because Gradio rewrites the selectors of its `css` option: those inside @media
+    (phones, reduced motion) would match nothing.
     """
     return {
         "theme": build_theme(),
@@ -288,12 +295,12 @@ def launch_options(page: Page) -> dict[str, Any]:
         "state_session_capacity": _MAX_WINDOWS,
         "run_history": False,  # questions and answers stay out of the browser's storage
         "strict_cors": True,
-        "show_error": False,  # gr.Error is shown; anything else is none of a visitor's business
+        "show_error": False,  # gr.Error is still shown, but no internal error
         "ssr_mode": False,
         "enable_monitoring": False,
         "app_kwargs": {
             "middleware": [Middleware(Gate, served=page, uploads=page.uploads, headers=_HEADERS)],
-            "lifespan": page.watched,
+            "lifespan": page.run_periodic_tasks,
         },
     }
 

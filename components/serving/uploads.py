@@ -1,7 +1,7 @@
-"""Pictures that visitors have uploaded: files on disk, who uses them, and how much they may take.
+"""Pictures that visitors have uploaded: the files on disk, who uses them, and how much space they may take.
 
-A file stays as long as the page of a visitor who uses it is open, and for a while after it was last touched. What one
-visitor uses is bounded, and what all have uploaded; where room is needed, the oldest that nobody uses go first.
+A file stays while the page of a visitor who uses it is open, and for a while after its last use. The space is limited
+for each visitor and for all together; when it runs out, the oldest unused files are deleted first.
 """
 
 import atexit
@@ -27,7 +27,7 @@ MAX_ALL_BYTES = 2_000_000_000
 MAX_FILES = 5_000
 KEPT_UNUSED_S = 3600.0
 
-FULL = "The server holds as many pictures as it can. Try again in some minutes."
+FULL = "The server has no room for more pictures. Try again in a few minutes."
 
 _MAX_NAME = 100
 _MAX_REFUSED = 1000
@@ -35,7 +35,7 @@ _PREFIX = "ask-about-pictures-"
 
 
 class UploadError(Gemma3Error):
-    """An upload that can't be taken; `status` is the HTTP status that says so."""
+    """An upload was refused; `status` is the HTTP status of the answer."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -44,7 +44,7 @@ class UploadError(Gemma3Error):
 
 @dataclass(eq=False)
 class _Upload:
-    """One file; `sessions` are the browser windows that use it, `touched` is in seconds of `Uploads.now`."""
+    """One file; `sessions` are the browser windows that use it, `touched` the time of its last use in seconds."""
 
     num_bytes: int
     touched: float
@@ -66,13 +66,13 @@ class Uploads:
 
     @property
     def num_bytes(self) -> int:
-        """What all files take on disk."""
+        """The size of all files on disk."""
         return sum(file.num_bytes for file in self._files.values())
 
     def add(self, temporary: Path, name: str) -> str:
-        """Takes over a file that has arrived, if it is a picture; the path at which it lies from now on.
+        """Stores a file that has arrived and returns its new path.
 
-        Raises UploadError. The temporary file is gone in any case.
+        Raises UploadError if it is not a picture or there is no room. The temporary file is removed in any case.
         """
         try:
             try:
@@ -97,7 +97,7 @@ class Uploads:
             temporary.unlink(missing_ok=True)
 
     def refuse(self, name: str, reason: str) -> str:
-        """A path at which nothing lies: whoever names it later is told the reason."""
+        """Returns a path without a file; using it later raises an UploadError with this reason."""
         path = str(self.folder / "refused" / secrets.token_hex(16) / _safe(name))
         with self._lock:
             self._refused[path] = reason
@@ -106,10 +106,10 @@ class Uploads:
         return path
 
     def use(self, session: str, paths: Iterable[str]) -> None:
-        """Notes that a browser window uses these files, as many of them as one window may; of its others the oldest are
-        given up for them.
+        """Notes that a browser window uses these files.
 
-        What is no upload is passed over. Raises UploadError where one was refused.
+        If the window's files take more than MAX_SESSION_BYTES, those that it used longest ago no longer count as used.
+        Paths that are not uploads are ignored. Raises UploadError for a refused upload.
         """
         paths = list(paths)
         with self._lock:
@@ -129,12 +129,12 @@ class Uploads:
                 file.touched = self.now()
 
     def opened(self, session: str) -> None:
-        """A browser window is there; what it uses stays until it is `closed`."""
+        """A browser window has opened; the files that it uses stay until it is `closed`."""
         with self._lock:
             self._open.add(session)
 
     def closed(self, session: str) -> None:
-        """A browser window is gone; what it used stays for a while, in case it comes back."""
+        """A browser window has closed; its files stay for a while, in case it comes back."""
         with self._lock:
             self._open.discard(session)
             for file in self._files.values():
@@ -142,7 +142,7 @@ class Uploads:
                     file.touched = self.now()
 
     def sweep(self, kept_unused_s: float = KEPT_UNUSED_S) -> list[str]:
-        """Deletes what no open window uses and nobody has touched for so long; the paths that are gone."""
+        """Deletes files that no open window uses and that were last used long ago; returns their paths."""
         with self._lock:
             old = self.now() - kept_unused_s
             gone = [path for path, file in self._files.items() if not self._in_use(file) and file.touched <= old]
@@ -172,13 +172,15 @@ class Uploads:
         Path(path).unlink(missing_ok=True)
         try:
             Path(path).parent.rmdir()
-        except OSError:  # the same picture under another name
+        except OSError:  # it still holds the same picture under another name
             return
 
 
 def private_folder() -> Path:
-    """Where Gradio puts files of this process: a folder of its own, gone when it ends, unless GRADIO_TEMP_DIR names
-    one. Folders that killed processes left behind go, too."""
+    """The folder for Gradio's files: GRADIO_TEMP_DIR, or else a new one that is deleted when the process ends.
+
+    It also deletes the folders that killed processes left behind.
+    """
     if "GRADIO_TEMP_DIR" not in os.environ:
         parent = Path(tempfile.gettempdir())
         for left in parent.glob(f"{_PREFIX}*-*"):
@@ -196,17 +198,17 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # it belongs to another user
         return True
     return True
 
 
 def _safe(name: str) -> str:
-    """A file name without folders or letters that mean something to a system; its ending stays."""
+    """A file name without folders or characters that file systems treat specially; its extension stays."""
     stem, ending = os.path.splitext(strip_invalid_filename_characters(Path(name.replace("\\", "/")).name))
     return stem[:_MAX_NAME] + ending[:10]
 
 
 def shown(name: str) -> str:
-    """A file's name as a message may hold it."""
+    """A file's name, short and safe enough for a message."""
     return _safe(name)[-40:]

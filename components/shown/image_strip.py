@@ -1,4 +1,4 @@
-"""The strip under the composer: each tile that the encoder will get, and the crops on the original."""
+"""The strip under the composer: each tile that the image encoder gets, and the crops marked on the original."""
 
 import base64
 from collections.abc import Iterable
@@ -14,27 +14,28 @@ from gemma3_core.engine import PicturePreview
 _SIDE = 176  # pixels, twice what the page shows, for dense screens
 
 
-def build_strip() -> gr.HTML:
+def build_image_strip() -> gr.HTML:
+    """Empty until the composer or the conversation holds a picture."""
     return gr.HTML(elem_id="strip", visible=True)
 
 
 def build_token_count() -> gr.HTML:
-    """How many tokens the whole prompt will have, and which."""
+    """The line with the token count of the whole prompt; it unfolds to the tokens themselves."""
     return gr.HTML(elem_id="token-count")
 
 
 def strip_html(
     previews: Iterable[PicturePreview], num_pictures: int, pan_and_scan: bool, answered: bool = False
 ) -> str:
-    """HTML of what the model will see of these pictures, or has seen for the last answer; empty without any.
+    """HTML of what the model will see of these pictures, or (`answered`) saw for the last answer; empty without any.
 
-    Why a picture is cut, or not, is said where `pan_and_scan` is on.
+    With `pan_and_scan` on, a note for each picture says why it is cut or not.
     """
     if not num_pictures:
         return ""
     tokens = tiles = 0
     pictures = []
-    for number, preview in enumerate(previews, 1):  # one after the other: each holds its picture
+    for number, preview in enumerate(previews, 1):  # one at a time, because each holds its picture in memory
         tokens += preview.tokens
         tiles += len(preview.tiles)
         pictures.append(_picture(number, preview, pan_and_scan, several=num_pictures > 1))
@@ -44,8 +45,8 @@ def strip_html(
 
 
 def unloaded_html(model: str) -> str:
-    """HTML for pictures of which nothing can be said yet."""
-    text = f"What {model} sees of a picture shows here once it is loaded."
+    """HTML for pictures while their model is not loaded yet."""
+    text = f"Once {model} is loaded, this shows what it sees of each picture."
     return f'<div class="strip"><p class="note">{escape(text)}</p></div>'
 
 
@@ -55,7 +56,7 @@ def problem_html(reason: str) -> str:
 
 
 def _picture(number: int, preview: PicturePreview, explained: bool, several: bool) -> str:
-    """`several`: it is one of them, so that its figures have to say which."""
+    """HTML of one picture's tiles; with `several` pictures its captions say which one it is."""
     tokens = preview.tokens // len(preview.tiles)
     which = f"picture {number}, " if several else ""
     figures = [_original(number, preview, which)] if preview.boxes else []

@@ -1,8 +1,8 @@
-"""Texts of people and models, made safe for a component that renders Markdown."""
+"""Makes the texts of visitors and models safe for a component that renders Markdown."""
 
 import re
 
-_MARKUP = re.compile(r"([\\`*_\[\]<&~|$@]|:(?=//)|(?<=www)\.)")  # the last three would become links
+_MARKUP = re.compile(r"([\\`*_\[\]<&~|$@]|:(?=//)|(?<=www)\.)")  # the last alternatives would become links
 _LINE_START = re.compile(r"^([#+=>-]|\d+(?=[.)]))", re.MULTILINE)
 _INDENT = re.compile(r"^[ \t]+", re.MULTILINE)
 _CODE = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`)", re.DOTALL)
@@ -17,15 +17,14 @@ def literal(text: str) -> str:
 
 def _escape_first(match: re.Match[str]) -> str:
     start = match.group()
-    # A list's number is kept whole: the full stop or bracket after it is what makes it a list.
+    # A number starts a list only with the full stop or bracket that follows; the joiner separates the two.
     return f"{start}\N{WORD JOINER}" if start.isdigit() else f"\\{start}"
 
 
 def of_model(text: str) -> str:
-    """Markdown of a model's answer: lists and emphasis are kept, HTML is shown as text, pictures as links.
+    """Markdown of a model's answer: lists and emphasis stay, HTML becomes text, pictures become links.
 
-    A model can be talked into writing the address of a picture; loading it would tell that server
-    about the visitor.
+    A prompt can make a model write the address of a picture. Loading that would tell its server about the visitor.
     """
     parts = _CODE.split(text)
     return "".join(part if index % 2 else _defused(part) for index, part in enumerate(parts))

@@ -1,4 +1,4 @@
-"""The prompt as the model reads it, token by token, and the answer with how sure the model was of each token."""
+"""The tokens of the prompt, and the tokens of the answer with the model's confidence in each."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -7,15 +7,15 @@ from itertools import groupby
 from components.shown.stats import count
 from gemma3_core.engine import PromptToken, PromptView, TokenChoice
 
-_MOST_SHOWN = 4000  # tokens of text; a browser draws no more of them at once without a pause
+_MOST_SHOWN = 4000  # tokens of text; more of them make a browser pause
 _NAMES = {"text": "text", "special": "special token", "image": "soft token", "padding": "padding"}
 
 
 def prompt_html(prompt: PromptView, weights: Mapping[int, float] | None = None) -> str:
-    """HTML of all tokens in order: image blocks folded, special tokens marked, the position on hover.
+    """HTML of all tokens in order: image blocks folded, special tokens marked, positions on hover.
 
-    `weights` shades words, by column; the largest of them is the darkest. Of a very long prompt the middle is left
-    out, and said to be.
+    `weights` maps columns to attention weights, which shade the words; the largest is the darkest. The middle of a
+    very long prompt is left out, and a note says so.
     """
     most = max((weights or {}).values(), default=0.0)
     parts: list[str] = []
@@ -34,27 +34,27 @@ def prompt_html(prompt: PromptView, weights: Mapping[int, float] | None = None) 
 
 
 def token_count_html(prompt: PromptView, room: int, opened: bool) -> str:
-    """HTML of how long the prompt of a question will be that is not sent yet; its tokens where that is `opened`.
+    """HTML of the token count of a question that is not sent yet; with `opened` also of the tokens.
 
-    `room` is how many tokens of a prompt fit before the answer.
+    `room` is how many prompt tokens the context holds beside the answer.
     """
     length = len(prompt.tokens)
-    fits = "" if length <= room else f', <b class="failure">more than fit: {room:,} beside the answer</b>'
+    fits = "" if length <= room else f', <b class="failure">more than the {room:,} that fit beside the answer</b>'
     tokens = prompt_html(prompt) if opened else ""
     return (
-        f"<details{' open' if opened else ''}><summary>Tokens: the whole prompt will have {length:,}{fits}</summary>"
+        f"<details{' open' if opened else ''}><summary>Tokens in the whole prompt: {length:,}{fits}</summary>"
         f"{tokens}</details>"
     )
 
 
 def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None) -> str:
-    """HTML of an answer's tokens as buttons: the less sure the model was, the darker; the best five on hover."""
+    """HTML of an answer's tokens as buttons: darker where the model was less sure, alternatives on hover."""
     buttons = "".join(_answer_token(number, token, number == chosen) for number, token in enumerate(choices))
     return f'<div class="tokens answer-tokens" role="group" aria-label="Words of the answer">{buttons}</div>'
 
 
 def alternatives_html(choice: TokenChoice) -> str:
-    """HTML of the likeliest tokens in this place, as bars."""
+    """HTML of the likeliest tokens at this position, as bars."""
     rows = "".join(
         f'<tr><th scope="row">{visible(other.text)}</th>'
         f'<td><span class="bar" style="width:{100 * other.probability:.1f}%"></span></td>'
@@ -62,7 +62,7 @@ def alternatives_html(choice: TokenChoice) -> str:
         for other in choice.alternatives
     )
     return (
-        '<table class="alternatives"><caption>What could have stood here, by the probability that the model gave it'
+        '<table class="alternatives"><caption>The likeliest tokens here, with the model\'s probabilities'
         f"</caption>{rows}</table>"
     )
 
@@ -94,7 +94,7 @@ def _block(label: str, members: Sequence[PromptToken]) -> str:
 
 
 def visible(text: str) -> str:
-    """HTML of a token's text, line breaks as signs."""
+    """HTML of a token's text; a line break is shown as a sign."""
     return escape(text.replace("\n", "⏎")) or "∅"
 
 

@@ -150,7 +150,7 @@ def test_the_prompts_tokens_are_counted_where_typing_pauses(page):
     page.locator("#composer textarea").press_sequentially("What color", delay=20)
     page.locator("#token-count summary").wait_for()
     counted = page.locator("#token-count summary")
-    page.wait_for_function("/have \\d+/.test(document.querySelector('#token-count summary')?.innerText)")
+    page.wait_for_function("/prompt: \\d+/.test(document.querySelector('#token-count summary')?.innerText)")
     assert page.locator("#token-count .tokens").count() == 0
     counted.click()
     page.locator("#token-count .tokens .image").wait_for()

@@ -156,7 +156,7 @@ def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser):
         choose(page, "gemma-3-4b-it")
         note = page.locator("#model-note")
         note.get_by_text("8.6 GB").wait_for()
-        for word in ("Downloaded", "licence", "HF_TOKEN"):
+        for word in ("downloads", "license", "HF_TOKEN"):
             assert word in note.inner_text()
         page.locator("#settings .toggle-button").click()
         add(page, EXAMPLES / "night.png")

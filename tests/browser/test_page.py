@@ -322,7 +322,7 @@ def test_an_edited_question_goes_on_from_there_with_its_picture(page):
     comes_back(page, "How many hearts are there?", 1)
     page.locator("#changing", has_text="Editing question 1").wait_for()
     assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
-    act(page, "Keep it as it was")
+    act(page, "Cancel editing")
     comes_back(page, "half a question")
     assert page.locator("#chat .user-row").count() == 2
     act(page, "Edit question 1")
@@ -439,7 +439,7 @@ def test_the_controls_of_a_conversation_fit_a_phone(browser, url):
             assert box["x"] + box["width"] <= 390, name
             assert box["height"] >= 24, name  # WCAG 2.2, target size (minimum)
         act(page, "Edit question 1")
-        keep = page.get_by_role("button", name="Keep it as it was")
+        keep = page.get_by_role("button", name="Cancel editing")
         keep.wait_for()
         assert keep.bounding_box()["x"] + keep.bounding_box()["width"] <= 390
 
@@ -594,7 +594,7 @@ def test_controls_work_by_keyboard(browser, scripted, scripted_url):
         page.get_by_role("button", name="Edit question 1").focus()
         page.keyboard.press("Enter")
         comes_back(page, "One?")
-        page.get_by_role("button", name="Keep it as it was").focus()
+        page.get_by_role("button", name="Cancel editing").focus()
         page.keyboard.press("Enter")
         comes_back(page, "")
         page.get_by_role("button", name="Edit question 1").focus()

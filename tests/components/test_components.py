@@ -21,7 +21,15 @@ from components.chat.conversation import NOTHING, Conversation, joined, question
 from components.chat.handlers import ChatHandlers
 from components.examples import FOLDER, Example, load_examples
 from components.serving.server import Page, declare_avif, launch_options
-from components.settings import Choices, Own, bring, build_settings, int4_line, take_back, with_brought
+from components.settings import (
+    Choices,
+    OwnSettings,
+    apply_example,
+    build_settings,
+    int4_line,
+    restore_own_settings,
+    with_brought,
+)
 from components.shown import image_strip as strip
 from components.shown import markdown
 from components.shown.stats import figures_line
@@ -390,10 +398,10 @@ def test_the_badge_follows_the_int4_switch():
 def test_the_int4_switch_says_what_it_saves_or_why_it_is_not_there():
     choice = Int4Choice(False, "", 8_600_158_944, 3_412_000_000)
     line = int4_line(choice)
-    assert "3.4 GB of memory in place of 8.6 GB" in line
+    assert "3.4 GB of memory instead of 8.6 GB" in line
     assert "can't" not in line
     assert "8.4 MB" in int4_line(changed(choice, int4_bytes=8_373_248))
-    assert "2 can't be int4" in int4_line(changed(choice, left=("a", "b")))
+    assert "2 of its layers can't be int4" in int4_line(changed(choice, left=("a", "b")))
     assert int4_line(changed(choice, obstacle="No kernel here.")) == "No kernel here."
 
 
@@ -544,15 +552,20 @@ def test_a_card_says_which_settings_it_brings_and_they_are_taken_back():
         "What? (system prompt: Be brief.)",
     ]
     skip = gr.skip()
-    assert bring(plain, False, "Mine") == (skip, skip, skip, Own())
-    assert bring(None, False, "Mine") == (skip, skip, skip, Own())
-    assert bring(cut, False, "") == (True, skip, skip, Own(pan_and_scan=False))
-    assert bring(cut, True, "") == (skip, skip, skip, Own())
-    assert bring(told, False, "Mine") == (skip, "Be brief.", gr.update(open=True), Own(system_prompt="Mine"))
-    assert bring(told, False, None)[-1] == Own(system_prompt="")  # what an empty box says
-    assert take_back(Own()) == (skip, skip, skip, Own())
-    assert take_back(Own(False, "Mine")) == (False, "Mine", gr.update(open=True), Own())
-    assert take_back(Own(None, "")) == (skip, "", gr.update(open=False), Own())
+    assert apply_example(plain, False, "Mine") == (skip, skip, skip, OwnSettings())
+    assert apply_example(None, False, "Mine") == (skip, skip, skip, OwnSettings())
+    assert apply_example(cut, False, "") == (True, skip, skip, OwnSettings(pan_and_scan=False))
+    assert apply_example(cut, True, "") == (skip, skip, skip, OwnSettings())
+    assert apply_example(told, False, "Mine") == (
+        skip,
+        "Be brief.",
+        gr.update(open=True),
+        OwnSettings(system_prompt="Mine"),
+    )
+    assert apply_example(told, False, None)[-1] == OwnSettings(system_prompt="")  # what an empty box says
+    assert restore_own_settings(OwnSettings()) == (skip, skip, skip, OwnSettings())
+    assert restore_own_settings(OwnSettings(False, "Mine")) == (False, "Mine", gr.update(open=True), OwnSettings())
+    assert restore_own_settings(OwnSettings(None, "")) == (skip, "", gr.update(open=False), OwnSettings())
 
 
 def test_a_card_asks_with_what_it_brings_and_what_the_visitor_has_chosen():

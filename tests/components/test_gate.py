@@ -218,7 +218,10 @@ def test_uploads_arrive_and_only_pictures_stay(page, client):
 def test_uploads_are_bounded(page, client, monkeypatch):
     before = files_in(page.uploads.folder)
     many = upload(client, *[(f"{number}.png", NIGHT) for number in range(21)])
-    assert (many.status_code, many.text) == (413, "At most 20 pictures can be added at a time. Add the rest after.")
+    assert (many.status_code, many.text) == (
+        413,
+        "At most 20 pictures can be added at a time. Add the rest afterwards.",
+    )
     monkeypatch.setattr(receiving, "MAX_FILE_BYTES", len(NIGHT) - 1)
     large = upload(client, ("night.png", NIGHT))
     assert large.status_code == 413
@@ -319,5 +322,7 @@ def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):
         message = {"text": "What is it?", "files": some}
         assert client.post("/gradio_api/queue/join", json=event(page, "send", message)).status_code == 200
         told = client.get("/gradio_api/queue/data", params={"session_hash": "window"}).text
-        assert ("At most 16 pictures are fetched by address at a time." in told) == (len(some) == 17)
+        assert ("At most 16 pictures are fetched by address at a time. Ask again with fewer." in told) == (
+            len(some) == 17
+        )
     assert len(asked) == 2

@@ -419,7 +419,7 @@ ROUTES = (
 def test_forged_envelopes_are_answered_in_plain_words(events, visitor):
     """Session, number of the event and of what led to it: each wrong in each way, by each route."""
     bad = BadReplies()
-    queued, direct = events.named("keep"), events.named("take_back")
+    queued, direct = events.named("keep"), events.named("restore_own_settings")
 
     def look(route: str, event: Event, **wrong: Any) -> None:
         body = {"data": good_values(event), "fn_index": event.number, "session_hash": new_id(), **wrong}
@@ -610,7 +610,7 @@ def test_what_the_app_says_is_plain():
         looking.UNEXPECTED,
         looking.NO_WORD,
         "The picture is empty: 0 bytes. Choose the file again.",
-        "The seed must be a whole number from 0 on, or empty; got -5.",
+        "The seed must be a whole number, 0 or larger; got -5. Leave it empty to draw one.",
         "There is no picture file named x.png; check the name and try again.",
         "x.html: These 8 bytes are not a picture that can be read. Use JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF.",
         "big.png is larger than 20 MB. Make it smaller and try again.",

@@ -385,7 +385,7 @@ def test_the_prompt_is_counted_before_it_is_sent(engine, exchange):
     html = chat.token_count(message, conversation, Window(), *SETTINGS, None, None, None, False)
     turns = conversation.turns(question_of("And the heart?", [str(NIGHT)]))
     prompt = engine.inspect(Request(turns, "Be brief."))
-    assert f"the whole prompt will have {len(prompt.tokens):,}<" in html
+    assert f"Tokens in the whole prompt: {len(prompt.tokens):,}<" in html
     assert "<span" not in html
     opened = chat.token_count(message, conversation, Window(), *SETTINGS, None, None, None, True)
     assert prompt_html(prompt) in opened
@@ -398,5 +398,5 @@ def test_the_prompt_is_counted_before_it_is_sent(engine, exchange):
     assert "pictures are too many" in chat.token_count(many, conversation, Window(), *SETTINGS, None, None, None, False)
     long = {"text": "star " * 9000, "files": []}
     told = chat.token_count(long, conversation, Window(), *SETTINGS, None, None, None, True)
-    assert "more than fit" in told
+    assert "that fit beside the answer" in told
     assert re.search(r"[\d,]+ tokens not shown here", told)

@@ -10,7 +10,7 @@ from window import STATS, Window, choice, run, typed
 
 from components.chat.conversation import Conversation
 from components.chat.handlers import ChatHandlers
-from components.chat.model_choice import Following
+from components.chat.model_choice import ModelChoiceHandlers
 from components.inside.compare import _Side, both_requests, comparison_html, parting
 from components.settings import Choices, build_settings, model_note
 from gemma3_core.engine import Int4Choice, ModelEntry, ModelRegistry, PartialSampling, Request, SamplingSettings, Turn
@@ -48,10 +48,10 @@ def test_a_precision_that_was_chosen_stays_where_the_model_has_it(set_to, choice
 
 
 def test_a_note_says_what_a_choice_means_and_nothing_where_the_model_is_there():
-    for word in ("8.6 GB", "Downloaded", "licence", "HF_TOKEN"):
+    for word in ("8.6 GB", "downloads", "license", "HF_TOKEN"):
         assert word in model_note(HUB, None, in_memory=False)
-    assert "Downloaded" not in model_note(ModelEntry("a", "/a"), None, in_memory=False)
-    assert "Loaded when you next ask" in model_note(HUB, DEMO, in_memory=False)  # let go meanwhile
+    assert "downloads" not in model_note(ModelEntry("a", "/a"), None, in_memory=False)
+    assert "Your next question loads this model" in model_note(HUB, DEMO, in_memory=False)  # let go meanwhile
     assert model_note(HUB, DEMO, in_memory=True) == model_note(None, DEMO, in_memory=False) == ""
 
 
@@ -70,11 +70,11 @@ class Engine:
 def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     other = Engine(OTHER)
     models = ModelRegistry(Engine(DEMO), [ModelEntry(OTHER.name, "/secret/other")], lambda _offer: other)
-    following = Following(models, lambda badge: badge)
+    following = ModelChoiceHandlers(models, lambda badge: badge)
     values = (False, "", 0.0, 0, 1.0, "", 8, None, OTHER.name, "demo model")
     shown, note, head, *rest = following.follow(Conversation(), *values)
     assert shown == gr.skip()
-    assert "Loaded when you next ask" in note["value"]
+    assert "Your next question loads this model" in note["value"]
     assert head == "&lt;b&gt;other · not loaded yet"
     assert all(update == gr.skip() for update in rest)
     chat_handlers = ChatHandlers(models, ())

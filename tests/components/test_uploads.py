@@ -106,7 +106,7 @@ def test_where_room_is_needed_the_oldest_unused_go_first(held, tmp_path, clock, 
     add(held, tmp_path, png(4))
     assert [Path(path).exists() for path in paths] == [True, False, True]
     held.use("window", [paths[2], add(held, tmp_path, png(4))])
-    with pytest.raises(UploadError, match="as many pictures as it can") as full:
+    with pytest.raises(UploadError, match="no room for more pictures") as full:
         add(held, tmp_path, png(5))
     assert full.value.status == 507
     assert held.num_bytes == 3 * len(png(1))
