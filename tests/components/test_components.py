@@ -180,7 +180,7 @@ def test_a_redraw_prepares_only_the_message_that_is_written_and_as_gradio_would(
     with Page() as page:
         chatbot, state = chat.build_chat(DEMO, ()), gr.State()
         gr.Button().click(lambda: None, None, [chatbot, state])
-    exchange = Exchange(Turn("user", "How *many*?", (picture,)), False, "- two\n- three", STATS)
+    exchange = exchange_of(Turn("user", "How *many*?", (picture,)), "- two\n- three")
     shown = chat.messages(Conversation((exchange,) * 40))
     prepared: list[list] = []
     postprocess = chatbot.postprocess
