@@ -1,9 +1,8 @@
 """Where the model looked: attention weights of chosen rows of a turn, and rollout over all layers.
 
-A turn is read once more, teacher-forced: prompt and answer in one pass, with the masks that forward always
-uses. The pass itself takes the fused attention; beside it only the weights of the rows asked for are computed
-openly. The row that looked for the answer's k-th token (from 0) is the one before it: column
-`prompt tokens + k - 1`. `heat_maps` puts the weights onto the pictures and the words.
+The model reads a turn again, teacher-forced: prompt and answer in one pass, with forward's own masks. The pass runs
+fused attention; the weights of the chosen rows are computed beside it. The answer's k-th token (from 0) was chosen by
+the row before it, column `prompt tokens + k - 1`. `heat_maps` puts the weights onto the pictures and the words.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from gemma3_core.errors import AttentionError, PromptError, UnsupportedOptionError
-from gemma3_core.generation.chunks import chunk_ends
+from gemma3_core.generation.chunks import PicturesByColumn, chunk_ends
 from gemma3_core.inspection.prompt import require_one_row
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.nn.cache import KVCache
@@ -21,16 +20,16 @@ from gemma3_core.nn.layers import attention_weights
 from gemma3_core.nn.masks import PADDING, image_blocks
 
 REPLAY_CHUNK_SIZE = 2048
-"""Tokens that one pass of a replay reads; a turn with 4 crops fits into one, which needs no key-value cache."""
+"""Tokens that one pass of a replay reads; a turn with 4 crops fits into one pass, which needs no KV cache."""
 
 MOST_WEIGHT_BYTES = 100_000_000
-"""Memory for the weights of the rows asked for: layers x heads x rows x keys numbers."""
+"""Most memory for the weights of the chosen rows: layers x heads x rows x keys numbers."""
 
 ROLLOUT_MAX_TOKENS = 4096
 """Rollout needs every row: three float32 matrices of tokens x tokens, 200 MB at this length."""
 
 Check = Callable[[], None]
-"""Called before each layer and each picture; what it raises ends the work there."""
+"""Called before each layer and each picture; it may raise to stop the work."""
 
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values", "soft_tokens"}
 _BY_COLUMN = ("input_ids", "position_ids", "token_type_ids")
@@ -40,10 +39,10 @@ _RESIDUAL = 0.5
 
 @dataclass(frozen=True)
 class Replay:
-    """What a second reading of a turn gave for the rows asked for, in their order.
+    """The result of `replay` for the chosen rows, in their order.
 
-    weights [layers, H, rows, T], zero on keys that a row may not attend to, in the model's type. logits
-    [rows, vocabulary] of the token after each row, where asked for.
+    weights [layers, H, rows, T] are in the model's type, and 0 on masked keys. logits [rows, vocabulary], if asked for,
+    are those of the token after each row.
     """
 
     weights: torch.Tensor
@@ -51,9 +50,9 @@ class Replay:
 
 
 def with_answer(inputs: Mapping[str, Any], answer_ids: Sequence[int]) -> dict[str, Any]:
-    """The model inputs of a prompt [1, T] with the answer's ids behind it, as one turn.
+    """The model inputs of a whole turn: a prompt [1, T] and the answer's ids.
 
-    Raises PromptError for several rows, and for position_ids, which an answer would need more of.
+    Raises PromptError for several rows, and for position_ids, which would be too short.
     """
     ids = inputs["input_ids"]
     require_one_row(ids)
@@ -78,26 +77,27 @@ def replay(
 ) -> Replay:
     """Reads a turn again and returns the attention weights of the chosen `rows` (columns of the turn).
 
-    `inputs` are forward's, of one conversation: input_ids [1, T], with padding on the left attention_mask, with
-    pictures token_type_ids and pixel_values or soft_tokens. Memory beyond the model: the weights asked for (at
-    most MOST_WEIGHT_BYTES where there are several rows), one layer's activations for `chunk_size` tokens, one
-    picture's encoding and, for turns longer than `chunk_size`, a key-value cache; never weights of [T, T].
-    A 4B model in bfloat16, 4 crops, so T = 1,500: 34 layers x 8 heads x 1,500 keys x 2 bytes = 0.8 MB a row, an
-    MLP of 3 x 1,500 x 10,240 x 2 bytes = 92 MB. Raises AttentionError, PromptError, UnsupportedOptionError, and what
-    `check` raises.
+    `inputs` are forward's, of one conversation: input_ids [1, T], attention_mask if padded on the left, and with
+    pictures token_type_ids and pixel_values or soft_tokens. Memory beyond the model: the weights of the rows (at most
+    MOST_WEIGHT_BYTES for several), one layer's activations for `chunk_size` tokens, one picture's encoding and, for
+    turns longer than `chunk_size`, a KV cache; never weights [T, T]. Raises AttentionError, PromptError,
+    UnsupportedOptionError, and what `check` raises.
     """
     turn = _checked(model, inputs)
     total = turn["input_ids"].shape[1]
     _check_rows(model, rows, total)
     turn = encoded(model, turn, check)
-    types = turn.get("token_type_ids")
+    types, soft = turn.get("token_type_ids"), turn.get("soft_tokens")
+    if soft is not None and types is None:
+        raise PromptError("Pictures need token_type_ids, which say where their soft tokens stand.")
+    pictures = PicturesByColumn(None if types is None else types == 1, {} if soft is None else {"soft_tokens": soft})
     ends = chunk_ends(None if types is None else image_blocks(types), total, chunk_size)
-    # One pass keeps nothing of a layer that it is through with; only several need a cache between them.
+    # A single pass needs no cache.
     cache = None if len(ends) == 1 else KVCache(model.text_config, reserve=total)
     ordered, parts, heads = sorted(rows), [], []
     for start, end in zip([0, *ends], ends, strict=False):
         chosen = [row - start for row in ordered if start <= row < end]
-        weights, logits = _read(model, _columns(turn, start, end), _RowReader(chosen, check), cache, total)
+        weights, logits = _read(model, _columns(turn, pictures, start, end), _RowReader(chosen, check), cache, total)
         parts.append(weights)
         if with_logits and chosen:
             heads.append(logits)
@@ -107,11 +107,11 @@ def replay(
 
 @torch.inference_mode()
 def rollout(model: Model, inputs: Mapping[str, Any], rows: Sequence[int], check: Check | None = None) -> torch.Tensor:
-    """Attention rollout over all layers: how much of each token is mixed into the chosen rows, [rows, T] float32.
+    """Attention rollout over all layers: the share of each token in the chosen rows, [rows, T] float32.
 
-    Per layer the mean over heads, mixed half and half with the identity for the residual stream; the layers'
-    matrices are multiplied (Abnar & Zuidema 2020, arXiv 2005.00928). Each row sums to 1. It needs every row of
-    every layer: AttentionError beyond ROLLOUT_MAX_TOKENS. `inputs` as for `replay`.
+    For each layer, the mean over heads is mixed half and half with the identity (the residual stream); the layers'
+    matrices are multiplied (Abnar & Zuidema 2020, arXiv 2005.00928). Each row sums to 1. `inputs` as for `replay`.
+    Rollout needs every row of every layer, so it raises AttentionError beyond ROLLOUT_MAX_TOKENS.
     """
     turn = _checked(model, inputs)
     total = turn["input_ids"].shape[1]
@@ -130,7 +130,7 @@ def rollout(model: Model, inputs: Mapping[str, Any], rows: Sequence[int], check:
 
 @torch.inference_mode()
 def encoded(model: Model, inputs: Mapping[str, Any], check: Check | None = None) -> dict[str, Any]:
-    """The inputs with soft tokens in the place of pixels, encoded one picture at a time, in the room that one takes."""
+    """The inputs with soft tokens in place of pixels; encodes one picture at a time to save memory."""
     turn = {name: value for name, value in inputs.items() if name != "pixel_values"}
     if inputs.get("pixel_values") is not None:
         assert isinstance(model, Gemma3ForConditionalGeneration)
@@ -144,7 +144,7 @@ def encoded(model: Model, inputs: Mapping[str, Any], check: Check | None = None)
 
 
 class _RowReader:
-    """Computes the weights of chosen rows from what a layer attends with."""
+    """Computes the attention weights of chosen rows from a layer's queries and keys."""
 
     def __init__(self, rows: list[int], check: Check | None = None):
         self.rows, self._check = rows, check
@@ -159,36 +159,31 @@ class _RowReader:
 
 
 class _Rollout:
-    """Multiplies the layers' attention, each mixed with the identity, as they come."""
+    """Multiplies the attention matrices of the layers, each mixed with the identity."""
 
     def __init__(self, check: Check | None = None) -> None:
         self.mixed: torch.Tensor | None = None
         self._check = check
 
     def __call__(
-        self, _layer: int, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scale: float
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
-        if self._check is not None:
-            self._check()
         total = queries.shape[2]
         before, after = self.mixed, torch.empty(total, total, device=queries.device)
         for start in range(0, total, _ROWS_AT_A_TIME):
-            rows = slice(start, min(start + _ROWS_AT_A_TIME, total))
-            some = attention_weights(queries[:, :, rows], keys, None if mask is None else mask[:, :, rows], scale)
+            rows = list(range(start, min(start + _ROWS_AT_A_TIME, total)))
+            some = _RowReader(rows, self._check)(layer, queries, keys, mask, scale)
             step = some[0].float().mean(dim=0) * (1 - _RESIDUAL)
-            step.diagonal(offset=rows.start).add_(_RESIDUAL)
+            step.diagonal(offset=start).add_(_RESIDUAL)
             after[rows] = step if before is None else step @ before
         self.mixed = after
         return queries.new_empty(0)
 
 
 def _checked(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs that were given, in a dict of our own; a text-only model's without types, which it has no use for."""
-    unknown = set(inputs) - _INPUTS
-    if unknown:
-        raise UnsupportedOptionError(
-            f"Attention does not know the inputs {sorted(unknown)}; it takes {sorted(_INPUTS)}."
-        )
+    """The inputs that are not None; without token_type_ids for a text-only model."""
+    if unknown := set(inputs) - _INPUTS:
+        raise UnsupportedOptionError(f"Attention does not take the inputs {sorted(unknown)}, only {sorted(_INPUTS)}.")
     given = {name: value for name, value in inputs.items() if value is not None}
     if "input_ids" not in given:
         raise PromptError("Attention needs the turn's input_ids.")
@@ -212,20 +207,12 @@ def _check_rows(model: Model, rows: Sequence[int], total: int) -> None:
         )
 
 
-def _columns(turn: dict[str, Any], start: int, end: int) -> dict[str, Any]:
-    """The inputs of columns `start` to `end` - 1; a whole number of image blocks lies in them."""
-    part = {name: value[:, start:end] for name, value in turn.items() if name in _BY_COLUMN}
+def _columns(turn: dict[str, Any], pictures: PicturesByColumn, start: int, end: int) -> dict[str, Any]:
+    """The inputs of columns `start` to `end` - 1, which hold whole image blocks."""
+    part = {name: turn[name][:, start:end] for name in _BY_COLUMN if name in turn}
     if "attention_mask" in turn:
         part["attention_mask"] = turn["attention_mask"][:, :end]
-    soft, types = turn.get("soft_tokens"), turn.get("token_type_ids")
-    if soft is not None:
-        if types is None:
-            raise PromptError("Pictures need token_type_ids, which say where their soft tokens stand.")
-        first, last = (int((types[:, :column] == 1).sum()) for column in (start, end))
-        part_of = soft if (start, end) == (0, types.shape[1]) else soft[first // soft.shape[1] : last // soft.shape[1]]
-        if part_of.shape[0]:
-            part["soft_tokens"] = part_of
-    return part
+    return {**part, **pictures.beginning_in(start, end)}
 
 
 def _read(
@@ -244,7 +231,7 @@ def _read(
         return torch.stack([weights[0] for weights in out.attentions]), out.logits[0]
     config, spread = model.text_config, []
     for layer, weights in enumerate(out.attentions):
-        # A ring keeps its keys in no order; their positions are the columns that they stand in.
+        # A ring's keys are not in order; their positions are their columns.
         columns = cache.seen(config.layer_type(layer))[0][0]
         real = columns != PADDING
         row = weights.new_zeros(*weights.shape[1:3], total)

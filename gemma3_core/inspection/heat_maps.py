@@ -1,4 +1,4 @@
-"""Attention weights on the pictures and on the words: maps in the original pictures' pixels."""
+"""Maps of attention weights over the original pictures and the words of a turn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +21,13 @@ if TYPE_CHECKING:
 LayerChoice = int | Literal["global", "rollout"]
 """A layer's number from 0, the mean over the global layers, or rollout over all layers."""
 
-_HOT = 0.2  # of the largest weight: with more, of what was looked at a part stays in sight, and the answer with it
+_HOT = 0.2  # of the largest weight; a higher share leaves parts of the object out, and occluding it changes nothing
 _INCHES_A_TILE = 3.0
 
 
 @dataclass(frozen=True)
 class TileMap:
-    """Weights on one tile's soft tokens, as they lie on it.
-
-    `grid` has one row of weights for each row of soft tokens, from the top left corner; it covers `tile.box`
-    evenly, whatever the box's shape.
-    """
+    """Weights of one tile's soft tokens: `grid` starts at the top left and covers `tile.box` evenly."""
 
     tile: Tile
     grid: tuple[tuple[float, ...], ...]
@@ -52,7 +48,7 @@ class TileMap:
         )
 
     def pixels(self) -> np.ndarray:
-        """Weights a cell, smoothed over the box's pixels: float32 [height, width]."""
+        """The grid interpolated over the box's pixels: float32 [height, width]."""
         box = self.tile.box
         grid = Image.fromarray(np.array(self.grid, dtype=np.float32))
         return np.asarray(grid.resize((box.right - box.left, box.bottom - box.top), Image.Resampling.BILINEAR))
@@ -60,7 +56,7 @@ class TileMap:
 
 @dataclass(frozen=True)
 class TokenWeight:
-    """The weight on one token of text (or a special token) of the turn."""
+    """The weight on one text or special token of the turn."""
 
     token: PromptToken
     weight: float
@@ -68,10 +64,9 @@ class TokenWeight:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Where the chosen rows looked: the mean over them.
+    """Where the chosen rows looked, on average. All weights of `tiles` and `tokens` sum to 1.
 
-    All weights of `tiles` and `tokens` together are 1. `layers` are those that were averaged (all of them in
-    rollout), `head` None is the mean over heads.
+    `layers` are the averaged layers (all of them in rollout); `head` None is the mean over heads.
     """
 
     layer: LayerChoice
@@ -82,14 +77,14 @@ class AttentionMap:
 
     @property
     def on_pictures(self) -> float:
-        """The share of all weight that lies on pictures."""
+        """The share of the weight on pictures."""
         return sum(tile.total for tile in self.tiles)
 
     def hottest(self, picture: int | None = None) -> tuple[Tile, Box]:
-        """The hottest region and the tile it was found on: the cell with the largest weight, and the connected
-        cells around it with at least a fifth of that; as a box in the original picture's pixels.
+        """The hottest region, as a tile and a box in the original picture's pixels.
 
-        `picture` looks at that one's tiles alone. Raises AttentionError where there is none.
+        It is the cell with the largest weight and the connected cells with at least a fifth of that. `picture` limits
+        the search to one picture. Raises AttentionError if there is none.
         """
         among = [s for s in self.tiles if picture is None or s.tile.picture == picture]
         if not among:
@@ -112,8 +107,8 @@ def attention_map(
 ) -> AttentionMap:
     """Where the `rows` (columns of the turn) looked, on its pictures and its words.
 
-    `inputs` are the turn's, as `attention_maps.replay` takes them; `tokens` and `tiles` describe the turn (see
-    `prompt_view`). Raises AttentionError, PromptError, UnsupportedOptionError, and what `check` raises.
+    `inputs` are the turn's, as for `attention.replay`; `tokens` and `tiles` describe the turn (see `prompt`). Raises
+    AttentionError, PromptError, UnsupportedOptionError, and what `check` raises.
     """
     layers = chosen_layers(model.text_config, layer, head)
     if layer == "rollout":
@@ -124,7 +119,7 @@ def attention_map(
 
 
 def chosen_layers(config: Gemma3TextConfig, layer: LayerChoice, head: int | None) -> tuple[int, ...]:
-    """The numbers of the layers that a choice means. Raises AttentionError, UnsupportedOptionError."""
+    """The numbers of the chosen layers. Raises AttentionError, UnsupportedOptionError."""
     count, heads = config.num_hidden_layers, config.num_attention_heads
     if head is not None and not (type(head) is int and 0 <= head < heads):
         raise AttentionError(f"This model's heads are 0 to {heads - 1}, got {head!r}.")
@@ -143,7 +138,7 @@ def chosen_layers(config: Gemma3TextConfig, layer: LayerChoice, head: int | None
 
 
 def mean_weights(weights: torch.Tensor, layers: Sequence[int], head: int | None) -> torch.Tensor:
-    """[layers, H, rows, T] -> [rows, T] in float32: the mean over the chosen layers, and over heads or one of them."""
+    """[layers, H, rows, T] -> [rows, T] in float32: the mean over the chosen layers, of one head or all."""
     chosen = weights[list(layers)].float()
     return (chosen.mean(dim=1) if head is None else chosen[:, head]).mean(dim=0)
 
@@ -156,7 +151,7 @@ def map_of(
     layers: tuple[int, ...],
     head: int | None,
 ) -> AttentionMap:
-    """Weights [T] of a turn's tokens, put where they belong. Raises AttentionError where the counts differ."""
+    """Distributes weights [T] to tiles and tokens. Raises AttentionError if the counts differ."""
     if len(tokens) != weights.shape[0]:
         raise AttentionError(f"The turn has {weights.shape[0]} tokens, {len(tokens)} were described.")
     values = weights.float().tolist()
@@ -172,19 +167,16 @@ def map_of(
 def attention_figure(attention: AttentionMap, pictures: Sequence[Image.Image], most_words: int = 30) -> "Figure":
     """A matplotlib figure: the map over each tile's part of its picture, and the words with the most weight.
 
-    `pictures` are the originals, in the turn's order. No window is opened and no state of pyplot touched.
+    `pictures` are the originals, in the turn's order. Opens no window and leaves pyplot's state alone.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count = len(attention.tiles) + 1
     figure = Figure(figsize=(_INCHES_A_TILE * count, _INCHES_A_TILE), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, count, squeeze=False)[0]
     largest = max((max(map(max, m.grid)) for m in attention.tiles), default=1.0)
     for axis, tile_map in zip(axes, attention.tiles, strict=False):
-        tile = tile_map.tile
-        box = tile.box
+        tile, box = tile_map.tile, tile_map.tile.box
         extent = (box.left, box.right, box.bottom, box.top)
         part = pictures[tile.picture].convert("RGB").crop((box.left, box.top, box.right, box.bottom))
         axis.imshow(part, extent=extent)
@@ -200,7 +192,7 @@ def attention_figure(attention: AttentionMap, pictures: Sequence[Image.Image], m
 
 
 def _hot_region(grid: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last row and column of the connected cells around the largest that are at least a fifth as large."""
+    """First and last row, and first and last column, of the connected hot cells around the largest."""
     peak = np.unravel_index(int(grid.argmax()), grid.shape)
     hot = grid >= _HOT * grid[peak]
     region, edge = set(), [(int(peak[0]), int(peak[1]))]

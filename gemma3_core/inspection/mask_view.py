@@ -1,7 +1,7 @@
-"""The mask of a prompt as data to show: who may attend to whom on each kind of layer, and why.
+"""A prompt's masks as data: which token may attend to which on each kind of layer, and why.
 
-Nothing is redrawn here: every entry comes from `masks.attention_mask`, with the arguments that forward gives
-it. A row of a mask is a few runs of allowed keys, so that prompts of any length fit.
+Every entry comes from `masks.attention_mask` with forward's arguments. A row is stored as a few runs of allowed keys,
+so that prompts of any length fit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,10 @@ _ENTRIES_AT_A_TIME = 2**22
 
 @dataclass(frozen=True)
 class LayerMask:
-    """The mask of one kind of layer; `layers` are the numbers of the layers that use it.
+    """The mask of one kind of layer, used by the layers with the numbers `layers`.
 
-    `window` is how many keys a query reaches back over, None without limit. `runs` has one entry for each query:
-    the keys that it may attend to, as runs of columns (first, last + 1).
+    `window` is in tokens; None has no limit. `runs` holds for each query the keys that it may attend to, as runs of
+    columns (first, last + 1).
     """
 
     kind: KindOfLayer
@@ -44,8 +44,7 @@ class LayerMask:
 
 @dataclass(frozen=True)
 class FoldedMask:
-    """A mask between segments of tokens: `shares[i][j]` is the part of all pairs of a query in segment i and a key
-    in segment j in which the query may attend to the key, from 0 to 1."""
+    """A mask between segments: `shares[i][j]` is the share of allowed pairs (query in i, key in j), 0 to 1."""
 
     kind: KindOfLayer
     window: int | None
@@ -54,13 +53,13 @@ class FoldedMask:
 
 @dataclass(frozen=True)
 class MaskView:
-    """A prompt's tokens and its masks, the global layers' first; a model without one kind of layer lacks its mask."""
+    """A prompt's tokens, and a mask for each kind of layer that the model has, global first."""
 
     tokens: tuple[PromptToken, ...]
     masks: tuple[LayerMask, ...]
 
     def mask(self, kind: KindOfLayer) -> LayerMask:
-        """Raises PromptError where the model has no such layers."""
+        """The mask of a kind of layer. Raises PromptError if the model has no such layers."""
         for mask in self.masks:
             if mask.kind == kind:
                 return mask
@@ -77,7 +76,7 @@ class MaskView:
         return "later" if key > query and not same_image else "outside the window"
 
     def folded(self, most: int) -> tuple[tuple[Segment, ...], tuple[FoldedMask, ...]]:
-        """All of it in at most `most` segments a side: the segments, and each mask between them."""
+        """At most `most` segments, and each mask between them."""
         segments = folded(self.tokens, most)
         return segments, tuple(FoldedMask(m.kind, m.window, _shares(m.runs, segments)) for m in self.masks)
 
@@ -89,10 +88,7 @@ def mask_view(
     attention_mask: torch.Tensor | None = None,
     token_type_ids: torch.Tensor | None = None,
 ) -> MaskView:
-    """The masks that forward uses on a prompt; its inputs as it takes them, of one row [1, T].
-
-    Without token_type_ids pictures are causal like text, as in forward. Raises PromptError for several rows.
-    """
+    """The masks that forward uses on a prompt of one row [1, T]. Raises PromptError for several rows."""
     require_one_row(input_ids)
     positions = mask_positions(input_ids, attention_mask)
     blocks = torch.full_like(positions, -1) if token_type_ids is None else image_blocks(token_type_ids)
@@ -107,14 +103,14 @@ def mask_view(
 
 
 def _runs(positions: torch.Tensor, blocks: torch.Tensor, window: int | None) -> Iterator[tuple[tuple[int, int], ...]]:
-    """The runs of each row of the mask, some rows at a time: a whole mask of 131,072 tokens would take 17 GB."""
+    """The runs of each row, for some rows at a time: the whole mask of 131,072 tokens would take 17 GB."""
     total = positions.shape[1]
     at_a_time = max(1, _ENTRIES_AT_A_TIME // total)
     for start in range(0, total, at_a_time):
         rows = slice(start, start + at_a_time)
         mask = mask_of(positions[:, rows], positions, blocks[:, rows], blocks, window)[0]
         padded = np.pad(mask.numpy(), ((0, 0), (1, 1)))
-        # Where an entry differs from the one before it: by turns the first of a run and the first behind it.
+        # Entries that differ from the one before: in turn the first of a run and the first after it.
         row, column = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), total + 1)
         pairs = list(zip(column[::2].tolist(), column[1::2].tolist(), strict=True))
         ends = np.searchsorted(row[::2], np.arange(1, mask.shape[0] + 1)).tolist()
@@ -122,12 +118,12 @@ def _runs(positions: torch.Tensor, blocks: torch.Tensor, window: int | None) -> 
 
 
 def _shares(runs: Sequence[Sequence[tuple[int, int]]], segments: Sequence[Segment]) -> tuple[tuple[float, ...], ...]:
-    """Allowed pairs among all pairs of each two segments."""
+    """The share of allowed pairs for each two segments."""
     edges = np.array([segment.start for segment in segments] + [segments[-1].stop])
     shares = []
     for segment in segments:
         pairs = np.array([run for row in runs[segment.start : segment.stop] for run in row]).reshape(-1, 2)
-        # How many allowed keys lie before each edge, over all rows of the segment.
+        # Allowed keys before each edge, summed over the segment's rows.
         before = (np.clip(edges, pairs[:, :1], pairs[:, 1:]) - pairs[:, :1]).sum(axis=0)
         shares.append(tuple((np.diff(before) / np.diff(edges) / len(segment)).tolist()))
     return tuple(shares)

@@ -1,4 +1,4 @@
-"""AttentionMaskVisualizer: the mask that the model really uses, printed or as a figure."""
+"""AttentionMaskVisualizer: the model's own masks, printed or as a figure."""
 
 import shutil
 import sys
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE = "<img>"
-"""Stands for a picture in a sentence, as in transformers' visualiser; `<start_of_image>` does as well."""
+"""The place of a picture in a sentence, as in transformers' visualiser."""
 
 DEFAULT_SEGMENTS = 40
 _ALL, _SOME, _NONE = "■", "▣", "·"
@@ -32,13 +32,10 @@ _INCHES_A_SEGMENT = 0.16
 
 
 class AttentionMaskVisualizer:
-    """Shows who may attend to whom in a prompt, on global and on local layers; the weights are not needed."""
+    """Shows which token may attend to which, on global and on local layers. Needs no weights."""
 
     def __init__(self, model_name: str | Path, revision: str | None = None, token: str | None = None):
-        """`model_name` is a folder or a Hub id, of which config and tokenizer are read; a folder needs no network.
-
-        Raises CheckpointError, ConfigError.
-        """
+        """Reads config and tokenizer of a folder or Hub id. Raises CheckpointError, ConfigError."""
         folder = resolve_folder(model_name, revision, token, weights=False)
         self.name = folder.name if Path(model_name).is_dir() else str(model_name)
         self.config = read_config(folder)
@@ -47,31 +44,35 @@ class AttentionMaskVisualizer:
         self.tokenizer = self.processor.tokenizer if self.processor else Gemma3Tokenizer.from_pretrained(folder)
 
     def __call__(
-        self,
-        input_sentence: str | Sequence[str],
-        suffix: str = "",
-        images: ImageSource | Sequence[Any] | None = None,
-        do_pan_and_scan: bool | None = None,
-        most: int = DEFAULT_SEGMENTS,
+        self, input_sentence: str | Sequence[str], suffix: str = "", *, most: int = DEFAULT_SEGMENTS, **options: Any
     ) -> None:
-        """Prints the masks of a sentence, or of each of several that are padded on the left to one length.
+        """Prints the masks of a sentence, or of several, padded on the left to one length.
 
-        Each `<img>` (or `<start_of_image>`) stands for a picture: the next of `images`, or without `images` any
-        square one. Pan & scan (None is the checkpoint's setting) puts crops behind pictures that are long enough.
-        Long image blocks and long runs of text fold, so that at most `most` columns are shown. Raises PromptError,
-        ImageError, UnsupportedOptionError (Gemma 3 knows no `suffix`).
+        Long image blocks and runs of text fold, so that at most `most` columns are shown. `options` are images and
+        do_pan_and_scan: see `views`, which also says what is raised.
         """
         colored = sys.stdout.isatty()
-        for view in self.views(input_sentence, suffix, images, do_pan_and_scan):
+        for view in self.views(input_sentence, suffix, **options):
             print(self._page(view, most, colored))
 
-    def visualize_attention_mask(self, input_sentence: str | Sequence[str], suffix: str = "", **options: Any) -> None:
-        """The same as calling the visualiser (transformers' other name for it)."""
-        self(input_sentence, suffix, **options)
+    visualize_attention_mask = __call__
+    """transformers' other name."""
 
     def text(self, input_sentence: str | Sequence[str], most: int = DEFAULT_SEGMENTS, **options: Any) -> str:
-        """What a call prints, without colors; `options` are those of a call."""
+        """What a call prints, without colors; `options` are those of `views`."""
         return "\n".join(self._page(view, most, colored=False) for view in self.views(input_sentence, **options))
+
+    def figure(
+        self, input_sentence: str, suffix: str = "", *, most: int = 2 * DEFAULT_SEGMENTS, **options: Any
+    ) -> "Figure":
+        """A matplotlib figure of one sentence's masks, for `figure.savefig("mask.png")` or `.svg`.
+
+        `options` and errors are those of `views`; see also `mask_figure`.
+        """
+        if not isinstance(input_sentence, str):
+            raise PromptError("A figure shows one sentence. Make one figure for each.")
+        [view] = self.views(input_sentence, suffix, **options)
+        return mask_figure(view, most, title=self.name)
 
     def views(
         self,
@@ -80,7 +81,12 @@ class AttentionMaskVisualizer:
         images: ImageSource | Sequence[Any] | None = None,
         do_pan_and_scan: bool | None = None,
     ) -> list[MaskView]:
-        """The masks as data, one view for each sentence. Arguments and errors are those of a call."""
+        """The masks as data, one view a sentence.
+
+        Each `<img>` (or `<start_of_image>`) stands for the next of `images`, or without `images` for any square
+        picture. Pan & scan (None is the checkpoint's setting) adds crops of long pictures. Raises PromptError,
+        ImageError, UnsupportedOptionError (Gemma 3 has no `suffix`).
+        """
         if suffix:
             raise UnsupportedOptionError(f"Gemma 3 has no suffix, got {suffix!r}. Put it at the end of the sentence.")
         if not isinstance(input_sentence, str | Sequence):
@@ -94,28 +100,10 @@ class AttentionMaskVisualizer:
             for number in range(len(sentences))
         ]
 
-    def figure(
-        self,
-        input_sentence: str,
-        suffix: str = "",
-        images: ImageSource | Sequence[Any] | None = None,
-        do_pan_and_scan: bool | None = None,
-        most: int = 2 * DEFAULT_SEGMENTS,
-    ) -> "Figure":
-        """A matplotlib figure of one sentence's masks, folded to at most `most` segments a side.
-
-        No window is opened and no state of pyplot touched: save it with `figure.savefig("mask.png")` or `.svg`.
-        Arguments and errors are those of a call.
-        """
-        if not isinstance(input_sentence, str):
-            raise PromptError("A figure shows one sentence; ask for one figure each.")
-        [view] = self.views(input_sentence, suffix, images, do_pan_and_scan)
-        return mask_figure(view, most, title=self.name)
-
     def _inputs(
         self, sentences: list[str], images: Any, do_pan_and_scan: bool | None
     ) -> list[tuple[str, torch.Tensor]]:
-        """What forward would get of the sentences, pixels aside: as the processor makes it."""
+        """The sentences' model inputs without pixels, as the processor makes them."""
         if self.processor is None:
             if images is not None:
                 raise PromptError(f"{self.name} reads text only. Leave the pictures out, or take a model that sees.")
@@ -128,7 +116,7 @@ class AttentionMaskVisualizer:
         return [*((name, inputs[name]) for name in ("input_ids", "attention_mask")), ("token_type_ids", types)]
 
     def _crops(self, texts: list[str], images: Any, do_pan_and_scan: bool | None) -> list[int]:
-        """How many crops each picture of the sentences gets; none where any square picture will do."""
+        """The number of crops of each picture in the sentences; 0 for the square ones that stand for none given."""
         assert self.processor is not None
         places = [text.count(self.tokenizer.boi_token) for text in texts]
         if images is None:
@@ -151,14 +139,15 @@ class AttentionMaskVisualizer:
 
 
 def mask_figure(view: MaskView, most: int = 2 * DEFAULT_SEGMENTS, title: str = "") -> "Figure":
-    """A matplotlib figure of a prompt's masks, folded to at most `most` segments a side; no state of pyplot."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """A matplotlib figure of a prompt's masks, folded to at most `most` segments a side.
+
+    Opens no window and leaves pyplot's state alone.
+    """
     from matplotlib.figure import Figure
 
     segments, masks = view.folded(most)
     side = max(3.0, _INCHES_A_SEGMENT * len(segments))
     figure = Figure(figsize=(side * len(masks) + 1.5, side + 1.5), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(f"{title}: {len(view.tokens):,} tokens" if title else f"{len(view.tokens):,} tokens")
     labels, places = [_short(segment.label) for segment in segments], range(len(segments))
     for axis, mask in zip(figure.subplots(1, len(masks), squeeze=False)[0], masks, strict=True):
@@ -175,7 +164,7 @@ def mask_figure(view: MaskView, most: int = 2 * DEFAULT_SEGMENTS, title: str = "
 
 
 def _lines(segments: Sequence[Segment], masks: Sequence[FoldedMask], colored: bool) -> list[str]:
-    """The masks beside each other where the terminal is wide enough, else below each other."""
+    """The masks side by side if the terminal is wide enough, else one below the other."""
     labels = [_short(segment.label) for segment in segments]
     numbers = [str(segment.start) for segment in segments]
     margin, digits = max(map(len, labels)), max(map(len, numbers))
@@ -208,14 +197,14 @@ def _painted(text: str, kind: str, colored: bool) -> str:
 
 
 def _short(label: str) -> str:
-    """A label on one line, its white space visible."""
+    """A label on one line with visible white space."""
     visible = label.replace("\n", "\\n").replace("\t", "\\t")
     visible = repr(visible)[1:-1].replace("\\\\", "\\") if not visible.isprintable() else visible
     return visible if len(visible) <= _LONGEST_LABEL else visible[: _LONGEST_LABEL - 1] + "…"
 
 
 def _grouped(images: Any) -> list[list[Any]]:
-    """-> the pictures of each sentence: one picture, a list for one sentence, or a list for each."""
+    """The pictures of each sentence, from one picture, a list for one sentence, or a list of lists."""
     if not isinstance(images, ImageSource | list | tuple):
         raise ImageError(
             f"images are pictures (paths, URLs, bytes, Pillow pictures, arrays), got {type(images).__name__}. To show "

@@ -1,7 +1,4 @@
-"""A prompt as its tokens: text, special tokens, soft tokens of pictures, padding; and how it folds.
-
-Plain frozen dataclasses without tensors, for whoever shows a prompt, a mask or attention.
-"""
+"""A prompt as data to show: its tokens, its tiles, and segments of tokens folded together."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +20,7 @@ _EDGES = (4, 3, 2, 1, 0)
 
 @dataclass(frozen=True)
 class PromptToken:
-    """One token of a prompt.
-
-    `column` counts from the row's first column; masks go by it, and padding has one too. `tile` is the number
-    of the image block (from 0) that a soft token belongs to, None elsewhere.
-    """
+    """One token of a prompt, in a column from 0 (padding counts); `tile` is a soft token's image block, from 0."""
 
     column: int
     token_id: int
@@ -38,10 +31,10 @@ class PromptToken:
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile that the encoder got, and where its soft tokens stand: columns `start` to `stop` - 1.
+    """One tile for the encoder; its soft tokens stand in columns `start` to `stop` - 1.
 
-    `picture` counts the conversation's pictures from 0; `crop` is None for the whole picture, else the number of
-    the crop from 0. `box` is what the tile shows, in the original picture's pixels.
+    `picture` counts the conversation's pictures from 0, `crop` a picture's crops from 0 (None is the whole picture).
+    `box` is the tile's part of the original picture, in pixels.
     """
 
     picture: int
@@ -58,7 +51,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring tokens that are shown as one: columns `start` to `stop` - 1."""
+    """Neighbouring tokens shown as one: columns `start` to `stop` - 1."""
 
     start: int
     stop: int
@@ -75,10 +68,7 @@ def prompt_tokens(
     attention_mask: torch.Tensor | None = None,
     token_type_ids: torch.Tensor | None = None,
 ) -> tuple[PromptToken, ...]:
-    """The tokens of one row: each tensor is [1, T], as `forward` takes them.
-
-    Raises PromptError for several rows.
-    """
+    """The tokens of a prompt of one row [1, T]. Raises PromptError for several rows."""
     require_one_row(input_ids)
     ids = input_ids[0].tolist()
     positions = mask_positions(input_ids, attention_mask)[0].tolist()
@@ -99,7 +89,7 @@ def prompt_tokens(
 
 
 def mask_positions(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The positions [B, T] that `masks` reads, as forward gives them: columns, PADDING where the mask says 0."""
+    """The positions [B, T] that forward gives to `masks`: columns, or PADDING where the mask is 0."""
     columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
     return columns if attention_mask is None else columns.masked_fill(attention_mask == 0, PADDING)
 
@@ -139,10 +129,10 @@ def tiles_of(
 
 
 def folded(tokens: Sequence[PromptToken], most: int) -> tuple[Segment, ...]:
-    """All tokens in at most `most` segments (2 or more): long image blocks and long runs of text fold.
+    """At most `most` segments (2 or more), made by folding long image blocks and long runs of text.
 
-    The longest runs fold first, and as many tokens as fit stay single at both of their ends; where even one
-    segment a run is too many, neighbouring runs fold together.
+    The longest runs fold first and keep as many single tokens at both ends as fit. If even one segment a run is too
+    many, neighbouring runs fold together.
     """
     if not isinstance(most, int) or most < 2:
         raise PromptError(f"A folded prompt has 2 segments or more, got most={most!r}.")
@@ -163,12 +153,12 @@ def folded(tokens: Sequence[PromptToken], most: int) -> tuple[Segment, ...]:
 
 
 def _run_of(token: PromptToken) -> tuple[str, int | None]:
-    """Special tokens stand between words and around pictures: they belong to the text."""
+    """Special tokens belong to the text."""
     return ("text" if token.kind == "special" else token.kind, token.tile)
 
 
 def _folded_run(run: list[PromptToken], edge: int) -> Iterator[Segment]:
-    """`edge` single tokens, the rest as one segment, `edge` single tokens; a run without a rest stays as it is."""
+    """`edge` single tokens, the rest as one segment, `edge` single tokens; a short run stays single."""
     if len(run) <= 2 * edge + 1:
         yield from map(_single, run)
         return
