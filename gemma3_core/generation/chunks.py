@@ -1,4 +1,4 @@
-"""Where the chunks of a prompt end, and which pictures are read with which chunk."""
+"""Chunks of a prompt: where they end, and which pictures they need."""
 
 from bisect import bisect_right
 from typing import Any
@@ -10,11 +10,11 @@ from gemma3_core.nn.masks import divides_a_block
 
 
 def chunk_ends(blocks: torch.Tensor | None, total: int, chunk_size: int) -> list[int]:
-    """The columns at which the chunks of a prompt of `total` tokens end, each as long as `chunk_size` lets it.
+    """The columns at which the chunks of a prompt of `total` tokens end, each chunk as long as possible.
 
-    None ends inside an image block of any row (`blocks` [B, T]; see `masks`), whose tokens see one another:
-    only a block longer than `chunk_size` makes a chunk longer. With 4, `t t [ I I I ] t` is read as
-    `t t [`, `I I I ]` and `t`: ends 3, 7 and 8.
+    Tokens of an image block see one another, so no chunk ends inside a block of any row (`blocks` [B, T], see
+    `masks`); a block longer than `chunk_size` is one long chunk. With 4, `t t [ I I I ] t` is read as `t t [`,
+    `I I I ]` and `t`: ends 3, 7 and 8.
     """
     divides = torch.zeros(total, dtype=torch.bool) if blocks is None else divides_a_block(blocks).cpu()
     cuts = [*(~divides).nonzero()[:, 0].tolist(), total]  # begins with 0
@@ -26,7 +26,7 @@ def chunk_ends(blocks: torch.Tensor | None, total: int, chunk_size: int) -> list
 
 
 def soft_token_places(model: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
-    """True [B, T] where soft tokens stand; None in a prompt of text alone."""
+    """True [B, T] on soft tokens; None for a prompt of text alone."""
     if inputs.get("token_type_ids") is not None:
         return inputs["token_type_ids"] == 1
     if inputs.get("pixel_values") is None and inputs.get("soft_tokens") is None:
@@ -37,25 +37,25 @@ def soft_token_places(model: Any, inputs: dict[str, Any]) -> torch.Tensor | None
 
 
 def places_in_embeddings(embeds: torch.Tensor, embedding: torch.nn.Embedding, soft_id: int) -> torch.Tensor:
-    """True [B, T] where embeddings [B, T, E] are the soft token's own, for pictures to take their places.
+    """True [B, T] where embeddings [B, T, E] are the image token's, to be replaced by soft tokens.
 
-    Raises PromptError where the vocabulary ends before that token.
+    Raises PromptError if the vocabulary has no such token.
     """
     if soft_id >= embedding.num_embeddings:
         raise PromptError(
             f"inputs_embeds can't hold places for pictures: the vocabulary has no token {soft_id:,}. "
-            "Give input_ids, or put the soft tokens of get_image_features in yourself."
+            "Give input_ids, or insert the soft tokens of get_image_features yourself."
         )
     return (embeds == embedding(torch.tensor(soft_id, device=embeds.device))).all(dim=-1)
 
 
 class PicturesByColumn:
-    """Which pictures of a prompt are to be read with which of its columns."""
+    """Selects the pictures of a prompt that belong to some of its columns."""
 
     def __init__(self, soft: torch.Tensor | None, pictures: dict[str, torch.Tensor]):
-        """`soft` [B, T] marks soft tokens: the k-th of N pictures fills the k-th share of them, row by row.
+        """`soft` [B, T] marks soft tokens; each of N pictures fills an equal run of them, row by row.
 
-        `pictures` are the inputs [N, …]. Raises PromptError where the places can't be shared so.
+        `pictures` are inputs [N, …]. Raises PromptError if the runs don't fit.
         """
         self._pictures = pictures
         if not pictures:
@@ -63,17 +63,17 @@ class PicturesByColumn:
         assert soft is not None
         count = next(iter(pictures.values())).shape[0]
         rows, columns = soft.nonzero(as_tuple=True)
-        # Numbered so that neighbours in a row, and only these, differ by one.
+        # Only neighbours within a row differ by one.
         places = rows * (soft.shape[1] + 1) + columns
         if count == 0 or len(places) % count or (places.view(count, -1).diff(dim=1) != 1).any():
             raise PromptError(
-                f"The prompt has {len(places)} places for soft tokens, and they can't be shared among {count} "
-                "pictures. Give one picture for each place."
+                f"The prompt has {len(places)} soft tokens, which can't be shared among {count} pictures. Give one "
+                "picture for each place."
             )
         self._first_columns = columns.view(count, -1)[:, 0]
 
     def beginning_in(self, start: int, end: int) -> dict[str, torch.Tensor]:
-        """The inputs of the pictures whose first soft token stands in columns `start` to `end` - 1."""
+        """The inputs of the pictures whose first soft token is in columns `start` to `end` - 1."""
         if not self._pictures:
             return {}
         chosen = (self._first_columns >= start) & (self._first_columns < end)

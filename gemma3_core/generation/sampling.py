@@ -13,9 +13,8 @@ class SamplingParams:
     """Validated sampling parameters. Temperature 0 is greedy; then only the repetition penalty has an effect.
 
     top_k keeps the k best tokens (0: all), top_p the smallest set whose probabilities reach p, min_p the tokens at
-    least min_p times as likely as the best (None: all). A repetition_penalty above 1 makes tokens of the prompt and
-    the answer less likely, below 1 more likely. The same seed gives the same answer on the same machine; with None
-    every answer draws a new seed.
+    least min_p times as likely as the best (None: all). A repetition_penalty above 1 makes tokens of prompt and answer
+    less likely. A seed repeats an answer on the same machine; None draws a new seed for each.
     """
 
     temperature: float = 0.0
@@ -61,7 +60,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SamplingSettings(SamplingParams):
-    """The sampling parameters a visitor may set: limited to ranges that give readable answers."""
+    """Sampling parameters of a visitor, limited to ranges that give readable answers."""
 
     top_k: int = 64
     top_p: float = 0.95
@@ -87,8 +86,8 @@ def sample(
 ) -> torch.Tensor:
     """Draws one token id per row [B] from logits [B, vocabulary]; `seen` and `banned` as in `process_logits`.
 
-    A generator draws among the candidates only. Without one, torch's own random numbers are drawn for the whole
-    vocabulary: then torch.manual_seed gives the tokens that transformers draws.
+    With a generator only the candidates are drawn from. Without one, torch's global generator draws from the whole
+    vocabulary, so that torch.manual_seed gives the tokens of transformers.
     """
     if params.greedy:
         plain = not banned and (seen is None or not params.penalises)
@@ -107,10 +106,10 @@ def process_logits(
     seen: torch.Tensor | None = None,
     banned: tuple[int, ...] = (),
 ) -> torch.Tensor:
-    """Scores [B, vocabulary] in float32 whose softmax tokens are drawn from; -inf marks tokens that are never drawn.
+    """Scores [B, vocabulary] in float32, whose softmax is sampled; -inf excludes a token.
 
-    Applies repetition penalty, banned ids, temperature, top-k, top-p and min-p: the order of transformers' logits
-    processors. `seen` [B, vocabulary] is True for tokens that the penalty applies to; see `seen_tokens`.
+    Applies repetition penalty, banned ids, temperature, top-k, top-p and min-p, in transformers' order. `seen`
+    [B, vocabulary] marks the tokens to be penalised; see `seen_tokens`.
     """
     scores, ids = _candidates(logits, params, seen, banned)
     if ids is None:
@@ -121,9 +120,9 @@ def process_logits(
 def _candidates(
     logits: torch.Tensor, params: SamplingParams, seen: torch.Tensor | None, banned: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Processed scores [B, C] and their token ids [B, C], ascending; ids are None where C is the whole vocabulary.
+    """Processed scores [B, C] and their token ids [B, C], ascending; ids are None if C is the whole vocabulary.
 
-    Top-k comes first, so that the rest sorts and draws over k tokens instead of a vocabulary of 262,208.
+    Top-k comes before the other filters, so that they sort k tokens and not a vocabulary of 262,208.
     """
     scores, ids = logits.float(), None
     if seen is not None and params.penalises:
@@ -144,13 +143,10 @@ def _candidates(
 
 
 def seen_tokens(ids: torch.Tensor, mask: torch.Tensor | None, vocabulary: int) -> torch.Tensor:
-    """Which tokens occur in ids [B, T], left padding excluded: bool [B, vocabulary].
-
-    `mask` [B, T] is 0 on padding. As in transformers, only columns before a row's first real token are excluded.
-    """
+    """The tokens that occur in ids [B, T] after left padding (0 in `mask` [B, T]): bool [B, vocabulary]."""
     if mask is not None:
         ids = ids.masked_fill((mask != 0).cumsum(dim=1) == 0, vocabulary)
-    # An extra column collects padding and ids beyond the vocabulary, such as some checkpoints' soft token.
+    # An extra column collects padding and ids outside the vocabulary, such as some checkpoints' image token.
     seen = torch.zeros(ids.shape[0], vocabulary + 1, dtype=torch.bool, device=ids.device)
     return seen.scatter_(1, ids.clamp(max=vocabulary), True)[:, :vocabulary]
 
@@ -161,7 +157,7 @@ def _penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torc
 
 
 def _keep_top_k(scores: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best scores of each row and every score that ties with the k-th, with their ids in ascending order."""
+    """The k best scores of each row and all that tie with the k-th, with their ids in ascending order."""
     count, vocabulary = top_k, scores.shape[-1]
     while True:
         count = min(2 * count + 1, vocabulary)
@@ -175,9 +171,8 @@ def _keep_top_k(scores: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.T
 
 
 def _keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    # Stable, so that the same logits always keep the same tokens, ties included.
+    # Ascending and stable, so that the same logits always keep the same tokens. The best always stays.
     ordered, places = scores.sort(dim=-1, stable=True)
-    # From the least likely up: tokens within the last 1 - p of probability go, the best always stays.
     dropped = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
     dropped[:, -1] = False
     return scores.masked_fill(dropped.scatter(-1, places, dropped), -torch.inf)

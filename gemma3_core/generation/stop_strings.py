@@ -1,4 +1,4 @@
-"""Where an answer ends by its text: stop strings."""
+"""Stop strings: texts that end an answer."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 _BYTE_TOKEN_LENGTH = len("<0x00>")
-# In front of a token that is turned into text: decoders treat the first token of a text differently.
+# Decoders treat the first token of a text differently, so this goes before the token to decode.
 _FRONT = "a"
 
 
 class StopStrings:
     """Tells whether the last token of a row completes one of some strings.
 
-    The string may begin in earlier tokens, the prompt's too, and the last token may go on behind it: with
-    "stop", the tokens `las` `topper` stop, `stop` `at` do not at `at`. Compared as bytes, so that characters
-    outside the vocabulary, which are written byte by byte, are found too.
+    The string may begin in earlier tokens, the prompt's too, and end within the last token: with "stop", the tokens
+    `las` `topper` stop, while `stop` `at` do not stop at `at`. Bytes are compared, because characters outside the
+    vocabulary are several tokens of one byte.
     """
 
     def __init__(self, strings: str | Sequence[str], tokenizer: Gemma3Tokenizer):
-        """Raises UnsupportedOptionError for what is no non-empty string, and where the tokenizer is none of ours."""
+        """Raises UnsupportedOptionError for empty or other strings, or another class of tokenizer."""
         if not isinstance(tokenizer, Gemma3Tokenizer):
             raise UnsupportedOptionError(
                 f"stop_strings need tokenizer= a Gemma3Tokenizer (a processor has one as processor.tokenizer), "
@@ -34,7 +34,7 @@ class StopStrings:
             raise UnsupportedOptionError(f"stop_strings must be a string or several, none of them empty, got {texts}.")
         self._strings = [text.encode() for text in texts]
         self.longest = max(map(len, self._strings))
-        """Bytes of the longest string; no token is shorter than a byte, so no more tokens than these matter."""
+        """Bytes of the longest string, and so the most tokens that can matter."""
         self._backend = tokenizer.backend
         self._bytes: dict[int, bytes | None] = {}
 
@@ -54,11 +54,11 @@ class StopStrings:
                 break
             before = piece + before
         text = before + last
-        # Found only where it ends within the last token: its first byte may be the string's last.
+        # The match must end within the last token.
         return any(text.find(string, max(0, len(before) + 1 - len(string))) >= 0 for string in self._strings)
 
     def _bytes_of(self, token_id: int) -> bytes | None:
-        """What a token adds to the text; None for an id that stands for nothing."""
+        """The bytes that a token adds to the text; None for an unknown id."""
         if token_id not in self._bytes:
             self._bytes[token_id] = self._decoded(token_id)
         return self._bytes[token_id]

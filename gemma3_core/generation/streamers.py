@@ -1,4 +1,4 @@
-"""Show an answer while `generate` writes it: on the screen, or piece by piece to another thread."""
+"""Streamers show an answer while `generate` runs: on the screen, or in another thread."""
 
 from collections.abc import Iterator
 from queue import Queue
@@ -16,17 +16,17 @@ _CJK_RANGES = (
     (0x2A700, 0x2CEAF),
     (0x2F800, 0x2FA1F),
 )
-"""CJK ideographs and their extensions in Unicode: they need no space to be finished words."""
+"""CJK ideographs in Unicode: each is shown at once, without waiting for a space."""
 
 
 class _Decodes(Protocol):
-    """What a streamer needs of a tokenizer (or a processor)."""
+    """A tokenizer or processor, as far as a streamer uses it."""
 
     def decode(self, ids: Any, **options: Any) -> str: ...
 
 
 class BaseStreamer:
-    """What `generate` calls while it works: `put` with the prompt's ids [B, T], then with each step's [B]; `end`."""
+    """`generate` calls `put` with the prompt's ids [B, T] and then each step's [B], and `end` at the end."""
 
     def put(self, value: torch.Tensor) -> None:
         raise NotImplementedError
@@ -36,10 +36,9 @@ class BaseStreamer:
 
 
 class TextStreamer(BaseStreamer):
-    """Prints the text of one row as soon as words are finished.
+    """Prints the text of one row, word by word.
 
-    `skip_prompt` leaves the prompt out; further options go to the tokenizer's `decode`
-    (skip_special_tokens=True, …).
+    `skip_prompt` leaves the prompt out; other options go to the tokenizer's `decode` (skip_special_tokens=True, …).
     """
 
     def __init__(self, tokenizer: _Decodes, skip_prompt: bool = False, **decode_kwargs: Any):
@@ -67,7 +66,7 @@ class TextStreamer(BaseStreamer):
         self.next_tokens_are_prompt = False
         if skips:
             return
-        # The line is decoded as a whole: how a token reads may depend on those around it.
+        # The whole line is decoded, because a token's text may depend on its neighbours.
         self.token_cache.extend(value.tolist())
         text = self._text()
         if text.endswith("\n"):
@@ -80,14 +79,14 @@ class TextStreamer(BaseStreamer):
         self.on_finalized_text(piece)
 
     def end(self) -> None:
-        """Shows what was held back; the next `put` is a prompt again."""
+        """Shows the rest of the text; the next `put` is a prompt again."""
         piece = self._text()[self.print_len :] if self.token_cache else ""
         self.token_cache, self.print_len = [], 0
         self.next_tokens_are_prompt = True
         self.on_finalized_text(piece, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called with each finished piece (it may be empty); override it to do something else than print."""
+        """Receives each finished piece, which may be empty. Override it to do something other than print."""
         print(text, flush=True, end=None if stream_end else "")
 
     def _text(self) -> str:
@@ -95,10 +94,10 @@ class TextStreamer(BaseStreamer):
 
 
 class TextIteratorStreamer(TextStreamer):
-    """Hands finished pieces of text to another thread, which iterates over this object.
+    """Iterates over finished pieces of text while `generate` runs in another thread.
 
-    `generate` runs in a thread of its own. `timeout` is how many seconds iterating waits for a piece before it
-    raises queue.Empty; None waits for ever, also where `generate` ended with an error.
+    `timeout` is how many seconds to wait for a piece before raising queue.Empty; None waits for ever, even if
+    `generate` failed.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The class that fits a checkpoint, by its config.json: AutoModelForCausalLM, AutoProcessor, …, and `pipeline`."""
+"""Auto classes, which pick the class that a checkpoint's config.json describes, and `pipeline`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ HUB_OPTIONS = ("cache_dir", "local_files_only", "force_download")
 
 
 class _AutoModel:
-    """Picks a model class by what config.json describes."""
+    """Picks a model class by the type of the config."""
 
     _classes: ClassVar[dict[type, type[PreTrainedModel]]]
 
@@ -48,7 +48,7 @@ class _AutoModel:
         """
         config = options.get("config")
         if config is None:
-            # The small files first: a checkpoint of the wrong sort is refused before its weights are downloaded.
+            # Without weights first, so that the wrong kind of checkpoint is refused before a large download.
             how = {name: options[name] for name in HUB_OPTIONS if name in options}
             config = read_config(resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how))
         return cls._kind(config).from_pretrained(
@@ -72,7 +72,7 @@ class _AutoModel:
 
 
 class AutoModelForCausalLM(_AutoModel):
-    """Gemma3ForCausalLM for text-only checkpoints; for those that see, the whole Gemma3ForConditionalGeneration."""
+    """Gemma3ForCausalLM for text-only checkpoints, else Gemma3ForConditionalGeneration."""
 
     _classes: ClassVar = {Gemma3TextConfig: Gemma3ForCausalLM, Gemma3Config: Gemma3ForConditionalGeneration}
 

@@ -1,14 +1,13 @@
 """Builds and calls cpu.c: RMSNorm in one pass, and rows times int4 weights.
 
-torch's RMSNorm on a CPU is a dozen operations, which for one token take longer to begin than to carry out. Its int4
-kernel widens each weight to a float and multiplies that, which keeps a processor busier than reading the weights
-does; ours multiplies bytes (AVX-512 VNNI), of activations that are 16-bit integers in each group. That is off by at
-most a 65,000th of a group's largest activation: closer to the exact product of float32 activations than torch's
-kernel, which rounds them to bfloat16, and about as close as the result's own rounding where they are bfloat16.
+torch's RMSNorm on a CPU is a dozen operations, whose launch takes longer than their work for one token. torch's int4
+kernel widens each weight to a float, which takes longer than reading it; ours multiplies bytes (AVX-512 VNNI) by
+activations that are rounded to 16-bit integers within each group. The rounding error is at most a 65,000th of a group's
+largest activation: less than that of torch's kernel for float32, which rounds to bfloat16, and about that of the
+result itself for bfloat16.
 
-The machine's C compiler builds them when a model is loaded, in about a second, beside the loading. Where there is
-none, or another processor or system, or GEMMA_CPU_KERNELS is set to anything but 1, torch's operations are used, and
-the log says why.
+The machine's C compiler builds the kernels while a model loads, in about a second. Without a compiler, on another
+processor or system, or if GEMMA_CPU_KERNELS is not 1, torch's operations are used and the log says why.
 """
 
 import ctypes
@@ -27,23 +26,23 @@ import torch
 
 SOURCE = Path(__file__).with_name("cpu.c")
 COMPILERS = ("cc", "gcc", "clang")
-"""The first of these that the machine has builds it."""
+"""The first one found builds the kernels."""
 _PROCESSOR = Path("/proc/cpuinfo")
 _BUILDING_SECONDS = 120
 _THREAD_POOL = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")  # of torch's OpenMP library
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, _FLAG, _FLAG]
 _NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
-_ROWS_AT_A_TIME = 2048  # bounds what int4_multiply holds of the activations as integers
-_LANES = 16  # numbers that a processor takes together
-_WIDEST_GROUP = 4096  # of int4_multiply: a longer run's sum might not fit into 32 bits
+_ROWS_AT_A_TIME = 2048  # limits the memory for activations as integers in int4_multiply
+_LANES = 16  # numbers in a vector register
+_WIDEST_GROUP = 4096  # the sum over a wider group might overflow 32 bits in int4_multiply
 _NEEDED = frozenset(("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"))  # as /proc/cpuinfo names them
 _OFF = "GEMMA_CPU_KERNELS"
 
 OUTPUTS_MULTIPLE = 64
-"""Of int4_multiply: it takes so many rows of weights at a time."""
+"""int4_multiply works on this many rows of weights at a time."""
 DTYPES = (torch.float32, torch.bfloat16)
-"""Of activations."""
+"""Types of activations."""
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -51,12 +50,12 @@ log = logging.getLogger(__name__)
 
 
 class _CompilerError(Exception):
-    """A processor that the kernels are for, and no compiler that builds them."""
+    """The processor fits, but no compiler builds the kernels."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, built and loaded; None where they can't be had, which the log explains."""
+    """The kernels, built and loaded; None if that fails, which the log explains."""
     torchs = "RMSNorm and int4 run on torch's operations, not on the faster kernels"
     try:
         _check_machine()
@@ -69,12 +68,12 @@ def library() -> ctypes.CDLL | None:
 
 
 def prepare() -> None:
-    """Begins to build them, in a thread of its own, so that the first answer need not wait."""
+    """Builds the kernels in another thread, so that the first answer need not wait."""
     threading.Thread(target=library, name="cpu_kernels", daemon=True).start()
 
 
 def _check_machine() -> None:
-    """Raises NotImplementedError where the kernels are not for this machine, or not wanted."""
+    """Raises NotImplementedError if the kernels don't fit this machine or are switched off."""
     if (asked := os.environ.get(_OFF, "1")) != "1":
         raise NotImplementedError(f"{_OFF} is {asked}")
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
@@ -91,7 +90,7 @@ def _built() -> ctypes.CDLL:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise _CompilerError(f"there is no C compiler ({', '.join(COMPILERS)}); install one to answer faster")
-    # Gone as soon as it is loaded: nothing is left behind that could be stale or somebody else's.
+    # Deleted once loaded, so that no stale or foreign file is ever used.
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "cpu.so"
         command = [compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE)]
@@ -109,12 +108,11 @@ def _built() -> ctypes.CDLL:
 
 
 def library_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
-    """The kernels where they can be used on x (and on weights that it is to be combined with); else None.
+    """The kernels if they can be used on x and `weights`, else None.
 
-    They give a result and nothing besides, neither a gradient nor a trace: they are used in inference mode, on plain
-    tensors of one type in the CPU's memory.
+    They have no gradient and can't be traced, so they run only in inference mode, on plain CPU tensors of one type.
     """
-    if torch.compiler.is_compiling():  # asked first: what follows can't be compiled
+    if torch.compiler.is_compiling():  # first, because the rest can't be compiled
         return None
     if not x.is_cpu or torch.jit.is_tracing() or not torch.is_inference_mode_enabled():
         return None
@@ -125,9 +123,9 @@ def library_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
 
 
 def rms_norm(kernels: ctypes.CDLL, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / rms(x) * (1 + weight) along the last axis, computed in float32; as x, which is float32 or bfloat16.
+    """x / rms(x) * (1 + weight) along the last axis, computed in float32.
 
-    weight [N], of the same type; N a multiple of 16 (`norm_fits`).
+    x [..., N] and weight [N] have one type, float32 or bfloat16; N is a multiple of 16 (`norm_fits`).
     """
     assert x.dtype == weight.dtype
     assert x.device.type == weight.device.type == "cpu"
@@ -149,10 +147,10 @@ def norm_fits(x: torch.Tensor) -> bool:
 def multiply(
     kernels: ctypes.CDLL, x: torch.Tensor, qdata: torch.Tensor, scale_and_zero: torch.Tensor, group_size: int
 ) -> torch.Tensor:
-    """x [M, K] in float32 or bfloat16 times the weights that torch packed for its own kernel: [M, N], as x.
+    """x [M, K] in float32 or bfloat16 times weights that torch packed for its own kernel: [M, N] in x's type.
 
-    qdata: uint8 [N, K/2] in blocks of OUTPUTS_MULTIPLE rows; scale_and_zero: bfloat16 [K/G, N, 2]. A row of the
-    result does not depend on the others. Raises MemoryError.
+    qdata: uint8 [N, K/2] in blocks of OUTPUTS_MULTIPLE rows; scale_and_zero: bfloat16 [K/G, N, 2]. Rows do not depend
+    on one another. Raises MemoryError.
     """
     inputs, outputs = x.shape[1], qdata.shape[0]
     assert x.dtype in DTYPES

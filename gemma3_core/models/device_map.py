@@ -1,7 +1,4 @@
-"""`device_map` and device names -> the one device that a model lies on.
-
-A model is never spread over several devices: a map that asks for it is an error.
-"""
+"""`device_map` and device names -> the one device of a model, which is never spread over several."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +13,13 @@ DeviceMap = str | int | torch.device | Mapping[str, Any]
 def mapped_device(device_map: DeviceMap | None) -> torch.device:
     """The device of a `device_map`: a device, a CUDA device's number, "auto" (see `pick_device`) or {"": one of these}.
 
-    None is the CPU. Raises UnsupportedOptionError for anything else, and for a device that is not there.
+    None is the CPU. Raises UnsupportedOptionError for anything else, and for a missing device.
     """
     if isinstance(device_map, Mapping):
         if list(device_map) != [""]:
             raise UnsupportedOptionError(
                 f"device_map places parts of the model separately ({', '.join(map(str, device_map)) or 'none'}), but a "
-                'model lies on one device. Give "auto", a device such as "cuda", or {"": device}.'
+                'model runs on one device. Give "auto", a device such as "cuda", or {"": device}.'
             )
         device_map = device_map[""]
         if device_map is None:

@@ -88,8 +88,8 @@ class RingBuffer(GrowingBuffer):
 class KVCache:
     """Keys and values of every layer for one batch of rows.
 
-    One forward pass calls `begin` (positions and blocks of the new tokens), `update` once per layer and
-    then `advance`: only that moves the cache on. A pass that failed half way leaves the cache unusable.
+    A forward pass calls `begin` with the positions and blocks of the new tokens, `update` for each layer, and then
+    `advance`, which counts the tokens. A pass that fails in between leaves the cache unusable.
     """
 
     def __init__(self, config: Gemma3TextConfig | Gemma3Config, reserve: int = 0):
@@ -116,7 +116,7 @@ class KVCache:
         return GrowingBuffer(dim, reserve, self._config.max_position_embeddings)
 
     def reserve(self, tokens: int) -> None:
-        """Makes the next allocation large enough for `tokens` tokens in all."""
+        """Makes the next allocation large enough for `tokens` tokens."""
         for columns in self._all_columns():
             columns.reserve = max(columns.reserve, tokens)
 
@@ -138,12 +138,12 @@ class KVCache:
         return self.length
 
     def can_truncate(self, tokens: int) -> bool:
-        """Whether all but the first `tokens` tokens can be dropped: not once a ring has overwritten their window."""
+        """Whether `truncate` is possible: not once a ring has overwritten columns."""
         window = self._config.window(LOCAL)
         return tokens == self.length or (tokens < self.length and (window is None or self.length <= window))
 
     def truncate(self, tokens: int) -> None:
-        """Drops all but the first `tokens` tokens. Raises ValueError if `can_truncate` is false."""
+        """Keeps only the first `tokens` tokens. Raises ValueError if `can_truncate` is false."""
         if not self.can_truncate(tokens):
             raise ValueError(f"a cache of {self.length} tokens can't be truncated to {tokens}")
         self.length = tokens
@@ -177,10 +177,7 @@ class KVCache:
 
 
 def cache_bytes(config: Gemma3TextConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> int:
-    """Bytes of a cache reserved for `tokens` tokens per row, once it is full.
-
-    Counted on a real cache on torch's meta device, which has shapes but no memory.
-    """
+    """Bytes of a full cache with a reserve of `tokens` tokens a row, counted on torch's meta device."""
     cache = KVCache(config, reserve=tokens)
     columns = torch.arange(tokens, device="meta").expand(batch, tokens)
     new = torch.empty(batch, config.num_key_value_heads, tokens, config.head_dim, dtype=dtype, device="meta")

@@ -1,4 +1,4 @@
-"""The decoder's parts: RMSNorm, rotary embedding, attention, MLP and the layer they make up."""
+"""The parts of a decoder layer: RMSNorm, rotary embedding, attention, MLP."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,24 +14,24 @@ from gemma3_core.nn.cache import KVCache
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
 WeightReader = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
-"""Called beside a layer's fused attention with its number, rotated queries [B, H, T, D], keys [B, KV heads, S, D],
-mask [B, 1, T, S] or None, and scale; what it returns stands in `attentions` in place of the weights."""
+"""Called beside a layer's fused attention with the layer's number, rotated queries [B, H, T, D], keys
+[B, KV heads, S, D], mask [B, 1, T, S] or None, and scale; its result replaces the weights in `attentions`."""
 
 MANY_ROWS = 128
-"""From so many rows on, widening a weight costs less than it saves."""
+"""With this many rows or more, widening a weight pays off."""
 
 WIDENED_AT_A_TIME = 2**23
-"""Numbers of a weight that are widened together: 32 MB, however large the layer is."""
+"""Numbers of a weight that are widened at a time: 32 MB."""
 
 ROWS_AT_A_TIME = 2**22
-"""Numbers of the input that are widened together: 16 MB, however long the prompt or large the picture is."""
+"""Numbers of an input that are widened at a time: 16 MB."""
 
 
 class Linear(nn.Linear):
     """x W^T + b; many rows of bfloat16 on a CPU are multiplied in float32.
 
-    CPUs that have nothing of their own for bfloat16 multiply float32 about twice as fast, and round once at the
-    end. The widened weight and input, a part of them where they are large, live for this product only.
+    CPUs without bfloat16 instructions multiply float32 about twice as fast. Large weights and inputs are widened part
+    by part, to limit the extra memory.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,13 +55,13 @@ class Linear(nn.Linear):
 
 @cache
 def has_bfloat16_tiles() -> bool:
-    """Whether this CPU has tiles (AMX) for bfloat16 matrix products."""
+    """Whether this CPU has AMX tiles for bfloat16 matrix products."""
     return torch.cpu._is_amx_tile_supported()
 
 
 @cache
 def multiplies_bfloat16_fast() -> bool:
-    """Whether this CPU has tiles or instructions (AVX-512 BF16) for bfloat16 matrix products."""
+    """Whether this CPU has AMX tiles or AVX-512 BF16 for bfloat16 matrix products."""
     return has_bfloat16_tiles() or torch.cpu._is_avx512_bf16_supported()
 
 
@@ -91,7 +91,7 @@ def rotary_tables(positions: torch.Tensor, head_dim: int, rope: RopeParameters, 
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Applies rotary tables to queries or keys [B, H, T, D]; halves are paired, not neighbours."""
+    """Applies rotary tables to queries or keys [B, H, T, D]; pairs element i with i + D/2."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -107,15 +107,15 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of queries [B, H, T, D] over keys and values [B, KV heads, S, D].
 
-    `mask` [B, 1, T, S] is True where a query may attend, None where each may attend to all. Returns
-    [B, H, T, D] and, where asked for, the weights [B, H, T, S]; with them the slow, open form runs.
+    `mask` [B, 1, T, S] is True where a query may attend; None allows all. Returns [B, H, T, D] and, if `with_weights`,
+    the weights [B, H, T, S], which are computed explicitly and slowly.
     """
     groups = queries.shape[1] // keys.shape[1]
     if not with_weights and _attends_widened(queries):
         return _attend_widened(queries, keys, values, mask, scale), None
     if not with_weights:
         if groups > 1 and mask is not None and queries.device.type == "cuda":
-            # With a mask and enable_gqa only CUDA's math kernel is left, which holds every weight in memory.
+            # With a mask and enable_gqa, torch falls back to the math kernel, which holds every weight in memory.
             keys, values, groups = (*expand_heads(keys, values, groups), 1)
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
         return out, None
@@ -129,14 +129,14 @@ def expand_heads(keys: torch.Tensor, values: torch.Tensor, groups: int) -> tuple
 
 
 def _attends_widened(queries: torch.Tensor) -> bool:
-    """One query in bfloat16 on a CPU, for which torch's fused attention is slower than in float32."""
+    """Whether this is one query in bfloat16 on a CPU: torch's fused attention is faster in float32 there."""
     return queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and queries.shape[2] == 1
 
 
 def _attend_widened(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """`attend` in float32, of a long context one KV head at a time: no more of it is widened at once."""
+    """`attend` in float32; a long context is widened one KV head at a time."""
     heads = keys.shape[1]
     parts = heads if keys.numel() > WIDENED_AT_A_TIME else 1
     some = zip(*(tensor.chunk(parts, dim=1) for tensor in (queries, keys, values)), strict=True)
@@ -177,7 +177,7 @@ class Attention(nn.Module):
         cache: KVCache | None,
         with_weights: bool | WeightReader,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [B, T, E] -> [B, T, E], and the weights [B, H, T, S] (or what a reader makes of them) where asked for."""
+        """x [B, T, E] -> [B, T, E], and if asked for the weights [B, H, T, S] or a reader's result."""
         heads = (*x.shape[:-1], -1, self.config.head_dim)
         queries = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rotary)  # [B, H, T, D]
         keys = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rotary)
@@ -205,7 +205,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each with RMSNorm before and after, each added to the residual stream."""
+    """Attention and MLP, each between two RMSNorms and added to the residual stream."""
 
     def __init__(self, config: Gemma3TextConfig, layer_index: int):
         super().__init__()

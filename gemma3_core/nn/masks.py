@@ -40,9 +40,8 @@ def attention_mask(
 ) -> torch.Tensor:
     """True where a query may attend to a key.
 
-    Positions count all tokens of a row from 0; PADDING marks padding. Blocks are ids of image blocks;
-    NO_BLOCK marks text. Queries [B, T], keys [B, S]; returns bool [B, T, S]. The rows of padding queries
-    mean nothing.
+    Positions count all tokens of a row from 0; PADDING marks padding. Blocks are ids of image blocks; NO_BLOCK marks
+    text. Queries [B, T], keys [B, S]; returns bool [B, T, S]. Rows of padding queries have no meaning.
     """
     query, key = query_positions[:, :, None], key_positions[:, None, :]
     same_block = (query_blocks[:, :, None] == key_blocks[:, None, :]) & (query_blocks != NO_BLOCK)[:, :, None]
@@ -55,8 +54,7 @@ def attention_mask(
 def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch.Tensor:
     """Block ids [B, T] from token types [B, T] (1 is a soft token): the position of the run's first token.
 
-    `first_position` is the position of the first column: it keeps the ids of later chunks and turns distinct
-    from ids already in the cache.
+    `first_position` is the position of the first column; it keeps ids distinct from those in the cache.
     """
     is_soft = token_type_ids == 1
     before = torch.nn.functional.pad(is_soft, (1, 0))[:, :-1]

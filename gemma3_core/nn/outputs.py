@@ -1,4 +1,4 @@
-"""What `forward` and `generate` return: objects with attributes and keys, as in transformers."""
+"""The results of `forward` and `generate`, with attributes and keys as in transformers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class _KeyedOutput(Mapping[str, Any]):
-    """Dataclass fields by attribute, by key and, skipping None, by number or slice; `dict(result)` works too."""
+    """A dataclass whose fields are also keys and, without those that are None, items by number or slice."""
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are there, in order."""
+        """The fields that are not None, in order."""
         return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
@@ -31,10 +31,10 @@ class _KeyedOutput(Mapping[str, Any]):
         return (f.name for f in fields(self) if getattr(self, f.name) is not None)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)  # list(self) would ask for the length
+        return sum(1 for _ in self)  # list(self) would call this
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Only a field's name may be set, as by attribute; KeyError otherwise."""
+        """Sets a field; raises KeyError for other names."""
         if key not in {f.name for f in fields(self)}:  # type: ignore[arg-type]
             raise KeyError(key)
         setattr(self, key, value)
@@ -54,7 +54,7 @@ class TextModelOutput(_KeyedOutput):
 
 @dataclass(eq=False)
 class CausalLMOutput(_KeyedOutput):
-    """logits [B, T or logits_to_keep, vocabulary]; loss a scalar where labels were given."""
+    """logits [B, T or logits_to_keep, vocabulary]; loss is a scalar if labels were given."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -74,11 +74,10 @@ class ImageFeatures(_KeyedOutput):
 
 @dataclass(eq=False)
 class GenerateOutput(_KeyedOutput):
-    """What `generate(return_dict_in_generate=True)` returns.
+    """The result of `generate(return_dict_in_generate=True)`.
 
-    sequences [B, T + new]; scores and logits, one float32 [B, vocabulary] for each new token, where asked for
-    (scores are what tokens were chosen from, -inf where they could not be); past_key_values hold all but the last
-    token.
+    sequences [B, T + new]; scores and logits, if asked for, one float32 [B, vocabulary] for each new token (scores are
+    the processed logits, -inf for excluded tokens); past_key_values hold all but the last token.
     """
 
     sequences: torch.Tensor
@@ -88,5 +87,5 @@ class GenerateOutput(_KeyedOutput):
 
 
 def as_asked(result: _KeyedOutput, return_dict: bool | None) -> Any:
-    """The result itself, or its fields as a tuple where return_dict is False."""
+    """The result, or its fields as a tuple if return_dict is False."""
     return result.to_tuple() if return_dict is False else result
