@@ -1,14 +1,14 @@
-"""`python -m gemma3_core.verify FOLDER_OR_ID`: this program against an installed transformers, on a real checkpoint.
+"""`python -m gemma3_core.verify FOLDER_OR_ID` compares this program with an installed transformers on a checkpoint.
 
-Prompts, ids and pixels must be the same; logits in float32 within 1e-5 of the largest one, or, where rounding
-grows more than that, no further apart than a few times what the reference's own two kinds of attention are; 64
-greedy tokens the same. One model is in memory at a time. Exit status 0 where all of it is so, else 1.
+Ids, pixels and 64 greedy tokens must be the same, and float32 logits within 1e-5 of the largest one. If rounding alone
+exceeds that, the bound is a few times the difference between the reference's own two kinds of attention. One model is
+in memory at a time. The exit status is 0 if all checks pass, else 1.
 """
 
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.errors import Gemma3Error, UnsupportedOptionError
 from gemma3_core.files.hub import resolve_folder
 from gemma3_core.hf.auto import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from gemma3_core.inspection.attention import with_answer
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.models.pretrained import pick_device
 
 BOUND = 1e-5
-"""Of the largest logit: what two right float32 implementations stay within (eager against sdpa: about 1e-6)."""
+"""Relative to the largest logit. Two correct float32 implementations differ less (eager and sdpa: about 1e-6)."""
 NOISE_FACTOR = 4.0
-"""Rounding differs from case to case: so many times the reference's own (its eager against its sdpa attention)."""
+"""How many times the reference's own rounding (its eager against its sdpa attention) is allowed."""
 NEW_TOKENS = 64
 COMPARED_POSITIONS = 64
-"""How many of a prompt's last logits are compared: the whole of a long prompt would not fit into memory."""
+"""Compares the last logits of a prompt; all of a long prompt would not fit into memory."""
 
 Message = dict[str, Any]
 
@@ -54,14 +55,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model gave for a case, on the CPU: logits [positions, vocabulary], and new ids [tokens]."""
+    """A model's result for a case, on the CPU: logits [positions, vocabulary], and new ids [tokens]."""
 
     logits: torch.Tensor
     new_ids: torch.Tensor
 
 
 def cases(sees: bool) -> list[Case]:
-    """Text alone, with and without a system prompt; and for models that see: one picture, two, and one in crops."""
+    """Text with and without a system prompt; for models that see also one picture, two, and one with crops."""
     system = {"role": "system", "content": [{"type": "text", "text": "You answer in one sentence."}]}
     plants = _user("How do plants turn light into food?")
     colors = {"role": "assistant", "content": [{"type": "text", "text": "Red, green and blue."}]}
@@ -79,7 +80,7 @@ def cases(sees: bool) -> list[Case]:
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture with slopes, edges and a little noise, the same every time."""
+    """A picture with slopes, edges and a little noise, the same for each seed."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.arange(height)[:, None] / height, torch.arange(width)[None, :] / width
     slopes = torch.stack([rows.expand(height, width), columns.expand(height, width), (rows + columns) / 2], dim=-1)
@@ -94,7 +95,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def verify(folder: Path, device: torch.device) -> Iterator[Check]:
-    """Compares on every case; yields each check as soon as it is known. Raises what loading raises."""
+    """Yields the checks of every case. Raises what loading raises."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -108,9 +109,7 @@ def verify(folder: Path, device: torch.device) -> Iterator[Check]:
     inputs = [_inputs(mine, case, sees) for case in todo]
     for case, ours in zip(todo, inputs, strict=True):
         yield from compare_inputs(case, ours, _inputs(theirs, case, sees))
-    answers = _all_answers(
-        lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=device), inputs
-    )
+    answers = _our_answers(folder, device, inputs)
     gc.collect()
     reference: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
@@ -121,7 +120,7 @@ def verify(folder: Path, device: torch.device) -> Iterator[Check]:
 
 
 def reference_processor(folder: Path, sees: bool) -> Any:
-    """transformers' own, with the image processor that works on Pillow pictures (no torchvision is needed)."""
+    """transformers' processor, with the image processor for Pillow pictures, which needs no torchvision."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -138,7 +137,8 @@ def reference_processor(folder: Path, sees: bool) -> Any:
 def compare_inputs(case: Case, ours: ModelInputs, theirs: Any) -> Iterator[Check]:
     """Ids, which of them are soft tokens, and pixels."""
     same = ours["input_ids"].shape == theirs["input_ids"].shape and torch.equal(ours["input_ids"], theirs["input_ids"])
-    yield Check(f"{case.name}: prompt", same, f"{ours['input_ids'].shape[1]} tokens, {_identical(same)}")
+    found = "identical" if same else "ids differ"
+    yield Check(f"{case.name}: prompt", same, f"{ours['input_ids'].shape[1]} tokens, {found}")
     if "pixel_values" not in theirs:
         return
     kinds = same and torch.equal(ours["token_type_ids"], theirs["token_type_ids"])
@@ -149,7 +149,7 @@ def compare_inputs(case: Case, ours: ModelInputs, theirs: Any) -> Iterator[Check
 
 
 def compare_logits(case: Case, ours: Answer, theirs: Answer, eager: torch.Tensor) -> Check:
-    """`eager`: the reference's logits by its other attention, which tell how far rounding goes."""
+    """`eager` are the reference's logits by its other attention, to measure rounding."""
     difference, noise = _apart(ours.logits, theirs.logits), _apart(eager, theirs.logits)
     passed = difference <= max(BOUND, NOISE_FACTOR * noise)  # False for NaN
     figures = f"max|a - b| / max|b| is {difference:.1e} (the reference's own rounding: {noise:.1e})"
@@ -162,7 +162,7 @@ def _apart(logits: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def compare_tokens(case: Case, ours: Answer, theirs: Answer, logits_at: Callable[[int], torch.Tensor]) -> Check:
-    """Greedy ids. Where they part, the reference's logits [vocabulary] there tell whether it was a tie."""
+    """Greedy ids. If they part, the reference's logits [vocabulary] there tell whether it was a tie."""
     name = f"{case.name}: greedy tokens"
     if torch.equal(ours.new_ids, theirs.new_ids):
         return Check(name, True, f"{len(theirs.new_ids)}, the same")
@@ -179,7 +179,7 @@ def compare_tokens(case: Case, ours: Answer, theirs: Answer, logits_at: Callable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints every check and the verdict; 0 where all passed, else 1."""
+    """Prints every check and the verdict; returns 0 if all passed, else 1."""
     parser = argparse.ArgumentParser(prog="python -m gemma3_core.verify", description=__doc__)
     parser.add_argument("model", help="a folder or a Hub id with a checkpoint in full precision")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
@@ -205,9 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _all_answers(load: Callable[[], Any], inputs: list[ModelInputs]) -> list[Answer]:
-    """A model's answers; it is gone when they are there."""
-    model = load()
+def _our_answers(folder: Path, device: torch.device, inputs: list[ModelInputs]) -> list[Answer]:
+    """Our model's answers; the model is freed on return."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=device)
     return [_answer(model, one) for one in inputs]
 
 
@@ -217,9 +217,11 @@ def _compare_answers(model: Any, case: Case, inputs: ModelInputs, ours: Answer) 
     eager = _logits(model, inputs, COMPARED_POSITIONS)
     model.set_attn_implementation("sdpa")
     yield compare_logits(case, ours, theirs, eager)
-    yield compare_tokens(
-        case, ours, theirs, lambda token: _logits(model, _longer(inputs, theirs.new_ids[:token]), positions=1)[-1]
-    )
+
+    def logits_at(token: int) -> torch.Tensor:
+        return _logits(model, with_answer(inputs, theirs.new_ids[:token].tolist()), positions=1)[-1]
+
+    yield compare_tokens(case, ours, theirs, logits_at)
 
 
 @torch.inference_mode()
@@ -230,23 +232,18 @@ def _answer(model: Any, inputs: ModelInputs) -> Answer:
 
 
 @torch.inference_mode()
-def _logits(model: Any, inputs: ModelInputs, positions: int) -> torch.Tensor:
+def _logits(model: Any, inputs: Mapping[str, Any], positions: int) -> torch.Tensor:
     here = {name: value.to(model.device) for name, value in inputs.items()}
     return model(**here, logits_to_keep=positions).logits[0].float().cpu()
 
 
-def _longer(inputs: ModelInputs, ids: torch.Tensor) -> ModelInputs:
-    """The inputs of a prompt [1, T] with new ids behind it."""
-    more = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
-    more["token_type_ids"] = torch.zeros_like(ids)[None]
-    joined = {n: torch.cat([v, more[n]], dim=1) if n in more else v for n, v in inputs.items()}
-    return ModelInputs(joined)
-
-
 def _inputs(processor: Any, case: Case, sees: bool) -> Any:
     options: dict[str, Any] = {"processor_kwargs": {"do_pan_and_scan": True}} if case.pan_and_scan else {}
+    messages = case.messages
+    if not sees:
+        messages = [{**message, "content": message["content"][0]["text"]} for message in messages]
     inputs = processor.apply_chat_template(
-        case.messages if sees else [_words_alone(message) for message in case.messages],
+        messages,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -259,14 +256,6 @@ def _inputs(processor: Any, case: Case, sees: bool) -> Any:
 def _user(text: str, *pictures: Image.Image) -> Message:
     shown = [{"type": "image", "image": one} for one in pictures]
     return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
-
-
-def _words_alone(message: Message) -> Message:
-    return {**message, "content": message["content"][0]["text"]}
-
-
-def _identical(same: bool) -> str:
-    return "identical" if same else "ids differ"
 
 
 if __name__ == "__main__":
