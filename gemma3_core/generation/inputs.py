@@ -1,4 +1,4 @@
-"""The inputs of `generate`: ids, masks and pictures are checked, and cut to what a cache does not hold yet."""
+"""The inputs of `generate`: checks ids, masks and pictures, and drops the tokens that the cache holds already."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,11 +41,11 @@ class GenerationInputs:
 def prepare_inputs(
     model: Any, given: Mapping[str, torch.Tensor | None], config: GenerationConfig, cache: KVCache | None
 ) -> GenerationInputs:
-    """Checks what `generate` was given and fills in what it left out. Raises PromptError, UnsupportedOptionError.
+    """Checks the inputs of `generate` and completes them. Raises PromptError, UnsupportedOptionError.
 
     Without ids or embeddings a text begins with bos_token_id. Without a mask, pad ids in the prompt are padding, as in
-    transformers. With a cache, the prompt is either the whole conversation, of which only the tokens behind the cache
-    are read, or the new tokens alone with an attention_mask over both.
+    transformers. With a cache, the prompt is either the whole conversation, whose cached tokens are skipped, or only
+    the new tokens with an attention_mask over both.
     """
     fields = {name: value for name, value in given.items() if value is not None}
     sees = hasattr(model.config, "image_token_index")
@@ -82,7 +82,7 @@ def prepare_inputs(
 
 
 def _first_ids(model: Any, fields: Mapping[str, torch.Tensor], config: GenerationConfig) -> torch.Tensor:
-    """The beginning of a text [1, 1], where no prompt is given."""
+    """bos_token_id [1, 1], if there is no prompt."""
     if fields:
         raise PromptError(f"There is {', '.join(sorted(fields))}, but no prompt. Give input_ids.")
     if config.bos_token_id is None:

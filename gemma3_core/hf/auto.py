@@ -208,9 +208,9 @@ def _pipeline_class(
 def _placement(
     device: Any, device_map: Any, dtype: Any, torch_dtype: Any, model_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The options of from_pretrained: where the model goes, and in which type."""
+    """The options of from_pretrained, with device_map and dtype."""
     if device is not None and (device_map is not None or "device_map" in model_kwargs):
-        raise UnsupportedOptionError("device and device_map both say where the model goes. Give one of them.")
+        raise UnsupportedOptionError("device and device_map both place the model. Give one of them.")
     if device_map is None:
         device_map = model_kwargs.get("device_map", _device(device))
     rest = {name: value for name, value in model_kwargs.items() if name not in ("dtype", "torch_dtype")}

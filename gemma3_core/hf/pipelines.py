@@ -47,7 +47,7 @@ class CallOptions:
 _OF_RECORDS = [option.name for option in fields(CallOptions) if option.name not in ("prepare", "generate")]
 
 Prepared = tuple[ModelInputs, list[Any]]
-"""Model inputs with one row a prompt, and what the caller gave for each row: a text or a conversation."""
+"""Model inputs with one row a prompt, and the caller's text or conversation for each row."""
 
 
 class Pipeline:
@@ -98,7 +98,7 @@ class Pipeline:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UnsupportedOptionError(f"batch_size must be a whole number, 1 or more, got {batch_size!r}.")
         if options.pop("num_workers", None):
-            raise UnsupportedOptionError("num_workers is not supported: inputs are prepared where the call is made.")
+            raise UnsupportedOptionError("num_workers is not supported: the call prepares its inputs. Leave it out.")
         chosen = self._sorted_options(options, self._options)
         if not isinstance(items, GeneratorType | list):
             return next(self._records([items], 1, chosen))
@@ -146,7 +146,7 @@ class Pipeline:
         if "return_full_text" in options and options.get("return_tensors"):
             raise UnsupportedOptionError("return_full_text is for texts, return_tensors for ids. Give one of them.")
         shown = {name: options.pop(name) for name in _OF_RECORDS if name in options}
-        options.pop("return_text", None)  # texts are what is returned anyway
+        options.pop("return_text", None)  # texts are always returned
         given = self._generation_given(options)
         # As in transformers, a generation_config replaces the options that the pipeline was made with.
         earlier = {} if "generation_config" in given else below.generate
@@ -162,7 +162,7 @@ class Pipeline:
         given = _mapping("generate_kwargs", options)
         for name in options.keys() & {*GenerationConfig.names(), *UNSUPPORTED, *_BESIDE_CONFIG}:
             if name in given:
-                raise UnsupportedOptionError(f"{name} is given twice: in generate_kwargs and by itself. Give it once.")
+                raise UnsupportedOptionError(f"{name} is given twice, by name and in generate_kwargs. Give it once.")
             given[name] = options.pop(name)
         stop = options.pop("stop_sequence", None)
         if stop is not None:
@@ -214,7 +214,7 @@ class ImageTextToTextPipeline(Pipeline):
         timeout = prepare.pop("timeout", None)
         if is_chat(item):
             if timeout is not None:
-                raise UnsupportedOptionError("timeout is for pictures beside a text; a conversation loads its own.")
+                raise UnsupportedOptionError("timeout is for pictures beside a text. Leave it out for a conversation.")
             template = _template_options(item, options)
             return self.processor.apply_chat_template(list(item), **template, processor_kwargs=prepare), [item]
         images, text = (None, item) if isinstance(item, str) else _images_and_text(item)

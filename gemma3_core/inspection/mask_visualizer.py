@@ -49,7 +49,7 @@ class AttentionMaskVisualizer:
         """Prints the masks of a sentence, or of several, padded on the left to one length.
 
         Long image blocks and runs of text fold, so that at most `most` columns are shown. `options` are images and
-        do_pan_and_scan: see `views`, which also says what is raised.
+        do_pan_and_scan: see `views`. Raises the errors of `views`.
         """
         colored = sys.stdout.isatty()
         for view in self.views(input_sentence, suffix, **options):
@@ -116,7 +116,7 @@ class AttentionMaskVisualizer:
         return [*((name, inputs[name]) for name in ("input_ids", "attention_mask")), ("token_type_ids", types)]
 
     def _crops(self, texts: list[str], images: Any, do_pan_and_scan: bool | None) -> list[int]:
-        """The number of crops of each picture in the sentences; 0 for the square ones that stand for none given."""
+        """The number of crops of each picture in the sentences; 0 if no pictures are given."""
         assert self.processor is not None
         places = [text.count(self.tokenizer.boi_token) for text in texts]
         if images is None:

@@ -108,7 +108,7 @@ def tiles_of(
     """The tiles of a row whose token types are [1, T] (1 is a soft token).
 
     `sizes` are the pictures' widths and heights in pixels and `crops` the boxes of their crops, picture by
-    picture. Raises PromptError where the row has another number of image blocks than these give tiles.
+    picture. Raises PromptError if the row has another number of image blocks than there are tiles.
     """
     blocks = image_blocks(token_type_ids)[0]
     starts = sorted(set(blocks.tolist()) - {NO_BLOCK})

@@ -249,7 +249,7 @@ def with_tensors_of(model: Any, other: Any) -> Any:
 
 
 def _copy_with(model: Any, replaced: dict[int, Any]) -> Any:
-    """A copy of `model` that shares its tensors, but for the objects whose ids are in `replaced`."""
+    """A copy of `model` that shares its tensors, except for the objects replaced by id."""
     shared = [*model.parameters(), *model.buffers(), model.config]
     return copy.deepcopy(model, {**{id(thing): thing for thing in shared}, **replaced})
 

@@ -182,7 +182,7 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
         return_dict: bool | None = None,
         **options: Any,
     ) -> CausalLMOutput:
-        """Logits [B, T or logits_to_keep, vocabulary]; loss where labels [B, T] are given (-100 is ignored).
+        """Logits [B, T or logits_to_keep, vocabulary]; loss if labels [B, T] are given (-100 is ignored).
 
         The other inputs and `options` are those of Gemma3Model. num_items_in_batch: see `causal_output`.
         Raises PromptError, UnsupportedOptionError.

@@ -85,7 +85,7 @@ class PreTrainedModel(nn.Module):
         return self.decoder.embed_tokens
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head; None where the model has none."""
+        """The head, or None."""
         return getattr(self, "lm_head", None)
 
     def get_decoder(self) -> Any:

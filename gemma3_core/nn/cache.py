@@ -66,9 +66,9 @@ class RingBuffer(GrowingBuffer):
         super().__init__(dim, reserve, most=window)
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
-        """Stores `new` at column `start`; returns what its queries may need: the columns kept before, and `new`.
+        """Stores `new` at column `start`; returns the columns that its queries may need: those kept before, and `new`.
 
-        Slots are not in the order of columns; the positions stored alongside tell which is which.
+        They are not in the order of columns; the positions that are stored with them tell them apart.
         """
         count, window = new.shape[self._dim], self._most
         if start + count <= window:
@@ -160,7 +160,7 @@ class KVCache:
             self.has_padding = bool((positions == PADDING).any())
 
     def seen(self, layer_type: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions and blocks [B, S] of the keys that `update` returns on such a layer, in its order."""
+        """Positions and blocks [B, S] of the keys that `update` returns on a layer of this type, in the same order."""
         return self._seen[layer_type]
 
     def update(self, layer_index: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         weight = self.patch_embedding.weight
-        # A convolution whose stride is its kernel is one matrix product over patches, and that runs faster.
+        # With a stride as large as the kernel, one matrix product over patches is the same and runs faster.
         side = weight.shape[-1]
         patches = pixel_values.to(weight.dtype).unfold(2, side, side).unfold(3, side, side)
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [N, patches, 3 * side * side]
