@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gemma3_core.errors import PromptError, UnsupportedOptionError
-from gemma3_core.files.hub import read_json, resolve_folder
+from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.images.arrays import is_array
 from gemma3_core.images.load import ImageSource
@@ -59,17 +59,12 @@ class Gemma3Processor:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        revision: str | None = None,
-        token: str | bool | None = None,
         *,
         backend: str | None = None,
         use_fast: bool | None = None,
         device: torch.device | str | None = None,
         image_seq_length: int | None = None,
         chat_template: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
         **options: Any,
     ) -> "Gemma3Processor":
         """Read a checkpoint's tokenizer, image processor and processor_config.json; where the last
@@ -77,11 +72,10 @@ class Gemma3Processor:
 
         `backend` is the image processor's: None or "torchvision" (tensors, resized on `device`), or
         "pil"; `use_fast` says the same with True or False. Further options are the tokenizer's
-        (`padding_side`, …) or the image processor's (`do_pan_and_scan`, …) and win over the files.
+        (`padding_side`, …), the image processor's (`do_pan_and_scan`, …), which win over the files, or HubOptions.
         Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
-        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
         older = read_json(folder / "preprocessor_config.json", optional=True)
         newer = read_json(folder / "processor_config.json", optional=True)
         length = image_seq_length or newer.get("image_seq_length") or older.get("image_seq_length")

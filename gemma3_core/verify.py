@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     failed = []
     try:
-        folder = resolve_folder(asked.model, asked.revision)
+        folder = resolve_folder(asked.model, revision=asked.revision)
         for check in verify(folder, pick_device(asked.device)):
             print(f"{'same' if check.passed else 'NOT THE SAME':12}  {check.name}: {check.figures}", flush=True)
             failed += [] if check.passed else [check.name]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from gemma3_core.errors import ConfigError, FrozenConfigError, UnsupportedOptionError
-from gemma3_core.files.hub import read_json, resolve_folder
+from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -177,23 +177,12 @@ class JsonConfig:
         return cls.from_dict(read_json(Path(path)))
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        **changes: Any,
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **changes: Any) -> Self:
         """config.json of a folder or a Hub id, then `changes`; of a whole model's file, the part that is meant.
 
-        Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        Options of the Hub are HubOptions. Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
-        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(changes))
         data = read_json(folder / CONFIG_FILE)
         kind = data.get("model_type")
         if kind != cls.model_type:

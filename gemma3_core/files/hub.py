@@ -2,32 +2,39 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from gemma3_core.errors import CheckpointError
+from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 
 # No pickled weights: they can run code when read. Only what this program reads is fetched.
-_SMALL = ["*.json", "*.jinja"]
-_WEIGHTS = ["*.safetensors"]
-_NOT_ALLOWED = (401, 403)  # HTTP status
+_SMALL_FILES = ["*.json", "*.jinja"]
+_WEIGHT_FILES = ["*.safetensors"]
 
 
-def resolve_folder(
-    source: str | Path,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    *,
-    weights: bool = True,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-) -> Path:
+class HubOptions(TypedDict, total=False):
+    """How every from_pretrained fetches files: the options of huggingface_hub.snapshot_download."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+def pop_hub_options(options: dict[str, Any]) -> HubOptions:
+    """Removes the options of the Hub from those of a from_pretrained and returns them."""
+    hub: Any = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
+    return hub
+
+
+def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[HubOptions]) -> Path:
     """An existing folder wins over a Hub id; a Hub id is downloaded (or found in the cache).
 
-    Without `weights` only the small files are fetched: configs, tokenizer, chat template. `cache_dir` is where
-    downloads are kept, `local_files_only` fetches nothing, `force_download` fetches again. Raises CheckpointError
-    where there is neither folder nor id, with what to do.
+    Without `weights` only the small files are fetched: configs, tokenizer, chat template. Raises CheckpointError
+    where there is neither a folder nor a repository, UnsupportedOptionError for options other than the Hub's.
     """
+    if unknown := sorted(hub.keys() - HubOptions.__annotations__.keys()):
+        raise UnsupportedOptionError(f"The Hub has no option {', '.join(unknown)}. Leave it out.")
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"A checkpoint is a folder or a Hub id such as google/gemma-3-4b-it, got {source!r}.")
     folder = Path(source).expanduser()
@@ -35,69 +42,55 @@ def resolve_folder(
         return folder
     if folder.exists():
         raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the safetensors files.")
-    how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-    wanted = [*_SMALL, *(_WEIGHTS if weights else [])]
-    return _download(str(source), revision, token, wanted, {name: value for name, value in how.items() if value})
+    given: Any = {"revision": None, **{name: value for name, value in hub.items() if value is not None}}
+    return _download(str(source), [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])], given)
 
 
-def _download(
-    repo_id: str, revision: str | None, token: str | bool | None, wanted: list[str], how: dict[str, Any]
-) -> Path:
+def _download(repo_id: str, patterns: list[str], hub: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=wanted, **how))
-    except HFValidationError:
-        raise CheckpointError(
-            f"{repo_id} is neither a folder on this machine nor a Hub id of the form owner/name."
-        ) from None
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{repo_id} asks for a licence: accept it on the model's page of the Hub, then set HF_TOKEN to your token."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{repo_id} is not on this machine and could not be downloaded. "
-            "Check the network and local_files_only, or give a folder."
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{repo_id} has no revision {revision!r} on the Hub.") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"There is no folder and no public Hub repository named {repo_id}. Check the spelling, or set HF_TOKEN."
-        ) from None
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, **hub))
     except Exception as error:  # noqa: BLE001  network errors belong to the HTTP library that the Hub's client picks
-        if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", None) in _NOT_ALLOWED:
-            raise CheckpointError(
-                f"The Hub does not let you read {repo_id} ({error.response.status_code}): the token is wrong, has "
-                "expired, or lacks the right. Set HF_TOKEN to one that may read it, or take it away for public models."
-            ) from None
-        raise CheckpointError(
-            f"{repo_id} could not be downloaded ({type(error).__name__}). Check the network, or give a folder."
-        ) from None
+        raise CheckpointError(_why_not_downloaded(error, repo_id, hub["revision"])) from None
+
+
+def _why_not_downloaded(error: Exception, repo_id: str, revision: str | None) -> str:
+    """Subclasses come before their bases."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo_id} is neither a folder on this machine nor a Hub id of the form owner/name."
+    if isinstance(error, errors.GatedRepoError):
+        advice = "Accept its licence on the model's page of the Hub, then set HF_TOKEN to your token."
+        return f"{repo_id} is gated. {advice}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        advice = "Check the network and local_files_only, or give a folder."
+        return f"{repo_id} is not on this machine and could not be downloaded. {advice}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r} on the Hub."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        advice = "Check the spelling, or set HF_TOKEN."
+        return f"There is no folder and no public Hub repository named {repo_id}. {advice}"
+    if status in (401, 403):
+        advice = "The token is wrong, has expired or lacks the permission: set HF_TOKEN to one that has it."
+        return f"The Hub does not let you read {repo_id} ({status}). {advice}"
+    return f"{repo_id} could not be downloaded ({type(error).__name__}). Check the network, or give a folder."
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint; empty where an optional file is missing.
 
-    Raises CheckpointError that names the file, not the folder it lies in.
+    Raises CheckpointError that names the file but not its folder.
     """
+    if optional and not path.exists():
+        return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if optional:
-            return {}
-        raise CheckpointError(
-            f"{path.name} is missing from the checkpoint folder. Download it again, or give the folder that holds it."
-        ) from None
+        advice = "Download it again, or give the folder that holds it."
+        raise CheckpointError(f"{path.name} is missing from the checkpoint folder. {advice}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.name} can't be read ({type(error).__name__}). Download it again.") from None
     if not isinstance(data, dict):

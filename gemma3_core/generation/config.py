@@ -6,11 +6,11 @@ The names, defaults and their order of precedence are those of transformers 5.23
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config
 from gemma3_core.errors import SamplingError, UnsupportedOptionError
-from gemma3_core.files.hub import read_json, resolve_folder
+from gemma3_core.files.hub import HubOptions, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json
 from gemma3_core.generation.sampling import SamplingParams, SamplingSettings
 
@@ -152,16 +152,10 @@ class GenerationConfig:
         cls,
         pretrained_model_name: str | Path,
         config_file_name: str = FILE_NAME,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        *,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Reads generation_config.json of a folder or Hub id. Raises CheckpointError where there is none."""
-        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(pretrained_model_name, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        folder = resolve_folder(pretrained_model_name, weights=False, **hub)
         return cls.from_dict(read_json(folder / config_file_name))
 
     @classmethod

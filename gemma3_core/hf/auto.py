@@ -9,7 +9,7 @@ import torch
 from gemma3_core.config.base import CONFIG_FILE
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import UnsupportedOptionError
-from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.hub import HubOptions, pop_hub_options, resolve_folder
 from gemma3_core.files.saving import refuse_options
 from gemma3_core.hf.pipelines import ImageTextToTextPipeline, Pipeline, TextGenerationPipeline
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
@@ -17,9 +17,6 @@ from gemma3_core.models.pretrained import PreTrainedModel, pick_device
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
-
-HUB_OPTIONS = ("cache_dir", "local_files_only", "force_download")
-"""How files are had from the Hub, besides revision and token."""
 
 
 class _AutoModel:
@@ -33,27 +30,18 @@ class _AutoModel:
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        **options: Any,
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
         """A model of the class that fits the checkpoint in a folder or at a Hub id.
 
         `options` are those of that class's from_pretrained: dtype, device_map, attn_implementation,
         quantization_config. Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
+        hub = pop_hub_options(options)
         config = options.get("config")
         if config is None:
             # Without weights first, so that the wrong kind of checkpoint is refused before a large download.
-            how = {name: options[name] for name in HUB_OPTIONS if name in options}
-            config = read_config(resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how))
-        return cls._kind(config).from_pretrained(
-            pretrained_model_name_or_path, revision=revision, token=token, **options
-        )
+            config = read_config(resolve_folder(pretrained_model_name_or_path, weights=False, **hub))
+        return cls._kind(config).from_pretrained(pretrained_model_name_or_path, **hub, **options)
 
     @classmethod
     def from_config(cls, config: AnyConfig) -> Any:
@@ -87,19 +75,9 @@ class AutoTokenizer:
     """Gemma3Tokenizer, the only one."""
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        **options: Any,
-    ) -> Gemma3Tokenizer:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Gemma3Tokenizer:
         """The tokenizer of a folder or Hub id; no weights are downloaded. `options` as for Gemma3Tokenizer."""
-        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **_taken(options))
-        tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
-        tokenizer.name_or_path = str(pretrained_model_name_or_path)
-        return tokenizer
+        return Gemma3Tokenizer.from_pretrained(pretrained_model_name_or_path, **options)
 
 
 class AutoProcessor:
@@ -107,29 +85,19 @@ class AutoProcessor:
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        **options: Any,
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
     ) -> Gemma3Processor | Gemma3Tokenizer:
         """The processor of a folder or Hub id, with the tensor image processor (`backend="pil"` for the other).
 
         No weights are downloaded. `options` as for Gemma3Processor (padding_side="left", …). Raises
         CheckpointError, ConfigError, UnsupportedOptionError.
         """
-        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **_taken(options))
+        folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
         if (folder / CONFIG_FILE).is_file() and isinstance(read_config(folder), Gemma3TextConfig):
             return AutoTokenizer.from_pretrained(folder, **options)
         processor = Gemma3Processor.from_pretrained(folder, **options)
         processor.tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return processor
-
-
-def _taken(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes what says how to download out of `options`."""
-    return {name: options.pop(name) for name in HUB_OPTIONS if name in options}
 
 
 def pipeline(
@@ -167,9 +135,9 @@ def pipeline(
         raise UnsupportedOptionError(f"model_kwargs must be a dict of options, got {model_kwargs!r}.")
     place = _placement(device, device_map, dtype, options.pop("torch_dtype", None), model_kwargs or {})
     source = model if isinstance(model, str | Path) else None
-    kind = _pipeline_class(task, model, revision, token)
+    hub: HubOptions = {"revision": revision, "token": token}
+    kind = _pipeline_class(task, model, hub)
     sees = kind is ImageTextToTextPipeline
-    hub: dict[str, Any] = {"revision": revision, "token": token}
     if source is not None:
         models = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         model = models.from_pretrained(source, **hub, **place)
@@ -190,7 +158,7 @@ def pipeline(
 
 
 def _pipeline_class(
-    task: str | None, model: Any, revision: str | None, token: str | bool | None
+    task: str | None, model: Any, hub: HubOptions
 ) -> type[ImageTextToTextPipeline | TextGenerationPipeline]:
     kinds = (ImageTextToTextPipeline, TextGenerationPipeline)
     if task is not None:
@@ -201,7 +169,7 @@ def _pipeline_class(
         raise UnsupportedOptionError(f"There is no task {task!r} here; Gemma 3 does {tasks}.")
     config = getattr(model, "config", None)
     if config is None:
-        config = read_config(resolve_folder(model, revision, token, weights=False))
+        config = read_config(resolve_folder(model, weights=False, **hub))
     return kinds[0] if isinstance(config, Gemma3Config) else kinds[1]
 
 
@@ -233,7 +201,7 @@ def _device(device: int | str | torch.device | None) -> Any:
     return f"cuda:{device}" if torch.cuda.is_available() else pick_device("auto")
 
 
-def _loaded_part(given: Any, auto: Any, source: str | Path | None, options: dict[str, Any]) -> Any:
+def _loaded_part(given: Any, auto: Any, source: str | Path | None, options: Mapping[str, Any]) -> Any:
     """The processor or tokenizer: the given object, or loaded from the given folder or the checkpoint."""
     if given is not None and not isinstance(given, str | Path):
         return given

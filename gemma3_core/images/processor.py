@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from gemma3_core.errors import ImageError, UnsupportedOptionError
-from gemma3_core.files.hub import read_json, resolve_folder
+from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json
 from gemma3_core.images.arrays import flat_pictures, is_array, open_array
 from gemma3_core.images.load import DEFAULT_LIMITS, ImageLimits, ImageSource, as_8_bit, load_image
@@ -72,21 +72,10 @@ class ImageProcessor(ABC):
         return cls(ImageProcessorConfig.from_dict(content))
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        *,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        **options: Any,
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Read preprocessor_config.json, or the `image_processor` of processor_config.json (where
         newer transformers writes it); the published values where there is neither. `options` win over both."""
-        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
+        folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
         nested = read_json(folder / "processor_config.json", optional=True).get("image_processor")
         content = nested or read_json(folder / "preprocessor_config.json", optional=True)
         return cls.from_dict({**content, **options})

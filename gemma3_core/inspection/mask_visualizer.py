@@ -36,7 +36,7 @@ class AttentionMaskVisualizer:
 
     def __init__(self, model_name: str | Path, revision: str | None = None, token: str | None = None):
         """Reads config and tokenizer of a folder or Hub id. Raises CheckpointError, ConfigError."""
-        folder = resolve_folder(model_name, revision, token, weights=False)
+        folder = resolve_folder(model_name, weights=False, revision=revision, token=token)
         self.name = folder.name if Path(model_name).is_dir() else str(model_name)
         self.config = read_config(folder)
         self.text_config = self.config.text_config if isinstance(self.config, Gemma3Config) else self.config

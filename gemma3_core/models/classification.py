@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import PromptError
-from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.hub import pop_hub_options, resolve_folder
 from gemma3_core.models.multimodal import Gemma3Model
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.models.text import Gemma3TextModel
@@ -23,8 +23,6 @@ from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
 REGRESSION = "regression"
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
-
-_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class _SequenceClassifier(PreTrainedModel):
@@ -61,11 +59,11 @@ class _SequenceClassifier(PreTrainedModel):
         """
         given = {"num_labels": num_labels, "id2label": id2label, "label2id": label2id, "problem_type": problem_type}
         changes = {name: value for name, value in given.items() if value is not None}
+        hub = pop_hub_options(options)
         if changes:
-            how = {name: options[name] for name in _OF_THE_HUB if name in options}
-            config = config or read_config(resolve_folder(pretrained_model_name_or_path, **how, weights=False))
+            config = config or read_config(resolve_folder(pretrained_model_name_or_path, weights=False, **hub))
             config = config.replace(**changes)
-        return super().from_pretrained(pretrained_model_name_or_path, config=config, **options)
+        return super().from_pretrained(pretrained_model_name_or_path, config=config, **hub, **options)
 
     def _classify(
         self,

@@ -10,7 +10,7 @@ from torch import nn
 
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
-from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.hub import pop_hub_options, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, refuse_options, write_json
 from gemma3_core.files.weight_files import MAX_SHARD_SIZE, shard_bytes
 from gemma3_core.generation.config import GenerationConfig, read_generation_config
@@ -149,11 +149,6 @@ class PreTrainedModel(nn.Module):
         device_map: DeviceMap | None = None,
         attn_implementation: str | None = None,
         quantization_config: TorchAoConfig | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
         **unknown: Any,
     ) -> Self:
         """Loads a checkpoint in the Hub's layout; no tensor may be missing or left over.
@@ -162,20 +157,14 @@ class PreTrainedModel(nn.Module):
         name, a CUDA device's number, "auto" (the first accelerator, else the CPU) or {"": device}; None is the CPU.
         attn_implementation is "sdpa" (the default) or "eager". quantization_config makes int4 weights from a checkpoint
         in full precision; a checkpoint saved with int4 weights needs none. The log names layers that could be int4 but
-        stay in full precision. `config` replaces the folder's config.json. Raises CheckpointError, ConfigError,
-        UnsupportedOptionError.
+        stay in full precision. `config` replaces the folder's config.json. Other options are
+        HubOptions. Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
+        hub = pop_hub_options(unknown)
         refuse_options("from_pretrained", unknown, LOADING)
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise UnsupportedOptionError(f"dtype={dtype} and torch_dtype={torch_dtype} differ. Give dtype alone.")
-        folder = resolve_folder(
-            pretrained_model_name_or_path,
-            revision,
-            token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        folder = resolve_folder(pretrained_model_name_or_path, **hub)
         config = read_config(folder) if config is None else config
         if isinstance(config, Gemma3Config):
             _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read

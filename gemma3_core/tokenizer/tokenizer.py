@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from gemma3_core.errors import CheckpointError, PromptError, UnsupportedOptionError
-from gemma3_core.files.hub import read_json, resolve_folder
+from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.tokenizer.conversations import Conversation, refuse_unsupported, render_prompts, split_batch
@@ -69,13 +69,8 @@ class Gemma3Tokenizer:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        revision: str | None = None,
-        token: str | bool | None = None,
         *,
         use_fast: bool = True,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
         chat_template: str | None = None,
         **options: Any,
     ) -> "Gemma3Tokenizer":
@@ -83,9 +78,10 @@ class Gemma3Tokenizer:
 
         `options` win over tokenizer_config.json: padding_side, truncation_side, model_max_length and
         the named tokens (`bos_token`, …). There is one implementation, so `use_fast` changes nothing.
-        Raises CheckpointError, and UnsupportedOptionError for other options.
+        HubOptions say where to fetch it. Raises CheckpointError, and UnsupportedOptionError for other options.
         """
         del use_fast
+        folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
         if not options.get("trust_remote_code"):
             options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
         for name in options:
@@ -94,8 +90,6 @@ class Gemma3Tokenizer:
                     f"The tokenizer has no option {name}={options[name]!r}; it knows "
                     f"{', '.join(sorted(TOKENIZER_OPTIONS))}."
                 )
-        how = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        folder = resolve_folder(pretrained_model_name_or_path, revision, token, weights=False, **how)  # type: ignore[arg-type]
         config = {**read_json(folder / "tokenizer_config.json", optional=True), **options}
         tokenizer = cls(read_backend(folder), config, chat_template or read_chat_template(folder, config))
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
