@@ -1,40 +1,42 @@
-"""The typed errors that users meet.
+"""The typed errors that users see.
 
-Each message says what was got, what was expected and what to do about it; it may be shown on a
-public page, so it never holds a path of the server, an address or a stack trace.
+Each message says what happened and what to do. It may be shown on a public page, so it never holds a
+path of the server, an address or a stack trace.
 """
+
+from collections.abc import Iterable
 
 
 class Gemma3Error(Exception):
-    """Base of every error that is the user's to mend; `str(error)` is fit to be shown."""
+    """Base of every error that the user can fix; `str(error)` can be shown to anyone."""
 
 
 class ConfigError(Gemma3Error, ValueError):
-    """A config.json (or a config object) says something that no Gemma 3 model can be."""
+    """A config.json (or a config object) that describes no possible Gemma 3 model."""
 
 
 class FrozenConfigError(ConfigError, AttributeError):
-    """A field of a configuration was set; these are frozen."""
+    """A field of a frozen configuration was set."""
 
 
 class CheckpointError(Gemma3Error, OSError):
-    """A checkpoint folder lacks a file or a tensor, or holds one of the wrong shape or type."""
+    """A checkpoint is not found, lacks a file or a tensor, or holds one of the wrong shape or type."""
 
 
 class UnsupportedOptionError(Gemma3Error, ValueError):
-    """An option that this implementation does not know or support; never ignored in silence."""
+    """An option that this implementation does not know or support; it is never ignored silently."""
 
 
 class ChatTemplateError(Gemma3Error, ValueError):
-    """Messages that the checkpoint's chat template refuses (roles that do not alternate, …)."""
+    """Messages that the checkpoint's chat template rejects, such as roles that do not alternate."""
 
 
 class ImageError(Gemma3Error, ValueError):
-    """Something given as a picture that can't be read as one, or is larger than allowed."""
+    """A picture that can't be read or is larger than allowed."""
 
 
 class PromptError(Gemma3Error, ValueError):
-    """A prompt that can't be asked: empty, or pictures and their places in the text differ."""
+    """A prompt that is empty, or whose pictures do not match their places in the text."""
 
 
 class ContextLengthError(PromptError):
@@ -46,12 +48,19 @@ class SamplingError(Gemma3Error, ValueError):
 
 
 class AttentionError(Gemma3Error, ValueError):
-    """Attention that can't be shown: pictures gone, another model by now, too long, no such token."""
+    """Attention that can't be shown: pictures gone, model changed, prompt too long, or no such token."""
 
 
 class StoppedError(Gemma3Error, RuntimeError):
-    """Work that was given up at the wish of whoever asked for it."""
+    """Work that its caller cancelled."""
 
 
 class QueueFullError(Gemma3Error, RuntimeError):
-    """Too many questions are waiting already; try again in a moment."""
+    """The queue is full; try again in a moment."""
+
+
+def require_known(where: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UnsupportedOptionError that names the unknown options and lists the known ones."""
+    if unknown := sorted(set(names) - set(known)):
+        listed = ", ".join(sorted(known))
+        raise UnsupportedOptionError(f"{where} has no option {', '.join(unknown)}. The known ones are {listed}.")

@@ -1,4 +1,4 @@
-"""What the configurations share: frozen fields, both ways to JSON, and fields that this program does not know.
+"""What the configurations share: frozen fields, reading and writing JSON, and unknown fields that are kept.
 
 The common fields and their defaults are those of every configuration in transformers 5.23.
 """
@@ -31,14 +31,14 @@ FIXED: Mapping[str, Any] = MappingProxyType(
         "is_encoder_decoder": False,
     }
 )
-"""Fields that files hold and no Gemma 3 needs otherwise; results with more in them are asked for by the call."""
+"""Fields that files hold, always with these values here; calls ask for other outputs."""
 
 
 _Class = TypeVar("_Class", bound=type)
 
 
 def frozen_with_advice(config_class: _Class) -> _Class:
-    """Tells who sets a field of a frozen configuration how a changed copy is made: dataclasses say no more than no."""
+    """Setting a field raises an error that says how to make a changed copy; that of dataclasses does not."""
 
     def refuse(config: "JsonConfig", name: str, value: Any) -> None:
         raise FrozenConfigError(
@@ -52,11 +52,11 @@ def frozen_with_advice(config_class: _Class) -> _Class:
 
 @dataclass(frozen=True, init=False)
 class JsonConfig:
-    """Base of the configurations. They are frozen: `replace` gives a changed copy.
+    """Base of the configurations. They are frozen: `replace` returns a changed copy.
 
-    Every field is given by keyword; None means the default, except where a field may be absent. Names that are
-    unknown raise UnsupportedOptionError here and are kept in `extra` by `from_dict`, so that a newer file loses
-    nothing when it is saved again; either way they are read as attributes.
+    Fields are given by keyword; None means the default, except for fields that may be None. Unknown names raise
+    UnsupportedOptionError. `from_dict` keeps them in `extra` instead, so that a newer file loses nothing when it is
+    saved again; they can be read as attributes.
     """
 
     architectures: list[str] | None = None
@@ -69,17 +69,17 @@ class JsonConfig:
 
     model_type: ClassVar[str] = ""
     base_config_key: ClassVar[str] = ""
-    """Where a file of a whole model holds this configuration."""
+    """The key of this configuration in the file of a whole model."""
     _nullable: ClassVar[frozenset[str]] = frozenset({"architectures", "dtype", "label2id", "problem_type"})
     _spellings: ClassVar[Mapping[str, str]] = {"torch_dtype": "dtype"}
-    """Other names of fields, for giving and for reading."""
+    """Other names of fields, in arguments and as attributes."""
     _also_read: ClassVar[frozenset[str]] = frozenset({"num_labels", *FIXED})
-    """Names that are no fields and that `_read` makes fields of."""
+    """Names that are not fields but that `_read` turns into fields."""
     _superseded: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "num_labels": ("id2label", "label2id"),
         "id2label": ("label2id",),
     }
-    """What a change of one name makes void in a copy."""
+    """Fields that a copy drops when another one changes."""
 
     def __init__(self, *parts: Any, **values: Any) -> None:
         values = self._read({**self._named(parts, values), **values})
@@ -89,21 +89,19 @@ class JsonConfig:
                 value = f.default_factory() if f.default_factory is not MISSING else f.default
             object.__setattr__(self, f.name, value)
         if values:
-            raise UnsupportedOptionError(
-                f"{type(self).__name__} has no {', '.join(sorted(values))}. Fields of other programs belong into "
-                f"`extra`; from_dict keeps them there."
-            )
+            names = ", ".join(sorted(values))
+            raise UnsupportedOptionError(f"{type(self).__name__} has no {names}. Put other fields in `extra`.")
         self._complete()
 
     def _named(self, parts: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-        """What was given without a name, by its name. ConfigError where that can't be told, or is in `values` too."""
+        """Positional arguments by their names. Raises ConfigError where there is none, or `values` has it too."""
         del values
         if parts:
-            raise ConfigError(f"{type(self).__name__} takes its fields by name alone, got {parts[0]!r} without one.")
+            raise ConfigError(f"{type(self).__name__} takes its fields by name only, got {parts[0]!r} without one.")
         return {}
 
     def _read(self, values: dict[str, Any]) -> dict[str, Any]:
-        """What was given -> values of fields; every spelling is taken."""
+        """Arguments in any spelling -> values of fields."""
         values = dict(values)
         for other, name in self._spellings.items():
             given = values.pop(other, None)
@@ -117,19 +115,19 @@ class JsonConfig:
         return _read_labels(values)
 
     def _complete(self) -> None:
-        """Fills what depends on other fields, then checks. Raises ConfigError."""
+        """Checks the fields. Raises ConfigError."""
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ConfigError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}.")
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
             raise ConfigError(
                 "problem_type single_label_classification needs num_labels of 2 or more, got 1. "
-                "For one number as the answer the problem_type is regression."
+                "Use regression for a single number."
             )
 
-    if not TYPE_CHECKING:  # a type checker shall go on finding misspelt names
+    if not TYPE_CHECKING:  # type checkers still find misspelt names
 
         def __getattr__(self, name: str) -> Any:
-            # Only reached where there is no such attribute. Copying and pickling ask before there is anything.
+            # Only called where there is no such attribute. Copying and pickling ask before there are any.
             if name in self._spellings:
                 return getattr(self, self._spellings[name])
             if name in FIXED:
@@ -141,12 +139,12 @@ class JsonConfig:
 
     @property
     def num_labels(self) -> int:
-        """How many labels a classifier tells apart; 1 is a number (regression)."""
+        """The number of a classifier's labels; 1 means a number (regression)."""
         return len(self.id2label)
 
     @property
     def transformers_version(self) -> str | None:
-        """Which transformers wrote the file; None where none did."""
+        """The version of transformers that wrote the file, if any."""
         return self.extra.get("transformers_version")
 
     def get_text_config(self) -> Any:
@@ -154,7 +152,7 @@ class JsonConfig:
         return self
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed (the original is frozen)."""
+        """A copy with some fields changed."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in changes:
             for void in (*self._superseded.get(name, ()), self._spellings.get(name, name)):
@@ -163,24 +161,23 @@ class JsonConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], **changes: Any) -> Self:
-        """The content of a config.json (the part of it that is this configuration), then `changes`."""
+        """From the content of a config.json (the part for this class), with `changes`."""
         accepted = {f.name for f in fields(cls)} | cls._spellings.keys() | cls._also_read
         known = {name: value for name, value in data.items() if name in accepted and name != "extra"}
-        # model_type is a class attribute here; keeping the read one as well would let the two differ.
+        # model_type is a class attribute here; the file's own could differ from it.
         extra = {name: value for name, value in data.items() if name not in known and name != "model_type"}
         config = cls(**known, extra=extra)
         return config.replace(**changes) if changes else config
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> Self:
-        """CheckpointError where the file is missing or no JSON."""
+        """Raises CheckpointError where the file is missing or not JSON."""
         return cls.from_dict(read_json(Path(path)))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **changes: Any) -> Self:
-        """config.json of a folder or a Hub id, then `changes`; of a whole model's file, the part that is meant.
-
-        Options of the Hub are HubOptions. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        """From config.json of a folder or a Hub id (HubOptions), with `changes`; of a whole model's file, this
+        class's part. Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
         folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(changes))
         data = read_json(folder / CONFIG_FILE)
@@ -192,23 +189,18 @@ class JsonConfig:
         return cls.from_dict(data, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, the unknown ones too, as JSON has them (labels keep whole numbers as keys)."""
+        """Every field, including unknown ones, as JSON has them (except that labels keep integer keys)."""
         data = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "extra"}
         return {**self.extra, **FIXED, **data, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """`to_dict` without common fields that say nothing (what a saved file holds)."""
-        return self._without_common_defaults(self.to_dict())
-
-    @staticmethod
-    def _without_common_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
-        common: dict[str, Any] = {**FIXED, "architectures": None, "dtype": None, "problem_type": None}
-        common["id2label"] = _default_labels(DEFAULT_NUM_LABELS)
-        common["label2id"] = _default_ids(DEFAULT_NUM_LABELS)
-        return {name: value for name, value in data.items() if name not in common or value != common[name]}
+        """`to_dict` without common fields at their defaults (what a saved file holds)."""
+        common = {**FIXED, **_default_labels(DEFAULT_NUM_LABELS), "architectures": None, "dtype": None}
+        common["problem_type"] = None
+        return {name: value for name, value in self.to_dict().items() if name not in common or value != common[name]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """`to_diff_dict`, or `to_dict`, as JSON text with keys in order."""
+        """`to_diff_dict` or `to_dict` as JSON text, sorted by key."""
         data = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
@@ -221,7 +213,7 @@ class JsonConfig:
 
 
 def require_positive(config: Any, names: Iterable[str]) -> None:
-    """ConfigError where one of the fields is no whole number of 1 or more."""
+    """Raises ConfigError where one of the fields is not a whole number of 1 or more."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -229,24 +221,23 @@ def require_positive(config: Any, names: Iterable[str]) -> None:
 
 
 def json_object(name: str, value: Any) -> dict[str, Any]:
-    """A copy of a JSON object in the config. ConfigError where it is something else."""
+    """A copy of a JSON object in the config. Raises ConfigError for anything else."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} must be a JSON object, got {value!r}.")
     return dict(value)
 
 
 def _read_labels(values: dict[str, Any]) -> dict[str, Any]:
-    """`num_labels` is how many `id2label` has; the names are LABEL_0, … where none are given, or not as many."""
+    """Labels from `id2label`, or LABEL_0, … where it is missing or has another length than `num_labels`."""
     count, labels = values.pop("num_labels", None), values.get("id2label")
     if isinstance(labels, Mapping) and labels and count not in (None, len(labels)):
-        logger.warning("num_labels=%s counts; the %s names of id2label are not as many.", count, len(labels))
+        logger.warning("num_labels=%s wins over the %s names of id2label.", count, len(labels))
         labels = None
     if not labels:
         count = DEFAULT_NUM_LABELS if count is None else count
         if not isinstance(count, int) or count < 1:
             raise ConfigError(f"num_labels must be a whole number of 1 or more, got {count!r}.")
-        named = {"id2label": _default_labels(count), "label2id": _default_ids(count)}
-        return {**values, **named}
+        return {**values, **_default_labels(count)}
     try:
         labels = {int(number): str(label) for number, label in json_object("id2label", labels).items()}
     except ValueError:
@@ -254,12 +245,9 @@ def _read_labels(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "id2label": labels}
 
 
-def _default_labels(count: int) -> dict[int, str]:
-    return {number: f"LABEL_{number}" for number in range(count)}
-
-
-def _default_ids(count: int) -> dict[str, int]:
-    return {label: number for number, label in _default_labels(count).items()}
+def _default_labels(count: int) -> dict[str, Any]:
+    names = [f"LABEL_{number}" for number in range(count)]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
 def _torch_dtype(dtype: Any) -> Any:
@@ -272,7 +260,7 @@ def _torch_dtype(dtype: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: tuples are lists, types are named."""
+    """As JSON has it: tuples become lists, dtypes their names."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

@@ -1,11 +1,11 @@
-"""Configurations: read and write config.json in the Hub's older and newer spelling.
+"""Configurations: config.json in the Hub's older and newer spelling.
 
-Every fact of the architecture (layer kinds, rotary bases, scales) is decided here, once. Defaults are
+This is the one place for the facts of the architecture (layer kinds, rotary bases, scales). Defaults are
 those of the reference classes in transformers 5.23 (`models/gemma3`, `models/siglip`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ __all__ = [
 
 SUPPORTED_ACTIVATION = "gelu_pytorch_tanh"
 DEFAULT_PATTERN = 6
-"""Every sixth layer is global, where a file says nothing."""
+"""Every sixth layer is global by default."""
 
 
 @frozen_with_advice
@@ -89,7 +89,7 @@ class Gemma3TextConfig(JsonConfig):
         if values.get("rope") is None:
             values["rope"] = read_rope(values)
         elif given:
-            raise ConfigError(f"rope and {', '.join(given)} both say how positions turn; give rope_parameters alone.")
+            raise ConfigError(f"rope and {', '.join(given)} configure the same; give rope_parameters alone.")
         patterns = [values.pop(name, None) for name in ("sliding_window_pattern", "_sliding_window_pattern")]
         if values.get("layer_types") is None:
             layers = values.get("num_hidden_layers") or Gemma3TextConfig.num_hidden_layers
@@ -99,19 +99,13 @@ class Gemma3TextConfig(JsonConfig):
 
     def _complete(self) -> None:
         super()._complete()
-        names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                 "num_key_value_heads", "head_dim", "max_position_embeddings"]  # fmt: skip
-        require_positive(self, names)
+        require_positive(self, _integer_fields(self))
         self._check_layer_types()
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads})."
-            )
+            heads, shared = self.num_attention_heads, self.num_key_value_heads
+            raise ConfigError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({shared}).")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(
-                f"pad_token_id ({self.pad_token_id}) lies outside the vocabulary of {self.vocab_size} tokens."
-            )
+            raise ConfigError(f"pad_token_id ({self.pad_token_id}) is not in the vocabulary of {self.vocab_size}.")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
         _require_activation("hidden_activation", self.hidden_activation)
@@ -130,7 +124,7 @@ class Gemma3TextConfig(JsonConfig):
 
     @property
     def rope_parameters(self) -> dict[str, dict[str, Any]]:
-        """The rotary embedding as the newer spelling has it: one entry a layer kind."""
+        """The rotary embedding in the newer spelling: one entry per layer kind."""
         return {kind: rope.to_dict() for kind, rope in (self.rope or {}).items()}
 
     @property
@@ -149,7 +143,7 @@ class Gemma3TextConfig(JsonConfig):
         return self.layer_types[layer_index]
 
     def window(self, layer_type: str) -> int | None:
-        """Keys that a query of such a layer reaches back over; None is no limit."""
+        """How many keys back a query of such a layer can attend; None is no limit."""
         return self.sliding_window if layer_type == LOCAL else None
 
     def rope_for(self, layer_type: str) -> RopeParameters:
@@ -179,20 +173,17 @@ class SiglipVisionConfig(JsonConfig):
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
     vision_use_head: bool = True
-    """SigLIP's pooling head, which Gemma 3 has no use for: inside a Gemma3Config it is always False."""
+    """SigLIP's pooling head, which Gemma 3 does not use: always False inside a Gemma3Config."""
 
     model_type: ClassVar[str] = "siglip_vision_model"
     base_config_key: ClassVar[str] = "vision_config"
 
     def _complete(self) -> None:
         super()._complete()
-        names = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                 "num_channels", "image_size", "patch_size"]  # fmt: skip
-        require_positive(self, names)
+        require_positive(self, _integer_fields(self))
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"vision hidden_size ({self.hidden_size}) must be a multiple of its heads ({self.num_attention_heads})."
-            )
+            heads = self.num_attention_heads
+            raise ConfigError(f"vision hidden_size ({self.hidden_size}) must be a multiple of its heads ({heads}).")
         _require_activation("vision hidden_act", self.hidden_act)
         if self.attention_dropout:
             raise ConfigError(f"vision attention_dropout={self.attention_dropout!r} is not supported; set it to 0.")
@@ -205,7 +196,7 @@ class SiglipVisionConfig(JsonConfig):
 @frozen_with_advice
 @dataclass(frozen=True, init=False)
 class Gemma3Config(JsonConfig):
-    """Pictures and text: decoder, encoder and what joins them. The two parts may be given as dicts."""
+    """Pictures and text: decoder, encoder and what joins them. The two parts can be dicts."""
 
     text_config: Gemma3TextConfig = field(default_factory=Gemma3TextConfig)
     vision_config: SiglipVisionConfig = field(default_factory=lambda: SiglipVisionConfig(vision_use_head=False))
@@ -227,14 +218,14 @@ class Gemma3Config(JsonConfig):
     }
 
     def _named(self, parts: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-        """The two parts may come without a name, in either order, as transformers' documentation writes them."""
+        """The two parts may be positional, in either order, as in transformers' documentation."""
         kinds = {"text_config": Gemma3TextConfig, "vision_config": SiglipVisionConfig}
         named: dict[str, Any] = {}
         for part in parts:
             name = next((name for name, kind in kinds.items() if isinstance(part, kind)), None)
             if name is None or name in named or name in values:
                 raise ConfigError(
-                    "Gemma3Config takes one SiglipVisionConfig and one Gemma3TextConfig without a name, got "
+                    "Gemma3Config takes one SiglipVisionConfig and one Gemma3TextConfig by position, got "
                     f"{', '.join(type(each).__name__ for each in parts)}. Give everything else by name."
                 )
             named[name] = part
@@ -271,10 +262,10 @@ class Gemma3Config(JsonConfig):
 
     @property
     def tokens_per_side(self) -> int:
-        """Soft tokens along one side of a picture's square. ConfigError where patches do not make them.
+        """Soft tokens along one side of a picture. Raises ConfigError where they don't divide the patches.
 
-        Checked when a checkpoint is loaded, and where there are pictures: as in transformers, the class defaults
-        (14 patches a side, 256 soft tokens) make a configuration and a model all the same.
+        Only loading a checkpoint and reading pictures check this: as in transformers, the class defaults
+        (14 patches a side, 256 soft tokens) are allowed in a configuration and a model.
         """
         side = int(self.mm_tokens_per_image**0.5)
         if side * side != self.mm_tokens_per_image or self.vision_config.patches_per_side % side:
@@ -288,10 +279,14 @@ class Gemma3Config(JsonConfig):
         return self.text_config
 
     def to_dict(self) -> dict[str, Any]:
-        data = super().to_dict()
-        if self.eos_token_id is None:  # no field of the reference's own, but published files hold it
+        data = {
+            **super().to_dict(),
+            "text_config": self.text_config.to_dict(),
+            "vision_config": self.vision_config.to_dict(),
+        }
+        if self.eos_token_id is None:  # not a field of the reference, but published files hold it
             del data["eos_token_id"]
-        return {**data, "text_config": self.text_config.to_dict(), "vision_config": self.vision_config.to_dict()}
+        return data
 
     def to_diff_dict(self) -> dict[str, Any]:
         parts = {"text_config": self.text_config.to_diff_dict(), "vision_config": self.vision_config.to_diff_dict()}
@@ -302,7 +297,7 @@ AnyConfig = Gemma3Config | Gemma3TextConfig
 
 
 def read_config(folder: Path) -> AnyConfig:
-    """config.json of a checkpoint folder. CheckpointError where it is missing, ConfigError where wrong."""
+    """Reads config.json of a checkpoint folder. Raises CheckpointError, ConfigError."""
     data = read_json(folder / CONFIG_FILE)
     kind = data.get("model_type")
     if kind == Gemma3Config.model_type:
@@ -310,6 +305,10 @@ def read_config(folder: Path) -> AnyConfig:
     if kind == Gemma3TextConfig.model_type:
         return Gemma3TextConfig.from_dict(data)
     raise ConfigError(f"config.json says model_type {kind!r}; this program runs 'gemma3' and 'gemma3_text'.")
+
+
+def _integer_fields(config: JsonConfig) -> list[str]:
+    return [f.name for f in fields(config) if f.type is int]
 
 
 def _alternating_layers(num_layers: int, pattern: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Rotary embedding as config.json tells it, in the older and the newer spelling."""
+"""The rotary embedding in config.json, in the older and the newer spelling."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class RopeParameters:
     theta: float
     factor: float = 1.0
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of a file, kept for saving."""
+    """Other fields of the file, kept for saving."""
 
     def to_dict(self) -> dict[str, Any]:
         if self.factor == 1.0:
@@ -29,13 +29,13 @@ class RopeParameters:
 
 
 def read_rope(data: dict[str, Any]) -> dict[str, RopeParameters]:
-    """Takes every rotary field out of `data` and returns one entry per layer kind. Raises ConfigError."""
+    """Removes every rotary field from `data` and returns one entry per layer kind. Raises ConfigError."""
     newer = json_object("rope_parameters", data.pop("rope_parameters", None) or {})
     if newer and not newer.keys() & {LOCAL, GLOBAL}:
         raise ConfigError(f"rope_parameters must hold one entry each for {LOCAL} and {GLOBAL}, got {sorted(newer)}.")
     scaling = json_object("rope_scaling", data.pop("rope_scaling", None) or {})
     theta = {GLOBAL: data.pop("rope_theta", None), LOCAL: data.pop("rope_local_base_freq", None)}
-    # As in transformers, scaling is for global layers, and goes over what the newer spelling says.
+    # As in transformers, rope_scaling is for global layers and wins over the newer spelling.
     older = {GLOBAL: scaling, LOCAL: {}}
     given = {k: {**json_object(f"rope_parameters of {k}", newer.get(k) or {}), **older[k]} for k in (GLOBAL, LOCAL)}
     return {k: _rope(given[k], theta[k] or DEFAULT_ROPE_THETA[k]) for k in (GLOBAL, LOCAL)}
@@ -47,9 +47,7 @@ def _rope(data: dict[str, Any], theta: float) -> RopeParameters:
     if kind not in ("default", "linear"):
         raise ConfigError(f"Rotary embedding of type {kind!r} is not supported; Gemma 3 uses 'default' and 'linear'.")
     if data.get("partial_rotary_factor") not in (None, 1):
-        raise ConfigError(
-            f"partial_rotary_factor={data['partial_rotary_factor']!r} is not supported; Gemma 3 has none."
-        )
+        raise ConfigError(f"partial_rotary_factor={data['partial_rotary_factor']!r} is not supported; leave it out.")
     factor, base = data.pop("factor", None), data.pop("rope_theta", None)
     if kind == "default" or factor is None:
         factor = 1.0

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, require_known
 
 # No pickled weights: they can run code when read. Only what this program reads is fetched.
 _SMALL_FILES = ["*.json", "*.jinja"]
@@ -33,8 +33,7 @@ def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[Hu
     Without `weights` only the small files are fetched: configs, tokenizer, chat template. Raises CheckpointError
     where there is neither a folder nor a repository, UnsupportedOptionError for options other than the Hub's.
     """
-    if unknown := sorted(hub.keys() - HubOptions.__annotations__.keys()):
-        raise UnsupportedOptionError(f"The Hub has no option {', '.join(unknown)}. Leave it out.")
+    require_known("The Hub", hub, HubOptions.__annotations__)
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"A checkpoint is a folder or a Hub id such as google/gemma-3-4b-it, got {source!r}.")
     folder = Path(source).expanduser()

@@ -1,4 +1,4 @@
-"""Where save_pretrained writes: its options, the folder, texts and JSON."""
+"""Writing checkpoints: the options of save_pretrained, the folder, text and JSON files."""
 
 import json
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ SAVING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "save_jinja_files": (True,),
     }
 )
-"""Options of transformers' save_pretrained, of any class, that are taken at values that change nothing."""
+"""Options of transformers' save_pretrained, with the values that change nothing and so are accepted."""
 
 
 def refuse_options(
     where: str, options: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 ) -> None:
-    """UnsupportedOptionError that names every option which is neither None nor at a value that changes nothing."""
+    """Raises UnsupportedOptionError that names every option with a value other than None and its `neutral` ones."""
     asked = [
         name
         for name, value in options.items()
@@ -37,7 +37,7 @@ def refuse_options(
 
 
 def folder_to_save_in(save_directory: str | Path, options: Mapping[str, Any]) -> Path:
-    """The folder, made where it is missing. CheckpointError where there can be none, UnsupportedOptionError."""
+    """Creates the folder where it is missing. Raises CheckpointError, UnsupportedOptionError."""
     if options.get("push_to_hub"):
         raise UnsupportedOptionError("push_to_hub is not supported: save, and upload the folder with huggingface_hub.")
     refuse_options("save_pretrained", options, SAVING)
@@ -45,23 +45,21 @@ def folder_to_save_in(save_directory: str | Path, options: Mapping[str, Any]) ->
         raise CheckpointError(f"save_pretrained needs a folder to write to, got {save_directory!r}.")
     folder = Path(save_directory)
     try:
-        if folder.exists() and not folder.is_dir():
-            raise CheckpointError(f"{folder.name} is a file; give a folder to write to.")
         folder.mkdir(parents=True, exist_ok=True)
-    except CheckpointError:
-        raise
+    except FileExistsError:
+        raise CheckpointError(f"{folder.name} is a file; give a folder to write to.") from None
     except (OSError, ValueError) as error:
         raise not_written(folder, error) from None
     return folder
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON object, keys in order, so that the same content is the same file. Raises CheckpointError."""
+    """Writes a JSON object, sorted by key so that equal content gives equal files. Raises CheckpointError."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text in UTF-8. CheckpointError where the system does not let it."""
+    """Writes text in UTF-8. Raises CheckpointError."""
     try:
         path.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -69,9 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def not_written(path: Path, error: Exception) -> CheckpointError:
-    """What to tell of a file or folder that could not be written; its name alone, not where it lies."""
+    """The error for a file or folder that could not be written; it gives the name without the path."""
     reason = getattr(error, "strerror", None) or type(error).__name__
-    return CheckpointError(
-        f"{path.name} could not be written ({reason}). Check the folder's name and permissions, and the space on its "
-        "disk."
-    )
+    advice = "Check the folder's name and permissions, and the free disk space."
+    return CheckpointError(f"{path.name} could not be written ({reason}). {advice}")

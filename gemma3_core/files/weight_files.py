@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint folder: one, or shards with an index; found, read and written."""
+"""The safetensors files of a checkpoint folder: one file, or shards with an index."""
 
 import json
 import re
@@ -22,9 +22,9 @@ _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}  # bytes
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder: one, or the shards that its index names.
+    """The single safetensors file of a checkpoint folder, else the shards that its index names, as in transformers.
 
-    Where both are there the single file counts, as in transformers.
+    Raises CheckpointError.
     """
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
@@ -35,10 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"Missing from the checkpoint folder: {', '.join(missing)}. Download them again.")
         return [folder / name for name in shards]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise CheckpointError(
-            "The checkpoint folder holds pickled weights (.bin, .pt): these can run code when read and are refused. "
-            "Use the safetensors files."
-        )
+        raise CheckpointError("Pickled weights (.bin, .pt) can run code and are not read. Use the safetensors files.")
     raise CheckpointError(f"{SINGLE_FILE} is missing from the checkpoint folder. Download it again.")
 
 
@@ -53,7 +50,7 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
 
 
 def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
-    """Names and tensors of one file, memory-mapped. CheckpointError where it is damaged."""
+    """Names and tensors of one file, memory-mapped. Raises CheckpointError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -61,21 +58,18 @@ def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path.name} is damaged or cut off ({type(error).__name__}). Download it again."
-        ) from None
+        raise CheckpointError(f"{path.name} is damaged ({type(error).__name__}). Download it again.") from None
 
 
 def shard_bytes(max_shard_size: int | str) -> int:
-    """Bytes of a number, or of a size such as "5GB" or "500MB". UnsupportedOptionError for anything else."""
+    """A size in bytes, or such as "5GB" or "500MB" -> bytes. Raises UnsupportedOptionError for anything else."""
     if isinstance(max_shard_size, int) and not isinstance(max_shard_size, bool) and max_shard_size > 0:
         return max_shard_size
     match = _SIZE.fullmatch(max_shard_size.strip()) if isinstance(max_shard_size, str) else None
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if not size:
         raise UnsupportedOptionError(
-            f"max_shard_size={max_shard_size!r} is no size of a file: give bytes, or digits with a unit (KB, MB, GB, "
-            'TB), as in "5GB".'
+            f'max_shard_size={max_shard_size!r} is not a file size: give bytes, or a size such as "500MB" or "5GB".'
         )
     return size
 
@@ -85,9 +79,9 @@ def write_tensors(
 ) -> None:
     """Writes model.safetensors, or shards with an index if it would be larger than `max_shard_size`.
 
-    Every file is complete before the first takes its name: a full disk leaves an earlier checkpoint as it was, and
-    the tensors may be mapped from the files that are replaced. Files of an earlier save are removed, since a single
-    file would be read instead of shards beside it. Raises CheckpointError, UnsupportedOptionError.
+    All files are complete before the first is renamed: a full disk leaves an earlier checkpoint intact, and the tensors
+    may be mapped from the files that are replaced. Other weight files of an earlier save are removed, since a single
+    file would win over shards beside it. Raises CheckpointError, UnsupportedOptionError.
     """
     from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
@@ -105,12 +99,8 @@ def write_tensors(
                 path.replace(target)
     except (OSError, SafetensorError) as error:
         raise not_written(target, error) from None
-    _remove_earlier(folder, {path.name for path in written})
-
-
-def _remove_earlier(folder: Path, written: set[str]) -> None:
-    """Removes weights of an earlier save that are no part of this one."""
+    kept = {path.name for path in written}
     for path in folder.iterdir():
-        ours = path.name in (SINGLE_FILE, INDEX_FILE) or _SHARD.fullmatch(path.name)
-        if ours and path.name not in written and path.is_file():
+        is_weights = path.name in (SINGLE_FILE, INDEX_FILE) or _SHARD.fullmatch(path.name)
+        if is_weights and path.name not in kept and path.is_file():
             path.unlink()
