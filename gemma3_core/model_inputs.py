@@ -1,4 +1,4 @@
-"""What tokenizer, image processor and processor give: named inputs of the model, in one dict."""
+"""What tokenizer, image processor and processor return: named inputs of the model, in one dict."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,8 @@ from gemma3_core.errors import PromptError, UnsupportedOptionError
 class ModelInputs(dict[str, Any]):
     """Named inputs of the model, as keys and as attributes; `model(**inputs)` takes them.
 
-    Stands for BatchFeature and BatchEncoding of transformers. `encodings` has one `tokenizers.Encoding`
-    per row where the tokenizer alone made them, None elsewhere.
+    Replaces BatchFeature and BatchEncoding of transformers. `encodings` has one `tokenizers.Encoding`
+    per row for inputs of the tokenizer alone, and is None for others.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class ModelInputs(dict[str, Any]):
             raise AttributeError(f"there is no {name!r} here, only {', '.join(self)}") from None
 
     def __getitem__(self, key: Any) -> Any:
-        """A name gives its value; a number or slice the Encoding of that row or rows, or, where there are none,
-        a slice that part of each value."""
+        """A name gives its value. A number or slice gives the Encodings of these rows; without Encodings, a slice
+        gives that part of each value."""
         if isinstance(key, slice) and self.encodings is None:
             return {name: value[key] for name, value in self.items()}
         return self._encoding(key) if isinstance(key, int | slice) else super().__getitem__(key)
@@ -53,9 +53,9 @@ class ModelInputs(dict[str, Any]):
         *,
         non_blocking: bool = False,
     ) -> "ModelInputs":
-        """Move each tensor in place and return self; `dtype` touches only floating tensors.
+        """Moves each tensor in place and returns self; `dtype` applies to floating tensors only.
 
-        Raises UnsupportedOptionError for what is neither a device nor a dtype.
+        Raises UnsupportedOptionError for anything but a device and a dtype.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -71,9 +71,7 @@ class ModelInputs(dict[str, Any]):
 
         Raises PromptError for rows of different lengths, UnsupportedOptionError for other kinds.
         """
-        kind = getattr(tensor_type, "value", tensor_type)
-        if kind not in (None, "pt", "np"):
-            raise UnsupportedOptionError(f'return_tensors is {kind!r}; use "pt" (torch), "np" (numpy) or None (lists).')
+        kind = tensor_kind(tensor_type)
         for name, value in self.items() if kind else ():
             self[name] = _as_tensor(name, value) if kind == "pt" else _as_array(value)
         return self
@@ -83,7 +81,7 @@ class ModelInputs(dict[str, Any]):
         return self._encoding(batch_index).tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token of a row the number of its word, None for special tokens."""
+        """The number of each token's word, None for special tokens."""
         return self._encoding(batch_index).word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
@@ -91,12 +89,12 @@ class ModelInputs(dict[str, Any]):
         return self._encoding(batch_index).sequence_ids
 
     def char_to_token(self, batch_or_char_index: int, char_index: int | None = None) -> int | None:
-        """The index of the token that a character of a row (the first, if not said) lies in."""
+        """The index of the token that holds a character of a row (the first row by default)."""
         row, char = (0, batch_or_char_index) if char_index is None else (batch_or_char_index, char_index)
         return self._encoding(row).char_to_token(char)
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> tuple[int, int] | None:
-        """First character and the one after the last of a token of a row (the first, if not said)."""
+        """The range of characters of a token of a row (the first row by default)."""
         row, token = (0, batch_or_token_index) if token_index is None else (batch_or_token_index, token_index)
         return self._encoding(row).token_to_chars(token)
 
@@ -106,13 +104,20 @@ class ModelInputs(dict[str, Any]):
         return self.encodings[row]
 
 
+def tensor_kind(return_tensors: Any) -> str | None:
+    """ "pt", "np" or None, also from transformers' enum. Raises UnsupportedOptionError."""
+    kind = getattr(return_tensors, "value", return_tensors)
+    if kind not in (None, "pt", "np"):
+        raise UnsupportedOptionError(f'return_tensors is {kind!r}; use "pt" (torch), "np" (numpy) or None (lists).')
+    return kind
+
+
 def _device(device: Any) -> torch.device | None:
     if device is None:
         return None
     if not isinstance(device, torch.device | str | int):
-        raise UnsupportedOptionError(
-            f"device is a {type(device).__name__}; give a torch.device, its name or number, or a torch.dtype."
-        )
+        kind = type(device).__name__
+        raise UnsupportedOptionError(f"device is a {kind}; give a device, its name or number, or a torch.dtype.")
     try:
         return torch.device(device)
     except RuntimeError:
@@ -138,7 +143,7 @@ def _as_tensor(name: str, value: Any) -> Any:
     if value and isinstance(value[0], np.ndarray):
         return torch.from_numpy(np.stack(value))
     tensor = torch.tensor(value)
-    return tensor.to(torch.int64) if tensor.numel() == 0 else tensor  # an empty list has no type of its own
+    return tensor.to(torch.int64) if tensor.numel() == 0 else tensor  # torch makes an empty list float
 
 
 def _as_array(value: Any) -> np.ndarray:
@@ -159,20 +164,18 @@ def _as_array(value: Any) -> np.ndarray:
 
 
 def _check_equal(name: str, rows: Any) -> None:
-    """Raises PromptError where rows can't be one tensor."""
+    """Raises PromptError for rows that can't be one tensor."""
     if not rows or not hasattr(rows[0], "__len__"):
         return
     if name == "pixel_values":
         shapes = sorted({tuple(row.shape) for row in rows})
         if len(shapes) > 1:
             raise PromptError(
-                f"The pictures are of different shapes ({' and '.join(map(str, map(list, shapes[:2])))}); give a size "
+                f"The pictures have different shapes ({' and '.join(map(str, map(list, shapes[:2])))}); give a size "
                 "with height and width and do_resize=True to make one batch of them, or return_tensors=None."
             )
-        return
-    lengths = sorted({len(row) for row in rows})
-    if len(lengths) > 1:
+    elif len(lengths := sorted({len(row) for row in rows})) > 1:
         raise PromptError(
-            f"The prompts are of different lengths ({lengths[0]} to {lengths[-1]} tokens, {name}); "
+            f"The prompts have different lengths ({lengths[0]} to {lengths[-1]} tokens, {name}); "
             "pass padding=True to make one batch of them."
         )

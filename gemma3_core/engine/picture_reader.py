@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from gemma3_core.images.load import DEFAULT_LIMITS
+from gemma3_core.images.limits import DEFAULT_LIMITS
 
 Result = TypeVar("Result")
 

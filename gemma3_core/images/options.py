@@ -1,24 +1,36 @@
-"""The options of an image processor: what they may be, and preprocessor_config.json."""
+"""The options of an image processor and preprocessor_config.json."""
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
-from gemma3_core.errors import ConfigError, UnsupportedOptionError
+from gemma3_core.errors import ConfigError, require_known
+from gemma3_core.model_inputs import tensor_kind
 
 _CHANNEL_ORDERS = ("channels_first", "channels_last")
-_TENSOR_KINDS = (None, "pt", "np")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "data_format": _CHANNEL_ORDERS,
+    "input_data_format": (None, *_CHANNEL_ORDERS),
+    "disable_grouping": (None, True, False),
+}
+_SIZES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
+_SIZE_ADVICE = (
+    "give a number of pixels, or height and width, shortest_edge (with or without longest_edge) or max_height and "
+    "max_width, each 1 or more."
+)
+# Keys of files that say nothing about pixels.
+_IGNORED = {"image_processor_type", "feature_extractor_type", "processor_class", "image_seq_length"}
 
 
 @dataclass(frozen=True)
 class ImageSize:
     """What a picture is resized to, in pixels: height and width, or a bound on its edges that keeps its shape.
 
-    Reads like the dict of the config file: `size["height"]`, `dict(size)`.
+    Reads like the dict of the config file: `size["height"]`, `dict(size)`. Raises ConfigError for other bounds.
     """
 
     height: int | None = None
@@ -29,14 +41,9 @@ class ImageSize:
     max_width: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a set of bounds that says no size."""
         given = dict(self)
-        known = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
-        if set(given) not in known or not all(_is_whole(value) and value > 0 for value in given.values()):
-            raise ConfigError(
-                f"size is {given}; give a number of pixels, or height and width, shortest_edge (with or without "
-                "longest_edge) or max_height and max_width, each 1 or more."
-            )
+        if set(given) not in _SIZES or not all(_is_whole(value) and value > 0 for value in given.values()):
+            raise ConfigError(f"size is {given}; {_SIZE_ADVICE}")
 
     @classmethod
     def of(cls, value: Any, default_to_square: bool = True) -> "ImageSize":
@@ -48,14 +55,9 @@ class ImageSize:
         if isinstance(value, list | tuple) and len(value) == 2:
             return cls(height=value[0], width=value[1])
         is_dict = isinstance(value, Mapping) or hasattr(value, "shortest_edge")  # transformers' SizeDict is no dict
-        content = dict(value) if is_dict else {"size": value}
-        content = {name: number for name, number in content.items() if number is not None}
-        unknown = set(content) - set(cls.__annotations__)
-        if unknown:
-            raise ConfigError(
-                f"size is {value!r}; give a number of pixels, or a dict of height and width, of shortest_edge (with or "
-                "without longest_edge) or of max_height and max_width."
-            )
+        content = {name: number for name, number in dict(value).items() if number is not None} if is_dict else {}
+        if not is_dict or not content.keys() <= cls.__annotations__.keys():
+            raise ConfigError(f"size is {value!r}; {_SIZE_ADVICE}")
         return cls(**content)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
@@ -77,10 +79,11 @@ class ImageSize:
 
 @dataclass(frozen=True)
 class ImageProcessorConfig:
-    """preprocessor_config.json; the values here are those of the published Gemma 3 checkpoints.
+    """preprocessor_config.json; the defaults are those of the published Gemma 3 checkpoints.
 
-    `size` is what pictures and crops are resized to and `pan_and_scan_min_crop_size` the shortest side
-    of a crop, both in pixels. `device` is where tensors are worked on; None leaves them where they are.
+    `size` is what pictures and crops are resized to and `pan_and_scan_min_crop_size` the shortest side of a crop,
+    both in pixels. Tensors are processed on `device`; None leaves them where they are. Raises ConfigError for values
+    that no picture could be processed with.
     """
 
     size: ImageSize = field(default_factory=lambda: ImageSize(height=896, width=896))
@@ -104,35 +107,36 @@ class ImageProcessorConfig:
     return_tensors: str | None = None
 
     def __post_init__(self) -> None:
-        """Brings sizes, means, names and devices into one spelling; raises ConfigError for values of wrong
-        types, and for those that no picture could be processed with."""
-        for name in (
-            "do_convert_rgb",
-            "do_resize",
-            "do_rescale",
-            "do_normalize",
-            "do_pan_and_scan",
-            "default_to_square",
-        ):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        for f in fields(self):
+            _check_type(f.name, f.type, getattr(self, f.name))
+        if not _is_whole(self.resample) or self.resample not in list(Image.Resampling):
+            names = ", ".join(f"{int(r)} ({r.name.lower()})" for r in sorted(Image.Resampling))
+            raise ConfigError(f"resample is {self.resample!r}; Pillow's filters are {names}.")
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            self._set(name, getattr(value, "value", value))  # transformers' enums hold the strings
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+        self._set("return_tensors", tensor_kind(self.return_tensors))
         self._set("size", ImageSize.of(self.size, self.default_to_square))
         self._set("image_mean", _per_channel("image_mean", self.image_mean))
         self._set("image_std", _per_channel("image_std", self.image_std))
         if 0 in self.image_std:
             raise ConfigError(f"image_std is {self.image_std}; pixels are divided by it, so no number may be 0.")
-        for name in ("data_format", "input_data_format", "return_tensors"):  # transformers' enums are strings inside
-            self._set(name, getattr(getattr(self, name), "value", getattr(self, name)))
-        self._check_choices()
-        self._check_numbers()
         self._set("device", None if self.device is None else _device(self.device))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "ImageProcessorConfig":
         """Null means the published default. Raises UnsupportedOptionError for keys of other processors."""
-        given = {key: value for key, value in content.items() if value is not None}
-        check_options(given)
-        return cls(**{key: value for key, value in given.items() if key in cls.__annotations__})
+        return cls().with_options(content)
+
+    def with_options(self, options: Mapping[str, Any]) -> "ImageProcessorConfig":
+        """A copy with other values; None changes nothing. Raises UnsupportedOptionError for unknown options."""
+        known = self.__annotations__
+        wanted = {name for name, value in options.items() if value is not None and value is not False}
+        require_known("The image processor", wanted - _IGNORED, known)
+        changes = {name: value for name, value in options.items() if name in known and value is not None}
+        return replace(self, **changes) if changes else self
 
     def to_dict(self) -> dict[str, Any]:
         """The Hub's spelling, without what belongs to one machine or one call."""
@@ -150,51 +154,15 @@ class ImageProcessorConfig:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_choices(self) -> None:
-        if self.data_format not in _CHANNEL_ORDERS:
-            raise ConfigError(f"data_format is {self.data_format!r}; it must be one of {', '.join(_CHANNEL_ORDERS)}.")
-        if self.input_data_format not in (None, *_CHANNEL_ORDERS):
-            raise ConfigError(
-                f"input_data_format is {self.input_data_format!r}; it must be one of {', '.join(_CHANNEL_ORDERS)}, "
-                "or None to see it from the shape."
-            )
-        if self.return_tensors not in _TENSOR_KINDS:
-            raise UnsupportedOptionError(
-                f'return_tensors is {self.return_tensors!r}; use "pt" (torch), "np" (numpy) or None (a list).'
-            )
-        if self.disable_grouping not in (None, True, False):
-            raise ConfigError(f"disable_grouping is {self.disable_grouping!r}; it must be True, False or None.")
-        if not _is_whole(self.resample) or self.resample not in list(Image.Resampling):
-            names = ", ".join(f"{int(r)} ({r.name.lower()})" for r in sorted(Image.Resampling))
-            raise ConfigError(f"resample is {self.resample!r}; Pillow's filters are {names}.")
 
-    def _check_numbers(self) -> None:
-        for name in ("pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops"):
-            value = getattr(self, name)
-            if not _is_whole(value) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
-        for name in ("pan_and_scan_min_ratio_to_activate", "rescale_factor"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ConfigError(f"{name} is {value!r}; it must be a number above 0.")
-
-
-# What other image processors do: a file may say that it isn't wanted.
-_NOT_DONE = {"do_center_crop", "crop_size", "do_pad", "pad_size"}
-_NAMES = {"image_processor_type", "feature_extractor_type", "processor_class", "image_seq_length"}
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raises UnsupportedOptionError for options that no Gemma 3 processor has, or that are not done here."""
-    for name, value in options.items():
-        known = name in ImageProcessorConfig.__annotations__ or name in _NAMES
-        if known or value is None or value is False:  # a step that isn't wanted and doesn't exist
-            continue
-        reason = "Gemma 3 neither crops nor pads pictures" if name in _NOT_DONE else "is not supported"
-        raise UnsupportedOptionError(
-            f"The image processor's option {name}={value!r}: {reason}. Leave it out; it knows "
-            f"{', '.join(ImageProcessorConfig.__annotations__)}."
-        )
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    """Raises ConfigError for a value that a field of this type can't have; other types are checked elsewhere."""
+    if kind is bool and not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it must be True or False.")
+    if kind is int and name != "resample" and not (_is_whole(value) and value > 0):
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
+    if kind is float and not (_is_number(value) and 0 < value < math.inf):
+        raise ConfigError(f"{name} is {value!r}; it must be a number above 0.")
 
 
 def _by_edges(height: int, width: int, shortest: int, longest: int | None) -> tuple[int, int]:
@@ -203,14 +171,14 @@ def _by_edges(height: int, width: int, shortest: int, longest: int | None) -> tu
     if longest is not None and long / short * shortest > longest:
         target = longest * short / long
     new_short = round(target)
-    # equal sides were left alone there, whatever the other side's rounding would give
+    # transformers leaves a picture alone whose shorter side fits, whatever rounding would give the other side
     new_long = long if new_short == short and longest is not None else int(target * long / short)
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
 def _per_channel(name: str, value: Any) -> tuple[float, ...]:
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
-    if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+    if len(numbers) != 3 or not all(map(_is_number, numbers)):
         raise ConfigError(f"{name} is {value!r}; it must be a number, or three: for red, green and blue.")
     return tuple(float(number) for number in numbers)
 
@@ -224,3 +192,7 @@ def _device(device: Any) -> torch.device:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,12 +1,11 @@
 """Pan & scan: which parts of a long picture the model sees on their own. Pure arithmetic."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Box:
-    """Part of a picture, in pixels; right and bottom are the first column and row outside it."""
+class Box(NamedTuple):
+    """Part of a picture, in pixels, as Pillow's `crop` takes it: right and bottom are just outside."""
 
     left: int
     top: int

@@ -17,8 +17,9 @@ from places import REPOSITORY
 from png import png_header
 
 from gemma3_core.errors import ImageError
-from gemma3_core.images import load as images
-from gemma3_core.images.load import ImageLimits, decode_base64, load_image, read_header
+from gemma3_core.images import fetch
+from gemma3_core.images.limits import ImageLimits
+from gemma3_core.images.load import decode_base64, load_image, read_header
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -428,7 +429,7 @@ def _any_address_is_public(monkeypatch):
             raise ValueError("private")
         return "127.0.0.1"
 
-    monkeypatch.setattr(images, "_public_address", address)
+    monkeypatch.setattr(fetch, "_public_address", address)
 
 
 @pytest.mark.usefixtures("_any_address_is_public")

@@ -160,7 +160,7 @@ SIZES = [(1, 1), (1, 500), (56, 56), (57, 55), (701, 297), (300, 1300), (20, 30)
 def test_tensor_squares_are_within_one_step_of_the_exact_ones_and_of_pillows(monkeypatch, levels, through_float):
     """Through float32 is how a GPU does it; here on the CPU, so that it is tested everywhere."""
     if through_float:
-        monkeypatch.setattr(image_processor, "_resize_8_bit", image_processor._resize_float)
+        monkeypatch.setattr(image_processor, "_resize", image_processor._resize_through_float)
     tensors, pillow = (kind.from_dict({"size": 56, **PAN_AND_SCAN}) for kind in BACK_ENDS)
     for width, height in SIZES:
         picture = noise(width, height, levels)
@@ -292,3 +292,37 @@ def test_resizing_in_bands_changes_no_bit(monkeypatch, resample, shape):
     assert len(banded) == len(whole) == 1 + len(processor.boxes(*picture.size))
     for one, other in zip(banded, whole, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
+def test_what_a_device_refuses_to_resize_is_resized_on_the_cpu(monkeypatch, pixels):
+    picture = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (3, 900, 40), dtype=np.uint8)).to(pixels)
+    processor = Gemma3ImageProcessor(size=8, do_pan_and_scan=True, pan_and_scan_min_crop_size=20)
+    expected = processor(picture, return_tensors="pt").pixel_values
+    interpolate, calls = torch.nn.functional.interpolate, []
+
+    def refuse_first(*args, **options):
+        """Every other call is the device's."""
+        calls.append(args)
+        if len(calls) % 2:
+            raise RuntimeError(
+                "Provided interpolation parameters can not be handled with current algorithm implementation. "
+                "Please reduce the scale factor. Too much shared memory required: 61496 vs 49152"
+            )
+        return interpolate(*args, **options)
+
+    monkeypatch.setattr(image_processor.F, "interpolate", refuse_first)
+    assert torch.equal(processor(picture, return_tensors="pt").pixel_values, expected)
+    assert len(calls) == 2 * len(expected)
+    monkeypatch.setattr(image_processor.F, "interpolate", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("other")))
+    with pytest.raises(RuntimeError, match="other"):
+        processor(picture)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
+def test_a_scale_that_cuda_refuses_gives_the_pixels_of_the_cpu(pixels):
+    picture = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (3, 8, 60_000), dtype=np.uint8)).to(pixels)
+    processor = Gemma3ImageProcessor(size=8)
+    expected = processor(picture, return_tensors="pt").pixel_values
+    assert torch.equal(processor(picture.cuda(), return_tensors="pt").pixel_values.cpu(), expected)

@@ -1,0 +1,150 @@
+"""What is accepted of one picture, and what a file's header tells before anything is decoded."""
+
+import contextlib
+import math
+import os
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
+from typing import Any
+
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from gemma3_core.errors import ImageError
+
+ImageFileObject = BufferedReader | BytesIO
+
+# Pillow knows some forty formats, some of them through programs of the system (EPS runs
+# Ghostscript). JPEG includes the MPO of cameras that store a second view.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+_EXIF_ORIENTATION = 0x0112
+_SCAN_MARKER = b"\xff\xda"
+
+# Bytes of memory per pixel, measured with Pillow 12.
+RGB_BYTES = 4.5
+_LOADED_BYTES = {"1": 1.0, "L": 1.0, "P": 1.0, "LA": 4.0, "PA": 4.0}
+_DEEP_BYTES = 16.0  # more than 8 bits a color: these are scaled down in wider numbers
+_DECODER_BYTES = {"WEBP": 17.0, "AVIF": 13.0}
+_COEFFICIENT_BYTES = 2  # a progressive JPEG is held as coefficients until its last scan
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Limits of one picture; `timeout` is for a whole download, in seconds.
+
+    `max_bytes` is the file's size, `max_decoding_bytes` the memory that decoding may take. `max_scans` is for
+    progressive JPEGs: each scan is a pass over the whole picture, and common files have about ten.
+    """
+
+    max_pixels: int = 64_000_000
+    max_bytes: int = 20_000_000
+    max_decoding_bytes: int = 600_000_000
+    max_scans: int = 200
+    timeout: float = 20.0
+    max_redirects: int = 3
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def check_bytes(size: int, limits: ImageLimits) -> None:
+    if size > limits.max_bytes:
+        raise ImageError(
+            f"The picture is {size / 1e6:.1f} MB; at most {limits.max_bytes / 1e6:g} MB are accepted. "
+            "Make it smaller and try again."
+        )
+
+
+def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"The picture is {width} x {height} pixels: there is nothing to see.")
+    if width * height > limits.max_pixels:
+        megapixels = math.ceil(width * height / 1e5) / 10  # rounded up: never below the limit it exceeds
+        raise ImageError(
+            f"The picture is {width} x {height} pixels ({megapixels:,g} megapixels); "
+            f"at most {limits.max_pixels / 1e6:g} are accepted. Make it smaller and try again."
+        )
+
+
+def open_header(file: ImageFileObject) -> ImageFile.ImageFile:
+    """Like `PIL.Image.open`, but without Pillow's own limits on pixels: their messages give no width and height."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        raise ImageError("The picture is empty: 0 bytes. Choose the file again.")
+    Image.init()
+    for name in _FORMATS:
+        factory, accepts = Image.OPEN[name]
+        file.seek(0)
+        if accepts is not None and accepts(file.read(16)) is not True:
+            continue
+        file.seek(0)
+        with contextlib.suppress(Exception):  # decoders raise anything on damaged bytes
+            return factory(file, "")
+    formats = "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF"
+    raise ImageError(f"These {size:,} bytes are not a picture that can be read. Use {formats}.")
+
+
+def check_header(picture: ImageFile.ImageFile, file: ImageFileObject, limits: ImageLimits) -> int:
+    """Checks an opened picture and returns the memory that decoding takes, in bytes. Raises ImageError."""
+    check_pixels(*picture.size, limits)
+    needed = int(_bytes_per_pixel(picture) * picture.width * picture.height) + file.seek(0, os.SEEK_END)
+    if needed > limits.max_decoding_bytes:
+        raise ImageError(
+            f"A {picture.format} picture of {picture.width} x {picture.height} pixels needs {needed / 1e6:,.0f} MB of "
+            f"memory to decode; at most {limits.max_decoding_bytes / 1e6:,.0f} MB are allowed. Make it smaller, or "
+            "save it as PNG."
+        )
+    if _is_progressive(picture):
+        file.seek(0)
+        scans = file.read().count(_SCAN_MARKER)
+        if scans > limits.max_scans:
+            raise ImageError(f"This JPEG has {scans:,} scans; at most {limits.max_scans} are read. Save it again.")
+    return needed
+
+
+def orientation(picture: Image.Image) -> int:
+    """The orientation in the EXIF data, 1 where there is none. Does not decode the picture."""
+    try:
+        if isinstance(picture, PngImageFile) and "exif" not in picture.info and picture.fp is not None:
+            exif = _late_png_exif(picture.fp) or Image.Image.getexif(picture)
+        else:
+            exif = picture.getexif()
+        return int(exif.get(_EXIF_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  a camera's broken metadata is no reason to refuse its picture
+        return 1
+
+
+def _bytes_per_pixel(picture: ImageFile.ImageFile) -> float:
+    """The peak memory of decoding a picture, turning it upright and converting it to RGB."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _DEEP_BYTES
+    loaded = _LOADED_BYTES.get(picture.mode, RGB_BYTES)
+    loading = _DECODER_BYTES.get(picture.format or "", loaded)
+    if _is_progressive(picture):
+        layers = picture.layer  # type: ignore[attr-defined]  # (id, horizontal, vertical, …) of each color
+        most = max(across for _, across, *_ in layers) * max(down for _, _, down, *_ in layers)
+        loading += _COEFFICIENT_BYTES * sum(across * down for _, across, down, *_ in layers) / most
+    turning = 2 * loaded if orientation(picture) != 1 else loaded
+    converting = loaded if picture.mode == "RGB" else loaded + RGB_BYTES
+    return max(loading, turning, converting)
+
+
+def _is_progressive(picture: ImageFile.ImageFile) -> bool:
+    return picture.format in ("JPEG", "MPO") and bool(picture.info.get("progressive"))
+
+
+def _late_png_exif(file: Any) -> Image.Exif | None:
+    """EXIF data that follow a PNG's pixels; Pillow finds them only after decoding."""
+    place = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == b"eXIf":
+                exif = Image.Exif()
+                exif.load(file.read(length))
+                return exif
+            file.seek(length + 4, os.SEEK_CUR)
+        return None
+    finally:
+        file.seek(place)
