@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gemma3_core.errors import PromptError, UnsupportedOptionError
+from gemma3_core.errors import PromptError, UnsupportedOptionError, require_known
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.images.arrays import is_array
@@ -16,29 +16,24 @@ from gemma3_core.images.processor import ImageProcessor, image_processor_class
 from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.processor_options import CallOptions, split_options
 from gemma3_core.tokenizer.chat_template import template_variables
-from gemma3_core.tokenizer.conversations import (
-    Conversation,
-    pictures_of,
-    refuse_unsupported,
-    render_prompts,
-    split_batch,
-)
+from gemma3_core.tokenizer.conversations import Conversation, pictures_of, refuse_unsupported, split_batch
 from gemma3_core.tokenizer.tokenizer import TOKENIZER_OPTIONS, Gemma3Tokenizer, TokenIds
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
 
-_DEFAULT_IMAGE_SEQ_LENGTH = 256  # of the published checkpoints: 64 x 64 patches pooled 4 x 4
+_IMAGE_SEQ_LENGTH = 256  # of the published checkpoints: 64 x 64 patches pooled 4 x 4
+_ONE_LIST_PER_TEXT = "Give one list of pictures per text, which may be empty: images=[[first, second], []]."
 
 
 class Gemma3Processor:
-    """The image processor, the tokenizer, and the text that stands where a picture is."""
+    """The image processor, the tokenizer, and the text that represents a picture."""
 
     def __init__(
         self,
         image_processor: ImageProcessor,
         tokenizer: Gemma3Tokenizer,
         chat_template: str | None = None,
-        image_seq_length: int = _DEFAULT_IMAGE_SEQ_LENGTH,
+        image_seq_length: int = _IMAGE_SEQ_LENGTH,
     ) -> None:
         """`image_seq_length` is the number of soft tokens per picture and per crop.
 
@@ -67,36 +62,31 @@ class Gemma3Processor:
         chat_template: str | None = None,
         **options: Any,
     ) -> "Gemma3Processor":
-        """Read a checkpoint's tokenizer, image processor and processor_config.json; where the last
-        two are missing, the published values apply.
+        """Reads a checkpoint's tokenizer, preprocessor_config.json and processor_config.json; where the last two are
+        missing, the published values apply.
 
-        `backend` is the image processor's: None or "torchvision" (tensors, resized on `device`), or
-        "pil"; `use_fast` says the same with True or False. Further options are the tokenizer's
-        (`padding_side`, …), the image processor's (`do_pan_and_scan`, …), which win over the files, or HubOptions.
+        `backend` is the image processor's: None or "torchvision" (tensors, resized on `device`), or "pil"; `use_fast`
+        says the same with True or False. Further options are HubOptions, or the tokenizer's (`padding_side`, …) and
+        the image processor's (`do_pan_and_scan`, …), which win over the files.
         Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
         folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
         older = read_json(folder / "preprocessor_config.json", optional=True)
         newer = read_json(folder / "processor_config.json", optional=True)
         length = image_seq_length or newer.get("image_seq_length") or older.get("image_seq_length")
-        of_images = {name: options.pop(name) for name in list(options) if name in ImageProcessorConfig.__annotations__}
+        of_images = {name: options.pop(name) for name in ImageProcessorConfig.__annotations__ if name in options}
         if backend is None and use_fast is not None:
             backend = "torchvision" if use_fast else "pil"
         images = image_processor_class(backend).from_pretrained(folder, device=device, **of_images)
         if not options.get("trust_remote_code"):
             options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
-        if unknown := sorted(set(options) - TOKENIZER_OPTIONS):
-            raise UnsupportedOptionError(
-                f"The processor has no option {', '.join(unknown)}. For texts it knows "
-                f"{', '.join(sorted(TOKENIZER_OPTIONS))}; for pictures "
-                f"{', '.join(sorted(ImageProcessorConfig.__annotations__))}."
-            )
+        require_known("The processor", options, {*TOKENIZER_OPTIONS, *ImageProcessorConfig.__annotations__})
         tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
-        return cls(images, tokenizer, chat_template, length or _DEFAULT_IMAGE_SEQ_LENGTH)
+        return cls(images, tokenizer, chat_template, length or _IMAGE_SEQ_LENGTH)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> list[str]:
-        """Write the tokenizer's files, preprocessor_config.json and processor_config.json; returns the last's path.
+        """Writes the tokenizer's files, preprocessor_config.json and processor_config.json; returns the last's path.
 
         Raises CheckpointError, UnsupportedOptionError.
         """
@@ -112,39 +102,34 @@ class Gemma3Processor:
 
     @property
     def boi_token(self) -> str:
-        """`<start_of_image>`: where a text wants its next picture."""
+        """`<start_of_image>`: marks where a text has its next picture."""
         return str(self.tokenizer.boi_token)
 
     @property
     def image_token(self) -> str:
-        """The same, under the name that transformers gives it: its own soft token is `tokenizer.image_token`."""
+        """`boi_token`, under transformers' name; the soft token is `tokenizer.image_token`."""
         return self.boi_token
 
     @property
     def image_token_id(self) -> int | None:
-        """The id of `image_token`, which is `<start_of_image>`."""
-        token_id: int | None = self.tokenizer.boi_token_id
-        return token_id
+        """The id of `<start_of_image>`."""
+        return self.tokenizer.token_id(self.boi_token)
 
     @property
     def model_input_names(self) -> list[str]:
-        """What calls give, and models take."""
         return ["pixel_values", "input_ids", "attention_mask", "token_type_ids"]
 
     def __call__(
-        self,
-        images: Images | None = None,
-        text: str | Sequence[str] | None = None,
-        **options: Any,
+        self, images: Images | None = None, text: str | Sequence[str] | None = None, **options: Any
     ) -> ModelInputs:
         """`input_ids`, `attention_mask`, `token_type_ids` [B, T] (1 where a soft token is) and, with
         pictures, `pixel_values` [N, 3, S, S]. Lists by default, tensors with `return_tensors="pt"`.
 
         Each `<start_of_image>` in a text takes the next picture: `images` is one picture, the
-        pictures of one text, or a list of pictures for each text. Without a text there is one that
+        pictures of one text, or a list of pictures for each text. Without a text, one is made that
         holds only its pictures. `options` are those of the tokenizer's call and of the image processor,
         as keywords or in `text_kwargs` and `images_kwargs`; `do_pan_and_scan` may be a list, one
-        setting for each picture. Special tokens in the text count as such (see `escape_messages`).
+        setting per picture. Special tokens in the text work as such (see `escape_messages`).
         Raises PromptError where the counts of pictures and places differ, or truncation cuts a picture.
         """
         chosen = split_options(options)
@@ -161,8 +146,7 @@ class Gemma3Processor:
         if chosen.token_type_ids:
             soft = self.tokenizer.image_token_id
             inputs["token_type_ids"] = [[int(i == soft) for i in row] for row in inputs["input_ids"]]
-        inputs.convert_to_tensors(chosen.return_tensors)
-        return ModelInputs({**inputs, **processed}, tensor_type=chosen.return_tensors)
+        return ModelInputs({**inputs, **processed}, tensor_type=chosen.text.get("return_tensors"))
 
     def apply_chat_template(
         self,
@@ -172,24 +156,19 @@ class Gemma3Processor:
         documents: list[dict[str, str]] | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
-        return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
         return_tensors: str | None = "auto",
         return_dict: bool = False,
-        load_audio_from_video: bool = False,
         processor_kwargs: Mapping[str, Any] | None = None,
-        sanitize_control_tokens: bool = False,
         **options: Any,
     ) -> Any:
         """The prompt of a conversation, or of each of several, by the checkpoint's chat template.
 
-        Text by default; with `tokenize=True` the input ids, with `return_dict=True` as well all
-        ModelInputs. A picture is a part {"type": "image", "image" | "url" | "path" | "base64": …}.
+        Text by default; the input ids with `tokenize=True`, all ModelInputs with `return_dict=True` as well.
+        A picture is a part {"type": "image", "image" | "url" | "path" | "base64": …}.
         `options` and `processor_kwargs` are the template's variables and the options of `__call__`.
         """
-        refuse_unsupported(return_assistant_tokens_mask, sanitize_control_tokens)
-        if load_audio_from_video:
-            raise UnsupportedOptionError("load_audio_from_video was given; Gemma 3 reads texts and pictures only.")
+        refuse_unsupported(options)
         chats, is_batch = split_batch(conversation)
         if not isinstance(chat_template, str | None):
             raise UnsupportedOptionError(f"chat_template must be a template's text, got {chat_template!r}.")
@@ -200,14 +179,16 @@ class Gemma3Processor:
         variables = {name: value for name, value in options.items() if name in names}
         call = {name: value for name, value in options.items() if name not in names} | dict(processor_kwargs or {})
         given = call.pop("images", None)
-        split_options(call)  # an option that nobody knows is one with tokenize=False, too
-        prompts = render_prompts(
+        split_options(call)  # refuses unknown options with tokenize=False, too
+        prompts = self.tokenizer.apply_chat_template(
             chats,
+            tools,
+            documents,
             template,
-            self.tokenizer.special_tokens,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            variables={"tools": tools, "documents": documents, **variables},
+            add_generation_prompt,
+            continue_final_message,
+            tokenize=False,
+            **variables,
         )
         if not tokenize:
             return prompts if is_batch else prompts[0]
@@ -223,13 +204,13 @@ class Gemma3Processor:
     def post_process_image_text_to_text(
         self, generated_outputs: TokenIds | Sequence[TokenIds], skip_special_tokens: bool = True, **options: Any
     ) -> Any:
-        """The texts of what `generate` gave."""
+        """The texts of the ids that `generate` returned."""
         return self.tokenizer.decode(generated_outputs, skip_special_tokens, **options)
 
     def expand_images(self, texts: Sequence[str], num_crops: Sequence[int]) -> list[str]:
-        """Put the soft tokens of the next picture, and of its crops, in place of each
-        `<start_of_image>`; `num_crops` has one count per picture. Tokenise the result in one piece:
-        line breaks on both sides of a picture join with the text's own into one token."""
+        """Replaces each `<start_of_image>` with the soft tokens of the next picture and its crops; `num_crops` has
+        one count per picture. Tokenise the result as a whole: the line breaks around a picture join with the text's
+        own into one token."""
         sequences = iter([self._image_text(count) for count in num_crops])
         expanded = []
         for text in texts:
@@ -242,23 +223,19 @@ class Gemma3Processor:
         return self.tokenizer.escape_special_tokens(text)
 
     def escape_messages(self, messages: Conversation) -> list[dict[str, Any]]:
-        """A copy of messages in which no text can act as a special token: for words of visitors.
+        """A copy of visitors' messages in which no text can act as a special token.
 
-        Only the template then opens and ends turns, and only parts of type "image" are pictures.
+        Then only the template opens and ends turns, and only parts of type "image" are pictures.
         """
         return [{**message, "content": self._escape_content(message.get("content"))} for message in messages]
 
-    def decode(
-        self, token_ids: TokenIds | Sequence[TokenIds], skip_special_tokens: bool = False, **options: Any
-    ) -> Any:
+    def decode(self, *args: Any, **options: Any) -> Any:
         """See Gemma3Tokenizer.decode."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens, **options)
+        return self.tokenizer.decode(*args, **options)
 
-    def batch_decode(
-        self, sequences: TokenIds | Sequence[TokenIds], skip_special_tokens: bool = False, **options: Any
-    ) -> list[str]:
+    def batch_decode(self, *args: Any, **options: Any) -> list[str]:
         """See Gemma3Tokenizer.batch_decode."""
-        return self.tokenizer.batch_decode(sequences, skip_special_tokens, **options)
+        return self.tokenizer.batch_decode(*args, **options)
 
     def _escape_content(self, content: Any) -> Any:
         if isinstance(content, str):
@@ -285,32 +262,30 @@ class Gemma3Processor:
     def _check_counts(self, texts: list[str], groups: list[list[ImageSource]] | None) -> None:
         if groups and any(groups) and None in (self.tokenizer.boi_token_id, self.tokenizer.image_token_id):
             raise PromptError(
-                f"Pictures were given, but this tokenizer knows no {self.boi_token} or {self.tokenizer.image_token}: "
-                "its model reads text only. Take a checkpoint of 4B or larger, or leave the pictures out."
+                f"This tokenizer knows no {self.boi_token} or {self.tokenizer.image_token}: its model reads text only. "
+                "Take a checkpoint of 4B or larger, or leave the pictures out."
             )
         if groups is not None and len(groups) != len(texts):
             raise PromptError(
-                f"There are {len(texts)} texts and pictures for {len(groups)} of them. Give a list of pictures for "
-                "each text, an empty one where there are none: images=[[first, second], []]."
+                f"There are {len(texts)} texts, and pictures for {len(groups)} of them. {_ONE_LIST_PER_TEXT}"
             )
         places = [text.count(self.boi_token) for text in texts]
         given = [0] * len(texts) if groups is None else [len(group) for group in groups]
         if places != given and not (groups is None and self.tokenizer.boi_token_id is None):
             raise PromptError(
                 f"The texts have {_counts(places)} places for pictures ({self.boi_token}), but {_counts(given)} "
-                "pictures were given. Give one picture for each place, in a list of its own for each text."
+                "pictures were given. Give one picture for each place."
             )
 
     def _check_soft_tokens(self, texts: list[str], rows: list[list[int]], chosen: CallOptions) -> None:
-        """Raises PromptError where truncation left part of a picture: the model could not place its features."""
+        """Raises PromptError where truncation removed soft tokens: the model could not place the picture's features."""
         token, token_id = self.tokenizer.image_token, self.tokenizer.image_token_id
         wanted = [text.count(token) for text in texts]
         kept = [row.count(token_id) for row in rows]
         if token_id is not None and wanted != kept and len(kept) == len(wanted):
             raise PromptError(
-                f"Truncation cuts pictures: {_counts(wanted)} soft tokens stand for them, and {_counts(kept)} are left "
-                f"within max_length={chosen.text.get('max_length')}. Take a larger max_length, shorter text or fewer "
-                "pictures, or leave truncation out."
+                f"Truncation cuts pictures: {_counts(wanted)} soft tokens are needed, and {_counts(kept)} are left "
+                f"within max_length={chosen.text.get('max_length')}. Take a larger max_length, or leave truncation out."
             )
 
     def _process_images(self, pictures: list[ImageSource], options: dict[str, Any]) -> ModelInputs:
@@ -318,10 +293,7 @@ class Gemma3Processor:
         if not isinstance(cuts, list | tuple):
             return self.image_processor(pictures, **options)
         if len(cuts) != len(pictures):
-            raise PromptError(
-                f"do_pan_and_scan has {len(cuts)} settings for {len(pictures)} pictures; "
-                "give one for each picture, or one for all."
-            )
+            raise PromptError(f"do_pan_and_scan has {len(cuts)} settings for {len(pictures)} pictures; give as many.")
         apart = {**options, "return_tensors": None}
         parts = [
             self.image_processor([picture], **{**apart, "do_pan_and_scan": cut})
@@ -333,7 +305,7 @@ class Gemma3Processor:
         )
 
     def _image_text(self, num_crops: int) -> str:
-        """Worded as Gemma 3 was trained with; the model depends on it."""
+        """The wording is the one that Gemma 3 was trained with."""
         image = self.full_image_sequence
         if num_crops == 0:
             return image
@@ -345,8 +317,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     if not isinstance(value, kind):
         expected = getattr(kind, "__name__", str(kind))
         raise UnsupportedOptionError(
-            f"{name} is a {type(value).__name__}; a {expected} is expected. The order is image_processor, tokenizer, "
-            "chat_template, image_seq_length; name them to be sure."
+            f"{name} must be a {expected}, got {type(value).__name__}. The order is image_processor, tokenizer, "
+            "chat_template, image_seq_length."
         )
 
 
@@ -360,10 +332,7 @@ def _grouped(images: Any) -> list[list[ImageSource]]:
     if images and all(batches):
         return [list(group) for group in images]
     if any(batches):
-        raise PromptError(
-            "images has lists of pictures beside single pictures; give one flat list for one text, or a list for "
-            "each text, an empty one where there are none: images=[[first, second], []]."
-        )
+        raise PromptError(f"images has lists of pictures beside single pictures. {_ONE_LIST_PER_TEXT}")
     return [list(images)]
 
 

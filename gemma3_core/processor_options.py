@@ -1,31 +1,27 @@
-"""The options of a processor's call -> those of the tokenizer and those of the image processor."""
+"""Splits the options of a processor's call into the tokenizer's and the image processor's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.errors import UnsupportedOptionError, require_known
 from gemma3_core.images.options import ImageProcessorConfig
+from gemma3_core.tokenizer.conversations import refuse_unsupported
 from gemma3_core.tokenizer.encoding import TextOptions
 
 _TEXT = frozenset(TextOptions.__annotations__)
-# Steps that Gemma 3 does not have go to the image processor too: it says so.
+# The image processor refuses steps that Gemma 3 does not have, unless they are off.
 _IMAGE = frozenset(ImageProcessorConfig.__annotations__) | {"do_center_crop", "crop_size", "do_pad", "pad_size"}
 _GROUPS = {"text_kwargs": _TEXT, "images_kwargs": _IMAGE}
 
 
 @dataclass(frozen=True)
 class CallOptions:
-    """Options by whom they belong to; `token_type_ids` says whether these are wanted."""
+    """Options of the tokenizer and of the image processor; `token_type_ids` says whether to return these."""
 
     text: dict[str, Any]
     images: dict[str, Any]
     token_type_ids: bool = True
-
-    @property
-    def return_tensors(self) -> str | None:
-        """The kind that the whole result comes in."""
-        return self.text.get("return_tensors")
 
 
 def split_options(options: Mapping[str, Any]) -> CallOptions:
@@ -34,7 +30,7 @@ def split_options(options: Mapping[str, Any]) -> CallOptions:
     Raises UnsupportedOptionError for a name that neither knows, for one given twice, and for other media.
     """
     flat = dict(options)
-    _refuse_other_media(flat)
+    refuse_unsupported(flat)
     wanted = flat.pop("return_mm_token_type_ids", None)
     groups = {name: dict(flat.pop(name, None) or {}) for name in (*_GROUPS, "common_kwargs")}
     if "return_mm_token_type_ids" in groups["text_kwargs"]:
@@ -47,20 +43,5 @@ def split_options(options: Mapping[str, Any]) -> CallOptions:
         if twice:
             raise UnsupportedOptionError(f"{', '.join(twice)} is given twice, by itself and in {group}; choose one.")
         chosen[group] = {name: value for name, value in {**common, **flat}.items() if name in known} | given
-    unknown = sorted({*flat, *common} - _TEXT - _IMAGE)
-    if unknown:
-        raise UnsupportedOptionError(
-            f"The processor has no option {', '.join(unknown)}. For texts it knows {', '.join(sorted(_TEXT))}; "
-            f"for pictures {', '.join(sorted(ImageProcessorConfig.__annotations__))}."
-        )
+    require_known("The processor", {*flat, *common}, _TEXT | _IMAGE)
     return CallOptions(chosen["text_kwargs"], chosen["images_kwargs"], wanted is not False)
-
-
-def _refuse_other_media(options: dict[str, Any]) -> None:
-    for name in ("videos", "audio", "videos_kwargs", "audio_kwargs"):
-        if options.pop(name, None):
-            raise UnsupportedOptionError(f"{name} was given; Gemma 3 reads texts and pictures only.")
-    if options.pop("return_text_replacement_offsets", None):
-        raise UnsupportedOptionError(
-            "return_text_replacement_offsets is not supported; expand_images gives the text with its soft tokens."
-        )

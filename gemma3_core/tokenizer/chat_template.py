@@ -1,21 +1,21 @@
 """Messages -> prompt text, by the checkpoint's own Jinja template.
 
-The template comes with the checkpoint, so it is a stranger's code. It runs in Jinja's immutable sandbox and sees
-only plain data. Bounded are
+The template comes with the checkpoint, so it is a stranger's code. It runs in Jinja's immutable sandbox, sees only
+plain data, and has bounds:
 
-- time: a deadline is checked at every turn of a loop, every branch and every call, whether they yield text or not;
+- time: each loop iteration, branch and call checks a deadline;
 - the prompt, and each text or list that `+`, `*`, `~`, `%` or `**` builds: 4,000,000 characters or elements;
 - `range`: 100,000 numbers, by the sandbox.
 
-Not bounded is a single filter or text method (`replace`, `center`, …): it can build a large text, or take long, before
-the next check. That risk lies with whoever picks the checkpoint; visitors' messages are never read as a template.
+A single filter or text method (`replace`, `center`, …) has no bound: it can build a large text, or take long, before
+the next check. Whoever picks the checkpoint takes that risk; visitors' messages are never read as a template.
 """
 
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
 
@@ -32,7 +32,7 @@ Message = Mapping[str, Any]
 
 _MAX_SECONDS = 5.0  # a Gemma template takes about a millisecond
 _MAX_CHARACTERS = 4_000_000  # above any context: 131,072 tokens of 30 characters
-_MAX_DIGITS = 100  # of a whole number
+_MAX_DIGITS = 100  # of an integer
 _END_MARK = "[[continue from here]] "
 
 
@@ -50,21 +50,15 @@ def render_chat(
 
     A message is {"role": "system" | "user" | "assistant", "content": text or list of parts}, a part
     {"type": "text", "text": …} or {"type": "image", …}. `add_generation_prompt` opens the model's
-    turn; `continue_final_message` leaves the last message's turn open instead, to be written on.
+    turn; `continue_final_message` leaves the last message's turn open instead, so that the model continues it.
     `variables` are further names that the template may use, such as `tools`.
-    Raises ChatTemplateError for messages that are not of this form or that the template refuses,
-    UnsupportedOptionError for other fields than "content" to continue.
+    Raises ChatTemplateError for messages of another form or that the template refuses.
     """
     if isinstance(continue_final_message, str) and continue_final_message != "content":
-        raise UnsupportedOptionError(
-            f"continue_final_message={continue_final_message!r} names a field that Gemma 3's messages don't have; "
-            'give True or "content".'
-        )
+        given = repr(continue_final_message)
+        raise UnsupportedOptionError(f'continue_final_message={given} is not supported; give True or "content".')
     if add_generation_prompt and continue_final_message:
-        raise ChatTemplateError(
-            "add_generation_prompt opens a new turn, continue_final_message keeps the last one "
-            "open: choose one of them."
-        )
+        raise ChatTemplateError("add_generation_prompt and continue_final_message exclude each other: choose one.")
     chat = [_checked(message) for message in messages]
     if not chat:
         raise ChatTemplateError("There are no messages; give at least one of role user.")
@@ -84,15 +78,15 @@ def render_chat(
 
 @lru_cache(maxsize=8)
 def template_variables(template: str) -> frozenset[str]:
-    """The names that a template takes from outside; raises ChatTemplateError where it is no Jinja."""
+    """The variables that a template expects. Raises ChatTemplateError for invalid Jinja."""
     try:
         return frozenset(meta.find_undeclared_variables(_Environment().parse(template)))
     except TemplateError as error:
-        raise ChatTemplateError(f"The chat template is no valid Jinja: {error.message}") from error
+        raise ChatTemplateError(f"The chat template is not valid Jinja: {error.message}") from error
 
 
 class _BoundedCode(CodeGenerator):
-    """Jinja's own code, with a look at the clock in each block (of a loop, a branch, a macro), and bounded `~`."""
+    """Compiles templates so that each block (of a loop, a branch, a macro) checks the deadline, and `~` is bounded."""
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
         self.writeline("environment.tick()")
@@ -107,7 +101,7 @@ class _BoundedCode(CodeGenerator):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """One rendering: the sandbox with a deadline and with bounds on what operators build."""
+    """The sandbox of one rendering, with a deadline and bounds on what operators build."""
 
     code_generator_class = _BoundedCode
     intercepted_binops = frozenset(["+", "*", "**", "%"])
@@ -115,7 +109,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock])
         self._deadline = time.monotonic() + _MAX_SECONDS
-        self.filters["tojson"] = _to_json
+        self.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes for HTML
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         del self.globals["lipsum"]
@@ -143,7 +137,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks the model's words for training; here it is plain text."""
+    """`{% generation %}` marks the model's words for training; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  jinja declares it so
 
@@ -166,9 +160,7 @@ def _render(template: str, variables: Mapping[str, Any]) -> str:
     except TemplateError as error:
         raise ChatTemplateError(f"The chat template refused these messages: {error.message}") from error
     except Exception as error:  # a template can raise whatever Python's operators raise
-        raise ChatTemplateError(
-            f"The chat template failed on these messages ({type(error).__name__}: {error})."
-        ) from error
+        raise ChatTemplateError(f"The chat template failed ({type(error).__name__}: {error}).") from error
     return "".join(pieces)
 
 
@@ -178,20 +170,18 @@ def _compile(template: str) -> CodeType:
 
 
 def _result_size(operator: str, left: Any, right: Any) -> int:
-    """An upper bound, in characters or elements (digits scaled up), of what an operator builds."""
+    """An upper bound of what an operator builds, in characters or elements. What can't be told counts as too large."""
     numbers = isinstance(left, int | float) and isinstance(right, int | float)
-    if operator == "+":
-        return 0 if numbers else _length(left) + _length(right)
-    if operator == "*":
-        if numbers:
-            return 0
-        return _length(left) * abs(right) if isinstance(right, int) else _length(right) * abs(left)
+    too_large = False
     if operator == "**":
-        digits = len(str(abs(left))) * abs(right) if numbers else 0
-        return _MAX_CHARACTERS + 1 if digits > _MAX_DIGITS else 0
-    # "%5d" % x: the width is in the format, so any format with a long number is refused.
-    too_wide = isinstance(left, str) and any(len(run) > 4 for run in _digit_runs(left))
-    return _MAX_CHARACTERS + 1 if too_wide else 0
+        too_large = numbers and len(str(abs(left))) * abs(right) > _MAX_DIGITS
+    elif operator == "%":  # "%5d" % x: the width is in the format, so any format with a long number is refused
+        too_large = isinstance(left, str) and any(len(run) > 4 for run in _digit_runs(left))
+    elif not numbers and operator == "+":
+        return _length(left) + _length(right)
+    elif not numbers:
+        return _length(left) * abs(right) if isinstance(right, int) else _length(right) * abs(left)
+    return _MAX_CHARACTERS + 1 if too_large else 0
 
 
 def _length(value: Any) -> int:
@@ -201,17 +191,6 @@ def _length(value: Any) -> int:
 def _digit_runs(text: str) -> list[str]:
     # "%*d" takes its width from the arguments: counted as a long number
     return "".join(c if c.isdigit() else "00000" if c == "*" else " " for c in text).split()
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes for HTML; a prompt is no HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
@@ -227,8 +206,7 @@ def _checked(message: Message) -> dict[str, Any]:
         raise ChatTemplateError(f"A message's content is a text or a list of parts, not {type(content).__name__}.")
     for part in () if isinstance(content, str) else content:
         _check_part(part)
-    copy: dict[str, Any] = _plain(message)
-    return copy
+    return dict(_plain(message))
 
 
 def _check_part(part: Any) -> None:
@@ -256,7 +234,7 @@ def _plain(value: Any) -> Any:
 
 
 def _mark_end(message: dict[str, Any]) -> str:
-    """Put the mark behind the message's last text; returns that text without it."""
+    """Appends the mark to the message's last text; returns that text without it."""
     content = message["content"]
     if isinstance(content, str):
         message["content"] = content + _END_MARK
@@ -270,8 +248,8 @@ def _mark_end(message: dict[str, Any]) -> str:
 
 
 def _cut_at_mark(prompt: str, final_text: str) -> str:
-    """What stands before the mark. A template that trims texts took the mark's own blank away:
-    then the blanks at the end of the final text go too, as they would have without the mark."""
+    """The prompt up to the mark. A template that trims texts removes the mark's trailing space: then the final text's
+    own trailing space goes too, as it would without the mark."""
     place = prompt.rfind(_END_MARK.rstrip())
     if place < 0 or final_text.strip() not in prompt:
         raise ChatTemplateError("The chat template leaves out or rewrites the final message, so it can't be continued.")

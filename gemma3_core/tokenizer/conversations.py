@@ -5,20 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from gemma3_core.errors import ChatTemplateError, UnsupportedOptionError
-from gemma3_core.images.load import ImageLimits, ImageSource, decode_base64, load_image
+from gemma3_core.images.limits import ImageLimits
+from gemma3_core.images.load import ImageSource, decode_base64, load_image
 from gemma3_core.tokenizer.chat_template import Message, render_chat, template_variables
 from gemma3_core.tokenizer.special_tokens import SpecialTokens
 
 Conversation = Sequence[Message]
 
 _IMAGE_KEYS = ("image", "url", "path", "base64")
+_OTHER_MEDIA = ("videos", "audio", "videos_kwargs", "audio_kwargs", "load_audio_from_video")
+_UNSUPPORTED = {
+    "return_assistant_tokens_mask": "Find the model's words between <start_of_turn>model and <end_of_turn> in the ids.",
+    "sanitize_control_tokens": "Pass the messages through the processor's escape_messages.",
+    "return_text_replacement_offsets": "Call expand_images.",
+    **dict.fromkeys(_OTHER_MEDIA, "Gemma 3 reads texts and pictures only."),
+}
 
 
 def split_batch(conversation: Any) -> tuple[list[Conversation], bool]:
-    """-> the conversations in one spelling, and whether they came as a batch.
+    """-> the conversations in one spelling, and whether they came as a batch. Raises ChatTemplateError.
 
     Keys without a value are left out, and {"type": "image_url", "image_url": {"url": …}} becomes
-    {"type": "image", "url": …}. Raises ChatTemplateError for what is neither.
+    {"type": "image", "url": …}.
     """
     if not isinstance(conversation, list | tuple):
         raise ChatTemplateError(
@@ -31,9 +39,7 @@ def split_batch(conversation: Any) -> tuple[list[Conversation], bool]:
     chats = conversation if is_batch else [conversation]
     for chat in chats:
         if not isinstance(chat, list | tuple):
-            raise ChatTemplateError(
-                f"Each conversation of a batch is a list of messages; one is a {type(chat).__name__}."
-            )
+            raise ChatTemplateError(f"A batch is a list of lists of messages; one of them is a {type(chat).__name__}.")
     return [[_message(message) for message in chat] for chat in chats], is_batch
 
 
@@ -46,25 +52,19 @@ def render_prompts(
     continue_final_message: bool | str,
     variables: Mapping[str, Any],
 ) -> list[str]:
-    """The prompt of each conversation; `variables` whose value is None are not given.
+    """The prompt of each conversation; `variables` that are None are left out.
 
-    Raises UnsupportedOptionError for a variable that the template has no use for.
+    Raises UnsupportedOptionError for a variable that the template does not use.
     """
     if template is None:
-        raise ChatTemplateError(
-            "This checkpoint has no chat template; pass chat_template=, or write the prompt yourself."
-        )
+        raise ChatTemplateError("This checkpoint has no chat template; pass chat_template=.")
     given = {name: value for name, value in variables.items() if value is not None and value != []}
     unused = sorted(set(given) - template_variables(template))
     if unused:
-        raise UnsupportedOptionError(
-            f"The chat template has no use for {', '.join(unused)}: it would be left out without a word. "
-            "Leave it out yourself, or pass a chat_template that reads it."
-        )
+        names = ", ".join(unused)
+        raise UnsupportedOptionError(f"The chat template does not use {names}. Leave it out, or pass a chat_template.")
     if not all(isinstance(tool, Mapping) for tool in given.get("tools", ())):
-        raise UnsupportedOptionError(
-            "tools must be a list of JSON schemas (dicts); functions are not turned into them."
-        )
+        raise UnsupportedOptionError("tools must be a list of JSON schemas (dicts); functions are not converted.")
     return [
         render_chat(
             template,
@@ -77,17 +77,11 @@ def render_prompts(
     ]
 
 
-def refuse_unsupported(return_assistant_tokens_mask: bool, sanitize_control_tokens: bool) -> None:
-    """Raises UnsupportedOptionError for the two options of apply_chat_template that don't exist here."""
-    if return_assistant_tokens_mask:
-        raise UnsupportedOptionError(
-            "return_assistant_tokens_mask is not supported: Gemma 3's chat template does not mark the model's words. "
-            "Find them between <start_of_turn>model and <end_of_turn> in the ids."
-        )
-    if sanitize_control_tokens:
-        raise UnsupportedOptionError(
-            "sanitize_control_tokens is not supported; pass the messages through the processor's escape_messages."
-        )
+def refuse_unsupported(options: dict[str, Any]) -> None:
+    """Drops transformers' options that do not exist here. Raises UnsupportedOptionError where one is asked for."""
+    for name, advice in _UNSUPPORTED.items():
+        if options.pop(name, False):
+            raise UnsupportedOptionError(f"{name} is not supported. {advice}")
 
 
 def pictures_of(chat: Conversation, limits: ImageLimits) -> Iterator[ImageSource]:
@@ -100,7 +94,7 @@ def pictures_of(chat: Conversation, limits: ImageLimits) -> Iterator[ImageSource
 
 
 def _picture(key: str, source: Any, limits: ImageLimits) -> ImageSource:
-    """A key that says what it holds is taken at its word: base64 is never read as a path."""
+    """The key decides how a string is read: base64 is never read as a path."""
     if key == "base64" and isinstance(source, str) and not source.startswith("data:"):
         return load_image(decode_base64(source, limits), limits)
     return Path(source) if key == "path" and isinstance(source, str) else source

@@ -1,7 +1,7 @@
 """Texts -> rows of ids: truncation, padding, and which values come with the ids.
 
-The library can truncate and pad by itself, but keeps these settings in the tokenizer, which several
-threads share. So rows are cut and filled here, each on its own.
+The `tokenizers` library can truncate and pad whole batches, but keeps these settings in the tokenizer, which several
+threads share. So each row is truncated and padded here.
 """
 
 import warnings
@@ -18,12 +18,19 @@ from gemma3_core.model_inputs import ModelInputs
 
 NO_LIMIT = int(1e30)
 """model_max_length of a tokenizer that names none, as in transformers."""
-_LARGEST_LIMIT = int(1e20)  # above it, a length is none
+_LARGEST_LIMIT = int(1e20)  # a model_max_length above it means that there is no limit
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "padding": (True, False, "longest", "max_length", "do_not_pad"),
+    "truncation": (True, False, None, "longest_first", "only_first", "do_not_truncate"),
+    "padding_side": ("left", "right", None),
+    "truncation_side": ("left", "right", None),
+}
+_SMALLEST = {"max_length": 1, "pad_to_multiple_of": 1, "stride": 0}  # tokens
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Options of the tokenizer's call, by their names in transformers; lengths in tokens."""
+    """Options of the tokenizer's call, with transformers' names; lengths in tokens. Raises UnsupportedOptionError."""
 
     add_special_tokens: bool = True
     padding: bool | str = False
@@ -44,42 +51,38 @@ class TextOptions:
     verbose: bool = True
 
     def __post_init__(self) -> None:
-        """Raises UnsupportedOptionError for values that the options don't have."""
-        for name in ("padding", "truncation"):  # transformers' enums say the same as their strings
-            object.__setattr__(self, name, getattr(getattr(self, name), "value", getattr(self, name)))
-        _check("padding", self.padding, [True, False, "longest", "max_length", "do_not_pad"])
-        _check("truncation", self.truncation, [True, False, None, "longest_first", "only_first", "do_not_truncate"])
-        for side in ("padding_side", "truncation_side"):
-            _check(side, getattr(self, side), ["left", "right", None])
-        for name in ("max_length", "pad_to_multiple_of"):
+        for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            if value is not None and (not _is_whole(value) or value < 1):
-                raise UnsupportedOptionError(f"{name} is {value!r}; it must be a number of tokens, 1 or more, or None.")
-        if not _is_whole(self.stride) or self.stride < 0:
-            raise UnsupportedOptionError(f"stride is {self.stride!r}; it must be a number of tokens, 0 or more.")
+            value = getattr(value, "value", value)  # transformers' enums hold the strings
+            object.__setattr__(self, name, value)
+            if not any(type(value) is type(known) and value == known for known in allowed):  # 1 is not True
+                raise UnsupportedOptionError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+        for name, least in _SMALLEST.items():
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if value != getattr(TextOptions, name) and not (is_whole and value >= least):
+                raise UnsupportedOptionError(f"{name} is {value!r}; it must be a number of tokens, {least} or more.")
 
     def width_limit(self, model_max_length: int) -> int | None:
-        """How many tokens a row may have; None is no limit. A `max_length` alone cuts, as in the reference."""
-        wanted = self.truncation not in (None, False, "do_not_truncate")
-        if self.truncation is None and self.max_length is not None and self.padding is False:
-            wanted = True
+        """How many tokens a row may have; None is no limit. A `max_length` alone truncates, as in the reference."""
+        if self.truncation is None:
+            wanted = self.max_length is not None and self.padding is False
+        else:
+            wanted = self.truncation not in (False, "do_not_truncate")
         return self._length(model_max_length) if wanted else None
 
     def padded_width(self, longest: int, model_max_length: int) -> int | None:
-        """The width that shorter rows are filled up to; None is no padding."""
+        """The width that shorter rows are padded to; None is no padding."""
         if self.padding in (False, "do_not_pad"):
             return None
-        width = longest
-        if self.padding == "max_length":
-            limit = self._length(model_max_length)
-            if limit is None:
-                return None
-            width = limit
+        width = self._length(model_max_length) if self.padding == "max_length" else longest
+        if width is None:
+            return None
         multiple = self.pad_to_multiple_of or 1
         return -(-width // multiple) * multiple
 
     def warn(self) -> None:
-        """Says so where the reference, too, does nothing with a max_length."""
+        """Warns where max_length has no effect, as the reference does."""
         if self.verbose and self.max_length is not None and self.padding is True and not self.truncation:
             warnings.warn(
                 'max_length does nothing with padding=True and no truncation; padding="max_length" fills up to it.',
@@ -95,7 +98,7 @@ class TextOptions:
 def encode_texts(
     backend: Tokenizer, texts: Sequence[Any], options: TextOptions, model_max_length: int, truncation_side: str
 ) -> list[Encoding]:
-    """One Encoding per text, truncated, not padded; what was cut off is in its `overflowing`."""
+    """One Encoding per text, truncated but not padded; its `overflowing` has the rest."""
     limit = options.width_limit(model_max_length)
     special, words = options.add_special_tokens, options.is_split_into_words
     if limit is None:
@@ -110,12 +113,6 @@ def encode_texts(
     for encoding in encodings:
         encoding.truncate(room, options.stride, options.truncation_side or truncation_side)
     return [backend.post_process(encoding, None, special) for encoding in encodings]
-
-
-def pad_encodings(encodings: Sequence[Encoding], width: int, side: str, pad_token: str, pad_token_id: int) -> None:
-    """Fills each row up to `width`, in place."""
-    for encoding in encodings:
-        encoding.pad(width, direction=side, pad_id=pad_token_id, pad_type_id=0, pad_token=pad_token)
 
 
 def collect(encodings: Sequence[Encoding], options: TextOptions) -> ModelInputs:
@@ -137,7 +134,7 @@ def collect(encodings: Sequence[Encoding], options: TextOptions) -> ModelInputs:
 def pad_rows(
     encoded: Any, options: TextOptions, fills: Mapping[str, int], model_max_length: int, side: str
 ) -> ModelInputs:
-    """Fills up rows that have ids already, with one number per name; other values stay as they are.
+    """Pads rows of ids, and the values beside them that `fills` gives a number for.
 
     `encoded` is a dict of rows (or of one row), a list of such dicts, or rows of ids. An attention mask
     is added where `fills` names one. Tensors stay tensors.
@@ -160,18 +157,16 @@ def first_row(inputs: ModelInputs) -> ModelInputs:
 
 
 def check_texts(text: Any, is_split_into_words: bool) -> tuple[list[Any], bool]:
-    """-> the texts, and whether they came as a batch. Raises PromptError for other types, saying where."""
+    """-> the texts, and whether they came as a batch. Raises PromptError for other types."""
     if isinstance(text, str) and not is_split_into_words:
         return [text], False
-    if not isinstance(text, list | tuple):
-        raise PromptError(f"text is a {type(text).__name__}; give a string, or a list of strings for a batch.")
     if not is_split_into_words:
-        _check_items(text, str, "give a string, or a list of strings for a batch")
+        _check_strings(text, "give a string, or a list of strings for a batch")
         return list(text), True
-    is_batch = bool(text) and isinstance(text[0], list | tuple)
+    is_batch = isinstance(text, list | tuple) and bool(text) and isinstance(text[0], list | tuple)
     rows = list(text) if is_batch else [text]
     for row in rows:
-        _check_items(row, str, "with is_split_into_words=True give a list of words, or a list of such lists")
+        _check_strings(row, "with is_split_into_words=True give a list of words, or a list of such lists")
     return rows, is_batch
 
 
@@ -196,11 +191,8 @@ def _columns(encoded: Any) -> tuple[dict[str, list[Any]], bool, str | None]:
 def _plain_rows(value: Any) -> list[Any]:
     if isinstance(value, torch.Tensor | np.ndarray):
         return list(value.tolist())
-    return [row.tolist() if isinstance(row, torch.Tensor | np.ndarray) else _listed(row) for row in value]
-
-
-def _listed(row: Any) -> Any:
-    return list(row) if isinstance(row, tuple) else row
+    rows = [row.tolist() if isinstance(row, torch.Tensor | np.ndarray) else row for row in value]
+    return [list(row) if isinstance(row, tuple) else row for row in rows]
 
 
 def _filled(row: list[int], width: int, fill: int, side: str) -> list[int]:
@@ -208,20 +200,9 @@ def _filled(row: list[int], width: int, fill: int, side: str) -> list[int]:
     return [*pads, *row] if side == "left" else [*row, *pads]
 
 
-def _check_items(items: Any, kind: type, what_to_do: str) -> None:
+def _check_strings(items: Any, advice: str) -> None:
     if not isinstance(items, list | tuple):
-        raise PromptError(f"One text is a {type(items).__name__}; {what_to_do}.")
+        raise PromptError(f"The text is a {type(items).__name__}; {advice}.")
     for place, item in enumerate(items):
-        if not isinstance(item, kind):
-            raise PromptError(f"Text number {place + 1} of {len(items)} is a {type(item).__name__}; {what_to_do}.")
-
-
-def _check(name: str, value: Any, allowed: list[Any]) -> None:
-    # by type as well: 1 is no True
-    if not any(type(value) is type(known) and value == known for known in allowed):
-        known = ", ".join(map(repr, allowed))
-        raise UnsupportedOptionError(f"{name} is {value!r}; it must be one of {known}.")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        if not isinstance(item, str):
+            raise PromptError(f"Text number {place + 1} of {len(items)} is a {type(item).__name__}; {advice}.")

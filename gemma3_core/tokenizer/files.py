@@ -13,11 +13,11 @@ from gemma3_core.files.hub import read_json
 def read_backend(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise CheckpointError("The checkpoint has no tokenizer.json; fetch it, or name another folder.")
+        raise CheckpointError("The checkpoint has no tokenizer.json; download it, or name another folder.")
     try:
         return Tokenizer.from_file(str(path))
     except Exception:  # noqa: BLE001  the library raises bare Exception for each kind of damage
-        raise CheckpointError("tokenizer.json is damaged; fetch the file again.") from None
+        raise CheckpointError("tokenizer.json is damaged; download it again.") from None
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:

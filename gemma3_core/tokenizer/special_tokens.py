@@ -1,20 +1,20 @@
-"""The tokens that have names, what a tokenizer_config.json says about them, and how typed ones are made harmless."""
+"""The named tokens, how tokenizer_config.json spells them, and how to escape them in what visitors type."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Breaks up a special token that somebody typed: invisible, no white space (so templates that trim
+# Breaks up a special token that somebody typed. It is invisible, not white space (so templates that trim
 # leave it alone), and a token of its own in Gemma's vocabulary.
 _WORD_JOINER = "\u2060"
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The named tokens; the values are Gemma 3's, for folders whose config doesn't name them.
+    """The named tokens; the defaults are Gemma 3's, for folders whose config doesn't name them.
 
-    `boi` and `eoi` stand around a picture, `image` is the soft token that its features replace.
+    `boi` and `eoi` enclose a picture, `image` is the soft token that its features replace.
     """
 
     bos_token: str = "<bos>"
@@ -29,7 +29,7 @@ class SpecialTokens:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "SpecialTokens":
-        """Read tokenizer_config.json: a name is a string or {"content": string}, at the top level
+        """Reads tokenizer_config.json: a token is a string or {"content": string}, at the top level
         or in `extra_special_tokens` (older) or `model_specific_special_tokens` (newer spelling)."""
         named: dict[str, Any] = {}
         for group in ("extra_special_tokens", "model_specific_special_tokens"):
@@ -44,7 +44,7 @@ class SpecialTokens:
 
 
 class SpecialTexts:
-    """How the special tokens are spelled, to find them in what somebody typed."""
+    """The spellings of the special tokens, to find them in what somebody typed."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = tuple(texts)
@@ -52,12 +52,11 @@ class SpecialTexts:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     def escaped(self, text: str) -> str:
-        """The same text to a reader, but without special tokens for the model.
+        """The text looks the same to a reader, but holds no special tokens for the model.
 
-        A visitor who types `<end_of_turn>` would end the turn, one who types `<start_of_image>`
-        would upset the count of pictures. An invisible word joiner (U+2060) after the first
-        character of such a string makes it plain characters. Half a special token at the end is
-        broken too: a template may join it with the beginning of the next text.
+        Without this, a visitor could end the turn with `<end_of_turn>` or upset the count of pictures with
+        `<start_of_image>`. An invisible word joiner (U+2060) after the first character of such a string makes it
+        plain text. Half a special token at the end is broken up too: a template may join it with the next text.
         """
         broken = self._pattern.sub(lambda match: _break(match.group()), text)
         body = broken.rstrip()

@@ -1,4 +1,4 @@
-"""What programs pass as token ids -> Python's numbers."""
+"""Token ids in any form that programs pass -> plain ints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ TokenIds = int | Sequence[int] | np.ndarray | torch.Tensor
 
 
 def is_rows(ids: Any) -> bool:
-    """Whether these are several rows of ids, and not one row or a single id."""
+    """Whether these are several rows of ids rather than one row or a single id."""
     if isinstance(ids, torch.Tensor | np.ndarray):
         return ids.ndim == 2
     if not isinstance(ids, list | tuple) or not ids:
@@ -22,14 +22,14 @@ def is_rows(ids: Any) -> bool:
 
 
 def plain_ids(ids: Any) -> Any:
-    """An id or a row of ids as Python's numbers. Raises PromptError for anything else."""
+    """An id or a row of ids as plain ints. Raises PromptError for anything else."""
     values = ids.tolist() if isinstance(ids, torch.Tensor | np.ndarray | np.generic) else ids
     try:
         return _whole(values) if not isinstance(values, list | tuple) else [_whole(value) for value in values]
     except (TypeError, ValueError):
         raise PromptError(
             f"Token ids are whole numbers, in a list or tensor; got {type(ids).__name__} {str(ids)[:40]}. "
-            "Of what a model or tokenizer gives, pass input_ids or the generated ids."
+            "Pass the input_ids of a tokenizer, or the ids that generate returned."
         ) from None
 
 

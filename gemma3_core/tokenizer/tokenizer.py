@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from gemma3_core.errors import CheckpointError, PromptError, UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, PromptError, UnsupportedOptionError, require_known
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.model_inputs import ModelInputs
@@ -21,7 +21,6 @@ from gemma3_core.tokenizer.encoding import (
     collect,
     encode_texts,
     first_row,
-    pad_encodings,
     pad_rows,
 )
 from gemma3_core.tokenizer.files import read_backend, read_chat_template
@@ -33,8 +32,8 @@ _NAMED = tuple(field.name for field in fields(SpecialTokens))
 TOKENIZER_OPTIONS = frozenset(
     {"padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces", *_NAMED}
 )
-"""What from_pretrained takes in place of tokenizer_config.json's."""
-_NOT_IN_TRANSFORMERS = "end_of_turn_token"  # a name of ours: there the token has none
+"""Options of from_pretrained that replace the values in tokenizer_config.json."""
+_NOT_IN_TRANSFORMERS = "end_of_turn_token"  # our name; transformers has none for this token
 
 
 class Gemma3Tokenizer:
@@ -47,7 +46,7 @@ class Gemma3Tokenizer:
         chat_template: str | None = None,
     ) -> None:
         """`config` is the content of tokenizer_config.json. Raises CheckpointError where the
-        vocabulary lacks a token that the config names, or one that no Gemma 3 can do without."""
+        vocabulary lacks a token that the config names or that every Gemma 3 needs."""
         self.backend = backend
         self.config = {k: v for k, v in (config or {}).items() if k != "chat_template"}
         self.chat_template = chat_template
@@ -57,7 +56,7 @@ class Gemma3Tokenizer:
         self.truncation_side: str = self.config.get("truncation_side") or "right"
         limit = self.config.get("model_max_length")
         self.model_max_length: int = NO_LIMIT if limit is None else limit
-        # How long rows are is said in each call; a file's own settings would hold for all of them.
+        # Each call says how to truncate and pad; tokenizer.json's own settings would apply to all calls.
         self.backend.no_truncation()
         self.backend.no_padding()
         TextOptions(padding_side=self.padding_side, truncation_side=self.truncation_side)
@@ -84,12 +83,7 @@ class Gemma3Tokenizer:
         folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
         if not options.get("trust_remote_code"):
             options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
-        for name in options:
-            if name not in TOKENIZER_OPTIONS:
-                raise UnsupportedOptionError(
-                    f"The tokenizer has no option {name}={options[name]!r}; it knows "
-                    f"{', '.join(sorted(TOKENIZER_OPTIONS))}."
-                )
+        require_known("The tokenizer", options, TOKENIZER_OPTIONS)
         config = {**read_json(folder / "tokenizer_config.json", optional=True), **options}
         tokenizer = cls(read_backend(folder), config, chat_template or read_chat_template(folder, config))
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
@@ -219,29 +213,14 @@ class Gemma3Tokenizer:
         return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def encode(
-        self,
-        text: str | Sequence[str],
-        text_pair: str | None = None,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        **options: Any,
+        self, text: str | Sequence[str], text_pair: str | None = None, add_special_tokens: bool = True, **options: Any
     ) -> Any:
         """The ids of one text (of each text of a list); `add_special_tokens` puts `<bos>` in front.
 
-        Which tokens are added is tokenizer.json's rule (its post-processor), as in the reference,
-        which ignores `add_bos_token` of tokenizer_config.json when it reads such a file.
+        tokenizer.json's post-processor decides which tokens are added, as in the reference, which then ignores
+        `add_bos_token` of tokenizer_config.json.
         """
-        return self(
-            text,
-            text_pair,
-            add_special_tokens=add_special_tokens,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            **options,
-        )["input_ids"]
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options)["input_ids"]
 
     def decode(
         self,
@@ -249,11 +228,11 @@ class Gemma3Tokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> Any:
-        """The text of a row of ids, or the texts of several rows; bytes that make no whole character become
-        U+FFFD each. Raises PromptError for what are no ids."""
+        """The text of a row of ids, or the texts of several rows; each byte of an incomplete character becomes
+        U+FFFD. Raises PromptError for what are no ids."""
         if clean_up_tokenization_spaces:
             warnings.warn(
-                "clean_up_tokenization_spaces does nothing here: it would take away blanks that belong to the text.",
+                "clean_up_tokenization_spaces does nothing here: it would remove spaces that belong to the text.",
                 stacklevel=2,
             )
         ids = token_ids["input_ids"] if isinstance(token_ids, Mapping) else token_ids
@@ -275,14 +254,10 @@ class Gemma3Tokenizer:
     def __call__(self, text: str | Sequence[str] | None = None, text_pair: Any = None, **options: Any) -> ModelInputs:
         """`input_ids` and `attention_mask` of a text [T] or a batch of texts [B][T]; `options` are TextOptions.
 
-        Lists by default, [B, T] with `return_tensors="pt"` or "np". `padding` is True or "longest",
-        "max_length", False; `max_length` alone also cuts. Raises PromptError for what is no text,
-        UnsupportedOptionError for options that don't exist.
+        Lists by default, [B, T] with `return_tensors="pt"` or "np". Raises PromptError, UnsupportedOptionError.
         """
         if text_pair is not None:
-            raise UnsupportedOptionError(
-                "text_pair is not supported: Gemma has no token between two texts. Write both into one prompt."
-            )
+            raise UnsupportedOptionError("text_pair is not supported: write both texts into one prompt.")
         chosen = self._options(options)
         texts, is_batch = check_texts(text, chosen.is_split_into_words)
         chosen.warn()
@@ -294,7 +269,8 @@ class Gemma3Tokenizer:
         width = chosen.padded_width(max((len(e.ids) for e in encodings), default=0), self.model_max_length)
         if width is not None:
             side = chosen.padding_side or self._side("padding_side")
-            pad_encodings(encodings, width, side, self.pad_token, self.pad_token_id)
+            for encoding in encodings:
+                encoding.pad(width, direction=side, pad_id=self.pad_token_id, pad_token=self.pad_token)
         inputs = collect(encodings, chosen)
         if chosen.return_overflowing_tokens:
             inputs["overflow_to_sample_mapping"] = sources
@@ -313,9 +289,9 @@ class Gemma3Tokenizer:
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> ModelInputs:
-        """Fills up rows that have ids already: a dict of rows (or of one row), a list of such dicts, or rows of ids.
+        """Pads rows of ids: a dict of rows (or of one row), a list of such dicts, or rows of ids.
 
-        `attention_mask` gets 0 where `<pad>` was added, `token_type_ids` 0, `special_tokens_mask` 1.
+        Padding is 0 in `attention_mask` and `token_type_ids`, 1 in `special_tokens_mask`.
         """
         options = TextOptions(
             padding=padding, max_length=max_length, pad_to_multiple_of=pad_to_multiple_of, padding_side=padding_side,
@@ -336,22 +312,20 @@ class Gemma3Tokenizer:
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
-        sanitize_control_tokens: bool = False,
         padding: bool | str = False,
         truncation: bool | str = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
         return_dict: bool = True,
-        return_assistant_tokens_mask: bool = False,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **template_variables: Any,
     ) -> Any:
         """The prompt of a conversation, or of each of several, by the checkpoint's chat template.
 
-        ModelInputs by default; the ids alone with `return_dict=False`, text with `tokenize=False`. Pictures
-        leave their `<start_of_image>` only: the processor's method of this name reads them.
+        ModelInputs by default; the ids alone with `return_dict=False`, text with `tokenize=False`. Pictures are not
+        read, only marked by `<start_of_image>`: the processor's method of this name reads them.
         """
-        refuse_unsupported(return_assistant_tokens_mask, sanitize_control_tokens)
+        refuse_unsupported(template_variables)
         chats, is_batch = split_batch(conversation)
         prompts = render_prompts(
             chats,
@@ -370,37 +344,30 @@ class Gemma3Tokenizer:
         return inputs if return_dict else inputs["input_ids"]
 
     def get_chat_template(self, chat_template: str | None = None) -> str:
-        """The template that apply_chat_template takes."""
+        """The template that apply_chat_template uses."""
         template = chat_template or self.chat_template
         if template is None:
             raise CheckpointError("This checkpoint has no chat template; pass chat_template=.")
         return template
 
     def escape_special_tokens(self, text: str) -> str:
-        """The same text to a reader, but without special tokens for the model: for visitors' words (SpecialTexts)."""
+        """Makes special tokens in a visitor's text plain text; see SpecialTexts.escaped."""
         return self._special_texts.escaped(text)
 
     def _options(self, options: Mapping[str, Any]) -> TextOptions:
-        unknown = sorted(set(options) - set(TextOptions.__annotations__))
-        if unknown:
-            raise UnsupportedOptionError(
-                f"The tokenizer's call has no option {', '.join(unknown)}; "
-                f"it knows {', '.join(TextOptions.__annotations__)}."
-            )
+        require_known("The tokenizer's call", options, TextOptions.__annotations__)
         return TextOptions(**options)
 
     def _side(self, name: str) -> str:
-        """`tokenizer.padding_side = …` is the user's, so it is checked where it is used."""
+        """Users can set `tokenizer.padding_side` to anything, so it is checked where it is used."""
         TextOptions(**{name: getattr(self, name)})
         return str(getattr(self, name))
 
     def _decode_row(self, ids: int | list[int], skip_special_tokens: bool) -> str:
         row = [ids] if isinstance(ids, int) else ids
         if any(i < 0 or i > 0xFFFFFFFF for i in row):
-            raise PromptError(
-                f"These are no token ids: they go from {min(row)} to {max(row)}, and ids begin at 0. "
-                "Labels have -100 where nothing is learnt: leave those out."
-            )
+            advice = "Labels hold -100 where there is no loss: leave those out."
+            raise PromptError(f"Token ids begin at 0, got {min(row)} to {max(row)}. {advice}")
         return self.backend.decode(row, skip_special_tokens=skip_special_tokens)
 
     def _read_special_ids(self) -> None:
@@ -422,12 +389,12 @@ class Gemma3Tokenizer:
         missing = [token for token in absent if token in required or token not in defaults]
         if missing:
             raise CheckpointError(
-                f"The tokenizer's vocabulary lacks {', '.join(missing)}. Its tokenizer.json and "
-                "tokenizer_config.json belong to different models, or one is damaged: fetch both."
+                f"The tokenizer's vocabulary lacks {', '.join(missing)}. tokenizer.json and "
+                "tokenizer_config.json belong to different models, or one is damaged: download both again."
             )
 
     def _mark_special_tokens(self) -> None:
-        """Named tokens are special even where tokenizer.json doesn't say so (`<mask>` is one)."""
+        """Named tokens are special even where tokenizer.json doesn't say so, such as `<mask>`."""
         named = [token for token in self.special_tokens.names() if token in self]
         self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
 
@@ -435,9 +402,9 @@ class Gemma3Tokenizer:
 class StreamingDecoder:
     """Token ids in, finished text out, at a cost per token that doesn't grow with the answer.
 
-    A character outside the vocabulary comes as byte tokens. `decode` reads each run of byte tokens
-    as one: if the run as a whole is no UTF-8, each of its bytes becomes U+FFFD. So a run is held
-    back until it ends, and the pieces together equal `decode(ids, skip_special_tokens=True)`.
+    A character outside the vocabulary is a run of byte tokens. `decode` decodes a run as a whole: if it is not UTF-8,
+    each of its bytes becomes U+FFFD. So a run is held back until it ends, and the pieces together equal
+    `decode(ids, skip_special_tokens=True)`.
     """
 
     def __init__(self, tokenizer: Gemma3Tokenizer) -> None:
@@ -446,7 +413,7 @@ class StreamingDecoder:
         self._byte_run: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that this token finishes, which may be empty."""
+        """The text that this token completes, which may be empty."""
         token = self._backend.id_to_token(token_id)
         if token is None or token_id in self._special_ids:
             return ""
@@ -456,6 +423,6 @@ class StreamingDecoder:
         return self.finish() + self._backend.decode([token_id], skip_special_tokens=False)
 
     def finish(self) -> str:
-        """What was held back; call it after the last token."""
+        """The text that was held back; call it after the last token."""
         run, self._byte_run = self._byte_run, []
         return self._backend.decode(run, skip_special_tokens=False) if run else ""
