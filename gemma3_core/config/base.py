@@ -8,8 +8,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args
 
 from gemma3_core.errors import ConfigError, FrozenConfigError, UnsupportedOptionError
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
@@ -54,14 +54,14 @@ def frozen_with_advice(config_class: _Class) -> _Class:
 class JsonConfig:
     """Base of the configurations. They are frozen: `replace` returns a changed copy.
 
-    Fields are given by keyword; None means the default, except for fields that may be None. Unknown names raise
+    Fields are given by keyword; None means the default, except for fields whose type allows None. Unknown names raise
     UnsupportedOptionError. `from_dict` keeps them in `extra` instead, so that a newer file loses nothing when it is
     saved again; they can be read as attributes.
     """
 
     architectures: list[str] | None = None
     dtype: Any = None
-    """The weights' torch.dtype; given as one or by name."""
+    """The weights' torch.dtype; it may be passed by name."""
     id2label: Mapping[int, str] = field(default_factory=dict)
     label2id: Mapping[str, int] | None = None
     problem_type: str | None = None
@@ -70,7 +70,6 @@ class JsonConfig:
     model_type: ClassVar[str] = ""
     base_config_key: ClassVar[str] = ""
     """The key of this configuration in the file of a whole model."""
-    _nullable: ClassVar[frozenset[str]] = frozenset({"architectures", "dtype", "label2id", "problem_type"})
     _spellings: ClassVar[Mapping[str, str]] = {"torch_dtype": "dtype"}
     """Other names of fields, in arguments and as attributes."""
     _also_read: ClassVar[frozenset[str]] = frozenset({"num_labels", *FIXED})
@@ -84,8 +83,8 @@ class JsonConfig:
     def __init__(self, *parts: Any, **values: Any) -> None:
         values = self._read({**self._named(parts, values), **values})
         for f in fields(self):
-            value = values.pop(f.name, None if f.name in self._nullable and f.name in values else MISSING)
-            if value is MISSING or (value is None and f.name not in self._nullable):
+            value = values.pop(f.name, MISSING)
+            if value is MISSING or (value is None and NoneType not in get_args(f.type)):
                 value = f.default_factory() if f.default_factory is not MISSING else f.default
             object.__setattr__(self, f.name, value)
         if values:

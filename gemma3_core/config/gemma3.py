@@ -68,14 +68,6 @@ class Gemma3TextConfig(JsonConfig):
 
     model_type: ClassVar[str] = "gemma3_text"
     base_config_key: ClassVar[str] = "text_config"
-    _nullable: ClassVar[frozenset[str]] = JsonConfig._nullable | {
-        "pad_token_id",
-        "eos_token_id",
-        "bos_token_id",
-        "sliding_window",
-        "final_logit_softcapping",
-        "attn_logit_softcapping",
-    }
     _also_read: ClassVar[frozenset[str]] = JsonConfig._also_read | {
         *ROPE_FIELDS,
         "sliding_window_pattern",
@@ -209,7 +201,6 @@ class Gemma3Config(JsonConfig):
     eos_token_id: int | list[int] | None = None
 
     model_type: ClassVar[str] = "gemma3"
-    _nullable: ClassVar[frozenset[str]] = JsonConfig._nullable | {"eos_token_id"}
     _spellings: ClassVar[Mapping[str, str]] = {
         **JsonConfig._spellings,
         "image_token_id": "image_token_index",

@@ -6,7 +6,7 @@ from typing import Any, TypedDict, Unpack
 
 from gemma3_core.errors import CheckpointError, require_known
 
-# No pickled weights: they can run code when read. Only what this program reads is fetched.
+# Only files that this program reads. Pickled weights are not among them: unpickling can run code.
 _SMALL_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
 

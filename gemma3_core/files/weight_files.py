@@ -15,7 +15,7 @@ from gemma3_core.files.saving import not_written, write_json
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_SIZE = "50GB"
-"""The largest file that save_pretrained writes unless told otherwise: transformers' default."""
+"""The default size limit of a file of save_pretrained, as in transformers."""
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(TB|GB|MB|KB)", re.IGNORECASE)
 _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}  # bytes

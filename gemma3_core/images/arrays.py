@@ -31,7 +31,7 @@ def open_array(array: Pixels, config: ImageProcessorConfig, limits: ImageLimits)
 
     Whole numbers are levels from 0 to 255 (16 bits are scaled to 8). Floats keep their values, with one exception:
     colors from 0 to 1 under `do_rescale` become levels, because rescaling them again would turn every picture black.
-    Raises ImageError for what is no picture.
+    Raises ImageError for arrays that are not pictures.
     """
     pixels = channels_first(array, config.input_data_format)
     check_pixels(pixels.shape[-1], pixels.shape[-2], limits)

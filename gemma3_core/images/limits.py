@@ -1,4 +1,4 @@
-"""What is accepted of one picture, and what a file's header tells before anything is decoded."""
+"""The limits of one picture, and reading a file's header to check them before decoding."""
 
 import contextlib
 import math

@@ -1,7 +1,7 @@
 """A path, URL, bytes, base64, PIL picture, array or tensor -> an upright RGB picture.
 
-What strangers send is bounded before it is decoded: the file's size, then its size in pixels and the memory that
-decoding takes, as its header gives them. Only formats that people take and share pictures in are decoded at all.
+Visitors' files are checked before they are decoded: the size of the file, then the size in pixels and the memory for
+decoding, both from the header. Only common picture formats are decoded.
 """
 
 import base64
@@ -40,8 +40,8 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
 
 @dataclass(frozen=True)
 class PictureHeader:
-    """What is known of a picture before it is decoded: upright `width` and `height` in pixels, the memory that
-    decoding takes in bytes, and a digest that is equal for equal files. `source` is what `load_image` reads."""
+    """A picture that is not decoded yet: upright `width` and `height` in pixels, the bytes of memory for decoding, and
+    a digest that is equal for equal files. `load_image(source)` decodes it."""
 
     source: ImageSource
     width: int
@@ -53,7 +53,7 @@ class PictureHeader:
 def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """A new RGB picture: upright (EXIF), transparency on white, 16 bits to 8, the first frame.
 
-    A string is a data URL, an http(s) URL, the path of a file, or base64, in this order: never pass
+    A string is tried as a data URL, an http(s) URL, the path of a file, and base64, in this order: never pass
     a visitor's text here. Arrays are [H, W], [H, W, C] or [C, H, W] of 8-bit or 16-bit numbers or
     of floats from 0 to 1; C is 1, 3 or 4. Raises ImageError, whose message holds no path.
     """

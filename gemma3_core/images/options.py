@@ -139,7 +139,7 @@ class ImageProcessorConfig:
         return replace(self, **changes) if changes else self
 
     def to_dict(self) -> dict[str, Any]:
-        """The Hub's spelling, without what belongs to one machine or one call."""
+        """The Hub's spelling, without options of one machine or one call."""
         left_out = {"device", "disable_grouping", "return_tensors", "input_data_format", "default_to_square"}
         values = {name: getattr(self, name) for name in self.__annotations__ if name not in left_out}
         return {
@@ -171,7 +171,7 @@ def _by_edges(height: int, width: int, shortest: int, longest: int | None) -> tu
     if longest is not None and long / short * shortest > longest:
         target = longest * short / long
     new_short = round(target)
-    # transformers leaves a picture alone whose shorter side fits, whatever rounding would give the other side
+    # transformers does not resize a picture whose shorter side fits already
     new_long = long if new_short == short and longest is not None else int(target * long / short)
     return (new_short, new_long) if height <= width else (new_long, new_short)
 

@@ -49,8 +49,8 @@ class ImageProcessor(ABC):
     def __init__(
         self, config: ImageProcessorConfig | None = None, limits: ImageLimits = DEFAULT_LIMITS, **options: Any
     ) -> None:
-        """`options` are fields of ImageProcessorConfig, which have transformers' names; without a config the size is
-        224, as there. Raises ConfigError, and UnsupportedOptionError for what the back end can't do."""
+        """`options` are fields of ImageProcessorConfig. Without a config the size is 224, as in transformers.
+        Raises ConfigError, UnsupportedOptionError."""
         self.config = (config or ImageProcessorConfig(size=_CLASS_SIZE)).with_options(options)
         self.limits = limits
         self._check_config()
@@ -299,7 +299,7 @@ class Gemma3ImageProcessorPil(ImageProcessor):
 
 
 def image_processor_class(backend: str | None) -> type[ImageProcessor]:
-    """The back end by the name that transformers gives it: "torchvision" (tensors; also None) or "pil"."""
+    """The back end by its name in transformers: "torchvision" (tensors; the default) or "pil"."""
     for kind in (Gemma3ImageProcessor, Gemma3ImageProcessorPil):
         if backend in (kind.backend, None):
             return kind

@@ -159,7 +159,7 @@ def _render(template: str, variables: Mapping[str, Any]) -> str:
                 raise TemplateError(f"the prompt exceeds {_MAX_CHARACTERS:,} characters")
     except TemplateError as error:
         raise ChatTemplateError(f"The chat template refused these messages: {error.message}") from error
-    except Exception as error:  # a template can raise whatever Python's operators raise
+    except Exception as error:  # a template can raise any error of Python's operators
         raise ChatTemplateError(f"The chat template failed ({type(error).__name__}: {error}).") from error
     return "".join(pieces)
 
@@ -170,7 +170,7 @@ def _compile(template: str) -> CodeType:
 
 
 def _result_size(operator: str, left: Any, right: Any) -> int:
-    """An upper bound of what an operator builds, in characters or elements. What can't be told counts as too large."""
+    """An upper bound of what an operator builds, in characters or elements. Refused operations count as too large."""
     numbers = isinstance(left, int | float) and isinstance(right, int | float)
     too_large = False
     if operator == "**":

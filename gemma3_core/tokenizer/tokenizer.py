@@ -189,7 +189,7 @@ class Gemma3Tokenizer:
         return self.backend.token_to_id(token)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
-        """The id of a token, or of each; that of `<unk>` for what the vocabulary lacks."""
+        """The id of a token, or of each; the id of `<unk>` for unknown tokens."""
         if isinstance(tokens, str):
             token_id = self.token_id(tokens)
             return self._required_id(self.special_tokens.unk_token) if token_id is None else token_id
@@ -229,7 +229,7 @@ class Gemma3Tokenizer:
         clean_up_tokenization_spaces: bool | None = None,
     ) -> Any:
         """The text of a row of ids, or the texts of several rows; each byte of an incomplete character becomes
-        U+FFFD. Raises PromptError for what are no ids."""
+        U+FFFD. Raises PromptError for anything but ids."""
         if clean_up_tokenization_spaces:
             warnings.warn(
                 "clean_up_tokenization_spaces does nothing here: it would remove spaces that belong to the text.",
