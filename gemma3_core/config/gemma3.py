@@ -10,21 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gemma3_core.config.base import CONFIG_FILE, JsonConfig, frozen_with_advice, json_object, require_positive
-from gemma3_core.config.rope import DEFAULT_ROPE_THETA, GLOBAL, LOCAL, ROPE_FIELDS, RopeParameters, read_rope
+from gemma3_core.config.rope import GLOBAL, LOCAL, ROPE_FIELDS, RopeParameters, read_rope
 from gemma3_core.errors import ConfigError
 from gemma3_core.files.hub import read_json
-
-__all__ = [
-    "DEFAULT_ROPE_THETA",
-    "GLOBAL",
-    "LOCAL",
-    "AnyConfig",
-    "Gemma3Config",
-    "Gemma3TextConfig",
-    "RopeParameters",
-    "SiglipVisionConfig",
-    "read_config",
-]
 
 SUPPORTED_ACTIVATION = "gelu_pytorch_tanh"
 DEFAULT_PATTERN = 6

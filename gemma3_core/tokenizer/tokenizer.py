@@ -73,24 +73,25 @@ class Gemma3Tokenizer:
         chat_template: str | None = None,
         **options: Any,
     ) -> "Gemma3Tokenizer":
-        """Read tokenizer.json, tokenizer_config.json and the chat template of a checkpoint.
+        """Reads tokenizer.json, tokenizer_config.json and the chat template of a checkpoint.
 
-        `options` win over tokenizer_config.json: padding_side, truncation_side, model_max_length and
-        the named tokens (`bos_token`, …). There is one implementation, so `use_fast` changes nothing.
-        HubOptions say where to fetch it. Raises CheckpointError, and UnsupportedOptionError for other options.
+        `options` are HubOptions, or win over tokenizer_config.json: padding_side, truncation_side, model_max_length
+        and the named tokens (`bos_token`, …). There is one implementation, so `use_fast` changes nothing.
+        Raises CheckpointError, UnsupportedOptionError.
         """
         del use_fast
-        folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
+        hub = pop_hub_options(options)
         if not options.get("trust_remote_code"):
             options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
         require_known("The tokenizer", options, TOKENIZER_OPTIONS)
+        folder = resolve_folder(pretrained_model_name_or_path, weights=False, **hub)
         config = {**read_json(folder / "tokenizer_config.json", optional=True), **options}
         tokenizer = cls(read_backend(folder), config, chat_template or read_chat_template(folder, config))
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> tuple[str, ...]:
-        """Write tokenizer.json, tokenizer_config.json and, where there is one, the template; returns their paths.
+        """Writes tokenizer.json, tokenizer_config.json and the chat template, if any; returns their paths.
 
         Raises CheckpointError, UnsupportedOptionError.
         """
