@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from gemma3_core import Gemma3ImageProcessorPil, Gemma3Processor, Gemma3Tokenizer
-from gemma3_core.images.processor import pan_and_scan_boxes
+from gemma3_core.images.pan_and_scan import pan_and_scan_boxes
 from training.drawing.colors import COLORS
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unlabelled
 from training.drawing.geometry import SHAPES

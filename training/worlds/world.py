@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from PIL.Image import Image
 
-from gemma3_core.images.processor import Box
+from gemma3_core.images.pan_and_scan import Box
 from training.drawing.dense_labels import PictureLabels
 from training.language.asking import Question, QuestionKinds
 

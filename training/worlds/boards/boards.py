@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
 
-from gemma3_core.images.processor import Box, pan_and_scan_boxes
+from gemma3_core.images.pan_and_scan import Box, pan_and_scan_boxes
 from training.drawing.backgrounds import Background, contrasting_shade, grounds_of, random_background
 from training.drawing.colors import COLORS, RGB, UNNAMED, Lab, mix, to_lab
 from training.drawing.fonts import Font, edges, metrics

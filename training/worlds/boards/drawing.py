@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gemma3_core.images.processor import Box
+from gemma3_core.images.pan_and_scan import Box
 from training.drawing.backgrounds import draw_background
 from training.drawing.colors import RGB
 from training.drawing.dense_labels import (
