@@ -52,7 +52,7 @@ from training.worlds.charts.charts import (
 )
 from training.worlds.charts.drawing import draw, height_label, labels, training_picture
 from training.worlds.charts.questions import HELDOUT_PHRASINGS, KINDS, PHRASINGS, QUESTIONS
-from training.worlds.registry import WORLDS, Charts, world_named
+from training.worlds.registry import WORLDS, world_named
 from training.worlds.registry import is_right as right_in_any_world
 from training.worlds.scenes.questions import NUMBERS
 from training.worlds.signs.signs import Sign, is_heldout_text
@@ -513,7 +513,7 @@ def test_right_and_wrong(kind: str, key: str, answer: str, right: bool) -> None:
 
 def test_the_world_of_charts_joins_the_others() -> None:
     assert WORLDS["charts"].kinds == KINDS
-    world, rng = Charts(), random.Random(8)
+    world, rng = WORLDS["charts"], random.Random(8)
     one = world.imagine(rng, "heldout")
     assert {bar.label.font for bar in one.bars} <= set(bundled_fonts())
     assert world.draw(one, rng).size == world.size(one) == (one.width, one.height)

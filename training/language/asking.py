@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 _GREETINGS = ("Hi! ", "Hello, ", "Look at the picture. ", "Please answer: ", "Question: ")
@@ -118,10 +118,10 @@ class QuestionKinds(Generic[Depiction]):
     """
 
     kinds: tuple[str, ...]
-    trained: Mapping[str, Any]
-    heldout: Mapping[str, Any]
-    targets: Callable[[str, Depiction, random.Random, str], list[Target]]
     says: Callable[[str, str, str], bool]
+    targets: Callable[[str, Depiction, random.Random, str], list[Target]] = lambda *_: []
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    heldout: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, float] | None = None
 
     def ask(

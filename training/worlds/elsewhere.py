@@ -217,7 +217,7 @@ class _Elsewhere(QuestionKinds[Elsewhere]):
         return [_question(depiction, rng, split, wanted) for _ in range(min(num, _MOST_ASKED))] if wanted else []
 
 
-QUESTIONS = _Elsewhere(KINDS, {}, {}, lambda *_: [], _says)
+QUESTIONS = _Elsewhere(KINDS, _says)
 
 
 # Sorts of strange pictures. Each is drawn at any size from the same numbers.

@@ -1,25 +1,24 @@
 """The worlds that the demo model knows, each behind one small interface (world.py).
 
-To add one: its modules, a class here that has the methods of World, or of DrawnWorld, an entry in WORLDS.
+To add one: its modules, and an entry in WORLDS.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from training.drawing.colors import UNNAMED
-from training.drawing.fonts import Font, all_fonts, bundled_fonts
+from training.drawing.fonts import all_fonts, bundled_fonts
 from training.language import system_prompts
 from training.language.asking import Question, QuestionKinds
 from training.worlds import crowds, elsewhere
 from training.worlds.boards import boards
 from training.worlds.boards import drawing as board_drawing
 from training.worlds.boards import questions as board_questions
-from training.worlds.boards.boards import Board
 from training.worlds.charts import charts
 from training.worlds.charts import drawing as chart_drawing
 from training.worlds.charts import questions as chart_questions
-from training.worlds.charts.charts import Chart
 from training.worlds.crowds import Crowd
 from training.worlds.pairs import follow_ups, pairs
 from training.worlds.pairs import questions as pair_questions
@@ -30,7 +29,6 @@ from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs import questions as sign_questions
 from training.worlds.signs import signs, two_line_questions, two_lines
 from training.worlds.signs.signs import Sign
-from training.worlds.signs.two_lines import TwoLines
 from training.worlds.world import DrawnWorld, ReadInCrops, World
 
 _FURTHER_SHARE = 0.55  # of the questions about a scene are of more_questions' kinds
@@ -61,117 +59,56 @@ def _says_of_scene(kind: str, key: str, answer: str) -> bool:
     return asked.QUESTIONS.says(kind, key, answer)
 
 
-class Scenes(DrawnWorld[Scene]):
-    """Flat shapes on a background."""
-
-    drawing = drawing
-    questions = _OfScenes((*questions.KINDS, *more_questions.KINDS), {}, {}, lambda *_: [], _says_of_scene)
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
-        scene = scenes.random_scene(rng, split, difficulty, unnamed)
-        named = all(one.color != UNNAMED for one in scene.objects)
-        if split == "train" and named and rng.random() < _PLAIN_IN_SIZE:
-            wanted = rng.choice(("largest", "smallest"))
-            for _ in range(_SCENES_TRIED):
-                if more_questions.QUESTIONS.ask(scene, rng, kinds=(wanted,)):
-                    break
-                scene = scenes.random_scene(rng, split, difficulty)
-        return scene
+def _random_scene(rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
+    """A scene; in training more often than by chance with a plainly largest or smallest shape."""
+    scene = scenes.random_scene(rng, split, difficulty, unnamed)
+    named = all(one.color != UNNAMED for one in scene.objects)
+    if split == "train" and named and rng.random() < _PLAIN_IN_SIZE:
+        wanted = rng.choice(("largest", "smallest"))
+        for _ in range(_SCENES_TRIED):
+            if more_questions.QUESTIONS.ask(scene, rng, kinds=(wanted,)):
+                break
+            scene = scenes.random_scene(rng, split, difficulty)
+    return scene
 
 
-def _fonts(split: str) -> tuple[Font, ...]:
-    """Training uses all fonts of the machine, evaluation those that every machine has."""
-    return all_fonts() if split == "train" else bundled_fonts()
+def _written(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives `make` the fonts: all of the machine's in training, those that every machine has in evaluation."""
+
+    def imagine(rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Any:
+        return make(rng, all_fonts() if split == "train" else bundled_fonts(), split, difficulty, unnamed)
+
+    return imagine
 
 
-class Signs(DrawnWorld[Sign]):
-    """A word or number on a background."""
+def _named(make: Callable[..., Any]) -> Callable[..., Any]:
+    """For worlds without unnamed colors."""
 
-    drawing, questions = sign_drawing, sign_questions.QUESTIONS
+    def imagine(rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Any:  # noqa: ARG001
+        return make(rng, split, difficulty)
 
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Sign:
-        return signs.random_sign(rng, _fonts(split), split, difficulty, unnamed)
-
-
-class TwoLineSigns(DrawnWorld[TwoLines]):
-    """Two words or numbers on a background, one below the other."""
-
-    drawing, questions = sign_drawing, two_line_questions.QUESTIONS
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> TwoLines:
-        return two_lines.random_two_lines(rng, _fonts(split), split, difficulty, unnamed)
+    return imagine
 
 
-class Charts(DrawnWorld[Chart]):
-    """Bar charts."""
-
-    drawing, questions = chart_drawing, chart_questions.QUESTIONS
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Chart:
-        return charts.random_chart(rng, _fonts(split), split, difficulty, unnamed)
+def _random_crowd(rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Crowd:
+    """Raises ValueError for anything but training."""
+    if split != "train" or difficulty != 1.0:
+        raise ValueError(f"crowds are for training and of one difficulty, got {split!r} and {difficulty}")
+    return crowds.random_crowd(rng, unnamed)
 
 
-class Boards(ReadInCrops[Board]):
-    """Words, or items and prices, on pictures too long to be read whole.
-
-    Questions have the answers that the crops allow; answers are judged as given with pan & scan.
-    """
-
-    drawing, questions = board_drawing, board_questions.QUESTIONS
-    answer_without_crops = board_questions.TOO_SMALL
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Board:
-        return boards.random_board(rng, _fonts(split), split, difficulty, unnamed)
-
-
-class Elsewhere(DrawnWorld[elsewhere.Elsewhere]):
-    """What the model does not know, which it has to say."""
-
-    drawing, questions = elsewhere, elsewhere.QUESTIONS
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Any:  # noqa: ARG002
-        return elsewhere.random_elsewhere(rng, split, difficulty)
-
-
-class Crowds(DrawnWorld[Crowd]):
-    """Pictures full of shapes or words, to learn from and not to ask about."""
-
-    drawing = crowds
-    questions = QuestionKinds[Crowd]((), {}, {}, lambda *_: [], lambda *_: False)
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Crowd:
-        """Raises ValueError where anything but training asks for one."""
-        if split != "train" or difficulty != 1.0:
-            raise ValueError(f"crowds are for training and of one difficulty, got {split!r} and {difficulty}")
-        return crowds.random_crowd(rng, unnamed)
-
-
-class Pairs(World[Pair]):
-    """Two scenes that are asked about together."""
-
-    questions = pair_questions.QUESTIONS
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Pair:  # noqa: ARG002
+def _one_or_two(rng: random.Random, split: str, difficulty: float) -> Scene | Pair:
+    if rng.random() < _OF_TWO:
         return pairs.random_pair(rng, split, difficulty)
-
-    def pictures(self, depiction: Pair) -> tuple[tuple[DrawnWorld[Any], Any], ...]:
-        return tuple((Scenes(), scene) for scene in depiction.scenes)
+    return scenes.random_scene(rng, split, difficulty)
 
 
-class FollowUps(World[Scene | Pair]):
-    """Conversations about one scene or two, in which each question leans on the one before."""
-
-    questions = follow_ups.QUESTIONS
-    in_turn = True
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene | Pair:  # noqa: ARG002
-        if rng.random() < _OF_TWO:
-            return pairs.random_pair(rng, split, difficulty)
-        return scenes.random_scene(rng, split, difficulty)
+class OfScenes(World[Scene | Pair]):
+    """Asks about one scene or about two together."""
 
     def pictures(self, depiction: Scene | Pair) -> tuple[tuple[DrawnWorld[Any], Any], ...]:
         shown = depiction.scenes if isinstance(depiction, Pair) else (depiction,)
-        return tuple((Scenes(), scene) for scene in shown)
+        return tuple((SCENES, scene) for scene in shown)
 
 
 @dataclass(frozen=True)
@@ -184,7 +121,7 @@ class Prompted:
 
     @property
     def world(self) -> DrawnWorld[Any]:
-        return Signs() if isinstance(self.depiction, Sign) else Scenes()
+        return SIGNS if isinstance(self.depiction, Sign) else SCENES
 
 
 class _UnderPrompts(QuestionKinds[Prompted]):
@@ -201,22 +138,20 @@ class _UnderPrompts(QuestionKinds[Prompted]):
 
 
 def _says_in_form(kind: str, key: str, answer: str) -> bool:
-    """Whether it says the key, whose first word is the kind that is asked, in the form that the prompt asks for."""
+    """Whether the answer says the key in the form that the prompt asks for; the key begins with its kind."""
     asked, said = key.split(" ", 1)
-    world: World[Any] = Signs() if asked in sign_questions.KINDS else Scenes()
-    return world.is_right(asked, said, answer) and system_prompts.has_form(kind, key, answer)
+    return is_right(asked, said, answer) and system_prompts.has_form(kind, key, answer)
+
+
+def _random_prompted(rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Prompted:
+    form = rng.choice(system_prompts.KINDS)
+    world = SIGNS if rng.random() < _PROMPTED_SIGNS else SCENES
+    depiction = world.imagine(rng, split, difficulty, unnamed)
+    return Prompted(depiction, form, system_prompts.random_prompt(form, rng, split))
 
 
 class SystemPrompts(World[Prompted]):
     """Scenes and signs under a system prompt that says what form answers have."""
-
-    questions = _UnderPrompts(system_prompts.KINDS, {}, {}, lambda *_: [], _says_in_form)
-
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Prompted:
-        form = rng.choice(system_prompts.KINDS)
-        world: DrawnWorld[Any] = Signs() if rng.random() < _PROMPTED_SIGNS else Scenes()
-        depiction = world.imagine(rng, split, difficulty, unnamed)
-        return Prompted(depiction, form, system_prompts.random_prompt(form, rng, split))
 
     def pictures(self, depiction: Prompted) -> tuple[tuple[DrawnWorld[Any], Any], ...]:
         return ((depiction.world, depiction.depiction),)
@@ -225,17 +160,28 @@ class SystemPrompts(World[Prompted]):
         return depiction.prompt
 
 
+SCENES: DrawnWorld[Any] = DrawnWorld(
+    _OfScenes((*questions.KINDS, *more_questions.KINDS), _says_of_scene), _random_scene, drawing=drawing
+)
+SIGNS: DrawnWorld[Any] = DrawnWorld(sign_questions.QUESTIONS, _written(signs.random_sign), drawing=sign_drawing)
 WORLDS: dict[str, World[Any]] = {
-    "scenes": Scenes(),
-    "signs": Signs(),
-    "two_lines": TwoLineSigns(),
-    "charts": Charts(),
-    "boards": Boards(),
-    "elsewhere": Elsewhere(),
-    "pairs": Pairs(),
-    "follow_ups": FollowUps(),
-    "system_prompts": SystemPrompts(),
+    "scenes": SCENES,
+    "signs": SIGNS,
+    "two_lines": DrawnWorld(two_line_questions.QUESTIONS, _written(two_lines.random_two_lines), drawing=sign_drawing),
+    "charts": DrawnWorld(chart_questions.QUESTIONS, _written(charts.random_chart), drawing=chart_drawing),
+    "boards": ReadInCrops(
+        board_questions.QUESTIONS,
+        _written(boards.random_board),
+        drawing=board_drawing,
+        answer_without_crops=board_questions.TOO_SMALL,
+    ),
+    "elsewhere": DrawnWorld(elsewhere.QUESTIONS, _named(elsewhere.random_elsewhere), drawing=elsewhere),
+    "pairs": OfScenes(pair_questions.QUESTIONS, _named(pairs.random_pair)),
+    "follow_ups": OfScenes(follow_ups.QUESTIONS, _named(_one_or_two), in_turn=True),
+    "system_prompts": SystemPrompts(_UnderPrompts(system_prompts.KINDS, _says_in_form), _random_prompted),
 }
+CROWDS: DrawnWorld[Any] = DrawnWorld(QuestionKinds[Crowd]((), lambda *_: False), _random_crowd, drawing=crowds)
+"""Pictures full of shapes or words, for the dense loss alone: nothing is asked about them."""
 
 ALL_KINDS = tuple(kind for world in WORLDS.values() for kind in world.kinds)
 """Of question."""
@@ -243,11 +189,10 @@ ALL_KINDS = tuple(kind for world in WORLDS.values() for kind in world.kinds)
 
 def world_named(name: str) -> World[Any]:
     """One of WORLDS, or "crowds". Raises ValueError where there is no such world."""
-    if name == "crowds":
-        return Crowds()
-    if name not in WORLDS:
-        raise ValueError(f"world is {name!r}; expected one of {tuple(WORLDS)}")
-    return WORLDS[name]
+    known = {**WORLDS, "crowds": CROWDS}
+    if name not in known:
+        raise ValueError(f"world is {name!r}; expected one of {tuple(known)}")
+    return known[name]
 
 
 def world_of(kind: str) -> World[Any]:

@@ -1,8 +1,8 @@
 """What a world is: something that can be described, shown, labelled and asked about."""
 
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from PIL.Image import Image
@@ -14,31 +14,30 @@ from training.language.asking import Question, QuestionKinds
 Depiction = TypeVar("Depiction")
 
 
-class World(ABC, Generic[Depiction]):
+@dataclass(frozen=True)
+class World(Generic[Depiction]):
     """Descriptions of what is shown, and what is asked about it; all randomness comes from `rng`.
 
-    `split` is "train" or "heldout": what is held out never occurs in training and always in evaluation.
+    `imagine(rng, split, difficulty=1.0, unnamed=0.0)` makes a description: large and clear at difficulty 0, anything
+    at 1; `unnamed` is the share in unnamed colors. `split` is "train" or "heldout": training never sees what is held
+    out, evaluation always does. With `in_turn`, each question leans on the one before: `ask` returns one conversation.
     """
 
     questions: QuestionKinds[Any]
-    in_turn = False
-    """Whether questions lean on those before them: then all that `ask` gives is one conversation, in order."""
+    imagine: Callable[..., Depiction]
+    in_turn: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of questions; no two worlds share one."""
         return self.questions.kinds
 
-    @abstractmethod
-    def imagine(self, rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Depiction:
-        """A description; at difficulty 0 large and clear, at 1 anything. `unnamed`: the share in unnamed colors."""
-
-    @abstractmethod
     def pictures(self, depiction: Depiction) -> "tuple[tuple[DrawnWorld[Any], Any], ...]":
         """All that is shown before the first question: descriptions with the worlds that draw them, in order."""
+        raise NotImplementedError
 
     def system_prompt(self, depiction: Depiction) -> str:  # noqa: ARG002
-        """What stands before everything; "" where nothing does."""
+        """The system prompt, or ""."""
         return ""
 
     def ask(
@@ -50,18 +49,19 @@ class World(ABC, Generic[Depiction]):
         kinds: tuple[str, ...] | None = None,
         apart: bool = False,
     ) -> list[Question]:
-        """Up to `num` questions of `kinds` (all by default); `apart`: the same may be asked in other words."""
+        """As QuestionKinds.ask."""
         return self.questions.ask(depiction, rng, split, num, kinds, apart)
 
     def is_right(self, kind: str, key: str, answer: str) -> bool:
-        """Whether an answer says what it must and nothing else of its sort."""
+        """As QuestionKinds.is_right."""
         return self.questions.is_right(kind, key, answer)
 
 
+@dataclass(frozen=True)
 class DrawnWorld(World[Depiction]):
     """A world whose descriptions are of one picture each. `drawing` is the module that draws and labels them."""
 
-    drawing: Any
+    drawing: Any = None
 
     def pictures(self, depiction: Depiction) -> "tuple[tuple[DrawnWorld[Any], Any], ...]":
         return ((self, depiction),)
@@ -76,7 +76,7 @@ class DrawnWorld(World[Depiction]):
         return picture
 
     def as_seen(self, depiction: Depiction, rng: random.Random, side: int) -> Image:
-        """What the encoder gets: squeezed to a square of `side` pixels; faster than drawing it whole."""
+        """The encoder's input: squeezed to a square of `side` pixels; faster than drawing the whole picture."""
         picture: Image = self.drawing.training_picture(depiction, rng, side)
         return picture
 
@@ -86,17 +86,18 @@ class DrawnWorld(World[Depiction]):
         return found
 
 
+@dataclass(frozen=True)
 class ReadInCrops(DrawnWorld[Depiction]):
-    """A world whose pictures are asked about with pan & scan; without it, there is one answer to everything."""
+    """A world whose pictures are asked about with pan & scan; without it, every question has the same answer."""
 
-    answer_without_crops: str
+    answer_without_crops: str = ""
 
     def crops_as_seen(self, depiction: Depiction, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image]:
-        """What the encoder gets of these parts of the picture: each squeezed to a square of `side` pixels."""
+        """The encoder's input for these parts of the picture, each squeezed to a square of `side` pixels."""
         crops: list[Image] = self.drawing.training_crops(depiction, boxes, rng, side)
         return crops
 
     def crop_labels(self, depiction: Depiction, box: Box) -> PictureLabels:
-        """What lies in each patch and soft token of one of them."""
+        """What lies in each patch and soft token of one crop."""
         found: PictureLabels = self.drawing.crop_labels(depiction, box)
         return found

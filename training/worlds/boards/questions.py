@@ -136,4 +136,4 @@ def says_too_small(answer: str) -> bool:
     return "too small" in said and "pan & scan" in said and '"' not in said
 
 
-QUESTIONS = QuestionKinds(KINDS, PHRASINGS, HELDOUT_PHRASINGS, _targets, _says)
+QUESTIONS = QuestionKinds(KINDS, _says, _targets, PHRASINGS, HELDOUT_PHRASINGS)

@@ -259,5 +259,5 @@ def _quoted(text: str) -> list[str]:
 
 
 QUESTIONS = QuestionKinds[Chart](
-    KINDS, TRAINED, HELDOUT_PHRASINGS, lambda kind, chart, rng, _: _KINDS[kind](chart, rng), _says, _KIND_WEIGHTS
+    KINDS, _says, lambda kind, chart, rng, _: _KINDS[kind](chart, rng), TRAINED, HELDOUT_PHRASINGS, _KIND_WEIGHTS
 )

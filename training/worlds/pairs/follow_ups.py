@@ -203,4 +203,4 @@ class _FollowUps(QuestionKinds[Scene | Pair]):
         return conversation if num == 1 or told & set(kinds) else []
 
 
-QUESTIONS = _FollowUps(KINDS, PHRASINGS, HELDOUT_PHRASINGS, lambda *_: [], _says)
+QUESTIONS = _FollowUps(KINDS, _says)

@@ -288,4 +288,4 @@ class _OfPairs(QuestionKinds[Pair]):
         return [question for _ in range(3 if apart else 2) for question in _in_one(depiction, rng, split)]
 
 
-QUESTIONS = _OfPairs(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says, _KIND_WEIGHTS)
+QUESTIONS = _OfPairs(KINDS, _says, _targets, TRAINED, HELDOUT_PHRASINGS, _KIND_WEIGHTS)

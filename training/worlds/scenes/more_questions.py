@@ -291,4 +291,4 @@ _KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
 }
 KINDS = tuple(_KINDS)
 _KIND_WEIGHTS = {"side": 1.2, "describe": 0.8, "absent": 0.7}
-QUESTIONS = QuestionKinds(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says, _KIND_WEIGHTS)
+QUESTIONS = QuestionKinds(KINDS, _says, _targets, TRAINED, HELDOUT_PHRASINGS, _KIND_WEIGHTS)

@@ -312,4 +312,4 @@ class _AboutOne(QuestionKinds[Scene]):
         return asked
 
 
-QUESTIONS = _AboutOne(KINDS, TRAINED, HELDOUT_PHRASINGS, lambda kind, *about: _KINDS[kind](*about), _says)
+QUESTIONS = _AboutOne(KINDS, _says, lambda kind, *about: _KINDS[kind](*about), TRAINED, HELDOUT_PHRASINGS)

@@ -104,4 +104,4 @@ def says_text(text: str, answer: str) -> bool:
     return len(quoted) == 1 and quoted[0].strip().lower() == text.lower()
 
 
-QUESTIONS = QuestionKinds(KINDS, PHRASINGS, HELDOUT_PHRASINGS, _targets, _says)
+QUESTIONS = QuestionKinds(KINDS, _says, _targets, PHRASINGS, HELDOUT_PHRASINGS)

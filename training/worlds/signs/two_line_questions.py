@@ -94,4 +94,4 @@ def _says(kind: str, key: str, answer: str) -> bool:
     return says_text(key, answer)
 
 
-QUESTIONS = QuestionKinds(KINDS, TRAINED, HELDOUT_PHRASINGS, _targets, _says)
+QUESTIONS = QuestionKinds(KINDS, _says, _targets, TRAINED, HELDOUT_PHRASINGS)
