@@ -18,19 +18,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from training.drawing.colors import COLORS
 from training.drawing.geometry import SHAPES
-from training.language import heldout_phrasings, system_prompts
-from training.language.ordinary_text import ORDINARY_TEXT
+from training.language import system_prompts
+from training.language.words import ORDINARY_TEXT
+from training.language.written_phrasings import HELDOUT, TRAINED
 from training.learning.batches import NO_PICTURE
 from training.learning.model import DEMO_MODEL, TOKENIZER_FILES
 from training.worlds import elsewhere
 from training.worlds.boards import questions as board_questions
-from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs import follow_ups
 from training.worlds.pairs import questions as pair_questions
-from training.worlds.scenes import more_questions, phrasings
 from training.worlds.scenes.questions import LARGER_NUMBERS, NUMBERS, PLACES, plural
-from training.worlds.signs import questions as sign_questions
-from training.worlds.signs import two_line_questions
 
 VOCABULARY_SIZE = 1024
 CONTROL_TOKENS = (
@@ -134,19 +131,14 @@ def _training_text() -> Counter[str]:
 
 def _templates() -> Iterator[str]:
     """All ways in which any world's questions are put, and system prompts."""
-    for by_form in (*phrasings.PHRASINGS.values(), *heldout_phrasings.SCENES.values()):
-        for templates in by_form.values():
-            yield from templates
-    of_one_form = (more_questions, sign_questions, two_line_questions, chart_questions, board_questions,
-                   pair_questions, follow_ups)  # fmt: skip
-    by_kind = [sets for module in of_one_form for sets in (module.PHRASINGS, module.HELDOUT_PHRASINGS)]
-    by_kind += [pair_questions.IN_ONE, pair_questions.IN_ONE_HELDOUT]
-    by_kind += [system_prompts.PROMPTS, system_prompts.HELDOUT_PROMPTS]
-    for sets in by_kind:
-        for templates in dict.fromkeys(sets.values()):  # some kinds share theirs
-            yield from templates
+    for written in (TRAINED, HELDOUT):
+        for forms in written.values():
+            for texts in forms.values():
+                yield from texts
+    for prompts in (system_prompts.PROMPTS, system_prompts.HELDOUT_PROMPTS):
+        for texts in prompts.values():
+            yield from texts
     yield from (*system_prompts.OPENINGS, *system_prompts.HELDOUT_OPENINGS)
-    yield from (*elsewhere.PHRASINGS, *elsewhere.HELDOUT_PHRASINGS)
 
 
 def _bare(template: str) -> str:

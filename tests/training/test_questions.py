@@ -11,7 +11,6 @@ from training.drawing.backgrounds import Background
 from training.drawing.colors import ANCHORS, COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
 from training.language.asking import Question
-from training.language.heldout_phrasings import SCENES as HELDOUT_PHRASINGS
 from training.learning.model import DEMO_MODEL
 from training.tokenizer import _KEY_WORDS, CONTROL_TOKENS, VOCABULARY_SIZE, build, save
 from training.worlds.boards import questions as board_questions
@@ -19,7 +18,7 @@ from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs import follow_ups
 from training.worlds.pairs import questions as pair_questions
 from training.worlds.scenes import more_questions
-from training.worlds.scenes.phrasings import PHRASINGS
+from training.worlds.scenes.phrasings import HELDOUT_PHRASINGS, PHRASINGS
 from training.worlds.scenes.questions import KINDS, NUMBERS, PLACES, QUESTIONS, clear_place
 from training.worlds.scenes.scenes import Scene, SceneObject, is_heldout_pair, random_scene
 from training.worlds.signs import questions as sign_questions

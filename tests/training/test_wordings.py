@@ -6,9 +6,9 @@ import pytest
 from places import REPOSITORY
 
 from training.evaluation.dialogues import ask_in_the_words_of, questions_of_kind
-from training.language import heldout_phrasings
 from training.language.asking import slots_of
 from training.language.wordings import holds_heldout, indirect, named, ordered, spelled, straight, widened, words_of
+from training.language.written_phrasings import all_heldout
 from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs import questions as pair_questions
 from training.worlds.scenes import more_questions, phrasings
@@ -59,7 +59,7 @@ def test_training_asks_in_many_ways_and_never_in_a_heldout_one(kind):
     assert len(set(trained)) == len(trained) >= 100
     assert set(written) <= set(trained)
     slots = {slots_of(text) for text in written}
-    heldout = " | ".join(" ".join(words_of(text)) for text in heldout_phrasings.every())
+    heldout = " | ".join(" ".join(words_of(text)) for text in all_heldout())
     assert "could you count the {} for me" in heldout
     for text in trained:
         assert slots_of(text) in slots, text
@@ -72,7 +72,8 @@ def test_training_asks_in_many_ways_and_never_in_a_heldout_one(kind):
 
 @pytest.fixture
 def heldout_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    for sets in (heldout_phrasings.SCENES, heldout_phrasings.FURTHER, heldout_phrasings.CHARTS):
+    for module in (phrasings, more_questions, chart_questions):
+        sets = module.HELDOUT_PHRASINGS
         for kind, told in sets.items():
             monkeypatch.setitem(sets, kind, told)
 

@@ -1,6 +1,5 @@
 """What evaluation asks: dialogues of one kind of question, about pictures drawn for them."""
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +10,17 @@ from PIL.Image import Image
 
 from training.evaluation.browser_drawing import Browser, Drawable
 from training.language.asking import Question, slots_of
-from training.language.heldout_phrasings import CHARTS, FURTHER, SCENES
 from training.language.wordings import words_of
+from training.language.written_phrasings import Forms, read
 from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs.follow_ups import MOST_TURNS
 from training.worlds.registry import world_of
-from training.worlds.scenes import more_questions, phrasings
+from training.worlds.scenes import more_questions
+from training.worlds.scenes import questions as scene_questions
 from training.worlds.world import DrawnWorld
 
 SEED = 20_000_003
+_IN_OTHER_WORDS = (scene_questions.QUESTIONS, more_questions.QUESTIONS, chart_questions.QUESTIONS)
 Renderer = str | Browser | None  # one of drawing.RENDERERS, a browser, or None for each in its share
 
 
@@ -73,16 +74,17 @@ def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer:
 def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
     """Replaces the held-out phrasings by the file's until the process ends; returns the kinds to ask.
 
-    Leaves out phrasings that training has for any kind, and kinds of which none are left. The file is JSON: phrasings
-    by kind and form, for questions about scenes and charts. Raises ValueError for an unknown kind or form, and for
-    phrasings without the slots of their form.
+    Leaves out phrasings that training has for any kind, and kinds of which none are left. The file has the form of
+    language/heldout_phrasings.json, for questions about scenes and charts. Raises OSError, and ValueError for an
+    unknown kind or form and for phrasings without the slots of their form.
     """
-    told, asked = json.loads(file.read_text(encoding="utf-8")), []
-    by_form = [*phrasings.TRAINED.values(), more_questions.TRAINED, chart_questions.TRAINED]
-    trained = {words_of(text) for forms in by_form for texts in forms.values() for text in texts}
-    for kind, forms in told.items():
-        of_one_form = next((sets for sets in (FURTHER, CHARTS) if kind in sets), None)
-        known = SCENES.get(kind, {}) if of_one_form is None else {"one": of_one_form[kind]}
+    asked, trained = [], set()
+    for questions in _IN_OTHER_WORDS:
+        for known in questions.trained.values():
+            trained |= {words_of(text) for texts in _by_form(known).values() for text in texts}
+    for kind, forms in read(file).items():
+        heldout = next((questions.heldout for questions in _IN_OTHER_WORDS if kind in questions.kinds), {})
+        known = _by_form(heldout.get(kind, {}))
         if not known or set(forms) != set(known):
             raise ValueError(f"{file} has {sorted(forms)} for {kind}; expected {sorted(known) or 'no such kind'}")
         new = {}
@@ -91,11 +93,11 @@ def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
             if wrong := [text for text in texts if slots_of(text) not in slots]:
                 raise ValueError(f"{file} has {wrong[0]!r} for {kind}; expected the slots of {known[form][0]!r}")
             new[form] = tuple(text for text in texts if words_of(text) not in trained)
-        if not all(new.values()):
-            continue
-        asked.append(kind)
-        if of_one_form is None:
-            SCENES[kind] = new
-        else:
-            of_one_form[kind] = new["one"]
+        if all(new.values()):
+            asked.append(kind)
+            heldout[kind] = new if isinstance(heldout[kind], dict) else new["one"]
     return tuple(asked)
+
+
+def _by_form(phrasings: Forms | tuple[str, ...]) -> Forms:
+    return phrasings if isinstance(phrasings, dict) else {"one": phrasings}

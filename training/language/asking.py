@@ -120,8 +120,8 @@ class QuestionKinds(Generic[Depiction]):
     kinds: tuple[str, ...]
     says: Callable[[str, str, str], bool]
     targets: Callable[[str, Depiction, random.Random, str], list[Target]] = lambda *_: []
-    trained: Mapping[str, Any] = field(default_factory=dict)
-    heldout: Mapping[str, Any] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
+    heldout: dict[str, Any] = field(default_factory=dict)
     weights: Mapping[str, float] | None = None
 
     def ask(

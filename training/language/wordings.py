@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from itertools import product
 
-from training.language import heldout_phrasings
+from training.language.written_phrasings import all_heldout
 
 _WORD = re.compile(r"\{\w+\}|[\w']+")
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")  # the innermost
@@ -98,7 +98,7 @@ def holds_heldout(text: str) -> bool:
 @cache
 def _heldout_words() -> dict[int, frozenset[tuple[str, ...]]]:
     """All held-out sentences by their number of words."""
-    told = {words_of(text) for text in heldout_phrasings.every()}
+    told = {words_of(text) for text in all_heldout()}
     return {length: frozenset(one for one in told if len(one) == length) for length in {len(one) for one in told}}
 
 

@@ -19,6 +19,7 @@ from training.drawing.dense_labels import PictureLabels, nothing
 from training.drawing.fonts import all_fonts, bundled_fonts
 from training.drawing.rendering import with_effects
 from training.drawing.sizes import random_size
+from training.language import written_phrasings
 from training.language.asking import Question, QuestionKinds, fill, loosely, of_split
 from training.worlds.charts import charts
 from training.worlds.charts import drawing as chart_drawing
@@ -32,6 +33,8 @@ from training.worlds.signs import signs
 from training.worlds.signs.signs import Sign
 
 KINDS = ("strange_picture", "strange_question", "not_shown")
+PHRASINGS = written_phrasings.TRAINED["strange_question"]["one"]
+HELDOUT_PHRASINGS = written_phrasings.HELDOUT["strange_question"]["one"]
 NOTHING_KNOWN = "I only know shapes, signs and bar charts, and see none in the picture."
 NOT_ASKED_FOR = "I can only tell you about shapes, signs and bar charts."
 NOT_SHOWN = "There is no {thing} in the picture."
@@ -41,28 +44,6 @@ _MOST_ASKED = 4  # about one picture: the answer is always the same
 _ABSENT_SHARE = 0.45  # of what is asked about a picture of the model's worlds: things that it doesn't show
 _ROUND_OR_POINTED = ("circle", "triangle", "star", "heart")  # neither bars nor plates of signs could be meant
 _PHOTOGRAPH = "grace_hopper.jpg"  # comes with matplotlib, so that every machine has it
-
-PHRASINGS = (
-    "Who painted this?", "Who took this picture?", "Who are you?", "What is your name?", "How old are you?",
-    "What time is it?", "What day is it?", "What is the weather like?", "Will it rain tomorrow?",
-    "What is the capital of France?", "Which city is this?", "Where was this picture taken?", "Which country is this?",
-    "Is there a dog?", "Is there a cat in the picture?", "How many people are there?", "How many cars do you see?",
-    "What is the man doing?", "What is the woman wearing?", "Is anybody smiling?", "What animal is this?",
-    "What kind of tree is this?", "What is for dinner?", "How do I bake bread?", "What does this cost?",
-    "Tell me a joke.", "Write a poem.", "Sing a song.", "Write a letter to my landlord.", "Translate this to French.",
-    "What is two plus two?", "What is 17 times 3?", "Solve the equation.", "Which year is it?", "Who is the president?",
-    "What is the meaning of life?", "Do you like music?", "Can you help me with my homework?", "Play a game with me.",
-    "What happened in 1989?", "Who won the match?", "Is this picture art?", "Is it a good picture?", "How do you feel?",
-    "Do you love me?", "What should I wear today?", "Recommend a book.", "Which film is this?",
-    "What is the code for a web page?", "Why is the sky blue?", "How far is the moon?", "How tall is the tower?",
-    "What is behind the house?", "What will happen next?", "Is the food fresh?", "What brand is this?",
-    "Whose face is this?", "How heavy is it?", "Give me the recipe.", "Explain the theory of relativity.",
-)  # fmt: skip
-HELDOUT_PHRASINGS = (
-    "Who made this picture?", "What is the capital of Italy?", "Is there a horse?", "How many children are there?",
-    "Tell me a story.", "What is three plus four?", "What is the dog doing?", "Which language is spoken in Brazil?",
-    "Where can I buy this?", "What do you think about football?", "How do I cook rice?", "What is the river called?",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

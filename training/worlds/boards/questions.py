@@ -9,55 +9,21 @@ import string
 from decimal import Decimal
 from difflib import SequenceMatcher
 
+from training.language import written_phrasings
 from training.language.asking import QuestionKinds, Target
-from training.language.heldout_phrasings import BOARDS as HELDOUT_PHRASINGS
 from training.worlds.boards.boards import Board, is_possible_item
 from training.worlds.scenes.questions import said_yes_or_no
 from training.worlds.signs.questions import says_text
 from training.worlds.signs.signs import is_heldout_text, random_text
 
 KINDS = ("board_price", "board_first", "board_last", "board_has")
+PHRASINGS = written_phrasings.in_one_form(written_phrasings.TRAINED, KINDS)
+HELDOUT_PHRASINGS = written_phrasings.in_one_form(written_phrasings.HELDOUT, KINDS)
 TOO_SMALL = "The writing is too small to read. Switch pan & scan on and ask again."
 _MOST_ALIKE = 2  # of the same question about one board, in other words each; of prices it has several anyway
 _BARE = 0.1  # share of the questions that name an item without quotation marks
 _NEARLY = 0.3  # of the items that are not there differ from one that is by a character
 _CASES = (str.upper, str.lower, str.capitalize)
-
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "board_price": (
-        "How much is {item}?", "What does {item} cost?", "How much does {item} cost?", "What is the price of {item}?",
-        "What is the price for {item}?", "Which price does {item} have?", "What price is {item}?",
-        "What do I pay for {item}?", "How much do I pay for {item}?", "How much is {item} here?",
-        "How much is {item} on the board?", "What does {item} cost here?", "Tell me the price of {item}.",
-        "Tell me what {item} costs.", "Please tell me how much {item} is.", "Can you tell me how much {item} costs?",
-        "Could you tell me the price of {item}?", "Price of {item}?", "{item} costs how much?",
-        "I want {item}. How much is it?",
-    ),
-    "board_first": (
-        "What is written first?", "What is the first?", "What is the first entry?", "What is the first item?",
-        "What is the first word?", "What is the first thing on the board?", "What comes first?",
-        "What comes first on the board?", "What stands first?", "Which word is first?",
-        "Which item is first on the board?", "Which entry comes first?", "What does the board say first?",
-        "Read the first word.", "Read the first entry.", "Tell me what is written first.",
-        "Please read what is written first.", "Can you read the first item?",
-    ),
-    "board_last": (
-        "What is written last?", "What is the last?", "What is the last entry?", "What is the last item?",
-        "What is the last word?", "What is the last thing on the board?", "What comes last?",
-        "What comes last on the board?", "What stands last?", "Which word is last?", "Which item is last on the board?",
-        "Which entry comes last?", "What does the board say last?", "Read the last word.", "Read the last entry.",
-        "Tell me what is written last.", "Please read what is written last.", "Can you read the last item?",
-    ),
-    "board_has": (
-        "Is there {item} on the board?", "Is {item} on the board?", "Is there {item}?",
-        "Do you see {item} on the board?", "Can you see {item} on the board?", "Can you find {item}?",
-        "Does the board have {item}?", "Does the board say {item}?", "Does it say {item} on the board?",
-        "Does it say {item} anywhere?", "Do they have {item}?", "Is {item} written there?",
-        "Is {item} written on the board?", "Is {item} in the picture?", "Tell me if {item} is on the board.",
-        "Please tell me whether there is {item}.", "Can you tell me if there is {item} on the board?",
-        "Look for {item}. Is it there?",
-    ),
-}  # fmt: skip
 
 
 def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Target]:

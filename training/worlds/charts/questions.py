@@ -9,80 +9,14 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 
 from training.drawing.colors import UNNAMED
+from training.language import written_phrasings
 from training.language.asking import QuestionKinds, Target
-from training.language.heldout_phrasings import CHARTS as HELDOUT_PHRASINGS
 from training.language.wordings import colored, counted, indirect, named, ordered, straight, widened_kinds
 from training.worlds.charts.charts import Bar, Chart
 from training.worlds.scenes.questions import NUMBERS, said_colors, said_numbers, said_yes_or_no
 from training.worlds.signs.questions import says_text
 
 _QUOTED = re.compile(r'["“]([^"“”]*)(?:["”]|$)')  # an answer cut short may leave one open
-
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "chart_tallest": (
-        "Which bar is the tallest?", "Which bar is tallest?", "Which bar is the tallest one?",
-        "Which bar is the highest?", "What is the tallest bar?", "What is the highest bar?",
-        "What bar is the tallest in the picture?", "What is the label of the tallest bar?",
-        "What is the tallest bar called?", "What does the label of the tallest bar say?",
-        "What is written at the tallest bar?", "Which bar is taller than all others?", "Which has the tallest bar?",
-        "Tell me which bar is the tallest.", "Please name the tallest bar.", "Name the tallest bar.",
-        "Can you tell me which bar is the tallest?", "Read the label of the tallest bar.", "Tallest bar?",
-    ),
-    "chart_shortest": (
-        "Which bar is the shortest?", "Which bar is shortest?", "Which bar is the shortest one?",
-        "Which bar is the lowest?", "What is the shortest bar?", "What is the lowest bar?",
-        "What bar is the shortest in the picture?", "What is the label of the shortest bar?",
-        "What is the shortest bar called?", "What does the label of the shortest bar say?",
-        "What is written at the shortest bar?", "Which bar is shorter than all others?", "Which has the shortest bar?",
-        "Tell me which bar is the shortest.", "Please name the shortest bar.", "Name the shortest bar.",
-        "Can you tell me which bar is the shortest?", "Read the label of the shortest bar.", "Shortest bar?",
-    ),
-    "chart_taller": (
-        'Is "{one}" taller than "{other}"?', 'Is "{one}" higher than "{other}"?',
-        'Is the bar "{one}" taller than "{other}"?', 'Is the bar "{one}" taller than the bar "{other}"?',
-        'Is the bar "{one}" higher than the bar "{other}"?', 'Is the bar of "{one}" taller than that of "{other}"?',
-        'Is the bar for "{one}" taller than the one for "{other}"?',
-        'In the picture, is "{one}" taller than "{other}"?', 'Does "{one}" have a taller bar than "{other}"?',
-        'Has "{one}" a taller bar than "{other}"?', 'Tell me if "{one}" is taller than "{other}".',
-        'Can you tell me if "{one}" is taller than "{other}"?', 'Is it true that "{one}" is taller than "{other}"?',
-        'Please say if the bar "{one}" is taller than "{other}".', '"{one}": is it taller than "{other}"?',
-    ),
-    "chart_which_taller": (
-        'Which is taller, "{one}" or "{other}"?', 'Which bar is taller, "{one}" or "{other}"?',
-        'Which is the taller bar, "{one}" or "{other}"?', 'Which one is taller, "{one}" or "{other}"?',
-        'Which is higher, "{one}" or "{other}"?', 'Which bar is higher, "{one}" or "{other}"?',
-        'Which has the taller bar, "{one}" or "{other}"?', 'Which of "{one}" and "{other}" is taller?',
-        'What is taller, "{one}" or "{other}"?', 'In the picture, which is taller, "{one}" or "{other}"?',
-        'Tell me which is taller, "{one}" or "{other}".', 'Can you tell me which bar is taller, "{one}" or "{other}"?',
-        '"{one}" or "{other}": which is taller?',
-    ),
-    "chart_order": (
-        "List the bars from tallest to shortest.", "List the bars from the tallest to the shortest.",
-        "List all bars from the tallest to the shortest.", "Name the bars from tallest to shortest.",
-        "Name all bars, the tallest first.", "Name the bars, tallest first.",
-        "Read the labels of the bars, tallest first.", "Sort the bars from the tallest to the shortest.",
-        "Please sort the bars, the tallest first.", "Tell me the bars from tallest to shortest.",
-        "Can you list the bars from tallest to shortest?", "What are the bars, from tallest to shortest?",
-        "Bars from tallest to shortest?",
-    ),
-    "chart_count": (
-        "How many bars are there?", "How many bars are there in the picture?", "How many bars are in the picture?",
-        "How many bars do you see?", "How many bars can you see?", "How many bars does the picture show?",
-        "How many bars does the chart have?", "How many bars are in the chart?", "How many bars are shown?",
-        "How many bars?", "Count the bars.", "Please count the bars.", "Can you count the bars?",
-        "Tell me how many bars there are.", "What is the number of bars?", "Number of bars?",
-    ),
-    "chart_bar_color": (
-        'What color is the bar "{one}"?', 'What color is "{one}"?', 'What color is the bar of "{one}"?',
-        'What color is the bar for "{one}"?', 'What color is the bar with the label "{one}"?',
-        'What color does the bar "{one}" have?', 'What color does "{one}" have?',
-        'What is the color of the bar "{one}"?', 'What is the color of "{one}"?', 'Which color is the bar "{one}"?',
-        'Which color is "{one}"?', 'Which color does the bar "{one}" have?', 'In what color is the bar "{one}"?',
-        'Tell me the color of the bar "{one}".', 'Please tell me what color the bar "{one}" is.',
-        'Can you tell me the color of "{one}"?', 'Color of the bar "{one}"?',
-    ),
-}  # fmt: skip
-
 
 _IN = "(|in the picture|in the chart|in this chart|of all|here|of them)"
 
@@ -161,6 +95,8 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     "chart_bar_color": colored(_BAR) + colored('the "{one}" bar'),
 }
 
+PHRASINGS = written_phrasings.in_one_form(written_phrasings.TRAINED, _COMPOSED)
+HELDOUT_PHRASINGS = written_phrasings.in_one_form(written_phrasings.HELDOUT, _COMPOSED)
 TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 

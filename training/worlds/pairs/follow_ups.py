@@ -8,14 +8,14 @@ question about another has one honest answer and ends the conversation.
 import random
 from dataclasses import dataclass, replace
 
+from training.language import written_phrasings
 from training.language.asking import Question, QuestionKinds, Target, fill, loosely, of_split
-from training.language.heldout_phrasings import FOLLOW_UPS as HELDOUT_PHRASINGS
-from training.language.heldout_phrasings import SCENES as FIRST_HELDOUT
 from training.worlds.pairs.pairs import Pair
 from training.worlds.pairs.questions import HELDOUT_PHRASINGS as OF_TWO_HELDOUT
 from training.worlds.pairs.questions import ORDINALS, about_one
 from training.worlds.pairs.questions import PHRASINGS as OF_TWO
 from training.worlds.scenes import questions
+from training.worlds.scenes.phrasings import HELDOUT_PHRASINGS as FIRST_HELDOUT
 from training.worlds.scenes.phrasings import PHRASINGS as FIRST
 from training.worlds.scenes.questions import article, phrase
 from training.worlds.scenes.scenes import Scene
@@ -30,52 +30,7 @@ _NO_OTHER = 0.06  # of the turns about a single picture ask about another
 _TRIES = 20  # to find a first question, or a further one
 
 # What is asked next, by what it changes, and about what. "one" is a shape or a thing of a color, "ones" several.
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "ones": (
-        "And {ones}?", "And the {ones}?", "What about {ones}?", "What about the {ones}?", "How about {ones}?",
-        "How about the {ones}?", "And how many {ones}?", "And how many {ones} are there?", "How many {ones}?",
-        "And what about the {ones}?", "Now the {ones}.", "And now the {ones}?", "Now count the {ones}.", "The {ones}?",
-        "Then how many {ones}?",
-    ),
-    "one": (
-        "And the {one}?", "What about the {one}?", "How about the {one}?", "And what about the {one}?",
-        "Now the {one}.", "And now the {one}?", "The {one}?", "And for the {one}?", "Now tell me about the {one}.",
-    ),
-    "a_one": (
-        "And {a_one}?", "What about {a_one}?", "How about {a_one}?", "Or {a_one}?", "And is there {a_one}?",
-        "Is there {a_one}?", "And what about {a_one}?", "And do you see {a_one}?", "Then {a_one}?",
-    ),
-    "total": (
-        "And how many shapes in all?", "And how many shapes are there in all?", "How many shapes in all?",
-        "How many shapes are there altogether?", "And how many shapes altogether?", "What about all shapes?",
-        "And all shapes?", "And all the shapes?", "And how many shapes in total?", "How about all shapes?",
-    ),
-    "color": (
-        "What color is it?", "And what color is it?", "Which color is it?", "What is its color?", "And its color?",
-        "What color does it have?", "And in what color is it?", "What about its color?", "Tell me its color.",
-        "Its color?",
-    ),
-    "shape": (
-        "What shape is it?", "And what shape is it?", "Which shape is it?", "What is its shape?", "And its shape?",
-        "What shape does it have?", "What about its shape?", "Tell me its shape.", "Its shape?",
-    ),
-    "where": (
-        "Where is it?", "And where is it?", "Where in the picture is it?", "Where does it lie?", "Where do you see it?",
-        "In which part of the picture is it?", "What is its position?", "And its place?", "Tell me where it is.",
-        "And where does it lie?",
-    ),
-    "many": (
-        "How many?", "And how many?", "How many are there?", "And how many are there?", "How many do you see?",
-        "How many of them?", "How many of them are there?", "And how many of these?", "Count them.",
-    ),
-    "picture": (
-        "And the {which} picture?", "And in the {which} picture?", "And on the {which} picture?",
-        "What about the {which} picture?", "What about the {which} one?", "How about the {which} picture?",
-        "And the {which} one?", "And in the {which} one?", "And what about the {which} picture?",
-        "And in the other picture?", "And the other picture?", "What about the other one?", "And the other one?",
-        "Now the {which} picture.", "The {which} one?",
-    ),
-}  # fmt: skip
+PHRASINGS, HELDOUT_PHRASINGS = written_phrasings.TRAINED["follow_up"], written_phrasings.HELDOUT["follow_up"]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections import Counter
 
 from training.drawing.colors import COLORS
 from training.drawing.geometry import SHAPES
+from training.language import written_phrasings
 from training.language.asking import Question, QuestionKinds, Target, of_split, put
-from training.language.heldout_phrasings import IN_ONE as IN_ONE_HELDOUT
-from training.language.heldout_phrasings import PAIRS as HELDOUT_PHRASINGS
 from training.language.wordings import indirect, named, ordered, straight, widened_kinds
 from training.worlds.pairs.pairs import Pair, names
 from training.worlds.scenes.more_questions import called, in_reading_order, listed, pairs_said
@@ -17,6 +16,10 @@ from training.worlds.scenes.questions import plural, said_yes_or_no
 from training.worlds.scenes.topics import TOPICS, Subject, subjects, target
 
 KINDS = ("which_more", "same", "only_in", "on_first", "on_second", "in_one")
+PHRASINGS = written_phrasings.in_one_form(written_phrasings.TRAINED, KINDS[:-1])
+HELDOUT_PHRASINGS = written_phrasings.in_one_form(written_phrasings.HELDOUT, KINDS[:-1])
+IN_ONE = written_phrasings.about_one_of_two(written_phrasings.TRAINED)
+IN_ONE_HELDOUT = written_phrasings.about_one_of_two(written_phrasings.HELDOUT)
 ORDINALS = ("first", "second")
 NOTHING = "nothing"
 MORE = {"first": "The first picture.", "second": "The second picture.", "both": "Both have as many."}
@@ -25,90 +28,6 @@ _KEPT_ALIKE = 0.25  # of the pairs in which nothing is more are asked which has 
 _KEPT_DIFFERENT = 0.45  # of the pairs that differ are asked whether they do: most do
 _KEPT_NOTHING = 0.4  # of the pictures that have nothing of their own are asked what they have
 _KIND_WEIGHTS = {"which_more": 1.5, "same": 1.5, "only_in": 1.5, "in_one": 1.5}
-
-_SHOWS = (
-    "What is on the {which} picture?", "What is in the {which} picture?", "What do you see on the {which} picture?",
-    "What do you see in the {which} picture?", "What can you see in the {which} picture?",
-    "What does the {which} picture show?", "What is shown in the {which} picture?",
-    "What shapes are in the {which} picture?", "What is in the {which} one?", "Describe the {which} picture.",
-    "Please describe the {which} picture.", "Can you describe the {which} picture?",
-    "List the shapes in the {which} picture.", "Tell me what is on the {which} picture.",
-    "Tell me what the {which} picture shows.",
-)  # fmt: skip
-
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "which_more": (
-        "Which picture has more {many}?", "Which picture shows more {many}?", "Which of the pictures has more {many}?",
-        "Which of the two pictures has more {many}?", "Which of the two has more {many}?", "Which one has more {many}?",
-        "Which image has more {many}?", "Which picture has the most {many}?", "In which picture are there more {many}?",
-        "In which picture do you see more {many}?", "In which of the pictures are more {many}?",
-        "Where are there more {many}?", "Where do you see more {many}, in the first or the second picture?",
-        "Are there more {many} in the first or in the second picture?",
-        "Does the first or the second picture have more {many}?", "Tell me which picture has more {many}.",
-        "Can you tell me which picture has more {many}?", "More {many}: first or second picture?",
-    ),
-    "same": (
-        "Do they show the same?", "Do they show the same shapes?", "Do the pictures show the same?",
-        "Do the two pictures show the same?", "Do both pictures show the same?", "Do both show the same shapes?",
-        "Do the pictures have the same shapes?", "Do the two pictures hold the same shapes?",
-        "Is the same in both pictures?", "Is the same on both pictures?", "Are the same shapes in both pictures?",
-        "Are there the same shapes in both pictures?", "Does the second picture show the same as the first?",
-        "Do you see the same shapes in both pictures?", "Tell me if both pictures show the same shapes.",
-        "Can you tell me if they show the same?", "Is it the same shapes in both?",
-    ),
-    "only_in": (
-        "What is only in the {which} picture?", "What is only on the {which} picture?",
-        "What is in the {which} picture only?", "What do you see only in the {which} picture?",
-        "What does only the {which} picture show?", "What does the {which} picture show that the other does not?",
-        "What is in the {which} picture and not in the other?", "What is on the {which} picture and not on the other?",
-        "What has the {which} picture that the other has not?", "What has only the {which} picture?",
-        "Which shapes are only in the {which} picture?", "Which shapes are only on the {which} picture?",
-        "Which shapes does only the {which} picture have?", "List the shapes that are only in the {which} picture.",
-        "Tell me what is only in the {which} picture.", "Can you tell me what is only in the {which} picture?",
-    ),
-    "on_first": _SHOWS,
-    "on_second": _SHOWS,
-}  # fmt: skip
-
-
-# Of one of the two pictures, by topic.
-IN_ONE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("count_shape", "count_color", "count_all"),
-        (
-            "How many {many} are in the {which} picture?", "How many {many} are there in the {which} picture?",
-            "How many {many} are on the {which} picture?", "How many {many} do you see in the {which} picture?",
-            "How many {many} does the {which} picture have?", "How many {many} does the {which} picture show?",
-            "In the {which} picture, how many {many} are there?", "Count the {many} in the {which} picture.",
-            "Tell me how many {many} are in the {which} picture.",
-        ),
-    ),
-    "color": (
-        "What color is the {shape} in the {which} picture?", "What color is the {shape} on the {which} picture?",
-        "Which color is the {shape} in the {which} picture?",
-        "What is the color of the {shape} in the {which} picture?",
-        "In the {which} picture, what color is the {shape}?",
-        "Tell me the color of the {shape} in the {which} picture.",
-    ),
-    "shape": (
-        "What shape is the {color} object in the {which} picture?",
-        "What shape is the {color} thing on the {which} picture?", "Which shape is {color} in the {which} picture?",
-        "What is the {color} shape in the {which} picture?",
-        "In the {which} picture, what shape is the {color} object?",
-        "Tell me the shape of the {color} object in the {which} picture.",
-    ),
-    "where": (
-        "Where is the {noun} in the {which} picture?", "Where is the {noun} on the {which} picture?",
-        "Where in the {which} picture is the {noun}?", "In which part of the {which} picture is the {noun}?",
-        "In the {which} picture, where is the {noun}?", "Tell me where the {noun} is in the {which} picture.",
-    ),
-    "is_there": (
-        "Is there {a_noun} in the {which} picture?", "Is there {a_noun} on the {which} picture?",
-        "Do you see {a_noun} in the {which} picture?", "Does the {which} picture show {a_noun}?",
-        "In the {which} picture, is there {a_noun}?", "Tell me if there is {a_noun} in the {which} picture.",
-    ),
-}  # fmt: skip
-
 
 _BOTH = "(the|the two|both|these|these two|the first and the second) pictures"
 _SHOW = "(show|have|hold|contain) (the same|the same shapes|the same things|the same objects)"

@@ -11,8 +11,8 @@ from itertools import pairwise, permutations
 
 from training.drawing.colors import COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
+from training.language import written_phrasings
 from training.language.asking import QuestionKinds, Target
-from training.language.heldout_phrasings import FURTHER as HELDOUT_PHRASINGS
 from training.language.wordings import colored, counted, indirect, located, named, ordered, straight, widened_kinds
 from training.worlds.scenes.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
@@ -27,52 +27,6 @@ _ZERO_SHARE = 0.1  # of the counts are of a pair that is not there
 _ABSENT = "There is no {noun} in the picture."
 
 _SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis and direction
-
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "count_both": (
-        "How many {many} are there?", "How many {many} are there in the picture?",
-        "How many {many} are in the picture?", "How many {many} do you see?", "How many {many} can you see?",
-        "How many {many} does the picture show?", "How many {many} are shown?", "How many {many}?", "Count the {many}.",
-        "Please count the {many}.", "Can you count the {many}?", "Tell me how many {many} there are.",
-        "What is the number of {many}?", "Number of {many}?",
-    ),
-    "side": (
-        "Is the {one} {side} the {other}?", "Is the {one} {side} the {other} in the picture?",
-        "Does the {one} lie {side} the {other}?", "Can you tell me if the {one} is {side} the {other}?",
-        "Tell me if the {one} is {side} the {other}.", "Do you see the {one} {side} the {other}?",
-        "Would you say the {one} is {side} the {other}?", "Please tell me if the {one} is {side} the {other}.",
-        "In the picture, is the {one} {side} the {other}?", "Is it true that the {one} is {side} the {other}?",
-        "The {one}, is it {side} the {other}?", "Seen from the {other}, is the {one} {side} it?",
-    ),
-    "largest": (
-        "What is the largest shape?", "What is the largest shape in the picture?", "Which shape is the largest?",
-        "Which object is the largest?", "What is the largest object?", "Which thing is largest?",
-        "What is the biggest shape?", "Which is the biggest object?", "Which shape is the biggest?",
-        "Tell me which shape is the largest.", "Name the largest object.", "Please name the biggest shape.",
-        "Can you tell me which object is the largest?",
-    ),
-    "smallest": (
-        "What is the smallest shape?", "What is the smallest shape in the picture?", "Which shape is the smallest?",
-        "Which object is the smallest?", "What is the smallest object?", "Which thing is smallest?",
-        "Which is the smallest object?", "What is the tiniest shape?", "Which object is the tiniest?",
-        "Tell me which shape is the smallest.", "Name the smallest object.", "Please name the smallest shape.",
-        "Can you tell me which object is the smallest?",
-    ),
-    "describe": (
-        "Describe the picture.", "Describe this picture.", "Please describe the picture.", "What do you see?",
-        "What do you see in the picture?", "What is in the picture?", "What does the picture show?",
-        "What is shown here?", "Tell me what you see.", "List all objects.", "List the shapes in the picture.",
-        "Name all the shapes.", "Can you describe the picture?", "Tell me what is in this picture.",
-    ),
-    "absent": (
-        "What color is the {noun}?", "Where is the {noun}?", "Which color does the {noun} have?",
-        "Tell me what color the {noun} is.", "Tell me where the {noun} is.",
-        "In which part of the picture is the {noun}?", "Can you tell me the color of the {noun}?",
-        "Where do you see the {noun}?", "How large is the {noun}?", "Is the {noun} on the left or on the right?",
-        "Please describe the {noun}.", "What is next to the {noun}?",
-    ),
-}  # fmt: skip
-
 
 _ANY = "(shape|object|thing|figure)"
 _ALL = "(shapes|objects|things|figures)"
@@ -146,6 +100,8 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+PHRASINGS = written_phrasings.in_one_form(written_phrasings.TRAINED, _COMPOSED)
+HELDOUT_PHRASINGS = written_phrasings.in_one_form(written_phrasings.HELDOUT, _COMPOSED)
 TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 """What training asks with."""
 

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from training.drawing.colors import COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
 from training.language.asking import Question, QuestionKinds, Target, fill, loosely, of_split
-from training.language.heldout_phrasings import SCENES as HELDOUT_PHRASINGS
-from training.worlds.scenes.phrasings import TRAINED
+from training.worlds.scenes.phrasings import HELDOUT_PHRASINGS, TRAINED
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 PLACES = (

@@ -2,43 +2,21 @@
 
 import random
 
+from training.language import written_phrasings
 from training.language.asking import QuestionKinds, Target
-from training.language.heldout_phrasings import TWO_LINES as HELDOUT_PHRASINGS
 from training.language.wordings import indirect, named, ordered, straight, widened_kinds
 from training.worlds.signs.questions import QUOTED, says_text
 from training.worlds.signs.two_lines import TwoLines
 
 KINDS = ("read_lines", "first_line", "second_line")
+PHRASINGS = written_phrasings.in_one_form(written_phrasings.TRAINED, KINDS)
+HELDOUT_PHRASINGS = written_phrasings.in_one_form(written_phrasings.HELDOUT, KINDS)
 _MOST_ALIKE = 2  # of one kind about one sign, in other words each
 
-_OF_A_LINE = (
-    "What does the {line} line say?", "What is the {line} line?", "What is written in the {line} line?",
-    "What is written on the {line} line of the sign?", "What is the word in the {line} line?",
-    "What text is in the {line} line?", "What can you read in the {line} line?", "What do you read in the {line} line?",
-    "Which word stands in the {line} line?", "What stands in the {line} line?", "Read the {line} line.",
-    "Read only the {line} line.", "Please read the {line} line.", "Can you read the {line} line?",
-    "Tell me what the {line} line says.", "Can you tell me what is written in the {line} line?",
-    "The {line} line, please.",
-)  # fmt: skip
 _CALLED = {
     "first": ("first", "first", "first", "upper", "top"),
     "second": ("second", "second", "second", "lower", "last"),
 }
-
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "read_lines": (
-        "What does it say?", "What does the sign say?", "What does this sign say?", "What does the picture say?",
-        "What does the text say?", "What is written here?", "What is written on the sign?",
-        "What is written in the picture?", "What is the text?", "What text do you see?", "What can you read?",
-        "What do you read?", "What is on the sign?", "What do the lines say?", "What do the two lines say?",
-        "What are the two words?", "Read the sign.", "Read the text.", "Read both lines.", "Please read the sign.",
-        "Please read the two lines.", "Can you read this?", "Can you read both lines?", "Tell me what it says.",
-        "Tell me what is written here.",
-    ),
-    "first_line": _OF_A_LINE,
-    "second_line": _OF_A_LINE,
-}  # fmt: skip
-
 
 _LINE = "(|of the sign|of this sign|on the sign|in the picture)"
 _COMPOSED_OF_A_LINE = (
