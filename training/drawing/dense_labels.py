@@ -64,8 +64,7 @@ def character_label(character: str) -> int:
     return 1 + CHARACTERS.index(character)
 
 
-def add_text(out: dict[str, np.ndarray], one: PictureLabels) -> None:
-    """Puts the colors and characters of one text over what is there; soft tokens' characters are left to the caller."""
+def add_text(out: dict[str, np.ndarray], text: dict[str, np.ndarray]) -> None:
+    """Puts the colors and characters of a text over what is there; the caller adds the characters of soft tokens."""
     for name in ("patch_color", "patch_character", "token_color"):
-        there = getattr(one, name)
-        out[name] = np.where(there > 0, there, out[name])
+        out[name] = np.where(text[name] > 0, text[name], out[name])

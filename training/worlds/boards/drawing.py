@@ -194,9 +194,9 @@ def _labels(board: Board, box: Box) -> dict[str, np.ndarray]:
     tokens = out["token_characters"].reshape(-1, CHARACTERS_PER_TOKEN)
     for text in _texts_in(board, box):
         for part in _without_point(text):
-            one = sign_drawing.labels(part)
+            one = sign_drawing.line_labels(part)
             add_text(out, one)
-            said = one.token_characters.reshape(-1, CHARACTERS_PER_TOKEN)
+            said = one["token_characters"].reshape(-1, CHARACTERS_PER_TOKEN)
             for token in np.flatnonzero(said.any(axis=1)):
                 both = [*tokens[token][tokens[token] > 0], *said[token][said[token] > 0]][:CHARACTERS_PER_TOKEN]
                 tokens[token, : len(both)] = both

@@ -24,8 +24,7 @@ from training.drawing.dense_labels import (
 from training.drawing.rendering import chosen_renderer, coverage, paste_covered, with_effects
 from training.drawing.sizes import size_within
 from training.worlds.charts.charts import Bar, Chart
-from training.worlds.signs.drawing import labels as sign_labels
-from training.worlds.signs.drawing import write
+from training.worlds.signs.drawing import labels_of_lines, write
 from training.worlds.signs.signs import Sign
 
 _SHARES = (0.35, 0.25, 0.40)  # of the renderers, where none is named
@@ -93,8 +92,9 @@ def labels(chart: Chart) -> PictureLabels:
     out["patch_color"] = np.where(barred, colors[in_patches.argmax(axis=0).ravel()], 0).astype(np.uint8)
     out["patch_shape"][barred] = NO_LABEL
     out["patch_centre"][barred] = NO_LABEL
-    for bar in chart.bars:
-        _add_label(out, sign_labels(bar.label))
+    written = labels_of_lines([bar.label for bar in chart.bars])
+    add_text(out, written)
+    out["token_characters"] = written["token_characters"]
     _label_bars_tokens(chart, out, colors)
     for note in chart.notes:
         _leave_open(note, out)
@@ -112,14 +112,6 @@ def _covered(bar: Bar, chart: Chart, cells: int) -> np.ndarray:
     columns = coverage(bar.left * across, bar.right * across, 0, cells)
     rows = coverage(bar.top * down, bar.bottom * down, 0, cells)
     return np.outer(rows, columns)
-
-
-def _add_label(out: dict[str, np.ndarray], one: PictureLabels) -> None:
-    """What one label says joins the others; of a soft token with letters of two labels the letters stay open."""
-    add_text(out, one)
-    said, new = (a.reshape(-1, CHARACTERS_PER_TOKEN) for a in (out["token_characters"], one.token_characters))
-    both = np.logical_and((said > 0).any(axis=1), (new > 0).any(axis=1))[:, None]
-    out["token_characters"] = np.where(both, NO_LABEL, np.maximum(said, new)).astype(np.uint8).ravel()
 
 
 def _label_bars_tokens(chart: Chart, out: dict[str, np.ndarray], colors: np.ndarray) -> None:

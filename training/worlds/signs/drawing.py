@@ -17,6 +17,7 @@ from training.drawing.dense_labels import (
     POINTS_PER_PATCH,
     TOKENS_PER_SIDE,
     PictureLabels,
+    add_text,
     character_label,
     color_label,
     nothing,
@@ -84,7 +85,7 @@ def labels(sign: Written) -> PictureLabels:
     A plate looks like a shape that is none: what lies on it is left open but for the characters.
     """
     if isinstance(sign, Sign):
-        return PictureLabels(**_line_labels(sign))
+        return PictureLabels(**line_labels(sign))
     out = labels_of_lines(sign.lines)
     if sign.plated is not None:
         behind = nothing()
@@ -98,15 +99,16 @@ def labels_of_lines(lines: Sequence[Sign]) -> dict[str, np.ndarray]:
     known = nothing()
     holding = np.zeros(TOKENS_PER_SIDE**2, int)  # texts with a character in each soft token
     for line in lines:
-        one = _line_labels(line)
-        for name in ("patch_color", "patch_character", "token_color", "token_characters"):
-            known[name] = np.where(one[name] > 0, one[name], known[name])
+        one = line_labels(line)
+        add_text(known, one)
+        known["token_characters"] = np.maximum(known["token_characters"], one["token_characters"])
         holding += (one["token_characters"].reshape(-1, CHARACTERS_PER_TOKEN) > 0).any(-1)
     known["token_characters"][np.repeat(holding > 1, CHARACTERS_PER_TOKEN)] = NO_LABEL
     return known
 
 
-def _line_labels(sign: Sign) -> dict[str, np.ndarray]:
+def line_labels(sign: Sign) -> dict[str, np.ndarray]:
+    """Labels of one text."""
     out = nothing()
     written = np.array([character_label(c) for c in sign.text], np.uint8)
     color = color_label(sign.color)
