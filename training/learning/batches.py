@@ -190,7 +190,9 @@ class ConversationWriter:
         imagined = world, depiction = _imagined(rng, mix)
         system = world.system_prompt(depiction)
         if rng.random() < mix.no_picture:
-            questions = [replace_answer(q, NO_PICTURE) for q in world.ask(depiction, rng, "train", 1)]
+            questions = [
+                replace(q, answer=NO_PICTURE, key="", unseen=()) for q in world.ask(depiction, rng, "train", 1)
+            ]
             return _Asked([_Turns([], [], [], questions)], system, apart=False)
         if not isinstance(world, DrawnWorld) or rng.random() >= mix.second_picture or mix.questions == 1:
             apart = not world.in_turn and rng.random() < mix.apart
@@ -209,7 +211,7 @@ class ConversationWriter:
         crops = rng.random() < mix.pan_and_scan
         if isinstance(world, ReadInCrops) and not crops:
             asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), apart=apart)
-            asked = [replace_answer(question, world.answer_without_crops) for question in asked]
+            asked = [replace(question, answer=world.answer_without_crops, key="", unseen=()) for question in asked]
         else:
             asked = world.ask(depiction, rng, "train", count, apart=apart)
         seen = [self._see(drawn, shown, rng, mix, crops) for drawn, shown in pictures] if asked else []
@@ -316,10 +318,6 @@ def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any]:
 def _before_all(system: str) -> str:
     """A system prompt as the chat template puts it: at the beginning of the first user turn."""
     return f"{system}\n\n" if system else ""
-
-
-def replace_answer(question: Question, answer: str) -> Question:
-    return Question(question.kind, question.question, answer, key="")
 
 
 def _stacked(labels: list[PictureLabels]) -> DenseLabels:

@@ -4,9 +4,8 @@ import random
 from dataclasses import dataclass, replace
 
 from training.drawing.backgrounds import MIN_CONTRAST, Background, contrasting_shade, grounds_of, random_background
-from training.drawing.colors import COLORS, delta_e, to_lab
-from training.drawing.geometry import SHAPES
-from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, random_scene, scene_of
+from training.drawing.colors import delta_e, to_lab
+from training.worlds.scenes.scenes import Scene, possible_pairs, random_scene, scene_of
 
 _RELATIONS = {"alike": 0.3, "nearly": 0.35, "apart": 0.35}  # their shares
 _MOVED = 0.5  # of the second pictures that have to do with the first are laid out anew
@@ -65,11 +64,11 @@ def _nearly(scene: Scene, rng: random.Random, split: str, difficulty: float) -> 
         return _on_other_ground(changed, rng) if rng.random() < 0.5 else changed
     kept = [(item.shape, item.color) for item in scene.objects]
     if change == "more":
-        return scene_of([*kept, rng.choice(_possible(split))], rng, difficulty)
+        return scene_of([*kept, rng.choice(possible_pairs(split))], rng, difficulty)
     old = kept.pop(number)
     if change != "less":
         same = 0 if change == "color" else 1  # what stays: the shape, or the color
-        kept.append(rng.choice([pair for pair in _possible(split) if pair != old and pair[same] == old[same]]))
+        kept.append(rng.choice([pair for pair in possible_pairs(split) if pair != old and pair[same] == old[same]]))
     return scene_of(kept, rng, difficulty)
 
 
@@ -78,14 +77,9 @@ def _in_place(scene: Scene, number: int, change: str, rng: random.Random, split:
     item = objects.pop(number)
     if change == "less":
         return replace(scene, objects=tuple(objects))
-    color = rng.choice([c for s, c in _possible(split) if s == item.shape and c != item.color])
+    color = rng.choice([c for s, c in possible_pairs(split) if s == item.shape and c != item.color])
     shade = contrasting_shade(color, grounds_of(scene.background), rng, 1.0)
     if shade is None:
         return None
     objects.insert(number, replace(item, color=color, rgb=shade.rgb))
     return replace(scene, objects=tuple(objects))
-
-
-def _possible(split: str) -> list[tuple[str, str]]:
-    """All shapes in all colors that a picture of the split may hold."""
-    return [(s, c) for s in SHAPES for c in COLORS if split == "heldout" or (s, c) not in HELDOUT_PAIRS]

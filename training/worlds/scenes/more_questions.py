@@ -15,7 +15,7 @@ from training.language import written_phrasings
 from training.language.asking import QuestionKinds, Target
 from training.language.wordings import colored, counted, indirect, located, named, ordered, straight, widened_kinds
 from training.worlds.scenes.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
-from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
+from training.worlds.scenes.scenes import Scene, SceneObject, possible_pairs
 
 _PLAINLY_LARGER = 1.3  # by so many times in size, or "largest" and "smallest" aren't asked
 _PLAINLY_BESIDE = 0.1  # of a side: how far two centres lie apart, at least
@@ -142,8 +142,8 @@ def _count_both(scene: Scene, rng: random.Random, split: str) -> list[Target]:
     present = Counter(called(item) for item in scene.objects)
     if rng.random() < _ZERO_SHARE:
         color, shape = rng.choice(COLORS), rng.choice(SHAPES)
-        banned = split == "train" and (shape, color) in HELDOUT_PAIRS
-        return [] if banned or f"{color} {shape}" in present else [_number(f"{color} {shape}", 0)]
+        asked = (shape, color) in possible_pairs(split) and f"{color} {shape}" not in present
+        return [_number(f"{color} {shape}", 0)] if asked else []
     name, count = rng.choice(sorted(present.items()))
     return [_number(name, count)] if count > 1 or rng.random() < _KEPT_ONES else []
 
@@ -229,8 +229,7 @@ def _absent(scene: Scene, rng: random.Random, split: str) -> list[Target]:
         noun = rng.choice(lacking)
     else:
         present = {(item.shape, item.color) for item in scene.objects}
-        banned = present | (HELDOUT_PAIRS if split == "train" else frozenset())
-        pairs = [(s, c) for s in SHAPES for c in COLORS if (s, c) not in banned]
+        pairs = [pair for pair in possible_pairs(split) if pair not in present]
         close = [(s, c) for s, c in pairs if s in shapes or c in colors]
         shape, color = rng.choice(close if close and rng.random() < 0.7 else pairs)
         noun = f"{color} {shape}"

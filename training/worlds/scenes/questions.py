@@ -12,7 +12,7 @@ from training.drawing.colors import COLORS, UNNAMED
 from training.drawing.geometry import SHAPES
 from training.language.asking import Question, QuestionKinds, Target, fill, loosely, of_split
 from training.worlds.scenes.phrasings import HELDOUT_PHRASINGS, TRAINED
-from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
+from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject, possible_pairs
 
 PLACES = (
     "top left", "top center", "top right", "center left", "center", "center right", "bottom left", "bottom center",
@@ -180,8 +180,7 @@ def _absent_subjects(scene: Scene, form: str, rng: random.Random, split: str) ->
     if form == "color":
         return [(f"{color} shape", color) for color in COLORS if color not in colors]
     present = {(item.shape, item.color) for item in scene.objects}
-    banned = present | (HELDOUT_PAIRS if split == "train" else frozenset())
-    pairs = [(s, c) for s in SHAPES for c in COLORS if (s, c) not in banned]
+    pairs = [pair for pair in possible_pairs(split) if pair not in present]
     hardness = rng.random()
     if hardness < 0.4:
         close = [(s, c) for s, c in pairs if s in shapes and c in colors]

@@ -68,6 +68,11 @@ def is_heldout_pair(shape: str, color: str) -> bool:
     return (shape, color) in HELDOUT_PAIRS
 
 
+def possible_pairs(split: str) -> list[tuple[str, str]]:
+    """All shapes in all colors that a picture of the split may hold."""
+    return [(s, c) for s in SHAPES for c in COLORS if split == "heldout" or (s, c) not in HELDOUT_PAIRS]
+
+
 def polygon(item: SceneObject) -> np.ndarray:
     """The outline of an object in scene pixels, [points, 2]."""
     angle = math.radians(item.rotation)
