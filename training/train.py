@@ -1,13 +1,13 @@
-"""Trains the demo model: what lies where (dense loss), then the decoder alone, then all together.
+"""Trains the demo model in three stages: the dense loss, the decoder alone, then the whole model.
 
     python -m training.train --out runs/demo --crowds 0.25 --dense-minutes 30 --decoder-minutes 20 --minutes 60
     python -m training.train --out runs/more --resume runs/demo/last --minutes 60
     python -m training.train --out runs/signs --resume runs/demo/last --signs 0.3 --two-lines 0.1 --minutes 60
     python -m training.train --out runs/gpu --resume runs/signs/last --batch 256 --workers 15 --int4 0.4 --minutes 20
 
-A CPU computes in float32, CUDA in bfloat16. Pictures are drawn by `--workers` processes: on a GPU, give as many as
-the machine has cores, less one. Every few minutes a checkpoint in the Hub's layout (averaged weights) is written to
-OUT/last. A run that resumes one starts with its weights and tokenizer, and with a fresh optimiser.
+It computes in float32 on a CPU and in bfloat16 on CUDA. `--workers` processes draw the pictures: on a GPU, use one
+fewer than the machine has cores. Every few minutes it writes a checkpoint of the averaged weights, in the Hub's layout,
+to OUT/last. `--resume` loads a checkpoint's weights and tokenizer, and starts with a fresh optimiser.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from training.learning.batches import Mix, Share
 from training.learning.trainer import Settings, Trainer
 
-_WORLDS = {  # beside scenes: the option that says how hard each world is at least
+_WORLDS = {  # all but scenes, with the option for the difficulty of their easiest pictures
     "signs": "easiest_sign",
     "two_lines": "easiest_sign",
     "charts": "easiest_chart",
@@ -34,36 +34,51 @@ _WORLDS = {  # beside scenes: the option that says how hard each world is at lea
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the log")
-    parser.add_argument("--resume", type=Path, help="a checkpoint folder to go on from")
+    parser.add_argument("--resume", type=Path, help="checkpoint folder to continue from")
     parser.add_argument("--dense-minutes", type=float, default=0.0, help="of the dense loss alone")
-    parser.add_argument("--decoder-minutes", type=float, default=0.0, help="of answers with the encoder as it is")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of all together")
-    parser.add_argument("--decoder-pictures", type=int, default=20_000, help="encoded once for the decoder's stage")
-    parser.add_argument("--decoder-questions", type=int, default=2, help="about each of these pictures")
+    parser.add_argument("--decoder-minutes", type=float, default=0.0, help="of answers with a frozen encoder")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of the whole model")
+    parser.add_argument(
+        "--decoder-pictures", type=int, default=20_000, help="pictures encoded once for the decoder's stage"
+    )
+    parser.add_argument("--decoder-questions", type=int, default=2, help="questions about each of them")
     parser.add_argument("--batch", type=int, default=48, help="conversations in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--fall", type=float, default=0.35, help="share of a stage in which the rate falls to 0")
-    parser.add_argument("--int4", type=float, default=0.0, help="share of a stage in which the decoder answers in int4")
-    for world in _WORLDS:
-        parser.add_argument(_flag(world), type=float, default=0.0, help="share of the conversations, 0 to 1")
     parser.add_argument(
-        "--crowds", type=float, default=0.0, help="share of the dense stage's pictures, and of the batches with answers"
+        "--fall", type=float, default=0.35, help="share of each stage, at its end, in which the rate falls to 0"
     )
-    parser.add_argument("--easiest", type=float, default=1.0, help="scenes between this and 1 (the whole world)")
+    parser.add_argument(
+        "--int4", type=_share, default=0.0, help="share of each stage, at its end, with the decoder in int4"
+    )
+    for world in _WORLDS:
+        parser.add_argument(_flag(world), type=_share, default=0.0, help="share of the conversations")
+    parser.add_argument(
+        "--crowds",
+        type=_share,
+        default=0.0,
+        help="share of the dense stage's pictures, and of the batches with answers",
+    )
+    parser.add_argument(
+        "--easiest", type=_share, default=1.0, help="difficulty of the easiest scenes; 1 is all of them"
+    )
     for world in ("sign", "chart", "board"):
-        parser.add_argument(f"--easiest-{world}", type=float, default=1.0, help=f"{world}s between this and 1")
+        parser.add_argument(f"--easiest-{world}", type=_share, default=1.0, help=f"difficulty of the easiest {world}s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args(argv)
-    for name in (*_WORLDS, "crowds", "easiest", "easiest_sign", "easiest_chart", "easiest_board", "int4"):
-        if not 0.0 <= getattr(arguments, name) <= 1.0:
-            parser.error(f"{_flag(name)} is {getattr(arguments, name)}; expected a share from 0 to 1")
     if arguments.decoder_questions < 1:
         parser.error(f"--decoder-questions is {arguments.decoder_questions}; expected 1 or more")
     if sum(getattr(arguments, world) for world in _WORLDS) > 1.0 + 1e-9:
         parser.error("the shares of the worlds come to more than 1")
     return arguments
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+    return share
 
 
 def _flag(name: str) -> str:
@@ -76,7 +91,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def mix_of(arguments: argparse.Namespace) -> Mix:
-    """The worlds in the shares that the arguments ask for; scenes fill what these leave."""
+    """The worlds in the shares that the arguments ask for; scenes make up the rest."""
     shares = [
         Share(world, getattr(arguments, world), getattr(arguments, easiest) if easiest else 1.0)
         for world, easiest in _WORLDS.items()
@@ -86,7 +101,7 @@ def mix_of(arguments: argparse.Namespace) -> Mix:
 
 
 def dense_mix_of(arguments: argparse.Namespace) -> Mix:
-    """For the dense stage: no questions, and crowds in their share beside the worlds."""
+    """The mix for the dense stage: no questions, and a share of crowds."""
     mix = mix_of(arguments)
     worlds = [replace(share, weight=share.weight * (1.0 - arguments.crowds)) for share in mix.worlds]
     shares = (*worlds, Share("crowds", arguments.crowds))
