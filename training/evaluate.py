@@ -1,4 +1,4 @@
-"""How often the demo model is right, kind by kind, on pictures and words it never trained on.
+"""Measures how often the demo model is right, by kind of question, on pictures and words it never trained on.
 
     python -m training.evaluate
     python -m training.evaluate --model runs/demo/last --per-kind 100 --split train
@@ -7,16 +7,16 @@
     python -m training.evaluate --renderer browser --per-kind 60
     python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 40
 
-Held out are the seeds, the phrasings, eight pairs of shape and color (every picture of shapes has one), and one in
-five of all words and other texts (every sign has one). Pictures are drawn at their true size by each of the renderers
-and go through the image processor. Answers are greedy; right means that the answer says its key word and no other. A
-browser is a renderer that no training picture is from. The words of a file replace the held-out ones, except for words
-that training has; the author of fresh_phrasings.json had seen neither.
+Seeds, phrasings, eight pairs of shape and color (every picture of shapes has one) and one in five texts (every sign
+has one) are held out. All renderers draw the pictures at full size, and the image processor reads them. The model
+answers greedily; an answer is right if it says its key word and no other. `--renderer browser` draws with a program
+that drew no training picture. `--phrasings` replaces the held-out sentences by those of a file, without the ones that
+training has too; the author of fresh_phrasings.json had seen neither.
 
-Follow-ups are asked turn by turn, after the model's own earlier answers; each counts by itself. Under a system prompt
-an answer must also have the form that is asked for. Boards are asked about with pan & scan, where the answer is to be
-right, and without, where it is to say that the writing is too small. Another row says how often it gives the true price
-nonetheless.
+Follow-ups are asked turn by turn after the model's own answers, and each one counts. Under a system prompt an answer
+must also have the form that the prompt asks for. Boards are asked about twice: with pan & scan the answer must be
+right, without it the answer must say that the writing is too small. One more row counts how often the model gives the
+true price all the same.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from training.worlds.registry import ALL_KINDS, kinds_named
 
 
 def table(shares: dict[str, dict[str, float]], per_kind: int) -> str:
-    """A Markdown table of accuracies in percent, a column for each kind of weights."""
+    """A Markdown table of accuracies in percent, with one column per kind of weights."""
     lines = [f"| kind of question ({per_kind} each) | {' | '.join(shares)} |", "|---" * (1 + len(shares)) + "|"]
     for kind in next(iter(shares.values())):
         right = " | ".join(f"{of_weights[kind]:.1%}" for of_weights in shares.values())
@@ -49,15 +49,15 @@ def main() -> None:
     parser.add_argument("--per-kind", type=int, default=300)
     parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
     asked = parser.add_mutually_exclusive_group()
-    asked.add_argument("--kinds", help="of question, with commas between; by default all")
-    asked.add_argument("--phrasings", type=Path, help="ask in the words of this file, of its kinds")
+    asked.add_argument("--kinds", help="kinds of question, separated by commas; default: all")
+    asked.add_argument("--phrasings", type=Path, help="ask the questions of this JSON file")
     parser.add_argument(
-        "--renderer", choices=(*RENDERERS, BROWSER), help="draw with this one only; by default each but the browser"
+        "--renderer", choices=(*RENDERERS, BROWSER), help="draw with this one only; default: all but the browser"
     )
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--int4", action="store_true", help="with int4 weights too, in a second column")
+    parser.add_argument("--int4", action="store_true", help="also with int4 weights, in a second column")
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -69,7 +69,7 @@ def main() -> None:
             parser.error(str(error))
     if arguments.phrasings:
         if arguments.split != "heldout":
-            parser.error("--phrasings stand in place of the held-out ones; leave --split as it is")
+            parser.error("--phrasings replaces held-out phrasings. Leave --split at heldout.")
         try:
             kinds = ask_in_the_words_of(arguments.phrasings)
         except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _ask_all(arguments: argparse.Namespace, kinds: tuple[str, ...], renderer: Renderer) -> None:
-    """Asks, and prints and writes what came of it."""
+    """Asks all questions; prints the table and writes the figures."""
     split, seed = arguments.split, arguments.seed
     shares = {}
     for int4 in (False, True)[: 1 + arguments.int4]:

@@ -1,6 +1,6 @@
 """Draws the page's example pictures: `python -m training.examples [--folder assets/examples]`.
 
-Fixed pictures, so that the same files come out each time; all of them lie inside the demo model's worlds.
+The pictures are fixed: the same files come out each time. All lie within the demo model's worlds.
 """
 
 import argparse
@@ -48,7 +48,7 @@ Depiction = Scene | Sign | TwoLines | Chart | Board | Strange
 
 @dataclass(frozen=True)
 class Asked:
-    """A question; `kind` and `key` say when its answer is right, as in training.worlds.registry."""
+    """A question; `kind` and `key` are the arguments of training.worlds.registry.is_right."""
 
     question: str
     kind: str
@@ -57,7 +57,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Example:
-    """A card of the page: pictures, and what is asked about them, one question after the other."""
+    """A card of the page: pictures and the questions about them, in order."""
 
     name: str
     alt: str
@@ -114,7 +114,7 @@ def _text(text: str, font: str, rgb: RGB, color: str, x: float, y: float, size: 
 
 
 def _chart(ground: RGB, *bars: tuple[str, float, str, RGB]) -> Chart:
-    """640 by 400; of each bar the label, its height as a share of the axes', the color's name and the color."""
+    """640 by 400; a bar is its label, its height as a share of the axes, its color's name and the color."""
     left, top, right, bottom = axes = (48.0, 28.0, 612.0, 336.0)
     step, ink = (right - left) / len(bars), (51, 51, 51)
     drawn = []
@@ -129,7 +129,7 @@ def _chart(ground: RGB, *bars: tuple[str, float, str, RGB]) -> Chart:
 
 
 def _board(*entries: tuple[str, str]) -> Board:
-    """1200 by 400, items with their prices side by side, one in each of the three crops of pan & scan."""
+    """1200 by 400: three items with prices, one in each crop of pan & scan."""
     whole, font, size, ground = (1200, 400), "DejaVuSerif", 56.0, (28, 66, 52)
     gap, written = 0.75 * size, []
     for place, (item, price) in enumerate(entries):
@@ -290,7 +290,7 @@ EXAMPLES = (
 
 
 def _drawn(depiction: Depiction) -> Image:
-    """Without effects, where there are any, so that the files are small."""
+    """Drawn without effects, so that the files are small."""
     if isinstance(depiction, Strange):
         return elsewhere.draw(depiction, random.Random(0))
     module = _DRAWN_BY[type(depiction)]

@@ -1,11 +1,11 @@
-"""Puts a trained checkpoint, or the mean of several, in the place of the demo model, in bfloat16.
+"""Replaces the demo model by a trained checkpoint, or by the mean of several, in bfloat16.
 
     python -m training.ship runs/demo/last
     python -m training.ship runs/demo/last runs/more/last runs/more/last --out runs/mean
 
-The second writes a mean to a folder of its own, to be evaluated there; a checkpoint given twice counts twice. The
+The second command writes a mean to another folder, to be evaluated there; a checkpoint given twice counts twice. The
 mean of the weights before and after a last stage often does better than either. Tokenizer files come from the first
-checkpoint, if it has some; the model card stays as it is.
+checkpoint, if it has any. The model card is not changed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from gemma3_core import Gemma3ForConditionalGeneration
 from training.learning.model import DEMO_MODEL, TOKENIZER_FILES, copy_settings
 
 MOST_BYTES = 9_000_000
-"""Of one file in git."""
+"""The largest file in git."""
 MOST_IN_ALL = 30_000_000
 """Bytes of the weights."""
 _SHARD_BYTES = MOST_BYTES - 200_000  # the rest is for a file's header
@@ -32,7 +32,7 @@ def ship(sources: Sequence[Path], target: Path = DEMO_MODEL) -> None:
     model = _mean(sources).to(torch.bfloat16)
     size = sum(parameter.nbytes for parameter in model.parameters())
     if size > MOST_IN_ALL:
-        raise ValueError(f"{size:,} bytes of weights are more than {MOST_IN_ALL:,}, the most for the demo model")
+        raise ValueError(f"The weights take {size:,} bytes, more than {MOST_IN_ALL:,}. Ship a smaller model.")
     model.save_pretrained(target, max_shard_size=_SHARD_BYTES)
     for file in target.glob("*.safetensors"):
         file.chmod(0o644)
@@ -48,7 +48,7 @@ def _mean(sources: Sequence[Path]) -> Gemma3ForConditionalGeneration:
     states = [dict(model.named_parameters()) for model in models]
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     if any(other != shapes[0] for other in shapes):
-        raise ValueError("The checkpoints have other tensors than the first.")
+        raise ValueError("A checkpoint has other tensors than the first. Give checkpoints of one model.")
     for name, value in states[0].items():
         value.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
     return models[0]

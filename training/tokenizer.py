@@ -1,9 +1,9 @@
 """Trains the demo model's tokenizer: `python -m training.tokenizer --out runs/tokenizer`.
 
-It spells what stands in quotation marks, one token a character, so that reading is a matter of single characters.
+Text in quotation marks becomes one token per character, so that the model reads a sign character by character.
 
-The form is that of Gemma's published tokenizer (byte-fallback BPE, spaces written as "▁"), so that
-transformers' GemmaTokenizer rebuilds it unchanged; only the vocabulary is small.
+The format is that of Gemma's published tokenizer (byte-fallback BPE, spaces written as "▁"), so that transformers'
+GemmaTokenizer loads it unchanged; only the vocabulary is smaller.
 """
 
 import argparse
@@ -45,9 +45,9 @@ _WORDS = re.compile("( |(?<![A-Za-z]))([A-Za-z]+)")
 def build() -> Tokenizer:
     """The finished tokenizer; the same on every run.
 
-    A word grows rightwards from the space before it, and a sentence's first word from its capital, so that no
-    characters behind a quotation mark merge with each other. A capital there takes the mark with it
-    ('"S', 'T', 'O', 'P', '"'), or it would begin a word ("The").
+    Merges build a word from the space before it, or from its capital at the start of a sentence. So characters after a
+    quotation mark never merge with each other. A capital after the mark merges with the mark ('"S', 'T', 'O', 'P',
+    '"'); otherwise it would begin a word ("The").
     """
     learnt = _spelling_merges()
     vocabulary = _vocabulary(learnt)
@@ -94,10 +94,10 @@ def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
 
 
 def _spelling_merges() -> list[tuple[str, str]]:
-    """Each merge adds one letter to the beginning of a word; those that save most tokens come first.
+    """Merges that each add one letter to the beginning of a word; those that save most tokens come first.
 
-    A beginning is worth how often it occurs, and never more than its own beginning, so that what is
-    chosen by worth alone is whole. Words behind a space begin before others: a capital there belongs to it.
+    A beginning is worth as much as it occurs. Its own beginnings are worth at least as much, so they are chosen too.
+    Words after a space come first: a capital there belongs to the space.
     """
     worth: Counter[str] = Counter()
     for text, times in _training_text().items():
@@ -113,7 +113,7 @@ def _spelling_merges() -> list[tuple[str, str]]:
 
 
 def _training_text() -> Counter[str]:
-    """How often each text counts: key words so often that each becomes one piece, then answers, questions, English."""
+    """How often each text counts. Key words count so often that each becomes one token."""
     keys = [*COLORS, "grey", *NUMBERS, "zero", *SHAPES, *map(plural, SHAPES)]
     keys += sorted({word for place in PLACES for word in place.split()})
     words = [f" {word}" for word in (*keys, *_KEY_WORDS)] + list(_ROLES)
@@ -130,7 +130,7 @@ def _training_text() -> Counter[str]:
 
 
 def _templates() -> Iterator[str]:
-    """All ways in which any world's questions are put, and system prompts."""
+    """All phrasings and system prompts."""
     for written in (TRAINED, HELDOUT):
         for forms in written.values():
             for texts in forms.values():
@@ -142,7 +142,7 @@ def _templates() -> Iterator[str]:
 
 
 def _bare(template: str) -> str:
-    """A phrasing without its slots, whose words are among the key words."""
+    """A phrasing without its slots; the words for them are key words."""
     return re.sub(r" ?\{\w+\}", "", template)
 
 

@@ -1,9 +1,9 @@
-"""Pictures drawn by a browser out of SVG: a renderer that training never sees, for evaluation alone.
+"""Draws pictures as SVG in a browser: a renderer that training never sees, for evaluation only.
 
     python -m training.evaluate --renderer browser
 
-Shapes, bars, lines and letters are the browser's (Debian's chromium, driven by playwright), with its own
-smoothing, hinting and kerning. Backgrounds, which are not asked about, are the same as everywhere.
+The browser (Debian's chromium, driven by playwright) draws shapes, bars, lines and letters with its own smoothing,
+hinting and kerning. Backgrounds, which no question is about, are drawn as for the other renderers.
 """
 
 import base64
@@ -29,14 +29,14 @@ from training.worlds.signs.signs import Plate, Sign
 from training.worlds.signs.two_lines import TwoLines
 
 BROWSER = "browser"
-_HERE = "http://drawing.invalid/"  # never asked of the network: the browser is told what lies there
+_HERE = "http://drawing.invalid/"  # never fetched from the network: _serve answers
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb")
 
 Drawable = Scene | Sign | TwoLines | Chart | Board
 
 
 class Browser:
-    """A browser that stays open between pictures; a context manager.
+    """A context manager: a browser that stays open between pictures.
 
     Raises ImportError without playwright, FileNotFoundError without chromium.
     """
@@ -49,7 +49,7 @@ class Browser:
 
         program = shutil.which("chromium")
         if program is None:
-            raise FileNotFoundError("chromium is not installed (apt-get install chromium)")
+            raise FileNotFoundError("chromium is not installed. Install it: apt-get install chromium")
         self._driver = sync_playwright().start()
         self._browser = self._driver.chromium.launch(executable_path=program, args=list(_OPTIONS))
         self._page = self._browser.new_page()
@@ -89,7 +89,7 @@ class Browser:
 
 
 def texts_of(depiction: Drawable) -> tuple[Sign, ...]:
-    """All that is written in a picture."""
+    """All texts of a picture."""
     if isinstance(depiction, Sign | TwoLines):
         return tuple(depiction.lines)
     if isinstance(depiction, Chart):
@@ -135,7 +135,7 @@ def _under_texts(depiction: Drawable) -> Iterator[str]:
 
 
 def _shape(item: SceneObject, name: str) -> str:
-    """A filled path; its outline lies within it, as elsewhere: a stroke of twice the width, cut off outside."""
+    """A filled path with its outline inside, as in other renderers: a stroke of twice the width, clipped outside."""
     if item.shape == "circle":
         path = f'<circle cx="{item.x:.2f}" cy="{item.y:.2f}" r="{item.size / 2:.2f}"'
     else:
@@ -149,7 +149,7 @@ def _shape(item: SceneObject, name: str) -> str:
 
 
 def _chart(chart: Chart) -> Iterator[str]:
-    """Boxes in the order in which they lie one on the other; dashed ones are lines."""
+    """Boxes from bottom to top; dashed ones are lines."""
     for box, color, dashes in chart_drawing.boxes(chart):
         if not any(dashes):
             yield _box(box, color)
@@ -164,7 +164,7 @@ def _chart(chart: Chart) -> Iterator[str]:
 
 
 def _plate(sign: Sign, plate: Plate) -> str:
-    """A rectangle behind the text that turns with it."""
+    """A rectangle behind the text, rotated with it."""
     half = plate.frame_width * sign.cap_height / 2
     left, top, right, bottom = np.add(sign.outer, (half, half, -half, -half)).tolist()
     frame = None if plate.frame is None else (plate.frame, 2 * half)

@@ -1,4 +1,4 @@
-"""What evaluation asks: dialogues of one kind of question, about pictures drawn for them."""
+"""The dialogues that evaluation asks: questions of one kind, about pictures drawn for them."""
 
 import random
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ Renderer = str | Browser | None  # one of drawing.RENDERERS, a browser, or None 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Pictures and what is asked about them, turn by turn; all of them stand before the first question."""
+    """Questions in turn, and the pictures that precede the first one."""
 
     pictures: tuple[Image, ...]
     questions: tuple[Question, ...]
@@ -36,9 +36,9 @@ class Dialogue:
 def questions_of_kind(
     kind: str, number: int, split: str, seed: int, renderer: Renderer = None
 ) -> Iterator[tuple[Image, Question]]:
-    """`number` questions of one kind, each about a picture of its own.
+    """`number` questions of one kind, each about its own picture.
 
-    Raises ValueError for a kind that takes more than a picture and a question.
+    Raises ValueError for a kind that needs more than one picture and one question.
     """
     if not isinstance(world_of(kind), DrawnWorld):
         raise ValueError(f"kind is {kind!r}, which is asked in a dialogue; see dialogues_of_kind")
@@ -47,9 +47,9 @@ def questions_of_kind(
 
 
 def dialogues_of_kind(kind: str, number: int, split: str, seed: int, renderer: Renderer = None) -> Iterator[Dialogue]:
-    """As many dialogues as hold `number` questions of one kind; only follow-ups have more than one question each.
+    """Dialogues with `number` questions of one kind in all; only follow-ups have more than one question each.
 
-    What is shown and asked does not depend on the renderer.
+    Descriptions and questions do not depend on the renderer.
     """
     world = world_of(kind)
     rng, pen = random.Random(f"{seed}/{split}/{kind}"), random.Random(f"{seed}/{split}/{kind}/drawing")
@@ -65,7 +65,7 @@ def dialogues_of_kind(kind: str, number: int, split: str, seed: int, renderer: R
 
 
 def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer: Renderer) -> Image:
-    """The picture; a browser draws what it can, and leaves textures and photographs as they are."""
+    """The picture; a browser does not draw textures and photographs."""
     if not isinstance(renderer, Browser):
         return world.draw(depiction, rng, renderer)
     return renderer.draw(depiction, rng) if isinstance(depiction, Drawable) else world.draw(depiction, rng)
@@ -74,7 +74,7 @@ def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer:
 def ask_in_the_words_of(file: Path) -> tuple[str, ...]:
     """Replaces the held-out phrasings by the file's until the process ends; returns the kinds to ask.
 
-    Leaves out phrasings that training has for any kind, and kinds of which none are left. The file has the form of
+    Skips phrasings that training has for any kind, and kinds that have none left. The file has the form of
     language/heldout_phrasings.json, for questions about scenes and charts. Raises OSError, and ValueError for an
     unknown kind or form and for phrasings without the slots of their form.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint is asked, and its answers are judged."""
+"""Asks a checkpoint and judges its answers."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -26,7 +26,7 @@ Message = dict[str, Any]
 class Trial:
     """One question about a picture or two, and whether the answer was right.
 
-    `pan_and_scan` is None where the question is of a kind that is asked without it only.
+    `pan_and_scan` is None for kinds that are never asked with it.
     """
 
     question: Question
@@ -39,22 +39,22 @@ class Trial:
 
     @property
     def true(self) -> bool:
-        """Whether it says what is in the picture, readable or not."""
+        """Whether the answer says what is in the picture, readable or not."""
         return is_right(self.question.kind, self.question.key, self.answer)
 
     @property
     def wanted(self) -> str:
-        """What a right answer says."""
+        """The text of a right answer."""
         return TOO_SMALL if self.pan_and_scan is False else self.question.key
 
     @property
     def row(self) -> str:
-        """Of the table."""
+        """The row of the table that it counts in."""
         return self.question.kind + _ROW_ENDINGS[self.pan_and_scan]
 
 
 class Examinee:
-    """A checkpoint that answers, a batch at a time."""
+    """A checkpoint that answers in batches."""
 
     def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", int4: bool = False):
         self._model = Gemma3ForConditionalGeneration.from_pretrained(
@@ -97,7 +97,7 @@ def evaluate(
     renderer: Renderer = None,
     kinds: tuple[str, ...] = ALL_KINDS,
 ) -> list[Trial]:
-    """Asks `per_kind` questions of each kind; of worlds that are read in crops, each with pan & scan and without."""
+    """Asks `per_kind` questions of each kind; worlds that are read in crops are asked with pan & scan and without."""
     trials = []
     for kind in kinds:
         dialogues = list(dialogues_of_kind(kind, per_kind, split, seed, renderer))
@@ -109,7 +109,7 @@ def evaluate(
 
 
 def held(examinee: Examinee, dialogues: list[Dialogue], pan_and_scan: bool = False) -> list[tuple[Question, str]]:
-    """All questions of the dialogues with the answers, each given with the earlier ones before it."""
+    """All questions of the dialogues with their answers; each turn follows the model's earlier answers."""
     chats = [[_says("system", dialogue.system)] if dialogue.system else [] for dialogue in dialogues]
     told: list[tuple[Question, str]] = []
     for turn in range(max(len(dialogue.questions) for dialogue in dialogues)):
@@ -124,7 +124,7 @@ def held(examinee: Examinee, dialogues: list[Dialogue], pan_and_scan: bool = Fal
 
 
 def accuracies(trials: list[Trial]) -> dict[str, float]:
-    """Share of right answers of each row of the table, 0 to 1, and of prices told where none can be read."""
+    """Share of right answers in each row of the table, 0 to 1, and of prices told where none is legible."""
     by_row: dict[str, list[bool]] = {}
     for trial in trials:
         by_row.setdefault(trial.row, []).append(trial.right)

@@ -1,1 +1,1 @@
-"""The demo model's shape, its batches, its losses and the trainer. What is learnt from: `worlds`."""
+"""The demo model's configuration, its batches, losses and trainer. The training data comes from `worlds`."""

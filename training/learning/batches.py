@@ -1,13 +1,13 @@
 """Training batches: pictures as pixels, conversations as token ids, dense labels beside them.
 
-A conversation is what the app sends: the checkpoint's chat template, perhaps a system prompt, one picture or two and
-several questions about them. Some conversations go on about another picture, some see the picture through pan & scan,
-some have no picture. Half of the pictures that can only be read through pan & scan have it.
+A conversation is what the app sends: the checkpoint's chat template, perhaps a system prompt, one or two pictures and
+several questions about them. Some conversations continue with another picture, some use pan & scan, some have no
+picture. Half of the pictures that can only be read with pan & scan get it.
 
-Most conversations are a fan: each question is asked as if it were the first. It sees the picture and not the other
-questions, and has the positions of a first question. Otherwise answers could be read from earlier ones ("two red
-circles" tells a color, a shape and a number) instead of from the picture. Questions that lean on each other are asked
-one after the other.
+Most conversations are a fan: each question is asked as if it were the first. It attends to the picture but not to the
+other questions, and has the positions of a first question. Otherwise the model could copy answers from earlier ones
+("two red circles" gives away a color, a shape and a number) instead of looking at the picture. Questions that depend
+on each other are asked in turn.
 """
 
 import random
@@ -35,12 +35,12 @@ from training.worlds.world import DrawnWorld, ReadInCrops, World
 
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
 UNREAD_QUESTIONS = 2
-"""The most questions about a picture that needs crops and has none: the answer is always the same."""
+"""Maximum of questions about a picture that needs crops and has none: their answer is always the same."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of a mix's pictures are of one world, and how easy the easiest are; at 1 they are of the whole world."""
+    """A world's share of a mix; difficulties are drawn from `easiest` to 1, the whole world."""
 
     world: str
     weight: float
@@ -49,7 +49,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Mix:
-    """What the pictures and conversations of a training stage are made of (shares of all conversations)."""
+    """The mix of pictures and conversations in a training stage; numbers below 1 are shares of the conversations."""
 
     worlds: tuple[Share, ...] = (Share("scenes", 1.0),)
     questions: int = 8
@@ -67,8 +67,8 @@ class Mix:
 class Batch:
     """pixels uint8 [N, 3, 224, 224]; input_ids, labels, positions and segments [B, T]; dense labels of N pictures.
 
-    A token sees its own segment and segment 0. Each row (b, t, id) of `excluded` [M, 3] names a token that the
-    prediction at [b, t] is not to be compared with. Where soft_tokens [N, 64, E] are there, pixels are [N, 0].
+    A token attends to its own segment and to segment 0. Each row (b, t, id) of `excluded` [M, 3] is a token that the
+    loss leaves out at [b, t]. Where there are soft_tokens [N, 64, E], pixels are [N, 0].
     """
 
     pixels: torch.Tensor
@@ -100,7 +100,7 @@ class _Conversation:
 
 @dataclass(frozen=True)
 class _Turns:
-    """What is shown before a question, and this question with those that follow."""
+    """Pictures, and the questions that follow them."""
 
     squares: list[np.ndarray]
     dense: list[PictureLabels]
@@ -116,7 +116,7 @@ class _Asked:
 
 
 class Conversations(IterableDataset):
-    """Endless batches of `size` conversations; seeded, each worker with a stream of its own."""
+    """Endless batches of `size` conversations; each worker has its own seeded stream."""
 
     def __init__(self, tokenizer_folder: str, size: int, mix: Mix, seed: int):
         self._folder, self._size, self._seed = tokenizer_folder, size, seed
@@ -133,9 +133,9 @@ class Conversations(IterableDataset):
 
 
 def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
-    """The mix and size of one batch, whose conversations are about equally long.
+    """The mix and size of one batch, such that its conversations have about the same length.
 
-    Otherwise all would be padded to the length of the few long ones (crops, two pictures).
+    Otherwise a few long conversations (crops, two pictures) would pad all others to their length.
     """
     with_crops, with_two = max(1, size // 3), max(1, 2 * size // 3)
     if mix.crowded and rng.random() < mix.crowded:
@@ -145,7 +145,7 @@ def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
     pan_and_scan = mix.pan_and_scan if others else 0.0
     draw = rng.random()
     if in_crops and mix.questions:
-        # Half of what is read in crops has them, in batches of its own, and half stands among the others.
+        # Half of these pictures get crops, in batches of their own; the other half joins the usual batches.
         usual = with_two * mix.second_picture + size * (1.0 - pan_and_scan - mix.second_picture)
         half = sum(share.weight for share in in_crops) / 2
         odds = usual / with_crops * half / (half + sum(share.weight for share in others))
@@ -161,7 +161,7 @@ def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
 
 
 class ConversationWriter:
-    """Draws pictures of the mix's worlds, asks about them and writes both as a model sees them."""
+    """Draws pictures of the mix's worlds, asks about them, and encodes both for the model."""
 
     def __init__(self, tokenizer: Gemma3Tokenizer):
         self._tokenizer = tokenizer
@@ -174,11 +174,11 @@ class ConversationWriter:
         if mix.questions == 0:
             return self._unasked(rng, mix)
         while not (asked := self._asked(rng, mix)).turns[0].questions:
-            pass  # a picture about which none of the kinds can be asked
+            pass  # no question fits this picture
         return self._fan(asked.turns[0], asked.system) if asked.apart else self._join(asked, rng, mix)
 
     def _unasked(self, rng: random.Random, mix: Mix) -> _Conversation:
-        """One picture alone, or one crop of it where that can be read."""
+        """One picture alone, or one crop of it if it is read in crops."""
         world, depiction = _imagined(rng, mix)
         drawn, shown = rng.choice(world.pictures(depiction))
         squares, dense = self._see(drawn, shown, rng, mix, crops=isinstance(drawn, ReadInCrops))
@@ -186,7 +186,7 @@ class ConversationWriter:
         return _Conversation([squares[number]], [dense[number]], [], [], [], [])
 
     def _asked(self, rng: random.Random, mix: Mix) -> _Asked:
-        """Pictures and questions; now and then without a picture, or with a second one to go on about."""
+        """Pictures and questions; sometimes without a picture, sometimes continued with a second one."""
         imagined = world, depiction = _imagined(rng, mix)
         system = world.system_prompt(depiction)
         if rng.random() < mix.no_picture:
@@ -206,7 +206,7 @@ class ConversationWriter:
     def _turns(
         self, world: World[Any], depiction: Any, count: int, apart: bool, rng: random.Random, mix: Mix
     ) -> _Turns:
-        """Questions about a description, and all its pictures as they are seen."""
+        """Questions about a description, with its pictures as the encoder gets them."""
         pictures = world.pictures(depiction)
         crops = rng.random() < mix.pan_and_scan
         if isinstance(world, ReadInCrops) and not crops:
@@ -225,9 +225,9 @@ class ConversationWriter:
     def _see(
         self, world: DrawnWorld[Any], depiction: Any, rng: random.Random, mix: Mix, crops: bool
     ) -> tuple[list[np.ndarray], list[PictureLabels]]:
-        """The squares that the encoder gets, whole picture first, and their dense labels.
+        """The encoder's squares, the whole picture first, and their dense labels.
 
-        Crops have labels only where a world is read in them.
+        Crops have labels only in worlds that are read in crops.
         """
         boxes = pan_and_scan_boxes(*world.size(depiction)) if crops else []
         drawn_squeezed = not boxes or isinstance(world, ReadInCrops)
@@ -246,7 +246,7 @@ class ConversationWriter:
         return squares, labels
 
     def _fan(self, turns: _Turns, system: str) -> _Conversation:
-        """The pictures once, and behind them each question as if it were the only one."""
+        """The pictures once, followed by each question as if it were the only one."""
         out = _Conversation(turns.squares, turns.dense, [], [], [], [])
         start = self._encode(f"<bos><start_of_turn>user\n{_before_all(system)}{self._image_text(turns.crops)}")
         out.add(start, [IGNORED] * len(start), position=0, segment=0)
@@ -258,7 +258,7 @@ class ConversationWriter:
         return out
 
     def _join(self, asked: _Asked, rng: random.Random, mix: Mix) -> _Conversation:
-        """One question after the other, as a visitor asks them; each sees all before it."""
+        """The questions in turn, as a visitor asks them; each attends to all that came before."""
         out = _Conversation([], [], [], [], [], [])
         out.add([self._tokenizer.bos_token_id], [IGNORED], position=0, segment=0)
         before = _before_all(asked.system)
@@ -278,7 +278,7 @@ class ConversationWriter:
         return out
 
     def _exclude(self, out: _Conversation, question: Question, start: int, answer: list[int]) -> None:
-        """Notes the tokens that would make a held-out pair, where another answer parts from the right one."""
+        """Notes the tokens that would make a held-out pair, where the wrong answer departs from the right one."""
         for unseen in question.unseen:
             other = self._encode(f"{unseen}<end_of_turn>")
             parting = next(n for n, (token, told) in enumerate(zip(other, answer, strict=False)) if token != told)
@@ -288,7 +288,7 @@ class ConversationWriter:
             out.excluded += [(place + 1, shape) for shape in self._unseen_shapes.get(pair, ())]
 
     def _note_unseen_pairs(self) -> None:
-        """For tokens "color shape": the colors and shapes that in their place would make a held-out pair."""
+        """For each pair of tokens "color shape", finds the colors and shapes that would make a held-out pair there."""
         for color, shape in product(COLORS, SHAPES):
             for ending in ("", "s"):
                 pair = (self._word(color), self._word(shape + ending))
@@ -300,7 +300,7 @@ class ConversationWriter:
         return token
 
     def _image_text(self, crops: list[int]) -> str:
-        """The text that stands for pictures with so many crops each."""
+        """The placeholder text of pictures, given the number of crops of each."""
         return self._processor.expand_images([self._tokenizer.boi_token * len(crops)], crops)[0]
 
     def _encode(self, text: str) -> list[int]:
@@ -316,7 +316,7 @@ def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any]:
 
 
 def _before_all(system: str) -> str:
-    """A system prompt as the chat template puts it: at the beginning of the first user turn."""
+    """The system prompt, which the chat template puts at the start of the first user turn."""
     return f"{system}\n\n" if system else ""
 
 
@@ -338,7 +338,7 @@ def _channels_first(picture: Image.Image) -> np.ndarray:
 
 
 def collate(conversations: list[_Conversation]) -> Batch:
-    """Pads on the right: behind the last label nothing needs a mask. Crops have no dense labels (ignored)."""
+    """Pads on the right, where nothing after the last label needs a mask."""
     longest = max(1, *(len(c.ids) for c in conversations))
     fields = {"ids": 0, "labels": IGNORED, "positions": 0, "segments": 0}
     rows = {

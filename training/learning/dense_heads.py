@@ -1,4 +1,4 @@
-"""The dense loss: extra heads that say what lies in each patch and soft token. They are thrown away later."""
+"""The dense loss: auxiliary heads predict what lies in each patch and soft token. They are not shipped."""
 
 from dataclasses import dataclass
 
@@ -14,17 +14,17 @@ from training.learning.model import TEXT_WIDTH, VISION_WIDTH
 from training.worlds.scenes.scenes import is_heldout_pair
 
 IGNORED = -100
-"""Label of what is not learnt, as in torch's cross_entropy."""
+"""The label that the loss skips, as in torch's cross_entropy."""
 DENSE_HEADS = "dense_heads.pt"
-"""The file with the heads beside a checkpoint in training."""
+"""The file of the heads, beside a checkpoint in training."""
 NEVER = -1e4
-"""Logit of what is left out of a loss; finite in bfloat16."""
-_CHARACTER_WEIGHT = 16.0  # of a cell with a character against an empty one: few have any
+"""Logit of a class that the loss leaves out; finite in bfloat16."""
+_CHARACTER_WEIGHT = 16.0  # weight of a cell with a character; empty ones, the most, have 1
 
 
 @dataclass(frozen=True)
 class DenseLabels:
-    """dense_labels.PictureLabels of N pictures, [N, size] each; IGNORED is not learnt."""
+    """dense_labels.PictureLabels of N pictures, [N, size] each; IGNORED is skipped."""
 
     patch_shape: torch.Tensor
     patch_color: torch.Tensor
@@ -37,9 +37,9 @@ class DenseLabels:
 
 
 class DenseHeads(nn.Module):
-    """Reads shapes, colors, centres, characters, sizes and places from patches and soft tokens.
+    """Predicts shapes, colors, centres, characters, sizes and places from patches and soft tokens.
 
-    A soft token that knows its own column and row can be compared with others: left of, above, the label below a bar.
+    A soft token that knows its column and row can be compared with others: left of, above, the label below a bar.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class DenseHeads(nn.Module):
         self.register_buffer("unseen", torch.tensor(pairs), persistent=False)
 
     def forward(self, patches: torch.Tensor, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        """Weighted cross-entropy over all readings of patches [N, 256, E] and soft tokens [N, 64, E]."""
-        # Soft tokens join a residual stream that every layer normalises: what counts is their direction.
+        """Weighted cross-entropy of all predictions from patches [N, 256, E] and soft tokens [N, 64, E]."""
+        # Every layer normalises the residual stream that soft tokens join: only their direction counts.
         normed = F.rms_norm(tokens, tokens.shape[-1:])
         shape, color = self.token(normed).split(self.sizes[:2], dim=-1)
         shape, color = self._spared(shape, color, labels.token_shape, labels.token_color)
@@ -69,7 +69,7 @@ class DenseHeads(nn.Module):
         return loss + 0.2 * _rare_weighted(self.token_height(normed), labels.token_height)
 
     def _place_loss(self, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        """The loss of the columns and rows that soft tokens [N, 64, E] tell, over the pictures that have labels."""
+        """Loss of the columns and rows that soft tokens [N, 64, E] predict, over the labelled pictures."""
         labelled = (labels.token_characters != IGNORED).any(dim=1, keepdim=True)
         number = torch.arange(TOKENS_PER_SIDE**2, device=tokens.device)
         column, row = self.token_place(tokens).flatten(0, 1).split(TOKENS_PER_SIDE, dim=-1)
@@ -86,7 +86,7 @@ class DenseHeads(nn.Module):
         return _rare_weighted(read, labels.patch_character, _CHARACTER_WEIGHT)
 
     def _shape_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        """Shape, color and centre; shapes, the slow part, weigh most."""
+        """Shape, color and centre; shapes weigh most because they are learnt slowest."""
         shape, color, centre = labels.patch_shape, labels.patch_color, labels.patch_centre
         read_shape, read_color, read_centre = self.patch(patches).split(self.sizes, dim=-1)
         read_shape, read_color = self._spared(read_shape, read_color, shape, color)
@@ -97,9 +97,9 @@ class DenseHeads(nn.Module):
     def _spared(
         self, shape_logits: torch.Tensor, color_logits: torch.Tensor, shape: torch.Tensor, color: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits without the classes that would make a held-out pair.
+        """Masks the classes that would make a held-out pair.
 
-        Otherwise the heads learn that nothing blue is a heart, which is only true of the training pictures.
+        Otherwise the heads learn that nothing blue is a heart, which is true only of the training pictures.
         """
         unseen_shape = self.unseen[color.clamp(min=0)]
         unseen_color = self.unseen.T[shape.clamp(min=0)]
@@ -107,7 +107,7 @@ class DenseHeads(nn.Module):
 
 
 def _rare_weighted(logits: torch.Tensor, target: torch.Tensor, rare: float = 4.0) -> torch.Tensor:
-    """Cross-entropy of [N, P, classes] with cells that hold something weighing `rare` times the empty ones."""
+    """Cross-entropy of [N, P, classes]; a cell that holds something weighs `rare` times an empty one."""
     logits, target = logits.flatten(0, 1), target.flatten()
     losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED)
     weights = (target != IGNORED) * (1.0 + (rare - 1.0) * (target > 0))

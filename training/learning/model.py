@@ -1,4 +1,4 @@
-"""The demo model: where it lies, its shape, its first weights, and the files beside them."""
+"""The demo model: its folder, configuration, initial weights, and the files beside them."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from training.drawing.dense_labels import PATCHES_PER_SIDE, TOKENS_PER_SIDE
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SETTINGS_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
-# Widths are multiples of 128, so that int4 with group size 128 fits each of the decoder's linears.
+# Widths are multiples of 128: int4 has groups of 128 in each of the decoder's linears.
 TEXT_WIDTH = 256
 VISION_WIDTH = 384
 IMAGE_SIZE = 224
@@ -26,7 +26,7 @@ PATCH_SIZE = IMAGE_SIZE // PATCHES_PER_SIDE
 
 
 def demo_config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
-    """The true architecture at small size: both layer kinds, 13.3 million weights."""
+    """The full architecture at small size: both layer kinds, 13.3 million weights."""
     stops = [1, special_id(tokenizer, "<end_of_turn>")]
     text = Gemma3TextConfig(
         vocab_size=len(tokenizer),
@@ -70,14 +70,14 @@ def special_id(tokenizer: Gemma3Tokenizer, token: str) -> int:
 
 
 def copy_settings(folder: Path) -> None:
-    """Writes the files beside the weights that no training changes: how to generate, and how to read pictures."""
+    """Copies the settings of generation and of the image processor, which training never changes."""
     for name in SETTINGS_FILES:
         if folder.resolve() != DEMO_MODEL:
             shutil.copy(DEMO_MODEL / name, folder / name)
 
 
 def initialise(model: Gemma3ForConditionalGeneration, seed: int) -> None:
-    """Scaled normal weights; the norms behind each sublayer begin small, so that depth does not shout."""
+    """Scaled normal weights; the norms after each sublayer start small, so that a deep residual stream stays small."""
     torch.manual_seed(seed)
     quiet = (2 * model.text_config.num_hidden_layers) ** -0.5 - 1.0
     for name, parameter in model.named_parameters():

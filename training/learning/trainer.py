@@ -1,4 +1,4 @@
-"""One training run: its stages, its step and its losses, its log and its checkpoints. `training.train` starts it."""
+"""One training run: stages, steps, losses, log and checkpoints. `training.train` starts it."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ SAVE_MINUTES = 5.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run is told: folders, the device, rates and shares of its time."""
+    """The options of one run."""
 
     out: Path
     resume: Path | None = None
@@ -36,8 +36,8 @@ class Settings:
     batch: int = 48  # conversations
     workers: int = 0
     learning_rate: float = 2e-3
-    fall: float = 0.35  # share of a stage, at its end, in which the rate falls to 0
-    int4: float = 0.0  # share of a stage with answers, at its end, in which the decoder's weights are rounded
+    fall: float = 0.35  # share of each stage, at its end, in which the rate falls to 0
+    int4: float = 0.0  # share of each stage with answers, at its end, with the decoder's weights rounded
     seed: int = 1
 
 
@@ -46,7 +46,7 @@ class Trainer:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        # Gradients of saturated softmaxes underflow, and a CPU computes with such numbers ten times slower.
+        # Gradients of saturated softmaxes underflow, and a CPU is ten times slower with denormal numbers.
         torch.set_flush_denormal(True)
         self.device = torch.device(settings.device)
         self.tokenizer_folder = tokenizer_folder(settings.resume)
@@ -79,9 +79,9 @@ class Trainer:
     # Stages.
 
     def run_decoder_stage(self, minutes: float, mix: Mix, pictures: int) -> None:
-        """Trains the decoder alone for `minutes`, over and over on the soft tokens of so many pictures.
+        """Trains the decoder alone for `minutes` on the soft tokens of a fixed set of `pictures`, again and again.
 
-        Learning to spell takes many more steps than learning to read letters, and these steps skip the encoder.
+        Spelling takes many more steps to learn than seeing letters, and these steps skip the encoder.
         """
         seen: list[Batch] = []
         for batch in self.batches(replace(mix, crowded=0.0)):
@@ -93,13 +93,13 @@ class Trainer:
 
     @torch.no_grad()
     def _encoded(self, batch: Batch) -> Batch:
-        """The batch with soft tokens, in half the space, in place of its pixels."""
+        """The batch with soft tokens in bfloat16 instead of its pixels, in half the memory."""
         pixels = batch.pixels.to(self.device).float() / 127.5 - 1.0
         tokens = self.model.get_image_features(pixels).pooler_output
         return replace(batch, pixels=batch.pixels.new_empty(len(pixels), 0), soft_tokens=tokens.bfloat16().cpu())
 
     def run_stage(self, name: str, minutes: float, batches: Iterator[Batch]) -> None:
-        """Trains for `minutes`; the learning rate warms up, holds and falls to 0 at the end."""
+        """Trains for `minutes`; the learning rate warms up, stays, and falls to 0 at the end."""
         began = saved = asked = time.monotonic()
         window: list[dict[str, torch.Tensor]] = []
         for batch in batches:
@@ -137,7 +137,7 @@ class Trainer:
     # A step, and its losses.
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One step of both optimisers and of the average; its figures stay on the device until the log reads them."""
+        """One step of both optimisers and the average; its figures stay on the device, so that no step waits."""
         batch = to_device(batch, self.device)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
@@ -156,7 +156,7 @@ class Trainer:
         return {name: figure.detach() for name, figure in figures.items()}
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(dense loss, answer loss, share of answer tokens predicted right)."""
+        """(dense loss, answer loss, accuracy of the answer tokens)."""
         zero = torch.zeros((), device=batch.pixels.device)
         if batch.soft_tokens is not None:
             return zero, *self._answer_loss(batch, batch.soft_tokens)
@@ -167,7 +167,7 @@ class Trainer:
         return dense, *self._answer_loss(batch, features.pooler_output)
 
     def _answer_loss(self, batch: Batch, soft_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(answer loss, share of answer tokens predicted right), given soft tokens [N, 64, E]."""
+        """(answer loss, accuracy of the answer tokens), given soft tokens [N, 64, E]."""
         hidden = self.model.decoder(
             inputs_embeds=self.model.model.embed(batch.input_ids, soft_tokens),
             attention_mask=answer_masks(batch, self.model.config),
@@ -196,7 +196,7 @@ class Trainer:
             log.write(json.dumps(line) + "\n")
 
     def save(self, name: str) -> None:
-        """Writes a whole checkpoint of the averaged weights, and puts it in place at once."""
+        """Writes a checkpoint of the averaged weights, then moves it into place."""
         fresh, place = self.settings.out / f"{name}.new", self.settings.out / name
         shutil.rmtree(fresh, ignore_errors=True)
         self.average.save_pretrained(fresh)
@@ -209,15 +209,15 @@ class Trainer:
 
 
 def tokenizer_folder(resume: Path | None) -> Path:
-    """The folder of a run's tokenizer: the checkpoint that it resumes, if that has one, else the demo model."""
+    """The tokenizer's folder: the resumed checkpoint if it has a tokenizer, else the demo model."""
     return resume if resume and (resume / TOKENIZER_FILES[0]).exists() else DEMO_MODEL
 
 
 def answer_masks(batch: Batch, config: Gemma3Config) -> dict[str, torch.Tensor]:
-    """Ready masks, as `forward` takes them, that keep the questions of a fan apart: bool [B, 1, T, T].
+    """Masks for `forward` that keep the questions of a fan apart: bool [B, 1, T, T].
 
-    Within what its segment lets it see, a token attends as in the model: to earlier tokens and to the whole picture
-    that it belongs to, on local layers within the window. A test compares both.
+    Within its own segment and segment 0, a token attends as in the model: to earlier tokens and to all of its own
+    picture, on local layers within the window. A test compares both.
     """
     picture, segments = batch.input_ids == config.image_token_index, batch.segments
     blocks = (picture & ~F.pad(picture, (1, 0))[:, :-1]).cumsum(1)  # numbers the runs of soft tokens
@@ -225,7 +225,7 @@ def answer_masks(batch: Batch, config: Gemma3Config) -> dict[str, torch.Tensor]:
     same_block = (blocks[:, :, None] == blocks[:, None, :]) & picture[:, :, None] & picture[:, None, :]
     own = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
     allowed = ((columns[:, None] >= columns) | same_block) & own
-    # The window counts positions: each question of a fan has those right behind the picture.
+    # The window counts positions: those of each question in a fan start right after the picture.
     window = config.text_config.sliding_window
     assert window is not None  # the demo model has local layers
     near = batch.positions[:, :, None] - batch.positions[:, None, :] < window
@@ -233,9 +233,9 @@ def answer_masks(batch: Batch, config: Gemma3Config) -> dict[str, torch.Tensor]:
 
 
 def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW for embeddings, norms, biases and the dense heads.
+    """Muon for the matrices in the layers, AdamW for embeddings, norms, biases and the dense heads.
 
-    Muon takes twice the rate: about what its authors use for matrices of these sizes.
+    Muon gets twice the rate, about what its authors use for matrices of this size.
     """
     inner: list[nn.Parameter] = []
     outer = list(heads.parameters())
@@ -250,13 +250,13 @@ def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.op
 
 
 def decoder_weights(model: nn.Module) -> list[torch.Tensor]:
-    """What int4 rounds, except for the head, which is the embedding too."""
+    """The weights that int4 rounds, without the head, which is also the embedding."""
     named = model.named_parameters()
     return [weight for name, weight in named if "language_model.layers." in name and weight.ndim == 2]
 
 
 def rounded(weights: torch.Tensor) -> torch.Tensor:
-    """The weights [N, K] that int4 makes of these: in each group, 16 steps from its least to its largest.
+    """The weights [N, K] rounded to int4: 16 steps from the least to the largest of each group.
 
     Scale and zero are rounded to bfloat16, as gemma3_core stores them. A test compares both.
     """
@@ -270,7 +270,7 @@ def rounded(weights: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def in_int4(weights: Sequence[torch.Tensor]) -> Iterator[None]:
-    """The weights as int4 rounds them, and afterwards as they were: gradients go to the whole weights."""
+    """Rounds the weights to int4 and restores them afterwards, so that gradients update the full weights."""
     whole = [weight.detach().clone() for weight in weights]
     for weight in weights:
         weight.data.copy_(rounded(weight))
@@ -288,6 +288,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _over_and_over(batches: list[Batch], rng: random.Random) -> Iterator[Batch]:
-    """All batches in a new order each time, without end."""
+    """All batches, endlessly, in a new order each time."""
     while True:
         yield from rng.sample(batches, len(batches))
