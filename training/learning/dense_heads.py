@@ -65,7 +65,9 @@ class DenseHeads(nn.Module):
         loss = 0.6 * self._shape_loss(patches, labels) + 0.4 * token_loss + 0.1 * self._place_loss(normed, labels)
         read = self.token_characters(normed).unflatten(-1, (CHARACTERS_PER_TOKEN, -1)).flatten(1, 2)
         token_characters = _rare_weighted(read, labels.token_characters, _CHARACTER_WEIGHT)
-        loss = loss + 0.4 * self._character_loss(patches, labels) + 0.4 * token_characters
+        read = self.patch_character(patches).unflatten(-1, (POINTS_PER_PATCH, -1)).flatten(1, 2)
+        patch_characters = _rare_weighted(read, labels.patch_character, _CHARACTER_WEIGHT)
+        loss = loss + 0.4 * patch_characters + 0.4 * token_characters
         return loss + 0.2 * _rare_weighted(self.token_height(normed), labels.token_height)
 
     def _place_loss(self, tokens: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
@@ -80,10 +82,6 @@ class DenseHeads(nn.Module):
         told = labelled.sum() * len(number)
         loss = F.cross_entropy(column, columns, reduction="sum") + F.cross_entropy(row, rows, reduction="sum")
         return loss / told.clamp(min=1)
-
-    def _character_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
-        read = self.patch_character(patches).unflatten(-1, (POINTS_PER_PATCH, -1)).flatten(1, 2)
-        return _rare_weighted(read, labels.patch_character, _CHARACTER_WEIGHT)
 
     def _shape_loss(self, patches: torch.Tensor, labels: DenseLabels) -> torch.Tensor:
         """Shape, color and centre; shapes weigh most because they are learnt slowest."""

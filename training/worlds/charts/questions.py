@@ -106,14 +106,6 @@ def _extreme(chart: Chart, word: str, choose: Callable[..., Bar]) -> list[Target
     return [Target((), f'The {word} bar is "{name}".', name, alike=2)]
 
 
-def _tallest(chart: Chart, _rng: random.Random) -> list[Target]:
-    return _extreme(chart, "tallest", max)
-
-
-def _shortest(chart: Chart, _rng: random.Random) -> list[Target]:
-    return _extreme(chart, "shortest", min)
-
-
 def _of_two(chart: Chart, rng: random.Random) -> Iterator[tuple[tuple[tuple[str, str], ...], Bar, Bar]]:
     """Each two bars once, in random order, with the slots that name them."""
     for pair in combinations(chart.bars, 2):
@@ -158,8 +150,8 @@ def _bar_color(chart: Chart, _rng: random.Random) -> list[Target]:
 
 
 _KINDS: dict[str, Callable[[Chart, random.Random], list[Target]]] = {
-    "chart_tallest": _tallest,
-    "chart_shortest": _shortest,
+    "chart_tallest": lambda chart, _: _extreme(chart, "tallest", max),
+    "chart_shortest": lambda chart, _: _extreme(chart, "shortest", min),
     "chart_taller": _taller,
     "chart_which_taller": _which_taller,
     "chart_order": _order,

@@ -183,22 +183,15 @@ def _beside(scene: Scene, one: SceneObject, other: SceneObject, rng: random.Rand
     return Target(slots, said, word.lower())
 
 
-def _extreme(scene: Scene, word: str, in_order: list[SceneObject]) -> list[Target]:
-    first, second = in_order[:2] if len(in_order) > 1 else (None, None)
-    if first is None or second is None or first not in _single(scene):
+def _extreme(scene: Scene, word: str, direction: int) -> list[Target]:
+    """The first by size times direction, if it is plainly the first and no other looks like it."""
+    first, *others = sorted(scene.objects, key=lambda item: direction * item.size)
+    if not others or first not in _single(scene):
         return []
-    larger, smaller = sorted((first.size, second.size), reverse=True)
+    smaller, larger = sorted((first.size, others[0].size))
     if larger < _PLAINLY_LARGER * smaller:
         return []
     return [Target((), f"The {word} is the {called(first)}.", called(first), alike=2)]
-
-
-def _largest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
-    return _extreme(scene, "largest", sorted(scene.objects, key=lambda item: -item.size))
-
-
-def _smallest(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
-    return _extreme(scene, "smallest", sorted(scene.objects, key=lambda item: item.size))
 
 
 def _describe(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
@@ -239,8 +232,8 @@ def _absent(scene: Scene, rng: random.Random, split: str) -> list[Target]:
 _KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
     "count_both": _count_both,
     "side": _side,
-    "largest": _largest,
-    "smallest": _smallest,
+    "largest": lambda scene, *_: _extreme(scene, "largest", -1),
+    "smallest": lambda scene, *_: _extreme(scene, "smallest", 1),
     "describe": _describe,
     "absent": _absent,
 }

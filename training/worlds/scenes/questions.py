@@ -102,10 +102,6 @@ def there_are(number: int, one: str, many: str) -> str:
     return f"There {verb} {NUMBERS[number]} {noun}."
 
 
-def _count_all(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
-    return [_count(len(scene.objects), "shape", "shapes")]
-
-
 def _color(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
     if len(scene.objects) == 1 and scene.objects[0].color != UNNAMED and rng.random() < 0.3:
         color = scene.objects[0].color
@@ -231,7 +227,7 @@ def _by(scene: Scene, attribute: str) -> dict[str, list[SceneObject]]:
 _KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
     "count_shape": _count_shape,
     "count_color": _count_color,
-    "count_all": _count_all,
+    "count_all": lambda scene, *_: [_count(len(scene.objects), "shape", "shapes")],
     "color": _color,
     "shape": _shape,
     "is_there": _is_there,
@@ -292,13 +288,7 @@ class _AboutOne(QuestionKinds[Scene]):
     """Phrasings go by form too, and no target is asked about twice."""
 
     def asked(
-        self,
-        depiction: Scene,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...],
-        apart: bool,  # noqa: ARG002
+        self, depiction: Scene, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], _apart: bool
     ) -> list[Question]:
         phrasings = of_split(split, self.trained, self.heldout)
         targets = {kind: self.targets(kind, depiction, rng, split) for kind in kinds}
