@@ -1,4 +1,4 @@
-"""How training pictures are drawn: colors, outlines, fonts, backgrounds, renderers, and what lies in each patch.
+"""How training pictures are drawn: colors, outlines, fonts, backgrounds, renderers, and dense labels.
 
-What a picture is of belongs in `worlds`.
+The content of pictures belongs in `worlds`.
 """

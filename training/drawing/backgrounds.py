@@ -1,4 +1,4 @@
-"""What lies behind everything: random backgrounds, the colors that stand out from one, and its drawing."""
+"""Random backgrounds: how they are drawn, and which colors stand out from them."""
 
 import math
 import random
@@ -16,7 +16,7 @@ MIN_CONTRAST = 26.0  # CIE76 between a shape's fill and every color of the backg
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the shapes: one color, or two mixed by a pattern (see drawing.py)."""
+    """One color, or two mixed by a pattern."""
 
     kind: str  # plain, gradient or texture
     colors: tuple[RGB, ...]
@@ -26,7 +26,7 @@ class Background:
 
 
 def random_background(rng: random.Random, difficulty: float) -> Background:
-    """A background; of one color at difficulty 0."""
+    """A random background; at difficulty 0 of one color."""
     base = _random_ground(rng)
     kind = rng.choices(("plain", "gradient", "texture"), weights=(5, 2.5 * difficulty, 2.5 * difficulty))[0]
     if kind == "plain":
@@ -41,7 +41,7 @@ def random_background(rng: random.Random, difficulty: float) -> Background:
 
 
 def _random_ground(rng: random.Random) -> RGB:
-    """A color to lie behind the shapes: mostly white, light or dark, sometimes a strong one."""
+    """A background color: mostly white, light or dark, sometimes a strong one."""
     kind = rng.choices(
         ("white", "light", "gray", "pastel", "dark", "black", "strong"), weights=(20, 12, 8, 22, 14, 8, 16)
     )[0]
@@ -92,7 +92,7 @@ def draw_background(background: Background, size: tuple[int, int], rng: random.R
     return ImageOps.colorize(pattern, background.colors[0], background.colors[1])
 
 
-# Patterns: pictures in mode L that say how far to go from the first color to the second.
+# Patterns: pictures in mode L; 0 is the first color, 255 the second.
 
 
 def _linear(background: Background, size: tuple[int, int], _rng: random.Random) -> Image.Image:
@@ -174,7 +174,7 @@ def _step(background: Background, size: tuple[int, int]) -> int:
 def _tiled(
     background: Background, size: tuple[int, int], paint: Callable[[ImageDraw.ImageDraw, int], None]
 ) -> Image.Image:
-    """One painted square repeated over the picture, by doubling."""
+    """Repeats one painted tile over the picture, by doubling."""
     n = _step(background, size)
     pattern = Image.new("L", size)
     tile = Image.new("L", (n, n))
@@ -205,7 +205,7 @@ def noise_tile(deviation: int) -> Image.Image:
 
 
 def crop_tile(tile: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A random part of the tile, repeated where the picture is larger."""
+    """A random part of the tile; the tile repeated if the picture is larger."""
     if size[0] <= tile.width and size[1] <= tile.height:
         x, y = rng.randrange(tile.width - size[0] + 1), rng.randrange(tile.height - size[1] + 1)
         return tile.crop((x, y, x + size[0], y + size[1]))

@@ -1,4 +1,4 @@
-"""The eleven colors of the demo world: which shades bear which name, how far apart they look."""
+"""The eleven colors of the demo world: their shades, and how far apart colors look."""
 
 import colorsys
 import random
@@ -61,7 +61,7 @@ ANCHORS: dict[str, tuple[RGB, ...]] = {
 }  # fmt: skip
 
 UNNAMED = ""
-"""The color of a shape that two people might name differently: never asked about."""
+"""The color of a shape that two people might name differently. No question is about it."""
 
 POOL_SIZE = 300  # shades kept per color
 UNNAMED_POOL_SIZE = 3000
@@ -70,7 +70,7 @@ NAME_MARGIN = 8.0  # delta E by which a shade is nearer to its own name than to 
 
 @dataclass(frozen=True)
 class Shade:
-    """One shade of a named color, with its place in CIELAB."""
+    """One shade of a named color, also in CIELAB."""
 
     name: str
     rgb: RGB
@@ -95,7 +95,7 @@ def delta_e(a: Lab, b: Lab) -> float:
 
 
 def random_shade(color: str, rng: random.Random, pure: bool = False) -> Shade:
-    """A usual shade of `color`; `pure` keeps to the first, most typical one.
+    """A random shade of `color`; `pure` takes the most typical one.
 
     For UNNAMED any color between the named ones.
     """

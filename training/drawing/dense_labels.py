@@ -1,4 +1,4 @@
-"""What lies where in a picture as the encoder reads it: for each patch and each soft token."""
+"""Dense labels: what lies in each patch and each soft token of a picture."""
 
 from dataclasses import dataclass, fields
 
@@ -9,19 +9,18 @@ from training.drawing.fonts import CHARACTERS
 
 PATCHES_PER_SIDE = 16
 TOKENS_PER_SIDE = 8
-POINTS_PER_PATCH = 2  # where it names a character: at a quarter and at three quarters of its width
+POINTS_PER_PATCH = 2  # with a character label: at a quarter and at three quarters of its width
 CHARACTERS_PER_TOKEN = 4
 HEIGHTS = 16  # steps of a bar's height (its share of the picture's) and of a shape's size (of the largest)
-NO_LABEL = 255  # not learnt
+NO_LABEL = 255  # the loss skips it
 
 
 @dataclass(frozen=True)
 class PictureLabels:
-    """The labels of one picture: flat uint8 arrays in reading order; 0 is nothing, NO_LABEL is not learnt.
+    """The labels of one picture: flat uint8 arrays in reading order; 0 is nothing, the loss skips NO_LABEL.
 
-    Patches have 256 entries, soft tokens 64; `patch_character` has two for each patch (its left and its
-    right half), `token_characters` four for each soft token: the characters whose middle lies in it, in
-    the order of the text.
+    Patches have 256 entries, soft tokens 64. `patch_character` has two for each patch (its left and right half),
+    `token_characters` four for each soft token: the characters whose middle lies in it, in the order of the text.
     """
 
     patch_shape: np.ndarray  # 1 + index in SHAPES
@@ -50,12 +49,12 @@ def nothing() -> dict[str, np.ndarray]:
 
 
 def unlabelled() -> PictureLabels:
-    """The labels of a picture from which nothing is learnt."""
+    """Labels of a picture that the dense loss skips."""
     return PictureLabels(**{name: np.full(size, NO_LABEL, np.uint8) for name, size in SIZES.items()})
 
 
 def color_label(color: str) -> int:
-    """1 + index in COLORS; NO_LABEL where the color has no name."""
+    """1 + index in COLORS; NO_LABEL for UNNAMED."""
     return NO_LABEL if color == UNNAMED else 1 + COLORS.index(color)
 
 

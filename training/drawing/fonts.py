@@ -1,4 +1,4 @@
-"""The fonts that signs are written in: matplotlib's own, always there, and Latin ones of the machine."""
+"""The fonts of signs: matplotlib's, on every machine, and Latin ones of this machine."""
 
 import os
 import string
@@ -13,10 +13,10 @@ from PIL import ImageFont
 
 CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 POINT = "."
-"""Prices have one; dense labels leave it out."""
+"""In prices; dense labels leave it out."""
 
-# File names begin with these, in lower case: sans, serif and mono faces that a sign may have. Without
-# such a list a machine's symbol, script and display fonts would come in. Longer names before shorter.
+# Beginnings of file names, in lower case: the sans, serif and mono faces that a sign may have. Without this list a
+# machine's symbol, script and display fonts would come in. Longer names come before shorter ones.
 _FAMILIES = {
     "dejavusansmono": "mono", "dejavuserifdisplay": "", "dejavusansdisplay": "", "dejavuserif": "serif",
     "dejavumath": "", "dejavusans": "sans",
@@ -64,7 +64,7 @@ def bundled_fonts() -> tuple[Font, ...]:
 
 @cache
 def all_fonts() -> tuple[Font, ...]:
-    """The bundled ones and what the usual folders of this machine hold; one of each name."""
+    """The bundled fonts and those in the usual folders of this machine, one of each name."""
     by_name = {font.name: font for folder in _system_folders() for font in _fonts_in(folder)}
     by_name |= {font.name: font for font in bundled_fonts()}
     return tuple(sorted(by_name.values()))
@@ -80,7 +80,7 @@ def _system_folders() -> list[Path]:
 
 
 def _fonts_in(folder: Path) -> tuple[Font, ...]:
-    """The usable fonts under a folder, by name; none where there is no such folder."""
+    """The usable fonts under a folder, sorted by name; none if there is no such folder."""
     found = []
     for path in folder.rglob("*") if folder.is_dir() else ():
         kind = next((kind for start, kind in _FAMILIES.items() if path.name.lower().startswith(start)), "")
@@ -92,7 +92,7 @@ def _fonts_in(folder: Path) -> tuple[Font, ...]:
 def _has_all_characters(path: Path) -> bool:
     try:
         known = FT2Font(str(path)).get_charmap()
-    except (RuntimeError, OSError):  # FreeType can't read it: not a font, or damaged
+    except (RuntimeError, OSError):  # not a font, or damaged
         return False
     return all(ord(character) in known for character in CHARACTERS + POINT)
 
@@ -118,6 +118,6 @@ def metrics(font: Font) -> Metrics:
 
 @lru_cache(maxsize=16384)
 def edges(font: Font, text: str) -> tuple[float, ...]:
-    """Where each character of a line begins, and where the last one ends, in shares of the em."""
+    """Start of each character of a line, and the end of the last, in shares of the em."""
     drawn = at_size(font, _MEASURED_AT)
     return tuple(drawn.getlength(text[:count]) / _MEASURED_AT for count in range(len(text) + 1))

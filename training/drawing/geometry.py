@@ -32,7 +32,7 @@ def unit_polygon(shape: str, variant: str, aspect: float) -> np.ndarray:
 
 @lru_cache(maxsize=8192)
 def unit_radius(shape: str, variant: str, aspect: float) -> float:
-    """How far the unit polygon reaches from its centre."""
+    """The largest distance of the unit polygon from its centre."""
     return float(np.sqrt((unit_polygon(shape, variant, aspect) ** 2).sum(axis=1).max()))
 
 

@@ -1,4 +1,4 @@
-"""The renderers that draw training pictures, smooth edges, and what happens to pictures on their way."""
+"""The renderers of training pictures, smooth edges, and effects such as blur and JPEG."""
 
 import io
 import random
@@ -13,7 +13,7 @@ RENDERERS = ("pillow", "pillow_plain", "matplotlib")
 
 
 def coverage(start: float, end: float, first: int, last: int) -> np.ndarray:
-    """How much of each of the unit cells from `first` to `last` lies between `start` and `end`."""
+    """The share of each unit cell from `first` to `last` that lies between `start` and `end`."""
     cells = np.arange(first, last)
     return np.clip(np.minimum(cells + 1, end) - np.maximum(cells, start), 0.0, 1.0)
 
@@ -21,12 +21,12 @@ def coverage(start: float, end: float, first: int, last: int) -> np.ndarray:
 def paste_covered(
     picture: Image.Image, color: RGB, corner: tuple[int, int], rows: np.ndarray, columns: np.ndarray
 ) -> None:
-    """Paints pixels right of and below `corner`, each as far as its row and its column are covered (0 to 1)."""
+    """Paints the pixels from `corner` on; each takes the product of its row's and column's coverage (0 to 1)."""
     picture.paste(color, corner, Image.fromarray((255 * np.outer(rows, columns) + 0.5).astype(np.uint8)))
 
 
 def chosen_renderer(renderer: str | None, shares: tuple[float, ...], rng: random.Random) -> str:
-    """`renderer`, or where that is None one of RENDERERS by their `shares`. Raises ValueError."""
+    """`renderer`, or if None one of RENDERERS drawn by `shares`. Raises ValueError for an unknown one."""
     renderer = renderer or rng.choices(RENDERERS, weights=shares)[0]
     if renderer not in RENDERERS:
         raise ValueError(f"renderer is {renderer!r}; expected one of {RENDERERS}")
@@ -34,7 +34,7 @@ def chosen_renderer(renderer: str | None, shares: tuple[float, ...], rng: random
 
 
 def with_effects(picture: Image.Image, rng: random.Random, effects: float) -> Image.Image:
-    """The picture blurred, noisy, of another gamma or through JPEG, each now and then."""
+    """Sometimes blurs the picture, adds noise, changes its gamma or compresses it as JPEG."""
     if rng.random() < 0.10 * effects:
         picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.0)))
     if rng.random() < 0.10 * effects:

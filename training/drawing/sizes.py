@@ -1,4 +1,4 @@
-"""How large pictures are, and what is in them."""
+"""Random sizes of pictures and of what is in them."""
 
 import math
 import random
@@ -25,7 +25,7 @@ def random_size(rng: random.Random, difficulty: float) -> tuple[int, int]:
 
 
 def log_uniform(rng: random.Random, low: float, high: float) -> float:
-    """A number between `low` and `high` whose logarithm is evenly spread."""
+    """A log-uniform number between `low` and `high`."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 

@@ -1,4 +1,4 @@
-"""How a question is put and an answer judged, whatever it is about; words and held-out phrasings.
+"""How questions are phrased and answers judged, for all worlds; words and phrasings.
 
-What is asked about one sort of picture belongs in `worlds`.
+Questions about one sort of picture belong in `worlds`.
 """

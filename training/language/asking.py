@@ -1,4 +1,4 @@
-"""What a question about a picture is, how a phrasing becomes one, and when an answer to it is right."""
+"""Questions about pictures: how phrasings become questions, and when an answer is right."""
 
 import random
 import re
@@ -16,7 +16,7 @@ Depiction = TypeVar("Depiction")
 class Question:
     """A question about a picture; `key` is what a right answer must say.
 
-    `unseen` are answers that would say a held-out pair: nothing is to be learnt of whether they are right.
+    `unseen` are answers that would say a held-out pair: the loss must not show whether they are right.
     """
 
     kind: str
@@ -28,10 +28,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Target:
-    """What a question could be about: the words for it, and the answer.
+    """A possible subject of a question: the words for it, and the answer.
 
-    `unseen` are words that in place of `key` would make a held-out pair; `alike` is how often the same may be
-    asked in other words, where each question will be asked as if it were the only one.
+    `unseen` are words that would make a held-out pair in the place of `key`. `alike` is how many phrasings may ask
+    about it when each question is asked as if it were the only one.
     """
 
     slots: tuple[tuple[str, str], ...]
@@ -47,7 +47,7 @@ class Target:
 
 
 def of_split(split: str, train: Phrasings, heldout: Phrasings) -> Phrasings:
-    """The phrasings of a split. Raises ValueError where there is no such split."""
+    """The phrasings of a split. Raises ValueError for an unknown split."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
     return train if split == "train" else heldout
@@ -56,9 +56,9 @@ def of_split(split: str, train: Phrasings, heldout: Phrasings) -> Phrasings:
 def put(
     kind: str, targets: Sequence[Target], phrasings: Sequence[str], rng: random.Random, apart: bool
 ) -> list[Question]:
-    """A question about each target, or where they are asked apart as many as are alike, in different words.
+    """A question about each target; asked `apart`, as many as the target's `alike`, in different words.
 
-    Slots are filled last: what stands in quotation marks stays as it is written.
+    Slots are filled last, so that quoted text stays as it is.
     """
     return [
         Question(kind, fill(loosely(text, rng), target.slots), target.answer, target.key, target.unseen_answers)
@@ -70,7 +70,7 @@ def put(
 def kind_by_kind(
     possible: dict[str, list[Question]], rng: random.Random, num: int, weights: Mapping[str, float]
 ) -> list[Question]:
-    """Up to `num` of the questions, each of a kind drawn anew; `weights` are 1 where none is given."""
+    """Up to `num` of the questions; draws a kind for each by `weights`, which default to 1."""
     for questions in possible.values():
         rng.shuffle(questions)
     asked: list[Question] = []
@@ -85,14 +85,14 @@ def slots_of(text: str) -> frozenset[str]:
 
 
 def fill(text: str, slots: tuple[tuple[str, str], ...]) -> str:
-    """A phrasing with words in its slots, which stand in braces."""
+    """Replaces the slots of a phrasing, such as {shape}, by words."""
     for slot, word in slots:
         text = text.replace("{" + slot + "}", word)
     return text
 
 
 def loosely(text: str, rng: random.Random) -> str:
-    """As people type: sometimes without capital, mark or American spelling, or with a greeting."""
+    """Varies a text as people type: without a capital or punctuation, with British spelling, with a greeting."""
     if rng.random() < 0.2:
         text = text[0].lower() + text[1:]
     if rng.random() < 0.2:
@@ -112,9 +112,9 @@ def loosely(text: str, rng: random.Random) -> str:
 class QuestionKinds(Generic[Depiction]):
     """The kinds of question about one sort of picture.
 
-    `targets` (kind, depiction, rng, split) lists what a question of that kind could be about; `says` (kind, key,
-    answer) is whether an answer says the key and nothing else of its sort. With `weights`, each question is of a kind
-    drawn by these (1 where none is given); without, all that could be asked is shuffled.
+    `targets` (kind, depiction, rng, split) lists the possible targets of a kind; `says` (kind, key, answer) is whether
+    an answer says the key and nothing else of its sort. With `weights`, a kind is drawn for each question (weights
+    default to 1); without, all possible questions are shuffled.
     """
 
     kinds: tuple[str, ...]
@@ -133,17 +133,17 @@ class QuestionKinds(Generic[Depiction]):
         kinds: tuple[str, ...] | None = None,
         apart: bool = False,
     ) -> list[Question]:
-        """Up to `num` questions of all kinds or of `kinds`; fewer where the picture leaves no more without doubt.
+        """Up to `num` questions of `kinds`, by default of all; fewer if the picture has no more unambiguous ones.
 
-        `split` "train" never uses a held-out phrasing, "heldout" always does. `apart`: each will be asked as if it were
-        the only one, so that the same may be asked again in other words.
+        Split "train" never uses a held-out phrasing, "heldout" always does. With `apart`, each question will be asked
+        as if it were the only one, so the same target may come again in other words.
         """
         return self.asked(depiction, rng, split, num, kinds or self.kinds, apart)
 
     def asked(
         self, depiction: Depiction, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], apart: bool
     ) -> list[Question]:
-        """As `ask`; what asks in another way overrides this."""
+        """As `ask`; subclasses override it."""
         possible = {kind: self.of_kind(kind, depiction, rng, split, apart) for kind in kinds}
         if self.weights is not None:
             return kind_by_kind(possible, rng, num, self.weights)

@@ -1,4 +1,4 @@
-"""System prompts that ask for answers of one word or for full sentences, and whether an answer has that form."""
+"""System prompts that ask for one word or for full sentences, and the check that an answer complies."""
 
 import random
 import re
@@ -10,9 +10,9 @@ SHORT_KINDS = (
     "count_shape", "count_color", "count_all", "count_both", "color", "shape", "is_there", "where", "side", "read",
     "text_color", "letters_count", "word_or_number",
 )  # fmt: skip
-"""The kinds of question that one word answers, or two words that name a place."""
+"""Kinds of question with answers of one word, or of two that name a place."""
 
-_OPENED = 0.3  # share of the prompts that say more than how to answer
+_OPENED = 0.3  # share of the prompts that begin with something else
 _FEWEST_WORDS = 3  # of a sentence
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -52,7 +52,7 @@ HELDOUT_PROMPTS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-# Other things that a prompt may say. In training one may stand alone, and then changes nothing.
+# Other things that a prompt may say. In training one may stand alone, without effect on the answer.
 OPENINGS = (
     "You are a helpful assistant.", "You are an assistant.", "You look at pictures.", "You help people with pictures.",
     "You answer questions about pictures.", "You are a friendly assistant that sees pictures.", "Be kind.",
@@ -64,7 +64,7 @@ HELDOUT_OPENINGS = (
 
 
 def random_prompt(form: str, rng: random.Random, split: str = "train") -> str:
-    """A system prompt that asks for this form; in training it may leave unsaid that sentences are wanted."""
+    """A system prompt that asks for this form; in training, one for sentences may leave the form out."""
     if form not in KINDS:
         raise ValueError(f"form is {form!r}; expected one of {KINDS}")
     asks = rng.choice(of_split(split, PROMPTS, HELDOUT_PROMPTS)[form])
@@ -78,21 +78,21 @@ def random_prompt(form: str, rng: random.Random, split: str = "train") -> str:
 
 
 def in_form(question: Question, form: str) -> Question:
-    """The question with the answer that this form asks for; its key has its kind before it.
+    """The question with its answer in this form; its key becomes "kind key".
 
-    Raises ValueError for one word where a question of this kind needs more.
+    Raises ValueError if one word cannot answer a question of this kind.
     """
     key = f"{question.kind} {question.key}"
     if form == "full_sentence":
         return Question(form, question.question, question.answer, key, question.unseen)
     if question.kind not in SHORT_KINDS:
-        raise ValueError(f"kind is {question.kind!r}, which no word answers; expected one of {SHORT_KINDS}")
+        raise ValueError(f"kind is {question.kind!r}, which one word cannot answer; expected one of {SHORT_KINDS}")
     unseen = tuple(_short(question.kind, _word_in(whole, question)) for whole in question.unseen)
     return Question(form, question.question, _short(question.kind, question.key), key, unseen)
 
 
 def _word_in(other: str, question: Question) -> str:
-    """The part of another answer that stands where this question's has its key."""
+    """The part of another answer in the place of this question's key."""
     before, after = question.answer.split(question.key, 1)
     return other.removeprefix(before).removesuffix(after)
 
@@ -106,7 +106,7 @@ def _short(kind: str, key: str) -> str:
 
 
 def has_form(form: str, key: str, answer: str) -> bool:
-    """Whether an answer is a sentence, or no longer than `key`, its kind apart: a word, or two that name a place."""
+    """Whether an answer is a sentence, or has as many words as the key without its kind."""
     words = re.findall(r"\w+", answer)
     if form == "one_word":
         return len(words) == len(key.split()) - 1

@@ -1,8 +1,8 @@
-"""Many ways of asking the same, put together out of parts: for training, beside the phrasings written by hand.
+"""Composes many phrasings of the same question from patterns, for training, beside those written by hand.
 
-Given twenty fixed sentences a kind, a model learns them by heart and takes a new one for another question. So patterns
-spell out alternatives, "(which|what) bar is (the |)tallest", and each becomes what people say: a direct question, an
-indirect one, a request by name, an order. No held-out sentence comes out, whole or as a part.
+From twenty fixed sentences per kind, a model learns them by heart and mistakes a new one for another question. Patterns
+such as "(which|what) bar is (the |)tallest" spell out alternatives, and each becomes a direct question, an indirect
+one, a request by name or an order. None contains a held-out sentence.
 """
 
 import re
@@ -30,7 +30,7 @@ _BEFORE_ORDERS = (
 
 
 def spelled(*patterns: str) -> tuple[str, ...]:
-    """Every text that the patterns stand for: "(a|b)" is a or b, and alternatives may be nested."""
+    """Every text that the patterns match: "(a|b)" is a or b, and alternatives may be nested."""
     found, left = [], list(patterns)
     while left:
         parts = _ALTERNATIVES.split(left.pop())
@@ -74,19 +74,19 @@ def _sentence(text: str, ending: str) -> str:
 
 
 def widened(written: tuple[str, ...], composed: tuple[str, ...]) -> tuple[str, ...]:
-    """All sentences, each once, without composed ones that contain a held-out sentence of any kind."""
+    """All sentences once, without composed ones that contain a held-out sentence of any kind."""
     return tuple(dict.fromkeys((*written, *(text for text in composed if not holds_heldout(text)))))
 
 
 def widened_kinds(
     written: Mapping[str, tuple[str, ...]], composed: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
-    """Each kind's phrasings, widened where something is composed."""
+    """Each kind's phrasings with the composed ones."""
     return {kind: widened(texts, composed.get(kind, ())) for kind, texts in written.items()}
 
 
 def holds_heldout(text: str) -> bool:
-    """Whether the text contains a held-out sentence of any kind; slots and punctuation do not count."""
+    """Whether the text contains a held-out sentence of any kind, regardless of slots and punctuation."""
     words = words_of(text)
     return any(
         words[start : start + length] in sentences
@@ -97,23 +97,23 @@ def holds_heldout(text: str) -> bool:
 
 @cache
 def _heldout_words() -> dict[int, frozenset[tuple[str, ...]]]:
-    """All held-out sentences by their number of words."""
+    """The held-out sentences by number of words."""
     told = {words_of(text) for text in all_heldout()}
     return {length: frozenset(one for one in told if len(one) == length) for length in {len(one) for one in told}}
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a sentence, by which sentences are compared; all slots are alike."""
+    """The words of a sentence, for comparison; all slots are equal."""
     return tuple("{}" if word.startswith("{") else word for word in _WORD.findall(text.lower()))
 
 
-# What several worlds ask in the same words; `things` and `thing` are patterns too.
+# Phrasings that several worlds share; `things` and `thing` are patterns too.
 
 _HERE = "(| in the picture| in this picture| here)"
 
 
 def counted(things: str) -> tuple[str, ...]:
-    """How many of these there are."""
+    """Asks how many there are."""
     return (
         *straight(
             f"how many {things} (are there|do you see|can you see|do you find|can you find|do you count){_HERE}",
@@ -133,7 +133,7 @@ def counted(things: str) -> tuple[str, ...]:
 
 
 def colored(thing: str) -> tuple[str, ...]:
-    """What color it is."""
+    """Asks for its color."""
     return (
         *straight(
             f"(what|which) color is {thing}{_HERE}", f"(what|which) color (does|would) {thing} have",
@@ -148,7 +148,7 @@ def colored(thing: str) -> tuple[str, ...]:
 
 
 def located(thing: str) -> tuple[str, ...]:
-    """Where it is."""
+    """Asks where it is."""
     part = "(what|which) (part|corner|area|region|place)"
     return (
         *straight(

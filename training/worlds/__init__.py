@@ -1,4 +1,4 @@
-"""All that the demo model knows: a room for each sort of picture, with how it comes about and what is asked.
+"""What the demo model knows: a room for each sort of picture, with its descriptions, drawing and questions.
 
 Nothing here knows the model or its training.
 """

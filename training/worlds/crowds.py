@@ -1,7 +1,7 @@
-"""Pictures as full as they get, of shapes or of words: for the dense loss alone.
+"""Pictures full of shapes or of words, for the dense loss only.
 
-A sign has about five letters and a scene about four shapes. From pictures with dozens, an encoder learns many times
-sooner to tell them apart. Nothing is asked about crowds, and nothing is evaluated on them.
+A sign has about five letters and a scene about four shapes. An encoder learns them many times faster from pictures with
+dozens. There are no questions about crowds, and no evaluation on them.
 """
 
 import math
@@ -45,7 +45,7 @@ Crowd = Words | Scene
 
 
 def random_crowd(rng: random.Random, unnamed: float = 0.0) -> Crowd:
-    """A crowd of words or of shapes that training may see; `unnamed` is the share of shapes in unnamed colors."""
+    """A crowd for training; `unnamed` is the share of shapes in unnamed colors."""
     width, height = random_size(rng, 1.0)
     background = random_background(rng, 1.0)
     if rng.random() < _WORDY:
@@ -54,7 +54,7 @@ def random_crowd(rng: random.Random, unnamed: float = 0.0) -> Crowd:
 
 
 def _texts(rng: random.Random, width: int, height: int, background: Background) -> list[Sign]:
-    """Lines of words from top to bottom, each line of one height."""
+    """Lines of words from top to bottom; a line has one height."""
     side, fonts, grounds = min(width, height), all_fonts(), grounds_of(background)
     found: list[Sign] = []
     top = rng.uniform(0.02, 0.08) * side
@@ -71,7 +71,7 @@ def _texts(rng: random.Random, width: int, height: int, background: Background) 
             color = UNNAMED if rng.random() < _UNNAMED else rng.choice(COLORS)
             if (shade := contrasting_shade(color, grounds, rng, 1.0)) is not None:
                 turned = rng.uniform(-_MOST_TURNED, _MOST_TURNED) if rng.random() < 0.3 else 0.0
-                # Not so far that it would reach into the next line.
+                # Not so far that it reaches into the next line.
                 turned = turned if length * abs(math.sin(math.radians(turned))) < 0.5 * capital else 0.0
                 x, y = left + length / 2, top + pitch / 2
                 found.append(Sign(width, height, background, word, font, color, shade.rgb, x, y, size, turned))
@@ -108,7 +108,7 @@ def _shapes(rng: random.Random, width: int, height: int, background: Background,
 
 
 def draw(crowd: Crowd, rng: random.Random, renderer: str | None = None) -> Image.Image:  # noqa: ARG001
-    """Squeezed to a square as large as the longer side: a crowd is only drawn as the encoder gets it."""
+    """A square as large as the longer side: a crowd is only drawn as the encoder gets it."""
     return training_picture(crowd, rng, max(crowd.width, crowd.height))
 
 
@@ -126,9 +126,9 @@ def training_picture(crowd: Crowd, rng: random.Random, side: int) -> Image.Image
 
 
 def labels(crowd: Crowd) -> PictureLabels:
-    """What lies in each patch, and the characters in each soft token; a token that holds parts of two texts has none.
+    """Labels of patches and the characters of soft tokens, unless a token holds parts of two texts.
 
-    Of shapes, a soft token holds too many to be told apart.
+    Shapes of soft tokens have no labels: a token may hold several.
     """
     known = vars(drawing.labels(crowd)) if isinstance(crowd, Scene) else sign_drawing.labels_of_lines(crowd.texts)
     unsaid = [name for name in SIZES if name.startswith("token") and name != "token_characters"]

@@ -1,7 +1,7 @@
-"""What lies outside the demo model's worlds: pictures without anything it knows, and questions about anything else.
+"""What the demo model does not know: pictures without anything it knows, and questions about other things.
 
-The right answer is always one sentence, which says what the model can do, or that there is no such thing in
-the picture. Held out are whole sorts of pictures, real photographs among them, and phrasings.
+The right answer is one fixed sentence: what the model can do, or that the thing is not in the picture. Held out are
+phrasings and whole sorts of pictures, among them photographs.
 """
 
 import random
@@ -40,15 +40,15 @@ NOT_ASKED_FOR = "I can only tell you about shapes, signs and bar charts."
 NOT_SHOWN = "There is no {thing} in the picture."
 SORTS = ("blank", "noise", "clouds", "landscape", "strokes", "blobs")
 HELDOUT_SORTS = ("mosaic", "photograph")
-_MOST_ASKED = 4  # about one picture: the answer is always the same
-_ABSENT_SHARE = 0.45  # of what is asked about a picture of the model's worlds: things that it doesn't show
-_ROUND_OR_POINTED = ("circle", "triangle", "star", "heart")  # neither bars nor plates of signs could be meant
+_MOST_ASKED = 4  # about one picture, because the answer is always the same
+_ABSENT_SHARE = 0.45  # of the questions about a known picture are about things it does not show
+_ROUND_OR_POINTED = ("circle", "triangle", "star", "heart")  # cannot be mistaken for bars or plates of signs
 _PHOTOGRAPH = "grace_hopper.jpg"  # comes with matplotlib, so that every machine has it
 
 
 @dataclass(frozen=True)
 class Strange:
-    """A picture of nothing that the model knows; `seed` decides the rest."""
+    """A picture without anything that the model knows; `seed` decides the rest."""
 
     width: int
     height: int
@@ -62,7 +62,7 @@ Elsewhere = Strange | Known
 
 
 def random_elsewhere(rng: random.Random, split: str = "train", difficulty: float = 1.0) -> Elsewhere:
-    """A strange picture, or one of the model's worlds about which something else will be asked."""
+    """A strange picture, or one of the model's worlds with a question about something else."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
     if rng.random() < 0.6:
@@ -94,14 +94,14 @@ def training_picture(depiction: Elsewhere, rng: random.Random, side: int) -> Ima
 
 
 def labels(depiction: Elsewhere) -> PictureLabels:
-    """Nothing anywhere, in a strange picture."""
+    """In a strange picture, nothing anywhere."""
     if isinstance(depiction, Strange):
         return PictureLabels(**nothing())
     found: PictureLabels = _DRAWN_BY[type(depiction)].labels(depiction)
     return found
 
 
-# They name things of the world outside, so that the model learns what is outside and not sixty sentences by heart.
+# Many nouns, so that the model learns what it does not know rather than sixty sentences by heart.
 PATTERNS = (
     "How many {thing}s are there?", "How many {thing}s do you see?", "Count the {thing}s.", "Is there a {thing}?",
     "Is there a {thing} in the picture?", "Do you see a {thing}?", "Where is the {thing}?",
@@ -159,7 +159,7 @@ def _about_what_is_not_shown(depiction: Known, rng: random.Random, split: str) -
 
 
 def _ordinary_question(rng: random.Random, split: str) -> str:
-    """What could be asked about a scene, a sign or a chart."""
+    """A question about some scene, sign or chart."""
     while True:
         way, found = rng.random(), []
         if way < 0.25:
@@ -175,7 +175,7 @@ def _ordinary_question(rng: random.Random, split: str) -> str:
 
 
 def _says(kind: str, key: str, answer: str) -> bool:
-    """Whether the answer is that sentence: anything more would be made up."""
+    """Whether the answer is exactly that sentence: anything more would be made up."""
     if kind == "not_shown":
         key = NOT_SHOWN.replace("{thing}", key)
     return " ".join(answer.split()).lower() == key.lower()
@@ -183,16 +183,10 @@ def _says(kind: str, key: str, answer: str) -> bool:
 
 class _Elsewhere(QuestionKinds[Elsewhere]):
     def asked(
-        self,
-        depiction: Elsewhere,
-        rng: random.Random,
-        split: str,
-        num: int,
-        kinds: tuple[str, ...],
-        apart: bool,  # noqa: ARG002
+        self, depiction: Elsewhere, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], _apart: bool
     ) -> list[Question]:
-        """Up to `num` questions: about a strange picture what one asks about known ones, about these something else."""
-        of_split(split, PHRASINGS, HELDOUT_PHRASINGS)  # so that a wrong split is told even where nothing is asked
+        """Usual questions about a strange picture; questions about something else about a known one."""
+        of_split(split, PHRASINGS, HELDOUT_PHRASINGS)  # refuses a wrong split even if there is nothing to ask
         possible = ("strange_picture",) if isinstance(depiction, Strange) else ("strange_question", "not_shown")
         wanted = [kind for kind in possible if kind in kinds]
         return [_question(depiction, rng, split, wanted) for _ in range(min(num, _MOST_ASKED))] if wanted else []
@@ -246,7 +240,7 @@ def _fractal(rng: random.Random, numbers: np.random.Generator) -> np.ndarray:
 
 
 def _landscape(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
-    """Ridges one before the other under a sky, each rough and shaded."""
+    """Overlapping rough, shaded ridges under a sky."""
     sky = _random_colors(numbers, 2)
     rows = np.linspace(0, 1, 224)[:, None, None]
     picture = (1 - rows) * sky[0] + rows * sky[1] + np.zeros((1, 224, 1))
@@ -261,7 +255,7 @@ def _landscape(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
 
 
 def _strokes(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
-    """Crooked open lines, as a brush leaves them."""
+    """Crooked open lines, like brush strokes."""
     picture = Image.new("RGB", (224, 224), tuple(numbers.integers(0, 256, 3).tolist()))
     pen = ImageDraw.Draw(picture)
     for _ in range(rng.randint(15, 60)):
@@ -272,7 +266,7 @@ def _strokes(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
 
 
 def _blobs(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
-    """Spots so blurred that none has a shape."""
+    """Spots too blurred to have a shape."""
     picture = Image.new("RGB", (224, 224), tuple(numbers.integers(0, 256, 3).tolist()))
     pen = ImageDraw.Draw(picture)
     for _ in range(rng.randint(4, 20)):
@@ -282,7 +276,7 @@ def _blobs(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
 
 
 def _mosaic(rng: random.Random, numbers: np.random.Generator) -> Image.Image:
-    """Cells of whichever point is nearest."""
+    """A Voronoi diagram in random colors."""
     points = numbers.uniform(0, 224, (rng.randint(30, 120), 2))
     colors = _random_colors(numbers, len(points)).astype(np.uint8)
     grid = np.stack(np.meshgrid(np.arange(224), np.arange(224)), axis=-1)[:, :, None]

@@ -32,14 +32,16 @@ from training.worlds.signs.signs import Sign
 from training.worlds.world import DrawnWorld, ReadInCrops, World
 
 _FURTHER_SHARE = 0.55  # of the questions about a scene are of more_questions' kinds
-_PLAIN_IN_SIZE = 0.35  # of the training scenes of named colors have a plainly largest or smallest shape: few do
+_PLAIN_IN_SIZE = (
+    0.35  # of the training scenes with named colors get a plainly largest or smallest shape; few have one by chance
+)
 _SCENES_TRIED = 20  # for one of these
 _OF_TWO = 0.45  # share of the conversations with follow-ups that are about two pictures
 _PROMPTED_SIGNS = 0.35  # of the pictures asked about under a system prompt; the others are scenes
 
 
 class _OfScenes(QuestionKinds[Scene]):
-    """Both sets of questions about a scene; about every other one is of the further kinds."""
+    """Both sets of questions about a scene; about half are of the further kinds."""
 
     def asked(
         self, depiction: Scene, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], apart: bool
@@ -60,7 +62,7 @@ def _says_of_scene(kind: str, key: str, answer: str) -> bool:
 
 
 def _random_scene(rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
-    """A scene; in training more often than by chance with a plainly largest or smallest shape."""
+    """A scene; in training, often one with a plainly largest or smallest shape."""
     scene = scenes.random_scene(rng, split, difficulty, unnamed)
     named = all(one.color != UNNAMED for one in scene.objects)
     if split == "train" and named and rng.random() < _PLAIN_IN_SIZE:
@@ -73,7 +75,7 @@ def _random_scene(rng: random.Random, split: str, difficulty: float = 1.0, unnam
 
 
 def _written(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives `make` the fonts: all of the machine's in training, those that every machine has in evaluation."""
+    """Gives `make` its fonts: in training all of this machine, in evaluation those that every machine has."""
 
     def imagine(rng: random.Random, split: str, difficulty: float = 1.0, unnamed: float = 0.0) -> Any:
         return make(rng, all_fonts() if split == "train" else bundled_fonts(), split, difficulty, unnamed)
@@ -188,7 +190,7 @@ ALL_KINDS = tuple(kind for world in WORLDS.values() for kind in world.kinds)
 
 
 def world_named(name: str) -> World[Any]:
-    """One of WORLDS, or "crowds". Raises ValueError where there is no such world."""
+    """One of WORLDS, or "crowds". Raises ValueError for an unknown name."""
     known = {**WORLDS, "crowds": CROWDS}
     if name not in known:
         raise ValueError(f"world is {name!r}; expected one of {tuple(known)}")
@@ -196,7 +198,7 @@ def world_named(name: str) -> World[Any]:
 
 
 def world_of(kind: str) -> World[Any]:
-    """The world that has this kind of question. Raises ValueError where none has."""
+    """The world with this kind of question. Raises ValueError if there is none."""
     for world in WORLDS.values():
         if kind in world.kinds:
             return world
@@ -204,7 +206,7 @@ def world_of(kind: str) -> World[Any]:
 
 
 def kinds_named(names: str) -> tuple[str, ...]:
-    """Kinds of question, given with commas between. Raises ValueError for one that no world has."""
+    """Parses kinds of question separated by commas. Raises ValueError for an unknown one."""
     kinds = tuple(names.split(","))
     if unknown := sorted(set(kinds) - set(ALL_KINDS)):
         raise ValueError(f"unknown kinds of question {unknown}; expected some of {','.join(ALL_KINDS)}")
