@@ -1,1 +1,1 @@
-"""Boards, which need pan & scan, and the questions about them. How a text is written: `signs`."""
+"""Boards, which need pan & scan, and the questions about them. `signs` draws their texts."""

@@ -1,8 +1,8 @@
-"""Random boards: a few words, or items with their prices, on a picture too long for one square; in pixels.
+"""Random boards: a few words, or items and prices, on a picture too long for one square; lengths are in pixels.
 
-A board can only be read through pan & scan. In a crop squeezed to a square, capitals are at least LEAST_IN_CROP of the
-square's side, measured either way. In the whole picture squeezed to a square, they are at most MOST_IN_WHOLE of the
-side along which it is squeezed. No entry crosses the border of a crop.
+A board is legible only with pan & scan. In a crop squeezed to a square, capitals are at least LEAST_IN_CROP of the side
+in both directions. In the whole picture squeezed to a square, they are at most MOST_IN_WHOLE of the side that is
+squeezed. No entry crosses the border of a crop.
 """
 
 import random
@@ -28,7 +28,7 @@ COMMON_SIZES = (
 _MARGIN = 0.03  # of a crop's side, between an entry and the crop's border
 _ENTRY_GAP = 1.1  # cap heights between entries that stand beside each other, and more than between item and price
 _LINE_GAP = 0.45  # and between one entry and the next below it
-_PRICED = 0.8  # of the boards thought of; they are fuller, so that fewer of them have room
+_PRICED = 0.8  # of the boards tried; they are fuller, so fewer of them have room
 _STACKED = 0.15  # of these have each price below its item, which has room more often
 _CENTS = ("00", "00", "50", "50", "25", "75", "90", "95", "99", "20", "40", "80")
 
@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def outer(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of its ink, in pixels of the picture."""
+        """Left, top, right and bottom of its ink, in pixels."""
         bounds = [(t.x + t.outer[0], t.y + t.outer[1], t.x + t.outer[2], t.y + t.outer[3]) for t in self.texts]
         lefts, tops, rights, bottoms = zip(*bounds, strict=True)
         return min(lefts), min(tops), max(rights), max(bottoms)
@@ -92,14 +92,14 @@ class Board:
 
     @property
     def first(self) -> Entry | None:
-        """The topmost entry, or the leftmost; None where two rows leave in doubt which that is."""
+        """The topmost or leftmost entry; None if two rows make it ambiguous."""
         entry = self.entries[0]
         leftmost = min(other.outer[0] for other in self.entries)
         return entry if not self.wide or entry.outer[0] < leftmost + entry.item.cap_height else None
 
     @property
     def last(self) -> Entry | None:
-        """The lowest entry, or the rightmost; None where two rows leave in doubt which that is."""
+        """The lowest or rightmost entry; None if two rows make it ambiguous."""
         entry = self.entries[-1]
         rightmost = max(other.outer[2] for other in self.entries)
         return entry if not self.wide or entry.outer[2] > rightmost - entry.item.cap_height else None
@@ -107,7 +107,7 @@ class Board:
 
 @dataclass(frozen=True)
 class _Style:
-    """How the texts of a board are set; lengths in pixels."""
+    """The typesetting of a board; lengths in pixels."""
 
     font: Font
     size: float  # of the em
@@ -125,7 +125,7 @@ class _Style:
 
 @dataclass(frozen=True)
 class _Block:
-    """The room of one entry: width and height in pixels, and how far below its top each baseline lies."""
+    """The room of one entry: width, height, and each baseline's distance from the top, in pixels."""
 
     width: float
     height: float
@@ -137,9 +137,8 @@ def random_board(
 ) -> Board:
     """A board of the demo world.
 
-    `split` is "train" (no held-out text) or "heldout" (nothing but held-out items). `difficulty` 0 gives
-    three or four sans words on one color, 1 the whole world. `unnamed` is the share of boards whose texts
-    have colors between the named ones.
+    `split` is "train" (no held-out text) or "heldout" (only held-out items). `difficulty` 0 gives three or four sans
+    words on one color, 1 the whole world. `unnamed` is the share of boards with texts in unnamed colors.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
@@ -150,7 +149,7 @@ def random_board(
         priced = rng.random() < _PRICED
         style = _random_style(rng, fonts, width, height, number, priced, easy)
         texts = _random_texts(rng, split, number, priced, 5 if easy else 8)
-        for _ in range(3):  # a board drawn at random is often too full for its size: rather another order of it
+        for _ in range(3):  # a random board is often too full for its size: try it again first
             places = _laid_out(rng, texts, style, width, height)
             if places is not None:
                 board = _colored(rng, texts, places, style, (width, height), 0.0 if easy else difficulty, unnamed)
@@ -169,7 +168,7 @@ def _random_size(rng: random.Random) -> tuple[int, int]:
 
 
 def cap_heights(width: int, height: int) -> tuple[float, float]:
-    """The least and the largest cap height that a board of this size allows, in pixels."""
+    """The range of cap heights on a board of this size, in pixels."""
     boxes = pan_and_scan_boxes(width, height)
     side = max(max(box.right - box.left, box.bottom - box.top) for box in boxes)
     return LEAST_IN_CROP * side, MOST_IN_WHOLE * max(width, height)
@@ -194,7 +193,7 @@ def _random_style(
 
 
 def _random_texts(rng: random.Random, split: str, number: int, priced: bool, most: int) -> list[tuple[str, str | None]]:
-    """Items with their prices, or None for each price; no two texts are alike."""
+    """Items with their prices or None, all different."""
     case = rng.choice((str.upper, str.lower, str.capitalize, str))  # str: each as it comes
     items: dict[str, str] = {}
     prices: set[str] = set()
@@ -210,7 +209,7 @@ def _random_texts(rng: random.Random, split: str, number: int, priced: bool, mos
 
 
 def is_possible_item(text: str, priced: bool) -> bool:
-    """Whether a text can be an item: beside prices, a number could be taken for one."""
+    """Whether a text can be an item; beside prices, a number cannot."""
     return not (priced and text.isdigit())
 
 
@@ -221,13 +220,13 @@ def random_price(rng: random.Random) -> str:
     return f"{whole}.{cents}" if whole or int(cents) else "0.50"
 
 
-# Layout. "Along" is the picture's longer side, on which the crops lie one behind the other.
+# Layout. "Along" is the picture's longer side, the direction in which the crops follow each other.
 
 
 def _laid_out(
     rng: random.Random, texts: list[tuple[str, str | None]], style: _Style, width: int, height: int
 ) -> list[tuple[float, float, _Block]] | None:
-    """Left, top and room of each entry, in reading order; None where there is no room."""
+    """Left, top and room of each entry, in reading order; None if they do not fit."""
     inks = [metrics(style.font).inks[c] for item, price in texts for c in item + (price or "")]
     above, below = (max(ink[side] for ink in inks) * style.size for side in range(2))
     blocks = [_block(style, item, price, above, below) for item, price in texts]
@@ -261,7 +260,7 @@ def _aligned(style: _Style, room: float, width: float) -> float:
 
 
 def _block(style: _Style, item: str, price: str | None, above: float, below: float) -> _Block:
-    """The room of an entry with its plate, where ink reaches so far above and below the baseline."""
+    """The room of an entry with its plate; `above` and `below` are the ink's reach from the baseline."""
     lengths = [_length(style, text) for text in (item, price) if text]
     lines = 2 if price and style.stacked else 1
     width = max(lengths) if style.stacked else sum(lengths) + (style.price_gap if price else 0.0)
@@ -278,7 +277,7 @@ def _length(style: _Style, text: str) -> float:
 
 
 def _along(rng: random.Random, extents: list[float], gap: float, boxes: list[Box], wide: bool) -> list[float] | None:
-    """Where each of several things in a row begins, so that none crosses a crop's border; None where they don't fit."""
+    """Start of each thing in a row such that none crosses a crop's border; None if they do not fit."""
     ends = [(box.left, box.right) if wide else (box.top, box.bottom) for box in boxes]
     rooms = [(low + _MARGIN * (high - low), high - _MARGIN * (high - low)) for low, high in ends]
     possible = [
@@ -301,7 +300,7 @@ def _along(rng: random.Random, extents: list[float], gap: float, boxes: list[Box
         starts += [low + slack * cut + sum(held[:n]) + gap * n for n, cut in enumerate(cuts)]
     ends_here = [start + extent for start, extent in zip(starts, extents, strict=True)]
     apart = all(after - end >= gap for end, after in zip(ends_here[:-1], starts[1:], strict=True))
-    return starts if apart else None  # on both sides of a border they may have come too near
+    return starts if apart else None  # they may be too close across a border
 
 
 def _fits(split: tuple[int, ...], extents: list[float], gap: float, rooms: list[tuple[float, float]]) -> bool:
@@ -323,7 +322,7 @@ def _colored(
     difficulty: float,
     unnamed: float,
 ) -> Board | None:
-    """The finished board; None where the colors do not stand out."""
+    """The finished board; None if the colors do not stand out."""
     background = random_background(rng, difficulty)
     panels = _sheet(rng, size, places) if rng.random() < 0.15 * difficulty else []
     grounds = grounds_of(background) if not panels or panels[0].fill is None else [to_lab(panels[0].fill)]
@@ -409,7 +408,7 @@ def _plates(rng: random.Random, places: list[tuple[float, float, _Block]], style
 def _rules(
     rng: random.Random, places: list[tuple[float, float, _Block]], style: _Style, size: tuple[int, int], ground: RGB
 ) -> list[Panel]:
-    """Lines between entries that follow each other along the board; none between those of two rows."""
+    """Lines between entries along the board; none if there are two rows."""
     if style.rows > 1:
         return []
     wide, shorter = size[0] > size[1], min(size)

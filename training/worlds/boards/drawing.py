@@ -1,4 +1,4 @@
-"""Pictures of boards by several renderers, whole and crop by crop, and which character lies in each cell."""
+"""Draws boards with several renderers, whole and as crops, and labels the characters in each cell."""
 
 import random
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.signs import Sign
 
 _SHARES = (0.40, 0.35, 0.25)  # of the renderers, where none is named
-_SQUEEZED_AT_ONCE = 0.65  # of the training pictures; the others are drawn whole, at a few pixels a square's one
+_SQUEEZED_AT_ONCE = 0.65  # of the training pictures; the others are drawn whole and then resized
 _SAMPLES = 4  # per pixel and side, of round corners
 
 
 def draw(
     board: Board, rng: random.Random, max_side: int | None = None, renderer: str | None = None, effects: float = 1.0
 ) -> Image.Image:
-    """The board as an RGB picture; arguments as for drawing.draw, renderers as for signs."""
+    """The board as an RGB picture; arguments as in scenes.drawing.draw, renderers as for signs."""
     renderer = chosen_renderer(renderer, _SHARES, rng)
     size = size_within(board.width, board.height, max_side)
     picture = draw_background(board.background, size, rng)
@@ -54,9 +54,9 @@ def training_picture(board: Board, rng: random.Random, side: int = 224, effects:
 def training_crops(
     board: Board, boxes: Sequence[Box], rng: random.Random, side: int = 224, effects: float = 1.0
 ) -> list[Image.Image]:
-    """Parts of the board (boxes in its pixels) as the model sees them: each squeezed to a square of `side` pixels.
+    """Crops of the board (boxes in its pixels) as the model sees them: each squeezed to a square of `side` pixels.
 
-    Mostly drawn squeezed at once, each part by itself; else cut out of the whole, drawn smaller than it is.
+    Most are drawn directly at the square's size; the others are cut out of the whole, drawn smaller.
     """
     if rng.random() >= _SQUEEZED_AT_ONCE:
         longest = max(max(box.right - box.left, box.bottom - box.top) for box in boxes)
@@ -64,7 +64,7 @@ def training_crops(
         picture = draw(board, rng, round(min(1.0, 1.5 * side / longest) * longer), effects=effects)
         return [_cut(picture, board, box, side) for box in boxes]
     squares = _squeezed(board, boxes, rng, side)
-    strip = Image.new("RGB", (side * len(squares), side))  # what happens to a picture happens to all its parts
+    strip = Image.new("RGB", (side * len(squares), side))  # effects apply to all parts of a picture alike
     for number, square in enumerate(squares):
         strip.paste(square, (number * side, 0))
     strip = with_effects(strip, rng, effects)
@@ -76,14 +76,14 @@ def _whole(board: Board) -> Box:
 
 
 def _cut(picture: Image.Image, board: Board, box: Box, side: int) -> Image.Image:
-    """A box of the board's pixels out of a picture of it at any size, resized as the image processor does it."""
+    """Crops a picture of the board at any size to a box in the board's pixels; resizes as the image processor does."""
     across, down = picture.width / board.width, picture.height / board.height
     part = (box.left * across, box.top * down, min(picture.width, box.right * across), box.bottom * down)
     return picture.resize((side, side), resample=Image.Resampling.BILINEAR, box=part)
 
 
 def _squeezed(board: Board, boxes: Sequence[Box], rng: random.Random, side: int) -> list[Image.Image]:
-    """Parts of the board without effects, their letters drawn as narrow or low as squeezing makes them."""
+    """Crops of the board without effects, drawn directly at the square's size."""
     if board.background.kind == "plain":
         squares = [draw_background(board.background, (side, side), rng) for _ in boxes]
     else:
@@ -98,7 +98,7 @@ def _squeezed(board: Board, boxes: Sequence[Box], rng: random.Random, side: int)
 
 
 def _draw_on(picture: Image.Image, board: Board, box: Box, scales: tuple[float, float], renderer: str) -> None:
-    """What lies in a box of the board, on a picture of that box alone."""
+    """Draws the content of a box of the board on a picture of that box."""
     for panel in board.panels:
         _draw_panel(picture, panel, box, scales)
     for sign in _texts_in(board, box):
@@ -106,7 +106,7 @@ def _draw_on(picture: Image.Image, board: Board, box: Box, scales: tuple[float, 
 
 
 def _texts_in(board: Board, box: Box) -> list[Sign]:
-    """The texts that lie in a box, in reading order, as texts of a picture of that box alone."""
+    """The texts in a box, in reading order, as texts of a picture of that box."""
     width, height = box.right - box.left, box.bottom - box.top
     return [
         replace(text, width=width, height=height, x=text.x - box.left, y=text.y - box.top)
@@ -152,9 +152,9 @@ def _fill(
 def _rounded(
     pixels: tuple[int, int, int, int], bounds: tuple[float, float, float, float], radii: tuple[float, float]
 ) -> Image.Image:
-    """How much of each of these pixels a rectangle with round corners covers, in mode L.
+    """The coverage of pixels by a rectangle with round corners, in mode L.
 
-    Drawn with round corners at the scale where they are circles, then squeezed as they are.
+    It is drawn at a scale where the corners are circles, then squeezed.
     """
     left, top, right, bottom = pixels
     times = _SAMPLES * max(radii) / radii[0], _SAMPLES * max(radii) / radii[1]
@@ -171,7 +171,7 @@ def _rounded(
 
 
 def labels(board: Board) -> PictureLabels:
-    """Of the whole squeezed to a square: where something is written and in what color, and not what."""
+    """Labels of the whole board squeezed to a square: places and colors of texts, without characters."""
     out = _labels(board, _whole(board))
     for name in ("patch_character", "token_characters"):
         out[name][out[name] > 0] = NO_LABEL
@@ -179,9 +179,9 @@ def labels(board: Board) -> PictureLabels:
 
 
 def crop_labels(board: Board, box: Box) -> PictureLabels:
-    """Character and color of each cell of a crop squeezed to a square; a price's point is not said.
+    """Character and color of each cell of a crop squeezed to a square; a price's point has no label.
 
-    Plates look like shapes that are none: what lies on them is left open but for what is written.
+    A plate looks like a shape but is none: only the writing on it has labels.
     """
     return PictureLabels(**_labels(board, box))
 
@@ -205,7 +205,7 @@ def _labels(board: Board, box: Box) -> dict[str, np.ndarray]:
 
 
 def _without_point(text: Sign) -> list[Sign]:
-    """A text as signs of the characters that labels know, each where it stands: "2.50" as "2" and "50"."""
+    """Splits a text at its point into signs at their places: "2.50" into "2" and "50"."""
     bounds = edges(text.font, text.text)
     parts, start = [], 0
     for part in text.text.split(POINT):
@@ -217,7 +217,7 @@ def _without_point(text: Sign) -> list[Sign]:
 
 
 def _leave_point_open(out: dict[str, np.ndarray], text: Sign) -> None:
-    """Where a price's point stands, the labels of patches say neither nothing nor a character."""
+    """Removes the character labels of patches at a price's point."""
     place = text.text.find(POINT)
     if place < 0:
         return
@@ -233,7 +233,7 @@ def _leave_point_open(out: dict[str, np.ndarray], text: Sign) -> None:
 
 
 def _leave_open(out: dict[str, np.ndarray], panel: Panel, box: Box) -> None:
-    """Shape, color and centre of the patches that a plate touches are not to be learnt."""
+    """Removes the labels of shape, color and centre of patches that a plate touches."""
     cells = []
     for low, high, start, end in (
         (panel.top, panel.bottom, box.top, box.bottom),

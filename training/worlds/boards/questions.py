@@ -1,6 +1,6 @@
-"""Questions about boards: what something costs, what stands first and last, what is there; when an answer is right.
+"""Questions about boards: prices, the first and last entry, what is there; when an answer is right.
 
-They are answered from the crops of pan & scan. Where these are missing there is one answer, TOO_SMALL.
+Answers need the crops of pan & scan. Without crops the answer is TOO_SMALL.
 """
 
 import random
@@ -27,7 +27,7 @@ _CASES = (str.upper, str.lower, str.capitalize)
 
 
 def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Target]:
-    """Prices are asked of boards that have some, the first and the last entry where there is no doubt which it is."""
+    """Asks for prices if there are any, and for the first and last entry if they are unambiguous."""
     if kind == "board_price":
         return [
             Target(
@@ -44,7 +44,7 @@ def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Ta
         return [Target((), f'The {place} is "{entry.item.text}".', entry.item.text, alike=_MOST_ALIKE)]
     there, absent = rng.choice(board.entries).item.text, _absent(board, rng, split)
     nearest = max((entry.item.text for entry in board.entries), key=lambda text: _likeness(text, absent))
-    # What it says comes first: yes or no follows from it.
+    # The answer says first what the board says; yes or no follows from it.
     return [
         Target(_named(there, rng, split), f'The board says "{there}", so yes.', "yes", alike=_MOST_ALIKE),
         Target(_named(absent, rng, split), f'The board says "{nearest}", so no.', "no", alike=_MOST_ALIKE),
@@ -52,12 +52,12 @@ def _targets(kind: str, board: Board, rng: random.Random, split: str) -> list[Ta
 
 
 def _likeness(one: str, other: str) -> float:
-    """1 where two texts are the same but for their case, 0 where they share nothing."""
+    """1 if two texts are equal regardless of case, 0 if they share nothing."""
     return SequenceMatcher(None, one.lower(), other.lower(), autojunk=False).ratio()
 
 
 def _absent(board: Board, rng: random.Random, split: str) -> str:
-    """A text that is not on the board; held out where the split is."""
+    """A text of the split that is not on the board."""
     present = [entry.item.text for entry in board.entries]
     written = next((case for case in _CASES if all(case(text) == text for text in present)), str)
     while True:
@@ -66,7 +66,7 @@ def _absent(board: Board, rng: random.Random, split: str) -> str:
             place, other = rng.randrange(len(text)), rng.choice(string.ascii_lowercase)
             text = text[:place] + (other.upper() if text[place].isupper() else other) + text[place + 1 :]
         else:
-            text = written(random_text(rng, split))  # or its case alone would tell
+            text = written(random_text(rng, split))  # in the board's case, or the case would give it away
         possible = is_heldout_text(text) == (split == "heldout") and is_possible_item(text, board.priced)
         if possible and text.lower() not in {one.lower() for one in present}:
             return text
@@ -81,8 +81,7 @@ def _named(item: str, rng: random.Random, split: str) -> tuple[tuple[str, str], 
 def _says(kind: str, key: str, answer: str) -> bool:
     """Whether `answer` says `key`.
 
-    A price counts with or without quotation marks, with a point or a comma; "first" and "last" are what stands in
-    quotation marks, in whatever case, or without any the answer's last word.
+    A price may have quotation marks, a point or a comma. First and last entries are compared as the texts of signs.
     """
     if kind == "board_price":
         return said_prices(answer) == {Decimal(key)}
@@ -92,12 +91,12 @@ def _says(kind: str, key: str, answer: str) -> bool:
 
 
 def said_prices(answer: str) -> set[Decimal]:
-    """All the numbers with decimals that an answer says."""
+    """All decimal numbers in an answer."""
     return {Decimal(price.replace(",", ".")) for price in re.findall(r"(?<![\w.,])\d+[.,]\d+(?![\w]|[.,]\d)", answer)}
 
 
 def says_too_small(answer: str) -> bool:
-    """Whether an answer says that the writing is too small and names the switch, and says nothing in quotes."""
+    """Whether an answer says that the writing is too small and names the switch, without quoting anything."""
     said = answer.lower()
     return "too small" in said and "pan & scan" in said and '"' not in said
 

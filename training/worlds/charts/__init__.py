@@ -1,1 +1,1 @@
-"""Bar charts, and the questions about them. How a label is written: `signs`."""
+"""Bar charts, and the questions about them. `signs` draws their labels."""

@@ -1,8 +1,8 @@
-"""Random bar charts: two to six upright bars with a label each, described in pixels.
+"""Random bar charts: two to six upright bars with a label each; lengths are in pixels.
 
-A label's capitals are at least LEAST_CAP_HEIGHT of the picture's shorter side. Some programs measure the em instead,
-so that their capitals are lower: training also sees LEAST_TRAINED. Any two bars differ by LEAST_APART of the picture's
-height, which is 7 of the 224 pixels that the encoder sees.
+A label's capitals are at least LEAST_CAP_HEIGHT of the picture's shorter side. Some programs set the em to that size,
+which makes capitals smaller: training goes down to LEAST_TRAINED. Any two bars differ by at least LEAST_APART of the
+picture's height, 7 of the 224 pixels that the encoder sees.
 """
 
 import math
@@ -56,7 +56,7 @@ SERIES = (  # that charts are of, in this order
 
 @dataclass(frozen=True)
 class Look:
-    """What surrounds the bars of a chart, in colors; None is absent."""
+    """The colors of everything around the bars; None is absent."""
 
     name: str
     face: RGB | None  # behind the bars, within the axes
@@ -71,7 +71,7 @@ class Look:
 
 
 ALL_SPINES = ("left", "right", "top", "bottom")
-# Those of matplotlib's styles, with the figure's ground and how often each comes.
+# matplotlib's styles: the figure's background, the look, and its weight.
 _STYLES: tuple[tuple[RGB, Look, int], ...] = (
     (_WHITE, Look("default", _WHITE, _BLACK, ALL_SPINES, _BLACK, True), 8),
     (_WHITE, Look("default", _WHITE, _BLACK, ALL_SPINES, _BLACK, True, (176, 176, 176), True, False, True), 2),
@@ -135,9 +135,9 @@ def random_chart(
 ) -> Chart:
     """A bar chart of the demo world.
 
-    `split` is "train" (never a held-out label) or "heldout" (at least one in each chart). `difficulty` 0
-    gives two or three bars of plainly different heights with short large labels on a plain ground, 1 the
-    whole world. `unnamed` is the share of charts with bars in colors between the named ones.
+    `split` is "train" (no held-out label) or "heldout" (at least one). `difficulty` 0 gives two or three bars of very
+    different heights with short large labels on one color, 1 the whole world. `unnamed` is the share of charts with
+    bars in unnamed colors.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
@@ -152,7 +152,7 @@ def random_chart(
 def _laid_out(
     rng: random.Random, number: int, fonts: tuple[Font, ...], split: str, difficulty: float, easy: bool, unnamed: float
 ) -> Chart | None:
-    """A chart of `number` bars; None where something does not fit or does not stand out."""
+    """A chart of `number` bars; None if something does not fit or does not stand out."""
     width, height = random_size(rng, 0.0 if easy else difficulty)
     side = min(width, height)
     if side < SMALLEST_SIDE:
@@ -239,7 +239,7 @@ class _Writing:
         return edges(self.font, text)[-1] * cap / metrics(self.font).cap_height
 
     def sign(self, text: str, x: float, y: float, cap: float) -> Sign:
-        """About (x, y), half a cap height above the baseline."""
+        """A text with its middle at (x, y), half a cap height above the baseline."""
         size = cap / metrics(self.font).cap_height
         color = color_name(self.ink)
         return Sign(self.width, self.height, self.background, text, self.font, color, self.ink, x, y, size)
@@ -247,7 +247,7 @@ class _Writing:
 
 @lru_cache(maxsize=256)
 def color_name(rgb: RGB) -> str:
-    """The name of a color, or UNNAMED where `rgb` lies between the named ones."""
+    """The name of a color, or UNNAMED if it lies between the named ones."""
     return next((color for color in COLORS if is_clear(rgb, color)), UNNAMED)
 
 
@@ -257,7 +257,7 @@ def behind_bars(background: Background, look: Look) -> list[Lab]:
 
 
 def _random_look(rng: random.Random, difficulty: float) -> tuple[Background, Look] | None:
-    """One of matplotlib's styles, or a plain one on any background; None where no ink stands out from it."""
+    """One of matplotlib's styles, or a plain one on any background; None if the ink does not stand out."""
     if rng.random() < 0.6:
         ground, look, _ = rng.choices(_STYLES, [share for *_, share in _STYLES])[0]
         if difficulty and rng.random() < 0.3:
@@ -282,7 +282,7 @@ def _random_look(rng: random.Random, difficulty: float) -> tuple[Background, Loo
 def _fills(
     rng: random.Random, number: int, grounds: list[Lab], difficulty: float, unnamed: float
 ) -> list[tuple[str, RGB]] | None:
-    """Color and shade of each bar; one shade a color. None where one does not stand out."""
+    """Color and shade of each bar, one shade per color; None if one does not stand out."""
     sort = rng.random()
     if sort < 0.4:
         colors = [rng.choice(COLORS)] * number
@@ -313,10 +313,10 @@ def _fitting_labels(
     beside: float,
     least: float,
 ) -> tuple[tuple[str, ...], float] | None:
-    """Labels of up to `longest` letters and the largest cap height (pixels) at which they keep apart.
+    """Labels of up to `longest` letters, and the largest cap height (pixels) at which they do not touch.
 
-    Neighbours lie `pitch` apart; the outer ones may reach `beside` pixels outwards. A label above its bar
-    must not touch the next bar, which is `bar` pixels broad (0: labels lie below).
+    Neighbours are `pitch` apart; the outer ones may extend `beside` pixels outwards. A label above its bar must not
+    touch the next bar, which is `bar` pixels wide (0: labels are below).
     """
     for most in range(longest, 0, -1):
         for _ in range(_FEWER_FITTING):
@@ -333,7 +333,7 @@ def _fitting_labels(
 
 
 def random_labels(rng: random.Random, split: str, number: int, most: int = LONGEST_LABEL) -> tuple[str, ...]:
-    """That many different texts of 1 to `most` letters, in any case; none of them is held out, or at least one."""
+    """Different texts of 1 to `most` letters; in split "train" none is held out, in "heldout" at least one."""
     fitting = [series for series in SERIES if len(series) >= number and max(map(len, series)) <= most]
     if fitting and rng.random() < 0.2:
         series = rng.choice(fitting)
@@ -344,7 +344,7 @@ def random_labels(rng: random.Random, split: str, number: int, most: int = LONGE
                 return tuple(allowed[index] for index in chosen)
     found: dict[str, str] = {}
     while len(found) < number:
-        # Few single letters are held out: later labels may be any, or there would not be enough.
+        # Few single letters are held out, so only the first label must be.
         text = _label(rng, split if not found or rng.random() < 0.6 else "train", most)
         found.setdefault(text.lower(), text)
     texts = list(found.values())
@@ -362,7 +362,7 @@ def _label(rng: random.Random, split: str, most: int) -> str:
 
 
 def _heights(rng: random.Random, number: int, room: float, height: int, easy: bool) -> list[float] | None:
-    """The bars' heights in pixels: the tallest is `room`, any two are plainly apart; None where there is no room."""
+    """The bars' heights in pixels: the tallest is `room`, any two differ clearly; None if there is no room."""
     apart = (0.08 if easy else LEAST_APART) * height
     low = LEAST_HEIGHT * height
     slack = room - low - (number - 1) * apart
@@ -384,7 +384,7 @@ def _tick_numbers(top: float) -> tuple[int, ...]:
 
 
 def _title(rng: random.Random, writing: _Writing, cap: float, y: float) -> list[Sign]:
-    """One to three words in a line; none is held out, since training must not see such words even in a title."""
+    """One to three words in a line; none is held out, because training must not see those even in a title."""
     words = [random_text(rng, "train", 7) for _ in range(rng.randint(1, 3))]
     space = 0.5 * cap
     while sum(writing.length(word, cap) + space for word in words) > 0.9 * writing.width:

@@ -1,4 +1,4 @@
-"""Pictures of bar charts by several renderers, and what lies in each cell of a picture."""
+"""Draws bar charts with several renderers, and labels each cell of a picture."""
 
 import math
 import random
@@ -39,10 +39,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 def draw(
     chart: Chart, rng: random.Random, max_side: int | None = None, renderer: str | None = None, effects: float = 1.0
 ) -> Image.Image:
-    """The chart as an RGB picture; arguments as for drawing.draw.
+    """The chart as an RGB picture; arguments as in scenes.drawing.draw.
 
-    "pillow" draws smooth edges and letters, "pillow_plain" whole pixels and Pillow's hinted letters,
-    "matplotlib" a Figure of matplotlib's with real axes, spines, ticks, grid and bars.
+    "pillow" draws smooth edges and letters, "pillow_plain" whole pixels and Pillow's hinted letters, "matplotlib" a
+    Figure with axes, spines, ticks, grid and bars.
     """
     renderer = chosen_renderer(renderer, _SHARES, rng)
     size = size_within(chart.width, chart.height, max_side)
@@ -50,9 +50,9 @@ def draw(
 
 
 def training_picture(chart: Chart, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
-    """The chart as the model sees it: squeezed to a square of `side` pixels; mostly drawn squeezed at once.
+    """The chart as the model sees it: squeezed to a square of `side` pixels, mostly drawn at that size.
 
-    Figures take ten times as long as the other ways: they are few.
+    Few are Figures, which take ten times as long.
     """
     way = rng.random()
     if way < 0.6:
@@ -82,8 +82,8 @@ def _drawn(chart: Chart, size: tuple[int, int], renderer: str, rng: random.Rando
 def labels(chart: Chart) -> PictureLabels:
     """Bars with their colors and heights, labels with their characters, in the picture squeezed to a square.
 
-    A bar looks like a rectangle of the scenes and is none: what shape it has is left open. So is a soft
-    token of whose area a bar takes a part but not the middle, and everything about the notes.
+    A bar looks like a scene's rectangle but is none: its shape has no label. Notes have none either, nor has a soft
+    token that a bar touches without covering its middle.
     """
     out = nothing()
     in_patches = np.stack([_covered(bar, chart, PATCHES_PER_SIDE) for bar in chart.bars])
@@ -115,7 +115,7 @@ def _covered(bar: Bar, chart: Chart, cells: int) -> np.ndarray:
 
 
 def _label_bars_tokens(chart: Chart, out: dict[str, np.ndarray], colors: np.ndarray) -> None:
-    """Height and color of the bar in which the middle of a soft token lies."""
+    """Labels each soft token with height and color of the bar that covers its middle."""
     middles = (np.arange(TOKENS_PER_SIDE) + 0.5) / TOKENS_PER_SIDE
     for bar, color in zip(chart.bars, colors, strict=True):
         columns = (middles * chart.width > bar.left) & (middles * chart.width < bar.right)
@@ -130,7 +130,7 @@ def _label_bars_tokens(chart: Chart, out: dict[str, np.ndarray], colors: np.ndar
 
 
 def _leave_open(note: Sign, out: dict[str, np.ndarray]) -> None:
-    """The cells in and right around a note: what is written there is small, and nobody asks about it."""
+    """Removes the labels in and around a note, which is small and never asked about."""
     margin = _UNSAID_MARGIN * note.cap_height
     left, top, right, bottom = note.line
     box = np.array([left - margin, top - margin, right + margin, bottom + margin]) + [note.x, note.y] * 2
@@ -155,7 +155,7 @@ def _leave_open(note: Sign, out: dict[str, np.ndarray]) -> None:
 
 
 def boxes(chart: Chart) -> Iterator[tuple[Box, RGB, tuple[bool, bool]]]:
-    """Boxes in pixels of the chart, each on those before it; whether to dash along x and along y."""
+    """Boxes in the chart's pixels, from bottom to top; whether to dash along x and along y."""
     look = chart.look
     if look.face is not None:
         yield chart.axes, look.face, (False, False)
@@ -213,10 +213,10 @@ def _tick_marks(chart: Chart) -> Iterator[Box]:
 def _fill(
     picture: Image.Image, box: Box, color: RGB, dashes: tuple[bool, bool], scales: tuple[float, float], smooth: bool
 ) -> None:
-    """Fills a box of the chart's pixels: smoothly as far as it covers each pixel, else whole pixels."""
+    """Fills a box in the chart's pixels: `smooth` by each pixel's coverage, else whole pixels."""
     starts, ends = (box[0] * scales[0], box[1] * scales[1]), (box[2] * scales[0], box[3] * scales[1])
     if not smooth:
-        # As programs do that know only whole pixels; nothing gets lost.
+        # As programs draw that know only whole pixels; every box keeps at least one.
         starts = (float(round(starts[0])), float(round(starts[1])))
         ends = (max(starts[0] + 1, round(ends[0])), max(starts[1] + 1, round(ends[1])))
     left, top = (max(0, math.floor(start)) for start in starts)
@@ -239,12 +239,12 @@ def _fill(
 
 
 def _figure(picture: Image.Image, chart: Chart, scale: float) -> None:
-    """A real Figure with axes where the chart says; points are pixels at 72 dots per inch."""
+    """A Figure with the chart's axes; points are pixels at 72 dots per inch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     width, height = picture.size
-    # A hundredth of a pixel more: the canvas cuts off what is behind the point.
+    # A hundredth of a pixel more, because the canvas rounds down.
     figure = Figure(figsize=((width + 0.01) / 72, (height + 0.01) / 72), dpi=72)
     figure.patch.set_alpha(0.0)
     canvas = FigureCanvasAgg(figure)
@@ -286,7 +286,7 @@ def _dress(axes: Any, chart: Chart, scale: float) -> None:
 
 
 def _plot_bars(axes: Any, chart: Chart, scale: float) -> None:
-    """Bars of the heights that the description says, in the chart's pixels; edges within their boxes."""
+    """Plots the bars in the chart's pixels, with edges inside their boxes."""
     left, top, right, bottom = chart.axes
     inset = chart.edge_width
     axes.bar(
@@ -303,7 +303,7 @@ def _plot_bars(axes: Any, chart: Chart, scale: float) -> None:
 
 
 def _figure_text(figure: Any, sign: Sign, scale: float, height: int) -> None:
-    """A text at its place in the figure's own pixels, which count upwards."""
+    """Writes a text in the figure's pixels, which count upwards."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.transforms import IdentityTransform
 

@@ -1,6 +1,6 @@
-"""Questions about bar charts: tallest, shortest, taller, in what order, how many, what color; when an answer is right.
+"""Questions about bar charts: extremes, comparisons, order, count, colors; when an answer is right.
 
-What a label says stands in quotation marks, in questions and answers: the tokenizer spells what is quoted.
+Questions and answers quote the labels, because the tokenizer spells quoted text.
 """
 
 import random
@@ -22,7 +22,7 @@ _IN = "(|in the picture|in the chart|in this chart|of all|here|of them)"
 
 
 def _extremely(adjective: str, most: str) -> tuple[str, ...]:
-    """Asks for the bar that is; both words are patterns: "(tallest|highest)" and "(highest|greatest)"."""
+    """Asks for the extreme bar; both words are patterns: "(tallest|highest)" and "(highest|greatest)"."""
     return (
         *straight(
             f"(what|which) bar is (the|) {adjective} {_IN}", f"(what|which) bar is the {adjective} one",
@@ -107,14 +107,14 @@ def _extreme(chart: Chart, word: str, choose: Callable[..., Bar]) -> list[Target
 
 
 def _of_two(chart: Chart, rng: random.Random) -> Iterator[tuple[tuple[tuple[str, str], ...], Bar, Bar]]:
-    """Each two bars once, in random order, with the slots that name them."""
+    """Each pair of bars once, in random order, with the slots that name them."""
     for pair in combinations(chart.bars, 2):
         one, other = rng.sample(pair, 2)
         yield (("one", one.name), ("other", other.name)), one, other
 
 
 def _taller(chart: Chart, rng: random.Random) -> list[Target]:
-    """Each two bars once; yes as often as no. Which one is taller comes first: yes or no follows from it."""
+    """Each pair of bars once. The answer names the taller bar first; yes or no follows from it."""
     found = []
     for slots, one, other in _of_two(chart, rng):
         said, taller = ("yes", one) if one.height > other.height else ("no", other)
@@ -159,14 +159,14 @@ _KINDS: dict[str, Callable[[Chart, random.Random], list[Target]]] = {
     "chart_bar_color": _bar_color,
 }
 KINDS = tuple(_KINDS)
-_KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 3.0}  # rather asked what takes reading and comparing
+_KIND_WEIGHTS = {"chart_count": 0.4, "chart_taller": 3.0}  # more questions that take reading and comparing
 
 
 def _says(kind: str, key: str, answer: str) -> bool:
     """Whether `answer` says `key`.
 
-    Labels are compared as the texts of signs are. "chart_order": all labels that are quoted, in order. "chart_taller":
-    yes or no, and no other label than the taller one's may be quoted, which the key has behind it.
+    Labels are compared as the texts of signs. "chart_order" compares all quoted labels in order. "chart_taller" checks
+    yes or no; the answer may quote only the taller bar's label, which follows in the key.
     """
     if kind == "chart_order":
         return _quoted(answer) == _quoted(key)
@@ -182,7 +182,7 @@ def _says(kind: str, key: str, answer: str) -> bool:
 
 
 def _quoted(text: str) -> list[str]:
-    """What stands in quotation marks, in order, in small letters."""
+    """The quoted texts in order, in lower case."""
     return [quoted.strip().lower() for quoted in _QUOTED.findall(text)]
 
 

@@ -1,1 +1,1 @@
-"""Two pictures at once, and conversations that go on about one or two. Questions about one scene: `scenes`."""
+"""Questions about two pictures, and conversations about one or two. `scenes` asks about one scene."""

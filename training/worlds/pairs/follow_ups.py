@@ -1,8 +1,8 @@
-"""Conversations whose questions lean on the turn before: "And the blue ones?", "Where is it?".
+"""Conversations whose questions depend on the turn before: "And the blue ones?", "Where is it?".
 
-The first question stands by itself. Each further one changes one thing and leaves the rest as it was: the subject,
-the topic ("it" is the one thing that the turn before named), or the picture. Where there is only one picture, a
-question about another has one honest answer and ends the conversation.
+The first question is complete. Each further one changes one thing and keeps the rest: the subject, the topic ("it" is
+the one thing that the turn before named), or the picture. If there is only one picture, a question about another one
+has one honest answer and ends the conversation.
 """
 
 import random
@@ -29,13 +29,13 @@ _MOVES = {"subject": 3.0, "topic": 2.5, "total": 0.8, "many": 1.5, "picture": 5.
 _NO_OTHER = 0.06  # of the turns about a single picture ask about another
 _TRIES = 20  # to find a first question, or a further one
 
-# What is asked next, by what it changes, and about what. "one" is a shape or a thing of a color, "ones" several.
+# By what the question changes, or is about: "one" is a shape or a thing of a color, "ones" several.
 PHRASINGS, HELDOUT_PHRASINGS = written_phrasings.TRAINED["follow_up"], written_phrasings.HELDOUT["follow_up"]
 
 
 @dataclass(frozen=True)
 class _Point:
-    """What a turn asks: a topic about a subject, in one of the pictures."""
+    """What a turn asks about: topic, subject and picture."""
 
     topic: str
     subject: Subject
@@ -43,7 +43,7 @@ class _Point:
 
 
 def _no_other(phrasings: tuple[str, ...], rng: random.Random) -> Question:
-    """A question about a second picture where there is none; "the second one" might be a shape."""
+    """Asks about a second picture that is not there; only with "picture", as "the second one" might be a shape."""
     plain = [text for text in phrasings if "picture" in text]
     text = fill(loosely(rng.choice(plain), rng), (("which", "second"),))
     return Question("no_other_picture", text, ONLY_ONE, ONLY_ONE)
@@ -52,7 +52,7 @@ def _no_other(phrasings: tuple[str, ...], rng: random.Random) -> Question:
 def _first(
     depiction: Scene | Pair, pictures: tuple[Scene, ...], rng: random.Random, split: str
 ) -> tuple[_Point, Question | None]:
-    """A question that stands by itself; None where none was found."""
+    """A complete first question; None if none was found."""
     phrasings = of_split(split, FIRST, FIRST_HELDOUT)
     for _ in range(_TRIES):
         topic, number = rng.choice(TOPICS), rng.randrange(len(pictures))
@@ -68,7 +68,7 @@ def _first(
 def _further(
     point: _Point, pictures: tuple[Scene, ...], seen: set[_Point], rng: random.Random, split: str
 ) -> tuple[_Point, Question] | None:
-    """What may be asked next, with the answer; None where nothing more was found."""
+    """The next question; None if none was found."""
     moves = [move for move in _MOVES if move != "picture" or len(pictures) > 1]
     for _ in range(_TRIES):
         move = rng.choices(moves, [_MOVES[move] for move in moves])[0]
@@ -83,7 +83,7 @@ def _further(
 
 
 def _moved(point: _Point, move: str, pictures: tuple[Scene, ...], rng: random.Random) -> tuple[_Point, str] | None:
-    """Where a move leads, and the list of phrasings for it; None where it leads nowhere, or two ways."""
+    """The result of a move and its list of phrasings; None if it is impossible or ambiguous."""
     topic, scene = point.topic, pictures[point.picture]
     meant = point.subject.meant(scene)
     if move == "picture":
@@ -105,7 +105,7 @@ def _moved(point: _Point, move: str, pictures: tuple[Scene, ...], rng: random.Ra
 
 
 def _put(move: str, to: _Point, words: str, found: Target, rng: random.Random, split: str) -> Question:
-    """The question that this move asks; its key begins with the topic, which judges the answer."""
+    """The question of a move; its key begins with the topic, whose rules judge the answer."""
     one = to.subject.shape or f"{to.subject.color} one"
     ones = f"{one}s"
     if words == "ones" and to.subject.color and rng.random() < 0.3:
@@ -117,7 +117,7 @@ def _put(move: str, to: _Point, words: str, found: Target, rng: random.Random, s
 
 
 def _says(kind: str, key: str, answer: str) -> bool:
-    """The key begins with the kind of question about one scene that judges the answer."""
+    """The key begins with a kind of question about one scene, whose rules judge the answer."""
     if kind == "no_other_picture":
         return " ".join(answer.split()).lower() == key.lower()
     asked, said = key.split(" ", 1)
@@ -128,14 +128,13 @@ class _FollowUps(QuestionKinds[Scene | Pair]):
     def asked(
         self, depiction: Scene | Pair, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], apart: bool
     ) -> list[Question]:
-        """One conversation of up to `num` turns, MOST_TURNS at most, the first mostly of a kind of another world.
+        """One conversation of up to `num` turns, at most MOST_TURNS; the first is mostly of another world's kind.
 
-        With more than one turn, one of `kinds` (or of all) is among them, else there is no conversation. None of it
-        can be asked `apart`: raises ValueError.
+        Returns nothing if `num` is above 1 and no turn is of `kinds`. Raises ValueError for `apart`.
         """
         single = not isinstance(depiction, Pair)
         if apart:
-            raise ValueError("follow-ups lean on each other; they can't be asked apart")
+            raise ValueError("follow-ups depend on each other; they can't be asked apart")
         pictures = depiction.scenes if isinstance(depiction, Pair) else (depiction,)
         turns = min(num, rng.choices(tuple(_LENGTHS), tuple(_LENGTHS.values()))[0])
         if single and rng.random() < _NO_OTHER:

@@ -1,4 +1,4 @@
-"""Random pairs of scenes that are asked about together: alike, nearly alike, or each by itself."""
+"""Random pairs of scenes to compare: alike, nearly alike, or unrelated."""
 
 import random
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from training.drawing.colors import delta_e, to_lab
 from training.worlds.scenes.scenes import Scene, possible_pairs, random_scene, scene_of
 
 _RELATIONS = {"alike": 0.3, "nearly": 0.35, "apart": 0.35}  # their shares
-_MOVED = 0.5  # of the second pictures that have to do with the first are laid out anew
+_MOVED = 0.5  # of the second pictures that are related to the first get a new layout
 _MOST_OBJECTS = 6
 _BACKGROUNDS_TRIED = 6
 
@@ -31,7 +31,7 @@ def names(scene: Scene) -> list[tuple[str, str]]:
 
 
 def random_pair(rng: random.Random, split: str = "train", difficulty: float = 1.0) -> Pair:
-    """Two random scenes of the split; where it is "heldout", at least one of them has a held-out pair."""
+    """Two random scenes of the split; in "heldout", at least one has a held-out pair."""
     first = random_scene(rng, split, difficulty)
     relation = rng.choices(tuple(_RELATIONS), tuple(_RELATIONS.values()))[0]
     if relation == "apart":
@@ -44,7 +44,7 @@ def random_pair(rng: random.Random, split: str = "train", difficulty: float = 1.
 
 
 def _on_other_ground(scene: Scene, rng: random.Random) -> Scene:
-    """The same objects at their places; on another background if one is found on which all stand out."""
+    """The same objects in place, on another background if all stand out from one of those tried."""
     fills = [to_lab(item.rgb) for item in scene.objects]
     for _ in range(_BACKGROUNDS_TRIED):
         background: Background = random_background(rng, 1.0)
@@ -54,7 +54,7 @@ def _on_other_ground(scene: Scene, rng: random.Random) -> Scene:
 
 
 def _nearly(scene: Scene, rng: random.Random, split: str, difficulty: float) -> Scene:
-    """The scene with one object recolored, left out, added, or of another shape."""
+    """The scene with one object recolored, removed, added, or changed in shape."""
     number = rng.randrange(len(scene.objects))
     changes = ["color", "color", "shape", *["less"] * (len(scene.objects) > 1)]
     changes += ["more"] * (len(scene.objects) < _MOST_OBJECTS)

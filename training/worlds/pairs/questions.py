@@ -1,4 +1,4 @@
-"""Questions about two pictures: which has more, are they the same, what is on one, what only on one."""
+"""Questions about two pictures: which has more, whether they are the same, what one shows, what only one shows."""
 
 import random
 import re
@@ -23,10 +23,10 @@ IN_ONE_HELDOUT = written_phrasings.about_one_of_two(written_phrasings.HELDOUT)
 ORDINALS = ("first", "second")
 NOTHING = "nothing"
 MORE = {"first": "The first picture.", "second": "The second picture.", "both": "Both have as many."}
-_KEYS = {"first": 0.4, "second": 0.4, "both": 0.2}  # how often each is the answer to which has more
-_KEPT_ALIKE = 0.25  # of the pairs in which nothing is more are asked which has more
-_KEPT_DIFFERENT = 0.45  # of the pairs that differ are asked whether they do: most do
-_KEPT_NOTHING = 0.4  # of the pictures that have nothing of their own are asked what they have
+_KEYS = {"first": 0.4, "second": 0.4, "both": 0.2}  # weights of the answers
+_KEPT_ALIKE = 0.25  # of the pairs with equal counts are asked which has more
+_KEPT_DIFFERENT = 0.45  # of the pairs that differ, which are most, are asked whether they do
+_KEPT_NOTHING = 0.4  # of the pictures that have nothing of their own are asked about it
 _KIND_WEIGHTS = {"which_more": 1.5, "same": 1.5, "only_in": 1.5, "in_one": 1.5}
 
 _BOTH = "(the|the two|both|these|these two|the first and the second) pictures"
@@ -127,7 +127,7 @@ def _targets(kind: str, pair: Pair, rng: random.Random, _split: str) -> list[Tar
 
 
 def _only_in(pair: Pair, rng: random.Random) -> list[Target]:
-    """What each picture has that the other lacks or has less often; rarely, that it has nothing of its own."""
+    """What each picture has more of than the other; sometimes that it has nothing more."""
     found = []
     for number, which in enumerate(ORDINALS):
         left = Counter(called(item) for item in pair.scenes[1 - number].objects)
@@ -144,7 +144,7 @@ def _only_in(pair: Pair, rng: random.Random) -> list[Target]:
 
 
 def _which_more(pair: Pair, rng: random.Random) -> list[Target]:
-    """Up to three subjects that at least one of the pictures has."""
+    """Up to three subjects that at least one picture has."""
     by_key: dict[str, list[Subject]] = {}
     for subject in (Subject(), *(Subject(shape=s) for s in SHAPES), *(Subject(color=c) for c in COLORS)):
         first, second = (len(subject.meant(scene)) for scene in pair.scenes)
@@ -173,7 +173,7 @@ def _in_one(pair: Pair, rng: random.Random, split: str) -> list[Question]:
 
 
 def about_one(topic: str, subject: Subject, pair: Pair, number: int, rng: random.Random, split: str) -> Question | None:
-    """What a topic asks about the subject in picture `number` of the two; None where that has no answer."""
+    """A topic's question about the subject in picture `number`; None if it has no answer."""
     found = target(topic, subject, pair.scenes[number])
     if found is None:
         return None
@@ -183,9 +183,9 @@ def about_one(topic: str, subject: Subject, pair: Pair, number: int, rng: random
 
 
 def _says(kind: str, key: str, answer: str) -> bool:
-    """Whether `answer` says `key`; what a picture shows may be listed in any order.
+    """Whether `answer` says `key`; lists may be in any order.
 
-    "only_in" may have the key NOTHING. The key of "in_one" begins with the kind of question about one scene that it is.
+    "only_in" may have the key NOTHING. The key of "in_one" begins with its kind of question about one scene.
     """
     if kind == "in_one":
         asked, said = key.split(" ", 1)

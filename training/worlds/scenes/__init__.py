@@ -1,1 +1,1 @@
-"""Flat shapes on a background, and the questions about one scene. What compares two: `pairs`."""
+"""Flat shapes on a background, and the questions about one scene. `pairs` compares two."""

@@ -1,4 +1,4 @@
-"""Pictures of scenes by several renderers, and what lies in each cell of a picture."""
+"""Draws scenes with several renderers, and labels each cell of a picture."""
 
 import math
 import random
@@ -32,9 +32,8 @@ def draw(
 ) -> Image.Image:
     """The scene as an RGB picture.
 
-    `max_side` scales the scene down to that longer side (pixels), never up. `renderer` is one of
-    RENDERERS, or None for a random one. `effects` scales how often JPEG, blur, noise and gamma are
-    applied.
+    `max_side` scales the scene down to that longer side (pixels), never up. `renderer` is one of RENDERERS, or None for
+    a random one. `effects` scales how often JPEG, blur, noise and gamma are applied.
     """
     renderer = chosen_renderer(renderer, _SHARES, rng)
     size = size_within(scene.width, scene.height, max_side)
@@ -44,8 +43,8 @@ def draw(
 def training_picture(scene: Scene, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
     """The scene as the model sees it: squeezed to a square of `side` pixels.
 
-    Mostly drawn squeezed at once, which is fast; else drawn whole, now and then at its true size,
-    and resized as the image processor does it.
+    Most are drawn at that size, which is fast; the others are drawn whole, a few at full size, and resized as the image
+    processor does.
     """
     way = rng.random()
     if way < 0.45:
@@ -72,7 +71,7 @@ def _drawn(scene: Scene, size: tuple[int, int], renderer: str, rng: random.Rando
 
 
 def patch_labels(scene: Scene, grid: int = PATCHES_PER_SIDE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shapes, colors and centres [grid, grid], from a coarse drawing of the outlines."""
+    """Labels of shapes, colors and centres [grid, grid], from a coarse drawing of the outlines."""
     side = grid * _SAMPLES
     ids = Image.new("L", (side, side))
     pen = ImageDraw.Draw(ids)
@@ -95,7 +94,7 @@ def patch_labels(scene: Scene, grid: int = PATCHES_PER_SIDE) -> tuple[np.ndarray
 
 
 def labels(scene: Scene) -> PictureLabels:
-    """What lies in each patch and, by the objects' centres, in each soft token; no characters."""
+    """Labels of each patch and, by the objects' centres, of each soft token; without characters."""
     largest = LARGEST * min(scene.width, scene.height)
     out = nothing()
     for item in scene.objects:
@@ -121,7 +120,7 @@ def _pillow_shapes(picture: Image.Image, scene: Scene, scales: tuple[float, floa
 
 
 def _smooth_pillow_shapes(picture: Image.Image, scene: Scene, scales: tuple[float, float]) -> None:
-    """Each shape is cut out at four times its size and averaged."""
+    """Draws each shape at four times its size and averages."""
     times = 4
     for item in scene.objects:
         for points, color in _layers(item):
@@ -134,7 +133,7 @@ def _smooth_pillow_shapes(picture: Image.Image, scene: Scene, scales: tuple[floa
 
 
 def _layers(item: SceneObject) -> list[tuple[np.ndarray, RGB]]:
-    """Polygons to fill one on the other: the whole in the outline's color, then the inside."""
+    """Polygons to fill in order: the whole in the outline's color, then the inside."""
     points = polygon(item)
     if item.outline is None:
         return [(points, item.rgb)]
@@ -163,7 +162,7 @@ def _shrunk_rectangle(item: SceneObject) -> np.ndarray:
 
 
 def _matplotlib_shapes(picture: Image.Image, scene: Scene, scales: tuple[float, float], rng: random.Random) -> None:
-    """By matplotlib's Agg renderer, without the cost of a figure."""
+    """Draws with matplotlib's Agg renderer, without the cost of a Figure."""
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.path import Path
     from matplotlib.transforms import IdentityTransform

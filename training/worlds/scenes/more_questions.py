@@ -1,6 +1,6 @@
-"""Further questions about scenes: shape and color together, sides, sizes, all objects, and what is not there.
+"""Further questions about scenes: shape and color together, sides, sizes, all objects, and absent ones.
 
-Each kind lists its targets as those of questions.py do; phrasings stand beside them.
+Each kind lists its targets, as in questions.py.
 """
 
 import random
@@ -17,13 +17,13 @@ from training.language.wordings import colored, counted, indirect, located, name
 from training.worlds.scenes.questions import NUMBERS, article, plural, said_numbers, said_yes_or_no, there_are
 from training.worlds.scenes.scenes import Scene, SceneObject, possible_pairs
 
-_PLAINLY_LARGER = 1.3  # by so many times in size, or "largest" and "smallest" aren't asked
-_PLAINLY_BESIDE = 0.1  # of a side: how far two centres lie apart, at least
-_MOST_SIDES = 3  # asked about one scene: to compare two places takes many examples
+_PLAINLY_LARGER = 1.3  # ratio of sizes; below it, no question about the largest or smallest
+_PLAINLY_BESIDE = 0.1  # of a side: the least distance of two centres
+_MOST_SIDES = 3  # questions about one scene: comparing two places takes many examples
 _ROWS = 3  # a description goes row by row
-_ROW_MARGIN = 0.03  # of the height: nearer to a border between rows, the order is in doubt
-_KEPT_ONES = 0.4  # most pairs are there once: these are asked about less
-_ZERO_SHARE = 0.1  # of the counts are of a pair that is not there
+_ROW_MARGIN = 0.03  # of the height: nearer to a border between rows, the order is ambiguous
+_KEPT_ONES = 0.4  # share of the questions about single objects, the most common ones
+_ZERO_SHARE = 0.1  # of the counts are of an absent pair
 _ABSENT = "There is no {noun} in the picture."
 
 _SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis and direction
@@ -34,7 +34,7 @@ _IN = "(|in the picture|in this picture|here|that you see)"
 
 
 def _extremely(adjective: str) -> tuple[str, ...]:
-    """Asks for the one that is; the adjective is a pattern."""
+    """Asks for the extreme one; the adjective is a pattern."""
     return (
         *straight(
             f"(what|which) {_ANY} is (the|) {adjective}", f"(what|which) {_ANY} is the {adjective} (one|of all|here)",
@@ -107,7 +107,7 @@ TRAINED = widened_kinds(PHRASINGS, _COMPOSED)
 
 
 def _targets(kind: str, scene: Scene, rng: random.Random, split: str) -> list[Target]:
-    """Nothing where a color has no name: another name could mean two objects."""
+    """No targets if a color is unnamed: its object could be meant by another color's name."""
     return [] if any(item.color == UNNAMED for item in scene.objects) else _KINDS[kind](scene, rng, split)
 
 
@@ -127,7 +127,7 @@ def _words(answer: str) -> list[str]:
 
 
 def pairs_said(answer: str) -> list[str]:
-    """All "color shape" that an answer names, in order."""
+    """All pairs "color shape" in an answer, in order."""
     words = _words(answer)
     singular = {form: shape for shape in SHAPES for form in (shape, plural(shape))}
     return [f"{a} {singular[b]}" for a, b in pairwise(words) if a in COLORS and b in singular]
@@ -153,13 +153,13 @@ def _number(name: str, count: int) -> Target:
 
 
 def _single(scene: Scene) -> list[SceneObject]:
-    """Objects that their color and shape alone name."""
+    """Objects with a unique pair of color and shape."""
     present = Counter(called(item) for item in scene.objects)
     return [item for item in scene.objects if present[called(item)] == 1]
 
 
 def _side(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
-    """Of up to so many pairs, which side one lies on; as often yes as no."""
+    """The side on which one object lies of another, for up to _MOST_SIDES pairs; yes as often as no."""
     named = _single(scene)
     pairs = list(permutations(named, 2))
     chosen = rng.sample(pairs, min(_MOST_SIDES, len(pairs)))
@@ -167,7 +167,7 @@ def _side(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
 
 
 def _beside(scene: Scene, one: SceneObject, other: SceneObject, rng: random.Random) -> Target | None:
-    """Whether one lies left of, right of, above or below the other; None where that is in doubt."""
+    """Whether one lies left of, right of, above or below the other; None if ambiguous."""
     apart = ((one.x - other.x) / scene.width, (one.y - other.y) / scene.height)
     wanted = rng.random() < 0.5
     plain = [
@@ -200,7 +200,7 @@ def _describe(scene: Scene, _rng: random.Random, _split: str) -> list[Target]:
 
 
 def in_reading_order(scene: Scene) -> list[str]:
-    """All objects as "color shape", row by row; none where it is in doubt which row an object is in."""
+    """All objects as "color shape", row by row; none if an object's row is ambiguous."""
     shares = [_ROWS * item.y / scene.height for item in scene.objects]
     if any(abs(share - border) < _ROWS * _ROW_MARGIN for share in shares for border in range(1, _ROWS)):
         return []
@@ -215,7 +215,7 @@ def listed(names: list[str]) -> str:
 
 
 def _absent(scene: Scene, rng: random.Random, split: str) -> list[Target]:
-    """Something that is taken for granted and is not there; mostly its color or its shape is."""
+    """A question that presumes an absent thing, mostly one whose color or shape is there."""
     shapes, colors = {item.shape for item in scene.objects}, {item.color for item in scene.objects}
     lacking = [shape for shape in SHAPES if shape not in shapes]
     if lacking and rng.random() < 0.4:

@@ -1,8 +1,8 @@
-"""How each kind of question can be put.
+"""Phrasings of each kind of question about scenes.
 
-By kind, then by form: "one" is the usual; "many" speaks of several objects, "only" of the picture's
-only shape, "color" of anything in a color. Slots in braces are filled by questions.py. Training uses TRAINED:
-PHRASINGS, and what is composed of parts.
+By kind, then by form: "one" is the usual, "many" is about several objects, "only" about the picture's only shape,
+"color" about anything in a color. questions.py fills the slots in braces. Training uses TRAINED: PHRASINGS and the
+composed ones.
 """
 
 from training.language import written_phrasings

@@ -20,18 +20,18 @@ PLACES = (
 )  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 LARGER_NUMBERS = ("seven", "eight", "nine", "ten")
-_PLACE_MARGIN = 0.03  # of a side: nearer to a border between cells, "where" isn't asked
+_PLACE_MARGIN = 0.03  # of a side: nearer to a border between cells, no question asks where
 _ZERO_SHARE = 0.07  # of the scenes are asked for the count of an absent shape or color
 _SHARED_COLOR_SHARE = 0.2  # of the color questions are about several objects of one color
 
 
 def said_colors(answer: str) -> set[str]:
-    """All the colors that an answer names."""
+    """The colors in an answer."""
     return _said("color", answer)
 
 
 def said_numbers(answer: str) -> set[str]:
-    """All the counts that an answer names, as words; "no" is none."""
+    """The counts in an answer, as words; "no" is none."""
     return _said("count", answer)
 
 
@@ -46,7 +46,7 @@ def _says(kind: str, key: str, answer: str) -> bool:
 
 
 def _said(kind: str, answer: str) -> set[str]:
-    """All the colors, shapes, numbers, places or yes and no that an answer names."""
+    """The colors, shapes, numbers, places, or yes and no in an answer."""
     words = re.findall(r"[a-z]+|\d+", answer.lower().replace("n't", " not"))
     if kind == "where":
         return {place} if (place := _place_in(words)) else set()
@@ -55,7 +55,7 @@ def _said(kind: str, answer: str) -> set[str]:
 
 
 def _place_in(words: list[str]) -> str | None:
-    """The cell that words like "upper left" or "in the middle" name; None if none or several."""
+    """The cell that words like "upper left" or "in the middle" mean; None if none or several."""
     downs = {_DOWN[word] for word in words if word in _DOWN}
     acrosses = {word for word in words if word in ("left", "right")}
     if len(downs) > 1 or len(acrosses) > 1:
@@ -84,7 +84,7 @@ def _count_color(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
 
 
 def _counted(present: Counter, names: tuple[str, ...], rng: random.Random) -> list[tuple[str, int]]:
-    """Names with their counts, small counts thinned out; now and then one that is absent."""
+    """Names with their counts, small counts less often; sometimes an absent one."""
     absent = [name for name in names if name not in present]
     if absent and rng.random() < _ZERO_SHARE:
         return [(rng.choice(absent), 0)]
@@ -162,13 +162,13 @@ def _is_there_target(subject: tuple[str, str], answer: str, key: str, form: str,
 
 
 def _subject(item: SceneObject, form: str) -> tuple[str, str]:
-    """What to call an object by shape and color, by shape or by color; and its color."""
+    """An object's name by shape and color, by shape or by color; and its color."""
     noun = {"both": f"{item.color} {item.shape}", "shape": item.shape}.get(form)
     return (noun or f"{item.color} shape", item.color)
 
 
 def _absent_subjects(scene: Scene, form: str, rng: random.Random, split: str) -> list[tuple[str, str]]:
-    """Something that isn't in the scene; for shape with color mostly with one of the two there."""
+    """Things that are not in the scene; pairs mostly with a shape or color that is."""
     shapes = {item.shape for item in scene.objects}
     colors = {item.color for item in scene.objects}
     if form == "shape":
@@ -203,7 +203,7 @@ def _where(scene: Scene, rng: random.Random, _split: str) -> list[Target]:
 
 
 def clear_place(item: SceneObject, scene: Scene) -> str | None:
-    """The cell of nine where the object's centre lies; None where it is near a border."""
+    """The cell of nine with the object's centre; None if it is near a border."""
     cells = []
     for share in (item.y / scene.height, item.x / scene.width):
         if min(abs(share - 1 / 3), abs(share - 2 / 3)) < _PLACE_MARGIN:
@@ -213,7 +213,7 @@ def clear_place(item: SceneObject, scene: Scene) -> str | None:
 
 
 def _has_unnamed(scene: Scene) -> bool:
-    """Whether a shape's color has no name: then a question that names a color may mean that shape too."""
+    """Whether a color is unnamed; then a question that names a color might also mean that shape."""
     return any(item.color == UNNAMED for item in scene.objects)
 
 
@@ -235,10 +235,10 @@ _KINDS: dict[str, Callable[[Scene, random.Random, str], list[Target]]] = {
 }
 KINDS = tuple(_KINDS)
 
-# Scenes have few large counts, so small ones are not asked about each time.
+# Scenes have few large counts, so some small ones are left out.
 _KEPT_COUNTS = (1.0, 0.17, 0.4, 0.8, 1.0, 1.0, 1.0)
 
-# Counts are asked more often where there is a choice, because a scene allows few of them.
+# Counts are preferred, because a scene allows few of them.
 _KIND_WEIGHTS = {"count_shape": 4.0, "count_color": 4.0, "is_there": 0.6, "where": 0.8}
 
 
@@ -279,13 +279,13 @@ _SYNONYMS: dict[str, dict[str, str]] = {
 
 
 def phrase(kind: str, target: Target, rng: random.Random, by_form: Mapping[str, Sequence[str]]) -> Question:
-    """The question about a target, in one of the ways that phrasings.py knows."""
+    """The question about a target, in one of its phrasings."""
     text = fill(rng.choice(by_form[target.form]), target.slots)
     return Question(kind, loosely(text, rng), target.answer, target.key, target.unseen_answers)
 
 
 class _AboutOne(QuestionKinds[Scene]):
-    """Phrasings go by form too, and no target is asked about twice."""
+    """Phrasings have forms here, and no target is asked about twice."""
 
     def asked(
         self, depiction: Scene, rng: random.Random, split: str, num: int, kinds: tuple[str, ...], _apart: bool

@@ -1,4 +1,4 @@
-"""Random scenes: one to six flat shapes on a background, described in pixels."""
+"""Random scenes: one to six flat shapes on a background; lengths are in pixels."""
 
 import math
 import random
@@ -11,7 +11,7 @@ from training.drawing.colors import COLORS, RGB, UNNAMED, Shade, mix
 from training.drawing.geometry import SHAPES, VARIANTS, inner_circle, unit_polygon, unit_radius
 from training.drawing.sizes import log_uniform, random_size
 
-# Never in a training scene; every shape and color keeps most of its other partners.
+# Never in a training scene; each shape and color still has most other partners.
 HELDOUT_PAIRS = frozenset(
     {
         ("circle", "purple"), ("square", "orange"), ("triangle", "pink"), ("star", "green"),
@@ -24,10 +24,10 @@ _ASPECTS = {  # by variants of triangle and star; what they mean: geometry.unit_
     "equilateral": (1.0, 1.0), "isosceles": (0.7, 1.5), "right": (0.7, 1.4),
     "5": (0.35, 0.5), "4": (0.3, 0.45), "6": (0.45, 0.58),
 }  # fmt: skip
-_PALETTES = (  # of how many shapes and how many colors a scene may be made
+_PALETTES = (  # numbers of shapes and colors in a scene
     (1, 11), (1, 11), (6, 1), (6, 1), (2, 11), (6, 2), (2, 2), (3, 3), (6, 11), (6, 11),
 )  # fmt: skip
-_UNNAMED_OBJECTS = 0.75  # of a scene that has such objects
+_UNNAMED_OBJECTS = 0.75  # of the objects in a scene with unnamed colors
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SceneObject:
 
     @property
     def radius(self) -> float:
-        """How far the shape reaches from its centre, outline included."""
+        """The largest distance from the centre, with the outline."""
         reach = unit_radius(self.shape, self.variant, self.aspect) * self.size
         return reach + self.outline_width
 
@@ -93,10 +93,9 @@ def inner_circle_of(item: SceneObject) -> tuple[np.ndarray, float]:
 def random_scene(rng: random.Random, split: str = "train", difficulty: float = 1.0, unnamed: float = 0.0) -> Scene:
     """A scene of the demo world.
 
-    `split` is "train" (no held-out pair) or "heldout" (at least one). `difficulty` 0 gives one or
-    two large shapes on one color, 1 the whole world. `unnamed` is the share of scenes with shapes in
-    colors between the named ones: from these an encoder learns that any shape may have any color,
-    though no held-out pair is ever drawn.
+    `split` is "train" (no held-out pair) or "heldout" (at least one). `difficulty` 0 gives one or two large shapes on
+    one color, 1 the whole world. `unnamed` is the share of scenes with shapes in unnamed colors: they teach the encoder
+    that any shape may have any color, though no held-out pair is ever drawn.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
@@ -119,7 +118,7 @@ def scene_of(pairs: list[tuple[str, str]], rng: random.Random, difficulty: float
 def _laid_out(
     pairs: list[tuple[str, str]], width: int, height: int, rng: random.Random, difficulty: float
 ) -> Scene | None:
-    """A background, fills and places; None where a color does not stand out or an object finds no room."""
+    """The finished scene; None if a color does not stand out or an object finds no room."""
     for _ in range(8):
         background = random_background(rng, difficulty)
         fills = _fills(pairs, background, rng, difficulty)
@@ -151,7 +150,7 @@ def _random_pairs(rng: random.Random, split: str, difficulty: float) -> list[tup
 def _fills(
     pairs: list[tuple[str, str]], background: Background, rng: random.Random, difficulty: float
 ) -> list[Shade] | None:
-    """A shade for each object that stands out from the background; None if a color cannot."""
+    """A shade for each object that stands out from the background; None if there is none."""
     grounds = grounds_of(background)
     one_shade_each = rng.random() < 0.5
     chosen: dict[str, Shade] = {}
@@ -169,7 +168,7 @@ def _fills(
 def _place(
     pairs: list[tuple[str, str]], fills: list[Shade], width: int, height: int, rng: random.Random, difficulty: float
 ) -> tuple[SceneObject, ...] | None:
-    """Objects with sizes and places such that none overlap or leave the picture; None if stuck."""
+    """Objects that neither overlap nor leave the picture; None if one finds no room."""
     side = min(width, height)
     least = SMALLEST + (0.22 - SMALLEST) * (1 - difficulty)
     common = log_uniform(rng, least, LARGEST)
@@ -216,7 +215,7 @@ def _make(
 
 
 def _plainly_long(item: SceneObject, width: int, height: int) -> SceneObject:
-    """A rectangle that would look square in the picture squeezed to a square is turned aside."""
+    """Rotates a rectangle by 90 degrees if it would look square in the picture squeezed to a square."""
     if item.shape != "rectangle":
         return item
     sides = np.diff(polygon(item)[:3], axis=0) / (width, height)

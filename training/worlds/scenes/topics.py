@@ -1,7 +1,6 @@
-"""What is asked of a scene in few words: a topic and a subject ("color", the star), and the answer they have.
+"""Questions about a scene as a topic and a subject ("color", the star), with their answers.
 
-These are kinds of question that questions.py knows too. Here their subjects can be told apart, which questions
-that lean on others need ("And the circle?").
+The topics are kinds of questions.py. Follow-ups ("And the circle?") need the subject by itself.
 """
 
 import random
@@ -14,9 +13,9 @@ from training.worlds.scenes.questions import NUMBERS, article, clear_place, plur
 from training.worlds.scenes.scenes import HELDOUT_PAIRS, Scene, SceneObject
 
 TOPICS = ("count_shape", "count_color", "count_all", "color", "shape", "where", "is_there")
-_ABSENT_SHARE = 0.15  # of the counts are of something that is not there
-_KEPT_ONES = 0.35  # of the counts of a single thing: most things are there once
-_SORTS = {  # how the subjects of each topic are named
+_ABSENT_SHARE = 0.15  # of the counts are of something absent
+_KEPT_ONES = 0.35  # of the counts of single things, the most common ones
+_SORTS = {  # the subjects of each topic
     "count_shape": ("shape",), "count_color": ("color",), "count_all": ("all",),
     "color": ("shape",), "shape": ("color",), "where": ("shape", "color"), "is_there": ("shape", "color"),
 }  # fmt: skip
@@ -24,7 +23,7 @@ _SORTS = {  # how the subjects of each topic are named
 
 @dataclass(frozen=True)
 class Subject:
-    """What a question is about: what has this shape, or this color, or with neither all shapes."""
+    """The subject of a question: objects of this shape or color, or all objects."""
 
     shape: str = ""
     color: str = ""
@@ -42,7 +41,7 @@ class Subject:
 
 
 def target(topic: str, subject: Subject, scene: Scene) -> Target | None:
-    """Answer and key, with the subject's words in all slots; None where the scene does not decide it."""
+    """Answer and key, with the subject's words for all slots; None if the scene has no clear answer."""
     noun, meant = subject.noun, subject.meant(scene)
     slots = (
         ("shape", subject.shape), ("shapes", plural(subject.shape)), ("color", subject.color), ("noun", noun),
@@ -69,7 +68,7 @@ def target(topic: str, subject: Subject, scene: Scene) -> Target | None:
 
 
 def subjects(topic: str, scene: Scene, rng: random.Random) -> list[Subject]:
-    """What a topic may be asked about in this scene, in random order; what is not there, and single things, rarely."""
+    """A topic's possible subjects in this scene, in random order; absent and single things are rare."""
     found = [subject for sort in _SORTS[topic] for subject in _named(sort)]
     there = [subject for subject in found if subject.meant(scene)]
     absent = [subject for subject in found if subject not in there]

@@ -1,4 +1,4 @@
-"""Pictures of signs by several renderers, and which character lies in each cell of a picture."""
+"""Draws signs with several renderers, and labels the characters in each cell of a picture."""
 
 import math
 import random
@@ -38,10 +38,10 @@ Written = Sign | TwoLines
 def draw(
     sign: Written, rng: random.Random, max_side: int | None = None, renderer: str | None = None, effects: float = 1.0
 ) -> Image.Image:
-    """The sign as an RGB picture; arguments as for drawing.draw.
+    """The sign as an RGB picture; arguments as in scenes.drawing.draw.
 
-    "pillow" resizes smooth letters without hinting, "pillow_plain" writes with Pillow's hinted letters,
-    "matplotlib" with those of its Agg renderer.
+    "pillow" resizes smooth letters without hinting, "pillow_plain" draws Pillow's hinted letters, "matplotlib" those of
+    its Agg renderer.
     """
     renderer = chosen_renderer(renderer, _SHARES, rng)
     size = size_within(sign.width, sign.height, max_side)
@@ -49,7 +49,7 @@ def draw(
 
 
 def training_picture(sign: Written, rng: random.Random, side: int = 224, effects: float = 1.0) -> Image.Image:
-    """The sign as the model sees it: squeezed to a square of `side` pixels; mostly drawn squeezed at once."""
+    """The sign as the model sees it: squeezed to a square of `side` pixels, mostly drawn at that size."""
     way = rng.random()
     if way < 0.6:
         return with_effects(_drawn(sign, (side, side), "pillow", rng), rng, effects)
@@ -70,7 +70,7 @@ def _drawn(sign: Written, size: tuple[int, int], renderer: str, rng: random.Rand
 
 
 def write(picture: Image.Image, sign: Sign, scales: tuple[float, float], renderer: str) -> None:
-    """The text of a sign alone; `scales` are pixels of the picture for one of the sign, alike but for "pillow"."""
+    """Writes a sign's text; `scales` are picture pixels per sign pixel, equal for all renderers but "pillow"."""
     if renderer == "pillow":
         _smooth_text(picture, sign, scales)
     elif renderer == "pillow_plain":
@@ -82,7 +82,7 @@ def write(picture: Image.Image, sign: Sign, scales: tuple[float, float], rendere
 def labels(sign: Written) -> PictureLabels:
     """Character and color of each cell of the picture squeezed to a square.
 
-    A plate looks like a shape that is none: what lies on it is left open but for the characters.
+    A plate looks like a shape but is none: only the characters on it have labels.
     """
     if isinstance(sign, Sign):
         return PictureLabels(**line_labels(sign))
@@ -95,7 +95,7 @@ def labels(sign: Written) -> PictureLabels:
 
 
 def labels_of_lines(lines: Sequence[Sign]) -> dict[str, np.ndarray]:
-    """Labels of several texts on one picture; a soft token that holds parts of two has no characters."""
+    """Labels of several texts on one picture; a soft token with parts of two has no characters."""
     known = nothing()
     holding = np.zeros(TOKENS_PER_SIDE**2, int)  # texts with a character in each soft token
     for line in lines:
@@ -118,7 +118,9 @@ def line_labels(sign: Sign) -> dict[str, np.ndarray]:
     within = (along[..., 0] >= bounds[0]) & (along[..., 0] < bounds[-1])
     inks = np.array([metrics(sign.font).inks[c] for c in sign.text]) * sign.size
     middles = sign.cap_height / 2 + (inks[:, 1] - inks[:, 0]) / 2
-    halves = np.maximum((inks[:, 1] + inks[:, 0]) / 2, reached)  # a cell high at least, or no point would meet it
+    halves = np.maximum(
+        (inks[:, 1] + inks[:, 0]) / 2, reached
+    )  # at least the height of a cell, or it may miss every point
     inside = np.logical_and(within, np.abs(along[..., 1] - middles[which]) <= halves[which])
     characters = np.where(inside, written[which], 0)
     lettered = inside.reshape(-1, POINTS_PER_PATCH).any(axis=1)
@@ -131,7 +133,7 @@ def line_labels(sign: Sign) -> dict[str, np.ndarray]:
 
 
 def _leave_open(sign: Sign, out: dict[str, np.ndarray]) -> None:
-    """Says nothing of the patches on a sign's plate."""
+    """Removes the labels of the patches on a sign's plate."""
     along, _ = _at_points(sign)
     left, top, right, bottom = sign.outer
     at_points = (along[..., 0] > left) & (along[..., 0] < right) & (along[..., 1] > top) & (along[..., 1] < bottom)
@@ -142,19 +144,19 @@ def _leave_open(sign: Sign, out: dict[str, np.ndarray]) -> None:
 
 @lru_cache(maxsize=1)
 def _points() -> np.ndarray:
-    """Where patches say their characters, in shares of the picture, [16, 32, 2]."""
+    """The points that have character labels, in shares of the picture, [16, 32, 2]."""
     columns = (np.arange(PATCHES_PER_SIDE * POINTS_PER_PATCH) + 0.5) / (PATCHES_PER_SIDE * POINTS_PER_PATCH)
     rows = (np.arange(PATCHES_PER_SIDE) + 0.5) / PATCHES_PER_SIDE
     return np.stack(np.meshgrid(columns, rows), axis=-1)
 
 
 def _at_points(sign: Sign) -> tuple[np.ndarray, float]:
-    """Those points along the line [16, 32, 2], and half the height of a cell there."""
+    """The same points in the line's coordinates [16, 32, 2], and half the height of a cell."""
     return sign.along(_points() * (sign.width, sign.height)), sign.height / PATCHES_PER_SIDE / 2
 
 
 def _label_tokens(sign: Sign, out: dict[str, np.ndarray], bounds: np.ndarray, written: np.ndarray, color: int) -> None:
-    """The characters whose middle lies in a soft token, in order; what is beyond four stays unsaid."""
+    """Labels soft tokens with the characters whose middle lies in them, in order; at most four."""
     middles = np.stack([(bounds[1:] + bounds[:-1]) / 2, np.zeros(len(written))], axis=1)
     cells = (sign.turned(middles) * TOKENS_PER_SIDE / (sign.width, sign.height)).astype(int)
     held = dict.fromkeys(range(TOKENS_PER_SIDE**2), 0)
@@ -170,7 +172,7 @@ def _label_tokens(sign: Sign, out: dict[str, np.ndarray], bounds: np.ndarray, wr
 
 
 def _plate(picture: Image.Image, sign: Sign, plate: Plate, scales: tuple[float, float]) -> None:
-    """Rectangles one on the other, each a mask turned and resized as the text is."""
+    """Draws frame and fill as masks, rotated and resized like the text."""
     left, top, right, bottom = sign.outer
     inner = plate.frame_width * sign.cap_height
     radius = plate.roundness * sign.cap_height
@@ -197,7 +199,7 @@ def _rounded(size: tuple[int, int], inset: float, radius: float) -> Image.Image:
 
 
 def _smooth_text(picture: Image.Image, sign: Sign, scales: tuple[float, float]) -> None:
-    """The text drawn at a fixed size, or its own where that is larger, then turned and resized."""
+    """Draws the text at a fixed size, or its own if larger, then rotates and resizes it."""
     em = min(sign.size * max(scales), 4 * _MASK_EM)
     drawn = at_size(sign.font, _MASK_EM * math.ceil(em / _MASK_EM))
     left, top, right, bottom = drawn.getbbox(sign.text, anchor="ls")
@@ -219,7 +221,7 @@ def _paste_turned(
     scales: tuple[float, float],
     color: RGB,
 ) -> None:
-    """Pastes a color through a mask that covers `span` sign pixels about `middle`, both along the line."""
+    """Pastes a color through a mask of `span` sign pixels around `middle`, in the line's coordinates."""
     pixel = span[0] / mask.width, span[1] / mask.height  # sign pixels of one of the mask's
     if sign.rotation:
         mask = mask.rotate(-sign.rotation, Image.Resampling.BILINEAR, expand=True)
@@ -227,7 +229,7 @@ def _paste_turned(
     half = np.array([mask.width * pixel[0] * scales[0], mask.height * pixel[1] * scales[1]]) / 2
     left, top = (int(v) for v in np.floor(centre - half))
     right, bottom = (int(v) for v in np.ceil(centre + half))
-    # The target's whole pixels seen from the mask; the mask gets a margin, for they reach beyond it.
+    # Whole pixels of the picture in mask coordinates; they extend beyond the mask, so it gets a margin.
     step = 2 * half / (mask.width, mask.height)
     margin = math.ceil(float((1 / step).max())) + 1
     wide = Image.new("L", (mask.width + 2 * margin, mask.height + 2 * margin))
@@ -239,7 +241,7 @@ def _paste_turned(
 
 
 def write_hinted(picture: Image.Image, sign: Sign, scale: float) -> None:
-    """The text of a sign as simple programs write it: letters on whole pixels."""
+    """Writes a sign's text as simple programs do: letters on whole pixels."""
     drawn = at_size(sign.font, max(1.0, round(sign.size * scale)))
     x, y = sign.x * scale, sign.y * scale
     if not sign.rotation:
@@ -256,7 +258,7 @@ def write_hinted(picture: Image.Image, sign: Sign, scale: float) -> None:
 
 
 def _matplotlib_text(picture: Image.Image, sign: Sign, scale: float) -> None:
-    """By matplotlib's Agg renderer, without the cost of a figure."""
+    """Draws with matplotlib's Agg renderer, without the cost of a Figure."""
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 

@@ -1,7 +1,6 @@
-"""Questions about signs: what is written, in what color, how long it is, is it a number; when an answer is right.
+"""Questions about signs: text, color, length, word or number; when an answer is right.
 
-Letters are counted where there are letters only, digits where there are digits only; what has both is neither a
-word nor a number.
+Only texts of letters alone or of digits alone have a length to ask for; a mixture is neither a word nor a number.
 """
 
 import random
@@ -14,7 +13,7 @@ from training.worlds.scenes.questions import LARGER_NUMBERS, NUMBERS, said_color
 from training.worlds.signs.signs import Sign
 
 KINDS = ("read", "text_color", "letters_count", "word_or_number")
-_MOST_ALIKE = {"read": 3, "text_color": 2, "letters_count": 2, "word_or_number": 2}  # about one sign, in other words
+_MOST_ALIKE = {"read": 3, "text_color": 2, "letters_count": 2, "word_or_number": 2}  # phrasings about one sign
 _WORDS_ASKED = 0.35  # of the words are asked whether they are one: there are more of them than numbers
 
 PHRASINGS = written_phrasings.in_one_form(written_phrasings.TRAINED, KINDS)
@@ -24,7 +23,7 @@ QUOTED = re.compile(r'["“]([^"“”]*)["”]')
 
 
 def _targets(kind: str, sign: Sign, rng: random.Random, _split: str) -> list[Target]:
-    """What may be asked of one kind: once, or nothing where there is no answer."""
+    """One target, or none if the question has no answer."""
     alike, text = _MOST_ALIKE[kind], sign.text
     if kind == "read":
         return [Target((), f'The sign says "{text}".', text, alike=alike)]
@@ -42,7 +41,7 @@ def _targets(kind: str, sign: Sign, rng: random.Random, _split: str) -> list[Tar
 
 
 def _says(kind: str, key: str, answer: str) -> bool:
-    """Nothing in quotation marks counts, but where the text itself is asked for."""
+    """Quoted text is ignored, except where the question is about the text."""
     unquoted = QUOTED.sub(" ", answer)
     if kind == "text_color":
         return said_colors(answer) == {key}
@@ -54,7 +53,7 @@ def _says(kind: str, key: str, answer: str) -> bool:
 
 
 def says_text(text: str, answer: str) -> bool:
-    """Whether what stands in quotation marks is the text, in whatever case; without any, the answer's last word."""
+    """Whether the quoted text is `text`, regardless of case; without quotation marks, the last word counts."""
     quoted = QUOTED.findall(answer) or re.findall(r"(\w+)\W*$", answer)
     return len(quoted) == 1 and quoted[0].strip().lower() == text.lower()
 

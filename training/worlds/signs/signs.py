@@ -1,8 +1,8 @@
-"""Random signs: one word or number on a background, described in pixels.
+"""Random signs: one word or number on a background; lengths are in pixels.
 
-Sizes are cap heights: how tall a capital letter or a digit of the font is, as a share of the picture's
-shorter side. A sign has at least LEAST_CAP_HEIGHT. Some programs measure
-the em instead, so that their capitals are lower: training also sees LEAST_TRAINED.
+Sizes are cap heights, the height of a capital letter or digit, as a share of the picture's shorter side. A sign has at
+least LEAST_CAP_HEIGHT. Some programs set the em to that size, which makes capitals smaller: training goes down to
+LEAST_TRAINED.
 """
 
 import math
@@ -35,7 +35,7 @@ _CODAS = ("", "", "b", "ck", "d", "f", "g", "l", "ll", "m", "n", "ng", "nt", "p"
 
 @dataclass(frozen=True)
 class Plate:
-    """A rectangle behind the text that turns with it, in shares of the cap height around the text."""
+    """A rectangle behind the text, rotated with it; lengths are in cap heights."""
 
     fill: RGB | None  # None: only a frame
     frame: RGB | None
@@ -49,7 +49,7 @@ class Plate:
 class Sign:
     """A whole picture, `width` by `height` pixels, with one line of text on it.
 
-    (x, y) is the middle of the line: half its length along, half the cap height above the baseline.
+    (x, y) is the middle of the line: half of its length, half the cap height above the baseline.
     """
 
     width: int
@@ -67,7 +67,7 @@ class Sign:
 
     @property
     def lines(self) -> tuple["Sign", ...]:
-        """Itself: some signs have two."""
+        """Itself; TwoLines has two."""
         return (self,)
 
     @property
@@ -82,9 +82,9 @@ class Sign:
 
     @property
     def line(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the text, in pixels from (x, y) along the unturned line.
+        """Left, top, right and bottom of the text, in pixels from (x, y), without rotation.
 
-        Its height is that of the ink; its length that of the characters, beyond which slanted ink may hang.
+        The height is that of the ink, the length that of the characters; slanted ink may extend beyond it.
         """
         inks = [metrics(self.font).inks[character] for character in self.text]
         middle = metrics(self.font).cap_height / 2
@@ -94,7 +94,7 @@ class Sign:
 
     @property
     def outer(self) -> tuple[float, float, float, float]:
-        """As `line`, with all ink, and with the plate and its frame."""
+        """As `line`, with overhanging ink, or with the plate and its frame."""
         left, top, right, bottom = self.line
         if self.plate is None:
             hanging = metrics(self.font).overhangs
@@ -105,20 +105,20 @@ class Sign:
         return left - beside, top - above, right + beside, bottom + above
 
     def turned(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 2] given along the line as pixels of the picture."""
+        """Points [..., 2] from the line's coordinates to pixels of the picture."""
         angle = math.radians(self.rotation)
         cos, sin = math.cos(angle), math.sin(angle)
         return points @ np.array([[cos, sin], [-sin, cos]]) + (self.x, self.y)
 
     def along(self, points: np.ndarray) -> np.ndarray:
-        """The other way round: pixels of the picture [..., 2] in the line's own coordinates."""
+        """The inverse of `turned`."""
         angle = math.radians(self.rotation)
         cos, sin = math.cos(angle), math.sin(angle)
         return (points - (self.x, self.y)) @ np.array([[cos, -sin], [sin, cos]])
 
 
 def is_heldout_text(text: str) -> bool:
-    """Whether a text, in whatever case, is kept out of all training signs: about one in five."""
+    """Whether a text is kept out of all training signs, regardless of case: about one in five."""
     return zlib.crc32(f"sign {text.lower()}".encode()) % _HELDOUT_OF == 0
 
 
@@ -127,9 +127,8 @@ def random_sign(
 ) -> Sign:
     """A sign of the demo world.
 
-    `split` is "train" (never a held-out text) or "heldout" (always one). `difficulty` 0 gives up to four
-    large upright sans letters on one color in a square, 1 the whole world. `unnamed` is the share of
-    signs in colors between the named ones.
+    `split` is "train" (no held-out text) or "heldout" (always one). `difficulty` 0 gives up to four large upright sans
+    letters on one color in a square, 1 the whole world. `unnamed` is the share of signs in unnamed colors.
     """
     if split not in _TEXTS:
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
@@ -145,7 +144,7 @@ def random_sign(
 def _laid_out(
     rng: random.Random, text: str, font: Font, split: str, difficulty: float, easy: bool, unnamed: float
 ) -> Sign | None:
-    """The text with size, place, colors and plate; None where it does not fit or does not stand out."""
+    """The finished sign; None if the text does not fit or does not stand out."""
     width, height = random_size(rng, difficulty)
     background = random_background(rng, 0.0 if easy else difficulty)
     color = UNNAMED if rng.random() < unnamed else rng.choice(COLORS)
@@ -195,7 +194,7 @@ def random_plate(rng: random.Random, background: Background) -> Plate:
 
 
 def grounds_behind(background: Background, plate: Plate | None) -> list[Lab]:
-    """What a text must stand out from: the plate's fill, else the background and a frame that lies near the text."""
+    """The colors that a text must stand out from: the plate's fill, else the background and a frame."""
     if plate is not None and plate.fill is not None:
         return [to_lab(plate.fill)]
     grounds = grounds_of(background)
@@ -203,7 +202,7 @@ def grounds_behind(background: Background, plate: Plate | None) -> list[Lab]:
 
 
 def random_text(rng: random.Random, split: str, most: int = MOST_CHARACTERS) -> str:
-    """1 to `most` characters: a word, a pseudo-word, a number or a random string, held out or never."""
+    """A word, pseudo-word, number or random string of the split, of 1 to `most` characters."""
     sorts = (_word, _pseudo_word, _number, _string)
     while True:
         text = rng.choices(sorts, _TEXTS[split])[0](rng)
@@ -216,7 +215,7 @@ def _word(rng: random.Random) -> str:
 
 
 def _pseudo_word(rng: random.Random) -> str:
-    """Syllables that could be a word, and hardly ever are."""
+    """Syllables that sound like a word but rarely are one."""
     syllables = rng.choices((1, 2, 3), (3, 5, 2))[0]
     parts = [rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables)]
     return _in_case(rng, "".join(parts))
@@ -227,7 +226,7 @@ def _number(rng: random.Random) -> str:
 
 
 def _string(rng: random.Random) -> str:
-    """Letters, or letters and digits, without any order."""
+    """Random letters, or letters and digits."""
     digits = rng.choice(("", "", string.digits))
     return _in_case(rng, "".join(rng.choices(string.ascii_lowercase + digits, k=_length(rng))))
 

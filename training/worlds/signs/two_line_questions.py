@@ -1,4 +1,4 @@
-"""Questions about signs with two lines: what both say, and each; when an answer is right."""
+"""Questions about signs with two lines: the whole text or one line; when an answer is right."""
 
 import random
 
@@ -11,7 +11,7 @@ from training.worlds.signs.two_lines import TwoLines
 KINDS = ("read_lines", "first_line", "second_line")
 PHRASINGS = written_phrasings.in_one_form(written_phrasings.TRAINED, KINDS)
 HELDOUT_PHRASINGS = written_phrasings.in_one_form(written_phrasings.HELDOUT, KINDS)
-_MOST_ALIKE = 2  # of one kind about one sign, in other words each
+_MOST_ALIKE = 2  # phrasings of one kind about one sign
 
 _CALLED = {
     "first": ("first", "first", "first", "upper", "top"),
@@ -66,7 +66,7 @@ def _targets(kind: str, sign: TwoLines, rng: random.Random, _split: str) -> list
 
 
 def _says(kind: str, key: str, answer: str) -> bool:
-    """Both lines stand in quotation marks, the upper one first."""
+    """read_lines must quote both lines, the upper one first."""
     if kind == "read_lines":
         return [text.strip().lower() for text in QUOTED.findall(answer)] == key.lower().split()
     return says_text(key, answer)

@@ -1,4 +1,4 @@
-"""Random signs with two lines, one below the other, described in pixels; all else is as signs.py says."""
+"""Random signs with two lines, one below the other; everything else is as in signs.py."""
 
 import random
 from dataclasses import dataclass, replace
@@ -38,13 +38,13 @@ class TwoLines:
     height: int
     background: Background
     lines: tuple[Sign, Sign]
-    plated: Sign | None = None  # one that stands in the middle of both and has the plate behind them
+    plated: Sign | None = None  # a text in the middle of both that has the plate behind them
 
 
 def random_two_lines(
     rng: random.Random, fonts: tuple[Font, ...], split: str = "train", difficulty: float = 1.0, unnamed: float = 0.0
 ) -> TwoLines:
-    """Two lines of the demo world; as signs.random_sign, and both texts are held out or neither is."""
+    """Two lines of the demo world, as signs.random_sign; either both texts are held out or none."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split is {split!r}; expected "train" or "heldout"')
     while True:
@@ -59,7 +59,7 @@ def random_two_lines(
 def _laid_out(
     rng: random.Random, texts: list[str], font: Font, split: str, difficulty: float, easy: bool, unnamed: float
 ) -> TwoLines | None:
-    """The texts with sizes, places, colors and plate; None where they do not fit or do not stand out."""
+    """The finished sign; None if the texts do not fit or do not stand out."""
     width, height = random_size(rng, difficulty)
     background = random_background(rng, 0.0 if easy else difficulty)
     color = UNNAMED if rng.random() < unnamed else rng.choice(COLORS)
@@ -98,7 +98,7 @@ def _laid_out(
 def _stacked(
     upper: Sign, lower: Sign, rng: random.Random
 ) -> tuple[tuple[tuple[float, float], tuple[float, float]], tuple[float, float]]:
-    """The middle of each line and half the width and height of both, seen from the middle of both; unturned."""
+    """The middle of each line from the middle of both, and half the width and height of both; without rotation."""
     gap = rng.uniform(_LEAST_GAP, _MOST_GAP) * upper.cap_height
     (left, top, right, deep), (lower_left, high, lower_right, bottom) = upper.outer, lower.outer
     height = (deep - top) + gap + (bottom - high)
@@ -110,7 +110,7 @@ def _stacked(
 
 
 def _with_plate(upper: Sign, lower: Sign, plate: Plate, block: tuple[float, float]) -> Sign:
-    """The longer line in the middle of both, with a plate so high that both lie on it."""
+    """The longer line in the middle of both, with a plate that is high enough for both."""
     longer = max(upper, lower, key=lambda line: line.line[2])
     left, top, right, bottom = longer.line
     beside = plate.beside + (block[0] - min(-left, right)) / longer.cap_height
@@ -124,5 +124,5 @@ def _corners(outer: tuple[float, float, float, float]) -> np.ndarray:
 
 
 def _at(line: Sign, place: np.ndarray, em: float) -> Sign:
-    """A line thought of with an em of one pixel, `em` times as large and at its place."""
+    """A line with an em of one pixel, enlarged `em` times and moved to its place."""
     return replace(line, x=float(place[0]), y=float(place[1]), size=line.size * em)
