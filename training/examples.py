@@ -8,7 +8,6 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL.Image import Image
 
@@ -18,10 +17,8 @@ from training.drawing.fonts import Font, bundled_fonts, edges
 from training.worlds import elsewhere
 from training.worlds.boards import drawing as board_drawing
 from training.worlds.boards.boards import Board, Entry, Panel
-from training.worlds.charts import drawing as chart_drawing
 from training.worlds.charts.charts import ALL_SPINES, Bar, Chart, Look
-from training.worlds.elsewhere import NOTHING_KNOWN, Strange
-from training.worlds.scenes import drawing
+from training.worlds.elsewhere import DRAWN_BY, NOTHING_KNOWN, Strange
 from training.worlds.scenes.scenes import Scene, SceneObject
 from training.worlds.signs import drawing as sign_drawing
 from training.worlds.signs.signs import Plate, Sign
@@ -36,13 +33,7 @@ _CREAM, _NIGHT, _SKY, _MINT, _SAND, _LILAC = (
 )  # fmt: skip
 
 
-_DRAWN_BY: dict[type, Any] = {
-    Scene: drawing,
-    Sign: sign_drawing,
-    TwoLines: sign_drawing,
-    Chart: chart_drawing,
-    Board: board_drawing,
-}
+_DRAWN_BY = {**DRAWN_BY, TwoLines: sign_drawing, Board: board_drawing}
 Depiction = Scene | Sign | TwoLines | Chart | Board | Strange
 
 

@@ -49,7 +49,8 @@ class Trainer:
         # Gradients of saturated softmaxes underflow, and a CPU is ten times slower with denormal numbers.
         torch.set_flush_denormal(True)
         self.device = torch.device(settings.device)
-        self.tokenizer_folder = tokenizer_folder(settings.resume)
+        resume = settings.resume
+        self.tokenizer_folder = resume if resume and (resume / TOKENIZER_FILES[0]).exists() else DEMO_MODEL
         self.tokenizer = Gemma3Tokenizer.from_pretrained(self.tokenizer_folder)
         self.model = self._start_model().to(self.device).train()
         self.heads = DenseHeads().to(self.device)
@@ -206,11 +207,6 @@ class Trainer:
         copy_settings(fresh)
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)
-
-
-def tokenizer_folder(resume: Path | None) -> Path:
-    """The tokenizer's folder: the resumed checkpoint if it has a tokenizer, else the demo model."""
-    return resume if resume and (resume / TOKENIZER_FILES[0]).exists() else DEMO_MODEL
 
 
 def answer_masks(batch: Batch, config: Gemma3Config) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ class Strange:
 
 
 Known = Scene | Sign | Chart
-_DRAWN_BY: dict[type, Any] = {Scene: drawing, Sign: sign_drawing, Chart: chart_drawing}
+DRAWN_BY: dict[type, Any] = {Scene: drawing, Sign: sign_drawing, Chart: chart_drawing}
 Elsewhere = Strange | Known
 
 
@@ -81,7 +81,7 @@ def draw(depiction: Elsewhere, rng: random.Random, renderer: str | None = None) 
     """The whole picture, RGB."""
     if isinstance(depiction, Strange):
         return with_effects(_drawn(depiction, (depiction.width, depiction.height)), rng, 1.0)
-    picture: Image.Image = _DRAWN_BY[type(depiction)].draw(depiction, rng, renderer=renderer)
+    picture: Image.Image = DRAWN_BY[type(depiction)].draw(depiction, rng, renderer=renderer)
     return picture
 
 
@@ -89,7 +89,7 @@ def training_picture(depiction: Elsewhere, rng: random.Random, side: int) -> Ima
     """Squeezed to a square of `side` pixels."""
     if isinstance(depiction, Strange):
         return with_effects(_drawn(depiction, (side, side)), rng, 1.0)
-    picture: Image.Image = _DRAWN_BY[type(depiction)].training_picture(depiction, rng, side)
+    picture: Image.Image = DRAWN_BY[type(depiction)].training_picture(depiction, rng, side)
     return picture
 
 
@@ -97,7 +97,7 @@ def labels(depiction: Elsewhere) -> PictureLabels:
     """In a strange picture, nothing anywhere."""
     if isinstance(depiction, Strange):
         return PictureLabels(**nothing())
-    found: PictureLabels = _DRAWN_BY[type(depiction)].labels(depiction)
+    found: PictureLabels = DRAWN_BY[type(depiction)].labels(depiction)
     return found
 
 
