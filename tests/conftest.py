@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: each process has a core, and its apps too
 
 import pytest
 import torch
@@ -19,6 +21,13 @@ from running_app import chromium
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes; none beside this one for a single file, or on the GPU, whose memory they would share."""
+    files = {Path(argument.partition("::")[0]) for argument in config.args}
+    single = len(files) == 1 and files.pop().suffix == ".py"
+    return 0 if single or "gpu" in (config.option.markexpr or "") else 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

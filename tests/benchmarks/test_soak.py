@@ -53,26 +53,45 @@ def test_there_must_be_something_to_compare():
         soak.verdicts([STEADY] * 60, 60)
 
 
+def until(app, holds, seconds=30.0):
+    """What the app takes once this holds; after so long what it takes anyway, for the assertion to tell."""
+    end = time.monotonic() + seconds
+    while not holds(taken := app.taken()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return taken
+
+
+def at_rest(app):
+    """What the app takes once no connection is open and its descriptors have stayed as many for two seconds.
+
+    The last question whether the page is ready may still be open, and descriptors close after their connection.
+    """
+    counts = []
+
+    def rests(taken):
+        counts.append(taken.descriptors)
+        return not taken.connections and counts[-10:] == [taken.descriptors] * 10
+
+    return until(app, rests)
+
+
 def test_what_is_counted_is_what_the_process_holds():
     """Shown on the app itself: a file, five connections and their descriptors that come and go."""
     with watched_app() as app:
-        quiet = time.monotonic() + 20  # the last question whether the page is ready may still be open
-        while (before := app.taken()).connections and time.monotonic() < quiet:
-            time.sleep(0.2)
+        before = at_rest(app)
+        assert before.connections == 0
         (app.folder / "file").write_bytes(b"0" * 10_000_000)
         with ExitStack() as pages:
             for _ in range(5):
                 pages.enter_context(pages.enter_context(Visitor(app.url)).heartbeat())
-            during = app.taken()
+            during = until(app, lambda taken: taken.descriptors >= before.descriptors + 5)
         (app.folder / "file").unlink()
         assert during.disk >= before.disk + 9_000_000  # what was there at the start may go
         assert during.connections >= 5
         assert during.descriptors >= before.descriptors + 5
         assert during.threads >= 1
         assert 200_000_000 < before.memory <= app.peak()
-        gone = time.monotonic() + 20
-        while (after := app.taken()).connections and time.monotonic() < gone:
-            time.sleep(0.2)
+        after = until(app, lambda taken: not taken.connections and taken.descriptors <= before.descriptors)
         assert after.connections == 0
         assert after.disk <= during.disk - 9_000_000
         assert after.descriptors <= before.descriptors
