@@ -55,6 +55,10 @@ class StoppedError(Gemma3Error, RuntimeError):
     """Work that its caller cancelled."""
 
 
+class OutOfMemoryError(Gemma3Error, RuntimeError):
+    """The device has no memory for a request, also without what was kept of earlier ones."""
+
+
 class QueueFullError(Gemma3Error, RuntimeError):
     """The queue is full; try again in a moment."""
 

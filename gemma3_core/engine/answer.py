@@ -7,7 +7,7 @@ import torch
 
 from gemma3_core.engine.api import Event, StageEvent
 from gemma3_core.engine.precisions import ModelVariants
-from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, prompt_keys
+from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.generation.loop import PREFILL_CHUNK_SIZE, PrefillProgress, Step, generate_tokens
@@ -29,7 +29,7 @@ class AnswerWriter:
         self._precisions, self._processor = precisions, processor
         # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
         self._model = precisions.default
-        self.kept = PrefixCache()
+        self.kept = PrefixCache(*cache_budget(self._model.device))
 
     def answer(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
         """Stages and tokens of `running`, and its end; `prompt` has its tiles."""

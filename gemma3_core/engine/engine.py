@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from gemma3_core.config.gemma3 import GLOBAL
 from gemma3_core.engine.answer import AnswerWriter
 from gemma3_core.engine.api import (
@@ -52,7 +54,14 @@ from gemma3_core.engine.prompts import (
     read_prompt,
 )
 from gemma3_core.engine.sequence import RunningRequest
-from gemma3_core.errors import AttentionError, ContextLengthError, ImageError, PromptError, StoppedError
+from gemma3_core.errors import (
+    AttentionError,
+    ContextLengthError,
+    ImageError,
+    OutOfMemoryError,
+    PromptError,
+    StoppedError,
+)
 from gemma3_core.files.hub import resolve_folder
 from gemma3_core.generation.loop import check_length
 from gemma3_core.images.load import ImageSource, PictureHeader, read_header
@@ -70,6 +79,9 @@ DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 DEMO_NAME = "demo model"
 
 _LOOKED_AT = 1280  # pixels of a picture's longer side, for those who look at it
+NO_MEMORY = (
+    "There is not enough memory for this conversation. Send fewer pictures, switch pan & scan off, or start a new one."
+)
 _TICK_S = 0.1  # whoever waits can be stopped within this time
 
 
@@ -217,12 +229,36 @@ class Engine:
             running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))
-            yield from self._writer.answer(running, prompt)
+            yield from self._written(running, prompt)
             if was_ready:  # else it took longer than the next answers will
                 self.queue.remember(running.running_s)
         finally:
             self._tiles.release(ticket)
             self.queue.leave(ticket)
+
+    def _written(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
+        """What the writer yields. Where memory runs out before the first token, all kept caches are evicted first.
+
+        Raises OutOfMemoryError where that does not help.
+        """
+        try:
+            yield from self._writer.answer(running, prompt)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if running.has_tokens:
+                raise OutOfMemoryError(NO_MEMORY) from None
+        # Not within `except`: the error holds on to the pass that failed, and so to its memory.
+        self._writer.kept.clear()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            yield from self._writer.answer(running, prompt)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(NO_MEMORY) from None
 
     def _when_it_is_its_turn(self, ticket: Ticket, request: Request) -> Generator[StageEvent, None, Prompt]:
         """The prompt of a request, with its tiles, once it is its ticket's turn.
@@ -409,6 +445,10 @@ class Engine:
                     tell(text)
             check()
             yield self._precisions.model(int4), prompt
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(NO_MEMORY) from None
         except ImageError as error:
             raise AttentionError(f"The pictures of this answer are gone ({error}). Add them and ask again.") from None
         finally:
@@ -419,6 +459,11 @@ class Engine:
         """Frees the model's memory; running answers end with an error of their own."""
         self._writer.kept.clear()
         del self._model, self._precisions, self._writer
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a pass found no memory, on a GPU or on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def check_picture(source: ImageSource) -> None:

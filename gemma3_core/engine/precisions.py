@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
+from gemma3_core.engine.memory import free_bytes
 from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.int4.linear import int4_obstacle
 from gemma3_core.int4.quantize import (
@@ -148,14 +149,6 @@ def _require_room(num_bytes: int, device: torch.device) -> None:
             f"The other precision needs {num_bytes / 1e9:.1f} GB more on the GPU, where {free / 1e9:.1f} GB are free. "
             "Choose the precision that the server started with."
         )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory left for weights on a GPU; None for a CPU, where they stay on disk until they are used."""
-    if device.type != "cuda":
-        return None
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def quantization_name(int4: bool) -> str:

@@ -17,14 +17,19 @@ from dataclasses import dataclass
 
 import torch
 
+from gemma3_core.engine.memory import free_bytes, free_bytes_of_machine
 from gemma3_core.nn.cache import KVCache
 
 MOST_BYTES = 512 * 1024**2
-"""Memory that all kept caches may take together; the one that was used longest ago goes first."""
+"""Memory that all kept caches may take together, at least; the least recently used one is evicted first."""
 MOST_BYTES_OF_NEWCOMERS = 64 * 1024**2
-"""Memory that the caches may take of visitors who have asked once and not come back, but for the latest of them."""
+"""Memory for the caches of visitors who have asked once and not come back, at least; the latest is always kept."""
+SHARE_OF_FREE = 0.25
+"""All kept caches may take so much of the memory that is free once the model is loaded."""
+NEWCOMERS_SHARE = 0.125
+"""Of that, on a GPU, for visitors who have asked once. A CPU's memory is needed for other things too."""
 KEPT_S = 600.0
-"""How long a cache is kept that nobody asks for."""
+"""A cache that nobody has asked for in so many seconds is evicted."""
 
 TokenKey = int | bytes
 """A token of the prompt: its id, or of a soft token the digest of its tile."""
@@ -47,6 +52,14 @@ def prompt_keys(
     for number, place in enumerate(soft[0].nonzero()[:, 0].tolist()):
         keys[place] = digests[number // tokens_per_tile]
     return tuple(keys)
+
+
+def cache_budget(device: torch.device) -> tuple[int, int]:
+    """Bytes that all kept caches may take on a device, and bytes for those of newcomers; call it after loading."""
+    on_gpu = device.type == "cuda"
+    share = int(SHARE_OF_FREE * ((free_bytes(device) if on_gpu else free_bytes_of_machine()) or 0))
+    newcomers = int(NEWCOMERS_SHARE * share) if on_gpu else 0
+    return max(MOST_BYTES, share), max(MOST_BYTES_OF_NEWCOMERS, newcomers)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from gemma3_core.engine.api import Event, ModelInfo, Request, StageEvent
 from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.engine import DEMO_MODEL, Engine
-from gemma3_core.engine.precisions import free_bytes
+from gemma3_core.engine.memory import free_bytes
 from gemma3_core.engine.sequence import never_begun
 from gemma3_core.errors import (
     AttentionError,

@@ -34,6 +34,10 @@ class RunningRequest:
         """Seconds since it left the queue."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
+    @property
+    def has_tokens(self) -> bool:
+        return self._new_tokens > 0
+
     def count(self) -> None:
         """A token has been sampled."""
         self._new_tokens += 1

@@ -8,12 +8,11 @@ from places import DEMO_MODEL
 from window import STATS
 
 from components.chat.conversation import Exchange
-from gemma3_core.engine import Answered, DoneEvent, Request, Turn
+from gemma3_core.engine import Answered, DoneEvent, Request, TokenChoices, Turn
 from gemma3_core.inspection.confidence import token_choice
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
-MOST_BYTES_PER_TOKEN = 1_400
-"""Five alternatives for each token are most of it."""
+MOST_BYTES_PER_TOKEN = 200
 
 
 def bytes_per_token(num_tokens: int) -> float:
@@ -30,9 +29,8 @@ def bytes_per_token(num_tokens: int) -> float:
         choices = tuple(token_choice(tokenizer, row, int(row.argmax())) for row in logits)
         ids = tuple(choice.token_id for choice in choices)
         text = "".join(choice.text for choice in choices)
-        exchange = Exchange(
-            question, False, text, STATS, Answered(Request((question,)), DoneEvent(text, STATS, ids)), choices
-        )
+        answered = Answered(Request((question,)), DoneEvent(text, STATS, ids))
+        exchange = Exchange(question, False, answered, TokenChoices(choices))
         del choices, ids, text
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()

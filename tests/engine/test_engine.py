@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from gemma3_core.errors import (
     CheckpointError,
     ContextLengthError,
     ImageError,
+    OutOfMemoryError,
     PromptError,
     QueueFullError,
     UnsupportedOptionError,
@@ -713,3 +715,57 @@ def test_a_stopped_answer_ends_with_what_was_written_and_leaves_the_queue(engine
     if waiting is not None:
         waiting.close()
     assert list(engine.stream(request))[-1].token_ids == whole.token_ids
+
+
+class FullOnce:
+    """In the place of encoding or of a forward pass: finds no memory so many times, and then does its work."""
+
+    def __init__(self, works, error, times):
+        self.works, self.error, self.times = works, error, times
+
+    def __call__(self, *given, **options):
+        if self.times:
+            self.times -= 1
+            raise self.error
+        return self.works(*given, **options)
+
+
+FULL = (torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("[enforce fail] can't allocate memory"))
+
+
+@pytest.mark.parametrize("error", FULL, ids=["GPU", "CPU"])
+def test_without_memory_the_kept_caches_go_and_the_answer_is_tried_once_more(engine, monkeypatch, error):
+    request = ask("what is this", picture(1), visitor="somebody")
+    whole = answer(engine, request)
+    assert len(engine._writer.kept)
+    full = FullOnce(answer_writer.encode, error, 1)
+    monkeypatch.setattr(answer_writer, "encode", full)
+    again = answer(engine, replace(request, visitor="another"))
+    assert (again.token_ids, full.times) == (whole.token_ids, 0)
+    assert len(engine._writer.kept) == 1  # this one's own
+
+
+@pytest.mark.parametrize("error", FULL, ids=["GPU", "CPU"])
+def test_without_memory_at_all_the_visitor_is_told_what_to_lower_and_others_go_on(engine, monkeypatch, error):
+    monkeypatch.setattr(answer_writer, "encode", FullOnce(answer_writer.encode, error, 2))
+    with pytest.raises(OutOfMemoryError, match="Send fewer pictures") as told:
+        answer(engine, ask("what is this", picture(1)))
+    assert told.value.__suppress_context__
+    assert answer(engine, ask("what is this", picture(1))).text is not None
+
+
+def test_memory_that_runs_out_in_the_middle_of_an_answer_is_told(engine, monkeypatch):
+    confidence = FullOnce(answer_writer.token_choice, FULL[0], 0)
+    monkeypatch.setattr(answer_writer, "token_choice", confidence)
+    events = engine.stream(ask("what is a color", confidence=True))
+    while not isinstance(next(events), TokenEvent):
+        pass
+    confidence.times = 1
+    with pytest.raises(OutOfMemoryError):
+        list(events)
+
+
+def test_other_errors_of_a_pass_are_not_taken_for_a_lack_of_memory(engine, monkeypatch):
+    monkeypatch.setattr(answer_writer, "encode", FullOnce(answer_writer.encode, RuntimeError("shapes differ"), 1))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        answer(engine, ask("what is this", picture(1)))

@@ -9,8 +9,25 @@ from places import EXAMPLES
 from running_app import require_demo_model
 
 from gemma3_core.config.gemma3 import Gemma3TextConfig
-from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, TokenEvent, Turn
-from gemma3_core.engine.prefix_cache import Kept, PrefixCache, prompt_keys
+from gemma3_core.engine import (
+    DoneEvent,
+    Engine,
+    Request,
+    SamplingSettings,
+    StageEvent,
+    TokenEvent,
+    Turn,
+    memory,
+    prefix_cache,
+)
+from gemma3_core.engine.prefix_cache import (
+    MOST_BYTES,
+    MOST_BYTES_OF_NEWCOMERS,
+    Kept,
+    PrefixCache,
+    cache_budget,
+    prompt_keys,
+)
 from gemma3_core.nn.cache import KVCache
 
 PICTURES = [Image.open(EXAMPLES / name) for name in ("night.png", "wide.png")]
@@ -307,3 +324,24 @@ def test_marks_tell_tiles_apart():
     keys = prompt_keys(ids, soft, [b"one", b"other"], tokens_per_tile=2)
     assert keys == (5, b"one", b"one", 6, b"other", b"other")
     assert prompt_keys(ids, torch.zeros_like(ids), [], 2) == tuple(ids[0].tolist())
+
+
+def test_kept_caches_may_take_a_share_of_what_is_free_and_never_less_than_before(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for free, most in ((None, MOST_BYTES), (10**9, MOST_BYTES), (10**10, 10**10 // 4)):
+        monkeypatch.setattr(prefix_cache, "free_bytes", lambda _device, free=free: free)
+        monkeypatch.setattr(prefix_cache, "free_bytes_of_machine", lambda free=free: free)
+        assert cache_budget(cpu) == (most, MOST_BYTES_OF_NEWCOMERS)
+        assert cache_budget(gpu) == (most, max(MOST_BYTES_OF_NEWCOMERS, most // 8))
+
+
+@pytest.mark.parametrize(("limit", "used", "free"), [("max", 0, 2_048_000), ("1500000", 600_000, 900_000), ("5", 9, 0)])
+def test_what_is_free_is_bounded_by_the_container(monkeypatch, tmp_path, limit, used, free):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    2000 kB\nHugePages_Total: 0\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.free_bytes_of_machine() == free
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "not Linux")
+    assert memory.free_bytes_of_machine() is None

@@ -1,9 +1,7 @@
 """How sure the model was of a token."""
 
-import gc
 import math
 import pickle
-import tracemalloc
 
 import torch
 
@@ -41,8 +39,7 @@ def test_the_text_of_a_token_keeps_its_space(small_tokenizer_folder):
     assert token_text(tokenizer, 10**6) == "<1000000>"
 
 
-def test_packed_choices_are_the_same_choices_in_little_memory():
-    """What a page keeps of each token, with the ids and the text of the answer beside it, is under 200 bytes."""
+def test_packed_choices_are_the_same_choices():
     words = [f" wörd{number}" for number in range(500)]
 
     def choices(count):
@@ -56,12 +53,3 @@ def test_packed_choices_are_the_same_choices_in_little_memory():
     assert packed == TokenChoices(plain) != TokenChoices(plain[1:])
     assert pickle.loads(pickle.dumps(packed)) == packed
     assert list(TokenChoices()) == []
-    tracemalloc.start()
-    try:
-        kept = TokenChoices(choices(1000)), tuple(range(100_000, 101_000)), "".join(words[:500] * 2)
-        gc.collect()  # what Python keeps of objects that have gone
-        per_token = tracemalloc.get_traced_memory()[0] / 1000
-    finally:
-        tracemalloc.stop()
-    assert len(kept[0]) == 1000
-    assert per_token < 200, per_token
