@@ -142,7 +142,7 @@ def test_pan_and_scan_counts_for_the_answer_and_the_strip_keeps_what_was_seen(pa
 
 
 def test_the_int4_switch_counts_from_the_next_answer_on(page):
-    assert "MB of memory in place of" in page.locator("#int4").inner_text()
+    assert "MB of memory instead of" in page.locator("#int4").inner_text()
     switch, figures = page.locator("#int4 input"), page.locator("#chat .bot-row .figures")
     assert not switch.is_checked()
     choose(page)
@@ -488,7 +488,7 @@ def test_stop_works_in_each_stage(browser, scripted, scripted_url, stage, shows)
         assert scripted.wait_until_closed() == [stage]
         if stage == "writing":
             figures = page.locator("#chat .figures", has_text="stopped after")
-            assert re.search(r"demo model · 1 picture · first token \d+\.\d\d s", figures.inner_text())
+            assert re.search(r"demo model · float32 · 1 picture, 2 crops · .* · first token \d+\.\d\d s", figures.inner_text())
             assert "There" in page.locator("#chat .bot-row").inner_text()
         else:
             assert "Stopped before the first word" in failure(page)
