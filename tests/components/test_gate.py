@@ -301,7 +301,7 @@ def test_log_lines_are_bounded():
         record.created = 1000.0 + number
         if limit.filter(record):
             seen.append(record.getMessage())
-    assert seen == ["line 0", "line 1", "line 2 (more like this is left out for a minute)"]
+    assert seen == ["line 0", "line 1", "line 2 (further messages are dropped for a minute)"]
     later = logging.LogRecord("x", logging.WARNING, "", 0, "later", (), None)
     later.created = 1100.0
     assert limit.filter(later)
