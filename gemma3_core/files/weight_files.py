@@ -58,7 +58,8 @@ def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path.name} is damaged ({type(error).__name__}). Download it again.") from None
+        kind = type(error).__name__
+        raise CheckpointError(f"{path.name} is damaged or cut off ({kind}). Download it again.") from None
 
 
 def shard_bytes(max_shard_size: int | str) -> int:
