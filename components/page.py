@@ -70,7 +70,7 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
     cards = cards if info.multimodal else ()
     with Page(title=TITLE, fill_height=True, analytics_enabled=False) as page:
         conversation = gr.State(Conversation())
-        settings = build_settings(info, models.offers)
+        settings = build_settings(info, models.entries)
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
                 head = gr.HTML(_head(badge(info)))

@@ -148,12 +148,12 @@ def restore_own_settings(own: OwnSettings) -> tuple[Any, Any, Any, OwnSettings]:
     )
 
 
-def build_settings(info: ModelInfo, offers: Sequence[ModelEntry] = ()) -> Settings:
+def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = ()) -> Settings:
     """Model (if there are several), pan & scan and int4 in front; the rest is folded away."""
     # Closed at first, which suits a phone; page.js opens it where there is room.
     with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
         gr.HTML("<h2>Settings</h2>")
-        model, note = _build_model(info, offers) if offers else (None, None)
+        model, note = _build_model(info, entries) if entries else (None, None)
         pan_and_scan = gr.Checkbox(
             label="Pan & scan",
             info=pan_and_scan_line(info),
@@ -176,8 +176,8 @@ def build_settings(info: ModelInfo, offers: Sequence[ModelEntry] = ()) -> Settin
     return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown)
 
 
-def _build_model(info: ModelInfo, offers: Sequence[ModelEntry]) -> tuple[gr.Dropdown, gr.HTML]:
-    names = [info.name, *(offer.name for offer in offers)]
+def _build_model(info: ModelInfo, entries: Sequence[ModelEntry]) -> tuple[gr.Dropdown, gr.HTML]:
+    names = [info.name, *(entry.name for entry in entries)]
     model = gr.Dropdown(
         names,
         value=info.name,
@@ -189,13 +189,13 @@ def _build_model(info: ModelInfo, offers: Sequence[ModelEntry]) -> tuple[gr.Drop
     return model, gr.HTML(elem_id="model-note", visible=False)
 
 
-def model_note(offer: ModelEntry | None, known: ModelInfo | None, in_memory: bool) -> str:
-    """HTML on what choosing this model means, as far as that is known. `offer` is None for the server's first model."""
-    if offer is None or in_memory:
+def model_note(entry: ModelEntry | None, known: ModelInfo | None, in_memory: bool) -> str:
+    """HTML on what choosing this model means, as far as that is known. `entry` is None for the server's first model."""
+    if entry is None or in_memory:
         return ""
     lines = ["Your next question loads this model, which takes a while."]
-    if offer.from_hub and known is None:
-        size = "" if offer.download_bytes is None else f": {_size(offer.download_bytes)}"
+    if entry.from_hub and known is None:
+        size = "" if entry.download_bytes is None else f": {_size(entry.download_bytes)}"
         lines = [
             f"Your next question downloads this model from the Hub, if it is not on this machine yet{size}. "
             "The download needs HF_TOKEN in this app's environment, from an account that accepted the model's license."

@@ -18,7 +18,7 @@ class ModelChoiceHandlers:
 
     def __init__(self, models: ModelRegistry, head: Callable[[str], str]):
         self._models, self._head = models, head
-        self._offers = {offer.name: offer for offer in models.offers}
+        self._entries = {entry.name: entry for entry in models.entries}
 
     def outputs(self, settings: Settings, head: gr.HTML, chat: gr.Chatbot, composer: Any) -> list[Any]:
         """The components that `follow` updates, in that order."""
@@ -55,7 +55,7 @@ class ModelChoiceHandlers:
 
     def _note(self, model: str | None, info: ModelInfo | None) -> Any:
         with self._models.held(model) as engine:
-            note = model_note(self._offers.get(model or ""), info, engine is not None)
+            note = model_note(self._entries.get(model or ""), info, engine is not None)
         return gr.update(value=note, visible=bool(note))
 
 

@@ -110,7 +110,7 @@ class _Slot:
     its loading begins; `used` is larger the later it was last asked.
     """
 
-    offer: ModelEntry
+    entry: ModelEntry
     engine: Engine | None = None
     load: _Load | None = None
     takes_room: bool = False
@@ -137,7 +137,7 @@ class ModelRegistry:
         if others and load is None:
             raise UnsupportedOptionError("Offers need a `load` that gives their engines.")
         self.first, self._load, self._keep = first, load, keep
-        self._slots = {offer.name: _Slot(offer) for offer in others}
+        self._slots = {entry.name: _Slot(entry) for entry in others}
         self._infos: dict[str, ModelInfo] = {first.info.name: first.info}
         self._changed = threading.Condition()
         self._uses = itertools.count(1)
@@ -164,21 +164,21 @@ class ModelRegistry:
         first = Engine.load(model, device, dtype, int4)
         others = entries_of(also, source, first.info.name) if also else ()
 
-        def load(offer: ModelEntry) -> Engine:
-            folder = resolve_folder(offer.source) if offer.from_hub else _folder(offer)
+        def load(entry: ModelEntry) -> Engine:
+            folder = resolve_folder(entry.source) if entry.from_hub else _folder(entry)
             if not int4:  # whose size is known only once it is made
-                _require_room(folder, offer.name, torch.device(first.info.device))
+                _require_room(folder, entry.name, torch.device(first.info.device))
             try:
-                return Engine.load(folder, device, dtype, int4, name=offer.name, beside=first)
+                return Engine.load(folder, device, dtype, int4, name=entry.name, beside=first)
             except torch.OutOfMemoryError:
-                raise UnsupportedOptionError(_NO_ROOM.format(offer.name)) from None
+                raise UnsupportedOptionError(_NO_ROOM.format(entry.name)) from None
 
         return cls(first, others, load, keep)
 
     @property
-    def offers(self) -> tuple[ModelEntry, ...]:
+    def entries(self) -> tuple[ModelEntry, ...]:
         """What can be chosen beside the first."""
-        return tuple(slot.offer for slot in self._slots.values())
+        return tuple(slot.entry for slot in self._slots.values())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -298,8 +298,8 @@ class ModelRegistry:
             self._waiting += 1
             attempt = slot.load
             if attempt is None:
-                attempt = slot.load = _Load(_stage(slot.offer), time.monotonic())
-                name = f"load {slot.offer.name}"
+                attempt = slot.load = _Load(_stage(slot.entry), time.monotonic())
+                name = f"load {slot.entry.name}"
                 threading.Thread(target=self._attempt, args=(slot, attempt), name=name, daemon=True).start()
         try:
             while not attempt.ended:
@@ -325,14 +325,14 @@ class ModelRegistry:
             if not self._takes_room(slot, attempt):
                 return
             assert self._load is not None
-            attempt.engine = self._load(slot.offer)
+            attempt.engine = self._load(slot.entry)
         except Exception as error:  # noqa: BLE001  raised again where an answer waits for it
             attempt.error = error
         with self._changed:
             slot.engine, slot.load, attempt.ended = attempt.engine, None, True
             slot.takes_room = attempt.engine is not None
             if attempt.engine is not None:
-                self._infos[slot.offer.name] = attempt.engine.info
+                self._infos[slot.entry.name] = attempt.engine.info
             self._changed.notify_all()
 
     def _takes_room(self, slot: _Slot, attempt: _Load) -> bool:
@@ -341,12 +341,12 @@ class ModelRegistry:
             while slot.users:
                 kept = [other for other in self._slots.values() if other.takes_room]
                 if len(kept) < self._keep:
-                    slot.takes_room, attempt.stage = True, _stage(slot.offer)
+                    slot.takes_room, attempt.stage = True, _stage(slot.entry)
                     return True
                 if idle := [other for other in kept if other.engine is not None and not other.users]:
                     _evict(min(idle, key=lambda other: other.used))
                     continue
-                names = " and ".join(other.offer.name for other in kept)
+                names = " and ".join(other.entry.name for other in kept)
                 attempt.stage = f"Waiting for room in memory: {names} still at work"
                 self._changed.wait()
             slot.load = None
@@ -359,11 +359,11 @@ def _evict(slot: _Slot) -> None:
     slot.engine, slot.takes_room = None, False
 
 
-def _stage(offer: ModelEntry) -> str:
-    if not offer.from_hub:
-        return f"Loading {offer.name}"
-    size = "" if offer.download_bytes is None else f" of {offer.download_bytes / 1e9:.1f} GB"
-    return f"Loading {offer.name}, after a download{size} where it is not on this machine yet"
+def _stage(entry: ModelEntry) -> str:
+    if not entry.from_hub:
+        return f"Loading {entry.name}"
+    size = "" if entry.download_bytes is None else f" of {entry.download_bytes / 1e9:.1f} GB"
+    return f"Loading {entry.name}, after a download{size} where it is not on this machine yet"
 
 
 def _so_far(began: float) -> str:
@@ -372,10 +372,10 @@ def _so_far(began: float) -> str:
     return f" ({steps * _TOLD_EACH_S} s so far)" if steps else ""
 
 
-def _folder(offer: ModelEntry) -> Path:
-    if not Path(offer.source).is_dir():
-        raise CheckpointError(f"The folder of {offer.name} is no longer there. Choose another model.")
-    return Path(offer.source)
+def _folder(entry: ModelEntry) -> Path:
+    if not Path(entry.source).is_dir():
+        raise CheckpointError(f"The folder of {entry.name} is no longer there. Choose another model.")
+    return Path(entry.source)
 
 
 def _require_room(folder: Path, name: str, device: torch.device) -> None:

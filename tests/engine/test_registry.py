@@ -66,13 +66,13 @@ class Loader:
         self.go_on.set()
         self.failures = []
 
-    def __call__(self, offer):
-        self.loaded.append(offer.name)
+    def __call__(self, entry):
+        self.loaded.append(entry.name)
         assert self.go_on.wait(PATIENCE_S)
         if self.failures:
             raise self.failures.pop(0)
-        self.engines[offer.name] = Named(offer.name)
-        return self.engines[offer.name]
+        self.engines[entry.name] = Named(entry.name)
+        return self.engines[entry.name]
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_offers_are_named_by_their_last_part_and_equal_names_stay_apart(tmp_path
         (tmp_path / folder).mkdir(parents=True)
     also = [str(tmp_path / "one" / "gemma"), str(tmp_path / "two" / "gemma"), "owner/gemma", PUBLISHED]
     found = entries_of(also, None, "demo model")
-    assert [offer.name for offer in found] == ["gemma", "gemma (2)", "gemma (3)", "gemma-3-4b-it"]
-    assert [offer.from_hub for offer in found] == [False, False, True, True]
+    assert [entry.name for entry in found] == ["gemma", "gemma (2)", "gemma (3)", "gemma-3-4b-it"]
+    assert [entry.from_hub for entry in found] == [False, False, True, True]
     assert found[2].download_bytes is None
     assert 8e9 < found[3].download_bytes < 9e9
     assert entries_of(["owner/demo"], None, "demo")[0].name == "demo (2)"
