@@ -1,7 +1,7 @@
-"""Serves visitors: the top floor of gemma3_core, and the only door to it for an app.
+"""Serves visitors: the top floor of gemma3_core, and the app's only door to it.
 
-Everything that answers questions for more than one person belongs here: requests, queue, what is kept between
-questions, events, the models that a server offers. Components import from this door and from nowhere below it.
+Everything that serves more than one person belongs here: requests, the queue, caches kept between questions, events,
+and the models that a server offers. Components import from this package and from nowhere below it.
 """
 
 from gemma3_core.engine.api import (

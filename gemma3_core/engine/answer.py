@@ -1,4 +1,4 @@
-"""Writes one answer, from tiles to text: encodes the pictures, prefills what is new of the prompt, decodes."""
+"""Writes one answer, from tiles to text: encodes the pictures, prefills the new part of the prompt, decodes."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
@@ -17,22 +17,23 @@ from gemma3_core.nn.cache import KVCache
 from gemma3_core.processor import Gemma3Processor
 
 _TILES_PER_PASS = 8
-# A CPU gains nothing from more at once, and Stop waits for the pass that is running.
+# On a CPU, larger batches are no faster, and Stop waits for the current pass.
 _TILES_PER_PASS_ON_CPU = 1
 _PREFILL_CHUNK_SIZE_ON_CPU = 512
 
 
 class AnswerWriter:
-    """Answers one request at a time: whoever calls has the queue's turn. `kept` is what it keeps between answers."""
+    """Writes one answer at a time; the caller must hold the turn in the queue. `kept` holds the caches between
+    answers."""
 
     def __init__(self, precisions: ModelVariants, processor: Gemma3Processor):
         self._precisions, self._processor = precisions, processor
-        # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
+        # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
         self.kept = PrefixCache(*cache_budget(self._model.device))
 
     def answer(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
-        """Stages and tokens of `running`, and its end; `prompt` has its tiles."""
+        """Yields the stages, the tokens and the end of `running`. `prompt` must have its tiles."""
         request = prompt.request
         int4 = bool(request.int4)
         for text in self._precisions.prepare(int4):
@@ -46,7 +47,7 @@ class AnswerWriter:
                 yield from self._written(running, steps)
 
     def _written(self, running: RunningRequest, steps: Iterator[Step | PrefillProgress]) -> Iterator[Event]:
-        """The answer's text, piece by piece, and its end."""
+        """Yields the answer's text in pieces, then its end."""
         stops, tokenizer = self._model.generation_config.stop_ids, self._processor.tokenizer
         stopped = False
         for step in steps:
@@ -64,9 +65,9 @@ class AnswerWriter:
         yield running.done("stop" if stopped else "length")
 
     def _encode(self, prompt: Prompt, reused: int) -> Generator[Event, None, torch.Tensor | None]:
-        """Soft tokens of the tiles behind the `reused` tokens, a few at a time, so that Stop need not wait for all.
+        """Encodes the tiles behind the first `reused` tokens into soft tokens; equal tiles are encoded once.
 
-        Equal tiles are encoded once.
+        Works in small batches, so that Stop need not wait for all tiles.
         """
         known = int(prompt.token_type_ids[:, :reused].sum()) // self._processor.image_seq_length
         tiles = dict(zip(prompt.digests()[known:], prompt.all_tiles()[known:], strict=True))
@@ -88,9 +89,9 @@ class AnswerWriter:
     def _steps(
         self, prompt: Prompt, soft_tokens: torch.Tensor | None, keys: tuple[TokenKey, ...], lent: Lent
     ) -> Generator[Step | PrefillProgress]:
-        """The answer's tokens, and before the first how far a long prompt has been read.
+        """Yields the answer's tokens; before the first, the progress of a long prefill.
 
-        Unless it ends in an error, what the cache then holds goes back with it.
+        Hands the cache back through `lent`, also when the iterator is closed early, but not after an error.
         """
         request = prompt.request
         assert request.max_new_tokens is not None
@@ -98,7 +99,7 @@ class AnswerWriter:
         total = prompt.num_tokens + request.max_new_tokens
         cache = KVCache(self._model.text_config, reserve=total) if lent.cache is None else lent.cache
         began, read = cache.length, list(keys)
-        # One row is never padded, and without a mask torch's fused attention has less to read.
+        # A single row has no padding. Without a mask, torch's fused attention reads less memory.
         ids = prompt.input_ids.to(model.device)
         fields = {"input_ids": ids[:, began:]}
         if isinstance(model, Gemma3ForConditionalGeneration):
@@ -112,7 +113,7 @@ class AnswerWriter:
                 if isinstance(step, Step):
                     read.append(int(step.tokens[0]))
                 yield step
-        except GeneratorExit:  # between two passes
+        except GeneratorExit:  # closed between two passes
             lent.back = Kept(cache, tuple(read[: cache.length]), began)
             raise
         lent.back = Kept(cache, tuple(read[: cache.length]), began)

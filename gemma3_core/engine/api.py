@@ -1,7 +1,6 @@
-"""What goes into the engine and what comes out: frozen dataclasses, no tensors.
+"""The engine's inputs and outputs: frozen dataclasses, no tensors.
 
-Components and clients see only these, so that another engine (replicas, other machines) fits behind
-the same door.
+Components and clients see only these, so another engine (replicas, other machines) fits behind the same door.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -15,16 +14,16 @@ from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.confidence import TokenChoice
 
 MAX_NEW_TOKENS = 256
-"""The longest answer where a request doesn't say."""
+"""The longest answer, in tokens, if a request sets no limit."""
 
 StageName = Literal["loading", "queued", "preparing", "encoding", "reading", "writing"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation; pictures stand before the text.
+    """One message of a conversation; its pictures come before its text.
 
-    `pan_and_scan` None is the request's setting; an earlier turn can keep the one that it was asked with.
+    `pan_and_scan` overrides the request's setting, so that an earlier turn keeps the setting it was asked with.
     """
 
     role: Literal["user", "assistant"]
@@ -35,7 +34,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class PartialSampling:
-    """What a request says about sampling; None leaves a value to the model's generation_config.json.
+    """A request's sampling settings; None takes the value from the model's generation_config.json.
 
     Raises SamplingError for values out of range.
     """
@@ -49,7 +48,7 @@ class PartialSampling:
         self.settings(SamplingSettings())
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
-        """The whole settings, with `default` where this says nothing."""
+        """The complete settings; `default` fills in what is None."""
         return replace(default, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
@@ -57,14 +56,13 @@ class PartialSampling:
 class Request:
     """A conversation whose last turn is the question to answer.
 
-    The engine fills in what is left open: `sampling` from the checkpoint's generation_config.json, `int4` from the
-    server's setting, `max_new_tokens` with `MAX_NEW_TOKENS`, or less where the context has less room. A precision
-    that the model doesn't have is an error; with `int4_or_default` the server's setting answers instead.
+    The engine fills in open fields: `sampling` from the checkpoint's generation_config.json, `int4` from the server's
+    setting, `max_new_tokens` with `MAX_NEW_TOKENS`, or less if the context has less room. Asking for a precision that
+    the model lacks is an error; with `int4_or_default` the server's setting is used instead.
 
-    With `confidence` each token comes with its probability and the likeliest alternatives. The queue takes turns
-    among `visitor`s. With `reuse` the engine keeps what it has read for this visitor's next question; without, it
-    reads the whole prompt and keeps nothing. `MAX_PICTURES` and the other bounds in prompts.py hold for all turns
-    together.
+    With `confidence`, each token comes with its probability and the likeliest alternatives. The queue takes turns among
+    `visitor`s. With `reuse`, the engine keeps the KV cache for this visitor's next question; without, it prefills the
+    whole prompt and keeps nothing. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together.
     """
 
     turns: tuple[Turn, ...]
@@ -79,7 +77,7 @@ class Request:
     int4_or_default: bool = False
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
-        """How the answer is sampled; `default` is how the model is sampled where the request says nothing."""
+        """The answer's sampling settings; the model's `default` fills in what the request leaves open."""
         sampling = self.sampling or default
         return sampling if isinstance(sampling, SamplingSettings) else sampling.settings(default)
 
@@ -90,7 +88,7 @@ class Request:
 
 @dataclass(frozen=True)
 class StageEvent:
-    """What the engine is doing, and the same in words for the page ("Encoding 3 pictures")."""
+    """What the engine is doing; `text` says it in words for the page ("Encoding 3 pictures")."""
 
     stage: StageName
     text: str
@@ -98,9 +96,9 @@ class StageEvent:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """The next piece of the answer's text (it may be empty while a character is incomplete).
+    """The next piece of the answer's text; empty while a character is incomplete.
 
-    `choice` is the token behind it where the request asks for confidence; the rest of a broken character has none.
+    `choice` describes the token if the request asks for confidence. The last piece of a broken character has none.
     """
 
     text: str
@@ -111,8 +109,8 @@ class TokenEvent:
 class Stats:
     """Figures of one answer; times in seconds, lengths in tokens.
 
-    `reused_tokens` of the prompt were in the KV cache already. An answer that was stopped before its prompt was
-    known has 0 `prompt_tokens`.
+    `reused_tokens` of the prompt were already in the KV cache. `prompt_tokens` is 0 for an answer that was stopped
+    before its prompt was known.
     """
 
     model: str
@@ -135,7 +133,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class DoneEvent:
-    """The end of an answer, stopped or not: its text, its figures, and its tokens without the stop token."""
+    """The end of an answer, stopped or not: its text, its figures, and its token ids without the stop token."""
 
     text: str
     stats: Stats
@@ -147,7 +145,7 @@ Event = StageEvent | TokenEvent | DoneEvent
 
 @dataclass(frozen=True)
 class Answered:
-    """A request and the end of its answer: what the engine needs to look at that answer again."""
+    """A request and the end of its answer: what the engine needs to inspect the answer later."""
 
     request: Request
     done: DoneEvent
@@ -155,11 +153,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class PicturePreview:
-    """What the encoder will get of one picture: the whole first, then each crop.
+    """What the encoder will get of one picture: the whole picture first, then each crop.
 
-    `width` and `height` are the picture's, in pixels; `original` is it for looking at, made smaller where it is
-    large. `tiles` are RGB pictures at the encoder's size; `boxes` are the crops on the picture, in its pixels;
-    `tokens` counts the soft tokens of all tiles; `note` says in a sentence what pan & scan does here.
+    `width` and `height` are the picture's size in pixels; `original` is a copy for display, scaled down if large.
+    `tiles` are RGB images at the encoder's size; `boxes` are the crops in the picture's pixels; `tokens` counts the
+    soft tokens of all tiles; `note` says in a sentence what pan & scan does here.
     """
 
     width: int
@@ -175,8 +173,9 @@ class PicturePreview:
 class Int4Choice:
     """What a request may choose with `int4`.
 
-    `default` is the server's setting; `obstacle` says why the other one can't be had, empty where it can. Bytes
-    are those of all weights; `left` names layers that stay in full precision although int4 is meant for them.
+    `default` is the server's setting; `obstacle` says why the other precision is unavailable, and is empty if it is
+    available. Both byte counts cover all weights. `left` names layers that int4 should cover but that stay in full
+    precision.
     """
 
     default: bool
@@ -190,9 +189,9 @@ class Int4Choice:
 class ModelInfo:
     """The model that answers, for the page's badge and texts.
 
-    `quantization` is that of the server's setting; `int4` None is an engine that knows no int4 at all. `layers`
-    are the decoder's kinds, "local" and "global", first layer first. `vocabulary` is the same where two models have
-    the same tokens under the same ids, so that these can be compared.
+    `quantization` is the server's setting; `int4` is None for an engine without int4. `layers` lists the decoder's
+    layer kinds, "local" or "global", first layer first. `vocabulary` is equal for two models that have the same tokens
+    under the same ids; only their tokens can be compared.
     """
 
     name: str

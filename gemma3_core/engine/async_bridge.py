@@ -11,10 +11,10 @@ _TICK_S = 1.0
 
 
 async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
-    """The events of a blocking iterator, which a thread of its own pulls; closing this closes it, within one event.
+    """Yields the events of a blocking iterator, which runs in its own thread; closing this closes it within one event.
 
-    A stage is given again only once a second, whether the iterator repeats it or is silent: a server notices that a
-    visitor has left only when it sends something.
+    A stage is sent at most once a second, and is repeated while the iterator is silent: a server notices that a visitor
+    has left only when it sends something.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
@@ -31,7 +31,7 @@ async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
                     break
                 hand_over(event)
             hand_over(None)
-        except Exception as error:  # noqa: BLE001  raised again in the event loop, where it can be shown
+        except Exception as error:  # noqa: BLE001  raised again in the event loop, which can show it
             hand_over(error)
         finally:
             if (close := getattr(events, "close", None)) is not None:

@@ -1,7 +1,4 @@
-"""What an app needs: load a checkpoint, queue questions, stream answers, preview pictures.
-
-The engine is the only door for components: they import from here and from nowhere below.
-"""
+"""What an app needs: load a checkpoint, queue questions, stream answers, preview pictures."""
 
 import threading
 from collections import Counter
@@ -78,11 +75,12 @@ from gemma3_core.processor import Gemma3Processor
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 DEMO_NAME = "demo model"
 
-_LOOKED_AT = 1280  # pixels of a picture's longer side, for those who look at it
+_LOOKED_AT = 1280  # pixels of the longer side of a picture for display
 NO_MEMORY = (
-    "There is not enough memory for this conversation. Send fewer pictures, switch pan & scan off, or start a new one."
+    "There is not enough memory for this conversation. Send fewer pictures, switch pan & scan off, or start "
+    "a new conversation."
 )
-_TICK_S = 0.1  # whoever waits can be stopped within this time
+_TICK_S = 0.1  # a waiting request can be stopped within this time
 
 
 class Engine:
@@ -101,7 +99,7 @@ class Engine:
         self._precisions, self._processor = precisions, processor
         self._pictures = PictureReader() if pictures is None else pictures
         self._tiles = HeldTiles() if tiles is None else tiles
-        # The precisions share device, type, stops and encoder; only the decoder's passes depend on the request's.
+        # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
         self.queue = FairQueue() if queue is None else queue
         self.info = self._describe(name, is_demo)
@@ -119,19 +117,18 @@ class Engine:
         name: str | None = None,
         beside: "Engine | None" = None,
     ) -> "Engine":
-        """A checkpoint folder or Hub id; None is the embedded demo model, and nothing is downloaded.
+        """Loads a checkpoint folder or Hub id; None is the embedded demo model and downloads nothing.
 
-        `int4` is what answers a request that leaves it open; the other precision is made when first asked for.
-        A checkpoint that holds int4 weights always answers in int4. `name` is what it is called, by itself the
-        folder's. `beside` is an engine on the same device: both share a queue, so that one question at a time is
-        worked on, and the bounds on decoding.
-        Raises CheckpointError, ConfigError, UnsupportedOptionError with what to do.
+        `int4` is the default precision; the other one is made when it is first requested. A checkpoint with int4
+        weights always answers in int4. `name` is the model's name, by default the folder's. `beside` is an engine on
+        the same device: both share its queue, so that they answer one question at a time, and its bounds on decoding
+        pictures. Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
         folder = resolve_folder(model or DEMO_MODEL)
         precisions = ModelVariants.load(folder, dtype, pick_device(device), int4, TorchAoConfig(int4_group_size))
         name = name or (DEMO_NAME if model is None else Path(model).name)
         where = precisions.default.device
-        # Pictures are resized where the model is if that is a CUDA device; elsewhere the CPU does as well.
+        # Pictures are resized on the model's device if that is CUDA, and otherwise on the CPU.
         processor = Gemma3Processor.from_pretrained(folder, device=where if where.type == "cuda" else "cpu")
         shared = () if beside is None else (beside.queue, beside._pictures, beside._tiles)
         return cls(precisions, processor, name, model is None, *shared)
@@ -162,10 +159,9 @@ class Engine:
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
-        """What the encoder would get of each picture, one after the other.
+        """Yields what the encoder would get of each picture, in order.
 
-        Raises ImageError that says which one is wrong, and PromptError where they are too many or the model reads
-        text only.
+        Raises ImageError naming the broken picture, and PromptError if there are too many or the model reads text only.
         """
         self._check_sees(len(pictures))
         check_size(Request((Turn("user", "", tuple(pictures)),)), self.info.context_length)
@@ -198,12 +194,12 @@ class Engine:
         )
 
     def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
-        """Stages, pieces of the answer's text, and a DoneEvent with its figures.
+        """Yields stages, pieces of the answer's text, and a DoneEvent with its figures.
 
-        Once `stop` is set, from another thread, the answer ends with a DoneEvent that says "cancelled", in the queue
-        too. Closing the iterator ends the work without a word. Both take effect after the pass that is running: a
-        token, a chunk of the prompt, a few tiles, or the decoding of one picture. Raises Gemma3Error for what a
-        visitor can mend; nothing of the request stays behind then.
+        Setting `stop` from another thread, also while queued, ends the answer with a DoneEvent that says "cancelled".
+        Closing the iterator ends the work without one. Both take effect after the current pass: one token, one chunk of
+        the prompt, a few tiles, or the decoding of one picture. Raises Gemma3Error for errors that the visitor can fix;
+        the request leaves nothing behind.
         """
         running = RunningRequest(self._checked(request), self.info, self._processor.tokenizer)
         with closing(self._events(running)) as events:
@@ -216,10 +212,8 @@ class Engine:
         yield running.done("cancelled")
 
     def astream(self, request: Request, stop: threading.Event | None = None) -> AsyncGenerator[Event]:
-        """`stream` for asyncio: the work runs in a thread of its own.
-
-        While nothing happens, the latest stage comes again once a second.
-        """
+        """`stream` for asyncio: the work runs in its own thread, and a stage is repeated once a second while nothing
+        happens."""
         return in_event_loop(self.stream(request, stop))
 
     def _events(self, running: RunningRequest) -> Generator[Event]:
@@ -230,16 +224,17 @@ class Engine:
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))
             yield from self._written(running, prompt)
-            if was_ready:  # else it took longer than the next answers will
+            if was_ready:  # otherwise it took longer than the next answers will
                 self.queue.remember(running.running_s)
         finally:
             self._tiles.release(ticket)
             self.queue.leave(ticket)
 
     def _written(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
-        """What the writer yields. Where memory runs out before the first token, all kept caches are evicted first.
+        """Yields the writer's events. If memory runs out before the first token, evicts all kept caches and tries once
+        more.
 
-        Raises OutOfMemoryError where that does not help.
+        Raises OutOfMemoryError if that fails too.
         """
         try:
             yield from self._writer.answer(running, prompt)
@@ -249,7 +244,7 @@ class Engine:
                 raise
             if running.has_tokens:
                 raise OutOfMemoryError(NO_MEMORY) from None
-        # Not within `except`: the error holds on to the pass that failed, and so to its memory.
+        # Outside `except`: the error keeps the failed pass and its memory alive.
         self._writer.kept.clear()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -261,10 +256,10 @@ class Engine:
             raise OutOfMemoryError(NO_MEMORY) from None
 
     def _when_it_is_its_turn(self, ticket: Ticket, request: Request) -> Generator[StageEvent, None, Prompt]:
-        """The prompt of a request, with its tiles, once it is its ticket's turn.
+        """Waits for the ticket's turn; returns the request's prompt with its tiles.
 
-        Its pictures are decoded before, while others are answered: so a broken one is told at once and a large one
-        holds nobody up.
+        Decodes the pictures while others are answered, so that a broken picture fails at once and a large one delays
+        nobody.
         """
         prompt = self._with_length(read_prompt(request, self._processor))
         tiles = Tiles(prompt, self._processor.image_processor)
@@ -283,10 +278,10 @@ class Engine:
         return tiles.prompt()
 
     def _checked(self, request: Request, asked: bool = True) -> Request:
-        """The request with what it leaves open, but for its length; what can be told before a picture is decoded.
+        """Fills in the request and checks everything that can be checked before a picture is decoded.
 
-        Where it is not `asked` yet, the question may be empty. Raises PromptError, ContextLengthError,
-        UnsupportedOptionError.
+        Leaves the answer's length open. Unless `asked`, the question may be empty. Raises PromptError,
+        ContextLengthError, UnsupportedOptionError.
         """
         request = self._filled(request)
         self._precisions.require(bool(request.int4))
@@ -299,14 +294,14 @@ class Engine:
         if request.num_images > most:
             raise ContextLengthError(
                 f"{request.num_images} pictures are too many: at {self.info.tokens_per_picture} tokens each, at most "
-                f"{most} fit into this model's {self.info.context_length:,} tokens. "
+                f"{most} fit into this model's context of {self.info.context_length:,} tokens. "
                 "Send fewer, or start a new conversation."
             )
         check_size(request, self.info.context_length)
         return request
 
     def _filled(self, request: Request) -> Request:
-        """The request with the model's sampling and the server's precision where it leaves them open."""
+        """The request with the model's sampling and the server's precision in its open fields."""
         default = self._precisions.default_int4
         int4 = default if request.int4 is None else request.int4
         if request.int4_or_default and int4 != default and self._precisions.obstacle:
@@ -314,7 +309,7 @@ class Engine:
         return replace(request, sampling=request.settings(self.info.sampling), int4=int4)
 
     def _with_length(self, prompt: Prompt) -> Prompt:
-        """The prompt of a request that says how long its answer may be. Raises ContextLengthError."""
+        """The prompt with its request's `max_new_tokens` filled in. Raises ContextLengthError."""
         length = prompt.request.max_new_tokens
         if length is None:
             length = max(1, min(MAX_NEW_TOKENS, self.info.context_length - prompt.num_tokens))
@@ -323,14 +318,16 @@ class Engine:
 
     def _check_sees(self, pictures: int) -> None:
         if pictures and not self.info.multimodal:
-            raise PromptError(f"{self.info.name} reads text only. Remove the picture, or start a model that sees.")
+            raise PromptError(
+                f"{self.info.name} reads text only. Remove the picture, or choose a model that reads pictures."
+            )
 
     def _wait_for_turn(self, ticket: Ticket) -> Iterator[StageEvent]:
         place, told = self.queue.wait(ticket, None, 0), ""
         while place:
             if (text := self._queue_text(place)) != told:
                 told = text
-            # Said again each tick: a closed page is noticed only when something is sent to it.
+            # Sent again each tick: the server notices a closed page only when it sends something.
             yield StageEvent("queued", told)
             place = self.queue.wait(ticket, place, _TICK_S)
 
@@ -339,26 +336,26 @@ class Engine:
         return text if mean is None else f"{text}, about {max(1, round(place * mean))} s"
 
     def forget(self, visitor: str) -> None:
-        """Lets go of what is kept of a visitor for their next question; to be called when they have left."""
+        """Evicts what is kept for a visitor's next question; call it when the visitor has left."""
         self._writer.kept.forget(visitor)
 
     def evict(self) -> None:
-        """Lets go of what is kept of visitors who have not come back for a while; to be called now and then."""
+        """Evicts what is kept for visitors who have not come back for a while; call it regularly."""
         self._writer.kept.evict()
 
     def inspect(self, request: Request) -> PromptView:
         """The tokens of a request's prompt, and the tiles that its image blocks stand for.
 
-        Quick: nothing is answered, encoded or waited for, and of pictures only the sizes are read. The question may
-        be empty yet. Raises as `stream` does before it answers, but for pictures damaged behind their header.
+        Fast: runs no model, does not queue, and reads only the sizes of pictures. The question may be empty. Raises
+        what `stream` raises before it answers, except for damage behind a picture's header.
         """
         request = self._checked(request, asked=False)
         return view_prompt(read_prompt(request, self._processor), self._processor)
 
     def mask(self, request: Request) -> MaskView:
-        """Who may look at whom in a request's prompt, as its forward pass has it.
+        """The attention masks of a request's prompt, as the forward pass uses them.
 
-        Quick as `inspect`, and raises as it does.
+        As fast as `inspect`, and raises the same errors.
         """
         request = self._checked(request)
         return view_mask(read_prompt(request, self._processor), self._processor, self._model)
@@ -373,14 +370,13 @@ class Engine:
         stop: threading.Event | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> AttentionMap:
-        """Where the answer's `tokens` (numbers from 0) looked when they were written: the mean over them.
+        """Where the answer's `tokens` (numbered from 0) looked when they were written, as the mean over them.
 
-        On the model and in the precision that answered, once it is free: this call waits in the queue, and `tell`
-        is told its place there in words. `layer` is a number, "global" for the mean over the global layers or
-        "rollout"; `head` None is the mean over heads. Once `stop` is set, from another thread, the place in the
-        queue is given back within one layer or picture, and StoppedError raised. Raises AttentionError for an answer
-        that can't be looked at (pictures gone, another model by now, no such token), QueueFullError,
-        UnsupportedOptionError.
+        Runs the model that answered, in the same precision. The call waits in the queue; `tell` receives its place
+        there in words. `layer` is a number, "global" (the mean over the global layers) or "rollout"; `head` None is the
+        mean over the heads. Setting `stop` from another thread raises StoppedError within one layer or picture and
+        leaves the queue. Raises AttentionError for an answer that can't be inspected (pictures gone, another model
+        loaded, no such token), QueueFullError, UnsupportedOptionError.
         """
         check = partial(_check_stop, stop)
         with self._model_of(answered, check, tell) as (model, prompt):
@@ -398,10 +394,11 @@ class Engine:
         stop: threading.Event | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> OcclusionReport:
-        """What hiding a region of a picture does to the answer's token number `token` (from 0), and the new answer.
+        """Hides a region of a picture: how the probability of the answer's token number `token` (from 0) changes, and
+        the answer without the region.
 
-        `box` is in the original picture's pixels; None is the hottest region of that token's map, on `picture` (from
-        0) or, where that is None, on any. Waits, stops and raises as `attention`.
+        `box` is in the original picture's pixels. Without it, the hottest region of the token's map is hidden, on
+        `picture` (numbered from 0) or, if that is None, on any. Waits, stops and raises like `attention`.
         """
         check = partial(_check_stop, stop)
         with self._model_of(answered, check, tell) as (model, prompt):
@@ -424,12 +421,15 @@ class Engine:
     def _model_of(
         self, answered: Answered, check: Callable[[], None], tell: Callable[[str], None] | None
     ) -> Iterator[tuple[Model, Prompt]]:
-        """The model that gave an answer, in its precision, and the answer's prompt, read again; it is the caller's
-        turn in the queue for as long as the `with` block lasts."""
+        """The model that gave an answer, in its precision, and the answer's prompt, read again.
+
+        The caller holds the turn in the queue for the duration of the `with` block.
+        """
         stats = answered.done.stats
         if stats.model != self.info.name:
             raise AttentionError(
-                f"This answer is by {stats.model}, and {self.info.name} is loaded now. Ask again to look at its answer."
+                f"This answer is by {stats.model}, but {self.info.name} is loaded now. "
+                "Ask again, and look at the new answer."
             )
         if not answered.done.token_ids:
             raise AttentionError("This answer has no tokens to look at.")
@@ -456,25 +456,26 @@ class Engine:
             self.queue.leave(ticket)
 
     def close(self) -> None:
-        """Frees the model's memory; running answers end with an error of their own."""
+        """Frees the model's memory; running answers fail."""
         self._writer.kept.clear()
         del self._model, self._precisions, self._writer
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a pass found no memory, on a GPU or on a CPU."""
+    """Whether the error means that a pass ran out of memory, on a GPU or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def check_picture(source: ImageSource) -> None:
-    """Raises ImageError for what is no picture that can be read, as far as its header tells."""
+    """Raises ImageError if the header shows that the source is not a readable picture."""
     read_header(source)
 
 
 def _told(
     events: Generator[StageEvent, None, Prompt], check: Callable[[], None], tell: Callable[[str], None] | None
 ) -> Prompt:
-    """What a generator returns; `check` is called between its events, and `tell` is told them in words."""
+    """Runs a generator to its end and returns its value; after each event, calls `check` and passes the text to
+    `tell`."""
     with closing(events):
         while True:
             try:
@@ -488,4 +489,4 @@ def _told(
 
 def _check_stop(stop: threading.Event | None) -> None:
     if stop is not None and stop.is_set():
-        raise StoppedError("This was given up before it was done. Ask again for it.")
+        raise StoppedError("This was stopped before it finished. Ask for it again.")

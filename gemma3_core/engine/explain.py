@@ -1,7 +1,7 @@
-"""What an engine tells of an answer: its prompt, its masks, where it looked, whether that mattered.
+"""What an engine tells about an answer: its prompt, its masks, where it looked, and whether that mattered.
 
-Each function takes a model, its processor and the prompt of an answered request, read again; nothing of an answer is
-kept between. The engine waits for the model's turn and calls them.
+Each function takes a model, its processor and the prompt of an answered request, read again; nothing is kept in
+between. The engine waits for its turn in the queue and then calls them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class PromptView:
 
 @dataclass(frozen=True)
 class OcclusionReport:
-    """What hiding `box` of picture number `picture` (from 0) did to the token `text` of an answer.
+    """How hiding `box` of picture number `picture` (from 0) changed the token `text` of an answer.
 
     `before` and `after` are the token's probabilities; `answer` is the greedy answer with the box hidden.
     """
@@ -47,25 +47,27 @@ class OcclusionReport:
 
 
 def check_answered(answered: Answered, prompt: Prompt) -> None:
-    """Raises AttentionError where a prompt that was read again is not the one that was answered."""
+    """Raises AttentionError if the prompt, read again, differs from the one that was answered."""
     asked = answered.done.stats.num_images
     if len(prompt.pictures) != asked:
         raise AttentionError(
-            f"This answer was given about {asked} pictures, of which {len(prompt.pictures)} are still there. "
+            f"This answer is about {asked} pictures, but only {len(prompt.pictures)} of them are still there. "
             "Ask again with all of them."
         )
     if prompt.num_tokens != answered.done.stats.prompt_tokens:
         raise AttentionError(
-            f"The prompt has {prompt.num_tokens:,} tokens now and had {answered.done.stats.prompt_tokens:,}: the "
-            "pictures or their crops are others. Ask again."
+            f"The prompt has {prompt.num_tokens:,} tokens now but had {answered.done.stats.prompt_tokens:,}: the "
+            "pictures or their crops have changed. Ask again."
         )
 
 
 def forward_inputs(
     prompt: Prompt, processor: Gemma3Processor, model: Model, check: Check | None = None
 ) -> dict[str, torch.Tensor]:
-    """What forward takes of a prompt whose tiles are decoded, [1, T] on the model's device; one row is never padded,
-    so it needs no mask. Encodes one tile at a time. Raises what `check` raises."""
+    """The prompt as inputs of `forward`, [1, T] on the model's device; a single row has no padding and needs no mask.
+
+    The prompt must have its tiles; they are encoded one at a time. Raises what `check` raises.
+    """
     inputs = {"input_ids": prompt.input_ids.to(model.device)}
     if not isinstance(model, Gemma3ForConditionalGeneration):
         return inputs
@@ -85,7 +87,7 @@ def view_prompt(prompt: Prompt, processor: Gemma3Processor) -> PromptView:
 
 
 def view_mask(prompt: Prompt, processor: Gemma3Processor, model: Model) -> MaskView:
-    """The masks of the prompt, on each kind of layer, as the answer's forward pass used them."""
+    """The masks of the prompt for each kind of layer, as the answer's forward pass used them."""
     types = prompt.token_type_ids if isinstance(model, Gemma3ForConditionalGeneration) else None
     return mask_view(model.text_config, processor.tokenizer, prompt.input_ids, token_type_ids=types)
 
@@ -101,9 +103,9 @@ def view_attention(
     head: int | None,
     check: Check | None = None,
 ) -> AttentionMap:
-    """Where the answer's tokens number `chosen` (from 0) looked when they were written: the mean over them.
+    """Where the answer's tokens numbered `chosen` (from 0) looked when they were written, as the mean over them.
 
-    `inputs` are the prompt's `forward_inputs`. Raises AttentionError where the answer has no such tokens,
+    `inputs` are the prompt's `forward_inputs`. Raises AttentionError if the answer has no such tokens,
     UnsupportedOptionError, and what `check` raises.
     """
     if not chosen or min(chosen) < 0 or max(chosen) >= len(answer_ids):
@@ -111,7 +113,7 @@ def view_attention(
             f"The answer has {len(answer_ids)} tokens, numbered from 0; choose at least one of them, "
             f"got {list(chosen)}."
         )
-    # The last token chosen is written by the row before it: nothing from it on is needed.
+    # Each token is written by the row before it, so the rows from the last chosen token on are not needed.
     turn = with_answer(inputs, answer_ids[: max(chosen)])
     types = turn.get("token_type_ids")
     tokens = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
@@ -125,15 +127,15 @@ def region_to_hide(
     box: Box | None,
     hottest: Callable[[int | None], tuple[int, Box]],
 ) -> tuple[int, Box]:
-    """The picture's number and the box to hide in it; `hottest` tells the hottest region of a picture, or of any.
+    """The picture's number and the box to hide in it; `hottest` finds the hottest region of one picture, or of any.
 
-    Raises AttentionError where there is no such picture, and what `hottest` raises.
+    Raises AttentionError if there is no such picture, and what `hottest` raises.
     """
     count = len(prompt.pictures)
     if not count:
-        raise AttentionError("This answer is about no picture, so nothing of it can be hidden.")
+        raise AttentionError("This answer is not about a picture, so there is no region to hide. Ask about a picture.")
     if picture is not None and not 0 <= picture < count:
-        raise AttentionError(f"The pictures are numbered 0 to {count - 1}; there is no number {picture}.")
+        raise AttentionError(f"There is no picture number {picture}. Choose one from 0 to {count - 1}.")
     if box is None:
         return hottest(picture)
     if picture is None and count > 1:
@@ -151,9 +153,9 @@ def view_occlusion(
     model: Model,
     check: Check | None = None,
 ) -> OcclusionReport:
-    """What hiding a region did to the answer's token of this number; both inputs are `forward_inputs`.
+    """How hiding a region changed the answer's token number `token`; both inputs are `forward_inputs`.
 
-    Raises AttentionError where there is no such token, and what `check` raises.
+    Raises AttentionError if there is no such token, and what `check` raises.
     """
     most, stops = answered.request.max_new_tokens or MAX_NEW_TOKENS, model.generation_config.stop_ids
     with torch.inference_mode():
@@ -169,7 +171,7 @@ def view_occlusion(
 
 
 def _tiles(prompt: Prompt, token_type_ids: torch.Tensor | None) -> tuple[Tile, ...]:
-    """The tiles of a turn that begins with the prompt; `token_type_ids` are the turn's."""
+    """The tiles of a prompt and its answer; `token_type_ids` cover both."""
     if not prompt.pictures or token_type_ids is None:
         return ()
     sizes, crops = [picture.size for picture in prompt.pictures], [picture.crops for picture in prompt.pictures]

@@ -1,8 +1,8 @@
 """The order in which questions are answered: bounded, and fair among visitors.
 
-One question is worked on at a time. Visitors take turns: one question each, in the order in which they
-came; who asks again joins at the end of that round. Questions a1 a2 a3 b1 b2 c1, come in this order, are
-answered a1 b1 c1 a2 b2 a3.
+One question runs at a time. Visitors take turns, one question each per round, in the order of their arrival; a visitor
+who asks again joins the end of the round. Questions that arrive as a1 a2 a3 b1 b2 c1 are answered in the order a1 b1 c1
+a2 b2 a3.
 """
 
 import itertools
@@ -28,22 +28,22 @@ class FairQueue:
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._waiting: list[Ticket] = []
-        # Whose turn comes after whose: each visitor with something waiting once, but not the one being served.
+        # Visitors in the order of their turns: each with a waiting question once, except the one being served.
         self._turns: list[str] = []
         self._unready: set[Ticket] = set()
         self._running: Ticket | None = None
         self.mean_turn_s: float | None = None
-        """How long a turn lasts, about; None before the first."""
+        """A moving average of a turn's duration in seconds; None before the first."""
 
     def remember(self, seconds: float) -> None:
-        """Takes a turn's duration into the mean."""
+        """Updates the mean with a turn's duration."""
         mean = self.mean_turn_s
         self.mean_turn_s = seconds if mean is None else 0.8 * mean + 0.2 * seconds
 
     def enter(self, visitor: str, ready: bool = True) -> Ticket:
-        """A ticket at the end of the queue; one that is not `ready` yet is passed over until `make_ready`.
+        """Adds a ticket at the end of the queue; unless `ready`, the queue skips it until `make_ready`.
 
-        Raises QueueFullError where too many wait already.
+        Raises QueueFullError if too many are waiting.
         """
         with self._changed:
             if len(self._waiting) >= self._max_waiting:
@@ -60,19 +60,20 @@ class FairQueue:
             return ticket
 
     def make_ready(self, ticket: Ticket) -> None:
-        """From now on the ticket's turn can come."""
+        """Stops skipping the ticket."""
         with self._changed:
             self._unready.discard(ticket)
             self._start_next()
 
     def wait(self, ticket: Ticket, known_place: int | None, seconds: float) -> int:
-        """The ticket's place, 0 when it is its turn; returns when that differs from `known_place`, or in time."""
+        """The ticket's place; 0 when it is its turn. Returns when that differs from `known_place`, or after
+        `seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: self._place(ticket) != known_place, timeout=seconds)
             return self._place(ticket)
 
     def leave(self, ticket: Ticket) -> None:
-        """Gives the place back, whether it was waiting or running; leaving twice does no harm."""
+        """Removes a waiting or running ticket; leaving twice is harmless."""
         with self._changed:
             if ticket == self._running:
                 self._running = None
@@ -83,7 +84,7 @@ class FairQueue:
             self._start_next()
 
     def _line_up(self, visitor: str) -> None:
-        """Gives a visitor a turn at the end of the round if something of theirs waits, and takes it back if not."""
+        """Adds a visitor with waiting tickets to the end of the round; removes one without."""
         is_served = self._running is not None and self._running.visitor == visitor
         waits = any(ticket.visitor == visitor for ticket in self._waiting)
         if waits and not is_served and visitor not in self._turns:
@@ -103,7 +104,7 @@ class FairQueue:
         return 0 if ticket == self._running else 1 + self._ordered().index(ticket)
 
     def _ordered(self) -> list[Ticket]:
-        """Waiting tickets in the order of their turns, if nobody else comes: round by round."""
+        """Waiting tickets in the order in which they will run if nobody else comes: round by round."""
         served = [] if self._running is None else [self._running.visitor]
         place_in_round = {visitor: place for place, visitor in enumerate([*served, *self._turns])}
         rounds = dict.fromkeys(served, 1)

@@ -1,4 +1,4 @@
-"""How much memory is left, on a GPU or on the machine."""
+"""Free memory on a GPU or on the machine."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory left for weights on a GPU; None for a CPU, where they stay on disk until they are used."""
+    """Memory left for weights on a GPU; None for a CPU, where weights stay on disk until they are used."""
     if device.type != "cuda":
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -17,12 +17,12 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def free_bytes_of_machine() -> int | None:
-    """Main memory that this process can still take; None where the system doesn't tell (other than Linux)."""
+    """Main memory that this process can still use; None if the system doesn't report it (anything but Linux)."""
     if not _MEMINFO.exists():
         return None
     lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
     free = [int(lines["MemAvailable"].split()[0]) * 1024]
-    # A container may take less than the machine has left.
+    # A container's limit may be lower than what the machine has left.
     most, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if most.exists() and used.exists() and (limit := most.read_text().strip()).isdecimal():
         free.append(max(0, int(limit) - int(used.read_text())))

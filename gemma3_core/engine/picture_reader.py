@@ -1,8 +1,8 @@
-"""Work on pictures for all visitors of a server: two jobs at a time, within a budget of memory.
+"""Decodes pictures for all visitors of a server: two jobs at a time, within a memory budget.
 
-Decoding is work for the processor and takes memory by the picture, so it is bounded over all requests together. A job
-that does not fit into the memory that is left waits; smaller ones behind it may go first, and one thread is always left
-to them. The threads yield to the model's where the system lets them.
+Decoding takes CPU time and memory in proportion to the picture, so it is bounded over all requests together. A job that
+does not fit into the remaining memory waits; smaller jobs behind it may overtake it, and one thread always stays free
+for them. Where the system allows it, these threads run at a lower priority than the model's.
 """
 
 import os
@@ -20,12 +20,12 @@ from gemma3_core.images.limits import DEFAULT_LIMITS
 Result = TypeVar("Result")
 
 MAX_HELD_BYTES = 1_000_000_000
-"""Tiles that wait for their turn, of all requests together: some 400 of 896 x 896 pixels."""
+"""Memory for the tiles of all waiting requests: about 400 tiles of 896 x 896 pixels."""
 
 _NICENESS = 10
-_LARGE_BYTES = 100_000_000  # of decoding: a picture of some 20 megapixels
+_LARGE_BYTES = 100_000_000  # memory for decoding a picture of about 20 megapixels
 _BLOCK_BYTES = 64 * 1024**2
-"""Pillow's blocks of memory. From 32 MiB on glibc maps them one by one, so they go back to the system when freed."""
+"""Pillow's block size. glibc maps blocks of 32 MiB and more one by one, so freed blocks go back to the system."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class _Job:
 
 
 class PictureReader:
-    """Runs jobs in threads of its own; safe to use from many threads."""
+    """Runs jobs in its own threads; safe to use from many threads."""
 
     def __init__(self, max_bytes: int = DEFAULT_LIMITS.max_decoding_bytes, at_a_time: int = 2):
-        """At most `at_a_time` jobs run together, one less of large ones; they take at most `max_bytes`, or one job."""
+        """Runs at most `at_a_time` jobs together, one fewer if they are large; they use `max_bytes` at most, or are one
+        job."""
         self._max_bytes, self._at_a_time = max_bytes, at_a_time
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
@@ -48,7 +49,7 @@ class PictureReader:
         self._threads = ThreadPoolExecutor(at_a_time, "pictures", initializer=_yield_to_the_model)
 
     def submit(self, work: Callable[[], Result], num_bytes: int = 0) -> Future[Result]:
-        """The result of `work`, which takes about `num_bytes` of memory; cancelling it gives up its place."""
+        """Queues `work`, which needs about `num_bytes` of memory; cancelling the future gives up its place."""
         future: Future[Result] = Future()
         with self._lock:
             self._waiting.append(_Job(work, num_bytes, future))
@@ -56,7 +57,7 @@ class PictureReader:
         return future
 
     def _start(self) -> None:
-        """Begins with all jobs that fit, first come first served; the lock is held."""
+        """Starts all jobs that fit, first come, first served; the caller holds the lock."""
         for job in list(self._waiting):
             if len(self._running) >= self._at_a_time:
                 return
@@ -76,7 +77,7 @@ class PictureReader:
     def _run(self, job: _Job) -> None:
         try:
             result, error = job.work(), None
-        except BaseException as raised:  # noqa: BLE001  raised again where the result is waited for
+        except BaseException as raised:  # noqa: BLE001  raised again where the result is awaited
             result, error = None, raised
         with self._lock:
             self._running.remove(job)
@@ -88,7 +89,7 @@ class PictureReader:
 
 
 class HeldTiles:
-    """What is held of decoded pictures until their turn comes, over all requests; safe to use from many threads."""
+    """Counts the tiles that all requests hold until their turn; safe to use from many threads."""
 
     def __init__(self, max_bytes: int = MAX_HELD_BYTES):
         self._max_bytes = max_bytes
@@ -96,7 +97,7 @@ class HeldTiles:
         self._held: dict[Hashable, int] = {}
 
     def hold(self, owner: Hashable, num_bytes: int, seconds: float) -> bool:
-        """Waits so long for room for an owner's tiles; True where there is. One owner alone always has room."""
+        """Waits up to `seconds` for room for an owner's tiles; True if there is. A single owner always has room."""
 
         def fits() -> bool:
             return not num_bytes or not self._held or sum(self._held.values()) + num_bytes <= self._max_bytes
@@ -108,12 +109,12 @@ class HeldTiles:
             return True
 
     def release(self, owner: Hashable) -> None:
-        """The owner's tiles are gone; harmless where there were none."""
+        """Releases the owner's tiles; harmless if it holds none."""
         with self._changed:
             self._held.pop(owner, None)
             self._changed.notify_all()
 
 
 def _yield_to_the_model() -> None:
-    if sys.platform == "linux":  # where niceness is a thread's own
+    if sys.platform == "linux":  # niceness is per thread there
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

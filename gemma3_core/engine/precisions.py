@@ -1,4 +1,4 @@
-"""The two precisions of one checkpoint: full and int4. What both have in common is held once."""
+"""One checkpoint in two precisions, full and int4; tensors that both use are held once."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -22,22 +22,22 @@ from gemma3_core.int4.quantize import (
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.models.text import Gemma3ForCausalLM
 
-ONLY_INT4 = "This checkpoint holds int4 weights only: there is no full precision to choose."
+ONLY_INT4 = "This checkpoint holds only int4 weights, so full precision is not available."
 
-# Above this many weights a CPU keeps bfloat16: twice the memory costs more than faster products gain.
+# Above this many weights a CPU keeps bfloat16: doubling the memory costs more than faster products gain.
 _LARGEST_FLOAT32_ON_CPU = 2_000_000_000
 
 
 class ModelVariants:
-    """One model that is there from the start (the default), and its other precision, made when first asked for.
+    """A model loaded at the start (the default) and its other precision, which is made when it is first requested.
 
-    The two are models of their own: whoever is answering with one is not touched when the other is made.
+    The two are separate models, so making one does not disturb answers from the other.
     """
 
     def __init__(self, default: Model, config: TorchAoConfig, load_full: Callable[[], Model] | None = None):
-        """`load_full` reads the checkpoint in full precision onto the CPU, in `default`'s type.
+        """`load_full` reads the checkpoint in full precision onto the CPU, in `default`'s dtype.
 
-        None is a checkpoint that holds int4 weights only.
+        It is None for a checkpoint that holds only int4 weights.
         """
         self.default = default
         self.default_int4 = default.int4_plan is not None
@@ -45,14 +45,14 @@ class ModelVariants:
         self._load_full, self._lock = load_full, threading.Lock()
         self._making: Int4Converter | None = None
         self.obstacle = self._find_obstacle(config)
-        """Why the other precision can't be had, as a sentence; empty where it can."""
+        """A sentence that says why the other precision is unavailable; empty if it is available."""
         self.full_bytes = self.int4_bytes = count_weights(default) * default.dtype.itemsize
         if self._plan is not None:
             self.full_bytes, self.int4_bytes = weight_bytes(default, self._plan)
 
     @classmethod
     def load(cls, folder: Path, dtype: str, device: torch.device, int4: bool, config: TorchAoConfig) -> "ModelVariants":
-        """The checkpoint in `folder`; dtype "auto" is its own, or float32 where the device is slow in bfloat16.
+        """Loads the checkpoint in `folder`; dtype "auto" is its own, or float32 if the device is slow in bfloat16.
 
         Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
@@ -65,7 +65,7 @@ class ModelVariants:
                 folder, dtype=dtype, device_map=where, quantization_config=quantization_config
             )
             if dtype == "auto" and device.type == "cpu" and count_weights(model) <= _LARGEST_FLOAT32_ON_CPU:
-                # Small models answer faster in float32 on CPUs without matrix units for bfloat16.
+                # On CPUs without bfloat16 matrix units, small models are faster in float32.
                 model = model.float()
             return model
 
@@ -79,7 +79,7 @@ class ModelVariants:
 
     @property
     def left(self) -> tuple[str, ...]:
-        """Layers that stay in full precision in int4 too although they are candidates."""
+        """Layers that int4 should cover but that stay in full precision."""
         return () if self._plan is None else tuple(self._plan.left)
 
     def _find_obstacle(self, config: TorchAoConfig) -> str:
@@ -91,11 +91,11 @@ class ModelVariants:
             self._making = Int4Converter(self.default, config)
         except UnsupportedOptionError as error:
             return str(error)
-        self._making.plan.warn()  # at load, not when somebody first asks for int4
+        self._making.plan.warn()  # at load time, not at the first request for int4
         return ""
 
     def require(self, int4: bool) -> None:
-        """Raises UnsupportedOptionError, with the reason, where that precision can't be had."""
+        """Raises UnsupportedOptionError, with the reason, if that precision is unavailable."""
         if int4 is not self.default_int4 and self.obstacle:
             raise UnsupportedOptionError(self.obstacle)
 
@@ -103,10 +103,10 @@ class ModelVariants:
         return int4 in self._models
 
     def prepare(self, int4: bool) -> Iterator[str]:
-        """Makes that precision where it is not there yet, telling in words how far it is; at most once.
+        """Makes that precision if it is missing, at most once; yields its progress in words.
 
-        Closing the iterator ends the work after a layer; what is made is kept. Raises as `require`, and
-        UnsupportedOptionError where a GPU has no room left.
+        Closing the iterator stops after the current layer; layers made so far are kept. Raises as `require`, and
+        UnsupportedOptionError if the GPU has no room left.
         """
         self.require(int4)
         if self.ready(int4):
@@ -137,12 +137,12 @@ class ModelVariants:
 
 
 def auto_dtype(capability: tuple[int, int]) -> str:
-    """What dtype "auto" means on a CUDA device: float32 below compute capability 8.0 (T4, V100: no bfloat16 units)."""
+    """The dtype for "auto" on CUDA: float32 below compute capability 8.0 (T4, V100: no bfloat16 units)."""
     return "auto" if capability >= (8, 0) else "float32"
 
 
 def _require_room(num_bytes: int, device: torch.device) -> None:
-    """Raises UnsupportedOptionError where a GPU has not that much memory left; no visitor may exhaust it."""
+    """Raises UnsupportedOptionError if a GPU has less memory left; no visitor may exhaust it."""
     free = free_bytes(device)
     if free is not None and num_bytes > free:
         raise UnsupportedOptionError(
@@ -152,5 +152,5 @@ def _require_room(num_bytes: int, device: torch.device) -> None:
 
 
 def quantization_name(int4: bool) -> str:
-    """As figures say it."""
+    """The precision's name in an answer's figures."""
     return "int4" if int4 else "none"

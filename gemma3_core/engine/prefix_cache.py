@@ -1,11 +1,10 @@
-"""Caches that are kept behind an answer, so that the next question of the conversation reads only what is new.
+"""KV caches kept after an answer, so that the conversation's next question prefills only what is new.
 
-A cache is used again only by the visitor whose answer filled it, and only at one of two places: behind all that
-it holds, where the conversation goes on, or where its last question began, where that is asked again or changed.
-So asking again computes what the first time computed, in the same passes: the same seed gives the same answer in
-every precision.
+A cache serves only the visitor whose answer filled it, and only from one of two places: its end, where the conversation
+continues, or the start of its last question, if that is asked again or edited. Asking again therefore runs the same
+passes as the first time, so the same seed gives the same answer in every precision.
 
-Most visitors ask once. What is kept of somebody who has not come back takes little room, and goes first.
+Most visitors ask once. A cache whose visitor has not come back gets little room and is evicted first.
 """
 
 import threading
@@ -21,23 +20,23 @@ from gemma3_core.engine.memory import free_bytes, free_bytes_of_machine
 from gemma3_core.nn.cache import KVCache
 
 MOST_BYTES = 512 * 1024**2
-"""Memory that all kept caches may take together, at least; the least recently used one is evicted first."""
+"""Minimum budget for all kept caches; the least recently used one is evicted first."""
 MOST_BYTES_OF_NEWCOMERS = 64 * 1024**2
-"""Memory for the caches of visitors who have asked once and not come back, at least; the latest is always kept."""
+"""Minimum budget for visitors who have asked only once; the latest of their caches is always kept."""
 SHARE_OF_FREE = 0.25
-"""All kept caches may take so much of the memory that is free once the model is loaded."""
+"""The share of the memory free after loading the model that all kept caches may use."""
 NEWCOMERS_SHARE = 0.125
-"""Of that, on a GPU, for visitors who have asked once. A CPU's memory is needed for other things too."""
+"""The part of that for visitors who have asked only once, on a GPU. A CPU's memory is needed for other things too."""
 KEPT_S = 600.0
-"""A cache that nobody has asked for in so many seconds is evicted."""
+"""A cache that has been idle for this many seconds is evicted."""
 
 TokenKey = int | bytes
-"""A token of the prompt: its id, or of a soft token the digest of its tile."""
+"""Identifies a token of the prompt: its id, or for a soft token the digest of its tile."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A cache and what it holds: a mark for each token read. `began` of them were there before its last question."""
+    """A cache and one key for each token it holds. The first `began` tokens precede its last question."""
 
     cache: KVCache
     keys: tuple[TokenKey, ...]
@@ -47,7 +46,7 @@ class Kept:
 def prompt_keys(
     input_ids: torch.Tensor, soft: torch.Tensor, digests: Sequence[bytes], tokens_per_tile: int
 ) -> tuple[TokenKey, ...]:
-    """Marks of a prompt [1, T]; `soft` [1, T] is 1 at soft tokens, `digests` are what their tiles are known by."""
+    """The keys of a prompt [1, T]; `soft` [1, T] is 1 at soft tokens, `digests` identify their tiles."""
     keys: list[TokenKey] = input_ids[0].tolist()
     for number, place in enumerate(soft[0].nonzero()[:, 0].tolist()):
         keys[place] = digests[number // tokens_per_tile]
@@ -55,7 +54,7 @@ def prompt_keys(
 
 
 def cache_budget(device: torch.device) -> tuple[int, int]:
-    """Bytes that all kept caches may take on a device, and bytes for those of newcomers; call it after loading."""
+    """Bytes for all kept caches on a device, and bytes for those of newcomers; call it after loading the model."""
     on_gpu = device.type == "cuda"
     share = int(SHARE_OF_FREE * ((free_bytes(device) if on_gpu else free_bytes_of_machine()) or 0))
     newcomers = int(NEWCOMERS_SHARE * share) if on_gpu else 0
@@ -64,7 +63,7 @@ def cache_budget(device: torch.device) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A cache that waits for its visitor; `came_back` where it has been lent before, `since` in seconds of `now`."""
+    """A kept cache; `came_back` if it was used before, `since` is when it was kept, in seconds of `now`."""
 
     kept: Kept
     came_back: bool
@@ -77,7 +76,7 @@ class _Entry:
 
 @dataclass
 class Lent:
-    """A cache in use, or None where there is none to go on from; what is put into `back` is kept."""
+    """A cache in use, or None if no cache fits the prompt; whatever is assigned to `back` is kept."""
 
     cache: KVCache | None = None
     back: Kept | None = None
@@ -95,7 +94,7 @@ class PrefixCache:
         self._most_bytes, self._most_bytes_of_newcomers, self._now = most_bytes, most_bytes_of_newcomers, now
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, bool], _Entry] = OrderedDict()
-        self._using: set[str] = set()  # visitors who are being answered
+        self._using: set[str] = set()  # visitors whose answer is running
         self._gone: set[str] = set()  # those of them who have left
 
     def __len__(self) -> int:
@@ -104,9 +103,9 @@ class PrefixCache:
 
     @contextmanager
     def acquire(self, visitor: str, int4: bool, keys: Sequence[TokenKey]) -> Iterator[Lent]:
-        """For one answer: the visitor's cache, gone back to as much of this prompt as it may be used for.
+        """Takes the visitor's cache for one answer, truncated to the tokens that this prompt shares with it.
 
-        What can't be used is let go. `Lent.back` is kept at the end, unless the visitor has left meanwhile.
+        Evicts a cache that does not fit. Keeps `Lent.back` at the end, unless the visitor has left meanwhile.
         """
         with self._lock:
             entry = self._kept.pop((visitor, int4), None)
@@ -122,7 +121,7 @@ class PrefixCache:
                 self._gone.discard(visitor)
 
     def _keep(self, key: tuple[str, bool], entry: _Entry) -> None:
-        """Puts it last and lets others go until all fit, those of newcomers first; the lock is held."""
+        """Adds the entry as the newest and evicts others until all fit, newcomers' first; the caller holds the lock."""
         self._kept[key] = entry
         newcomers = [other for other, kept in self._kept.items() if not kept.came_back]
         excess = sum(self._kept[other].num_bytes for other in newcomers[:-1]) - self._most_bytes_of_newcomers
@@ -136,14 +135,14 @@ class PrefixCache:
         return sum(entry.num_bytes for entry in self._kept.values())
 
     def evict(self, kept_s: float = KEPT_S) -> None:
-        """Lets go of what nobody has asked for in so many seconds."""
+        """Evicts caches that have been idle for `kept_s` seconds."""
         with self._lock:
             old = self._now() - kept_s
             for key in [key for key, entry in self._kept.items() if entry.since <= old]:
                 del self._kept[key]
 
     def forget(self, visitor: str) -> None:
-        """Lets go of all that is kept of a visitor; of what is in use, once its answer ends."""
+        """Evicts everything kept for a visitor; a cache in use goes when its answer ends."""
         with self._lock:
             for int4 in (False, True):
                 self._kept.pop((visitor, int4), None)
@@ -151,15 +150,15 @@ class PrefixCache:
                 self._gone.add(visitor)
 
     def clear(self) -> None:
-        """Lets go of everything that is not in use."""
+        """Evicts every cache that is not in use."""
         with self._lock:
             self._kept.clear()
 
 
 def _fitting(kept: Kept, keys: Sequence[TokenKey]) -> KVCache | None:
-    """The cache, gone back to a place up to which the prompt is what it holds; None where there is no such place."""
+    """The cache, truncated to a place up to which it matches the prompt; None if there is no such place."""
     for place in (len(kept.keys), kept.began):
-        # One token at least is read anew: its logits are what the answer begins with.
+        # At least one token is read again: the answer's first token is sampled from its logits.
         begins_alike = 0 < place < len(keys) and tuple(keys[:place]) == kept.keys[:place]
         if begins_alike and kept.cache.can_truncate(place):
             kept.cache.truncate(place)

@@ -1,6 +1,6 @@
-"""A request -> its prompt: ids first, from the pictures' headers alone, then tiles, one picture at a time.
+"""Turns a request into a prompt: ids first, from the pictures' headers alone, then tiles, one picture at a time.
 
-What one request makes the server hold or do is bounded here, over all of its turns and before anything is decoded.
+This module bounds what one request makes the server hold or do, over all its turns and before decoding a picture.
 """
 
 import math
@@ -27,14 +27,14 @@ MAX_PICTURES = 64
 MAX_PIXELS = 256_000_000
 MAX_TILES = 128
 MAX_CHARACTERS = 1_000_000
-MAX_CHARACTERS_PER_TOKEN = 16  # of the context; longer text can't fit, and is not worth the time to find out
+MAX_CHARACTERS_PER_TOKEN = 16  # of the context; longer text can't fit, so it is not tokenized
 
 _DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a conversation before it is decoded, and the boxes of its crops, in its pixels."""
+    """One picture of a conversation before decoding, and the boxes of its crops, in its pixels."""
 
     header: PictureHeader
     crops: tuple[Box, ...]
@@ -44,16 +44,16 @@ class Picture:
         return self.header.width, self.header.height
 
     def digests(self) -> list[bytes]:
-        """What the picture and each of its crops is known by: the file and the box."""
+        """Digests of the picture and of each crop, from the file and the box."""
         return [self.header.digest, *(_digest(self.header.digest, box) for box in self.crops)]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request as the model reads it.
+    """A request in the form that the model reads.
 
-    `input_ids` and `token_type_ids` (1 where a soft token stands) are [1, T], on the CPU. `tiles` are those of each
-    picture, the whole first, as 8-bit pictures at the encoder's size; empty before they are decoded.
+    `input_ids` and `token_type_ids` (1 for soft tokens) are [1, T] on the CPU. `tiles` holds each picture's tiles, the
+    whole picture first, as 8-bit images at the encoder's size; it is empty before decoding.
     """
 
     request: Request
@@ -75,32 +75,32 @@ class Prompt:
         return [tile for tiles in self.tiles for tile in tiles]
 
     def digests(self) -> list[bytes]:
-        """What each tile is known by, in the same order."""
+        """The digest of each tile, in the same order."""
         return [digest for picture in self.pictures for digest in picture.digests()]
 
 
 def check_size(request: Request, context_length: int) -> None:
-    """Raises ContextLengthError where a request holds more pictures or text than one may; quick, nothing is read."""
+    """Raises ContextLengthError if a request has too many pictures or too much text; fast, opens no picture."""
     pictures = sum(len(turn.pictures) for turn in request.turns)
     if pictures > MAX_PICTURES:
         raise ContextLengthError(
-            f"This conversation has {pictures:,} pictures; at most {MAX_PICTURES} are read. "
+            f"This conversation has {pictures:,} pictures; at most {MAX_PICTURES} are accepted. "
             "Send fewer, or start a new conversation."
         )
     characters = len(request.system_prompt) + sum(len(turn.text) for turn in request.turns)
     most = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * context_length)
     if characters > most:
         raise ContextLengthError(
-            f"This conversation has {characters:,} characters; at most {most:,} are read for this model's "
+            f"This conversation has {characters:,} characters; at most {most:,} are accepted for this model's "
             f"{context_length:,} tokens. Shorten it, or start a new conversation."
         )
 
 
 def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
-    """The prompt without tiles: of the pictures only the headers are read.
+    """The prompt without tiles, from the pictures' headers alone.
 
-    Visitors' words can't act as special tokens. Raises ImageError that says which picture is wrong, and
-    ContextLengthError where the pictures are more than one request may hold.
+    Visitors' text can't act as special tokens. Raises ImageError naming the broken picture, and ContextLengthError if
+    the pictures exceed a request's bounds.
     """
     headers = read_headers([picture for turn in request.turns for picture in turn.pictures])
     pictures = tuple(
@@ -110,7 +110,7 @@ def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
     tiles = len(pictures) + sum(len(picture.crops) for picture in pictures)
     if tiles > MAX_TILES:
         raise ContextLengthError(
-            f"This conversation's pictures have {tiles} tiles, crops included; at most {MAX_TILES} are read. "
+            f"This conversation's pictures have {tiles} tiles, crops included; at most {MAX_TILES} are accepted. "
             "Send fewer, switch pan & scan off, or start a new conversation."
         )
     tokenizer = processor.tokenizer
@@ -123,23 +123,24 @@ def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
 
 
 def read_headers(sources: Sequence[ImageSource]) -> list[PictureHeader]:
-    """Headers of pictures. Raises ImageError that says which is wrong, and ContextLengthError for too many pixels."""
+    """Reads the pictures' headers. Raises ImageError naming the broken one, and ContextLengthError for too many
+    pixels."""
     headers = []
     for number, source in enumerate(sources):
         with numbered(number, len(sources)):
             headers.append(read_header(source))
-    # A file that is named twice is decoded once.
+    # A file that appears twice is decoded once.
     pixels = sum({header.digest: header.width * header.height for header in headers}.values())
     if pixels > MAX_PIXELS:
         raise ContextLengthError(
-            f"These pictures have {pixels / 1e6:,.0f} megapixels together; at most {MAX_PIXELS / 1e6:,.0f} are read. "
+            f"These pictures have {pixels / 1e6:,.0f} megapixels in all; at most {MAX_PIXELS / 1e6:,.0f} are accepted. "
             "Make them smaller, send fewer, or start a new conversation."
         )
     return headers
 
 
 class Tiles:
-    """The tiles of a prompt's pictures, as they are decoded: equal ones once, and none that the prompt has already.
+    """Decodes the tiles of a prompt's pictures: equal pictures once, and none whose tiles the prompt already has.
 
     `region` is a picture's number and a region to hide in it, in its pixels.
     """
@@ -153,7 +154,7 @@ class Tiles:
 
     @property
     def num_bytes(self) -> int:
-        """What the tiles of the whole prompt take, 8 bits a color."""
+        """Bytes of all tiles of the prompt, at 8 bits per color."""
         size = self._images.config.size.for_picture
         different = {self._key(number): picture for number, picture in enumerate(self._prompt.pictures)}
         areas = [
@@ -164,16 +165,16 @@ class Tiles:
         return 3 * sum(areas)
 
     def jobs(self) -> Iterator[tuple[int, Callable[[], None], int]]:
-        """For each picture that has to be decoded its number, the work, and the memory that it takes in bytes.
+        """Yields each picture to decode: its number, the work, and the bytes of memory that it needs.
 
-        The work raises ImageError that says which picture is wrong.
+        The work raises ImageError naming the broken picture.
         """
         for number, picture in enumerate(self._prompt.pictures):
             if self._key(number) not in self._tiles:
                 yield number, partial(self._decode, number), picture.header.decoding_bytes
 
     def prompt(self) -> Prompt:
-        """The prompt with its tiles, once every job is done."""
+        """The prompt with its tiles; call it after all jobs."""
         tiles = tuple(self._tiles[self._key(number)] for number in range(len(self._prompt.pictures)))
         return replace(self._prompt, tiles=tiles)
 
@@ -196,14 +197,14 @@ class Tiles:
 
 @torch.inference_mode()
 def encode(model: Model, processor: Gemma3Processor, tiles: Sequence[Tile]) -> torch.Tensor:
-    """Soft tokens [N, tokens, E] of N tiles, in one pass."""
+    """Encodes N tiles in one pass; returns soft tokens [N, tokens, E]."""
     assert isinstance(model, Gemma3ForConditionalGeneration)
     pixels = processor.image_processor.pixel_values(tiles).to(model.device, model.dtype)
     return model.get_image_features(pixels).pooler_output
 
 
 def load_picture(header: PictureHeader) -> Image:
-    """The whole picture. Raises ImageError where it is damaged, gone or another one by now."""
+    """Decodes the whole picture. Raises ImageError if it is damaged, gone or changed."""
     image = load_image(header.source)
     if image.size != (header.width, header.height):
         raise ImageError("The picture's file has changed since it was added. Add it again.")
@@ -212,7 +213,7 @@ def load_picture(header: PictureHeader) -> Image:
 
 @contextmanager
 def numbered(number: int, count: int) -> Iterator[None]:
-    """Among several pictures, an ImageError says which one it is about."""
+    """If there are several pictures, an ImageError says which one it is about."""
     try:
         yield
     except ImageError as error:
@@ -232,7 +233,7 @@ def _size(header: PictureHeader) -> tuple[int, int]:
 
 
 def _pan_and_scan(request: Request) -> list[bool]:
-    """For each picture of the request, whether it is cut."""
+    """For each picture of the request, whether pan & scan applies."""
     return [
         request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
         for turn in request.turns
@@ -245,7 +246,7 @@ def _digest(file: bytes, box: Box) -> bytes:
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:
-    """The request as chat messages; a place for each picture before the text of its turn."""
+    """The request as chat messages; each turn's pictures come before its text."""
     messages: list[dict[str, Any]] = []
     if request.system_prompt.strip():
         messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})

@@ -1,6 +1,6 @@
-"""The models that a server offers: the one it was started with, and others, each loaded when it is first chosen.
+"""The models that a server offers: the one it started with, and others that load when they are first chosen.
 
-Visitors choose by name from the operator's list; sources (folders, Hub ids) never come from them.
+Visitors choose by name from the operator's list; they never supply sources (folders, Hub ids).
 """
 
 import itertools
@@ -31,20 +31,20 @@ from gemma3_core.files.hub import resolve_folder
 
 PUBLISHED = "google/gemma-3-4b-it"
 _KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
-"""What is downloaded for a Hub id, about: the weights in bfloat16."""
+"""Approximate download sizes of Hub ids: the weights in bfloat16."""
 
-_NO_ROOM = "The GPU has no room for {} beside what it holds already. Choose another model, or try again later."
+_NO_ROOM = "The GPU has no room for {}. Choose another model, or try again later."
 _TICK_S, _TOLD_EACH_S = 0.1, 5
-# Each one that waits for a model holds a thread; behind a loaded model the queue has its own bound.
+# Each request that waits for a model to load holds a thread. Loaded models have a queue with its own bound.
 _MOST_WAITING = 64
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that visitors may choose by its name; `source` is not for their eyes where it is a folder.
+    """A model that visitors may choose by name; do not show them `source`, which may be a folder.
 
-    `from_hub` is one that is downloaded when it is first chosen, unless it lies in the Hub's cache;
-    `download_bytes` is how much that is, None where it isn't known.
+    A `from_hub` model is downloaded when it is first chosen, unless it is in the Hub's cache; `download_bytes` is the
+    size, or None if unknown.
     """
 
     name: str
@@ -54,10 +54,10 @@ class ModelEntry:
 
 
 def entries_of(also: Sequence[str], first: str | None = None, first_name: str = "") -> tuple[ModelEntry, ...]:
-    """What can be chosen beside the model that a server starts with (`first`: folder, Hub id, or None for the demo).
+    """The models offered besides the one a server starts with (`first`: folder, Hub id, or None for the demo).
 
-    A name is the last part of a folder or id; equal ones are numbered. The same source twice is one offer, and
-    `first` is none. Raises CheckpointError for a source that can be neither a folder nor a Hub id.
+    A name is the last part of a folder or id; equal names are numbered. Repeated sources, and `first` itself, are left
+    out. Raises CheckpointError for a source that is neither a folder nor a possible Hub id.
     """
     taken, seen, found = {first_name}, {_identity(str(DEMO_MODEL) if first is None else first)}, []
     for source in also:
@@ -78,7 +78,7 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _identity(source: str) -> str:
-    """A folder's full path, so that what lies there is never looked for on the Hub later; a Hub id as it is."""
+    """A folder's full path, so that it is never looked up on the Hub later; a Hub id unchanged."""
     path = Path(source).expanduser()
     if path.is_dir():
         return str(path.resolve())
@@ -86,14 +86,14 @@ def _identity(source: str) -> str:
         validate_repo_id(source)
     except HFValidationError:
         raise CheckpointError(
-            f"{source} is neither a folder on this machine nor a Hub id of the form owner/name."
+            f"{source} is neither a folder on this machine nor a Hub id of the form owner/name. Check its spelling."
         ) from None
     return source
 
 
 @dataclass
 class _Load:
-    """One attempt to load a model; all who wait for it share its end."""
+    """One attempt to load a model; everyone who waits for the model shares its result."""
 
     stage: str
     began: float
@@ -104,10 +104,10 @@ class _Load:
 
 @dataclass
 class _Slot:
-    """A model that is offered, and what of it there is; guarded by the lock of ModelRegistry.
+    """The state of one offered model; guarded by the lock of ModelRegistry.
 
-    `users` counts what keeps it from being let go: work that runs or waits for it. `takes_room` from the moment
-    its loading begins; `used` is larger the later it was last asked.
+    `users` counts running and waiting requests, which prevent eviction. `takes_room` is True from the start of loading;
+    `used` grows with each use, so the least recently used model has the lowest.
     """
 
     entry: ModelEntry
@@ -128,14 +128,18 @@ class ModelRegistry:
         load: Callable[[ModelEntry], Engine] | None = None,
         keep: int = 1,
     ):
-        """`load` gives the engine of an offer; at most `keep` of these are in memory beside the first.
+        """`load` makes the engine of an entry; at most `keep` of them stay in memory besides the first.
 
-        Raises UnsupportedOptionError where `keep` is not at least 1.
+        Raises UnsupportedOptionError if `keep` is less than 1.
         """
         if keep < 1:
-            raise UnsupportedOptionError(f"At least 1 model must be kept beside the first, got {keep}.")
+            raise UnsupportedOptionError(
+                f"The number of models to keep besides the first must be at least 1, got {keep}."
+            )
         if others and load is None:
-            raise UnsupportedOptionError("Offers need a `load` that gives their engines.")
+            raise UnsupportedOptionError(
+                "Models besides the first need a `load` function that makes their engines. Pass one."
+            )
         self.first, self._load, self._keep = first, load, keep
         self._slots = {entry.name: _Slot(entry) for entry in others}
         self._infos: dict[str, ModelInfo] = {first.info.name: first.info}
@@ -153,20 +157,20 @@ class ModelRegistry:
         int4: bool = False,
         keep: int = 1,
     ) -> "ModelRegistry":
-        """Loads the first as `Engine.load` does; `also` are folders and Hub ids that visitors may choose.
+        """Loads the first model as `Engine.load` does; `also` lists folders and Hub ids that visitors may choose.
 
-        All answer on the same device, one question at a time. Raises as `Engine.load`, and CheckpointError for an
-        entry of `also` that can be neither folder nor Hub id.
+        All models share one device and answer one question at a time. Raises what `Engine.load` raises, and
+        CheckpointError for an entry of `also` that is neither a folder nor a possible Hub id.
         """
         source = None if model is None else str(model)
         if also:
-            entries_of(also, source)  # a wrong entry is told before the first is loaded, which can take minutes
+            entries_of(also, source)  # reports a wrong entry before the first model loads, which can take minutes
         first = Engine.load(model, device, dtype, int4)
         others = entries_of(also, source, first.info.name) if also else ()
 
         def load(entry: ModelEntry) -> Engine:
             folder = resolve_folder(entry.source) if entry.from_hub else _folder(entry)
-            if not int4:  # whose size is known only once it is made
+            if not int4:  # the size of int4 weights is known only after they are made
                 _require_room(folder, entry.name, torch.device(first.info.device))
             try:
                 return Engine.load(folder, device, dtype, int4, name=entry.name, beside=first)
@@ -177,22 +181,22 @@ class ModelRegistry:
 
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
-        """What can be chosen beside the first."""
+        """The models that can be chosen besides the first."""
         return tuple(slot.entry for slot in self._slots.values())
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that can be chosen, the first first."""
+        """All names that can be chosen; the first model comes first."""
         return (self.first.info.name, *self._slots)
 
     def info(self, name: str | None = None) -> ModelInfo | None:
-        """What is known of a model; None is the first, and the result is None before a model was first loaded."""
+        """What is known of a model (None is the first); None if it has never been loaded."""
         with self._changed:
             return self._infos.get(self._checked(name))
 
     @contextmanager
     def held(self, name: str | None = None) -> Iterator[Engine | None]:
-        """The engine of that name, if it is in memory, where it stays for as long as the `with` block lasts."""
+        """The engine of that name, or None if it is not in memory; the `with` block keeps it there."""
         name = self._checked(name)
         if name == self.first.info.name:
             yield self.first
@@ -211,7 +215,7 @@ class ModelRegistry:
     def that_answered(self, name: str) -> Iterator[Engine]:
         """The engine that gave an answer, by the name in its figures.
 
-        Raises AttentionError where it is no longer in memory.
+        Raises AttentionError if it is no longer in memory.
         """
         if name in self.names:
             with self.held(name) as engine:
@@ -224,10 +228,10 @@ class ModelRegistry:
         )
 
     def stream(self, name: str | None, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
-        """As `Engine.stream`, on the model of that name (None is the first), which is loaded first if it has to be.
+        """`Engine.stream` on the model of that name (None is the first), which is loaded if necessary.
 
         If loading fails, everyone who waits for it gets the error; asking again tries again. Raises
-        UnsupportedOptionError for a name that isn't offered, QueueFullError where too many wait for a model.
+        UnsupportedOptionError for a name that isn't offered, QueueFullError if too many requests wait for a model.
         """
         name = self._checked(name)
         if name == self.first.info.name:
@@ -250,23 +254,23 @@ class ModelRegistry:
             self._release(slot)
 
     def astream(self, name: str | None, request: Request, stop: threading.Event | None = None) -> AsyncGenerator[Event]:
-        """`stream` for asyncio, as `Engine.astream`."""
+        """`Engine.astream` on the model of that name."""
         return in_event_loop(self.stream(name, request, stop))
 
     def forget(self, visitor: str) -> None:
-        """Lets go of what the models keep of a visitor for their next question."""
-        with self._changed:  # none is let go meanwhile
+        """Evicts what all models keep for a visitor's next question."""
+        with self._changed:  # no model is evicted meanwhile
             for engine in self._engines():
                 engine.forget(visitor)
 
     def evict(self) -> None:
-        """Lets go of what the models keep of visitors who have not come back for a while."""
+        """Evicts what all models keep for visitors who have not come back for a while."""
         with self._changed:
             for engine in self._engines():
                 engine.evict()
 
     def _engines(self) -> list[Engine]:
-        """Those in memory; the lock is held."""
+        """The engines in memory; the caller holds the lock."""
         return [
             engine for engine in (self.first, *(slot.engine for slot in self._slots.values())) if engine is not None
         ]
@@ -276,7 +280,7 @@ class ModelRegistry:
             return self.first.info.name
         if name not in self.names:
             raise UnsupportedOptionError(
-                f"This server offers no model {str(name)[:80]!r}; choose one of {', '.join(self.names)}."
+                f"This server offers no model {str(name)[:80]!r}. Choose one of {', '.join(self.names)}."
             )
         return name
 
@@ -286,15 +290,17 @@ class ModelRegistry:
             self._changed.notify_all()
 
     def _loaded(self, slot: _Slot, stop: threading.Event | None) -> Generator[Event, None, Engine | None]:
-        """Waits for the slot's model, loading it in a thread of its own unless somebody has begun that already.
+        """Waits for the slot's model; loads it in its own thread unless that has begun.
 
-        None where `stop` is set meanwhile.
+        Returns None if `stop` is set meanwhile.
         """
         with self._changed:
             if slot.engine is not None:
                 return slot.engine
             if self._waiting >= _MOST_WAITING:
-                raise QueueFullError(f"{self._waiting} questions wait for a model already. Try again in a minute.")
+                raise QueueFullError(
+                    f"{self._waiting} questions are already waiting for a model. Try again in a minute."
+                )
             self._waiting += 1
             attempt = slot.load
             if attempt is None:
@@ -303,7 +309,7 @@ class ModelRegistry:
                 threading.Thread(target=self._attempt, args=(slot, attempt), name=name, daemon=True).start()
         try:
             while not attempt.ended:
-                # Said again each tick: a closed page is noticed only when something is sent to it.
+                # Sent again each tick: the server notices a closed page only when it sends something.
                 yield StageEvent("loading", attempt.stage + _so_far(attempt.began))
                 if stop is not None and stop.is_set():
                     return None
@@ -313,20 +319,20 @@ class ModelRegistry:
             with self._changed:
                 self._waiting -= 1
         if isinstance(attempt.error, Gemma3Error):
-            raise type(attempt.error)(str(attempt.error))  # of one's own: several threads raise it
+            raise type(attempt.error)(str(attempt.error))  # a new object: several threads raise it
         if attempt.error is not None:
             raise attempt.error
         assert attempt.engine is not None
         return attempt.engine
 
     def _attempt(self, slot: _Slot, attempt: _Load) -> None:
-        """Loads the slot's model, after others have made room; the end is told to all who wait."""
+        """Loads the slot's model once there is room, and wakes everyone who waits for it."""
         try:
             if not self._takes_room(slot, attempt):
                 return
             assert self._load is not None
             attempt.engine = self._load(slot.entry)
-        except Exception as error:  # noqa: BLE001  raised again where an answer waits for it
+        except Exception as error:  # noqa: BLE001  raised again where an answer waits for the model
             attempt.error = error
         with self._changed:
             slot.engine, slot.load, attempt.ended = attempt.engine, None, True
@@ -336,7 +342,7 @@ class ModelRegistry:
             self._changed.notify_all()
 
     def _takes_room(self, slot: _Slot, attempt: _Load) -> bool:
-        """Lets others go until the slot's model may be loaded; False where nobody waits for it any more."""
+        """Evicts other models until the slot's model may load; False if nobody waits for it any more."""
         with self._changed:
             while slot.users:
                 kept = [other for other in self._slots.values() if other.takes_room]
@@ -347,7 +353,7 @@ class ModelRegistry:
                     _evict(min(idle, key=lambda other: other.used))
                     continue
                 names = " and ".join(other.entry.name for other in kept)
-                attempt.stage = f"Waiting for room in memory: {names} still at work"
+                attempt.stage = f"Waiting for memory: {names} still at work"
                 self._changed.wait()
             slot.load = None
             return False
@@ -363,11 +369,11 @@ def _stage(entry: ModelEntry) -> str:
     if not entry.from_hub:
         return f"Loading {entry.name}"
     size = "" if entry.download_bytes is None else f" of {entry.download_bytes / 1e9:.1f} GB"
-    return f"Loading {entry.name}, after a download{size} where it is not on this machine yet"
+    return f"Loading {entry.name}, after a download{size} if it is not on this machine yet"
 
 
 def _so_far(began: float) -> str:
-    """How long it has taken, told in steps, since screen readers read out what changes; at first nothing."""
+    """The time loading has taken, in steps, since screen readers read out each change; empty at first."""
     steps = int((time.monotonic() - began) / _TOLD_EACH_S)
     return f" ({steps * _TOLD_EACH_S} s so far)" if steps else ""
 
@@ -379,7 +385,7 @@ def _folder(entry: ModelEntry) -> Path:
 
 
 def _require_room(folder: Path, name: str, device: torch.device) -> None:
-    """Raises UnsupportedOptionError where a GPU has less memory left than the checkpoint's files are large."""
+    """Raises UnsupportedOptionError if a GPU has less memory left than the checkpoint's files need."""
     free = free_bytes(device)
     if free is not None and sum(file.stat().st_size for file in folder.glob("*.safetensors")) > free:
         raise UnsupportedOptionError(_NO_ROOM.format(name))

@@ -1,4 +1,4 @@
-"""One answer while it runs: what has been written so far, and its figures at any time."""
+"""One running answer: the text so far, and its figures at any time."""
 
 import time
 from typing import Literal
@@ -11,7 +11,7 @@ from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer, StreamingDecoder
 
 
 class RunningRequest:
-    """The tokens and times of one answer, which becomes a DoneEvent when it ends or is stopped."""
+    """The tokens and times of one answer; becomes a DoneEvent when it ends or is stopped."""
 
     def __init__(self, request: Request, info: ModelInfo, tokenizer: Gemma3Tokenizer):
         self.request, self._info = request, info
@@ -20,18 +20,18 @@ class RunningRequest:
         self._decoder = StreamingDecoder(tokenizer)
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
-        self._new_tokens = 0  # the stop token counts
+        self._new_tokens = 0  # includes the stop token
         self._entered = time.monotonic()
         self._started: float | None = None
         self._first = self._last = 0.0
 
     def start(self) -> None:
-        """The sequence has left the queue."""
+        """Marks that the request has left the queue."""
         self._started = time.monotonic()
 
     @property
     def running_s(self) -> float:
-        """Seconds since it left the queue."""
+        """Seconds since the request left the queue."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     @property
@@ -39,7 +39,7 @@ class RunningRequest:
         return self._new_tokens > 0
 
     def count(self) -> None:
-        """A token has been sampled."""
+        """Counts a sampled token."""
         self._new_tokens += 1
         self._last = time.monotonic()
         if self._new_tokens == 1:
@@ -52,7 +52,7 @@ class RunningRequest:
         return TokenEvent(self._pieces[-1], choice)
 
     def rest(self) -> TokenEvent | None:
-        """What is left of the text where the answer ends within a character."""
+        """The last piece of text if the answer ends within a character."""
         rest = self._decoder.finish()
         self._pieces.append(rest)
         return TokenEvent(rest) if rest else None

@@ -168,13 +168,13 @@ def test_answers_that_can_not_be_looked_at_are_refused_and_the_chat_goes_on(engi
         engine.attention(vanishing, [0])
     picture(1, width=700, height=300).save(path)
     cut = replace(vanishing, request=replace(vanishing.request, pan_and_scan=True))
-    with pytest.raises(AttentionError, match="the pictures or their crops are others"):
+    with pytest.raises(AttentionError, match="the pictures or their crops have changed"):
         engine.attention(cut, [0])
     fewer = replace(LONG, turns=(replace(LONG.turns[0], pictures=LONG.turns[0].pictures[:1]), *LONG.turns[1:]))
-    with pytest.raises(AttentionError, match="about 3 pictures, of which 2 are still there"):
+    with pytest.raises(AttentionError, match="about 3 pictures, but only 2 of them are still there"):
         engine.attention(replace(long_answer, request=fewer), [0])
     other = replace(long_answer.done, stats=replace(long_answer.done.stats, model="another-model"))
-    with pytest.raises(AttentionError, match="by another-model, and small-model is loaded now"):
+    with pytest.raises(AttentionError, match="by another-model, but small-model is loaded now"):
         engine.attention(replace(long_answer, done=other), [0])
     with pytest.raises(AttentionError, match="no tokens"):
         engine.attention(replace(long_answer, done=replace(long_answer.done, token_ids=())), [0])
@@ -191,7 +191,7 @@ def test_answers_that_can_not_be_looked_at_are_refused_and_the_chat_goes_on(engi
 @pytest.mark.parametrize(
     ("token", "options", "words"),
     [
-        (0, {"picture": 3}, "numbered 0 to 2"),
+        (0, {"picture": 3}, "from 0 to 2"),
         (0, {"box": Box(0, 0, 9, 9)}, "which of the 3 pictures"),
         (0, {"picture": 0, "box": Box(0, 0, 99, 9)}, "90 x 80"),
         (99, {"picture": 0, "box": Box(0, 0, 9, 9)}, "no number 99"),

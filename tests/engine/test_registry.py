@@ -58,7 +58,7 @@ class Named:
 
 
 class Loader:
-    """Gives an engine for each offer, counts, and can be held or made to fail."""
+    """Gives an engine for each entry, counts, and can be held or made to fail."""
 
     def __init__(self):
         self.loaded, self.engines = [], {}
