@@ -23,7 +23,7 @@ _PICTURES = ("pixel_values", "soft_tokens")
 
 
 class LanguageModel(Protocol):
-    """What generation needs of a model."""
+    """What generation needs from a model."""
 
     @property
     def config(self) -> Any: ...
@@ -36,7 +36,7 @@ class LanguageModel(Protocol):
 
 
 def check_length(config: Gemma3TextConfig, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises ContextLengthError if prompt and answer together exceed the model's context."""
+    """Raises ContextLengthError if the prompt and the answer together exceed the model's context."""
     room = config.max_position_embeddings
     if prompt_tokens + new_tokens > room:
         raise ContextLengthError(
@@ -47,7 +47,7 @@ def check_length(config: Gemma3TextConfig, prompt_tokens: int, new_tokens: int) 
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """How far a prompt has been read, in tokens per row: with padding, without tokens the cache already held."""
+    """How many tokens per row have been read: padding counts, tokens that the cache already held do not."""
 
     read: int
     total: int
@@ -57,8 +57,8 @@ class PrefillProgress:
 def prefill(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
     """Reads a prompt into `cache` in one pass; returns logits [B, vocabulary] of the next token.
 
-    `inputs` are the processor's: input_ids [B, T] (or inputs_embeds [B, T, E]), attention_mask [B, past + T]
-    (left padding), and with pictures token_type_ids and pixel_values (or soft_tokens in their place).
+    `inputs` are the processor's: input_ids [B, T] (or inputs_embeds [B, T, E]), attention_mask [B, past + T] (left
+    padding), and for pictures token_type_ids and pixel_values (or soft_tokens instead).
     """
     mask = inputs.get("attention_mask")
     if mask is not None and inputs.get("position_ids") is None:
@@ -67,7 +67,7 @@ def prefill(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor
 
 
 def prompt_length(inputs: dict[str, Any]) -> int:
-    """Tokens per row of a prompt given as ids or as embeddings."""
+    """Tokens per row of a prompt, given as ids or as embeddings."""
     prompt = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     return prompt.shape[1]
 
@@ -75,15 +75,15 @@ def prompt_length(inputs: dict[str, Any]) -> int:
 def prefill_in_chunks(
     model: LanguageModel, cache: KVCache, chunk_size: int = PREFILL_CHUNK_SIZE, **inputs: Any
 ) -> Iterator[tuple[PrefillProgress, torch.Tensor]]:
-    """`prefill`, one chunk at a time: yields the progress and the logits of the next token after each chunk.
+    """`prefill` in chunks: yields the progress and the logits of the next token after each chunk.
 
-    The last logits equal those of one pass. Pictures are encoded with the chunk that reads them. Closing
-    the iterator stops the work after a chunk; the cache keeps the tokens read so far. See `chunk_ends`.
-    Raises PromptError, UnsupportedOptionError.
+    The last logits equal those of a single pass. Pictures are encoded with the chunk that contains them. Closing the
+    iterator stops after a chunk; the cache keeps the tokens read so far. See `chunk_ends`. Raises PromptError,
+    UnsupportedOptionError.
     """
     unknown = set(inputs) - {*_BY_COLUMN, *_PICTURES, "attention_mask", "position_ids"}
     if unknown or not isinstance(chunk_size, int) or chunk_size < 1:
-        what = f"inputs {sorted(unknown)}" if unknown else f"chunks of {chunk_size} tokens; the least is 1"
+        what = f"inputs {sorted(unknown)}" if unknown else f"chunks of {chunk_size} tokens; use 1 or more"
         raise UnsupportedOptionError(f"Prefill in chunks does not support {what}.")
     given = {name: value for name, value in inputs.items() if value is not None}
     total = prompt_length(given)
@@ -100,7 +100,7 @@ def prefill_in_chunks(
     for end in chunk_ends(None if soft is None else image_blocks(soft.long()), total, chunk_size):
         chunk = {name: given[name][:, start:end] for name in _BY_COLUMN if name in given}
         if mask is not None:
-            seen = mask.shape[1] - total + end  # a mask may begin with what the cache held before
+            seen = mask.shape[1] - total + end  # a mask may begin with tokens that the cache held before
             chunk["attention_mask"] = mask[:, :seen]
         if positions is not None:
             chunk["position_ids"] = positions[:, start:end]
@@ -161,7 +161,7 @@ class Decoder:
 
 
 class UncachedDecoder:
-    """Reads the whole row again for each token: slow and simple. The cache is tested against it."""
+    """Reads the whole row again for each token: slow and simple, the reference for tests of the cache."""
 
     def __init__(self, model: LanguageModel, inputs: dict[str, Any]):
         self._model = model
@@ -193,9 +193,9 @@ class UncachedDecoder:
 class Plan:
     """How an answer is sampled, and where its rows end.
 
-    A row ends with one of `stop_ids`, when its text completes one of `stop_strings`, or after `max_new_tokens`.
-    The first `min_new_tokens` are never a stop id. After its end a row is filled with `pad_id`; with None
-    it keeps generating. `with_scores` asks for the processed logits of each step.
+    A row ends with one of `stop_ids`, when its text completes one of `stop_strings`, or after `max_new_tokens`. The
+    first `min_new_tokens` are never a stop id. After its end a row is filled with `pad_id`; if that is None, it keeps
+    generating. `with_scores` asks for the processed logits of each step.
     """
 
     sampling: SamplingParams
@@ -209,7 +209,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """One new token per row: tokens [B], their logits [B, vocabulary] and, if asked for, the processed logits."""
+    """One new token per row: tokens [B], their logits [B, vocabulary] and, if requested, the processed logits."""
 
     tokens: torch.Tensor
     logits: torch.Tensor
@@ -225,8 +225,9 @@ def generate_steps(
 ) -> Iterator[Step | PrefillProgress]:
     """Yields PrefillProgress between the chunks of a long prompt, then Steps until every row has ended.
 
-    Repetition penalty and stop strings look back on prompt_ids [B, T]; prompt_mask is 0 on padding.
-    `generator` None draws from torch's own. Closing the iterator stops the work before the next chunk or token.
+    The repetition penalty and stop strings also look at prompt_ids [B, T]; prompt_mask is 0 on padding. With
+    `generator` None, samples come from torch's default generator. Closing the iterator stops before the next chunk or
+    token.
     """
     logits = yield from decoder.prefill()
     params, tail = plan.sampling, prompt_ids
@@ -261,10 +262,10 @@ def generate_tokens(
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
     prompt_ids: torch.Tensor | None = None,
 ) -> Iterator[Step | PrefillProgress]:
-    """`generate_steps` with a KV cache, for a prompt without options: `inputs` are what `cache` does not hold yet.
+    """`generate_steps` with a KV cache and without further options; `inputs` are the tokens that `cache` lacks.
 
-    `prompt_ids` [B, T] are the whole prompt where the cache holds a part of it. Stop tokens are yielded too; rows
-    that stopped earlier keep generating, so cut them there.
+    `prompt_ids` [B, T] is the whole prompt if the cache holds a part of it. Stop tokens are yielded too. A row that has
+    stopped keeps generating, so cut it at its stop token.
     """
     if max_new_tokens < 1:
         raise UnsupportedOptionError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")

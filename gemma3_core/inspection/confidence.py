@@ -1,7 +1,6 @@
-"""How sure the model was of a token: its probability and the likeliest tokens in its place.
+"""How sure the model was of a token: its probability and the likeliest alternatives.
 
-Probabilities are the model's own, the softmax of the logits that the token was chosen from: before temperature,
-top-k and top-p, which only say how to draw from them.
+Probabilities are the softmax of the logits that the token was sampled from, before temperature, top-k and top-p.
 """
 
 import hashlib
@@ -28,9 +27,9 @@ class Alternative:
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """A token that was chosen, its probability from 0 to 1, and the likeliest tokens in its place, likeliest first.
+    """A sampled token, its probability from 0 to 1, and the likeliest tokens in its place, likeliest first.
 
-    The chosen token is among `alternatives` where it is one of the likeliest.
+    `alternatives` includes the sampled token if it is one of the likeliest.
     """
 
     token_id: int
@@ -40,7 +39,7 @@ class TokenChoice:
 
 
 class TokenChoices(Sequence[TokenChoice]):
-    """The choices of an answer, packed: a tenth of what the objects take, for whoever keeps many answers."""
+    """An answer's choices in packed form: a tenth of the objects' memory, for keeping many answers."""
 
     def __init__(self, choices: Iterable[TokenChoice] = ()):
         self._sizes, self._ids, self._probabilities = array("B"), array("i"), array("d")
@@ -90,7 +89,7 @@ class TokenChoices(Sequence[TokenChoice]):
 def token_choice(
     tokenizer: Gemma3Tokenizer, logits: torch.Tensor, token_id: int, count: int = DEFAULT_ALTERNATIVES
 ) -> TokenChoice:
-    """From the logits [vocabulary] that `token_id` was chosen from; `count` alternatives."""
+    """The choice of `token_id`, with `count` alternatives, from the logits [vocabulary] that it was sampled from."""
     probabilities = logits.float().softmax(dim=-1)
     likeliest = probabilities.topk(min(count, probabilities.shape[-1]))
     pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
@@ -103,12 +102,12 @@ def token_choice(
 
 
 def token_text(tokenizer: Gemma3Tokenizer, token_id: int) -> str:
-    """One token as text with its leading space; ids beyond the tokenizer's vocabulary by their number."""
+    """One token as text with its leading space; an id beyond the tokenizer's vocabulary as its number."""
     token = tokenizer.backend.id_to_token(token_id)
     return f"<{token_id}>" if token is None else token.replace("▁", " ")
 
 
 def vocabulary_fingerprint(tokenizer: Gemma3Tokenizer) -> str:
-    """The same for two tokenizers only where every id stands for the same token: then ids can be compared."""
+    """Equal for two tokenizers if and only if every id stands for the same token, so that their ids can be compared."""
     tokens = sorted((number, token) for token, number in tokenizer.get_vocab().items())
     return hashlib.sha256(repr(tokens).encode()).hexdigest()

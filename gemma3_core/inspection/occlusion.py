@@ -1,7 +1,7 @@
-"""Does it matter? A part of a picture is hidden, and the model asked again.
+"""Does it matter? Hides a part of a picture and asks the model again.
 
-Attention tells where a model looked, not what its answer rests on. Hiding a region of the picture itself, before
-the processor, changes every tile that shows it, crops included.
+Attention shows where a model looked, not what its answer depends on. The region is hidden in the picture itself, before
+the processor, so every tile that shows it changes, crops included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ _SURROUNDINGS = 0.25
 
 @dataclass(frozen=True)
 class Occlusion:
-    """What hiding a region did to one token of an answer.
+    """How hiding a region changed one token of an answer.
 
-    `before` and `after` are the token's probabilities, from 0 to 1, with the answer's earlier tokens as they were;
-    `answer_ids` is the greedy answer with the region hidden, its stopping token left out.
+    `before` and `after` are the token's probabilities, from 0 to 1, after the answer's original earlier tokens.
+    `answer_ids` is the greedy answer with the region hidden, without its stop token.
     """
 
     token_id: int
@@ -37,15 +37,15 @@ class Occlusion:
 
 
 def hidden(picture: Image.Image, box: Box) -> Image.Image:
-    """A copy of an RGB picture with `box` in the mean color of what lies around it.
+    """A copy of an RGB picture with `box` filled with the mean color around it.
 
-    Around it is a frame a quarter as wide as the box's longer side; a box as large as the picture takes the
-    picture's own mean. Raises AttentionError for a box that is empty or reaches beyond the picture.
+    The mean is over a frame a quarter as wide as the box's longer side, or over the whole picture if the box covers it.
+    Raises AttentionError for a box that is empty or reaches beyond the picture.
     """
     width, height = picture.size
     if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
         raise AttentionError(
-            f"The region must lie within the picture of {width} x {height} pixels and not be empty, got columns "
+            f"The region must not be empty and must lie within the picture of {width} x {height} pixels, got columns "
             f"{box.left} to {box.right} and rows {box.top} to {box.bottom}."
         )
     frame = max(1, round(_SURROUNDINGS * max(box.right - box.left, box.bottom - box.top)))
@@ -60,7 +60,7 @@ def hidden(picture: Image.Image, box: Box) -> Image.Image:
 
 
 def _levels(picture: Image.Image, box: tuple[int, int, int, int]) -> tuple[np.ndarray, int]:
-    """The sums of each color's levels in a box, and how many pixels it has; in whole numbers, so exact."""
+    """The sum of each color's levels in a box, and the box's number of pixels; integers, so the sums are exact."""
     stat = ImageStat.Stat(picture.crop(box))
     return np.array(stat.sum), stat.count[0]
 
@@ -70,7 +70,7 @@ def token_probability(
 ) -> float:
     """The probability of the answer's token number `token` (from 0) after the prompt and the tokens before it.
 
-    `inputs` are the prompt's [1, T]. Raises AttentionError where the answer has no such token.
+    `inputs` are the prompt's [1, T]. Raises AttentionError if the answer has no such token.
     """
     if not 0 <= token < len(answer_ids):
         raise AttentionError(f"The answer has {len(answer_ids)} tokens, numbered from 0; there is no number {token}.")
@@ -90,9 +90,9 @@ def occlusion(
     stop_ids: tuple[int, ...],
     check: Check | None = None,
 ) -> Occlusion:
-    """Compares a prompt with the same prompt whose pictures were made by `hidden`, both as model inputs [1, T].
+    """Compares a prompt with the same prompt whose pictures were changed by `hidden`, both as model inputs [1, T].
 
-    Raises AttentionError where the answer has no token number `token` (from 0), and what generation and `check` raise.
+    Raises AttentionError if the answer has no token number `token` (from 0), and what generation and `check` raise.
     """
     before = token_probability(model, inputs, answer_ids, token, check)
     prompt = encoded(model, inputs_hidden, check)
