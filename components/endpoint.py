@@ -21,7 +21,7 @@ _LONGEST = 256
 
 
 class AskEndpoint:
-    """The endpoint's handler; the server's first model answers."""
+    """The endpoint's handler; it always asks the server's first model."""
 
     def __init__(self, models: ModelRegistry):
         self._models = models
@@ -38,13 +38,16 @@ class AskEndpoint:
         temperature: float | None = None,
         seed: float | None = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Partial answers with empty figures, then the answer with its figures; None is an argument's default.
+        """Yields partial answers with empty figures, then the answer with its figures. None means the argument's
+        default.
 
         Raises gr.Error.
         """
         try:
             if (max_new_tokens or 0) > MOST_NEW_TOKENS:
-                raise Gemma3Error(f"An answer has at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.0f}.")
+                raise Gemma3Error(
+                    f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.0f}. Ask for fewer."
+                )
             asked = Request(
                 turns=(question_of(question or "", images or ()),),
                 system_prompt=system_prompt or "",
@@ -53,7 +56,7 @@ class AskEndpoint:
                 max_new_tokens=_LONGEST if max_new_tokens is None else int(max_new_tokens),
                 sampling=SamplingSettings(temperature=temperature or 0.0, seed=int(seed or 0)),
                 visitor=request.session_hash or "",
-                reuse=False,  # nobody can go on from a single question
+                reuse=False,  # no further question can follow
             )
             text, pace = "", Pace()
             async with aclosing(self._models.astream(None, asked)) as answer:
@@ -69,10 +72,10 @@ class AskEndpoint:
 
 
 def build_ask_endpoint(models: ModelRegistry) -> None:
-    """Components that are not shown: they check and document what the endpoint takes and gives."""
+    """Hidden components that check and document the endpoint's inputs and outputs."""
     with gr.Column(visible=False):
         int4 = gr.Checkbox(label="int4; None is the server's setting")
-        int4.value = None  # a checkbox begins as False, which would overrule the server's setting
+        int4.value = None  # a checkbox starts as False, which would override the server's setting
         inputs = [
             gr.File(label="Pictures", file_count="multiple"),
             gr.Textbox(label="Question"),
@@ -91,6 +94,6 @@ def build_ask_endpoint(models: ModelRegistry) -> None:
             api_name="ask",
             api_description=_DESCRIPTION,
             api_visibility="public",
-            concurrency_limit=None,  # the engine's own queue says who is answered when
+            concurrency_limit=None,  # the engine's queue decides the order
             show_progress="hidden",
         )

@@ -1,4 +1,4 @@
-"""What one browser window has asked so far. Lives in the server's memory, never in the browser."""
+"""What one browser window has asked so far. Stays in the server's memory and is never sent to the browser."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +11,9 @@ NOTHING = Turn("user", "")
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, whether its pictures were cut, and its answer.
+    """A question, whether pan & scan was on, and its answer.
 
-    `answered` is what the engine needs to look at the answer again; `choices` are its tokens.
+    `answered` is what the engine needs to inspect the answer later; `choices` are the answer's tokens.
     """
 
     question: Turn
@@ -32,11 +32,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Answered questions, oldest first, and what waits to go back into the composer.
+    """Answered questions, oldest first, and what waits to return to the composer.
 
-    While an earlier question is being changed, `changing` is its index, and `aside` what the composer
-    held before. `returned` is put into the composer after the handler that set it. `failure` is the reason
-    for which the chat shows no answer.
+    While an earlier question is edited, `changing` is its index and `aside` is what the composer held before.
+    `returned` goes into the composer after the handler that set it. `failure` is why the chat shows no answer.
     """
 
     exchanges: tuple[Exchange, ...] = ()
@@ -46,7 +45,7 @@ class Conversation:
     failure: str = ""
 
     def turns(self, question: Turn) -> tuple[Turn, ...]:
-        """All turns so far, each with the setting that it was asked with, and then `question`."""
+        """All turns so far, each with its own pan & scan setting, followed by `question`."""
         turns: list[Turn] = []
         for exchange in self.exchanges:
             asked = replace(exchange.question, pan_and_scan=exchange.pan_and_scan)
@@ -62,17 +61,19 @@ class Conversation:
         return Conversation((*self.exchanges, exchange))
 
     def up_to(self, number: int) -> "Conversation":
-        """What was asked before the exchange of this index; -1 leaves out the last one."""
+        """The conversation before the exchange with this index; -1 drops the last exchange."""
         return Conversation(self.exchanges[:number])
 
 
 def question_of(text: str, files: Sequence[str]) -> Turn:
-    """A visitor's question. `files` are paths that Gradio has checked to be uploads; as Path they are
-    never taken for addresses or base64."""
+    """A visitor's question. `files` are paths that Gradio has checked to be uploads.
+
+    A Path is never mistaken for an address or base64.
+    """
     return Turn("user", text.strip(), tuple(Path(file) for file in files))
 
 
 def joined(first: Turn, second: Turn) -> Turn:
-    """Both questions in one, so that neither a returned one nor what was typed meanwhile is lost."""
+    """Both questions in one, so that neither a returned question nor text typed meanwhile is lost."""
     text = "\n\n".join(text for text in (first.text, second.text) if text)
     return Turn("user", text, tuple(dict.fromkeys((*first.pictures, *second.pictures))))

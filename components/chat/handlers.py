@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 NO_QUESTION = "There is no question yet. Write one, or choose an example."
 ONLY_PICTURE = "Ask something about the picture."
-UNEXPECTED = "Something went wrong while answering. Try again; if it stays, the server's log says what it was."
+UNEXPECTED = "Something went wrong while answering. Try again; if it happens again, the server's log says why."
 STOPPED_EARLY = "Stopped before the first word."
-NOTHING_SAID = "The model ended its answer before the first word. Ask in other words."
+NOTHING_SAID = "The model ended its answer before the first word. Rephrase your question."
 QUESTION_BACK = "The question is back below."
 ANSWER_STAYS = "The earlier answer stays."
 
@@ -48,7 +48,7 @@ Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversati
 
 @dataclass
 class _Draft:
-    """What has come of an answer so far."""
+    """What has arrived of an answer so far."""
 
     stage: str = "Sending the question"
     pieces: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ class _Draft:
 
 
 class ChatHandlers:
-    """The page's handlers for a server's models. Of a visitor nothing stays here but the running answer."""
+    """The page's handlers for a server's models. Of a visitor, they keep only the running answer."""
 
     def __init__(self, models: ModelRegistry, examples: Sequence[Example]):
         self._models, self._examples = models, tuple(examples)
@@ -81,9 +81,9 @@ class ChatHandlers:
     async def send(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks what the composer held, in the place of the question that is being edited or as a new one.
+        """Asks the composer's question, either as a new one or in place of the one being edited.
 
-        No message is Enter in a composer that shows Stop.
+        `message` is None after Enter in a composer that shows Stop.
         """
         if message is None:
             yield _update()
@@ -97,9 +97,9 @@ class ChatHandlers:
     async def ask_example(
         self, conversation: Conversation, request: gr.Request, choice: gr.SelectData, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks an example card's questions, one after the other, as long as they are answered to the end.
+        """Asks an example card's questions one after the other, until one is not answered to the end.
 
-        What the browser says of the card is not used but its number.
+        Of the browser's data, only the card's number is used.
         """
         example = chosen_example(self._examples, choice)
         if example is None:
@@ -118,7 +118,7 @@ class ChatHandlers:
     async def retry(
         self, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks the last question again, with the settings of now; its answer stays if there is no new one."""
+        """Asks the last question again with the current settings; its answer stays if no new one comes."""
         if not conversation.exchanges or conversation.changing is not None:
             yield _update()
             return
@@ -130,7 +130,7 @@ class ChatHandlers:
                 yield update
 
     def undo(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
-        """Takes the last question back into the composer, before what is there already."""
+        """Moves the last question back into the composer, before the text there."""
         if _window(request) in self._running or not conversation.exchanges or conversation.changing is not None:
             return _update()
         question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
@@ -139,7 +139,7 @@ class ChatHandlers:
     def edit(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
     ) -> Update:
-        """Puts the question of this index into the composer; until it is sent, nothing else changes."""
+        """Puts the question with this index into the composer; nothing else changes until it is sent."""
         if _window(request) in self._running or conversation.changing is not None:
             return _update()
         index = int(number) if number is not None else -1
@@ -150,7 +150,7 @@ class ChatHandlers:
         return _update(chat.messages(changing), composer.holding(question), changing, composer.notice(index))
 
     def keep(self, conversation: Conversation, request: gr.Request) -> Update:
-        """Ends editing; the composer holds again what it held before."""
+        """Ends editing and restores what the composer held before."""
         if _window(request) in self._running or conversation.changing is None:
             return _update()
         kept = Conversation(conversation.exchanges)
@@ -159,7 +159,7 @@ class ChatHandlers:
     def hand_back(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
     ) -> tuple[Any, Any]:
-        """For the composer and the state: Send or Stop, and what goes back, before what was typed meanwhile."""
+        """Updates the composer and the state: Send or Stop, and a returned question before text typed meanwhile."""
         buttons = composer.waiting() if _window(request) in self._running else composer.ready()
         if conversation.returned == NOTHING:
             return buttons, gr.skip()
@@ -167,20 +167,20 @@ class ChatHandlers:
         return {**buttons, **composer.holding(whole)}, replace(conversation, returned=NOTHING)
 
     async def stop(self, request: gr.Request) -> dict[str, Any]:
-        """Stops the window's answer; what is written stays. Where nothing runs, Send comes back at once."""
+        """Stops the window's answer; the text so far stays. If nothing runs, Send comes back at once."""
         window = _window(request)
         self._running.stop(window)
         return gr.skip() if window in self._running else composer.ready()
 
     async def leave(self, request: gr.Request) -> None:
-        """Stops the answer of a window that has been closed; nothing of it stays."""
+        """Stops the answer of a closed window and forgets the visitor."""
         window = _window(request)
         self._running.stop(window)
         self._newest_preview.pop(window, None)
         self._models.forget(window)
 
     async def clear(self, request: gr.Request) -> Update:
-        """Back to the first sight."""
+        """Returns the page to its initial state."""
         window = _window(request)
         await self._running.discard(window)
         self._models.forget(window)
@@ -194,10 +194,10 @@ class ChatHandlers:
         request: gr.Request,
         model: str | None = None,
     ) -> str | dict[str, Any]:
-        """HTML of the tiles that the composer's pictures will become; without any, those of the last answer.
+        """HTML of the tiles of the composer's pictures; if there are none, the tiles of the last answer.
 
-        Where a picture is broken, why; but not a second time below a chat that says it. Two may run at once: one
-        that is overtaken by a newer one of its window changes nothing.
+        For a broken picture it is the reason, unless the chat already shows it. Two previews may run at once: a newer
+        one of the same window supersedes the older one.
         """
         window = _window(request)
         if window in self._running:
@@ -224,10 +224,10 @@ class ChatHandlers:
     def token_count(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
     ) -> str:
-        """HTML of how many tokens the prompt of the composer's question will have; empty without one.
+        """HTML of the token count of the prompt with the composer's question; empty without a question.
 
-        Of `values` the last says whether the tokens themselves are to be seen, the others are the settings. Nothing
-        waits for the model here. What is wrong with pictures is not said: the strip above says it.
+        The last of `values` says whether the tokens themselves are shown; the others are the settings. This never waits
+        for the model. Errors about pictures are left to the strip above.
         """
         *chosen, opened = values
         question, choices = _held(message), Choices(*chosen)
@@ -257,11 +257,11 @@ class ChatHandlers:
     ) -> AsyncGenerator[Update, None]:
         """Answers `question` after `kept`, the part of the conversation that stays; only an answer replaces the rest.
 
-        Without one the conversation is whole, and the question goes back into the composer, or with `again`
-        stays where it is. `hand_back` brings back Send: Gradio repeats a generator's last update when it ends, which
+        Without an answer the conversation stays whole, and the question returns to the composer, or with `again` stays
+        where it is. `hand_back` restores Send, because Gradio repeats a generator's last update when it ends: that
         would take Stop from a question sent in between, and a slow browser sees only the latest of several updates.
         """
-        if window in self._running:  # sent while an answer is on its way
+        if window in self._running:  # sent while an answer is running
             yield _update(conversation=replace(conversation, returned=question))
             return
         shown = [*chat.messages(kept, controls=False), *chat.asked(question)]
@@ -296,19 +296,19 @@ class ChatHandlers:
 
 
 def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:
-    """Whether there is one answer more than before, and nobody stopped it."""
+    """Whether there is a new answer that nobody stopped."""
     more = len(conversation.exchanges) > len(before.exchanges)
     return more and conversation.exchanges[-1].stats.stop_reason != "cancelled"
 
 
 def _update(shown: Any = None, box: Any = None, conversation: Conversation | None = None, notice: Any = None) -> Update:
-    """None leaves a part of the page as it is. (To yield nothing at all would empty it.)"""
+    """None leaves a part of the page unchanged. (Yielding nothing would empty it.)"""
     parts = [gr.skip() if part is None else part for part in (shown, box, conversation, notice)]
     return parts[0], parts[1], parts[2], parts[3]
 
 
 def _without_answer(question: Turn, conversation: Conversation, reason: str, again: bool) -> Update:
-    """The conversation as it was, and why there is no answer."""
+    """Restores the conversation and shows why there is no answer."""
     shown = [*chat.messages(conversation), *([] if again else chat.asked(question)), chat.failed(reason)]
     returned = NOTHING if again else question
     conversation = replace(conversation, returned=returned, failure=reason)
@@ -316,13 +316,13 @@ def _without_answer(question: Turn, conversation: Conversation, reason: str, aga
 
 
 def _held(message: dict[str, Any] | None) -> Turn:
-    """What a composer holds."""
+    """The composer's content as a question."""
     message = message or {}
     return question_of(message.get("text") or "", message.get("files") or ())
 
 
 async def _drawn(answer: AsyncGenerator[Event], draft: _Draft) -> AsyncGenerator[chat.Message | None, None]:
-    """The answer's message each time it has changed, no more often than its pace; None where nothing is new."""
+    """Yields the answer's message each time it changes, limited by `Pace`; None if nothing is new."""
     pace, stage = Pace(), draft.stage
     async with aclosing(answer) as events:
         async for event in events:
@@ -337,7 +337,7 @@ async def _drawn(answer: AsyncGenerator[Event], draft: _Draft) -> AsyncGenerator
 def _request(
     question: Turn, conversation: Conversation, choices: Choices, shown: ModelInfo | None, window: str
 ) -> Request:
-    """The question as the engine gets it; `shown` is the model whose defaults the settings began with."""
+    """The engine's request for the question; `shown` is the model whose defaults the settings started with."""
     return Request(
         turns=conversation.turns(question),
         system_prompt=choices.system_prompt or "",
@@ -352,5 +352,5 @@ def _request(
 
 
 def _window(request: gr.Request) -> str:
-    """One browser window (or client session)."""
+    """Identifies a browser window (or client session)."""
     return request.session_hash or ""

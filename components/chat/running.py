@@ -1,4 +1,4 @@
-"""Which answer each browser window waits for, and how often the page is redrawn while it comes."""
+"""The answer that each browser window waits for, and how often the page is redrawn meanwhile."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ _REDRAW_S = 0.05
 
 
 class RunningAnswer:
-    """One answer that a window waits for. `stop` is what the engine looks at."""
+    """One answer that a window waits for; setting `stop` stops the engine."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -22,11 +22,11 @@ class RunningAnswer:
 
     @property
     def discarded(self) -> bool:
-        """Nobody wants to see what has been written."""
+        """True if nobody wants to see the answer any more."""
         return self._discarded.is_set()
 
     async def events(self, answer: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-        """The answer's events; they end at once when the answer is discarded."""
+        """Yields the answer's events; ends at once if the answer is discarded."""
         discarded = asyncio.ensure_future(self._discarded.wait())
         following: asyncio.Future[Any] = discarded
         try:
@@ -43,7 +43,7 @@ class RunningAnswer:
             await answer.aclose()
 
     async def discard(self) -> None:
-        """Ends the answer, and waits until nothing more of it can reach the page."""
+        """Ends the answer, and waits until none of it can reach the page any more."""
         self._discarded.set()
         await self._ended.wait()
 
@@ -52,7 +52,7 @@ class RunningAnswer:
 
 
 class RunningAnswers:
-    """At most one answer for each browser window."""
+    """At most one running answer for each browser window."""
 
     def __init__(self) -> None:
         self._running: dict[str, RunningAnswer] = {}
@@ -62,7 +62,7 @@ class RunningAnswers:
 
     @contextmanager
     def entry(self, window: str) -> Iterator[RunningAnswer]:
-        """A running answer of the window, for as long as the `with` block lasts."""
+        """Registers a running answer of the window for the duration of the `with` block."""
         answer = self._running[window] = RunningAnswer()
         try:
             yield answer
@@ -71,24 +71,24 @@ class RunningAnswers:
             answer.end()
 
     def stop(self, window: str) -> None:
-        """Stops the window's answer, if one is running; what is written stays."""
+        """Stops the window's running answer, if any; the text so far stays."""
         if answer := self._running.get(window):
             answer.stop.set()
 
     async def discard(self, window: str) -> None:
-        """Ends the window's answer, if one is running; nothing of it stays."""
+        """Ends the window's running answer, if any; nothing of it stays."""
         if answer := self._running.get(window):
             await answer.discard()
 
 
 class Pace:
-    """Redraws at most twenty times a second."""
+    """Limits redrawing to twenty times a second."""
 
     def __init__(self) -> None:
         self._last = 0.0
 
     def due(self) -> bool:
-        """Whether it is time to draw again; if so, the time counts from now."""
+        """Whether to redraw now; if so, restarts the interval."""
         if time.monotonic() - self._last < _REDRAW_S:
             return False
         self._last = time.monotonic()

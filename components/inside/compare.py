@@ -1,4 +1,4 @@
-"""Compare: the same question answered twice, under two settings or by two models, and with the same seed."""
+"""Compare: the same question answered twice with the same seed, under two settings or by two models."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -31,7 +31,7 @@ _SEED = 0
 
 @dataclass
 class _Side:
-    """One of the two answers, as far as it has come."""
+    """One of the two answers so far."""
 
     name: str
     stage: str = "Waiting"
@@ -42,7 +42,7 @@ class _Side:
     vocabulary: str = ""
 
     def end(self, done: DoneEvent, info: ModelInfo) -> None:
-        """The whole answer; `info` is its model's."""
+        """Takes the complete answer; `info` describes its model."""
         self.text, self.stats, self.vocabulary = done.text, done.stats, info.vocabulary
         if info.int4 is not None:
             int4 = done.stats.quantization == "int4"
@@ -50,9 +50,9 @@ class _Side:
 
 
 def both_requests(request: Request, setting: Setting, default: SamplingSettings) -> tuple[Request, Request]:
-    """The request without and with the setting; `default` is how it is sampled where it leaves that open.
+    """The request without and with the setting; `default` is the sampling where the request leaves it open.
 
-    Without a seed of its own both get the same. Neither goes on from what was read before, so that times compare.
+    Without a seed of its own, both get the same one. Neither reuses a KV cache, so that their times are comparable.
     """
     sampling = request.settings(default)
     if sampling.seed is None:
@@ -63,7 +63,7 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
         return one, one
     if setting == "int4":
         return replace(one, int4=False), replace(one, int4=True)
-    # Earlier turns keep what they were asked with.
+    # Earlier turns keep the setting they were asked with.
     *earlier, last = one.turns
     off, on = ((*earlier, replace(last, pan_and_scan=value)) for value in (False, True))
     return replace(one, turns=off, pan_and_scan=False), replace(one, turns=on, pan_and_scan=True)
@@ -72,9 +72,10 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
 async def compared(
     models: ModelRegistry, model: str, request: Request, setting: Setting, other: str | None = None
 ) -> AsyncGenerator[str, None]:
-    """HTML of both answers as they come, one after the other; `model` gave the answer that is compared.
+    """Yields HTML of both answers, which run one after the other; `model` gave the answer that is compared.
 
-    Under two settings both are by that model, else the second is by the `other`. Raises Gemma3Error as the engine does.
+    With two settings, `model` answers both; otherwise the second answer is by `other`. Raises Gemma3Error as the engine
+    does.
     """
     info = models.info(model)
     if info is None or (setting == "model" and other in (None, model)):
@@ -97,9 +98,9 @@ async def compared(
 
 
 def comparison_html(sides: Sequence[_Side]) -> str:
-    """Both sides; once both are complete, the first token in which they differ is marked, with what each weighed.
+    """Both sides. Once both are complete, marks the first token that differs and shows its alternatives.
 
-    Of models with different vocabularies, the tokens in which the texts part.
+    For models with different vocabularies, marks the tokens at which the texts diverge.
     """
     one, other = sides
     places: tuple[int | None, int | None] = (None, None)
@@ -113,21 +114,21 @@ def comparison_html(sides: Sequence[_Side]) -> str:
     elif complete:
         places = parting(one.tokens, other.tokens)
         same = "Both answers are the same text."
-        verdict = same if places == (None, None) else "The texts part where it is marked."
+        verdict = same if places == (None, None) else "The texts part at the marked words."
         verdict += " The two models have different vocabularies, so their tokens can't be compared one by one."
     columns = "".join(_column(side, place) for side, place in zip(sides, places, strict=True))
     return f'<div class="compared">{columns}</div><p class="note" role="status">{verdict}</p>'
 
 
 def first_difference(one: Sequence[TokenChoice], other: Sequence[TokenChoice]) -> int | None:
-    """The number of the first token in which two answers differ; None where they are the same."""
+    """The number of the first token in which two answers differ; None if they are equal."""
     pairs = zip_longest((token.token_id for token in one), (token.token_id for token in other))
     return next((number for number, (a, b) in enumerate(pairs) if a != b), None)
 
 
 def parting(one: Sequence[TokenChoice], other: Sequence[TokenChoice]) -> tuple[int | None, int | None]:
-    """The numbers of the tokens in which the texts of two answers part; None where they are the same, and where one
-    ends there."""
+    """The numbers of the tokens at which two answers' texts diverge; None for both if they are equal, and for a text
+    that ends there."""
     texts = ["".join(token.text for token in tokens) for tokens in (one, other)]
     if texts[0] == texts[1]:
         return None, None
@@ -137,7 +138,7 @@ def parting(one: Sequence[TokenChoice], other: Sequence[TokenChoice]) -> tuple[i
 
 
 def _token_at(tokens: Sequence[TokenChoice], place: int) -> int | None:
-    """The number of the token that writes the character of this number; None where the text ends before."""
+    """The number of the token that writes character number `place`; None if the text ends before it."""
     ends = accumulate(len(token.text) for token in tokens)
     return next((number for number, end in enumerate(ends) if place < end), None)
 

@@ -1,4 +1,4 @@
-"""The quiet line of figures under an answer."""
+"""The line of figures under an answer."""
 
 from gemma3_core.engine import Stats
 
