@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--name", default="cpu", help="of the results file")
+    parser.add_argument("--name", default="cpu", help="name of the results file")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"machine": machine()}
     if arguments.only in (None, "demo"):
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _save(name: str, report: dict[str, Any]) -> None:
-    """Figures of a part that was not run this time stay as they were."""
+    """Writes the figures; parts that were not run this time stay as they were."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -68,7 +68,7 @@ def _print_demo(figures: dict[str, Any]) -> None:
     further = figures["next_question"]
     print(
         f"| first token of a further question, {further['reused_tokens']} of {further['prompt_tokens']} tokens reused: "
-        f"so many times sooner | {further['ratio']} |\n"
+        f"times faster | {further['ratio']} |\n"
     )
 
 
@@ -82,7 +82,7 @@ def _print_one_billion(reports: list[dict[str, Any]]) -> None:
 
 def _print_four_billion(report: dict[str, Any] | None) -> None:
     if report is None:
-        print("\n4B shape: not measured, for want of a CUDA device.")
+        print("\n4B shape: not measured, since there is no CUDA device.")
         return
     print(
         f"\n| 4B shape (a copy moves {report['copy_gb_per_s']} GB/s) | ours | transformers | static cache, compiled |"

@@ -3,10 +3,10 @@
     python -m benchmarks.attention
     python -m benchmarks.attention --pictures 20
 
-On held-out scenes of three shapes or more: "What color is the star?", where there is one star. For the answer's
-color word, the share of the attention on the picture that lies in the box around the star is compared with the
-box's share of the picture's area. Then the star, and instead of it the shape that is nearest to it in size, are
-hidden, and the word's probability is read again. Prints a table and writes benchmarks/results/attention.json.
+The pictures are held-out scenes of three shapes or more, asked "What color is the star?" if there is one star. For the
+answer's color word, this compares two shares: of the picture's attention, the part inside the box around the star, and
+of the picture's area, the box. Then it hides the star, or instead the shape nearest to it in size, and reads the word's
+probability again. Prints a table and writes benchmarks/results/attention.json.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from training.worlds.scenes.drawing import draw
 from training.worlds.scenes.scenes import Scene, SceneObject, random_scene
 
 RESULT = Path(__file__).resolve().parent / "results" / "attention.json"
-SEED = 20_000_003  # of the evaluation's held-out scenes
+SEED = 20_000_003  # the evaluation's, for held-out scenes
 LEAST_OBJECTS = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A scene, its picture, the object that is asked about and the one nearest to it in size."""
+    """A scene, its picture, the object in question and the object nearest to it in size."""
 
     picture: Image.Image
     asked: SceneObject
@@ -47,18 +47,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """Of one case: whether the answer was right; shares from 0 to 1; probabilities of the color word."""
+    """One case: whether the answer was right; shares from 0 to 1; probabilities of the color word."""
 
     right: bool
-    area: float  # of the box around the object, in the picture's
-    on_object: dict[str, float]  # share of the picture's attention, by choice of layers
+    area: float  # share of the picture's area inside the box around the object
+    on_object: dict[str, float]  # share of the picture's attention inside the box, for each choice of layers
     before: float
     without_asked: float
     without_other: float
 
 
 def cases(count: int) -> Iterator[Case]:
-    """Held-out scenes with a shape that is there once."""
+    """Yields held-out scenes in which some shape occurs once."""
     rng = random.Random(SEED)
     while count:
         scene = random_scene(rng, "heldout")
@@ -79,7 +79,7 @@ def _drawn(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def box_around(item: SceneObject, picture: Image.Image) -> Box:
-    """The square around an object, in pixels, as far as it lies in the picture."""
+    """The square around an object, in pixels, clipped to the picture."""
     reach = item.radius
     return Box(
         max(0, math.floor(item.x - reach)),
@@ -90,7 +90,7 @@ def box_around(item: SceneObject, picture: Image.Image) -> Box:
 
 
 def share_in(attention: AttentionMap, box: Box) -> float:
-    """The share of the picture's attention that lies in `box`; cells count by the part of them that it covers."""
+    """The share of the picture's attention inside `box`; a partly covered cell counts in proportion."""
     (tile,) = attention.tiles
     side, whole = len(tile.grid), tile.tile.box
     within = 0.0
@@ -105,7 +105,7 @@ def share_in(attention: AttentionMap, box: Box) -> float:
 
 
 def find(engine: Engine, case: Case, layers: Sequence[str | int]) -> Finding | None:
-    """None where the answer names no color."""
+    """Asks one case; None if the answer names no color."""
     request = Request((Turn("user", case.question, (case.picture,)),), confidence=True)
     words, done = [], None
     for event in engine.stream(request):
@@ -114,7 +114,7 @@ def find(engine: Engine, case: Case, layers: Sequence[str | int]) -> Finding | N
         elif isinstance(event, DoneEvent):
             done = event
     assert done is not None
-    # "The star is yellow.": the color stands behind "is".
+    # "The star is yellow.": the color follows "is".
     if "is" not in words[:-1]:
         return None
     token, answered = words.index("is") + 1, Answered(request, done)
@@ -150,7 +150,7 @@ def report(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Markdown."""
+    """The figures as a Markdown table."""
     lines = ["| layers | on the object | times its area (median) | more than its area |", "|---|---|---|---|"]
     for layer, one in figures["layers"].items():
         name = f"layer {int(layer) + 1}" if layer.isdecimal() else layer

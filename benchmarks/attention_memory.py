@@ -2,12 +2,12 @@
 
     python -m benchmarks.attention_memory
 
-The layers are as wide as the 4B model's, but few: one local and one global layer, one layer of the encoder, random
-weights, so that it runs on a small machine. A pass keeps nothing of a layer that it is through with but the rows
-asked for, so more layers add those alone: `further_layers_mb` is that sum for all 34, and with it the logits of the
-published vocabulary, added up and not measured. Measured is what torch allocates at its peak (on a CPU from the
-profiler, which sees each allocation of torch's own, on a GPU from its allocator) and, on Linux, by how much the
-process grew, which counts everything: decoded pictures, buffers of the libraries, what malloc holds back.
+The layers are as wide as the 4B model's, but few, so that this runs on a small machine: one local and one global layer
+and one layer of the encoder, with random weights. A pass keeps only the requested rows of each finished layer, so
+further layers add only those. `further_layers_mb` is calculated, not measured: these rows for all 34 layers and the
+logits of the published vocabulary. Two figures are measured. One is torch's peak allocation: on a CPU from the
+profiler, which sees torch's own allocations, on a GPU from its allocator. The other, on Linux, is the growth of the
+process, which counts everything: decoded pictures, library buffers, memory that malloc holds back.
 """
 
 import argparse
@@ -49,7 +49,7 @@ WIDE = (3584, 896)  # four crops
 
 
 def write_checkpoint(folder: Path, text: dict[str, Any], vision: dict[str, Any], soft_tokens: int) -> None:
-    """One local and one global layer of these widths, one layer of the encoder; bfloat16."""
+    """Writes a bfloat16 checkpoint with one local and one global layer of these widths and one layer of the encoder."""
     tokenizer = Gemma3Tokenizer.from_pretrained(DEMO_MODEL)
     kinds = ["sliding_attention", "full_attention"]
     few = {"num_hidden_layers": 2, "layer_types": kinds, "vocab_size": len(tokenizer)}
@@ -72,7 +72,7 @@ def write_checkpoint(folder: Path, text: dict[str, Any], vision: dict[str, Any],
 
 
 def answer_about(engine: Engine, size: tuple[int, int]) -> Answered:
-    """An answer of one word about a wide picture with its crops, as if it had been given."""
+    """A made-up answer of one word about a wide picture with its crops."""
     picture = Image.effect_noise(size, 60).convert("RGB")
     request = Request((Turn("user", "What color is the star?", (picture,)),), pan_and_scan=True)
     prompt = engine.inspect(request)
@@ -96,7 +96,7 @@ def answer_about(engine: Engine, size: tuple[int, int]) -> Answered:
 
 
 def peak_allocated(work: Callable[[], Any]) -> int:
-    """Bytes that torch allocates at its peak while `work` runs, beyond what it held before."""
+    """Bytes that torch allocates at its peak during `work`, beyond what it held before."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -115,12 +115,12 @@ def peak_allocated(work: Callable[[], Any]) -> int:
 
 
 def growth(work: Callable[[], Any]) -> int | None:
-    """Bytes by which the process grew at its peak while `work` ran; None where the system doesn't tell."""
+    """Bytes by which the process grew at its peak during `work`; None if the system doesn't report it."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists():
         return None
     try:
-        clear.write_text("5")  # the peak is now what there is now
+        clear.write_text("5")  # resets the peak to the current size
     except OSError:
         return None
 
@@ -134,17 +134,17 @@ def growth(work: Callable[[], Any]) -> int | None:
 
 
 def measure(folder: Path, size: tuple[int, int] = WIDE, device: str = "auto") -> dict[str, Any]:
-    """Of the checkpoint in `folder`; figures in millions of bytes."""
+    """Measures the checkpoint in `folder`; figures in millions of bytes."""
     engine = Engine.load(folder, device=device, dtype="bfloat16")
     answered = answer_about(engine, size)
 
     for weight in engine._model.state_dict().values():
-        weight.sum()  # read from the disk before, or the process would grow by its weights
+        weight.sum()  # reads the weights from disk now, so that the process does not grow by them later
 
     def look() -> None:
         engine.attention(answered, [0])
 
-    grown = growth(look)  # the first time: what malloc keeps for later would hide it in a second
+    grown = growth(look)  # on the first call: memory that malloc keeps would hide the growth in a second one
     allocated = peak_allocated(look)
     tokens = answered.done.stats.prompt_tokens
     rows = (LAYERS - len(engine.info.layers)) * HEADS * tokens * 2

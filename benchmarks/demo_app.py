@@ -1,4 +1,5 @@
-"""The embedded model behind the page: time to a ready page and the first token, tokens a second, memory; int4 too."""
+"""The demo model behind the page: time to a ready page and to the first token, tokens a second, memory; also in
+int4."""
 
 import os
 import re
@@ -18,7 +19,7 @@ PICTURES = ROOT / "assets" / "examples"
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Starts the app as a user does, asks `rounds` questions about one picture each."""
+    """Starts the app as a user does and asks `rounds` questions, each about one picture."""
     port = _free_port()
     start = time.perf_counter()
     app = subprocess.Popen(
@@ -64,27 +65,27 @@ def _ask(address: str, rounds: int, int4: bool = False) -> list[dict[str, Any]]:
         question = "How many shapes are there in the picture?"
         _, figures = client.predict([picture], question, int4=int4, api_name="/ask")
         stats.append(figures)
-    return stats[1:]  # the first question pays for what torch sets up once
+    return stats[1:]  # the first question includes torch's one-time setup
 
 
 def _wait_for_page(address: str, app: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         if app.poll() is not None:
-            raise RuntimeError(f"app.py ended with exit status {app.returncode} before its page was ready")
+            raise RuntimeError(f"app.py exited with status {app.returncode} before its page was ready.")
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
-    raise RuntimeError(f"the page was not ready after {seconds:g} s")
+    raise RuntimeError(f"The page was not ready after {seconds:g} s.")
 
 
 def _peak_memory(pid: int) -> int:
     """Peak resident bytes of a process (Linux)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     if found is None:
-        raise RuntimeError("this system does not tell a process's peak memory")
+        raise RuntimeError("This system does not report a process's peak memory. Run this on Linux.")
     return int(found[1]) * 1024
 
 

@@ -1,6 +1,6 @@
-"""The 1B shape with random weights: our prefill and decode beside transformers', on the same weights.
+"""The 1B shape with random weights: our prefill and decode next to transformers', on the same weights.
 
-Both models hold the very same tensors, so memory and cache effects are alike; the two take turns.
+Both models share the same tensors, so memory and cache effects are alike; the two take turns.
 """
 
 from collections.abc import Callable
@@ -34,11 +34,11 @@ ONE_BILLION = Gemma3TextConfig.from_dict(
 
 GREEDY = SamplingSettings(temperature=0.0)
 PUBLISHED = SamplingSettings(temperature=1.0, top_k=64, top_p=0.95, seed=0)
-"""The published generation_config.json."""
+"""As in the published generation_config.json."""
 
 
 def random_model(config: Gemma3TextConfig, dtype: torch.dtype, seed: int = 0) -> Gemma3ForCausalLM:
-    """Our model with small random weights (their values do not change the amount of work)."""
+    """Our model with small random weights (the values do not affect speed)."""
     model = build_on_meta(lambda: Gemma3ForCausalLM(config))
     assert isinstance(model, Gemma3ForCausalLM)
     generator = torch.Generator().manual_seed(seed)
@@ -61,7 +61,7 @@ def reference_model(ours: Gemma3ForCausalLM) -> Any:
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
         model = Reference(config)
-    # Their rotary tables and embedding scale are buffers; made anew off the meta device.
+    # Their rotary tables and embedding scale are buffers; this makes them again outside the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5)
     model.load_state_dict(dict(ours.state_dict()), strict=True, assign=True)
@@ -70,9 +70,9 @@ def reference_model(ours: Gemma3ForCausalLM) -> Any:
 
 
 def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int, int4: bool = False) -> dict[str, Any]:
-    """Tokens a second of both, and ours over theirs: prefill, greedy decode, and decode sampled as published.
+    """Tokens a second of both, and the ratio ours / theirs: prefill, greedy decode, and decode sampled as published.
 
-    With `int4` both have int4 weights with group size 128, the head's too; `dtype` is the activations'.
+    With `int4`, both have int4 weights with group size 128, also in the head; `dtype` is then the activations'.
     """
     ours = random_model(ONE_BILLION, dtype)
     theirs = reference_model(ours)
@@ -105,7 +105,7 @@ def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int
 
 
 def quantize_reference(model: Any) -> None:
-    """transformers' decoder and head in int4 by torchao, in the packing of the device; group size 128."""
+    """Quantizes transformers' decoder and head to int4 with torchao, group size 128, in the device's packing."""
     from torch import nn
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
     from torchao.quantization import Int4WeightOnlyConfig, quantize_
@@ -114,7 +114,7 @@ def quantize_reference(model: Any) -> None:
         config = PrototypeInt4WeightOnlyConfig(group_size=128)
     else:
         config = Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
-    # Else the embedding, which shares its weight, would be quantised with the head.
+    # Otherwise the embedding, which shares its weight, would be quantized with the head.
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
 
     def chosen(module: nn.Module, name: str) -> bool:
@@ -146,7 +146,7 @@ def _their_prefill(model: Any, prompt: torch.Tensor) -> Any:
 def _their_decoding(
     model: Any, prompt: torch.Tensor, new_tokens: int, sampling: SamplingSettings
 ) -> Callable[[], None]:
-    """As its generate does: float32 logits, then the most likely token, or its processors and a draw."""
+    """Decodes as its generate does: float32 logits, then the likeliest token, or its logits processors and a draw."""
     from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
     processors: Any = LogitsProcessorList([TopKLogitsWarper(sampling.top_k), TopPLogitsWarper(sampling.top_p)])

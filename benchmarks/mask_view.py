@@ -2,10 +2,10 @@
 
     python -m benchmarks.mask_view --tokens 4000
 
-The model is a small random one with pictures of 256 soft tokens, as in the published checkpoints: a mask depends on
-the prompt's length and pictures, not on the weights. The engine's and the page's time are told apart: `engine_s` is
-`Engine.mask` and `Engine.inspect`, `html_s` what is sent made of them, `painted_s` the time in Debian's chromium
-from when that arrives until both masks are on the screen, `redrawn_s` one further drawing (each zoom and move).
+The model is small and random, with pictures of 256 soft tokens as in the published checkpoints: a mask depends on the
+prompt's length and pictures, not on the weights. Each part is timed separately: `engine_s` is `Engine.mask` and
+`Engine.inspect`, `html_s` is writing the HTML, `painted_s` is Debian's chromium from receiving the HTML until both
+masks are on the screen, and `redrawn_s` is one further drawing (each zoom and move).
 """
 
 import argparse
@@ -34,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "mask_view.json"
 SOFT_TOKENS, PICTURES = 256, 6
 WINDOW = 1024
 
-# Waits until what was drawn is on the screen: the frame after the next one begins.
+# Waits until the drawing is on the screen: two frames later.
 _PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 _SHOW = f"""async (html) => {{
   await {_PAINTED};
@@ -51,7 +51,7 @@ _SHOW = f"""async (html) => {{
 
 @dataclass(frozen=True)
 class Figures:
-    """Times in seconds, of one prompt of `tokens` tokens with `pictures` pictures; `html_bytes` are sent."""
+    """Times in seconds for one prompt of `tokens` tokens with `pictures` pictures; the page receives `html_bytes`."""
 
     tokens: int
     pictures: int
@@ -67,7 +67,7 @@ class Figures:
 
 
 def write_checkpoint(folder: Path, context: int) -> None:
-    """A small random model with the demo model's tokenizer, whose pictures have SOFT_TOKENS soft tokens."""
+    """Writes a small random model with the demo model's tokenizer and SOFT_TOKENS soft tokens for each picture."""
     tokenizer = Gemma3Tokenizer.from_pretrained(DEMO_MODEL)
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6, "num_attention_heads": 1}
     text |= {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": WINDOW, "vocab_size": len(tokenizer)}
@@ -88,7 +88,8 @@ def write_checkpoint(folder: Path, context: int) -> None:
 
 
 def request_of(engine: Engine, tokens: int, pictures: int) -> Request:
-    """Several pictures with words between them, in a prompt of nearly so many tokens, never more."""
+    """A request with several pictures and words between them; its prompt has nearly, but never more than, `tokens`
+    tokens."""
     picture = Image.new("RGB", (640, 480), (90, 120, 200))
 
     def asked(words: int) -> Request:
@@ -107,7 +108,7 @@ def request_of(engine: Engine, tokens: int, pictures: int) -> Request:
 
 
 def measure(tokens: int, pictures: int, rounds: int, show: Callable[[str], list[float]]) -> Figures:
-    """Medians over `rounds`; `show` puts the HTML into a page and gives milliseconds until painted and redrawn."""
+    """Medians over `rounds`; `show` puts the HTML into a page and returns milliseconds until painted and redrawn."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), context=max(8192, 2 * tokens))
         engine = Engine.load(folder, device="cpu")
@@ -127,7 +128,7 @@ def measure(tokens: int, pictures: int, rounds: int, show: Callable[[str], list[
 
 
 def measure_in_browser(browser: Any, tokens: int, pictures: int, rounds: int) -> Figures:
-    """In a browser of playwright, on a page that holds the app's own script and style and nothing else."""
+    """Measures in a playwright browser, on a page with only the app's own script and style."""
     style, script = (ASSETS / "style.css").read_text("utf-8"), (ASSETS / "masks.js").read_text("utf-8")
     empty = f'<style>{style}</style><script>{script}</script><div id="inside"></div>'
     page = browser.new_page(viewport={"width": 1440, "height": 900})

@@ -1,7 +1,7 @@
-"""How much sooner a further question about pictures is answered when what was read before is not read again.
+"""How much faster a further question about pictures is answered when the KV cache is reused.
 
-The embedded model, behind the engine as the page uses it: a question about two pictures, one of them in crops, then
-another one. It is asked with `reuse` and without in turns; both give the same answer.
+Runs the demo model through the engine, as the page does: a question about two pictures, one of them with crops, then a
+second question. It is asked alternately with and without `reuse`; both must give the same answer.
 """
 
 import statistics
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Medians of the time to the second answer's first token, seconds, and their ratio."""
+    """Median times to the second answer's first token, in seconds, and their ratio."""
     engine = Engine.load(device="cpu")
     pictures = (str(EXAMPLES / "wide.png"), str(EXAMPLES / "night.png"))
     first = Request((Turn("user", "How many shapes are there?", pictures),), pan_and_scan=True, visitor="benchmark")
@@ -28,7 +28,7 @@ def measure(rounds: int) -> dict[str, Any]:
         _asked(engine, first)
         done = {reuse: _asked(engine, replace(further, reuse=reuse)) for reuse in times}
         if done[True].token_ids != done[False].token_ids or not done[True].stats.reused_tokens:
-            raise RuntimeError("with reuse and without, the answers differ, or nothing was reused")
+            raise RuntimeError("The answers with and without reuse differ, or nothing was reused.")
         for reuse, end in done.items():
             if number and end.stats.time_to_first_token_s is not None:
                 times[reuse].append(end.stats.time_to_first_token_s)
@@ -46,5 +46,5 @@ def measure(rounds: int) -> dict[str, Any]:
 def _asked(engine: Engine, request: Request) -> DoneEvent:
     *_, end = engine.stream(request)
     if not isinstance(end, DoneEvent):
-        raise RuntimeError(f"an answer ended with {end}")
+        raise RuntimeError(f"An answer ended with {end} instead of a DoneEvent.")
     return end

@@ -3,10 +3,10 @@
     python -m benchmarks.quantization
     python -m benchmarks.quantization --only demo --per-kind 40
 
-On the demo model over held-out questions of training.evaluate with their right answers, and on the 1B shape with
-random weights over a few short prompts. Both precisions read the same tokens; at each position KL(full || int4)
-says in nats how much the next token's distribution has moved, top-1 agreement how often the likeliest token is
-the same. Prints tables and writes benchmarks/results/quantization.json.
+Measures the demo model on held-out questions of training.evaluate with their right answers, and the 1B shape with
+random weights on a few short prompts. Both precisions read the same tokens. At each position, KL(full || int4) is how
+far the next token's distribution has moved, in nats, and top-1 agreement is how often the likeliest token is the same.
+Prints tables and writes benchmarks/results/quantization.json.
 """
 
 import argparse
@@ -31,18 +31,18 @@ RESULT = Path(__file__).resolve().parent / "results" / "quantization.json"
 PROMPTS, PROMPT_TOKENS = 4, 48
 
 Reading = tuple[dict[str, torch.Tensor], slice]
-"""Inputs of one forward pass, and the positions whose next token is compared."""
+"""Inputs of one forward pass, and the positions at which the next token is compared."""
 
 
 class Difference:
-    """KL divergence and top-1 agreement, gathered over positions."""
+    """KL divergence and top-1 agreement, collected over positions."""
 
     def __init__(self) -> None:
         self._kl: list[torch.Tensor] = []
         self._agree: list[torch.Tensor] = []
 
     def add(self, full: torch.Tensor, int4: torch.Tensor) -> None:
-        """Logits [positions, vocabulary] of both at the same positions."""
+        """Adds both models' logits [positions, vocabulary] at the same positions."""
         p, q = full.double().log_softmax(dim=-1), int4.double().log_softmax(dim=-1)
         self._kl.append((p.exp() * (p - q)).sum(dim=-1))
         self._agree.append(full.argmax(dim=-1) == int4.argmax(dim=-1))
@@ -58,7 +58,7 @@ class Difference:
 
 
 def compare(model: Any, readings: list[Reading]) -> dict[str, Any]:
-    """For each group size, how far `model` in int4 is from itself in full precision over `readings`."""
+    """For each group size, how far `model` in int4 is from full precision over `readings`."""
     report = {}
     with torch.inference_mode():
         full = [_logits(model, reading) for reading in readings]
@@ -76,7 +76,7 @@ def _logits(model: Any, reading: Reading) -> torch.Tensor:
 
 
 def answers_of_demo_model(model: Gemma3ForConditionalGeneration, per_kind: int) -> Iterator[Reading]:
-    """Held-out questions about single pictures with their right answers, whose tokens and end are compared."""
+    """Held-out questions about single pictures with their right answers; compares the answer's tokens and its end."""
     processor = Gemma3Processor.from_pretrained(DEMO_MODEL)
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     whole = [w for w in WORLDS.values() if isinstance(w, DrawnWorld) and not isinstance(w, ReadInCrops)]
@@ -95,7 +95,7 @@ def answers_of_demo_model(model: Gemma3ForConditionalGeneration, per_kind: int) 
                 for i in range(start, inputs["input_ids"].shape[1])
                 if int(inputs["input_ids"][0, i]) in model.generation_config.stop_ids
             )
-            # Encoded once: both precisions have the same encoder.
+            # Encoded once, since both precisions share the encoder.
             with torch.inference_mode():
                 soft_tokens = model.get_image_features(inputs.pop("pixel_values")).pooler_output
             yield {**inputs, "soft_tokens": soft_tokens}, slice(start - 1, end)
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def _save(report: dict[str, Any]) -> None:
-    """Figures of a part that was not run this time stay as they were."""
+    """Writes the figures; parts that were not run this time stay as they were."""
     before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     RESULT.write_text(json.dumps({**before, **report}, indent=2) + "\n", encoding="utf-8")
 

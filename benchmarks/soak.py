@@ -1,11 +1,12 @@
-"""A soak: visitors ask, look inside, leave, reload and break off for minutes; the server must end where it began.
+"""A soak test: visitors ask, look inside, leave, reload and break off for minutes; the server's use of resources must
+return to its early level.
 
     python -m benchmarks.soak
     python -m benchmarks.soak --minutes 60 --visitors 16
 
-Starts `python app.py` with the demo model in a process of its own, and counts what it takes of the machine once a
-second. Prints a table, writes benchmarks/results/soak.json, and exits with 1 where a resource did not come back to
-what was taken after the first minute. Linux only; nothing leaves this machine.
+Starts `python app.py` with the demo model in its own process and samples its resources once a second. Prints a table,
+writes benchmarks/results/soak.json, and exits with 1 if a resource did not return to its level after the first minute.
+Linux only; nothing leaves this machine.
 """
 
 import argparse
@@ -33,15 +34,15 @@ from benchmarks.visitors import API, PageEvents, Visitor, answered, changed, new
 from benchmarks.watched_app import Taken, WatchedApp, watched_app
 
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
-FIRST_S = 60.0  # what is taken after so long is what is compared with
-SETTLE_S = 240.0  # at most so long after the last visitor has left
+FIRST_S = 60.0  # the time after which the baseline is taken
+SETTLE_S = 240.0  # how long to wait after the last visitor has left
 _EVERY_S = 1.0
-_WINDOW = 10  # samples whose median counts as "after the first minute"
+_WINDOW = 10  # the number of samples whose median is the baseline
 
 SLACK = Taken(memory=200_000_000, threads=8, descriptors=16, connections=2, disk=50_000_000)
-"""How much more may be taken at the end than after the first minute.
+"""How far each resource may exceed its baseline at the end.
 
-Memory: allocators give back late. Threads: pools grow up to their bound. Disk: uploads stay a while by design.
+Memory: allocators return it late. Threads: pools grow up to their bound. Disk: uploads stay a while by design.
 """
 
 QUESTIONS = ("How many hearts are there?", "What color is the star?", "What does the sign say?", "Hello", "Why?")
@@ -49,7 +50,7 @@ QUESTIONS = ("How many hearts are there?", "What color is the star?", "What does
 
 @dataclass(frozen=True)
 class Verdict:
-    """One resource: what was taken when, and whether it came back."""
+    """One resource: its level at each time, and whether it returned."""
 
     after_first_minute: float
     most: float
@@ -62,9 +63,10 @@ class Verdict:
 
 
 def verdicts(samples: Sequence[Taken], first: int, end: Taken | None = None) -> dict[str, Verdict]:
-    """Of each resource; `first` is the number of samples of the first minute, `end` the last of all by default."""
+    """The verdict on each resource; `first` is the number of samples in the first minute, `end` is the last one by
+    default."""
     if not 0 < first < len(samples):
-        raise ValueError(f"{len(samples)} samples leave nothing to compare after the first {first}")
+        raise ValueError(f"{len(samples)} samples leave nothing to compare after the first {first}. Run for longer.")
     end = samples[-1] if end is None else end
     early = samples[max(0, first - _WINDOW) : first]
     return {
@@ -79,7 +81,7 @@ def verdicts(samples: Sequence[Taken], first: int, end: Taken | None = None) -> 
 
 
 class Soaking:
-    """One visitor after the other in a thread of its own: each does one thing and goes."""
+    """Visitors one after another in one thread; each does one thing and leaves."""
 
     def __init__(self, app: WatchedApp, events: PageEvents, number: int, end: float):
         self._app, self._events, self._end = app, events, end
@@ -103,7 +105,7 @@ class Soaking:
                 time.sleep(0.5)
 
     def _picture(self) -> bytes:
-        """An example that no one has uploaded yet."""
+        """An example picture that nobody has uploaded yet."""
         picture = Image.open(self._random.choice(sorted(PICTURES.glob("*.png")))).convert("RGB")
         for _ in range(8):
             place = self._random.randrange(picture.width), self._random.randrange(picture.height)
@@ -113,7 +115,7 @@ class Soaking:
         return data.getvalue()
 
     def _asked(self, visitor: Visitor, files: list[dict[str, Any]], longest: int = 24) -> bool:
-        """Sends a question, and lets the page do what it does after an answer."""
+        """Sends a question and does what the page does after an answer."""
         done = answered(visitor.ask(self._random.choice(QUESTIONS), files, longest))
         for name in ("hand_back", "preview"):
             list(visitor.call(visitor.events.named(name)))
@@ -127,7 +129,7 @@ class Soaking:
             return self._asked(visitor, [file])
 
     def _talk(self, visitor: Visitor) -> bool:
-        """Two questions, a second try, and a new chat."""
+        """Two questions, a retry, and a new chat."""
         with visitor.heartbeat():
             first = self._asked(visitor, [visitor.upload("picture.png", self._picture())])
             further = self._asked(visitor, [])
@@ -145,12 +147,12 @@ class Soaking:
             return done
 
     def _ask_by_name(self, visitor: Visitor) -> bool:
-        """By `/ask`, as programs do."""
+        """Asks `/ask`, as programs do."""
         files = [visitor.upload("picture.png", self._picture())]
         return visitor.ask_by_name(self._random.choice(QUESTIONS), files, longest=24)[0] == "complete"
 
     def _open_the_page(self, visitor: Visitor) -> bool:
-        """Loads it, and loads it again."""
+        """Loads the page twice."""
         for _ in range(2):
             with visitor.heartbeat():
                 for path in ("/", "/config"):
@@ -159,7 +161,7 @@ class Soaking:
         return True
 
     def _break_off_an_upload(self, visitor: Visitor) -> bool:
-        """Half a file, and then nothing more."""
+        """Sends half a file and then nothing more."""
         url = httpx.URL(self._app.url)
         data = self._picture()
         with closing(socket.create_connection((url.host, url.port or 80), timeout=10)) as connection:
@@ -171,7 +173,7 @@ class Soaking:
         return True
 
     def _break_off_an_answer(self, visitor: Visitor) -> bool:
-        """Closes the window while the answer is being written."""
+        """Closes the window during an answer."""
         with visitor.heartbeat():
             messages = visitor.asking("Hello", [visitor.upload("picture.png", self._picture())], longest=256)
             for _ in zip(range(self._random.randrange(1, 6)), messages, strict=False):
@@ -180,7 +182,7 @@ class Soaking:
         return True
 
     def _never_listen(self, visitor: Visitor) -> bool:
-        """Asks, and goes without ever asking for the answer."""
+        """Asks, and leaves without collecting the answer."""
         event = visitor.events.named("send")
         data = changed(event, {"multimodaltextbox": {"text": "Hello", "files": []}, "Longest answer": 8})
         body = {"data": data, "fn_index": event.number, "session_hash": visitor.session}
@@ -195,7 +197,7 @@ class Soaking:
             return succeeded(list(messages))
 
     def _send_what_is_no_picture(self, visitor: Visitor) -> bool:
-        """It may be refused as an upload or as a question; it never becomes an answer."""
+        """The upload or the question may be refused; there must never be an answer."""
         try:
             file = visitor.upload("picture.png", self._random.randbytes(50_000))
         except httpx.HTTPStatusError as error:
@@ -210,7 +212,7 @@ class Soaking:
 
 
 def measure(minutes: float, visitors: int, settle_s: float = SETTLE_S) -> dict[str, Any]:
-    """The report of a soak: how often what was done, and the verdict of each resource."""
+    """Runs a soak; reports how often each act was done, and the verdict on each resource."""
     seconds = 60 * minutes
     first_s = min(FIRST_S, seconds / 2)
     samples: list[Taken] = []
@@ -228,7 +230,7 @@ def measure(minutes: float, visitors: int, settle_s: float = SETTLE_S) -> dict[s
         for thread in threads:
             thread.join()
         if not app.alive():
-            raise RuntimeError(f"app.py ended with {app.process.returncode}: {app.log.read_text()[-2000:]}")
+            raise RuntimeError(f"app.py exited with status {app.process.returncode}: {app.log.read_text()[-2000:]}")
         first = max(1, min(round(first_s / _EVERY_S), len(samples) - 1))
         found = _settled(app, samples, first, settle_s)
         log_bytes = app.log.stat().st_size
@@ -244,7 +246,7 @@ def measure(minutes: float, visitors: int, settle_s: float = SETTLE_S) -> dict[s
 
 
 def _settled(app: WatchedApp, samples: list[Taken], first: int, settle_s: float) -> dict[str, Verdict]:
-    """The verdicts once all of them hold, or after `settle_s`: what is kept for a time has that time to go."""
+    """The verdicts once all hold, or after `settle_s`, which gives timed caches time to expire."""
     end = time.monotonic() + settle_s
     while True:
         found = verdicts(samples, first, app.taken())
@@ -254,9 +256,9 @@ def _settled(app: WatchedApp, samples: list[Taken], first: int, settle_s: float)
 
 
 def table(report: dict[str, Any]) -> str:
-    """The resources as Markdown; memory and disk in MB."""
+    """The resources as a Markdown table; memory and disk in MB."""
     lines = [
-        "| | after the first minute | most | at the end | may be more by | came back |",
+        "| | after the first minute | peak | at the end | allowed excess | returned |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in report["resources"].items():
@@ -276,7 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--visitors", type=int, default=8, help="at once")
-    parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds that it may take to come back")
+    parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds that resources may take to return")
     arguments = parser.parse_args()
     report = measure(arguments.minutes, arguments.visitors, arguments.settle)
     print(table(report))

@@ -1,4 +1,4 @@
-"""Timing of alternatives in turns, and the description of the machine that goes with every figure."""
+"""Times alternatives in turns, and describes the machine for every set of figures."""
 
 import os
 import platform
@@ -12,9 +12,9 @@ import torch
 
 
 def in_turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each action; they take turns, so that a slow moment of the machine hits all alike.
+    """Median seconds of each action; the actions take turns, so that a slow moment of the machine affects all alike.
 
-    One round before the first that counts warms caches.
+    One extra round at the start warms the caches and does not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
@@ -29,7 +29,7 @@ def in_turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, accelerator and versions."""
+    """Describes processor, cores, memory, accelerator and versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -1,8 +1,8 @@
-"""The 4B shape with random weights on a GPU: decode, prefill and picture to first token, beside transformers.
+"""The 4B shape with random weights on a GPU: decode, prefill and picture to first token, next to transformers.
 
-Ours and transformers' hold the very same tensors. transformers runs as it comes (default) and with a static
-cache, whose decode step it compiles; both in bfloat16, and in int4 with torchao's packing for CUDA. How far
-decode is from what the memory allows is told as a share of the bandwidth that a plain copy reaches.
+Both share the same tensors. transformers runs with its defaults, and with a static cache, for which it compiles the
+decode step; both in bfloat16, and in int4 with torchao's CUDA packing. Decode is also given as a share of the memory
+bandwidth that a plain copy reaches.
 """
 
 import time
@@ -56,7 +56,7 @@ def measure(
     new_tokens: int = 64,
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """Tokens a second, seconds from picture to first token, and each as ours over theirs."""
+    """Tokens a second, and seconds from picture to first token, of ours and theirs."""
     where = torch.device(device)
     ours = random_model(config, where)
     theirs = reference_model(ours)
@@ -72,7 +72,7 @@ def measure(
 
 
 def random_model(config: Gemma3Config, device: torch.device, seed: int = 0) -> Gemma3ForConditionalGeneration:
-    """Our model in bfloat16 with small random weights (their values do not change the amount of work)."""
+    """Our model in bfloat16 with small random weights (the values do not affect speed)."""
     model = build_on_meta(lambda: Gemma3ForConditionalGeneration(config))
     assert isinstance(model, Gemma3ForConditionalGeneration)
     model.to_empty(device=device).to(torch.bfloat16).tie_weights()
@@ -115,7 +115,7 @@ def copy_bandwidth(device: torch.device, size: int = 2**30) -> float:
 
 
 def decoded_bytes(model: Gemma3ForConditionalGeneration) -> int:
-    """Bytes of weights that each new token reads: the decoder's and the head's."""
+    """Bytes of weights read for each new token: the decoder's and the head's."""
     layers = [*model.decoder.layers.parameters(), *model.decoder.layers.buffers()]
     head = [*model.lm_head.parameters(), *model.lm_head.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in (*layers, *head))
@@ -142,7 +142,7 @@ def _text_prompt(model: Gemma3ForConditionalGeneration, tokens: int) -> dict[str
 
 
 def _picture_prompt(model: Gemma3ForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """One picture, and 16 tokens of question behind it."""
+    """One picture followed by a question of 16 tokens."""
     config = model.config
     soft = [config.image_token_index] * config.mm_tokens_per_image
     question = _text_prompt(model, 16)["input_ids"].tolist()[0]
@@ -161,14 +161,14 @@ def _theirs(model: Any, prompt: dict[str, torch.Tensor], tokens: int, way: str) 
     options = {"cache_implementation": "static"} if way == "static" else {}
 
     def run() -> None:
-        with torch.inference_mode(way != "static"):  # compiled steps want ordinary tensors
+        with torch.inference_mode(way != "static"):  # compiled steps need ordinary tensors
             model.generate(**prompt, max_new_tokens=tokens, do_sample=False, **options)
 
     return run
 
 
 def _figures(seconds: dict[str, float], prompt_tokens: int, new_tokens: int, floor: float) -> dict[str, Any]:
-    """`floor` is the time in seconds of one token, were memory all that counts."""
+    """`floor` is the time of one token in seconds if only memory bandwidth counted."""
     figures: dict[str, Any] = {"prefill": {}, "decode": {}, "picture_to_first_token_s": {}}
     for way in ("ours", "default", "static"):
         first, whole, picture = (seconds[f"{kind}/{way}"] for kind in ("first", "all", "picture"))

@@ -1,4 +1,4 @@
-"""A visitor without a browser: sends what the page's own scripts send, and reads what the server says to it."""
+"""A visitor without a browser: sends what the page's scripts send, and reads the server's replies."""
 
 import json
 import time
@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 
 API = "/gradio_api"
-LONGEST_S = 120.0  # no call waits longer for its end
+LONGEST_S = 120.0  # the longest that a call waits for its end
 
 
 @dataclass(frozen=True)
 class Event:
-    """One of the page's events, as /config describes it: its number, name, the inputs' components and who sends it."""
+    """One of the page's events, as /config describes it: number, name, the inputs' components, and its senders."""
 
     number: int
     name: str
@@ -32,17 +32,17 @@ class Event:
 
     @property
     def handler(self) -> str:
-        """The name without the number that tells apart several uses of one handler."""
+        """The name without the number that distinguishes several uses of one handler."""
         stem, _, number = self.name.rpartition("_")
         return stem if stem and number.isdecimal() else self.name
 
     def values(self) -> list[Any]:
-        """What the page sends when nothing has been changed on it; a state's value stays on the server."""
+        """What an unchanged page sends; a state's value stays on the server."""
         return [None if part["type"] == "state" else part["props"].get("value") for part in self.inputs]
 
 
 class PageEvents:
-    """All events of a page that reach the server."""
+    """All events of a page that call the server."""
 
     def __init__(self, config: dict[str, Any]):
         parts = {part["id"]: part for part in config["components"]}
@@ -68,12 +68,13 @@ def read_events(client: httpx.Client) -> PageEvents:
 
 
 def client_of(url: str, kept_alive: int = 8) -> httpx.Client:
-    """Of one visitor: with cookies of its own, to this machine only; keeps so many idle connections."""
+    """One visitor's client: has its own cookies, reaches only this machine, keeps up to `kept_alive` idle
+    connections."""
     host = httpx.URL(url).host
     if host not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError(f"These visitors stay on this machine, and {host} is another.")
+        raise ValueError(f"These visitors reach only this machine, got {host}. Use 127.0.0.1.")
     limits = httpx.Limits(max_keepalive_connections=kept_alive)
-    # No certificates are read, which takes 20 ms: this is plain HTTP on one machine.
+    # Skips reading certificates, which takes 20 ms: this is plain HTTP on one machine.
     return httpx.Client(base_url=url, timeout=httpx.Timeout(30.0), limits=limits, trust_env=False, verify=False)
 
 
@@ -92,12 +93,12 @@ class Visitor:
         self.client.close()
 
     def upload(self, name: str, data: bytes, kind: str = "image/png") -> dict[str, Any]:
-        """Gives a file to the server; its description as the composer holds it. Raises httpx.HTTPError."""
+        """Uploads a file; returns its description as the composer holds it. Raises httpx.HTTPError."""
         answer = self.client.post(f"{API}/upload", params={"upload_id": new_id()}, files={"files": (name, data, kind)})
         return description(answer.raise_for_status().json()[0], name, len(data), kind)
 
     def ask(self, text: str, files: list[dict[str, Any]] | None = None, longest: int = 16) -> list[dict[str, Any]]:
-        """Sends a question from the composer; the server's messages about it."""
+        """Sends a question from the composer; returns the server's messages about it."""
         return list(self.asking(text, files, longest))
 
     def asking(
@@ -108,9 +109,9 @@ class Visitor:
         return self.call(event, data)
 
     def ask_by_name(self, question: str, files: list[dict[str, Any]], longest: int = 16) -> tuple[str, Any]:
-        """Asks `/ask` as programs do; "complete" with answer and figures, or "error" with what was said.
+        """Asks `/ask` as programs do; returns "complete" with answer and figures, or "error" with its message.
 
-        Raises httpx.HTTPError where it isn't taken.
+        Raises httpx.HTTPError if the server refuses the call.
         """
         data = [files, question, "", False, None, longest, 0.0, 0]
         joined = self.client.post(f"{API}/call/ask", json={"data": data}).raise_for_status()
@@ -127,7 +128,8 @@ class Visitor:
         return "nothing", None
 
     def call(self, event: Event, data: list[Any] | None = None, event_data: Any = None) -> Iterator[dict[str, Any]]:
-        """The server's messages about one event, to its end. Raises httpx.HTTPError where it isn't taken."""
+        """Yields the server's messages about one event, to its end. Raises httpx.HTTPError if the server refuses the
+        call."""
         body = {
             "data": event.values() if data is None else data,
             "fn_index": event.number,
@@ -142,7 +144,7 @@ class Visitor:
         yield from self.messages()
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """The session's event stream, until the server has no more to say or LONGEST_S is over."""
+        """Yields the session's event stream until the server closes it or LONGEST_S is over."""
         end = time.monotonic() + LONGEST_S
         with self.client.stream("GET", f"{API}/queue/data", params={"session_hash": self.session}) as stream:
             for message in messages_in(stream.iter_lines()):
@@ -152,9 +154,9 @@ class Visitor:
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Keeps the session as an open page does; leaving the block is leaving the page."""
+        """Keeps the session open as an open page does; leaving the block leaves the page."""
         with self.client.stream("GET", f"{API}/heartbeat/{self.session}", timeout=LONGEST_S) as stream:
-            beats = stream.iter_raw()  # held until the end: without it the connection is closed
+            beats = stream.iter_raw()  # held until the end, since dropping it closes the connection
             next(beats)
             yield
             del beats
@@ -168,18 +170,18 @@ def messages_in(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 def succeeded(messages: list[dict[str, Any]]) -> bool:
-    """Whether the event ended as its handler meant it. (A question may still have been refused in the chat.)"""
+    """Whether the handler completed the event. (The chat may still have refused a question.)"""
     return any(message["msg"] == "process_completed" and message["success"] for message in messages)
 
 
 def answered(messages: list[dict[str, Any]]) -> bool:
-    """Whether a question got an answer: below each complete one the page shows its figures."""
+    """Whether a question got an answer: the page shows figures below each complete one."""
     ended = [message for message in messages if message["msg"] == "process_completed" and message["success"]]
     return any('class=\\"figures\\"' in json.dumps(message["output"]) for message in ended)
 
 
 def changed(event: Event, values: dict[str, Any]) -> list[Any]:
-    """The event's values, other ones for the components of these kinds or labels. Raises KeyError for one it lacks."""
+    """The event's values, with new ones for components of these kinds or labels. Raises KeyError if there is none."""
     data = event.values()
     for key, value in values.items():
         places = [place for place, part in enumerate(event.inputs) if key in (part["type"], part["props"].get("label"))]
@@ -190,7 +192,7 @@ def changed(event: Event, values: dict[str, Any]) -> list[Any]:
 
 
 def description(path: str, name: str, size: int, kind: str = "image/png") -> dict[str, Any]:
-    """Of an uploaded file, as the page sends it with a question."""
+    """An uploaded file as the page sends it with a question."""
     return {
         "path": path,
         "url": None,

@@ -1,4 +1,4 @@
-"""`python app.py` in a process of its own, and what that process takes of the machine (Linux)."""
+"""`python app.py` in its own process, and the resources that it uses (Linux)."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _DEMO_MODEL = ROOT / "assets" / "demo_model"
 
 @dataclass(frozen=True)
 class Taken:
-    """What the app's process holds at one moment: memory and disk in bytes, the others as counts."""
+    """The resources of the app's process at one moment: memory and disk in bytes, the others as counts."""
 
     memory: int
     threads: int
@@ -33,7 +33,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class WatchedApp:
-    """A running app. All its temporary files are in `folder`, what it says in `log`."""
+    """A running app. `folder` holds all its temporary files, `log` its output."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -48,15 +48,15 @@ class WatchedApp:
         return self._status("VmRSS") * 1024
 
     def peak(self) -> int:
-        """Most resident bytes since the start, or since `forget_peak`."""
+        """Peak resident bytes since the start, or since `forget_peak`."""
         return self._status("VmHWM") * 1024
 
     def forget_peak(self) -> None:
-        """`peak` begins anew with what is resident now."""
+        """Resets `peak` to the current size."""
         (self._of_process() / "clear_refs").write_text("5")
 
     def limit_data(self, more: int) -> None:
-        """Lets the process's data grow by so many bytes from now on: what asks for more fails there."""
+        """Lets the process's data grow by `more` bytes from now on; larger allocations fail."""
         limit = self._status("VmData") * 1024 + more
         resource.prlimit(self.process.pid, resource.RLIMIT_DATA, (limit, limit))
 
@@ -77,11 +77,11 @@ class WatchedApp:
     def _status(self, name: str) -> int:
         found = re.search(rf"^{name}:\s+(\d+)", (self._of_process() / "status").read_text(), re.MULTILINE)
         if found is None:
-            raise RuntimeError(f"this system does not tell {name} of a process, or the app has ended")
+            raise RuntimeError(f"The app has ended, or this system does not report a process's {name}.")
         return int(found[1])
 
     def _links(self) -> list[str]:
-        """Where the process's descriptors lead to; one may be closed while they are read."""
+        """The targets of the process's descriptors; some may close while this reads them."""
         links = []
         for entry in (self._of_process() / "fd").iterdir():
             try:
@@ -93,7 +93,7 @@ class WatchedApp:
 
 @contextmanager
 def watched_app(*arguments: str, **environment: str) -> Iterator[WatchedApp]:
-    """The app around the demo model alone, ready to be asked; it is gone when the block is left."""
+    """Runs the app with only the demo model; it is ready when the block begins and gone when the block ends."""
     with tempfile.TemporaryDirectory(prefix="watched-app-") as name:
         folder, log = Path(name) / "temporary", Path(name) / "log"
         (folder / "uploads").mkdir(parents=True)
@@ -125,17 +125,17 @@ def _wait_until_ready(app: WatchedApp) -> None:
     end = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < end:
         if not app.alive():
-            raise RuntimeError(f"app.py ended with {app.process.returncode}: {app.log.read_text()[-2000:]}")
+            raise RuntimeError(f"app.py exited with status {app.process.returncode}: {app.log.read_text()[-2000:]}")
         try:
             if httpx.get(app.url, timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise RuntimeError(f"the page was not ready within {READY_WITHIN_S:g} s")
+    raise RuntimeError(f"The page was not ready within {READY_WITHIN_S:g} s.")
 
 
 def _connected() -> set[str]:
-    """The inodes of all sockets of this machine that are open TCP connections."""
+    """The inodes of all open TCP connections on this machine."""
     listening = "0A"
     found = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
@@ -147,7 +147,7 @@ def _connected() -> set[str]:
 
 
 def _bytes_under(folder: Path) -> int:
-    """Of all files; one may go while they are counted."""
+    """Bytes of all files in a folder; some may disappear during the count."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
