@@ -22,6 +22,6 @@ def send(page):
 
 
 def answered(page, number=1):
-    """The text of the numbered answer, when it is complete."""
+    """Waits until the numbered answer is complete; returns its text."""
     page.locator("#chat .figures").nth(number - 1).wait_for()
     return page.locator("#chat .bot-row").nth(number - 1).locator(".message-content").first.inner_text()

@@ -1,4 +1,4 @@
-"""Small random checkpoints, whole: weights, tokenizer, processor."""
+"""Small random checkpoints, complete with weights, tokenizer and processor."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 
 def write_chat_checkpoint(folder: Path, tokenizer_folder: Path, multimodal: bool) -> None:
-    """Random weights, the small tokenizer and processor configs, as one checkpoint folder."""
+    """Writes random weights, the small tokenizer and the processor's configs as one checkpoint folder."""
 
     tokenizer = Gemma3Tokenizer.from_pretrained(tokenizer_folder)
     stops = [tokenizer.eos_token_id, tokenizer.end_of_turn_token_id]
@@ -33,7 +33,8 @@ def write_chat_checkpoint(folder: Path, tokenizer_folder: Path, multimodal: bool
 
 
 def write_published_shape(folder: Path, tokenizer_folder: Path) -> None:
-    """As little as can read pictures of the published size (896 pixels, 256 soft tokens); no processor files."""
+    """Writes the smallest model for pictures of the published size (896 pixels, 256 soft tokens); no processor
+    files."""
 
     tokenizer = Gemma3Tokenizer.from_pretrained(tokenizer_folder)
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -1,11 +1,11 @@
-"""The inputs of a request as a program makes them, to compare with what the engine makes of it."""
+"""A request's inputs as a program makes them, to compare with the engine's."""
 
 from gemma3_core.engine import Engine, Request
 from gemma3_core.model_inputs import ModelInputs
 
 
 def inputs_of(engine: Engine, request: Request) -> ModelInputs:
-    """Through the processor with the pictures themselves, as a program would; the engine goes by headers and tiles."""
+    """Runs the processor on the pictures themselves, as a program would; the engine works from headers and tiles."""
     messages, cuts = [], []
     if request.system_prompt.strip():
         messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})

@@ -1,4 +1,4 @@
-"""What a visitor may be told: a sentence or two in plain words, never what Python says to programmers."""
+"""What a visitor may be told: a sentence or two in plain words, never Python's own messages."""
 
 import html
 import re
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
-LONGEST = 400  # characters; longer ones are no sentence or two
+LONGEST = 400  # characters; anything longer is more than two sentences
 
-# What Python, its libraries and its logs say. Each is known from somewhere: none stands in a sentence for people.
+# Phrases from Python, its libraries and its logs. Each has been seen somewhere; none belongs in a sentence for people.
 SIGNS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -24,12 +24,12 @@ SIGNS = tuple(
         r"[Vv]alidation error|[Ff]ield required|Input should be|type=\w+|input_value|string_type|_type'|errors\.",
         r"pydantic|starlette|fastapi|uvicorn|orjson|anyio|asyncio|httpx|gradio|torch\b|numpy|jinja2|PIL\b",
         r"\b(gemma3_core|components)\.\w+",
-        r": ?[.!]",  # a reason was to follow, and there was none
+        r": ?[.!]",  # the reason after the colon is missing
         r"Errno|errno",
         r"\bline \d+(?! of\b)|File \"",
         r"(?<![\w.:/])/(tmp|usr|work|home|root|etc|var|opt|proc|dev|mnt|app)\b",
         r"\b[\w-]+\.py\b|site-packages|python\d",
-        r"^\s*['\"][^'\"]*['\"]\s*$",  # all that a KeyError says is its key
+        r"^\s*['\"][^'\"]*['\"]\s*$",  # a KeyError's message is only its key
         r"'(value|index|text|files|path|meta|data|url|fn_index|session_hash|event_id)'",
         r"'(int|str|float|list|dict|tuple|bool|bytes)'|\b(int|str|dict|bool)\(\)|<class |<\w+ object",
         r"could not convert|invalid literal|cannot (convert|unpack|be interpreted|move)|not supported between",
@@ -41,26 +41,29 @@ SIGNS = tuple(
     )
 )
 
-# Of these none stands in what the page draws either, whatever a question, an answer or a token may look like.
+# The page never draws these either, whatever a question, an answer or a token looks like.
 _NEVER_DRAWN = re.compile(
     r"Traceback \(most|has no attribute '|'NoneType'|is not subscriptable|\[Errno |\w+Error: |site-packages"
 )
 
 _STANDARD = {status.phrase for status in HTTPStatus if 400 <= status < 500}
-_FILE = r"[^/\s]{1,80}\.\w{1,5}"  # a visitor's own, which a sentence may begin with
+_FILE = r"[^/\s]{1,80}\.\w{1,5}"  # a visitor's file, which may begin a sentence
 _SENTENCE = re.compile(rf"({_FILE} |({_FILE}: )?[A-Z0-9\"“])[^\n]*[.!?)…]")
 _END = re.compile(r"[.!?…](?=\s|$)")
 _FAILURE = re.compile(r'<p class="failure"[^>]*>(.*?)</p>', re.DOTALL)
 
 
 def signs_of_programs(text: str) -> list[str]:
-    """What in a text speaks to programmers; empty where nothing does."""
+    """The parts of a text that address programmers; empty if there are none."""
     return [found.group() for sign in SIGNS if (found := sign.search(text))]
 
 
 def is_plain(text: Any) -> bool:
-    """Whether this can be told to a visitor: a sentence or two (a third, short one, may say where more is to be
-    found) without a sign of programs, or what the web calls a refusal, such as "404: Not Found"."""
+    """Whether a visitor may be told this: a sentence or two without signs of programs, or a standard HTTP refusal such
+    as "404: Not Found".
+
+    A short third sentence may say where to find more.
+    """
     if not isinstance(text, str):
         return False
     text = text.strip()
@@ -72,19 +75,19 @@ def is_plain(text: Any) -> bool:
 
 
 def failures_in(value: Any) -> Iterator[str]:
-    """What the page shows as failures, in the output of a handler."""
+    """The failures that the page shows in a handler's output."""
     for text in texts_in(value):
         for found in _FAILURE.findall(text):
             yield html.unescape(re.sub(r"<[^>]+>", "", found))
 
 
 def signs_drawn(value: Any) -> list[str]:
-    """What in the output of a handler no page of ours ever draws."""
+    """The parts of a handler's output that the page must never draw."""
     return [found.group() for text in texts_in(value) if (found := _NEVER_DRAWN.search(text))]
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Each text in nested lists and dicts, but for the descriptions of files: these hold paths by design."""
+    """Each text in nested lists and dicts, except descriptions of files, which contain paths by design."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict) and not ("path" in value and ("meta" in value or "url" in value)):

@@ -55,15 +55,15 @@ def reference_text_config() -> ReferenceTextConfig:
 
 
 SHARP = 2.0
-"""Attention so sharp that generated tokens vary; rounding grows with it (1e-5 of the largest logit)."""
+"""Attention sharp enough that generated tokens vary; rounding errors grow with it (1e-5 of the largest logit)."""
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, sharpness: float = 0.5) -> None:
     """Fills every weight with noise: initial values (zero projector, zero norms) would hide mistakes.
 
-    Small embeddings, and norms of 1 + `sharpness` on queries and keys, make each token depend on what is
-    attended to: otherwise a tied head repeats the last token for ever. At 0.5 two float32 results of
-    transformers itself (eager, sdpa) differ by 1e-6 of the largest logit.
+    Small embeddings, and norms of 1 + `sharpness` on queries and keys, make each token depend on what it attends to;
+    otherwise a tied head repeats the last token forever. At 0.5, two float32 results of transformers itself (eager,
+    sdpa) differ by 1e-6 of the largest logit.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def randomise(model: torch.nn.Module, seed: int = 0, sharpness: float = 0.5) -> 
 
 
 def save_reference(folder: Path, multimodal: bool = True, sharpness: float = 0.5) -> ReferenceModel | ReferenceCausalLM:
-    """A random reference model, also written to `folder` by transformers itself."""
+    """A random reference model; transformers also writes it to `folder`."""
     torch.manual_seed(0)
     model = ReferenceModel(reference_config()) if multimodal else ReferenceCausalLM(reference_text_config())
     randomise(model, sharpness=sharpness)
@@ -98,7 +98,7 @@ def image_prompt(layout: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 
 
 def ids_of(layout: str, seed: int = 0) -> torch.Tensor:
-    """The ids alone."""
+    """The ids of `image_prompt`."""
     return image_prompt(layout, seed)[0]
 
 
@@ -117,11 +117,11 @@ def left_padded(rows: list[torch.Tensor], pad: int = 0) -> tuple[torch.Tensor, t
 
 
 NEVER = 9_999
-"""A stop that never comes: it lies beyond the small models' vocabulary."""
+"""A stop id that never occurs: it lies beyond the small models' vocabulary."""
 
 
 def picture_prompt(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """All inputs of one conversation that has a picture or more."""
+    """All inputs of one conversation with at least one picture."""
     input_ids, types = image_prompt(layout, seed)
     pictures = pixels(layout.split().count("i"), seed)
     mask = torch.ones_like(input_ids)
@@ -129,13 +129,13 @@ def picture_prompt(layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def text_batch() -> dict[str, torch.Tensor]:
-    """Three rows of text, padded on the left; one is longer than the window."""
+    """Three rows of text with left padding; one is longer than the window."""
     input_ids, mask = left_padded([ids_of("t3", 1), ids_of(f"t{WINDOW + 6}", 2), ids_of("t9", 3)])
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
 def assert_equal(ours: torch.Tensor, theirs: torch.Tensor, bound: float = 1e-5) -> None:
-    """The project's meaning of equal: max|a - b| <= bound * max|b|."""
+    """The project's definition of equal: max|a - b| <= bound * max|b|."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     difference = (ours.double() - theirs.double()).abs().max().item()
     largest = theirs.double().abs().max().item()

@@ -1,4 +1,4 @@
-"""The app as it really runs, and a browser to look at it with."""
+"""The real app, and a browser to view it with."""
 
 import os
 import re
@@ -16,7 +16,7 @@ import httpx
 import pytest
 from places import REPOSITORY
 
-READY_WITHIN_S = 120.0  # on a busy machine; alone it is under 20
+READY_WITHIN_S = 120.0  # on a busy machine; an idle one takes under 20
 _CHROMIUM_OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -24,7 +24,7 @@ _CHROMIUM_OPTIONS = (
 
 
 def require_demo_model() -> None:
-    """Skips where the checkpoint is not there (yet)."""
+    """Skips the test if the checkpoint is missing."""
     folder = REPOSITORY / "assets" / "demo_model"
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         pytest.skip("assets/demo_model holds no weights")
@@ -32,7 +32,7 @@ def require_demo_model() -> None:
 
 @contextmanager
 def running_app(*arguments: str, **environment: str) -> Iterator[str]:
-    """`python app.py` in a process of its own, with the demo model; gives its address."""
+    """Runs `python app.py` with the demo model in its own process; yields its address."""
     require_demo_model()
     port = free_port()
     command = [sys.executable, str(REPOSITORY / "app.py"), "--port", str(port), *arguments]
@@ -48,7 +48,7 @@ def running_app(*arguments: str, **environment: str) -> Iterator[str]:
 
 @contextmanager
 def served(engine: Any) -> Iterator[str]:
-    """The page around another engine, in this process; gives its address."""
+    """Serves the page for another engine in this process; yields its address."""
     from components.page import build_page
 
     page = build_page(engine)
@@ -74,7 +74,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: str = "") -> Iterator[Any]:
-    """A new visitor's page, ready to be used; fails if anything was asked of another server or went wrong in it."""
+    """A new visitor's page, ready for use; fails on requests to other servers and on errors in the page."""
     context = browser.new_context(viewport={"width": width, "height": height})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = context.new_page()
@@ -92,10 +92,10 @@ def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: 
 
 
 def unfold(page: Any, name: str, field: str) -> Any:
-    """Opens the fold of this name and returns its field, once what is typed there stays.
+    """Opens the fold of this name and returns its field, once text typed there stays.
 
-    Gradio draws a fold's fields when it is opened, and gives them their first values a frame later: no visitor
-    types in between, but a test can.
+    Gradio draws a fold's fields when it opens, and sets their first values a frame later. No visitor types in between,
+    but a test can.
     """
     page.locator("#settings").get_by_role("button", name=name).click()
     page.locator(field).wait_for()
@@ -126,9 +126,9 @@ def _wait_until_ready(url: str, process: subprocess.Popen) -> None:
 
 
 class ScriptedEngine:
-    """An engine that waits in each stage until it is told to go on: for what Stop must do, and when.
+    """An engine that waits in each stage until told to continue, for tests of Stop.
 
-    It has the real one's door, which also shows that the page asks no more of an engine.
+    It has the real engine's interface, which also shows that the page needs no more of an engine.
     """
 
     def __init__(self, info: Any):
@@ -138,10 +138,10 @@ class ScriptedEngine:
         self.closed_in: list[str] = []
         self.forgotten: list[str] = []
         self.answer = "There are three red hearts."
-        self.echoes = False  # answers with the question's own words instead
+        self.echoes = False  # repeats the question as the answer
 
     def let_through(self, *stages: str) -> None:
-        """Goes on from these stages."""
+        """Continues from these stages."""
         for stage in stages:
             self.go_on[stage].set()
 

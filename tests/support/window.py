@@ -1,4 +1,4 @@
-"""A browser window as the page's handlers know it, without a browser; a model and figures to show."""
+"""A browser window as the page's handlers see it, without a browser; also a model and figures to show."""
 
 import asyncio
 
@@ -15,14 +15,14 @@ def exchange_of(question: Turn, answer: str, stats: Stats = STATS, pan_and_scan:
 
 
 class Window:
-    """What Gradio tells a handler of its visitor."""
+    """What Gradio tells a handler about its visitor."""
 
     def __init__(self, name: str = "one"):
         self.session_hash = name
 
 
 def run(updates) -> tuple[list, Conversation, str | None]:
-    """The chat, the state and the notice as they are in the end."""
+    """The final chat, state and notice."""
 
     async def collected():
         return [update async for update in updates]
