@@ -69,7 +69,7 @@ def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Ima
         try:
             picture.load()
         except Exception as error:  # decoders raise anything on damaged bytes
-            raise ImageError(f"The {picture.format} picture is damaged or cut off. Save or download it again.") from error
+            raise ImageError(f"The {picture.format} picture is damaged or cut off. Save it again.") from error
         return _finish(picture, limits, ours=True)
 
 

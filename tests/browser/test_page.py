@@ -488,7 +488,8 @@ def test_stop_works_in_each_stage(browser, scripted, scripted_url, stage, shows)
         assert scripted.wait_until_closed() == [stage]
         if stage == "writing":
             figures = page.locator("#chat .figures", has_text="stopped after")
-            assert re.search(r"demo model · float32 · 1 picture, 2 crops · .* · first token \d+\.\d\d s", figures.inner_text())
+            known = r"demo model · float32 · 1 picture, 2 crops · .* · first token \d+\.\d\d s"
+            assert re.search(known, figures.inner_text())
             assert "There" in page.locator("#chat .bot-row").inner_text()
         else:
             assert "Stopped before the first word" in failure(page)
