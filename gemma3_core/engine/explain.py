@@ -133,7 +133,7 @@ def region_to_hide(
     """
     count = len(prompt.pictures)
     if not count:
-        raise AttentionError("This answer is not about a picture, so there is no region to hide. Ask about a picture.")
+        raise AttentionError("This question had no picture, so there is no region to hide. Ask about a picture.")
     if picture is not None and not 0 <= picture < count:
         raise AttentionError(f"There is no picture number {picture}. Choose one from 0 to {count - 1}.")
     if box is None:

@@ -133,9 +133,7 @@ class ModelRegistry:
         Raises UnsupportedOptionError if `keep` is less than 1.
         """
         if keep < 1:
-            raise UnsupportedOptionError(
-                f"The number of models to keep besides the first must be at least 1, got {keep}."
-            )
+            raise UnsupportedOptionError(f"At least 1 model must be kept besides the first, got {keep}.")
         if others and load is None:
             raise UnsupportedOptionError(
                 "Models besides the first need a `load` function that makes their engines. Pass one."
@@ -298,9 +296,7 @@ class ModelRegistry:
             if slot.engine is not None:
                 return slot.engine
             if self._waiting >= _MOST_WAITING:
-                raise QueueFullError(
-                    f"{self._waiting} questions are already waiting for a model. Try again in a minute."
-                )
+                raise QueueFullError(f"{self._waiting} questions wait for a model already. Try again in a minute.")
             self._waiting += 1
             attempt = slot.load
             if attempt is None:
