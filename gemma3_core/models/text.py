@@ -15,7 +15,7 @@ from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.inputs import described, require_prompt, require_tensors
 from gemma3_core.nn.layers import DecoderLayer, RMSNorm, WeightReader, rotary_tables
-from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask
+from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask, documents
 from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
 
 
@@ -65,7 +65,8 @@ class Gemma3TextModel(PreTrainedModel):
 
         attention_mask [B, T or past + T] is 0 on padding. Without a past it may also be a ready mask [B, 1, T, S], one
         for all layers or one a layer kind, in which True (or 0 in a float mask) lets a query see a key. position_ids
-        [B, T] are the rotary positions, by default 0, 1, 2, … continued from the past. image_blocks [B, T]: see
+        [B, T] are the rotary positions, by default 0, 1, 2, … continued from the past; without a cache and a mask they
+        may begin again within a row, at a document that sees none of those before it. image_blocks [B, T]: see
         `masks`. output_attentions may be a reader: see `layers`. return_dict=False returns a tuple. Raises PromptError,
         UnsupportedOptionError.
         """
@@ -86,13 +87,15 @@ class Gemma3TextModel(PreTrainedModel):
         blocks = torch.full_like(positions, NO_BLOCK) if image_blocks is None else image_blocks
         if cache is not None:
             cache.begin(positions, blocks, may_have_padding=padding_mask is not None)
-        masks: Mapping[str, torch.Tensor | None] = ready or {
-            kind: self._mask(kind, positions, blocks, cache) for kind in (LOCAL, GLOBAL)
-        }
-        if position_ids is None:
-            position_ids = columns
-        elif tuple(position_ids.shape) not in (tuple(columns.shape), (1, columns.shape[1])):
+        if position_ids is not None and tuple(position_ids.shape) not in (tuple(columns.shape), (1, columns.shape[1])):
             raise PromptError(f"position_ids must be {list(columns.shape)}, got {list(position_ids.shape)}.")
+        # As in transformers, a cache or an attention mask says that each row is one document.
+        packed = None if position_ids is None or attention_mask is not None or cache is not None else position_ids
+        own = None if packed is None else documents(packed)
+        masks: Mapping[str, torch.Tensor | None] = ready or {
+            kind: self._mask(kind, positions, blocks, cache, own) for kind in (LOCAL, GLOBAL)
+        }
+        position_ids = columns if position_ids is None else position_ids
         head_dim = self.config.head_dim
         rotary = {kind: rotary_tables(position_ids, head_dim, self.config.rope_for(kind), x.dtype) for kind in masks}
 
@@ -111,13 +114,19 @@ class Gemma3TextModel(PreTrainedModel):
         return as_asked(TextModelOutput(x, cache, all_states, tuple(attentions) or None), return_dict)
 
     def _mask(
-        self, kind: str, positions: torch.Tensor, blocks: torch.Tensor, cache: KVCache | None
+        self,
+        kind: str,
+        positions: torch.Tensor,
+        blocks: torch.Tensor,
+        cache: KVCache | None,
+        documents: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """[B, 1, T, S], or None if one new token may attend to every key in the cache."""
         if cache is not None and positions.shape[1] == 1 and not cache.has_padding:
             return None
         key_positions, key_blocks = (positions, blocks) if cache is None else cache.seen(kind)
-        return attention_mask(positions, key_positions, blocks, key_blocks, self.config.window(kind))[:, None]
+        window = self.config.window(kind)
+        return attention_mask(positions, key_positions, blocks, key_blocks, window, documents)[:, None]
 
 
 def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> None:

@@ -5,7 +5,7 @@ Prefill, decode, KV cache and visualiser all call `attention_mask`. A query may 
 - on global layers: if the key is not later than the query, or both lie in the same image block;
 - on local layers: if that holds AND query - key < window (one-sided: later keys of the same image
   block always pass);
-- never, if the key is padding.
+- never, if the key is padding or lies in another document of a packed row (see `documents`).
 
 An image block is one run of soft tokens, without its begin and end markers; each crop is its own
 block. Six tokens, `a [ I I ] b` with the block at 2 and 3, window 3 (x: may attend):
@@ -37,18 +37,32 @@ def attention_mask(
     query_blocks: torch.Tensor,
     key_blocks: torch.Tensor,
     window: int | None,
+    documents: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """True where a query may attend to a key.
 
     Positions count all tokens of a row from 0; PADDING marks padding. Blocks are ids of image blocks; NO_BLOCK marks
-    text. Queries [B, T], keys [B, S]; returns bool [B, T, S]. Rows of padding queries have no meaning.
+    text. `documents` [B, T] are ids of a packed row's documents, whose tokens are both queries and keys. Queries
+    [B, T], keys [B, S]; returns bool [B, T, S]. Rows of padding queries have no meaning.
     """
     query, key = query_positions[:, :, None], key_positions[:, None, :]
     same_block = (query_blocks[:, :, None] == key_blocks[:, None, :]) & (query_blocks != NO_BLOCK)[:, :, None]
     allowed = (key <= query) | same_block
     if window is not None:
         allowed = allowed & (query - key < window)
+    if documents is not None:
+        allowed = allowed & (documents[:, :, None] == documents[:, None, :])
     return allowed & (key != PADDING)
+
+
+def documents(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """Document ids [B, T] of packed rows, in which positions [B, T] begin again; None where every row is one document.
+
+    Positions 0 1 2 3 0 1 2 are documents 0 0 0 0 1 1 1: a document goes on as long as the position grows by 1.
+    Source: transformers' `find_packed_sequence_indices`.
+    """
+    begins = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
+    return begins.cumsum(dim=1) if bool(begins.any()) else None
 
 
 def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch.Tensor:

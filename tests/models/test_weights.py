@@ -285,7 +285,7 @@ def test_pickled_weights_are_refused_and_never_opened(folder, name):
 
     (folder / SINGLE_FILE).unlink()
     (folder / name).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(CheckpointError, match="(?i)pickled.*safetensors"):
+    with pytest.raises(CheckpointError, match=r"(?i)pickled.*safetensors"):
         Gemma3ForConditionalGeneration.from_pretrained(folder)
     assert not (folder / "trap").exists()
 
