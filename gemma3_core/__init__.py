@@ -7,6 +7,8 @@ Shape letters, the same in every file: B batch, T queries (new tokens), S keys (
 H heads, K key-value heads, D head width, E model width, N pictures (tiles for the encoder).
 """
 
+# ruff: noqa: F401  the imports below are for type checkers alone
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,33 +62,7 @@ _MODULES = {
 }
 """The module of each public name."""
 
-__all__ = [
-    "AttentionMaskVisualizer",
-    "AutoModelForCausalLM",
-    "AutoModelForImageTextToText",
-    "AutoProcessor",
-    "AutoTokenizer",
-    "BaseStreamer",
-    "Gemma3Config",
-    "Gemma3ForCausalLM",
-    "Gemma3ForConditionalGeneration",
-    "Gemma3ForSequenceClassification",
-    "Gemma3ImageProcessor",
-    "Gemma3ImageProcessorPil",
-    "Gemma3Model",
-    "Gemma3Processor",
-    "Gemma3TextConfig",
-    "Gemma3TextForSequenceClassification",
-    "Gemma3TextModel",
-    "Gemma3Tokenizer",
-    "GenerationConfig",
-    "KVCache",
-    "SiglipVisionConfig",
-    "TextIteratorStreamer",
-    "TextStreamer",
-    "TorchAoConfig",
-    "pipeline",
-]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
