@@ -1,5 +1,6 @@
 """Streamers show an answer while `generate` runs: on the screen, or in another thread."""
 
+import re
 from collections.abc import Iterator
 from queue import Queue
 from typing import Any, Protocol
@@ -8,15 +9,10 @@ import torch
 
 from gemma3_core.errors import UnsupportedOptionError
 
-_CJK_RANGES = (
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2CEAF),
-    (0x2F800, 0x2FA1F),
+# CJK ideographs in Unicode: each is shown at once, without waiting for a space.
+_CJK_END = re.compile(
+    r"[\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0002A6DF\U0002A700-\U0002CEAF\U0002F800-\U0002FA1F]\Z"
 )
-"""CJK ideographs in Unicode: each is shown at once, without waiting for a space."""
 
 
 class _Decodes(Protocol):
@@ -73,7 +69,7 @@ class TextStreamer(BaseStreamer):
             piece = text[self.print_len :]
             self.token_cache, self.print_len = [], 0
         else:
-            finished = len(text) if text and _is_cjk(text[-1]) else text.rfind(" ") + 1
+            finished = len(text) if _CJK_END.search(text) else text.rfind(" ") + 1
             piece = text[self.print_len : finished]
             self.print_len += len(piece)
         self.on_finalized_text(piece)
@@ -121,7 +117,3 @@ class TextIteratorStreamer(TextStreamer):
         if piece is None:
             raise StopIteration
         return piece
-
-
-def _is_cjk(character: str) -> bool:
-    return any(first <= ord(character) <= last for first, last in _CJK_RANGES)
