@@ -38,40 +38,22 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 CACHES = ("dynamic", "static", "hybrid")
 """Values of cache_implementation. All mean our one cache: full length on global layers, a ring on local ones."""
 
-_NO_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "early_stopping": (False,),
-        "num_beams": (1,),
-        "use_mtp": (False,),
-        "typical_p": (1.0,),
-        "epsilon_cutoff": (0.0,),
-        "eta_cutoff": (0.0,),
-        "encoder_repetition_penalty": (1.0,),
-        "length_penalty": (1.0,),
-        "no_repeat_ngram_size": (0,),
-        "renormalize_logits": (False,),
-        "remove_invalid_values": (False,),
-        "token_healing": (False,),
-        "guidance_scale": (1.0,),
-        "num_return_sequences": (1,),
-        "output_attentions": (False,),
-        "output_hidden_states": (False,),
-        "encoder_no_repeat_ngram_size": (0,),
-        "is_assistant": (False,),
-        "num_assistant_tokens": (20,),
-        "num_assistant_tokens_schedule": ("constant",),
-        "assistant_confidence_threshold": (0.4,),
-        "assistant_lookbehind": (10,),
-        "target_lookbehind": (10,),
-        "disable_compile": (True, False),  # nothing is compiled
-        "low_memory": (False,),
-        "penalty_alpha": (0.0,),
-        "diversity_penalty": (0.0,),
-        "num_beam_groups": (1,),
-    }
-)
-"""Values at which unsupported options do nothing."""
-
+_OFF_AT_ZERO = """
+    early_stopping use_mtp epsilon_cutoff eta_cutoff no_repeat_ngram_size renormalize_logits remove_invalid_values
+    token_healing output_attentions output_hidden_states encoder_no_repeat_ngram_size is_assistant low_memory
+    penalty_alpha diversity_penalty
+"""
+_OFF_AT_ONE = """
+    num_beams typical_p encoder_repetition_penalty length_penalty guidance_scale num_return_sequences num_beam_groups
+"""
+_OFF_AT: Mapping[str, tuple[Any, ...]] = {
+    "num_assistant_tokens": (20,),
+    "num_assistant_tokens_schedule": ("constant",),
+    "assistant_confidence_threshold": (0.4,),
+    "assistant_lookbehind": (10,),
+    "target_lookbehind": (10,),
+    "disable_compile": (True, False),  # nothing is compiled
+}
 _ALWAYS_EFFECTIVE = """
     max_time cache_config top_h bad_words_ids forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty
     suppress_tokens begin_suppress_tokens sequence_bias watermarking_config decoder_start_token_id
@@ -79,7 +61,14 @@ _ALWAYS_EFFECTIVE = """
     compile_config dola_layers constraints force_words_ids
 """
 
-UNSUPPORTED = MappingProxyType({**dict.fromkeys(_ALWAYS_EFFECTIVE.split(), ()), **_NO_EFFECT})
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(_ALWAYS_EFFECTIVE.split(), ()),
+        **dict.fromkeys(_OFF_AT_ZERO.split(), (0,)),  # False is 0
+        **dict.fromkeys(_OFF_AT_ONE.split(), (1,)),
+        **_OFF_AT,
+    }
+)
 """Options of transformers that are not supported, with the values at which they do nothing (None does so too)."""
 
 
