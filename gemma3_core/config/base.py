@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 from gemma3_core.errors import ConfigError, FrozenConfigError, UnsupportedOptionError
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
@@ -34,23 +34,7 @@ FIXED: Mapping[str, Any] = MappingProxyType(
 """Fields that files hold, always with these values here; calls ask for other outputs."""
 
 
-_Class = TypeVar("_Class", bound=type)
-
-
-def frozen_with_advice(config_class: _Class) -> _Class:
-    """Setting a field raises an error that says how to make a changed copy; that of dataclasses does not."""
-
-    def refuse(config: "JsonConfig", name: str, value: Any) -> None:
-        raise FrozenConfigError(
-            f"{type(config).__name__} is frozen, so {name} can't be set. Make a changed copy, "
-            f"config.replace({name}={value!r}), and load or build the model with config= that copy."
-        )
-
-    config_class.__setattr__ = refuse  # type: ignore[method-assign, assignment]
-    return config_class
-
-
-@dataclass(frozen=True, init=False)
+@dataclass(init=False)
 class JsonConfig:
     """Base of the configurations. They are frozen: `replace` returns a changed copy.
 
@@ -91,6 +75,13 @@ class JsonConfig:
             names = ", ".join(sorted(values))
             raise UnsupportedOptionError(f"{type(self).__name__} has no {names}. Put other fields in `extra`.")
         self._complete()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # In place of frozen=True, whose error does not say what to do.
+        raise FrozenConfigError(
+            f"{type(self).__name__} is frozen, so {name} can't be set. Make a changed copy, "
+            f"config.replace({name}={value!r}), and load or build the model with config= that copy."
+        )
 
     def _named(self, parts: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
         """Positional arguments by their names. Raises ConfigError where there is none, or `values` has it too."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gemma3_core.config.base import CONFIG_FILE, JsonConfig, frozen_with_advice, json_object, require_positive
+from gemma3_core.config.base import CONFIG_FILE, JsonConfig, json_object, require_positive
 from gemma3_core.config.rope import GLOBAL, LOCAL, ROPE_FIELDS, RopeParameters, read_rope
 from gemma3_core.errors import ConfigError
 from gemma3_core.files.hub import read_json
@@ -19,8 +19,7 @@ DEFAULT_PATTERN = 6
 """Every sixth layer is global by default."""
 
 
-@frozen_with_advice
-@dataclass(frozen=True, init=False)
+@dataclass(init=False)
 class Gemma3TextConfig(JsonConfig):
     """The decoder. Lengths in tokens, widths in features; `extra` keeps fields we do not know.
 
@@ -137,8 +136,7 @@ class Gemma3TextConfig(JsonConfig):
         return {**data, "rope_parameters": self.rope_parameters}
 
 
-@frozen_with_advice
-@dataclass(frozen=True, init=False)
+@dataclass(init=False)
 class SiglipVisionConfig(JsonConfig):
     """The SigLIP encoder. `image_size` and `patch_size` in pixels."""
 
@@ -173,8 +171,7 @@ class SiglipVisionConfig(JsonConfig):
         return self.image_size // self.patch_size
 
 
-@frozen_with_advice
-@dataclass(frozen=True, init=False)
+@dataclass(init=False)
 class Gemma3Config(JsonConfig):
     """Pictures and text: decoder, encoder and what joins them. The two parts can be dicts."""
 
