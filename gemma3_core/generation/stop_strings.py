@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from gemma3_core.errors import UnsupportedOptionError
-from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
+from gemma3_core.tokenizer.tokenizer import BYTE_TOKEN, Gemma3Tokenizer
 
-_BYTE_TOKEN_LENGTH = len("<0x00>")
 # Decoders treat the first token of a text differently, so this goes before the token to decode.
 _FRONT = "a"
 
@@ -67,7 +66,7 @@ class StopStrings:
         token = self._backend.id_to_token(token_id)
         if token is None:
             return None
-        if len(token) == _BYTE_TOKEN_LENGTH and token.startswith("<0x") and token.endswith(">"):
+        if BYTE_TOKEN.fullmatch(token):
             return bytes([int(token[3:5], 16)])
         decoder = self._backend.decoder
         text = token if decoder is None else decoder.decode([_FRONT, token])[len(_FRONT) :]

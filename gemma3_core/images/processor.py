@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class ImageProcessor(ABC):
     """What both back ends share: settings, crops, and the way from pictures to ModelInputs."""
 
     backend: str
+    model_input_names: ClassVar = ["pixel_values", "num_crops"]
 
     def __init__(
         self, config: ImageProcessorConfig | None = None, limits: ImageLimits = DEFAULT_LIMITS, **options: Any
@@ -70,10 +71,6 @@ class ImageProcessor(ABC):
         if name in _OPTIONS:
             name, value = "config", type(self)(replace(self.config, **{name: value})).config
         super().__setattr__(name, value)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["pixel_values", "num_crops"]
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -158,7 +155,7 @@ class ImageProcessor(ABC):
 
     def _collect(self, tiles: Sequence[Tile]) -> Any:
         """[N, C, H, W] where all tiles are of one size and a tensor was asked for, else a list [C, H, W]."""
-        one_size = len({_size_of(tile) for tile in tiles}) <= 1
+        one_size = len({tile.size if isinstance(tile, Image.Image) else tile.shape for tile in tiles}) <= 1
         if self.config.return_tensors is not None and one_size:
             return self._in_data_format(self.pixel_values(tiles))
         values = [self._in_data_format(self.pixel_values([tile])[0]) for tile in tiles]
@@ -304,10 +301,6 @@ def image_processor_class(backend: str | None) -> type[ImageProcessor]:
         if backend in (kind.backend, None):
             return kind
     raise UnsupportedOptionError(f'backend={backend!r} is not known; use "torchvision" (tensors) or "pil".')
-
-
-def _size_of(tile: Tile) -> tuple[int, ...]:
-    return tile.size if isinstance(tile, Image.Image) else tuple(tile.shape)
 
 
 def _as_tensor(tile: Tile) -> torch.Tensor:

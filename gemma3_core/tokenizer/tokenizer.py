@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -27,7 +27,7 @@ from gemma3_core.tokenizer.files import read_backend, read_chat_template
 from gemma3_core.tokenizer.special_tokens import SpecialTexts, SpecialTokens
 from gemma3_core.tokenizer.token_ids import TokenIds, is_rows, plain_ids
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _NAMED = tuple(field.name for field in fields(SpecialTokens))
 TOKENIZER_OPTIONS = frozenset(
     {"padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces", *_NAMED}
@@ -38,6 +38,9 @@ _NOT_IN_TRANSFORMERS = "end_of_turn_token"  # our name; transformers has none fo
 
 class Gemma3Tokenizer:
     """A byte-fallback BPE tokenizer with Gemma 3's special tokens and its chat template's text."""
+
+    is_fast = True
+    model_input_names: ClassVar = ["input_ids", "attention_mask"]
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class Gemma3Tokenizer:
         self.backend.no_padding()
         TextOptions(padding_side=self.padding_side, truncation_side=self.truncation_side)
         self._check_special_tokens()
-        self._mark_special_tokens()
+        # Named tokens are special even where tokenizer.json doesn't say so, such as `<mask>`.
+        named = [token for token in self.special_tokens.names() if token in self]
+        self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
         self._read_special_ids()
 
     @classmethod
@@ -97,8 +102,7 @@ class Gemma3Tokenizer:
         """
         folder = folder_to_save_in(save_directory, options)
         write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
-        named = {f: t for f, t in vars(self.special_tokens).items() if t in self}
-        named.pop(_NOT_IN_TRANSFORMERS, None)
+        named = self.special_tokens_map
         images = {k: named[k] for k in ("boi_token", "eoi_token", "image_token") if k in named}
         config = {**self.config, **named, "extra_special_tokens": images}
         config.pop("model_specific_special_tokens", None)
@@ -147,21 +151,11 @@ class Gemma3Tokenizer:
         """The number of tokens without the added ones; `len()` counts these too."""
         return self.backend.get_vocab_size(with_added_tokens=False)
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        return self.get_vocab()
-
     def get_vocab(self) -> dict[str, int]:
         """All tokens with their ids."""
         return self.backend.get_vocab(with_added_tokens=True)
 
-    @property
-    def is_fast(self) -> bool:
-        return True
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask"]
+    vocab = property(get_vocab)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -259,7 +253,8 @@ class Gemma3Tokenizer:
         """
         if text_pair is not None:
             raise UnsupportedOptionError("text_pair is not supported: write both texts into one prompt.")
-        chosen = self._options(options)
+        require_known("The tokenizer's call", options, TextOptions.__annotations__)
+        chosen = TextOptions(**options)
         texts, is_batch = check_texts(text, chosen.is_split_into_words)
         chosen.warn()
         encodings = encode_texts(self.backend, texts, chosen, self.model_max_length, self.truncation_side)
@@ -336,12 +331,11 @@ class Gemma3Tokenizer:
             continue_final_message=continue_final_message,
             variables={"tools": tools, "documents": documents, **template_variables},
         )
+        texts = prompts if is_batch else prompts[0]
         if not tokenize:
-            return prompts if is_batch else prompts[0]
+            return texts
         options = {"padding": padding, "truncation": truncation, "max_length": max_length, **(tokenizer_kwargs or {})}
-        inputs = self(
-            prompts if is_batch else prompts[0], add_special_tokens=False, return_tensors=return_tensors, **options
-        )
+        inputs = self(texts, add_special_tokens=False, return_tensors=return_tensors, **options)
         return inputs if return_dict else inputs["input_ids"]
 
     def get_chat_template(self, chat_template: str | None = None) -> str:
@@ -354,10 +348,6 @@ class Gemma3Tokenizer:
     def escape_special_tokens(self, text: str) -> str:
         """Makes special tokens in a visitor's text plain text; see SpecialTexts.escaped."""
         return self._special_texts.escaped(text)
-
-    def _options(self, options: Mapping[str, Any]) -> TextOptions:
-        require_known("The tokenizer's call", options, TextOptions.__annotations__)
-        return TextOptions(**options)
 
     def _side(self, name: str) -> str:
         """Users can set `tokenizer.padding_side` to anything, so it is checked where it is used."""
@@ -394,11 +384,6 @@ class Gemma3Tokenizer:
                 "tokenizer_config.json belong to different models, or one is damaged: download both again."
             )
 
-    def _mark_special_tokens(self) -> None:
-        """Named tokens are special even where tokenizer.json doesn't say so, such as `<mask>`."""
-        named = [token for token in self.special_tokens.names() if token in self]
-        self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
-
 
 class StreamingDecoder:
     """Token ids in, finished text out, at a cost per token that doesn't grow with the answer.
@@ -418,7 +403,7 @@ class StreamingDecoder:
         token = self._backend.id_to_token(token_id)
         if token is None or token_id in self._special_ids:
             return ""
-        if _BYTE_TOKEN.fullmatch(token):
+        if BYTE_TOKEN.fullmatch(token):
             self._byte_run.append(token_id)
             return ""
         return self.finish() + self._backend.decode([token_id], skip_special_tokens=False)
