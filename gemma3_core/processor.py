@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ _ONE_LIST_PER_TEXT = "Give one list of pictures per text, which may be empty: im
 
 class Gemma3Processor:
     """The image processor, the tokenizer, and the text that represents a picture."""
+
+    model_input_names: ClassVar = ["pixel_values", "input_ids", "attention_mask", "token_type_ids"]
 
     def __init__(
         self,
@@ -115,10 +117,6 @@ class Gemma3Processor:
         """The id of `<start_of_image>`."""
         return self.tokenizer.token_id(self.boi_token)
 
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["pixel_values", "input_ids", "attention_mask", "token_type_ids"]
-
     def __call__(
         self, images: Images | None = None, text: str | Sequence[str] | None = None, **options: Any
     ) -> ModelInputs:
@@ -133,7 +131,7 @@ class Gemma3Processor:
         Raises PromptError where the counts of pictures and places differ, or truncation cuts a picture.
         """
         chosen = split_options(options)
-        groups = None if images is None else _grouped(images)
+        groups = None if images is None else grouped_pictures(images)
         texts = self._texts(text, groups)
         self._check_counts(texts, groups)
         pictures = [picture for group in groups or [] for picture in group]
@@ -322,7 +320,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         )
 
 
-def _grouped(images: Any) -> list[list[ImageSource]]:
+def grouped_pictures(images: Any) -> list[list[ImageSource]]:
     """-> one list of pictures per text; a batch [N, …] of pictures is a list of them."""
     if is_array(images) and images.ndim == 4:
         return [list(images)]

@@ -14,7 +14,7 @@ from gemma3_core.files.hub import resolve_folder
 from gemma3_core.images.load import ImageSource, load_image
 from gemma3_core.inspection.mask_view import FoldedMask, MaskView, mask_view
 from gemma3_core.inspection.prompt import Segment
-from gemma3_core.processor import Gemma3Processor
+from gemma3_core.processor import Gemma3Processor, grouped_pictures
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 if TYPE_CHECKING:
@@ -121,7 +121,12 @@ class AttentionMaskVisualizer:
         places = [text.count(self.tokenizer.boi_token) for text in texts]
         if images is None:
             return [0] * sum(places)
-        groups = _grouped(images)
+        if not isinstance(images, ImageSource | list | tuple):
+            raise ImageError(
+                f"images are pictures (paths, URLs, bytes, Pillow pictures, arrays), got {type(images).__name__}. To "
+                f"show any square ones, leave images out and write {PICTURE} for each."
+            )
+        groups = grouped_pictures(images)
         if [len(group) for group in groups] != places:
             raise PromptError(
                 f"The sentences have {places} places for pictures ({PICTURE} or {self.tokenizer.boi_token}), but "
@@ -171,7 +176,7 @@ def _lines(segments: Sequence[Segment], masks: Sequence[FoldedMask], colored: bo
     blocks = []
     for mask in masks:
         header = [" ".join(number.rjust(digits)[i] for number in numbers) for i in range(digits)]
-        rows = [" ".join(map(_symbol, row)) for row in mask.shares]
+        rows = [" ".join({0.0: _NONE, 1.0: _ALL}.get(share, _SOME) for share in row) for row in mask.shares]
         blocks.append([_heading(mask).ljust(2 * len(segments) - 1), *header, *rows])
     left = [" " * (margin + 1 + digits)] * (1 + digits)
     left += [
@@ -188,10 +193,6 @@ def _heading(mask: FoldedMask) -> str:
     return "global layers" if mask.window is None else f"local layers, window {mask.window:,}"
 
 
-def _symbol(share: float) -> str:
-    return _ALL if share == 1.0 else (_NONE if share == 0.0 else _SOME)
-
-
 def _painted(text: str, kind: str, colored: bool) -> str:
     return f"{_COLORS[kind]}{text}{_RESET}" if colored and kind in _COLORS else text
 
@@ -201,17 +202,3 @@ def _short(label: str) -> str:
     visible = label.replace("\n", "\\n").replace("\t", "\\t")
     visible = repr(visible)[1:-1].replace("\\\\", "\\") if not visible.isprintable() else visible
     return visible if len(visible) <= _LONGEST_LABEL else visible[: _LONGEST_LABEL - 1] + "…"
-
-
-def _grouped(images: Any) -> list[list[Any]]:
-    """The pictures of each sentence, from one picture, a list for one sentence, or a list of lists."""
-    if not isinstance(images, ImageSource | list | tuple):
-        raise ImageError(
-            f"images are pictures (paths, URLs, bytes, Pillow pictures, arrays), got {type(images).__name__}. To show "
-            f"any square ones, leave images out and write {PICTURE} for each."
-        )
-    if not isinstance(images, list | tuple):
-        return [[images]]
-    if images and all(isinstance(group, list | tuple) for group in images):
-        return [list(group) for group in images]
-    return [list(images)]
