@@ -18,7 +18,7 @@ from gemma3_core.int4.linear import Int4Linear, require_int4
 from gemma3_core.int4.quantize import Int4Plan, TorchAoConfig, count_weights, install_int4, quantized
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.device_map import DeviceMap, mapped_device, pick_device
-from gemma3_core.models.weights import build_on_meta, is_tied, load_weights, parse_dtype, save_weights, stored_dtype
+from gemma3_core.models.weights import build_on_meta, load_weights, parse_dtype, save_weights
 
 __all__ = ["LOADING", "PreTrainedModel", "pick_device"]
 
@@ -81,11 +81,9 @@ class PreTrainedModel(nn.Module):
         return next(self.parameters()).dtype
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
         return self.decoder.embed_tokens
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head, or None."""
         return getattr(self, "lm_head", None)
 
     def get_decoder(self) -> Any:
@@ -105,7 +103,6 @@ class PreTrainedModel(nn.Module):
         return total - sum(parameter.numel() for parameter in left_out)
 
     def can_generate(self) -> bool:
-        """Whether the model has `generate`."""
         return hasattr(self, "generate")
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
@@ -124,13 +121,11 @@ class PreTrainedModel(nn.Module):
         return embedding
 
     def push_to_hub(self, *_: Any, **__: Any) -> None:
-        """Not supported: raises UnsupportedOptionError."""
         raise UnsupportedOptionError("push_to_hub is not supported: save, and upload the folder with huggingface_hub.")
 
     is_gradient_checkpointing = False
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
-        """Not supported: raises UnsupportedOptionError."""
         raise UnsupportedOptionError(
             "Gradient checkpointing is not supported: train with shorter rows, or smaller batches."
         )
@@ -170,8 +165,8 @@ class PreTrainedModel(nn.Module):
             _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read
         model = build_on_meta(lambda: cls(config))
         assert isinstance(model, cls)
-        model.set_attention("sdpa" if attn_implementation is None else attn_implementation)
-        weights = parse_dtype(torch_dtype if dtype is None else dtype, stored_dtype(config))
+        model.set_attn_implementation("sdpa" if attn_implementation is None else attn_implementation)
+        weights = parse_dtype(torch_dtype if dtype is None else dtype, config.dtype)
         if not isinstance(quantization_config, TorchAoConfig | None):
             raise UnsupportedOptionError(
                 f"quantization_config must be a TorchAoConfig, got {type(quantization_config).__name__}."
@@ -228,22 +223,20 @@ class PreTrainedModel(nn.Module):
         if self.can_generate():
             self.generation_config.save_pretrained(folder)
 
-    def set_attention(self, implementation: str) -> None:
+    def set_attn_implementation(self, attn_implementation: str) -> None:
         """ "sdpa" is torch's fused attention; "eager" is explicit and slower. Both can return attention weights."""
-        if implementation not in ("sdpa", "eager"):
-            raise UnsupportedOptionError(f"attn_implementation={implementation!r} is not supported. Use sdpa or eager.")
+        if attn_implementation not in ("sdpa", "eager"):
+            raise UnsupportedOptionError(
+                f"attn_implementation={attn_implementation!r} is not supported. Use sdpa or eager."
+            )
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
-                module.eager = implementation == "eager"
-
-    def set_attn_implementation(self, attn_implementation: str) -> None:
-        """transformers' name of `set_attention`."""
-        self.set_attention(attn_implementation)
+                module.eager = attn_implementation == "eager"
 
     def tie_weights(self) -> None:
         """Shares the embedding's weight with the head if the config ties them."""
         head = getattr(self, "lm_head", None)
-        if isinstance(head, nn.Linear) and is_tied(self.config):
+        if isinstance(head, nn.Linear) and self.config.tie_word_embeddings:
             head.weight = self.decoder.embed_tokens.weight
 
 

@@ -7,12 +7,11 @@ the parameter's path in our modules; saving writes the Hub's names.
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config
+from gemma3_core.config.gemma3 import Gemma3Config
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.files.weight_files import MAX_SHARD_SIZE, read_tensors, weight_files, write_tensors
 from gemma3_core.int4.linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
@@ -62,7 +61,7 @@ def hub_name(name: str, multimodal: bool) -> str:
     return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
 
 
-def parse_dtype(dtype: str | torch.dtype | None, stored: str | None = None) -> torch.dtype | None:
+def parse_dtype(dtype: str | torch.dtype | None, stored: torch.dtype | None = None) -> torch.dtype | None:
     """float32 or bfloat16; None and "auto" mean `stored`, the config's. None as result means as in the file."""
     if dtype is None or dtype == "auto":
         dtype = stored
@@ -91,7 +90,8 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
     multimodal = isinstance(model.config, Gemma3Config)
     int4 = _int4_shapes(model)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()} | int4
-    tied, has_head, is_bare = is_tied(model.config), hasattr(model, "lm_head"), not hasattr(model, "model")
+    tied = model.config.tie_word_embeddings  # type: ignore[union-attr]
+    has_head, is_bare = hasattr(model, "lm_head"), not hasattr(model, "model")
     found: dict[str, torch.Tensor] = {}
     stored_names: dict[str, str] = {}
     for path in weight_files(folder):
@@ -129,16 +129,6 @@ def save_weights(model: nn.Module, folder: Path, max_shard_size: int | str = MAX
         state |= layer.state_dict(prefix=f"{name}.")
     tensors = {hub_name(name, multimodal): tensor.detach() for name, tensor in state.items()}
     write_tensors(tensors, folder, count_weights(model), max_shard_size)
-
-
-def is_tied(config: Any) -> bool:
-    """Whether head and embedding share their weights."""
-    return bool(config.tie_word_embeddings)
-
-
-def stored_dtype(config: AnyConfig) -> str | None:
-    """The weights' type in config.json (`dtype`, or `torch_dtype` in older files)."""
-    return None if config.dtype is None else str(config.dtype).removeprefix("torch.")
 
 
 def _int4_layers(model: nn.Module) -> list[tuple[str, Int4Linear]]:
