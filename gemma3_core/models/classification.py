@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gemma3_core.config.base import PROBLEM_TYPES
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import PromptError
 from gemma3_core.files.hub import pop_hub_options, resolve_folder
@@ -20,9 +21,7 @@ from gemma3_core.models.text import Gemma3TextModel
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
 
-REGRESSION = "regression"
-SINGLE_LABEL = "single_label_classification"
-MULTI_LABEL = "multi_label_classification"
+REGRESSION, SINGLE_LABEL, MULTI_LABEL = PROBLEM_TYPES
 
 
 class _SequenceClassifier(PreTrainedModel):

@@ -261,9 +261,8 @@ def causal_output(
     The loss is the mean over this batch's tokens, or their sum divided by `num_items`, the tokens of a larger batch.
     """
     loss = None
+    require_tensors(labels=labels)
     if labels is not None:
-        if not isinstance(labels, torch.Tensor):
-            raise PromptError(f"labels must be a tensor of ids, got {type(labels).__name__}.")
         if labels.dtype != torch.long:
             raise PromptError(f"labels must be int64, got {str(labels.dtype).removeprefix('torch.')}. Use .long().")
         if not isinstance(num_items, int | float | torch.Tensor | None):
