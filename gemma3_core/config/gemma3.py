@@ -72,7 +72,8 @@ class Gemma3TextConfig(JsonConfig):
         patterns = [values.pop(name, None) for name in ("sliding_window_pattern", "_sliding_window_pattern")]
         if values.get("layer_types") is None:
             layers = values.get("num_hidden_layers") or Gemma3TextConfig.num_hidden_layers
-            values["layer_types"] = _alternating_layers(layers, patterns[0] or patterns[1] or DEFAULT_PATTERN)
+            every = patterns[0] or patterns[1] or DEFAULT_PATTERN
+            values["layer_types"] = [GLOBAL if (i + 1) % every == 0 else LOCAL for i in range(layers)]
         values["layer_types"] = tuple(values["layer_types"])
         return values
 
@@ -285,10 +286,6 @@ def read_config(folder: Path) -> AnyConfig:
 
 def _integer_fields(config: JsonConfig) -> list[str]:
     return [f.name for f in fields(config) if f.type is int]
-
-
-def _alternating_layers(num_layers: int, pattern: int) -> tuple[str, ...]:
-    return tuple(GLOBAL if (i + 1) % pattern == 0 else LOCAL for i in range(num_layers))
 
 
 def _require_activation(name: str, value: str) -> None:

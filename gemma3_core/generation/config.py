@@ -203,7 +203,8 @@ class GenerationConfig:
         asked = [
             f"{name}={value!r}"
             for name, value in sorted(self._kept.items())
-            if name in UNSUPPORTED and not _does_nothing(value, UNSUPPORTED[name])
+            if name in UNSUPPORTED and value is not None
+            if not (isinstance(value, bool | int | float | str) and value in UNSUPPORTED[name])
         ]
         if asked:
             raise UnsupportedOptionError(
@@ -231,10 +232,6 @@ class GenerationConfig:
         """The checkpoint's sampling, as settings that a visitor may change."""
         own = GenerationConfig().over(self)
         return SamplingSettings(**vars(own.sampling_params()))
-
-
-def _does_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
-    return value is None or (isinstance(value, bool | int | float | str) and value in neutral)
 
 
 def read_generation_config(folder: Path, config: AnyConfig) -> GenerationConfig:

@@ -281,7 +281,9 @@ class TextGenerationPipeline(Pipeline):
 
 def is_chat(value: Any) -> bool:
     """Whether it is one conversation: messages with a role."""
-    return isinstance(value, list | tuple) and len(value) > 0 and all(_is_message(message) for message in value)
+    if not isinstance(value, list | tuple):
+        return False
+    return bool(value) and all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in value)
 
 
 def is_batch_of_chats(value: Any) -> bool:
@@ -315,10 +317,6 @@ def collate(rows: Sequence[ModelInputs], pad_token_id: int) -> ModelInputs:
             parts = [F.pad(part, (longest - part.shape[1], 0), value=fill) for part in parts]
         whole[name] = torch.cat(parts)
     return ModelInputs(whole)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and "role" in value and "content" in value
 
 
 def _continues(chat: Chat, asked: bool | None) -> bool:
