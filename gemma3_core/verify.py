@@ -109,7 +109,9 @@ def verify(folder: Path, device: torch.device) -> Iterator[Check]:
     inputs = [_inputs(mine, case, sees) for case in todo]
     for case, ours in zip(todo, inputs, strict=True):
         yield from compare_inputs(case, ours, _inputs(theirs, case, sees))
-    answers = _our_answers(folder, device, inputs)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=device)
+    answers = [_answer(model, one) for one in inputs]
+    del model
     gc.collect()
     reference: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
@@ -205,12 +207,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _our_answers(folder: Path, device: torch.device, inputs: list[ModelInputs]) -> list[Answer]:
-    """Our model's answers; the model is freed on return."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=device)
-    return [_answer(model, one) for one in inputs]
-
-
 def _compare_answers(model: Any, case: Case, inputs: ModelInputs, ours: Answer) -> Iterator[Check]:
     theirs = _answer(model, inputs)
     model.set_attn_implementation("eager")
@@ -238,19 +234,13 @@ def _logits(model: Any, inputs: Mapping[str, Any], positions: int) -> torch.Tens
 
 
 def _inputs(processor: Any, case: Case, sees: bool) -> Any:
-    options: dict[str, Any] = {"processor_kwargs": {"do_pan_and_scan": True}} if case.pan_and_scan else {}
+    how: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    if case.pan_and_scan:
+        how["processor_kwargs"] = {"do_pan_and_scan": True}
     messages = case.messages
     if not sees:
         messages = [{**message, "content": message["content"][0]["text"]} for message in messages]
-    inputs = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **options,
-    )
-    return ModelInputs(dict(inputs))
+    return ModelInputs(dict(processor.apply_chat_template(messages, **how)))
 
 
 def _user(text: str, *pictures: Image.Image) -> Message:

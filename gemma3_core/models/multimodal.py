@@ -12,13 +12,7 @@ from gemma3_core.files.saving import refuse_options
 from gemma3_core.generation.chunks import places_in_embeddings
 from gemma3_core.generation.generate import GenerationMixin
 from gemma3_core.models.pretrained import PreTrainedModel
-from gemma3_core.models.text import (
-    Gemma3ForCausalLM,
-    Gemma3TextModel,
-    causal_output,
-    check_prompt,
-    last_tokens,
-)
+from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel, causal_output, check_prompt, last_tokens
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.inputs import described, require_tensors
 from gemma3_core.nn.masks import image_blocks
