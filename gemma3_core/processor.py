@@ -80,8 +80,6 @@ class Gemma3Processor:
         if backend is None and use_fast is not None:
             backend = "torchvision" if use_fast else "pil"
         images = image_processor_class(backend).from_pretrained(folder, device=device, **of_images)
-        if not options.get("trust_remote_code"):
-            options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
         require_known("The processor", options, {*TOKENIZER_OPTIONS, *ImageProcessorConfig.__annotations__})
         tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)

@@ -22,7 +22,10 @@ class HubOptions(TypedDict, total=False):
 
 
 def pop_hub_options(options: dict[str, Any]) -> HubOptions:
-    """Removes the options of the Hub from those of a from_pretrained and returns them."""
+    """Removes the options of the Hub from those of a from_pretrained and returns them; trust_remote_code=False goes
+    too, because no code is ever taken from a checkpoint."""
+    if not options.get("trust_remote_code"):
+        options.pop("trust_remote_code", None)
     hub: Any = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
     return hub
 

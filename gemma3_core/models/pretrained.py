@@ -27,7 +27,6 @@ LOADING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "low_cpu_mem_usage": (True, False),  # weights are never held twice
         "use_safetensors": (True,),
         "weights_only": (True,),
-        "trust_remote_code": (False,),  # a checkpoint's code is never run
         "ignore_mismatched_sizes": (False,),
         "output_loading_info": (False,),
         "subfolder": ("",),

@@ -86,8 +86,6 @@ class Gemma3Tokenizer:
         """
         del use_fast
         hub = pop_hub_options(options)
-        if not options.get("trust_remote_code"):
-            options.pop("trust_remote_code", None)  # no code is ever taken from a checkpoint
         require_known("The tokenizer", options, TOKENIZER_OPTIONS)
         folder = resolve_folder(pretrained_model_name_or_path, weights=False, **hub)
         config = {**read_json(folder / "tokenizer_config.json", optional=True), **options}
