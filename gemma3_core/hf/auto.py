@@ -160,17 +160,14 @@ def pipeline(
 def _pipeline_class(
     task: str | None, model: Any, hub: HubOptions
 ) -> type[ImageTextToTextPipeline | TextGenerationPipeline]:
-    kinds = (ImageTextToTextPipeline, TextGenerationPipeline)
-    if task is not None:
-        for kind in kinds:
-            if kind.task == task:
-                return kind
-        tasks = " and ".join(kind.task for kind in kinds)
-        raise UnsupportedOptionError(f"There is no task {task!r} here; Gemma 3 does {tasks}.")
-    config = getattr(model, "config", None)
-    if config is None:
-        config = read_config(resolve_folder(model, weights=False, **hub))
-    return kinds[0] if isinstance(config, Gemma3Config) else kinds[1]
+    if task is None:
+        config = getattr(model, "config", None) or read_config(resolve_folder(model, weights=False, **hub))
+        return ImageTextToTextPipeline if isinstance(config, Gemma3Config) else TextGenerationPipeline
+    for kind in (ImageTextToTextPipeline, TextGenerationPipeline):
+        if kind.task == task:
+            return kind
+    tasks = f"{ImageTextToTextPipeline.task} and {TextGenerationPipeline.task}"
+    raise UnsupportedOptionError(f"There is no task {task!r} here; Gemma 3 does {tasks}.")
 
 
 def _placement(
