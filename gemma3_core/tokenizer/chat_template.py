@@ -12,6 +12,7 @@ the next check. Whoever picks the checkpoint takes that risk; visitors' messages
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -124,15 +125,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(context, function, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if _result_size(operator, left, right) > _MAX_CHARACTERS:
-            raise TemplateError(f"it builds a text of more than {_MAX_CHARACTERS:,} characters")
+        _check_size(_result_size(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
     def concatenate(self, *parts: Any) -> str:
         """The `~` operator."""
         texts = [str(part) for part in parts]
-        if sum(map(len, texts)) > _MAX_CHARACTERS:
-            raise TemplateError(f"it builds a text of more than {_MAX_CHARACTERS:,} characters")
+        _check_size(sum(map(len, texts)))
         return "".join(texts)
 
 
@@ -175,8 +174,8 @@ def _result_size(operator: str, left: Any, right: Any) -> int:
     too_large = False
     if operator == "**":
         too_large = numbers and len(str(abs(left))) * abs(right) > _MAX_DIGITS
-    elif operator == "%":  # "%5d" % x: the width is in the format, so any format with a long number is refused
-        too_large = isinstance(left, str) and any(len(run) > 4 for run in _digit_runs(left))
+    elif operator == "%":  # the width is in the format ("%50000d") or, with "*", in the arguments
+        too_large = isinstance(left, str) and re.search(r"\d{5}|\*", left) is not None
     elif not numbers and operator == "+":
         return _length(left) + _length(right)
     elif not numbers:
@@ -188,9 +187,9 @@ def _length(value: Any) -> int:
     return len(value) if hasattr(value, "__len__") else 0
 
 
-def _digit_runs(text: str) -> list[str]:
-    # "%*d" takes its width from the arguments: counted as a long number
-    return "".join(c if c.isdigit() else "00000" if c == "*" else " " for c in text).split()
+def _check_size(size: int) -> None:
+    if size > _MAX_CHARACTERS:
+        raise TemplateError(f"it builds a text of more than {_MAX_CHARACTERS:,} characters")
 
 
 def _raise_exception(message: str) -> None:
