@@ -138,7 +138,7 @@ def folded(tokens: Sequence[PromptToken], most: int) -> tuple[Segment, ...]:
         raise PromptError(f"A folded prompt has 2 segments or more, got most={most!r}.")
     if len(tokens) <= most:
         return tuple(_single(token) for token in tokens)
-    runs = [list(run) for _, run in groupby(tokens, key=_run_of)]
+    runs = [list(run) for _, run in groupby(tokens, key=lambda token: (_kind(token), token.tile))]
     longest_first = sorted(range(len(runs)), key=lambda number: -len(runs[number]))
     for edge in _EDGES:
         excess, folding = len(tokens) - most, set()
@@ -152,11 +152,6 @@ def folded(tokens: Sequence[PromptToken], most: int) -> tuple[Segment, ...]:
     return tuple(_merged([segment for run in runs for segment in _folded_run(run, 0)], most))
 
 
-def _run_of(token: PromptToken) -> tuple[str, int | None]:
-    """Special tokens belong to the text."""
-    return ("text" if token.kind == "special" else token.kind, token.tile)
-
-
 def _folded_run(run: list[PromptToken], edge: int) -> Iterator[Segment]:
     """`edge` single tokens, the rest as one segment, `edge` single tokens; a short run stays single."""
     if len(run) <= 2 * edge + 1:
@@ -164,7 +159,7 @@ def _folded_run(run: list[PromptToken], edge: int) -> Iterator[Segment]:
         return
     middle = run[edge : len(run) - edge]
     yield from map(_single, run[:edge])
-    yield Segment(middle[0].column, middle[-1].column + 1, _label(middle, whole=edge == 0), _kind(middle))
+    yield Segment(middle[0].column, middle[-1].column + 1, _label(middle, whole=edge == 0), _kind(middle[0]))
     yield from map(_single, run[len(run) - edge :])
 
 
@@ -187,13 +182,10 @@ def _single(token: PromptToken) -> Segment:
 
 
 def _label(run: list[PromptToken], whole: bool) -> str:
-    noun = "tokens" if whole else "more"
-    if run[0].tile is not None:
-        return f"<image {run[0].tile + 1}: {len(run)} {noun}>"
-    if run[0].kind == "padding":
-        return f"<padding: {len(run)} {noun}>"
-    return f"<text: {len(run)} {noun}>"
+    name = _kind(run[0]) if run[0].tile is None else f"image {run[0].tile + 1}"
+    return f"<{name}: {len(run)} {'tokens' if whole else 'more'}>"
 
 
-def _kind(run: list[PromptToken]) -> TokenKind:
-    return "text" if run[0].kind == "special" else run[0].kind
+def _kind(token: PromptToken) -> TokenKind:
+    """Special tokens belong to the text."""
+    return "text" if token.kind == "special" else token.kind
