@@ -74,10 +74,7 @@ class AutoModelForImageTextToText(_AutoModel):
 class AutoTokenizer:
     """Gemma3Tokenizer, the only one."""
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Gemma3Tokenizer:
-        """The tokenizer of a folder or Hub id; no weights are downloaded. `options` as for Gemma3Tokenizer."""
-        return Gemma3Tokenizer.from_pretrained(pretrained_model_name_or_path, **options)
+    from_pretrained = Gemma3Tokenizer.from_pretrained
 
 
 class AutoProcessor:
