@@ -91,15 +91,13 @@ class PreTrainedModel(nn.Module):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """The number of weights; a tied head's count once."""
-        embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
-        left_out = [
-            parameter
-            for parameter in self.parameters()
-            if (only_trainable and not parameter.requires_grad) or (exclude_embeddings and id(parameter) in embeddings)
-        ]
         # int4 weights are not parameters, and not trainable.
-        total = sum(p.numel() for p in self.parameters()) if only_trainable else count_weights(self)
-        return total - sum(parameter.numel() for parameter in left_out)
+        int4 = 0 if only_trainable else count_weights(self) - sum(p.numel() for p in self.parameters())
+        counted = [p for p in self.parameters() if p.requires_grad or not only_trainable]
+        if exclude_embeddings:
+            embeddings = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
+            counted = [p for p in counted if id(p) not in embeddings]
+        return int4 + sum(p.numel() for p in counted)
 
     def can_generate(self) -> bool:
         return hasattr(self, "generate")
