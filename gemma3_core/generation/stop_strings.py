@@ -35,7 +35,7 @@ class StopStrings:
         self.longest = max(map(len, self._strings))
         """Bytes of the longest string, and so the most tokens that can matter."""
         self._backend = tokenizer.backend
-        self._bytes: dict[int, bytes | None] = {}
+        self._bytes: dict[int, bytes] = {}
 
     def ended(self, ids: torch.Tensor) -> torch.Tensor:
         """True [B] for rows of ids [B, T] whose last token completes a string."""
@@ -58,16 +58,13 @@ class StopStrings:
 
     def _bytes_of(self, token_id: int) -> bytes | None:
         """The bytes that a token adds to the text; None for an unknown id."""
-        if token_id not in self._bytes:
-            self._bytes[token_id] = self._decoded(token_id)
-        return self._bytes[token_id]
-
-    def _decoded(self, token_id: int) -> bytes | None:
         token = self._backend.id_to_token(token_id)
         if token is None:
             return None
         if BYTE_TOKEN.fullmatch(token):
             return bytes([int(token[3:5], 16)])
-        decoder = self._backend.decoder
-        text = token if decoder is None else decoder.decode([_FRONT, token])[len(_FRONT) :]
-        return text.encode()
+        if token_id not in self._bytes:
+            decoder = self._backend.decoder
+            text = token if decoder is None else decoder.decode([_FRONT, token])[len(_FRONT) :]
+            self._bytes[token_id] = text.encode()
+        return self._bytes[token_id]
