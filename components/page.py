@@ -150,8 +150,14 @@ def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: g
     """The badge shows the model and precision of the next answer; the page is updated for a newly chosen model."""
     settings = panels.settings
     common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    show_head: dict[str, Any] = {
+        "fn": handlers.head,
+        "inputs": [settings.int4, settings.chosen],
+        "outputs": head,
+        **common,
+    }
     if settings.int4 is not None:
-        settings.int4.change(handlers.head, [settings.int4, settings.chosen], head, **common)
+        settings.int4.change(**show_head)
     if settings.model is not None:
         follow: dict[str, Any] = {
             "fn": handlers.follow,
@@ -161,7 +167,9 @@ def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: g
         }
         settings.model.change(**follow)
         for change in changes:  # the first answer of a model has loaded it
-            change.then(**follow)
+            followed = change.then(**follow)
+            if settings.int4 is not None:  # which may have been switched since `follow` was asked
+                followed.then(**show_head)
 
 
 def _connect_empty_button(composer: gr.MultimodalTextbox) -> None:

@@ -5,6 +5,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from browsing import send, write
 from PIL import Image
 from places import EXAMPLES
 from running_app import opened, running_app, served
@@ -248,8 +249,8 @@ def test_another_question_leaves_inside_as_it_is_and_a_new_chat_closes_it(page):
     look_inside(page)
     page.locator("#composer input[type=file]").set_input_files(str(EXAMPLES / "blue.png"))
     page.locator("#composer .thumbnail-item").wait_for()
-    page.locator("#composer textarea").fill("How many shapes are there?")
-    page.locator("#composer textarea").press("Enter")
+    write(page, "How many shapes are there?")
+    send(page)
     page.locator("#chat .figures").nth(1).wait_for()
     assert page.locator("#inside h2").inner_text() == "Inside answer 1"
     page.get_by_role("button", name="Look inside answer 2").click()

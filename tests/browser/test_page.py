@@ -321,7 +321,7 @@ def test_an_edited_question_goes_on_from_there_with_its_picture(page):
     act(page, "Edit question 1")
     comes_back(page, "How many hearts are there?", 1)
     page.locator("#changing", has_text="Editing question 1").wait_for()
-    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+    page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
     act(page, "Cancel editing")
     comes_back(page, "half a question")
     assert page.locator("#chat .user-row").count() == 2

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from browsing import add, answered, choose, send, write
 from places import EXAMPLES
-from running_app import free_port, opened
+from running_app import launch, opened
 
 from components.page import build_page
 from components.serving import server as serving
@@ -25,7 +25,7 @@ def server(engine, monkeypatch):
     monkeypatch.setattr(serving, "SWEEP_S", 0.2)
     monkeypatch.setattr(serving, "KEPT_UNUSED_S", 0.5)
     page = build_page(engine)
-    page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    launch(page)
     yield page
     page.close(verbose=False)
 

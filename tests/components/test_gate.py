@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from places import EXAMPLES
-from running_app import ScriptedEngine, free_port
+from running_app import ScriptedEngine, launch
 from window import DEMO
 
 from components.chat import handlers as chat_handlers
@@ -38,7 +38,7 @@ def engine():
 @pytest.fixture
 def page(engine):
     page = build_page(engine)
-    page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    launch(page)
     yield page
     page.close(verbose=False)
 

@@ -18,6 +18,8 @@ def add(page, *files):
 
 
 def send(page):
+    """Presses Enter once the composer shows Send: beside Stop, which may outlast an answer, Enter sends nothing."""
+    page.locator("#composer .submit-button").wait_for()
     page.locator("#composer textarea").press("Enter")
 
 

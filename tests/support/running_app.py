@@ -52,11 +52,27 @@ def served(engine: Any) -> Iterator[str]:
     from components.page import build_page
 
     page = build_page(engine)
-    _, url, _ = page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    launch(page)
     try:
-        yield url.rstrip("/")
+        yield page.local_url.rstrip("/")
     finally:
         page.close(verbose=False)
+
+
+def launch(page: Any) -> None:
+    """Serves the page from this process, on a port of its own.
+
+    Gradio gives up where another process has taken the port first, or where its own first request isn't answered within
+    three seconds, as on a busy machine: then it is launched again.
+    """
+    for left in (2, 1, 0):
+        try:
+            page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+            return
+        except (OSError, ValueError):
+            if not left:
+                raise
+            page.close(verbose=False)
 
 
 @contextmanager
