@@ -15,6 +15,7 @@ from gemma3_core.config.base import PROBLEM_TYPES
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import PromptError
 from gemma3_core.files.hub import pop_hub_options, resolve_folder
+from gemma3_core.models.initial_weights import initialise_decoder
 from gemma3_core.models.multimodal import Gemma3Model
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.models.text import Gemma3TextModel
@@ -33,6 +34,7 @@ class _SequenceClassifier(PreTrainedModel):
         super().__init__(config)
         self.model = self.body_class(config)
         self.score = nn.Linear(self.text_config.hidden_size, config.num_labels, bias=False)
+        initialise_decoder(self.score, config.initializer_range)
 
     @property
     def num_labels(self) -> int:

@@ -11,6 +11,7 @@ from gemma3_core.errors import PromptError
 from gemma3_core.files.saving import refuse_options
 from gemma3_core.generation.chunks import places_in_embeddings
 from gemma3_core.generation.generate import GenerationMixin
+from gemma3_core.models.initial_weights import initialise_decoder, initialise_encoder
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel, causal_output, check_prompt, last_tokens
 from gemma3_core.nn.cache import KVCache
@@ -31,6 +32,7 @@ class Gemma3Model(PreTrainedModel):
         self.vision_tower = SiglipVisionModel(config.vision_config)
         self.multi_modal_projector = MultiModalProjector(config)
         self.language_model = Gemma3TextModel(config.text_config)
+        initialise_encoder(self.vision_tower)
 
     @property
     def decoder(self) -> Gemma3TextModel:
@@ -150,6 +152,7 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
         super().__init__(config)
         self.model = Gemma3Model(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        initialise_decoder(self.lm_head, config.initializer_range)
         self.tie_weights()
 
     def get_image_features(

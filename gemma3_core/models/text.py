@@ -11,6 +11,7 @@ from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3TextConfig
 from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.files.saving import refuse_options
 from gemma3_core.generation.generate import GenerationMixin
+from gemma3_core.models.initial_weights import initialise_decoder
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.inputs import described, require_prompt, require_tensors
@@ -45,6 +46,7 @@ class Gemma3TextModel(PreTrainedModel):
         self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        initialise_decoder(self, config.initializer_range)
 
     def forward(
         self,
@@ -201,6 +203,7 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
         super().__init__(config)
         self.model = Gemma3TextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        initialise_decoder(self.lm_head, config.initializer_range)
         self.tie_weights()
 
     def forward(
