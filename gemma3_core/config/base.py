@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 from gemma3_core.errors import ConfigError, FrozenConfigError, UnsupportedOptionError
@@ -22,15 +22,13 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 DEFAULT_NUM_LABELS = 2
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-FIXED: Mapping[str, Any] = MappingProxyType(
-    {
-        "output_hidden_states": False,
-        "output_attentions": False,
-        "return_dict": True,
-        "chunk_size_feed_forward": 0,
-        "is_encoder_decoder": False,
-    }
-)
+FIXED: Mapping[str, Any] = {
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "return_dict": True,
+    "chunk_size_feed_forward": 0,
+    "is_encoder_decoder": False,
+}
 """Fields that files hold, always with these values here; calls ask for other outputs."""
 
 

@@ -8,18 +8,16 @@ from typing import Any
 
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 
-SAVING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "push_to_hub": (False,),
-        "safe_serialization": (True,),
-        "is_main_process": (True,),
-        "save_peft_format": (True,),
-        "save_original_format": (True,),
-        "distributed_checkpoint": (False,),
-        "legacy_format": (False,),
-        "save_jinja_files": (True,),
-    }
-)
+SAVING: Mapping[str, tuple[Any, ...]] = {
+    "push_to_hub": (False,),
+    "safe_serialization": (True,),
+    "is_main_process": (True,),
+    "save_peft_format": (True,),
+    "save_original_format": (True,),
+    "distributed_checkpoint": (False,),
+    "legacy_format": (False,),
+    "save_jinja_files": (True,),
+}
 """Options of transformers' save_pretrained, with the values that change nothing and so are accepted."""
 
 

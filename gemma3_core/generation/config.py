@@ -5,7 +5,6 @@ The names, defaults and their order of precedence are those of transformers 5.23
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self, Unpack
 
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config
@@ -19,20 +18,18 @@ FILE_NAME = "generation_config.json"
 DEFAULT_NEW_TOKENS = 20
 """The default of transformers."""
 
-DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "do_sample": False,
-        "temperature": 1.0,
-        "top_k": 50,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "min_length": 0,
-        "use_cache": True,
-        "output_scores": False,
-        "output_logits": False,
-        "return_dict_in_generate": False,
-    }
-)
+DEFAULTS: Mapping[str, Any] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "min_length": 0,
+    "use_cache": True,
+    "output_scores": False,
+    "output_logits": False,
+    "return_dict_in_generate": False,
+}
 """Options that neither the call nor the checkpoint sets."""
 
 CACHES = ("dynamic", "static", "hybrid")
@@ -61,14 +58,12 @@ _ALWAYS_EFFECTIVE = """
     compile_config dola_layers constraints force_words_ids
 """
 
-UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        **dict.fromkeys(_ALWAYS_EFFECTIVE.split(), ()),
-        **dict.fromkeys(_OFF_AT_ZERO.split(), (0,)),  # False is 0
-        **dict.fromkeys(_OFF_AT_ONE.split(), (1,)),
-        **_OFF_AT,
-    }
-)
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(_ALWAYS_EFFECTIVE.split(), ()),
+    **dict.fromkeys(_OFF_AT_ZERO.split(), (0,)),  # False is 0
+    **dict.fromkeys(_OFF_AT_ONE.split(), (1,)),
+    **_OFF_AT,
+}
 """Options of transformers that are not supported, with the values at which they do nothing (None does so too)."""
 
 

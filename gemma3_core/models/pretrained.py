@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -22,18 +21,16 @@ from gemma3_core.models.weights import build_on_meta, load_weights, parse_dtype,
 
 __all__ = ["LOADING", "PreTrainedModel", "pick_device"]
 
-LOADING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "low_cpu_mem_usage": (True, False),  # weights are never held twice
-        "use_safetensors": (True,),
-        "weights_only": (True,),
-        "ignore_mismatched_sizes": (False,),
-        "output_loading_info": (False,),
-        "subfolder": ("",),
-        "use_kernels": (False,),
-        "offload_buffers": (False,),
-    }
-)
+LOADING: Mapping[str, tuple[Any, ...]] = {
+    "low_cpu_mem_usage": (True, False),  # weights are never held twice
+    "use_safetensors": (True,),
+    "weights_only": (True,),
+    "ignore_mismatched_sizes": (False,),
+    "output_loading_info": (False,),
+    "subfolder": ("",),
+    "use_kernels": (False,),
+    "offload_buffers": (False,),
+}
 """Options of transformers' from_pretrained, with the values at which they have no effect."""
 
 
