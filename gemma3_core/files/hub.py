@@ -44,17 +44,14 @@ def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[Hu
         return folder
     if folder.exists():
         raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the safetensors files.")
-    given: Any = {"revision": None, **{name: value for name, value in hub.items() if value is not None}}
-    return _download(str(source), [*_SMALL_FILES, *(_WEIGHT_FILES if weights else [])], given)
-
-
-def _download(repo_id: str, patterns: list[str], hub: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
 
+    given: Any = {name: value for name, value in hub.items() if value is not None}
+    patterns = [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, **hub))
+        return Path(snapshot_download(str(source), allow_patterns=patterns, **given))
     except Exception as error:  # noqa: BLE001  network errors belong to the HTTP library that the Hub's client picks
-        raise CheckpointError(_why_not_downloaded(error, repo_id, hub["revision"])) from None
+        raise CheckpointError(_why_not_downloaded(error, str(source), hub.get("revision"))) from None
 
 
 def _why_not_downloaded(error: Exception, repo_id: str, revision: str | None) -> str:
