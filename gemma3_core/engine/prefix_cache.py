@@ -68,10 +68,7 @@ class _Entry:
     kept: Kept
     came_back: bool
     since: float
-
-    @property
-    def num_bytes(self) -> int:
-        return self.kept.cache.num_bytes
+    num_bytes: int
 
 
 @dataclass
@@ -117,22 +114,23 @@ class PrefixCache:
             with self._lock:
                 self._using.discard(visitor)
                 if lent.back is not None and visitor not in self._gone:
-                    self._keep((visitor, int4), _Entry(lent.back, entry is not None, self._now()))
+                    self._keep(
+                        (visitor, int4), _Entry(lent.back, entry is not None, self._now(), lent.back.cache.num_bytes)
+                    )
                 self._gone.discard(visitor)
 
     def _keep(self, key: tuple[str, bool], entry: _Entry) -> None:
         """Adds the entry as the newest and evicts others until all fit, newcomers' first; the caller holds the lock."""
         self._kept[key] = entry
         newcomers = [other for other, kept in self._kept.items() if not kept.came_back]
-        excess = sum(self._kept[other].num_bytes for other in newcomers[:-1]) - self._most_bytes_of_newcomers
+        too_many = sum(kept.num_bytes for kept in self._kept.values()) - self._most_bytes
+        of_newcomers = sum(self._kept[other].num_bytes for other in newcomers[:-1]) - self._most_bytes_of_newcomers
         for other in newcomers:
-            if other != key and max(excess, self._num_bytes() - self._most_bytes) > 0:
-                excess -= self._kept.pop(other).num_bytes
-        while self._num_bytes() > self._most_bytes:
-            self._kept.popitem(last=False)
-
-    def _num_bytes(self) -> int:
-        return sum(entry.num_bytes for entry in self._kept.values())
+            if other != key and max(of_newcomers, too_many) > 0:
+                freed = self._kept.pop(other).num_bytes
+                of_newcomers, too_many = of_newcomers - freed, too_many - freed
+        while too_many > 0:
+            too_many -= self._kept.popitem(last=False)[1].num_bytes
 
     def evict(self, kept_s: float = KEPT_S) -> None:
         """Evicts caches that have been idle for `kept_s` seconds."""
