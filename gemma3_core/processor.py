@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from gemma3_core.errors import PromptError, UnsupportedOptionError, require_known
+from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError, require_known
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.images.arrays import is_array
@@ -171,7 +171,9 @@ class Gemma3Processor:
         if not isinstance(processor_kwargs, Mapping | None):
             raise UnsupportedOptionError(f"processor_kwargs must be a dict of options, got {processor_kwargs!r}.")
         template = chat_template or self.chat_template
-        names = template_variables(template) if template is not None else frozenset()
+        if template is None:
+            raise ChatTemplateError("This checkpoint has no chat template; pass chat_template=.")
+        names = template_variables(template)
         variables = {name: value for name, value in options.items() if name in names}
         call = {name: value for name, value in options.items() if name not in names} | dict(processor_kwargs or {})
         given = call.pop("images", None)

@@ -237,9 +237,9 @@ def test_a_picture_by_url_comes_through_the_loader(small, pictures, monkeypatch)
 
 
 @pytest.mark.parametrize(("images", "text", "message"), [
-    (1, ["a", BOI], "There are 2 texts and pictures for 1 of them"),
-    ([1, 1], BOI, "There are 1 texts and pictures for 2 of them"),
-    ([1, 1, 0], [BOI, BOI], "There are 2 texts and pictures for 3 of them"),
+    (1, ["a", BOI], "There are 2 texts, and pictures for 1 of them"),
+    ([1, 1], BOI, "There are 1 texts, and pictures for 2 of them"),
+    ([1, 1, 0], [BOI, BOI], "There are 2 texts, and pictures for 3 of them"),
     ([1, 0], ["a", BOI], r"have \[0, 1\] places .* but \[1, 0\] pictures"),
     ([2], [BOI], "have 1 places .* but 2 pictures"),
     (0, BOI * 2, "have 2 places .* but 0 pictures"),

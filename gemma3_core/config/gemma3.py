@@ -85,7 +85,9 @@ class Gemma3TextConfig(JsonConfig):
             heads, shared = self.num_attention_heads, self.num_key_value_heads
             raise ConfigError(f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({shared}).")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(f"pad_token_id ({self.pad_token_id}) is not in the vocabulary of {self.vocab_size}.")
+            raise ConfigError(
+                f"pad_token_id ({self.pad_token_id}) is not in the vocabulary of {self.vocab_size} tokens."
+            )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
         _require_activation("hidden_activation", self.hidden_activation)
@@ -203,7 +205,7 @@ class Gemma3Config(JsonConfig):
             if name is None or name in named or name in values:
                 raise ConfigError(
                     "Gemma3Config takes one SiglipVisionConfig and one Gemma3TextConfig by position, got "
-                    f"{', '.join(type(each).__name__ for each in parts)}. Give everything else by name."
+                    f"{', '.join(type(each).__name__ for each in parts)}. Nothing else can be given without a name."
                 )
             named[name] = part
         return named

@@ -312,8 +312,8 @@ def test_the_examples_of_the_class_pages():
         (Gemma3Config, (Gemma3TextConfig(),), {"text_config": Gemma3TextConfig()}, ["without a name"]),
         (Gemma3Config, ({"hidden_size": 4},), {}, ["got dict"]),
         (Gemma3Config, (256,), {}, ["got int"]),
-        (Gemma3TextConfig, (262_208,), {}, ["by name alone", "262208"]),
-        (SiglipVisionConfig, (768,), {}, ["by name alone"]),
+        (Gemma3TextConfig, (262_208,), {}, ["by name only", "262208"]),
+        (SiglipVisionConfig, (768,), {}, ["by name only"]),
     ],
 )
 def test_what_is_given_without_a_name_and_can_not_be_told_is_an_error(kind, parts, named, words):
