@@ -267,7 +267,7 @@ def test_inside_of_a_model_that_reads_text_only(browser, text_chat_folder):
         page.locator("#inside .tokens .text").first.wait_for()
         page.get_by_role("tab", name="Attention").click()
         page.locator("#inside .answer-tokens button").first.click()
-        page.get_by_text("There is no picture in this conversation").wait_for()
+        page.get_by_text("This conversation has no pictures").wait_for()
         assert not page.locator("#hide").is_visible()
         page.get_by_role("tab", name="Mask").click()
         page.locator("#inside canvas.mask").first.wait_for()

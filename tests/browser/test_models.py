@@ -73,7 +73,7 @@ def value(page, label):
 def test_a_switch_counts_for_the_next_answer_of_this_visitor_only(browser, page, url):
     with opened(browser, url) as second:
         choose(page, "other-demo")
-        page.locator("#model-note", has_text="loaded when you next ask").wait_for()
+        page.locator("#model-note", has_text="loads this model").wait_for()
         page.locator("#head .badge", has_text="other-demo · not loaded yet").wait_for()
         assert value(page, "Temperature") == "0"
         assert ask(page).startswith("other-demo · ")
@@ -160,7 +160,7 @@ def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser):
             assert word in note.inner_text()
         page.locator("#settings .toggle-button").click()
         add(page, EXAMPLES / "night.png")
-        page.locator("#strip", has_text="once it is loaded").wait_for()
+        page.locator("#strip", has_text="is loaded, this shows").wait_for()
         write(page, QUESTION)
         send(page)
         page.locator("#chat .failure", has_text="could not be downloaded").wait_for()
