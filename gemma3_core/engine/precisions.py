@@ -22,7 +22,7 @@ from gemma3_core.int4.quantize import (
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.models.text import Gemma3ForCausalLM
 
-ONLY_INT4 = "This checkpoint holds only int4 weights, so full precision is not available."
+ONLY_INT4 = "This checkpoint holds int4 weights only, so full precision is not available."
 
 # Above this many weights a CPU keeps bfloat16: doubling the memory costs more than faster products gain.
 _LARGEST_FLOAT32_ON_CPU = 2_000_000_000

@@ -46,7 +46,7 @@ def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[Hu
         raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the safetensors files.")
     from huggingface_hub import snapshot_download
 
-    given: Any = {name: value for name, value in hub.items() if value is not None}
+    given: Any = {"revision": None} | {name: value for name, value in hub.items() if value is not None}
     patterns = [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns, **given))

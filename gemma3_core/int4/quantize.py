@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
-from gemma3_core.files.saving import refuse_options
 from gemma3_core.int4.linear import OUTPUTS_MULTIPLE, SCALE_DTYPE, Int4Linear, quantize_weight, require_int4
 
 logger = logging.getLogger(__name__)
@@ -46,9 +45,13 @@ class TorchAoConfig:
         group_size: int | None = None,
         **unknown: Any,
     ):
-        unknown["include_input_output_embeddings"] = include_input_output_embeddings or None
-        unknown["untie_embedding_weights"] = untie_embedding_weights or None
-        refuse_options("TorchAoConfig", unknown)
+        asked = {"include_input_output_embeddings": include_input_output_embeddings or None}
+        asked |= {"untie_embedding_weights": untie_embedding_weights or None, **unknown}
+        if names := sorted(name for name, value in asked.items() if value is not None):
+            raise UnsupportedOptionError(
+                f"TorchAoConfig does not support {', '.join(names)}: it knows group_size and modules_to_not_convert. "
+                "Leave the others out."
+            )
         if isinstance(modules_to_not_convert, str) or not isinstance(modules_to_not_convert, Sequence | None):
             raise UnsupportedOptionError(
                 f"modules_to_not_convert must be a list of names, got {modules_to_not_convert!r}."
