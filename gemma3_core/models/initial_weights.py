@@ -10,7 +10,7 @@ from torch import nn
 from gemma3_core.nn.vision import SiglipVisionModel, VisionAttention, VisionEmbeddings, VisionMLP
 
 _TRUNCATED_STD = 0.87962566103423978
-"""Of a standard normal distribution that is cut off at -2 and 2. transformers divides by it, and cuts off at 2."""
+"""transformers divides by it, for a distribution that it cuts off so far out that nothing is cut off."""
 
 
 def initialise_decoder(model: nn.Module, std: float) -> None:
@@ -29,7 +29,7 @@ def initialise_encoder(encoder: SiglipVisionModel) -> None:
     for module in encoder.modules():
         if isinstance(module, VisionEmbeddings):
             patch, positions = module.patch_embedding, module.position_embedding
-            nn.init.trunc_normal_(patch.weight, std=math.sqrt(1 / patch.weight[0].numel()) / _TRUNCATED_STD)
+            nn.init.normal_(patch.weight, std=math.sqrt(1 / patch.weight[0].numel()) / _TRUNCATED_STD)
             assert patch.bias is not None
             nn.init.zeros_(patch.bias)
             nn.init.normal_(positions.weight, std=positions.embedding_dim**-0.5)
