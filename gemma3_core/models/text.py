@@ -95,7 +95,7 @@ class Gemma3TextModel(PreTrainedModel):
         packed = None if position_ids is None or attention_mask is not None or cache is not None else position_ids
         own = None if packed is None else documents(packed)
         masks: Mapping[str, torch.Tensor | None] = ready or {
-            kind: self._mask(kind, positions, blocks, cache, own) for kind in (LOCAL, GLOBAL)
+            kind: self._mask(kind, columns, positions, blocks, cache, own) for kind in (LOCAL, GLOBAL)
         }
         position_ids = columns if position_ids is None else position_ids
         head_dim = self.config.head_dim
@@ -118,6 +118,7 @@ class Gemma3TextModel(PreTrainedModel):
     def _mask(
         self,
         kind: str,
+        columns: torch.Tensor,
         positions: torch.Tensor,
         blocks: torch.Tensor,
         cache: KVCache | None,
@@ -128,7 +129,8 @@ class Gemma3TextModel(PreTrainedModel):
             return None
         key_positions, key_blocks = (positions, blocks) if cache is None else cache.seen(kind)
         window = self.config.window(kind)
-        return attention_mask(positions, key_positions, blocks, key_blocks, window, documents)[:, None]
+        # Queries by their columns: padding on the right sees what stands before it, as in transformers.
+        return attention_mask(columns, key_positions, blocks, key_blocks, window, documents)[:, None]
 
 
 def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> None:

@@ -43,7 +43,7 @@ def attention_mask(
 
     Positions count all tokens of a row from 0; PADDING marks padding. Blocks are ids of image blocks; NO_BLOCK marks
     text. `documents` [B, T] are ids of a packed row's documents, whose tokens are both queries and keys. Queries
-    [B, T], keys [B, S]; returns bool [B, T, S]. Rows of padding queries have no meaning.
+    [B, T], keys [B, S]; returns bool [B, T, S].
     """
     query, key = query_positions[:, :, None], key_positions[:, None, :]
     same_block = (query_blocks[:, :, None] == key_blocks[:, None, :]) & (query_blocks != NO_BLOCK)[:, :, None]
