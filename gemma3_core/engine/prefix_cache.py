@@ -21,7 +21,7 @@ from gemma3_core.nn.cache import KVCache
 
 MOST_BYTES = 512 * 1024**2
 """Minimum budget for all kept caches; the least recently used one is evicted first."""
-MOST_BYTES_OF_NEWCOMERS = 64 * 1024**2
+MOST_BYTES_OF_NEWCOMERS = 32 * 1024**2
 """Minimum budget for visitors who have asked only once; the latest of their caches is always kept."""
 SHARE_OF_FREE = 0.25
 """The share of the memory free after loading the model that all kept caches may use."""
@@ -56,9 +56,9 @@ def prompt_keys(
 def cache_budget(device: torch.device) -> tuple[int, int]:
     """Bytes for all kept caches on a device, and bytes for those of newcomers; call it after loading the model."""
     on_gpu = device.type == "cuda"
-    share = int(SHARE_OF_FREE * ((free_bytes(device) if on_gpu else free_bytes_of_machine()) or 0))
-    newcomers = int(NEWCOMERS_SHARE * share) if on_gpu else 0
-    return max(MOST_BYTES, share), max(MOST_BYTES_OF_NEWCOMERS, newcomers)
+    free = (free_bytes(device) if on_gpu else free_bytes_of_machine()) or 0
+    most = max(MOST_BYTES, int(SHARE_OF_FREE * free))
+    return most, max(MOST_BYTES_OF_NEWCOMERS, int(NEWCOMERS_SHARE * most) if on_gpu else 0)
 
 
 @dataclass(frozen=True)
