@@ -280,9 +280,9 @@ class ChatHandlers:
                 yield _update(box=composer.waiting())
                 return
             done = draft.done
-            assert done is not None
-            if not done.text.strip():
-                reason = STOPPED_EARLY if done.stats.stop_reason == "cancelled" else NOTHING_SAID
+            if done is None or not done.text.strip():
+                stopped = done is None or done.stats.stop_reason == "cancelled"
+                reason = STOPPED_EARLY if stopped else NOTHING_SAID
                 raise Gemma3Error(f"{reason} {ANSWER_STAYS if again else QUESTION_BACK}")
         except Gemma3Error as error:
             yield _without_answer(question, conversation, str(error), again)

@@ -7,44 +7,49 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gemma3_core.engine import Event
+from gemma3_core.engine import Event, TokenEvent
 
 _REDRAW_S = 0.05
 
 
 class RunningAnswer:
-    """One answer that a window waits for; setting `stop` stops the engine."""
+    """One answer that a window waits for. The engine looks at `stop`; nobody wants to see a `discarded` answer."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self._discarded = asyncio.Event()
+        self.discarded = False
+        self._has_tokens = False
+        self._left = asyncio.Event()
         self._ended = asyncio.Event()
 
-    @property
-    def discarded(self) -> bool:
-        """True if nobody wants to see the answer any more."""
-        return self._discarded.is_set()
-
     async def events(self, answer: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-        """Yields the answer's events; ends at once if the answer is discarded."""
-        discarded = asyncio.ensure_future(self._discarded.wait())
-        following: asyncio.Future[Any] = discarded
+        """Yields the answer's events; ends at once if the answer is discarded, or stopped before its first token."""
+        left = asyncio.ensure_future(self._left.wait())
+        following: asyncio.Future[Any] = left
         try:
-            while not self.discarded:
+            while not self._left.is_set():
                 following = asyncio.ensure_future(anext(answer, None))
-                await asyncio.wait((following, discarded), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((following, left), return_when=asyncio.FIRST_COMPLETED)
                 if not following.done() or (event := following.result()) is None:
                     return
+                self._has_tokens = self._has_tokens or isinstance(event, TokenEvent)
                 yield event
         finally:
-            for task in (following, discarded):
+            for task in (following, left):
                 task.cancel()
-            await asyncio.wait((following, discarded))
+            await asyncio.wait((following, left))
             await answer.aclose()
+
+    def halt(self) -> None:
+        """Stops the answer: after the token that is being decoded, or at once where nothing is written yet."""
+        self.stop.set()
+        if not self._has_tokens:
+            self._left.set()
 
     async def discard(self) -> None:
         """Ends the answer, and waits until none of it can reach the page any more."""
-        self._discarded.set()
+        self.discarded = True
+        self._left.set()
         await self._ended.wait()
 
     def end(self) -> None:
@@ -73,7 +78,7 @@ class RunningAnswers:
     def stop(self, window: str) -> None:
         """Stops the window's running answer, if any; the text so far stays."""
         if answer := self._running.get(window):
-            answer.stop.set()
+            answer.halt()
 
     async def discard(self, window: str) -> None:
         """Ends the window's running answer, if any; nothing of it stays."""

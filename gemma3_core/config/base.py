@@ -81,6 +81,9 @@ class JsonConfig:
             f"config.replace({name}={value!r}), and load or build the model with config= that copy."
         )
 
+    def __delattr__(self, name: str) -> None:
+        raise FrozenConfigError(f"{type(self).__name__} is frozen, so {name} can't be deleted.")
+
     def _named(self, parts: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
         """Positional arguments by their names. Raises ConfigError where there is none, or `values` has it too."""
         del values

@@ -6,18 +6,18 @@ import threading
 import pytest
 
 from components.chat.running import Pace, RunningAnswers
-from gemma3_core.engine import TokenEvent
+from gemma3_core.engine import StageEvent, TokenEvent
 
 
 class Source:
     """Events for asyncio; after the first it waits for `gate`."""
 
-    def __init__(self):
-        self.gate, self.closed = asyncio.Event(), False
+    def __init__(self, first=TokenEvent("a")):  # noqa: B008  it is frozen
+        self.first, self.gate, self.closed = first, asyncio.Event(), False
 
     async def stream(self):
         try:
-            yield TokenEvent("a")
+            yield self.first
             await self.gate.wait()
             yield TokenEvent("b")
         finally:
@@ -55,6 +55,21 @@ def test_a_stopped_answer_goes_on_to_its_end():
         source.gate.set()
         answer = await listening
         assert (answer.discarded, answer.stop.is_set(), source.closed, seen) == (False, True, True, ["a", "b"])
+
+    asyncio.run(go())
+
+
+def test_an_answer_that_is_stopped_before_its_first_token_ends_at_once():
+    """The engine may be in a long pass: whoever has nothing to keep need not wait for it."""
+
+    async def go():
+        running, source, seen = RunningAnswers(), Source(StageEvent("reading", "Reading 9,000 tokens")), []
+        listening = asyncio.create_task(listen(running, "one", source, seen))
+        await asyncio.sleep(0.05)
+        running.stop("one")
+        answer = await asyncio.wait_for(listening, 1)
+        assert (answer.discarded, answer.stop.is_set(), source.closed) == (False, True, True)
+        assert seen == ["Reading 9,000 tokens"]
 
     asyncio.run(go())
 

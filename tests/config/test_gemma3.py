@@ -488,3 +488,5 @@ def test_configurations_survive_copying_and_pickling_and_stay_frozen(kind):
     assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
     with pytest.raises(AttributeError):
         config.num_labels = 7
+    with pytest.raises(AttributeError, match="num_labels can't be deleted"):
+        del config.num_labels
