@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process 
 SIDE = 8000  # pixels; 64 megapixels are the most that a picture may have
 ONE_QUESTION, SEVERAL_QUESTIONS = 600_000_000, 900_000_000  # bytes that they may make the server hold
 SERVER_MAY_GROW = 2_500_000_000  # bytes of data; beyond that the system gives it nothing
-AT_ONCE, TIMES_EACH = 4, 2
-SMALL_QUESTIONS = 5
+AT_ONCE, TIMES_EACH = 4, 3
+SMALL_QUESTIONS = 7
 DECODING_AFTER_S = 0.15  # then it has begun and has not ended
 TIMES_USUAL = 2.0
 
