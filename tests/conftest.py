@@ -24,14 +24,16 @@ from tokenizers.processors import TemplateProcessing
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes; none beside this one for a single file, or on the GPU, whose memory they would share."""
+    """Three processes for two cores, since much of the time is waiting; none beside this one for a single file, or on the GPU, whose memory they would share."""
     files = {Path(argument.partition("::")[0]) for argument in config.args}
     single = len(files) == 1 and files.pop().suffix == ".py"
-    return 0 if single or "gpu" in (config.option.markexpr or "") else 2
+    return 0 if single or "gpu" in (config.option.markexpr or "") else 3
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked for what this machine lacks are left out; asked for by `-m` they are skipped and say why."""
+    """Long files begin first. Tests marked for what this machine lacks are left out; asked for by `-m` they are skipped
+    and say why."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     lacking = {}
     if not torch.cuda.is_available():
         lacking["gpu"] = "there is no CUDA device"

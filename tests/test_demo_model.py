@@ -27,6 +27,8 @@ from training.worlds.scenes.drawing import draw
 from training.worlds.scenes.questions import QUESTIONS
 from training.worlds.scenes.scenes import random_scene
 
+pytestmark = pytest.mark.long
+
 FILES = {
     "README.md",
     "chat_template.jinja",

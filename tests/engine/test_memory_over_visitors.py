@@ -8,7 +8,10 @@ import pytest
 from benchmarks.visitors import PageEvents, Visitor, answered, read_events
 from benchmarks.watched_app import WatchedApp, watched_app
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from Linux's /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from Linux's /proc"),
+]
 
 WARM_UP, VISITORS = 50, 1_000
 MAY_GROW = 200_000_000  # bytes
