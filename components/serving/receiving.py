@@ -139,7 +139,8 @@ async def chunks(receive: Receive) -> AsyncIterator[bytes]:
     more = True
     while more:
         try:
-            message = await asyncio.wait_for(receive(), IDLE_S)
+            async with asyncio.timeout(IDLE_S):
+                message = await receive()
         except TimeoutError:
             raise RefusedError(408, UNREADABLE) from None
         if message["type"] == "http.disconnect":

@@ -42,7 +42,9 @@ async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
     try:
         while True:
             try:
-                item = await asyncio.wait_for(arrived.get(), max(0.0, said + _TICK_S - time.monotonic()))
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with an event.
+                async with asyncio.timeout(said + _TICK_S - time.monotonic()):
+                    item = await arrived.get()
             except TimeoutError:
                 item = stage
             if item is None:

@@ -20,7 +20,8 @@ async def _fetch(url: str, limits: ImageLimits) -> bytes:
 
     host = urlsplit(url).hostname or "the address"
     try:
-        return await asyncio.wait_for(_follow(url, limits), limits.timeout)
+        async with asyncio.timeout(limits.timeout):
+            return await _follow(url, limits)
     except ImageError:
         raise
     except TimeoutError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import aclosing
 
 import pytest
@@ -69,6 +70,33 @@ def test_a_cancelled_handler_closes_the_iterator():
     asyncio.run(run())
     gate.set()
     assert source.closed.wait(2)
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_handler_cancelled_as_an_event_arrives_is_cancelled(steps):
+    gate, over = threading.Event(), threading.Event()
+
+    def source():
+        gate.wait(5)
+        yield TokenEvent("a")
+        over.wait(5)
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(_drain(in_event_loop(source())))
+        await asyncio.sleep(0.05)
+        gate.set()
+        time.sleep(0.05)  # noqa: ASYNC251  the event arrives in the next step of the loop
+
+        def cancel_after(left):
+            loop.call_soon(cancel_after, left - 1) if left else task.cancel()
+
+        cancel_after(steps)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    over.set()
 
 
 async def _drain(events):
