@@ -10,6 +10,7 @@ from gemma3_core.images.limits import ImageLimits, check_pixels
 from gemma3_core.images.options import ImageProcessorConfig
 
 _CHANNELS = (1, 3, 4)
+_BAND_VALUES = 500_000  # levels are computed in bands of rows, so that large pictures need no wide copies
 Pixels = np.ndarray | torch.Tensor
 
 
@@ -29,9 +30,9 @@ def flat_pictures(images: Any) -> list[Any]:
 def open_array(array: Pixels, config: ImageProcessorConfig, limits: ImageLimits) -> Pixels:
     """[H, W], [H, W, C] or [C, H, W] -> [C, H, W], uint8 or float, RGB if the config says so.
 
-    Whole numbers are levels from 0 to 255 (16 bits are scaled to 8). Floats keep their values, with one exception:
-    colors from 0 to 1 under `do_rescale` become levels, because rescaling them again would turn every picture black.
-    Raises ImageError for arrays that are not pictures.
+    Whole numbers become levels from 0 to 255 (`as_8_bit`). Floats keep their values, with two exceptions under
+    `do_rescale`: colors from 0 to 1 become levels, because rescaling them again would turn every picture black, and
+    those above 255 are scaled by their own range. Raises ImageError for arrays that are not pictures.
     """
     pixels = channels_first(array, config.input_data_format)
     check_pixels(pixels.shape[-1], pixels.shape[-2], limits)
@@ -39,11 +40,15 @@ def open_array(array: Pixels, config: ImageProcessorConfig, limits: ImageLimits)
         return _rgb(_integers(pixels), white=255.0) if config.do_convert_rgb else _integers(pixels)
     if isinstance(pixels, torch.Tensor):
         pixels = pixels.detach().float()
+    elif pixels.dtype.itemsize < 4:
+        pixels = pixels.astype(np.float32)
     low, high = float(pixels.min()), float(pixels.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageError(f"The array's values go from {low:g} to {high:g}; colors are finite numbers.")
     if config.do_rescale and low >= 0.0 and high <= 1.0:
         pixels = pixels * 255.0
+    if config.do_rescale and high > 255.0 and high > low:
+        pixels = (pixels - low) * (255.0 / (high - low))
     return _rgb(pixels, white=255.0 if config.do_rescale else 1.0) if config.do_convert_rgb else pixels
 
 
@@ -67,20 +72,42 @@ def channels_first(array: Any, order: str | None = None) -> Any:
 
 
 def as_8_bit(values: np.ndarray) -> np.ndarray:
-    """uint8 as it is, uint16 over 257, bool to 0 and 255, floats from 0 to 1 times 255. Raises ImageError."""
+    """Numbers of any type -> uint8 levels.
+
+    Values from 0 to 255 are levels already, in a container of any width; floats from 0 to 1 are shares of white, and
+    so is a bool. Larger numbers of 16 bits are scaled by what 16 bits can hold. Wider numbers and floats, and any that
+    are negative, have no white of their own: they are scaled so that the least becomes black and the greatest white.
+    Raises ImageError where values are not finite, or are all alike and are no levels.
+    """
     if values.dtype == np.uint8 or values.size == 0:
         return values.astype(np.uint8)
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype == np.uint16:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257
     if values.dtype.kind not in "iuf":
         raise ImageError(f"An array of {values.dtype} is no picture; give 8-bit numbers, or floats from 0 to 1.")
     low, high = float(values.min()), float(values.max())
-    limit = 1.0 if values.dtype.kind == "f" and high <= 1.0 else 255.0
-    if not (low >= 0.0 and high <= limit):  # also for NaN
-        raise ImageError(f"The array's values go from {low:g} to {high:g}; 0 to 1 (floats) or 0 to 255 is expected.")
-    return np.rint(values * (255.0 / limit)).astype(np.uint8)
+    if not np.isfinite(high - low):
+        raise ImageError(f"The array's values go from {low:g} to {high:g}; colors are finite numbers.")
+    black, white = _black_and_white(values.dtype, low, high)
+    levels = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND_VALUES * values.shape[-2] // values.size)
+    for top in range(0, values.shape[-2], rows):
+        band = values[..., top : top + rows, :].astype(np.float64)
+        levels[..., top : top + rows, :] = np.rint((band - black) * (255.0 / (white - black)))
+    return levels
+
+
+def _black_and_white(kind: np.dtype, low: float, high: float) -> tuple[float, float]:
+    """The numbers that stand for black and for white in an array whose values go from `low` to `high`."""
+    if low >= 0.0 and high <= 255.0:
+        return 0.0, 1.0 if kind.kind == "f" and high <= 1.0 else 255.0
+    if low >= 0.0 and kind.kind != "f" and kind.itemsize == 2:
+        return 0.0, float(np.iinfo(kind).max)
+    if low == high:
+        raise ImageError(
+            f"All of the array's values are {low:g}, which is no level of gray. Give 0 to 255, or floats from 0 to 1."
+        )
+    return low, high
 
 
 def _is_float(pixels: Pixels) -> bool:

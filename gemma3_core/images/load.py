@@ -51,11 +51,11 @@ class PictureHeader:
 
 
 def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """A new RGB picture: upright (EXIF), transparency on white, 16 bits to 8, the first frame.
+    """A new RGB picture: upright (EXIF), transparency on white, 8 bits a color (`as_8_bit`), the first frame.
 
     A string is tried as a data URL, an http(s) URL, the path of a file, and base64, in this order: never pass
-    a visitor's text here. Arrays are [H, W], [H, W, C] or [C, H, W] of 8-bit or 16-bit numbers or
-    of floats from 0 to 1; C is 1, 3 or 4. Raises ImageError, whose message holds no path.
+    a visitor's text here. Arrays are [H, W], [H, W, C] or [C, H, W]; C is 1, 3 or 4. Raises ImageError, whose message
+    holds no path.
     """
     if isinstance(source, Image.Image):
         return _finish(source, limits)
@@ -173,25 +173,12 @@ def _upright(picture: Image.Image, ours: bool) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(as_8_bit(_deep_array(picture))).convert("RGB")
+        return Image.fromarray(as_8_bit(np.asarray(picture))).convert("RGB")
     if picture.mode in ("RGBa", "La"):  # premultiplied
         picture = picture.convert(picture.mode.upper())
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         return _on_white(picture)
     return picture.convert("RGB") if picture.mode != "RGB" else picture
-
-
-def _deep_array(picture: Image.Image) -> np.ndarray:
-    """[H, W] of a picture with more than 8 bits: I;16, I;16B, I;16L, I (whole numbers) or F."""
-    values = np.asarray(picture)
-    if picture.mode == "F":
-        return values
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(
-            f"The picture's gray values go from {low} to {high}; 0 to 65535 is expected. Save it with 8 or 16 bits."
-        )
-    return values.astype(np.uint16)
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
