@@ -17,6 +17,7 @@ from gemma3_core.model_inputs import ModelInputs
 from gemma3_core.processor_options import CallOptions, split_options
 from gemma3_core.tokenizer.chat_template import template_variables
 from gemma3_core.tokenizer.conversations import Conversation, pictures_of, refuse_unsupported, split_batch
+from gemma3_core.tokenizer.messages import normalized_chat
 from gemma3_core.tokenizer.tokenizer import TOKENIZER_OPTIONS, Gemma3Tokenizer, TokenIds
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
@@ -161,7 +162,8 @@ class Gemma3Processor:
         """The prompt of a conversation, or of each of several, by the checkpoint's chat template.
 
         Text by default; the input ids with `tokenize=True`, all ModelInputs with `return_dict=True` as well.
-        A picture is a part {"type": "image", "image" | "url" | "path" | "base64": …}.
+        A picture is a part {"type": "image", "image" | "url" | "path" | "base64": …}; `normalized_message` says which
+        other spellings are read, such as OpenAI's.
         `options` and `processor_kwargs` are the template's variables and the options of `__call__`.
         """
         refuse_unsupported(options)
@@ -225,7 +227,8 @@ class Gemma3Processor:
 
         Then only the template opens and ends turns, and only parts of type "image" are pictures.
         """
-        return [{**message, "content": self._escape_content(message.get("content"))} for message in messages]
+        chat = normalized_chat(messages)
+        return [{**message, "content": self._escape_content(message["content"])} for message in chat]
 
     def decode(self, *args: Any, **options: Any) -> Any:
         """See Gemma3Tokenizer.decode."""
@@ -238,10 +241,9 @@ class Gemma3Processor:
     def _escape_content(self, content: Any) -> Any:
         if isinstance(content, str):
             return self.escape_special_tokens(content)
-        if not isinstance(content, list | tuple):
-            return content  # render_chat says what is wrong with it
         return [
-            {**part, "text": self.escape_special_tokens(part["text"])} if _is_text(part) else part for part in content
+            {**part, "text": self.escape_special_tokens(part["text"])} if part["type"] == "text" else part
+            for part in content
         ]
 
     def _texts(self, text: Any, groups: list[list[ImageSource]] | None) -> list[str]:
@@ -332,10 +334,6 @@ def grouped_pictures(images: Any) -> list[list[ImageSource]]:
     if any(batches):
         raise PromptError(f"images has lists of pictures beside single pictures. {_ONE_LIST_PER_TEXT}")
     return [list(images)]
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _counts(numbers: list[int]) -> str:

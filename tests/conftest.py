@@ -140,6 +140,24 @@ def small_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def processor(real_tokenizer_folder: Path) -> Any:
+    """With Pillow, whose pixels equal those of the reference's Pillow back end bit for bit."""
+    from gemma3_core.processor import Gemma3Processor
+
+    return Gemma3Processor.from_pretrained(real_tokenizer_folder, backend="pil")
+
+
+@pytest.fixture(scope="session")
+def small_processor(small_tokenizer_folder: Path) -> Any:
+    """8 soft tokens a picture, 16 x 16 pixels: quick, and without the shared data."""
+    from gemma3_core.processor import Gemma3Processor
+
+    processor = Gemma3Processor.from_pretrained(small_tokenizer_folder)
+    images = processor.image_processor.with_options(size=16)
+    return Gemma3Processor(images, processor.tokenizer, image_seq_length=8)
+
+
+@pytest.fixture(scope="session")
 def reference_processor(real_tokenizer_folder: Path) -> Any:
     """transformers' own processor, with its PIL image processor."""
     from transformers import Gemma3Processor, GemmaTokenizer

@@ -28,8 +28,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gemma3_core.errors import ChatTemplateError, UnsupportedOptionError
-
-Message = Mapping[str, Any]
+from gemma3_core.tokenizer.messages import Message, normalized_chat
 
 _MAX_SECONDS = 5.0  # a Gemma template takes about a millisecond
 _MAX_CHARACTERS = 4_000_000  # above any context: 131,072 tokens of 30 characters
@@ -49,9 +48,9 @@ def render_chat(
 ) -> str:
     """The prompt of one conversation.
 
-    A message is {"role": "system" | "user" | "assistant", "content": text or list of parts}, a part
-    {"type": "text", "text": …} or {"type": "image", …}. `add_generation_prompt` opens the model's
-    turn; `continue_final_message` leaves the last message's turn open instead, so that the model continues it.
+    A message is {"role": "system" | "user" | "assistant", "content": text or list of parts}; `normalized_message` says
+    which spellings are read. `add_generation_prompt` opens the model's turn; `continue_final_message` leaves the last
+    message's turn open instead, so that the model continues it.
     `variables` are further names that the template may use, such as `tools`.
     Raises ChatTemplateError for messages of another form or that the template refuses.
     """
@@ -60,7 +59,7 @@ def render_chat(
         raise UnsupportedOptionError(f'continue_final_message={given} is not supported; give True or "content".')
     if add_generation_prompt and continue_final_message:
         raise ChatTemplateError("add_generation_prompt and continue_final_message exclude each other: choose one.")
-    chat = [_checked(message) for message in messages]
+    chat = _plain(normalized_chat(messages))
     if not chat:
         raise ChatTemplateError("There are no messages; give at least one of role user.")
     final_text = _mark_end(chat[-1]) if continue_final_message else None
@@ -194,29 +193,6 @@ def _check_size(size: int) -> None:
 
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
-
-
-def _checked(message: Message) -> dict[str, Any]:
-    """A plain copy of one message. Raises ChatTemplateError where it is not of the known form."""
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-        raise ChatTemplateError("Each message is a dict with the keys role and content.")
-    content = message["content"]
-    if not isinstance(content, str | list | tuple):
-        raise ChatTemplateError(f"A message's content is a text or a list of parts, not {type(content).__name__}.")
-    for part in () if isinstance(content, str) else content:
-        _check_part(part)
-    return dict(_plain(message))
-
-
-def _check_part(part: Any) -> None:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in ("text", "image"):
-        raise ChatTemplateError(
-            'Each part of a message is {"type": "text", "text": …} or {"type": "image", …}; '
-            f"got {'type ' + repr(kind) if kind else type(part).__name__}."
-        )
-    if kind == "text" and not isinstance(part.get("text"), str):
-        raise ChatTemplateError('A part of type "text" needs its words under the key "text".')
 
 
 def _plain(value: Any) -> Any:

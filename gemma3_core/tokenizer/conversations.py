@@ -4,15 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma3_core.errors import ChatTemplateError, UnsupportedOptionError
+from PIL import Image
+
+from gemma3_core.errors import ChatTemplateError, ImageError, UnsupportedOptionError
+from gemma3_core.images.arrays import is_array
 from gemma3_core.images.limits import ImageLimits
 from gemma3_core.images.load import ImageSource, decode_base64, load_image
-from gemma3_core.tokenizer.chat_template import Message, render_chat, template_variables
+from gemma3_core.tokenizer.chat_template import render_chat, template_variables
+from gemma3_core.tokenizer.messages import IMAGE_KEYS, Message, normalized_chat
 from gemma3_core.tokenizer.special_tokens import SpecialTokens
 
 Conversation = Sequence[Message]
 
-_IMAGE_KEYS = ("image", "url", "path", "base64")
 _OTHER_MEDIA = ("videos", "audio", "videos_kwargs", "audio_kwargs", "load_audio_from_video")
 _UNSUPPORTED = {
     "return_assistant_tokens_mask": "Find the model's words between <start_of_turn>model and <end_of_turn> in the ids.",
@@ -23,10 +26,9 @@ _UNSUPPORTED = {
 
 
 def split_batch(conversation: Any) -> tuple[list[Conversation], bool]:
-    """-> the conversations in one spelling, and whether they came as a batch. Raises ChatTemplateError.
+    """-> the conversations in one spelling (`normalized_message`), and whether they came as a batch.
 
-    Keys without a value are left out, and {"type": "image_url", "image_url": {"url": …}} becomes
-    {"type": "image", "url": …}.
+    Raises ChatTemplateError, which says which message can't be read and why.
     """
     if not isinstance(conversation, list | tuple):
         raise ChatTemplateError(
@@ -40,7 +42,8 @@ def split_batch(conversation: Any) -> tuple[list[Conversation], bool]:
     for chat in chats:
         if not isinstance(chat, list | tuple):
             raise ChatTemplateError(f"A batch is a list of lists of messages; one of them is a {type(chat).__name__}.")
-    return [[_message(message) for message in chat] for chat in chats], is_batch
+    names = [f"Conversation {number}, message" for number in range(1, len(chats) + 1)] if is_batch else ["Message"]
+    return [normalized_chat(chat, name) for chat, name in zip(chats, names, strict=True)], is_batch
 
 
 def render_prompts(
@@ -85,32 +88,26 @@ def refuse_unsupported(options: dict[str, Any]) -> None:
 
 
 def pictures_of(chat: Conversation, limits: ImageLimits) -> Iterator[ImageSource]:
-    """The pictures of a conversation, in order; a part of type "image" without one gives none."""
-    for message in chat:
-        parts = message["content"]
-        for part in () if isinstance(parts, str) else parts:
-            if part["type"] == "image":
-                yield from (_picture(key, part[key], limits) for key in _IMAGE_KEYS if part.get(key) is not None)
+    """The pictures of a conversation, in order; a part of type "image" without one gives none.
+
+    Raises ImageError, which says which message's picture can't be read.
+    """
+    for number, message in enumerate(chat, 1):
+        for part in () if isinstance(message["content"], str) else message["content"]:
+            for key in IMAGE_KEYS if part["type"] == "image" else ():
+                if part.get(key) is None:
+                    continue
+                try:
+                    yield _picture(key, part[key], limits)
+                except ImageError as error:
+                    raise ImageError(f"Message {number} ({message['role']}): {error}") from error
 
 
 def _picture(key: str, source: Any, limits: ImageLimits) -> ImageSource:
-    """The key decides how a string is read: base64 is never read as a path."""
+    """A picture that is not an object in memory is decoded. The key decides how a string is read: base64 is never read
+    as a path."""
+    if is_array(source) or isinstance(source, Image.Image):
+        return source
     if key == "base64" and isinstance(source, str) and not source.startswith("data:"):
-        return load_image(decode_base64(source, limits), limits)
-    return Path(source) if key == "path" and isinstance(source, str) else source
-
-
-def _message(message: Any) -> Any:
-    if not isinstance(message, Mapping):
-        return message  # render_chat says what is wrong with it
-    kept = {key: value for key, value in message.items() if value is not None}
-    if isinstance(kept.get("content"), list | tuple):
-        kept["content"] = [_part(part) for part in kept["content"]]
-    return kept
-
-
-def _part(part: Any) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") != "image_url":
-        return part
-    url = part.get("image_url")
-    return {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}
+        source = decode_base64(source, limits)
+    return load_image(Path(source) if key == "path" and isinstance(source, str) else source, limits)

@@ -79,7 +79,7 @@ def test_roles_that_do_not_alternate_are_refused_in_the_templates_words(template
         [{"role": "user", "content": None}],
         [{"role": "user", "content": [{"type": "video", "url": "x"}]}],
         [{"role": "user", "content": [{"type": "text"}]}],
-        [{"role": "user", "content": ["text"]}],
+        [{"role": "user", "content": [3]}],
     ],
 )
 def test_malformed_messages_are_errors(template, messages):
