@@ -45,9 +45,7 @@ class AskEndpoint:
         """
         try:
             if (max_new_tokens or 0) > MOST_NEW_TOKENS:
-                raise Gemma3Error(
-                    f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.0f}. Ask for fewer."
-                )
+                raise Gemma3Error(f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.12g}.")
             asked = Request(
                 turns=(question_of(question or "", images or ()),),
                 system_prompt=system_prompt or "",
@@ -72,7 +70,7 @@ class AskEndpoint:
 
 
 def build_ask_endpoint(models: ModelRegistry) -> None:
-    """Hidden components that check and document the endpoint's inputs and outputs."""
+    """Hidden components that check and document the endpoint's inputs and outputs; `read_arguments` comes before."""
     with gr.Column(visible=False):
         int4 = gr.Checkbox(label="int4; None is the server's setting")
         int4.value = None  # a checkbox starts as False, which would override the server's setting

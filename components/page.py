@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from components.arguments import read_arguments
 from components.chat.composer import build_composer, build_notice
 from components.chat.conversation import Conversation
 from components.chat.handlers import ChatHandlers
@@ -93,6 +94,7 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
         page.unload(inside_handlers.leave)
         page.periodic_tasks.append(models.evict)
         build_ask_endpoint(models)
+        page.readers["ask"] = read_arguments
     page.queue(default_concurrency_limit=None)
     return page
 

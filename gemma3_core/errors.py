@@ -51,6 +51,10 @@ class AttentionError(Gemma3Error, ValueError):
     """Attention that can't be shown: pictures gone, model changed, prompt too long, or no such token."""
 
 
+class NonFiniteError(Gemma3Error, ArithmeticError):
+    """The model computes NaN or infinity, so there is no answer."""
+
+
 class StoppedError(Gemma3Error, RuntimeError):
     """Work that its caller cancelled."""
 

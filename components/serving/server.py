@@ -25,7 +25,7 @@ from components.serving.gate import MAX_REQUESTS, UNREADABLE, Gate
 from components.serving.limits import allow_open_files, close_silent, limit_logs
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
 from components.theme import build_theme
-from gemma3_core.engine import Gemma3Error, fetch_image
+from gemma3_core.engine import Gemma3Error, fetch_image, read_data_url
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Page(gr.Blocks):
         self.periodic_tasks: list[Callable[[], None]] = []
         """Called every SWEEP_S while the server runs."""
         self._fetching = ThreadPoolExecutor(_MAX_FETCHES, "fetch")
+        self.readers: dict[str, Callable[[list[Any]], list[Any]]] = {}
+        """By an event's name for programs: turns the arguments that they send into what its components take."""
         self.is_shared = False
         self._launching: int | None = None
         super().__init__(**options)
@@ -142,6 +144,8 @@ class Page(gr.Blocks):
             session.config_values = _NoConfigValues()
         try:
             if options.get("iterator") is None:  # otherwise a running event continues
+                if (read := self.readers.get(getattr(block_fn, "api_name", None) or "")) is not None:
+                    inputs = read(inputs)
                 inputs = await self._with_files_here(inputs, options.get("session_hash"), options.get("state"))
             return await super().process_api(block_fn, inputs, **options)
         except gr.Error as error:
@@ -178,7 +182,7 @@ class Page(gr.Blocks):
         return data
 
     async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
-        """The inputs, with a downloaded file for each address of a picture. Raises Gemma3Error."""
+        """The inputs, with a file for each picture given by an address or a data URL. Raises Gemma3Error."""
         used: list[str] = []
 
         async def noted(file: dict[str, Any]) -> dict[str, Any]:
@@ -186,15 +190,15 @@ class Page(gr.Blocks):
             return file
 
         async def here(file: dict[str, Any]) -> dict[str, Any]:
-            if is_http_url_like(file["path"]):
+            if _is_address(file["path"]):
                 path = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetched, file["path"])
                 file = {**file, "path": path, "url": None}
             return file
 
         await async_traverse(inputs, noted, _is_file)
-        if sum(map(is_http_url_like, used)) > _MAX_ADDRESSES:
+        if sum(map(_is_address, used)) > _MAX_ADDRESSES:
             raise Gemma3Error(
-                f"At most {_MAX_ADDRESSES} pictures are fetched by address at a time. Ask again with fewer."
+                f"At most {_MAX_ADDRESSES} pictures may be given by address or as data URLs, but uploads may be more."
             )
         inputs = await async_traverse(inputs, here, _is_file)
         await async_traverse(inputs, noted, _is_file)
@@ -206,8 +210,8 @@ class Page(gr.Blocks):
         return inputs
 
     def _fetched(self, address: str) -> str:
-        """Downloads a picture and returns its path. Raises Gemma3Error."""
-        data = fetch_image(address)
+        """Stores the picture of an address or a data URL and returns its path. Raises Gemma3Error."""
+        data = read_data_url(address) if address.startswith("data:") else fetch_image(address)
         number, name = tempfile.mkstemp(prefix=".", dir=self.uploads.folder)
         with os.fdopen(number, "wb") as file:
             file.write(data)
@@ -265,6 +269,10 @@ class _NoConfigValues(dict[int, Any]):
 
     def __setitem__(self, key: int, value: Any) -> None:
         return
+
+
+def _is_address(path: str) -> bool:
+    return path.startswith("data:") or is_http_url_like(path)
 
 
 def _is_file(value: Any) -> bool:

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DEFAULT_NUM_LABELS = 2
+MAX_LAYERS = 1000
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 FIXED: Mapping[str, Any] = {
@@ -209,6 +210,12 @@ def require_positive(config: Any, names: Iterable[str]) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+
+
+def require_few_layers(name: str, value: Any) -> None:
+    """Raises ConfigError for so many layers that listing them alone would take all memory."""
+    if isinstance(value, int) and value > MAX_LAYERS:
+        raise ConfigError(f"{name} is {value:,}; at most {MAX_LAYERS:,} are read, and the largest Gemma 3 has 62.")
 
 
 def json_object(name: str, value: Any) -> dict[str, Any]:

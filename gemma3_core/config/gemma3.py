@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gemma3_core.config.base import CONFIG_FILE, JsonConfig, json_object, require_positive
+from gemma3_core.config.base import CONFIG_FILE, JsonConfig, json_object, require_few_layers, require_positive
 from gemma3_core.config.rope import GLOBAL, LOCAL, ROPE_FIELDS, RopeParameters, read_rope
 from gemma3_core.errors import ConfigError
 from gemma3_core.files.hub import read_json
@@ -72,6 +72,7 @@ class Gemma3TextConfig(JsonConfig):
         patterns = [values.pop(name, None) for name in ("sliding_window_pattern", "_sliding_window_pattern")]
         if values.get("layer_types") is None:
             layers = values.get("num_hidden_layers") or Gemma3TextConfig.num_hidden_layers
+            require_few_layers("num_hidden_layers", layers)
             every = patterns[0] or patterns[1] or DEFAULT_PATTERN
             values["layer_types"] = [GLOBAL if (i + 1) % every == 0 else LOCAL for i in range(layers)]
         values["layer_types"] = tuple(values["layer_types"])
@@ -80,6 +81,7 @@ class Gemma3TextConfig(JsonConfig):
     def _complete(self) -> None:
         super()._complete()
         require_positive(self, _integer_fields(self))
+        require_few_layers("num_hidden_layers", self.num_hidden_layers)
         self._check_layer_types()
         if self.num_attention_heads % self.num_key_value_heads:
             heads, shared = self.num_attention_heads, self.num_key_value_heads
@@ -162,6 +164,7 @@ class SiglipVisionConfig(JsonConfig):
     def _complete(self) -> None:
         super()._complete()
         require_positive(self, _integer_fields(self))
+        require_few_layers("vision num_hidden_layers", self.num_hidden_layers)
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             raise ConfigError(f"vision hidden_size ({self.hidden_size}) must be a multiple of its heads ({heads}).")

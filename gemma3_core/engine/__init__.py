@@ -24,6 +24,7 @@ from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry
 from gemma3_core.errors import ContextLengthError, Gemma3Error, StoppedError
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.fetch import fetch_image
+from gemma3_core.images.load import read_data_url
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.confidence import TokenChoice, TokenChoices
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
@@ -64,4 +65,5 @@ __all__ = [
     "Turn",
     "check_picture",
     "fetch_image",
+    "read_data_url",
 ]

@@ -1,7 +1,8 @@
 """Writes one answer, from tiles to text: encodes the pictures, prefills the new part of the prompt, decodes."""
 
 from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
+from typing import Any, TypeVar
 
 import torch
 
@@ -10,12 +11,15 @@ from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode
 from gemma3_core.engine.sequence import RunningRequest
+from gemma3_core.errors import NonFiniteError
 from gemma3_core.generation.loop import PREFILL_CHUNK_SIZE, PrefillProgress, Step, generate_tokens
 from gemma3_core.inspection.confidence import token_choice
+from gemma3_core.inspection.non_finite import first_not_finite
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.processor import Gemma3Processor
 
+T = TypeVar("T")
 _TILES_PER_PASS = 8
 # On a CPU, larger batches are no faster, and Stop waits for the current pass.
 _TILES_PER_PASS_ON_CPU = 1
@@ -38,13 +42,30 @@ class AnswerWriter:
         int4 = bool(request.int4)
         for text in self._precisions.prepare(int4):
             yield StageEvent("preparing", text)
-        keys = prompt_keys(prompt.input_ids, prompt.token_type_ids, prompt.digests(), self._processor.image_seq_length)
+        keys = self._keys(prompt)
         with self.kept.acquire(request.visitor, int4, keys) if request.reuse else nullcontext(Lent()) as lent:
             running.reused_tokens = 0 if lent.cache is None else lent.cache.length
             soft_tokens = yield from self._encode(prompt, running.reused_tokens)
             yield StageEvent("reading", f"Reading {prompt.num_tokens - running.reused_tokens:,} tokens")
             with closing(self._steps(prompt, soft_tokens, keys, lent)) as steps:
-                yield from self._written(running, steps)
+                try:
+                    yield from self._written(running, steps)
+                except NonFiniteError as error:
+                    where = self._not_finite_in(running.with_answer(prompt))
+                    raise NonFiniteError(f"{error} It happens first in {where}." if where else str(error)) from None
+
+    def _not_finite_in(self, prompt: Prompt) -> str | None:
+        """The name of the first module that gives NaN or infinity when this prompt is read again."""
+        model = self._precisions.model(bool(prompt.request.int4))
+        with first_not_finite(self._model, model) as found, suppress(NonFiniteError):
+            soft_tokens = _result(self._encode(prompt, 0))
+            for step in self._steps(prompt, soft_tokens, self._keys(prompt), Lent()):
+                if isinstance(step, Step):
+                    break
+        return found[0] if found else None
+
+    def _keys(self, prompt: Prompt) -> tuple[TokenKey, ...]:
+        return prompt_keys(prompt.input_ids, prompt.token_type_ids, prompt.digests(), self._processor.image_seq_length)
 
     def _written(self, running: RunningRequest, steps: Iterator[Step | PrefillProgress]) -> Iterator[Event]:
         """Yields the answer's text in pieces, then its end."""
@@ -117,6 +138,15 @@ class AnswerWriter:
             lent.back = Kept(cache, tuple(read[: cache.length]), began)
             raise
         lent.back = Kept(cache, tuple(read[: cache.length]), began)
+
+
+def _result(steps: Generator[Any, None, T]) -> T:
+    """Runs a generator to its end and returns its value."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def _count(number: int, noun: str) -> str:

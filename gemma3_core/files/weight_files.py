@@ -3,8 +3,10 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,12 +53,24 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
 
 def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
     """Names and tensors of one file, memory-mapped. Raises CheckpointError for a damaged file."""
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            yield name, file.get_tensor(name)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of one file's tensors, from its header alone. Raises CheckpointError for a damaged file."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                yield name, file.get_tensor(name)
+            yield file
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         kind = type(error).__name__
         raise CheckpointError(f"{path.name} is damaged or cut off ({kind}). Download it again.") from None

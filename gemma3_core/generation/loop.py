@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from gemma3_core.config.gemma3 import Gemma3TextConfig
-from gemma3_core.errors import ContextLengthError, UnsupportedOptionError
+from gemma3_core.errors import ContextLengthError, NonFiniteError, UnsupportedOptionError
 from gemma3_core.generation.chunks import PicturesByColumn, chunk_ends, soft_token_places
 from gemma3_core.generation.sampling import SamplingParams, process_logits, sample, seen_tokens
 from gemma3_core.generation.stop_strings import StopStrings
@@ -235,6 +235,7 @@ def generate_steps(
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     stops = torch.tensor(plan.stop_ids, device=logits.device, dtype=torch.long)
     for count in range(1, plan.max_new_tokens + 1):
+        _require_finite(logits)
         banned = plan.stop_ids if count <= plan.min_new_tokens else ()
         tokens = sample(logits, params, generator, seen, banned)
         scores = process_logits(logits, params, seen, banned) if plan.with_scores else None
@@ -250,6 +251,16 @@ def generate_steps(
         if count == plan.max_new_tokens or bool(ended.all()):
             return
         logits = decoder.decode(tokens)
+
+
+def _require_finite(logits: torch.Tensor) -> None:
+    """Raises NonFiniteError; otherwise the answer would be empty, or CUDA's sampling would fail for good."""
+    low, high = torch.aminmax(logits)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise NonFiniteError(
+            "The model computes NaN or infinity. Its weights are damaged, or too large for their type: "
+            "download the checkpoint again, or load it in float32."
+        )
 
 
 def generate_tokens(

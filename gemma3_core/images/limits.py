@@ -17,6 +17,22 @@ ImageFileObject = BufferedReader | BytesIO
 # Pillow knows some forty formats, some of them through programs of the system (EPS runs
 # Ghostscript). JPEG includes the MPO of cameras that store a second view.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+_SNIFFED = 4096  # bytes; an SVG may begin with comments
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO 23008-12, annex B
+_HEIC = "HEIC pictures are not read: save it as JPEG (on an iPhone, choose “Most Compatible”), and add that."
+_VIDEO = "Videos are not read: add a picture of it, such as a screenshot."
+_JPEG_2000 = "JPEG 2000 pictures are not read: save it as JPEG or PNG, and add that."
+_JPEG_XL = "JPEG XL pictures are not read: save it as JPEG or PNG, and add that."
+_OTHER_FORMATS = {
+    b"%PDF-": "PDF files are not read: save the page as a picture, or take a screenshot, and add that.",
+    b"\x00\x00\x00\x0cjP  ": _JPEG_2000,
+    b"\xff\x4f\xff\x51": _JPEG_2000,
+    b"\x00\x00\x00\x0cJXL ": _JPEG_XL,
+    b"\xff\x0a": _JPEG_XL,
+    b"8BPS": "Photoshop files are not read: export it as JPEG or PNG, and add that.",
+    b"\x1aE\xdf\xa3": _VIDEO,
+}
+"""The first bytes of files that are no pictures here, and what to do."""
 _EXIF_ORIENTATION = 0x0112
 _SCAN_MARKER = b"\xff\xda"
 
@@ -80,8 +96,24 @@ def open_header(file: ImageFileObject) -> ImageFile.ImageFile:
         file.seek(0)
         with contextlib.suppress(Exception):  # decoders raise anything on damaged bytes
             return factory(file, "")
+    file.seek(0)
+    if told := _other_format(file.read(_SNIFFED)):
+        raise ImageError(told)
     formats = "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF"
     raise ImageError(f"These {size:,} bytes are not a picture that can be read. Use {formats}.")
+
+
+def _other_format(beginning: bytes) -> str | None:
+    """What to do with a file of a known format that is not read, by its first bytes."""
+    box, brand = beginning[4:8], beginning[8:12]
+    if box == b"ftyp":
+        return _HEIC if brand in _HEIF_BRANDS else _VIDEO
+    for mark, told in _OTHER_FORMATS.items():
+        if beginning.startswith(mark):
+            return told
+    if beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" and b"<svg" in beginning:
+        return "SVG drawings are not read: export it as PNG, and add that."
+    return None
 
 
 def check_header(picture: ImageFile.ImageFile, file: ImageFileObject, limits: ImageLimits) -> int:

@@ -106,12 +106,17 @@ def decode_base64(text: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         raise ImageError("This text is neither base64, nor a URL, nor the path of a picture. Check it.") from None
 
 
+def read_data_url(address: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of a data URL with base64. Raises ImageError."""
+    header, comma, body = address.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise ImageError("This data URL holds no base64 picture. It usually begins with data:image/…;base64,")
+    return decode_base64(body, limits)
+
+
 def _string_source(text: str, limits: ImageLimits) -> Path | bytes:
     if text.startswith("data:"):
-        header, comma, body = text.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise ImageError("This data URL holds no base64 picture. It usually begins with data:image/…;base64,")
-        return decode_base64(body, limits)
+        return read_data_url(text, limits)
     if text.startswith(("http://", "https://")):
         return fetch_image(text, limits)
     if os.path.isfile(text):

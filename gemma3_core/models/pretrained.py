@@ -17,7 +17,7 @@ from gemma3_core.int4.linear import Int4Linear, require_int4
 from gemma3_core.int4.quantize import Int4Plan, TorchAoConfig, count_weights, install_int4, quantized
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.device_map import DeviceMap, mapped_device, pick_device
-from gemma3_core.models.weights import build_on_meta, load_weights, parse_dtype, save_weights
+from gemma3_core.models.weights import build_on_meta, check_layers, load_weights, parse_dtype, save_weights
 
 __all__ = ["LOADING", "PreTrainedModel", "pick_device"]
 
@@ -157,6 +157,7 @@ class PreTrainedModel(nn.Module):
         config = read_config(folder) if config is None else config
         if isinstance(config, Gemma3Config):
             _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read
+        check_layers(config, folder)
         model = build_on_meta(lambda: cls(config))
         assert isinstance(model, cls)
         model.set_attn_implementation("sdpa" if attn_implementation is None else attn_implementation)

@@ -5,15 +5,16 @@ the parameter's path in our modules; saving writes the Hub's names.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from gemma3_core.config.gemma3 import Gemma3Config
-from gemma3_core.errors import CheckpointError, UnsupportedOptionError
-from gemma3_core.files.weight_files import MAX_SHARD_SIZE, read_tensors, weight_files, write_tensors
+from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config
+from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
+from gemma3_core.files.weight_files import MAX_SHARD_SIZE, read_tensors, tensor_names, weight_files, write_tensors
 from gemma3_core.int4.linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
 from gemma3_core.int4.quantize import count_weights
 
@@ -25,6 +26,8 @@ SCORE = "score.weight"
 _OF_HEAD = "lm_head."
 _OF_SCORE = "score."
 EMBEDDING = "embed_tokens.weight"
+_MAX_MISSING_LAYERS = 64
+_LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 
 FLOAT16_REASON = (
     "float16 is refused: Gemma 3's activations pass 65504, float16's largest number, and answers turn empty. "
@@ -76,9 +79,40 @@ def parse_dtype(dtype: str | torch.dtype | None, stored: torch.dtype | None = No
 
 
 def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """A model on the meta device: weights are assigned afterwards, so no memory is taken twice."""
-    with torch.device("meta"):
-        return build().eval()
+    """A model on the meta device: weights are assigned afterwards, so no memory is taken twice.
+
+    Raises ConfigError for a configuration whose tensors are larger than any memory.
+    """
+    try:
+        with torch.device("meta"):
+            return build().eval()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise ConfigError("The sizes in config.json are too large for any memory. Download it again.") from None
+
+
+def check_layers(config: AnyConfig, folder: Path) -> None:
+    """Raises CheckpointError if config.json promises far more layers than the weights have, before they are built.
+
+    Reads only the files' headers. A few missing layers are left to `load_weights`, which names their tensors.
+    """
+    held = {"num_hidden_layers": 0, "vision num_hidden_layers": 0}
+    for path in weight_files(folder):
+        for stored in tensor_names(path):
+            if layer := _LAYER.search(stored):
+                field = "vision num_hidden_layers" if "vision_tower." in stored else "num_hidden_layers"
+                held[field] = max(held[field], int(layer[1]) + 1)
+    text = config.text_config if isinstance(config, Gemma3Config) else config
+    promised = {"num_hidden_layers": text.num_hidden_layers}
+    if isinstance(config, Gemma3Config):
+        promised["vision num_hidden_layers"] = config.vision_config.num_hidden_layers
+    for field, layers in promised.items():
+        if layers - held[field] > _MAX_MISSING_LAYERS:
+            raise CheckpointError(
+                f"config.json says {field} is {layers:,}, but the weights have {held[field]:,} such layers. "
+                "Download the checkpoint again, or check that config.json belongs to these weights."
+            )
 
 
 def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -115,6 +149,7 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
         name: _checked_int4(tensor, name).to(device) if name in int4 else _converted(tensor, name, dtype, device)
         for name, tensor in found.items()
     }
+    _require_finite({name: converted[name] for name in expected})  # in the model's order
     if tied and has_head and HEAD in model.state_dict():
         # One parameter with two names: named_parameters lists it once, load_state_dict needs both.
         converted[HEAD] = next(t for name, t in converted.items() if name.endswith(EMBEDDING))
@@ -145,14 +180,25 @@ def _int4_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _checked_int4(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """A stored tensor of an int4 layer. Raises CheckpointError for a wrong type, NaN or infinity."""
+    """A stored tensor of an int4 layer. Raises CheckpointError for a wrong type."""
     expected = {PACKED: torch.uint8, SCALE: SCALE_DTYPE, ZERO: SCALE_DTYPE}[name.rpartition(".")[2]]
     if tensor.dtype != expected:
         got, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected))
         raise CheckpointError(f"{name} is stored as {got}, expected {wanted}. Make the int4 checkpoint again.")
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise CheckpointError(f"{name} holds NaN or infinity. Make the int4 checkpoint again.")
     return tensor
+
+
+def _require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises CheckpointError that names the first tensor that holds NaN or infinity."""
+    broken = []
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor)  # of NaN they are NaN; reads at the speed of memory
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                broken.append(name)
+    if broken:
+        more = f", and {len(broken) - 1:,} other tensors do" if len(broken) > 1 else ""
+        raise CheckpointError(f"{broken[0]} holds NaN or infinity{more}. Download the checkpoint again.")
 
 
 def _new_score(model: nn.Module, shape: tuple[int, ...], found: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """`/ask` of a really running app, through gradio_client and, for attacks, by raw HTTP."""
 
+import base64
 import json
+import re
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -363,3 +365,81 @@ def test_what_a_program_leaves_out_is_left_open(scripted):
     assert replace(first, visitor="") == replace(second, visitor="")
     assert (first.max_new_tokens, first.system_prompt, first.int4, first.pan_and_scan) == (256, "", None, False)
     assert first.sampling == SamplingSettings(temperature=0.0, seed=0)
+
+
+# What programs write by hand.
+
+PICTURE = base64.b64encode(HEARTS.read_bytes()).decode()
+FORMS = {
+    "data URL": [f"data:image/png;base64,{PICTURE}"],
+    "base64": [PICTURE],
+    "one, not in a list": PICTURE,
+    "url": [{"url": f"data:image/png;base64,{PICTURE}"}],
+    "OpenAI's part": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}],
+    "a file's description": [{"path": f"data:image/png;base64,{PICTURE}", **META}],
+}
+
+
+def ask_by_hand(url, data, version="call"):
+    """POST, then the event stream: (answer, stats) or the text of the error."""
+    body = {"data": data} if isinstance(data, list) else data
+    posted = httpx.post(f"{url}/gradio_api/{version}/ask", json=body, timeout=30)
+    assert posted.status_code == 200, posted.text
+    stream = httpx.get(f"{url}/gradio_api/{version}/ask/{posted.json()['event_id']}", timeout=60).text
+    kind, told = re.findall(r"event: (complete|error)\ndata: (.*)", stream)[-1]
+    told = json.loads(told)
+    return told if kind == "complete" else (told["error"] if isinstance(told, dict) else told)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_picture_may_come_in_any_form(url, form):
+    answer, stats = ask_by_hand(url, [FORMS[form], "How many hearts are there?"])
+    assert answer == "There are three hearts."
+    assert stats["num_images"] == 1
+
+
+@pytest.mark.parametrize("data", [
+    [PICTURE, "How many hearts are there?", None, "false", "", "8", "0", "7"],
+    [PICTURE, "How many hearts are there?", "", 0, None, 8.0, 0.0],
+    [[PICTURE], "How many hearts are there?", None, None, "no", " 8 "],
+], ids=str)  # fmt: skip
+def test_numbers_and_switches_may_be_text_and_the_end_left_out(url, data):
+    answer, stats = ask_by_hand(url, data)
+    assert answer == "There are three hearts."
+    assert (stats["quantization"], stats["num_crops"]) == ("none", 0)
+
+
+def test_arguments_by_name(url):
+    named = {"images": [PICTURE], "question": "How many hearts are there?", "seed": None, "max_new_tokens": "3"}
+    answer, stats = ask_by_hand(url, named, "call/v2")
+    assert (stats["new_tokens"], stats["stop_reason"]) == (3, "length")
+    assert "There are three hearts.".startswith(answer)
+
+
+WRONG = [
+    ([None, None], "There is no question."),
+    ([None], "There is no question."),
+    ([None, ["Hello"]], "question must be text, got ['Hello']."),
+    ([None, "Hi", None, "perhaps"], "pan_and_scan must be true or false, got 'perhaps'."),
+    ([None, "Hi", None, None, 3], "int4 must be true or false, got 3."),
+    ([None, "Hi", None, None, None, "many"], "max_new_tokens must be a number, got 'many'."),
+    ([None, "Hi", None, None, None, 2.5], "max_new_tokens must be a whole number, got 2.5."),
+    ([None, "Hi", None, None, None, 1e300], "An answer can have at most 2,048 tokens, got 1e+300."),
+    ([None, "Hi", None, None, None, None, "nan"], "temperature must be a number, got 'nan'."),
+    ([None, "Hi", None, None, None, None, None, True], "seed must be a number, got True."),
+    ([[7], "Hi"], "images must be pictures (uploads, addresses, data URLs or base64), got 7."),
+    ([[{}], "Hi"], "images must be pictures (uploads, addresses, data URLs or base64), got {}."),
+    (["no picture", "Hi"], "This text is neither base64, nor a URL, nor the path of a picture."),
+    ([PICTURE[:4000], "Hi"], "The PNG picture is damaged or cut off."),
+    (["A" * 4000, "Hi"], "These 3,000 bytes are not a picture that can be read."),
+    (["data:image/png,AAAA", "Hi"], "This data URL holds no base64 picture."),
+    ([[PICTURE] * 17, "Hi"], "At most 16 pictures may be given by address or as data URLs"),
+    ([None, "Hi", *[None] * 7], "/ask takes at most 8 arguments"),
+]
+
+
+@pytest.mark.parametrize(("data", "says"), WRONG, ids=[says for _, says in WRONG])
+def test_a_wrong_argument_is_named_in_a_sentence(url, data, says):
+    told = ask_by_hand(url, data)
+    assert says in told
+    assert len(told) < 200

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import subprocess
 import sys
 import threading
@@ -65,10 +66,38 @@ def test_accepted_formats(gradient_picture, form):
     assert same(load_image(data), Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-@pytest.mark.parametrize("form", ["PPM", "ICO", "TGA", "PCX", "EPS", "PDF"])
+@pytest.mark.parametrize("form", ["PPM", "ICO", "TGA", "PCX", "EPS"])
 def test_other_formats_are_refused(gradient_picture, form):
     with pytest.raises(ImageError, match="Use JPEG, PNG"):
         load_image(encoded(gradient_picture, form))
+
+
+OTHER_FORMATS = {
+    "HEIC": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic",
+    "HEIC as mif1": b"\x00\x00\x00\x18ftypmif1\x00\x00\x00\x00mif1heic",
+    "Video": b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2",
+    "Video as WebM": b"\x1aE\xdf\xa3\x01\x00\x00\x00",
+    "PDF": b"%PDF-1.7\n%\xe2\xe3",
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "SVG with a head": b'\xef\xbb\xbf\n<?xml version="1.0"?>\n<!-- made by hand -->\n<svg viewBox="0 0 1 1"></svg>',
+    "JPEG 2000": b"\x00\x00\x00\x0cjP  \r\n\x87\n",
+    "JPEG 2000 as a code stream": b"\xff\x4f\xff\x51\x00\x2f",
+    "JPEG XL": b"\xff\x0a\x00\x10",
+    "JPEG XL in a box": b"\x00\x00\x00\x0cJXL \r\n\x87\n",
+    "Photoshop": b"8BPS\x00\x01",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_other_formats_are_named_with_what_to_do(name):
+    word = re.split(" (?:as|with|in) ", name)[0]
+    with pytest.raises(ImageError, match=rf"{word}.*[Aa]dd") as error:
+        load_image(OTHER_FORMATS[name] + bytes(5000))
+    assert ". " not in str(error.value)
+
+
+def test_avif_is_no_heic(gradient_picture):
+    assert load_image(encoded(gradient_picture, "AVIF")).size == gradient_picture.size
 
 
 def test_multi_picture_jpeg_gives_the_first(gradient_picture):
@@ -318,7 +347,7 @@ def test_empty_truncated_and_foreign_bytes(gradient_picture):
     with pytest.raises(ImageError, match="0 bytes"):
         load_image(b"")
     with pytest.raises(ImageError, match="not a picture"):
-        load_image(b"%PDF-1.7 nothing to see")
+        load_image(b"PK\x03\x04 nothing to see")
     for form in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"):
         data = encoded(gradient_picture, form)
         with pytest.raises(ImageError, match=r"damaged|not a picture"):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from transformers import Gemma3Model as ReferenceBase
 from transformers import Gemma3TextModel as ReferenceTextBase
 
 import gemma3_core
-from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 from gemma3_core.files.weight_files import INDEX_FILE, SINGLE_FILE, weight_files
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
 from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel
@@ -224,6 +225,57 @@ def test_a_config_with_more_layers_than_the_weights_names_each_missing_one(text_
     with pytest.raises(CheckpointError) as error:
         Gemma3ForCausalLM.from_pretrained(text_folder)
     assert str(error.value).count("model.layers.7.") == 13
+
+
+HUGE = [
+    ("text_config", "num_hidden_layers", 10**9, "num_hidden_layers is 1,000,000,000; at most 1,000"),
+    ("vision_config", "num_hidden_layers", 10**9, "vision num_hidden_layers is 1,000,000,000; at most 1,000"),
+    ("text_config", "num_hidden_layers", 900, "num_hidden_layers is 900, but the weights have 7 such layers"),
+    ("vision_config", "num_hidden_layers", 900, "vision num_hidden_layers is 900, but the weights have 2 such layers"),
+    *(("text_config", name, 10**18, "too large for any memory") for name in ("vocab_size", "intermediate_size")),
+    *(("vision_config", name, 10**18, "too large for any memory") for name in ("num_channels", "intermediate_size")),
+    ("text_config", "head_dim", 10**9, "wrong shape"),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "value", "says"), HUGE)
+def test_what_a_config_promises_is_counted_before_it_is_built(folder, part, name, value, says):
+    config = json.loads((folder / "config.json").read_text())
+    config[part] = {**config[part], "layer_types": None, name: value}
+    set_config(folder, **config)
+    before, began = anonymous_bytes(), time.monotonic()
+    with pytest.raises((ConfigError, CheckpointError), match=says):
+        Gemma3ForConditionalGeneration.from_pretrained(folder)
+    assert anonymous_bytes() - before < 2**26
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "text"])
+def test_weights_that_are_not_finite_are_refused_and_the_first_is_named(tmp_path, multimodal, value):
+    save_reference(tmp_path, multimodal=multimodal)
+
+    def change(tensors):
+        bent = [name for name in tensors if name.endswith(("layers.1.mlp.up_proj.weight", "model.norm.weight"))]
+        assert len(bent) == 2
+        for name in bent:
+            tensors[name].view(-1)[-1] = value
+        return tensors
+
+    rewrite(tmp_path, change)
+    kind = Gemma3ForConditionalGeneration if multimodal else Gemma3ForCausalLM
+    says = r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinity, and 1 other"
+    with pytest.raises(CheckpointError, match=says):
+        kind.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=says):
+        kind.from_pretrained(tmp_path, dtype="bfloat16")
+
+
+def test_numbers_beyond_the_chosen_type_are_refused(text_folder):
+    rewrite(text_folder, lambda t: {**t, "model.norm.weight": torch.full_like(t["model.norm.weight"], 3.4e38)})
+    Gemma3ForCausalLM.from_pretrained(text_folder, dtype="float32")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN or infinity\."):
+        Gemma3ForCausalLM.from_pretrained(text_folder, dtype="bfloat16")
 
 
 def test_a_tensor_under_two_names_is_refused(text_folder):

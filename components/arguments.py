@@ -1,0 +1,99 @@
+"""The arguments of `/ask` as programs write them -> what its components take."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gemma3_core.engine import Gemma3Error
+
+NAMES = ("images", "question", "system_prompt", "pan_and_scan", "int4", "max_new_tokens", "temperature", "seed")
+_FILE = {"meta": {"_type": "gradio.FileData"}}
+_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+_SHOWN = 30  # characters of a wrong value in a message
+
+
+def read_arguments(given: Sequence[Any]) -> list[Any]:
+    """Arguments by position; those left out at the end are None.
+
+    A picture is an upload, an address, a data URL or base64, alone or in a list. Numbers and switches may be written as
+    text. None and empty text stand for an argument's default. Raises Gemma3Error.
+    """
+    if len(given) > len(NAMES):
+        raise Gemma3Error(f"/ask takes at most {len(NAMES)} arguments ({', '.join(NAMES)}), got {len(given)}.")
+    values = [*given, *[None] * (len(NAMES) - len(given))]
+    return [_READERS[name](name, value) for name, value in zip(NAMES, values, strict=True)]
+
+
+def _pictures(name: str, value: Any) -> list[dict[str, Any]] | None:
+    if value is None or value == "":
+        return None
+    return [_picture(name, one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _picture(name: str, value: Any) -> dict[str, Any]:
+    """A file as Gradio describes it, whose `path` is an upload's, an address or a data URL."""
+    if isinstance(value, dict) and isinstance(value.get("image_url"), str | dict):  # OpenAI's spelling
+        value = value["image_url"]
+    if isinstance(value, dict) and isinstance(value.get("path") or value.get("url"), str):
+        address = value.get("path") or value["url"]
+        return {**value, "path": address} if value.get("path") else {"path": address, **_FILE}
+    if not isinstance(value, str) or not value.strip():
+        raise Gemma3Error(f"{name} must be pictures (uploads, addresses, data URLs or base64), got {_short(value)}.")
+    is_address = value.startswith(("http://", "https://", "data:"))
+    return {"path": value if is_address else f"data:;base64,{value}", **_FILE}
+
+
+def _text(name: str, value: Any) -> str | None:
+    if isinstance(value, str | None):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise Gemma3Error(f"{name} must be text, got {_short(value)}.")
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Gemma3Error(f"{name} must be a number, got {_short(value)}.")
+    return number
+
+
+def _whole(name: str, value: Any) -> int | None:
+    number = _number(name, value)
+    if number is None:
+        return None
+    if number != round(number):
+        raise Gemma3Error(f"{name} must be a whole number, got {_short(value)}.")
+    return int(number)
+
+
+def _switch(name: str, value: Any) -> bool | None:
+    if value is None or value == "":
+        return None
+    word = str(int(value) if isinstance(value, bool) else value).strip().lower()
+    if word not in _WORDS:
+        raise Gemma3Error(f"{name} must be true or false, got {_short(value)}.")
+    return _WORDS[word]
+
+
+def _short(value: Any) -> str:
+    """A wrong value for a message: its beginning, as Python writes it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "images": _pictures,
+    "question": _text,
+    "system_prompt": _text,
+    "pan_and_scan": _switch,
+    "int4": _switch,
+    "max_new_tokens": _whole,
+    "temperature": _number,
+    "seed": _whole,
+}
