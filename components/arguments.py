@@ -1,5 +1,6 @@
 """The arguments of `/ask` as programs write them -> what its components take."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ def read_arguments(given: Sequence[Any]) -> list[Any]:
     text. None and empty text stand for an argument's default. Raises Gemma3Error.
     """
     if len(given) > len(NAMES):
-        raise Gemma3Error(f"/ask takes at most {len(NAMES)} arguments ({', '.join(NAMES)}), got {len(given)}.")
+        raise Gemma3Error(f"At most {len(NAMES)} arguments are taken ({', '.join(NAMES)}), got {len(given)}.")
     values = [*given, *[None] * (len(NAMES) - len(given))]
     return [_READERS[name](name, value) for name, value in zip(NAMES, values, strict=True)]
 
@@ -38,7 +39,7 @@ def _picture(name: str, value: Any) -> dict[str, Any]:
         address = value.get("path") or value["url"]
         return {**value, "path": address} if value.get("path") else {"path": address, **_FILE}
     if not isinstance(value, str) or not value.strip():
-        raise Gemma3Error(f"{name} must be pictures (uploads, addresses, data URLs or base64), got {_short(value)}.")
+        raise Gemma3Error(f"“{name}” must be pictures (uploads, addresses, data URLs or base64), got {_short(value)}.")
     is_address = value.startswith(("http://", "https://", "data:"))
     return {"path": value if is_address else f"data:;base64,{value}", **_FILE}
 
@@ -48,7 +49,7 @@ def _text(name: str, value: Any) -> str | None:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise Gemma3Error(f"{name} must be text, got {_short(value)}.")
+    raise Gemma3Error(f"“{name}” must be text, got {_short(value)}.")
 
 
 def _number(name: str, value: Any) -> float | None:
@@ -59,7 +60,7 @@ def _number(name: str, value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise Gemma3Error(f"{name} must be a number, got {_short(value)}.")
+        raise Gemma3Error(f"“{name}” must be a number, got {_short(value)}.")
     return number
 
 
@@ -68,7 +69,7 @@ def _whole(name: str, value: Any) -> int | None:
     if number is None:
         return None
     if number != round(number):
-        raise Gemma3Error(f"{name} must be a whole number, got {_short(value)}.")
+        raise Gemma3Error(f"“{name}” must be a whole number, got {_short(value)}.")
     return int(number)
 
 
@@ -77,13 +78,15 @@ def _switch(name: str, value: Any) -> bool | None:
         return None
     word = str(int(value) if isinstance(value, bool) else value).strip().lower()
     if word not in _WORDS:
-        raise Gemma3Error(f"{name} must be true or false, got {_short(value)}.")
+        raise Gemma3Error(f"“{name}” must be true or false, got {_short(value)}.")
     return _WORDS[word]
 
 
 def _short(value: Any) -> str:
-    """A wrong value for a message: its beginning, as Python writes it."""
-    text = repr(value)
+    """A wrong value for a message: its beginning, or what it is, in JSON's words."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

@@ -198,7 +198,7 @@ class Page(gr.Blocks):
         await async_traverse(inputs, noted, _is_file)
         if sum(map(_is_address, used)) > _MAX_ADDRESSES:
             raise Gemma3Error(
-                f"At most {_MAX_ADDRESSES} pictures may be given by address or as data URLs, but uploads may be more."
+                f"At most {_MAX_ADDRESSES} pictures may be given by address or as data. Upload them, or ask with fewer."
             )
         inputs = await async_traverse(inputs, here, _is_file)
         await async_traverse(inputs, noted, _is_file)

@@ -19,6 +19,7 @@ ImageFileObject = BufferedReader | BytesIO
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 _SNIFFED = 4096  # bytes; an SVG may begin with comments
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO 23008-12, annex B
+_VIDEO_BRANDS = (b"iso", b"mp4", b"M4V", b"qt", b"3g", b"MSNV", b"avc1")  # ISO 14496-12
 _HEIC = "HEIC pictures are not read: save it as JPEG (on an iPhone, choose “Most Compatible”), and add that."
 _VIDEO = "Videos are not read: add a picture of it, such as a screenshot."
 _JPEG_2000 = "JPEG 2000 pictures are not read: save it as JPEG or PNG, and add that."
@@ -106,8 +107,10 @@ def open_header(file: ImageFileObject) -> ImageFile.ImageFile:
 def _other_format(beginning: bytes) -> str | None:
     """What to do with a file of a known format that is not read, by its first bytes."""
     box, brand = beginning[4:8], beginning[8:12]
-    if box == b"ftyp":
-        return _HEIC if brand in _HEIF_BRANDS else _VIDEO
+    if box == b"ftyp" and brand in _HEIF_BRANDS:
+        return _HEIC
+    if box == b"ftyp" and brand.startswith(_VIDEO_BRANDS):
+        return _VIDEO
     for mark, told in _OTHER_FORMATS.items():
         if beginning.startswith(mark):
             return told

@@ -322,7 +322,7 @@ def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):
         message = {"text": "What is it?", "files": some}
         assert client.post("/gradio_api/queue/join", json=event(page, "send", message)).status_code == 200
         told = client.get("/gradio_api/queue/data", params={"session_hash": "window"}).text
-        assert ("At most 16 pictures are fetched by address at a time. Ask again with fewer." in told) == (
+        assert ("At most 16 pictures may be given by address or as data. Upload them, or ask with fewer." in told) == (
             len(some) == 17
         )
     assert len(asked) == 2
