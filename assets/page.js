@@ -1,9 +1,27 @@
 () => {
-  const sidebar = document.querySelector("#settings:not(.open) .toggle-button");
-  if (window.matchMedia("(min-width: 1100px)").matches) {
-    sidebar?.click();
-    document.querySelector("#composer textarea")?.focus(); // on a phone this would call up the keyboard
-  }
+  const composer = () => document.querySelector("#composer textarea");
+  const find = (selector) => document.querySelector(selector);
+  const hasMouse = matchMedia("(pointer: fine)"); // elsewhere focus would call up the keyboard
+  const toComposer = () => hasMouse.matches && composer()?.focus();
+
+  // Settings are beside the chat where there is room. start.js has reserved it, so that nothing moves.
+  const root = document.documentElement, settings = find("#settings"), toggle = find("#settings .toggle-button");
+  toggle.setAttribute("aria-label", "Settings");
+  if (root.dataset.settings === "open" && !settings.classList.contains("open")) toggle.click();
+  const noteSettings = () => {
+    const open = settings.classList.contains("open");
+    root.dataset.settings = open ? "open" : "closed";
+    toggle.setAttribute("aria-expanded", open);
+  };
+  setTimeout(() => {
+    noteSettings();
+    new MutationObserver(noteSettings).observe(settings, { attributeFilter: ["class"] });
+  }, 500);
+  if (matchMedia("(min-width: 1100px)").matches) toComposer();
+
+  const theme = localStorage.getItem("theme");
+  if (theme && !new URLSearchParams(location.search).has("__theme"))
+    find(`#theme input[value="${theme}"]`)?.click();
 
   // The buttons under questions and answers are part of their HTML, so one listener serves them all.
   document.addEventListener("click", async (event) => {
@@ -16,23 +34,127 @@
       setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
       return;
     }
-    const control = document.querySelector("#" + button.dataset.act);
+    if (button.dataset.act === "inside-close") return closeInside();
+    const control = find("#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
     control.click();
+    if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();
   });
 
+  // Focus goes where the work is.
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#chat button.example, #clear")) toComposer();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.defaultPrevented || find("dialog[open]")) return;
+    const typed = event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (typed && document.activeElement === document.body) composer()?.focus();
+    if (event.key === "Escape") escape();
+    const way = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (way && event.target.matches?.("[role=tab]")) {
+      const tabs = [...event.target.closest("[role=tablist]").querySelectorAll("[role=tab]")];
+      const to = tabs[Math.min(tabs.length - 1, Math.max(0, tabs.indexOf(event.target) + way))];
+      to.click();
+      to.focus();
+      event.preventDefault();
+    }
+  });
+  const isOpen = (panel) => panel && getComputedStyle(panel).display !== "none";
+  function escape() {
+    if (isOpen(find("#inside"))) closeInside();
+    else if (find("#changing [data-act=keep]")) find("#keep").click();
+    else if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
+  }
+  function closeInside() {
+    const number = find("#inside-open").dataset.number;
+    find("#inside-close").click();
+    const opener = find(`#chat [data-act=inside-open][data-number="${number}"]`);
+    opener ? opener.focus() : toComposer();
+  }
+
+  // Pictures may be dropped or pasted anywhere; the composer itself takes its own.
+  const pictures = (data) => [...(data?.files ?? [])];
+  document.addEventListener("dragover", (event) => {
+    if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+  });
+  document.addEventListener("drop", (event) => {
+    if (!pictures(event.dataTransfer).length || event.target.closest("#composer")) return;
+    event.preventDefault();
+    attach(pictures(event.dataTransfer));
+  });
+  document.addEventListener("paste", (event) => {
+    if (!pictures(event.clipboardData).length || event.target.closest?.("#composer")) return;
+    event.preventDefault();
+    attach(pictures(event.clipboardData));
+  });
+  function attach(files) {
+    const input = find("#composer input[type=file]"), chosen = new DataTransfer();
+    for (const file of files) chosen.items.add(file);
+    input.files = chosen.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+    toComposer();
+  }
   // A browser reports a choice of files only if it differs from the last one, and Gradio does not reset that one.
   // Without this, the same picture could not be added to a second question.
   document.addEventListener("change", (event) => {
-    if (event.target.matches("#composer input[type=file]")) setTimeout(() => (event.target.value = ""));
+    if (!event.target.matches("#composer input[type=file]")) return;
+    setTimeout(() => (event.target.value = ""));
+    toComposer();
   });
+
+  // A picture in the chat opens large.
+  const large = document.createElement("dialog");
+  large.id = "large-picture";
+  large.innerHTML = '<button type="button" aria-label="Close the picture">Close</button><img>';
+  large.addEventListener("click", () => large.close());
+  document.body.append(large);
+  function enlarge(picture, name) {
+    large.setAttribute("aria-label", name);
+    Object.assign(large.querySelector("img"), { src: picture.src, alt: name });
+    large.showModal();
+  }
+  // The chat's pictures stand in buttons of Gradio's, which have no name; the address ends with the file's. The example
+  // cards stand in a list of Gradio's, which is none.
+  const inChat = "#chat .user-row .image-container button:has(img)";
+  const nameParts = () => {
+    find("#chat .examples")?.setAttribute("role", "group");
+    for (const button of document.querySelectorAll(`${inChat}:not([aria-label])`)) {
+      const file = decodeURIComponent(button.querySelector("img").src.split("/").at(-1));
+      button.setAttribute("aria-label", file);
+    }
+  };
+  nameParts();
+  new MutationObserver(nameParts).observe(find("#chat"), { childList: true, subtree: true });
+  document.addEventListener("click", (event) => {
+    const opened = event.target.closest(`${inChat}, #composer .thumbnail-item`);
+    if (!opened || event.target.closest(".delete-button")) return;
+    event.stopPropagation();
+    enlarge(opened.querySelector("img"), opened.ariaLabel ?? "Picture");
+  }, true);
+
+  // The strip is open while pictures are chosen, folds once they are sent, and stays as its visitor left it.
+  let left = null;
+  const strip = find("#strip"), tall = matchMedia("(min-height: 560px)");
+  const fold = () => {
+    const details = strip.querySelector("details.strip");
+    if (details) details.open = left ?? (tall.matches && !("answered" in details.dataset));
+  };
+  new MutationObserver(fold).observe(strip, { childList: true, subtree: true });
+  strip.addEventListener("click", (event) => {
+    if (event.target.closest("summary")) left = !event.target.closest("details").open;
+  });
+  ask.foldStrip = () => {
+    const details = strip.querySelector("details.strip");
+    if (details && !left) details.open = false;
+  };
 
   // The prompt's tokens are counted when typing pauses, not with each key.
   const PAUSE_MS = 700;
   let pause = null;
-  const countTokens = () => document.querySelector("#count-tokens")?.click();
+  const countTokens = () => find("#count-tokens")?.click();
   document.addEventListener("input", (event) => {
     if (!event.target.matches("#composer :is(textarea, input), #system-prompt textarea")) return;
+    if (event.target === composer()) ask.kept.set("text", event.target.value);
     clearTimeout(pause);
     pause = setTimeout(countTokens, PAUSE_MS);
   });
@@ -40,97 +162,6 @@
     const fold = event.target;
     if (fold.matches("#token-count details") && fold.open && !fold.querySelector(".tokens")) countTokens();
   }, true);
-
-  // In Inside, a box on a picture is a region to hide. It is drawn, tapped, or placed with the arrow keys, and given to
-  // the server in shares of the picture's sides: left, top, right, bottom.
-  const LEAST = 0.02, STEP = 0.02, SIDE = 0.3;
-  let drawn = null;
-  const shareOf = (event, area) => {
-    const place = area.getBoundingClientRect();
-    const share = (value, first, length) => Math.min(1, Math.max(0, (value - first) / length));
-    return [share(event.clientX, place.left, place.width), share(event.clientY, place.top, place.height)];
-  };
-  document.addEventListener("pointerdown", (event) => {
-    const area = event.target.closest("#inside .drawable");
-    if (!area || !event.isPrimary) return;
-    event.preventDefault();
-    drawn = { area, from: shareOf(event, area), before: area.region };
-  });
-  document.addEventListener("pointermove", (event) => {
-    if (drawn) mark(drawn.area, corners(drawn.from, shareOf(event, drawn.area)));
-  });
-  document.addEventListener("pointerup", (event) => {
-    if (!drawn) return;
-    const { area, from } = drawn, region = corners(from, shareOf(event, area));
-    drawn = null;
-    area.focus({ preventScroll: true });
-    if (region[2] - region[0] >= LEAST && region[3] - region[1] >= LEAST) {
-      mark(area, region);
-      hideRegion(area);
-    } else mark(area, moved([from[0] - SIDE / 2, from[1] - SIDE / 2, from[0] + SIDE / 2, from[1] + SIDE / 2], 0, 0));
-  });
-  document.addEventListener("pointercancel", () => { // the finger scrolls instead
-    if (drawn) mark(drawn.area, drawn.before);
-    drawn = null;
-  });
-  document.addEventListener("dragstart", (event) => {
-    if (event.target.closest?.("#inside .drawable")) event.preventDefault(); // do not drag the picture itself
-  });
-  document.addEventListener("keydown", (event) => {
-    const area = event.target;
-    if (!area.matches?.("#inside .drawable")) return;
-    const way = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] }[event.key];
-    if (way && !area.region) mark(area, [0.5 - SIDE / 2, 0.5 - SIDE / 2, 0.5 + SIDE / 2, 0.5 + SIDE / 2]);
-    else if (way) mark(area, (event.shiftKey ? sized : moved)(area.region, ...way));
-    else if (event.key === "Enter" && area.region) hideRegion(area);
-    else if (event.key === "Escape" && area.region) mark(area, undefined);
-    else return;
-    event.preventDefault();
-  });
-  document.addEventListener("click", (event) => {
-    if (event.target.matches("#inside .hide-box"))
-      hideRegion(event.target.closest("figure").querySelector(".drawable"));
-  });
-
-  // Draws an area's box and says where it is; without a region removes it.
-  function mark(area, region) {
-    const figure = area.closest("figure"), percent = (share) => Math.round(100 * share);
-    let box = area.querySelector(".box");
-    area.region = region;
-    figure.querySelector(".hide-box").hidden = !region;
-    figure.querySelector("[role=status]").textContent = region
-      ? `Box from ${percent(region[0])} to ${percent(region[2])} % across and ${percent(region[1])} to ${percent(region[3])} % down.`
-      : "";
-    if (!region) return box?.remove();
-    if (!box) {
-      box = document.createElement("span");
-      box.className = "box";
-      area.append(box);
-    }
-    const [left, top, right, bottom] = region.map((share) => 100 * share);
-    Object.assign(box.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
-  }
-
-  function hideRegion(area) {
-    const control = document.querySelector("#hide-region");
-    control.dataset.region = [area.dataset.picture, ...area.region].join(" ");
-    control.click();
-  }
-
-  function moved([left, top, right, bottom], across, down) {
-    const width = right - left, height = bottom - top;
-    const x = Math.min(1 - width, Math.max(0, left + across)), y = Math.min(1 - height, Math.max(0, top + down));
-    return [x, y, x + width, y + height];
-  }
-
-  function sized([left, top, right, bottom], across, down) {
-    const edge = (from, until) => Math.min(1, Math.max(from + LEAST, until));
-    return [left, top, edge(left, right + across), edge(top, bottom + down)];
-  }
-
-  function corners([x, y], [toX, toY]) {
-    return [Math.min(x, toX), Math.min(y, toY), Math.max(x, toX), Math.max(y, toY)];
-  }
 
   async function copy(text) {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);

@@ -1,5 +1,6 @@
 """The page: the panels and the events that connect them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,15 @@ from components.chat.conversation import Conversation
 from components.chat.handlers import ChatHandlers
 from components.chat.model_choice import ModelChoiceHandlers
 from components.chat.panel import badge, build_chat
+from components.chat.returning import Returning
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, load_examples
 from components.inside.handlers import InsideHandlers
 from components.inside.panel import Inside, build_inside, model_dependent
 from components.serving.server import Page
 from components.settings import (
-    OwnSettings,
     Settings,
-    apply_example,
     build_settings,
-    chosen_example,
-    restore_own_settings,
 )
 from components.shown.image_strip import build_image_strip, build_token_count
 from gemma3_core.engine import Engine, ModelRegistry
@@ -32,15 +30,13 @@ TITLE = "Gemma 3 and pictures"
 
 # The browser reports which files the composer holds, so that the strip is drawn again only when they change, not with
 # each letter of the question. The report is used for nothing else.
-_FILES_JS = "(message) => (message?.files ?? []).map((file) => file.path).join('\\n')"
+_FILES_JS = "(message) => window.ask.keepFiles(message)"
 
 # Sending empties the composer at once, so that a letter typed right after it is not lost.
 # While the composer shows Stop, Enter sends nothing and the text stays.
 _SEND_JS = """(message, ...rest) => {
   if (document.querySelector("#composer .stop-button")) return [null, ...rest];
-  const sent = JSON.parse(JSON.stringify(message));
-  document.querySelector("#empty").click();
-  return [sent, ...rest];
+  return [window.ask.send(JSON.parse(JSON.stringify(message))), ...rest];
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
@@ -69,7 +65,7 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
     info = models.first.info
     cards = load_examples() if examples is None else tuple(examples)
     cards = cards if info.multimodal else ()
-    with Page(title=TITLE, fill_height=True, analytics_enabled=False) as page:
+    with Page(title=TITLE, fill_height=True, fill_width=True, analytics_enabled=False) as page:
         conversation = gr.State(Conversation())
         settings = build_settings(info, models.entries)
         with gr.Column(elem_id="main"):
@@ -84,11 +80,12 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
         chat_handlers = ChatHandlers(models, cards)
         panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
         changes = _connect_chat(chat_handlers, panels)
+        _connect_return(page, chat_handlers, panels)
         _connect_examples(cards, panels)
         _connect_image_strip(chat_handlers, panels, changes)
         _connect_token_count(chat_handlers, panels, changes)
         inside_handlers = InsideHandlers(models)
-        _connect_inside(inside_handlers, inside, panels)
+        _connect_inside(inside_handlers, inside, panels, changes)
         _connect_model_choice(ModelChoiceHandlers(models, _head), panels, head, changes)
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
@@ -105,9 +102,8 @@ def _head(badge_line: str) -> str:
 
 def _connect_chat(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
     """Connects what starts, changes or stops an answer; returns the events after which the conversation has changed."""
-    retry, undo, edit, keep = (
-        gr.Button(act.capitalize(), elem_id=act, visible="hidden") for act in ("retry", "undo", "edit", "keep")
-    )
+    acts = ("retry", "undo", "edit", "keep", "restore", "continue")
+    retry, undo, edit, keep, restore, go_on = (gr.Button(act, elem_id=act, visible="hidden") for act in acts)
     number = gr.Number(visible="hidden", precision=0)
     state, composer, values = panels.conversation, panels.composer, panels.settings.inputs
     # No limit here: the engine's own queue decides the order. "multiple" lets each click reach the server, even one
@@ -124,28 +120,49 @@ def _connect_chat(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
     changes = [
         composer.submit(chat_handlers.send, [composer, state, *values], js=_SEND_JS, **common),
         panels.chat.example_select(chat_handlers.ask_example, [state, *values], **common),
-        retry.click(chat_handlers.retry, [state, *values], **common),
+        retry.click(chat_handlers.retry, [number, state, *values], js=_NUMBER_JS.format("retry"), **common),
+        go_on.click(chat_handlers.go_on, [state, *values], **common),
         undo.click(chat_handlers.undo, [composer, state], **common),
         edit.click(chat_handlers.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),
         keep.click(chat_handlers.keep, [state], **common),
-        panels.clear.click(chat_handlers.clear, None, **common),
+        restore.click(chat_handlers.restore, [composer, state], **common),
+        panels.clear.click(chat_handlers.clear, [composer, state], **common),
     ]
-    for change in changes[3:6]:
+    for change in changes[4:]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
     hand_back: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
-    return [change.then(**{**hand_back, "outputs": [composer, state]}) for change in changes]
+    ended = [change.then(**{**hand_back, "outputs": [composer, state]}) for change in changes]
+    for end in ended:
+        end.then(None, js="() => window.ask.answered()", api_visibility="private")
+    return ended
+
+
+def _connect_return(page: Page, chat_handlers: ChatHandlers, panels: Panels) -> None:
+    """A page that opens again shows the conversation, the draft and the settings that it had; the browser's tab keeps
+    them until it is closed."""
+    state = panels.conversation
+    returning = Returning(
+        lambda session: page.left_by(session, state), page.uploads.__contains__, chat_handlers.messages
+    )  # fmt: skip
+    left, window = (gr.Textbox(elem_id=name, visible="hidden") for name in ("left", "window"))
+    common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    shown = [panels.chat, panels.composer, state, panels.notice, window]
+    back = page.load(returning.come_back, [left], shown, js="() => [window.ask.left()]", **common)
+    back.then(None, window, js="(window_) => window.ask.kept.set('session', window_)", **common)
+    settings = [one for one in panels.settings.inputs if not isinstance(one, gr.State)]
+    page.load(None, settings, settings, js="(...values) => window.ask.settingsBack(...values)", **common)
+    changes = [one.change for one in settings]  # type: ignore[attr-defined]
+    gr.on(changes, None, settings, js="(...values) => window.ask.keepSettings(...values)", **common)
 
 
 def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:
-    """Shows a card's settings in the sidebar; "New chat" restores the visitor's own."""
-    own, shown = gr.State(OwnSettings()), panels.settings.set_by_example
-    common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-
-    def show(pan_and_scan: bool, system_prompt: str, choice: gr.SelectData) -> tuple[Any, ...]:
-        return apply_example(chosen_example(cards, choice), pan_and_scan, system_prompt)
-
-    panels.chat.example_select(show, shown[:2], [*shown, own], **common)
-    panels.clear.click(restore_own_settings, own, [*shown, own], **common)
+    """Shows a card's settings in the sidebar; "New chat" restores the visitor's own. All in the browser, so that no
+    click can come before the answer to the one before."""
+    brought = json.dumps([[card.pan_and_scan, card.system_prompt] for card in cards])
+    shown = panels.settings.set_by_example
+    common: dict[str, Any] = {"fn": None, "inputs": shown[:2], "outputs": shown, "api_visibility": "private"}
+    panels.chat.example_select(js=f"(...values) => window.ask.useCard({brought}, ...values)", **common)
+    panels.clear.click(js="(...values) => window.ask.restoreOwnSettings(...values)", **common)
 
 
 def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: gr.HTML, changes: Sequence[Any]) -> None:
@@ -220,7 +237,7 @@ def _connect_token_count(chat_handlers: ChatHandlers, panels: Panels, changes: S
     sent(lambda: "", None, panels.token_count, queue=False, show_progress="hidden", api_visibility="private")
 
 
-def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels) -> None:
+def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels, changes: Sequence[Any]) -> None:
     """Connects the buttons that open Inside for an answer, and those inside it."""
     selected, number = gr.State(None), gr.Number(visible="hidden", precision=0)
     show, close, look = (
@@ -229,21 +246,28 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
     # These wait in the engine's own queue. Each click reaches the server, where it cancels the call before it.
     waits = {**common, "concurrency_limit": None, "trigger_mode": "multiple"}
-    stops = {
-        "look-stop": (inside_handlers.stop_looking, inside.maps),
-        "hide-stop": (inside_handlers.stop_hiding, inside.effect),
+    looked = [inside.maps, inside.rest]
+    stops: dict[str, tuple[Any, list[Any]]] = {
+        "look-stop": (inside_handlers.stop_looking, looked),
+        "hide-stop": (inside_handlers.stop_hiding, [inside.effect]),
     }
     for name, (stop, shows) in stops.items():
         gr.Button("Stop", elem_id=name, visible="hidden").click(stop, None, shows, queue=False, **common)
-    shown = [inside.panel, inside.title, inside.inputs, inside.words, inside.maps, inside.effect, inside.mask]
-    choice = [selected, inside.layer, inside.head]
+    shown = [
+        inside.panel, inside.tabs, inside.title, inside.inputs, inside.words, inside.maps, inside.hide, inside.effect,
+        inside.rest, inside.mask, inside.comparison, selected,
+    ]  # fmt: skip
+    layer_and_head = [inside.layer, inside.head]
+    choice = [selected, *layer_and_head]
     opened = show.click(
         inside_handlers.open,
-        [number, panels.conversation],
-        [*shown, inside.comparison, selected],
+        [number, panels.conversation, *layer_and_head],
+        shown,
         js=_NUMBER_JS.format("inside-open"),
-        **common,
+        **waits,
     )
+    for change in changes:
+        change.then(inside_handlers.follow, [selected, panels.conversation, *layer_and_head], shown, **waits)
     if panels.settings.model is not None:
         opened.then(inside_handlers.follow_model, selected, model_dependent(inside), **common)
         models = [selected, gr.State("model"), inside.other]
@@ -252,11 +276,11 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     look.click(
         inside_handlers.look,
         [number, *choice],
-        [inside.words, inside.maps, inside.effect, selected],
+        [inside.words, *looked, inside.effect, inside.hide, selected],
         js=_NUMBER_JS.format("look"),
         **waits,
     )
-    gr.on([inside.layer.input, inside.head.input], inside_handlers.look_again, choice, inside.maps, **waits)
+    gr.on([inside.layer.input, inside.head.input], inside_handlers.look_again, choice, looked, **waits)
     inside.hide.click(inside_handlers.hide, selected, inside.effect, **waits)
     region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
     hide_region.click(inside_handlers.hide, [selected, region], inside.effect, js=_REGION_JS, **waits)

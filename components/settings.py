@@ -98,14 +98,6 @@ class Settings:
         return [self.pan_and_scan, self.system_prompt, self.system_prompt_fold]
 
 
-@dataclass(frozen=True)
-class OwnSettings:
-    """The visitor's own values of the settings that an example card has changed; None for a setting it left alone."""
-
-    pan_and_scan: bool | None = None
-    system_prompt: str | None = None
-
-
 def chosen_example(examples: Sequence[Example], choice: gr.SelectData) -> Example | None:
     """The example card that was clicked, if there is one with this number."""
     number = choice.index
@@ -118,33 +110,6 @@ def with_brought(choices: Choices, example: Example) -> Choices:
         choices,
         pan_and_scan=choices.pan_and_scan or example.pan_and_scan,
         system_prompt=example.system_prompt or choices.system_prompt,
-    )
-
-
-def apply_example(
-    example: Example | None, pan_and_scan: bool, system_prompt: str | None
-) -> tuple[Any, Any, Any, OwnSettings]:
-    """Updates of `Settings.set_by_example` that show the card's settings, and the visitor's own from before."""
-    if example is None:
-        return gr.skip(), gr.skip(), gr.skip(), OwnSettings()
-    switched, prompted = example.pan_and_scan and not pan_and_scan, bool(example.system_prompt)
-    # An empty text box gives None.
-    own = OwnSettings(pan_and_scan if switched else None, (system_prompt or "") if prompted else None)
-    return (
-        True if switched else gr.skip(),
-        example.system_prompt if prompted else gr.skip(),
-        gr.update(open=True) if prompted else gr.skip(),
-        own,
-    )
-
-
-def restore_own_settings(own: OwnSettings) -> tuple[Any, Any, Any, OwnSettings]:
-    """Updates that put the visitor's own settings back."""
-    return (
-        gr.skip() if own.pan_and_scan is None else own.pan_and_scan,
-        gr.skip() if own.system_prompt is None else own.system_prompt,
-        gr.skip() if own.system_prompt is None else gr.update(open=bool(own.system_prompt)),
-        OwnSettings(),
     )
 
 
@@ -171,6 +136,8 @@ def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = ()) -> Setti
                 max_lines=8,
             )
         sampling = _build_sampling(info.sampling)
+        theme = gr.Radio(["System", "Light", "Dark"], value="System", label="Theme", elem_id="theme")
+        theme.change(None, theme, js="(theme) => window.ask.useTheme(theme)", api_visibility="private")
     chosen, shown = gr.State(None) if int4 is None else int4, gr.State(info.name)
     inputs = (pan_and_scan, system_prompt, *sampling, chosen, gr.State(None) if model is None else model, shown)
     return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown)

@@ -1,5 +1,6 @@
 """The composer, where a visitor writes a question and adds pictures."""
 
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -32,7 +33,7 @@ def hint(info: ModelInfo) -> str:
 
 
 def build_notice() -> gr.HTML:
-    """The line above the composer that says that an earlier question is being edited."""
+    """The line above the composer: what is being edited, what can be brought back, or what a question lacks."""
     return gr.HTML(elem_id="changing")
 
 
@@ -45,6 +46,17 @@ def notice(number: int | None) -> str:
         "Sending it replaces its answer and everything after it.</span> "
         '<button type="button" data-act="keep">Cancel editing</button></p>'
     )
+
+
+def brings_back(text: str) -> str:
+    """HTML of the line that says what an action has replaced, with a button that brings it back."""
+    button = '<button type="button" data-act="restore">Bring it back</button>'
+    return f'<p role="status"><span>{escape(text)}</span> {button}</p>'
+
+
+def missing(text: str) -> str:
+    """HTML of the line that says what a question lacks."""
+    return f'<p role="status"><span>{escape(text)}</span></p>'
 
 
 def waiting() -> dict[str, Any]:

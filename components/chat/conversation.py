@@ -36,6 +36,7 @@ class Conversation:
 
     While an earlier question is edited, `changing` is its index and `aside` is what the composer held before.
     `returned` goes into the composer after the handler that set it. `failure` is why the chat shows no answer.
+    `before` is what the last action replaced, for as long as the visitor can bring it back.
     """
 
     exchanges: tuple[Exchange, ...] = ()
@@ -43,6 +44,7 @@ class Conversation:
     aside: Turn = NOTHING
     returned: Turn = NOTHING
     failure: str = ""
+    before: "Conversation | None" = None
 
     def turns(self, question: Turn) -> tuple[Turn, ...]:
         """All turns so far, each with its own pan & scan setting, followed by `question`."""
@@ -55,10 +57,16 @@ class Conversation:
     def pictures(self) -> list[str]:
         """Paths of all pictures that the page shows or may show again."""
         turns = [*(exchange.question for exchange in self.exchanges), self.aside, self.returned]
-        return [str(picture) for turn in turns for picture in turn.pictures]
+        earlier = [] if self.before is None else self.before.pictures()
+        return [str(picture) for turn in turns for picture in turn.pictures] + earlier
 
     def add(self, exchange: Exchange) -> "Conversation":
         return Conversation((*self.exchanges, exchange))
+
+    def replacing(self, before: "Conversation", draft: Turn = NOTHING) -> "Conversation":
+        """This conversation in place of `before`, which can be brought back once, with a draft for the composer."""
+        kept = Conversation(before.exchanges, returned=joined(before.aside, draft))
+        return replace(self, before=kept if kept.exchanges or kept.returned != NOTHING else None)
 
     def up_to(self, number: int) -> "Conversation":
         """The conversation before the exchange with this index; -1 drops the last exchange."""

@@ -42,6 +42,9 @@ STOPPED_EARLY = "Stopped before the first word."
 NOTHING_SAID = "The model ended its answer before the first word. Rephrase your question."
 QUESTION_BACK = "The question is back below."
 ANSWER_STAYS = "The earlier answer stays."
+NEW_CHAT = "This is a new chat."
+REPLACED = "The earlier answer is replaced."
+REPLACED_ALL = "The earlier answer and what came after it are replaced."
 
 Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversation's state and the notice
 
@@ -50,9 +53,9 @@ Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversati
 class _Draft:
     """What has arrived of an answer so far."""
 
-    stage: str = "Sending the question"
     pieces: list[str] = field(default_factory=list)
     choices: list[TokenChoice] = field(default_factory=list)
+    stage: str = "Sending the question"
     done: DoneEvent | None = None
 
     def take(self, event: Event) -> None:
@@ -116,25 +119,58 @@ class ChatHandlers:
                 return
 
     async def retry(
-        self, conversation: Conversation, request: gr.Request, *values: Any
+        self, number: float | None, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks the last question again with the current settings; its answer stays if no new one comes."""
-        if not conversation.exchanges or conversation.changing is not None:
+        """Asks the question with this index again, with the current settings.
+
+        Only a new answer replaces the earlier one and what came after it.
+        """
+        index = _index(number, conversation)
+        if index is None or conversation.changing is not None:
             yield _update()
             return
-        question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
+        question, kept = conversation.exchanges[index].question, conversation.up_to(index)
         async with aclosing(
             self._ask(question, conversation, kept, Choices(*values), _window(request), again=True)
         ) as updates:
             async for update in updates:
                 yield update
 
+    async def go_on(
+        self, conversation: Conversation, request: gr.Request, *values: Any
+    ) -> AsyncGenerator[Update, None]:
+        """Continues the last answer where it was cut at its longest length."""
+        last = conversation.exchanges[-1] if conversation.exchanges else None
+        if last is None or last.stats.stop_reason != "length" or conversation.changing is not None:
+            yield _update()
+            return
+        async with aclosing(
+            self._ask(
+                last.question,
+                conversation,
+                conversation.up_to(-1),
+                replace(Choices(*values), pan_and_scan=last.pan_and_scan, model=last.stats.model),
+                _window(request),
+                cut=last,
+            )
+        ) as updates:
+            async for update in updates:
+                yield update
+
+    def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
+        """Brings back what the last action replaced."""
+        before = conversation.before
+        if before is None or _window(request) in self._running:
+            return _update()
+        return _update(self.messages(before), composer.holding(joined(before.returned, _held(message))),
+                       replace(before, returned=NOTHING), "")  # fmt: skip
+
     def undo(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Moves the last question back into the composer, before the text there."""
         if _window(request) in self._running or not conversation.exchanges or conversation.changing is not None:
             return _update()
         question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
-        return _update(chat.messages(kept), composer.holding(joined(question, _held(message))), kept, "")
+        return _update(self.messages(kept), composer.holding(joined(question, _held(message))), kept, "")
 
     def edit(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
@@ -142,19 +178,19 @@ class ChatHandlers:
         """Puts the question with this index into the composer; nothing else changes until it is sent."""
         if _window(request) in self._running or conversation.changing is not None:
             return _update()
-        index = int(number) if number is not None else -1
-        if not 0 <= index < len(conversation.exchanges):
+        index = _index(number, conversation)
+        if index is None:
             return _update()
         changing = Conversation(conversation.exchanges, index, aside=_held(message))
         question = conversation.exchanges[index].question
-        return _update(chat.messages(changing), composer.holding(question), changing, composer.notice(index))
+        return _update(self.messages(changing), composer.holding(question), changing, composer.notice(index))
 
     def keep(self, conversation: Conversation, request: gr.Request) -> Update:
         """Ends editing and restores what the composer held before."""
         if _window(request) in self._running or conversation.changing is None:
             return _update()
         kept = Conversation(conversation.exchanges)
-        return _update(chat.messages(kept), composer.holding(conversation.aside), kept, "")
+        return _update(self.messages(kept), composer.holding(conversation.aside), kept, "")
 
     def hand_back(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
@@ -179,12 +215,14 @@ class ChatHandlers:
         self._newest_preview.pop(window, None)
         self._models.forget(window)
 
-    async def clear(self, request: gr.Request) -> Update:
-        """Returns the page to its initial state."""
+    async def clear(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
+        """Returns the page to its initial state; the conversation and the draft can be brought back."""
         window = _window(request)
         await self._running.discard(window)
         self._models.forget(window)
-        return _update([], composer.emptied(), Conversation(), "")
+        new = Conversation().replacing(conversation, _held(message))
+        notice = "" if new.before is None else composer.brings_back(NEW_CHAT)
+        return _update([], composer.emptied(), new, notice)
 
     def preview(
         self,
@@ -254,22 +292,29 @@ class ChatHandlers:
         choices: Choices,
         window: str,
         again: bool = False,
+        cut: Exchange | None = None,
     ) -> AsyncGenerator[Update, None]:
         """Answers `question` after `kept`, the part of the conversation that stays; only an answer replaces the rest.
 
-        Without an answer the conversation stays whole, and the question returns to the composer, or with `again` stays
-        where it is. `hand_back` restores Send, because Gradio repeats a generator's last update when it ends: that
-        would take Stop from a question sent in between, and a slow browser sees only the latest of several updates.
+        The answer goes on from `cut` where one is given. Without an answer the conversation stays whole, and the
+        question returns to the composer, or with `again` or `cut` stays where it is. `hand_back` restores Send, because
+        Gradio repeats a generator's last update when it ends: that would take Stop from a question sent in between, and
+        a slow browser sees only the latest of several updates.
         """
         if window in self._running:  # sent while an answer is running
             yield _update(conversation=replace(conversation, returned=question))
             return
+        if not question.text:
+            reason = ONLY_PICTURE if question.pictures else NO_QUESTION
+            yield _update(None, composer.waiting(), replace(conversation, returned=question), composer.missing(reason))
+            return
         shown = [*chat.messages(kept, controls=False), *chat.asked(question)]
-        draft = _Draft()
+        draft = _Draft() if cut is None else _Draft([cut.answer], list(cut.choices))
+        again = again or cut is not None
         try:
-            if not question.text:
-                raise Gemma3Error(ONLY_PICTURE if question.pictures else NO_QUESTION)
             asked = _request(question, kept, choices, self._models.info(choices.shown), window)
+            if cut is not None:
+                asked = replace(asked, answer_so_far=cut.answered.done.token_ids)
             with self._running.entry(window) as running:
                 yield _update([*shown, draft.message()], composer.waiting(), notice="")
                 answer = running.events(self._models.astream(choices.model, asked, running.stop))
@@ -280,19 +325,43 @@ class ChatHandlers:
                 yield _update(box=composer.waiting())
                 return
             done = draft.done
-            if done is None or not done.text.strip():
-                stopped = done is None or done.stats.stop_reason == "cancelled"
-                reason = STOPPED_EARLY if stopped else NOTHING_SAID
-                raise Gemma3Error(f"{reason} {ANSWER_STAYS if again else QUESTION_BACK}")
+            where = ANSWER_STAYS if again else QUESTION_BACK
+            if done is None or (not done.text.strip() and done.stats.stop_reason == "cancelled"):
+                yield self._without_answer(question, conversation, chat.remark(f"{STOPPED_EARLY} {where}"), again)
+                return
+            if not done.text.strip():
+                raise Gemma3Error(f"{NOTHING_SAID} {where}")
         except Gemma3Error as error:
-            yield _without_answer(question, conversation, str(error), again)
+            yield self._without_answer(question, conversation, chat.failed(str(error)), again, str(error))
         except Exception:
             logger.exception("answering failed")
-            yield _without_answer(question, conversation, UNEXPECTED, again)
+            yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
-            exchange = Exchange(question, choices.pan_and_scan, Answered(asked, done), TokenChoices(draft.choices))
+            complete = Answered(replace(asked, answer_so_far=()), done)
+            exchange = Exchange(question, choices.pan_and_scan, complete, TokenChoices(draft.choices))
             answered = replace(kept.add(exchange), returned=conversation.aside)
-            yield _update(chat.messages(answered), composer.waiting(), answered, "")
+            notice = ""
+            if cut is None and len(kept.exchanges) < len(conversation.exchanges):
+                answered = answered.replacing(conversation)
+                dropped = len(conversation.exchanges) - len(kept.exchanges)
+                notice = composer.brings_back(REPLACED if dropped == 1 else REPLACED_ALL)
+            yield _update(self.messages(answered), composer.waiting(), answered, notice)
+
+    def messages(self, conversation: Conversation) -> list[chat.Message]:
+        """The conversation, with advice under a last answer by which the demo model says that it knows nothing."""
+        last = conversation.exchanges[-1] if conversation.exchanges else None
+        info = None if last is None else self._models.info(last.stats.model)
+        lost = last is not None and info is not None and info.is_demo and chat.knows_nothing(last.answer)
+        return chat.messages(conversation, advice=chat.onward(self._models.names) if lost else "")
+
+    def _without_answer(
+        self, question: Turn, conversation: Conversation, said: chat.Message, again: bool, failure: str = ""
+    ) -> Update:
+        """Restores the conversation and shows why there is no answer."""
+        shown = [*self.messages(conversation), *([] if again else chat.asked(question)), said]
+        returned = NOTHING if again else question
+        conversation = replace(conversation, returned=returned, failure=failure)
+        return _update(shown, composer.waiting(), conversation, composer.notice(conversation.changing))
 
 
 def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:
@@ -307,12 +376,10 @@ def _update(shown: Any = None, box: Any = None, conversation: Conversation | Non
     return parts[0], parts[1], parts[2], parts[3]
 
 
-def _without_answer(question: Turn, conversation: Conversation, reason: str, again: bool) -> Update:
-    """Restores the conversation and shows why there is no answer."""
-    shown = [*chat.messages(conversation), *([] if again else chat.asked(question)), chat.failed(reason)]
-    returned = NOTHING if again else question
-    conversation = replace(conversation, returned=returned, failure=reason)
-    return _update(shown, composer.waiting(), conversation, composer.notice(conversation.changing))
+def _index(number: float | None, conversation: Conversation) -> int | None:
+    """The index of an exchange, from a browser's number."""
+    index = -1 if number is None else int(number)
+    return index if 0 <= index < len(conversation.exchanges) else None
 
 
 def _held(message: dict[str, Any] | None) -> Turn:

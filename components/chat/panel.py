@@ -11,7 +11,7 @@ from gradio.processing_utils import move_files_to_cache
 from components.chat.conversation import Conversation, Exchange
 from components.examples import Example
 from components.shown.markdown import literal, of_model
-from components.shown.stats import count, figures_line
+from components.shown.stats import count, figures_line, short_line
 from gemma3_core.engine import ModelInfo, Turn
 
 
@@ -24,15 +24,17 @@ class Message(dict[str, Any]):
 
 _NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip still shows them
 
+_DEMO = "A small demo model answers: shapes, signs, bar charts, price boards."
 _DEMO_LIMITS = (
-    "A small demo model answers. It knows flat shapes (circle, square, triangle, star, heart, rectangle) in eleven "
-    "colors, signs, bar charts, and boards of words and prices, which need pan & scan. It counts, names and locates "
-    "shapes, reads signs and prices, and takes follow-up questions. About nineteen in twenty of these answers are "
-    "right; it names the tallest bar in about half of the charts. Asked about anything else, it says that it doesn't "
-    "know. For pictures of any kind, {}"
+    "It knows flat shapes in eleven colors, signs, bar charts, and boards of words and prices, which need pan & scan. "
+    "About nineteen in twenty of its answers about them are right; it names the tallest bar in about half of the "
+    "charts. Asked about anything else, it says that it doesn't know. {}"
 )
+_ONWARD = "For photographs and everything else, {}"
 _CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
 _START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
+_KNOWS_NOTHING = ("I only know", "I can only tell you")
+"""How the demo model begins to say that a picture or a question is none of its world (see its model card)."""
 
 
 def build_chat(info: ModelInfo, examples: Sequence[Example], models: Sequence[str] = ()) -> gr.Chatbot:
@@ -74,20 +76,23 @@ def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
             f"## Ask a question, and watch the answer come in\n\n{literal(info.name)} answers. "
             "It reads text only. For pictures, start Gemma 3 4B or larger."
         )
-    larger_model = _CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _START_PUBLISHED
-    limits = (
-        _DEMO_LIMITS.format(larger_model)
-        if info.is_demo
-        else f"{literal(info.name)} answers. It can be wrong about what it sees."
-    )
-    return f"## Ask about a picture, and see what the model saw\n\n{limits}"
+    said = f"{literal(info.name)} answers. It can be wrong about what it sees."
+    if info.is_demo:
+        limits = of_model(_DEMO_LIMITS.format(onward(models)))
+        said = f"{_DEMO}\n\n<details><summary>What it can't do</summary>\n\n{limits}\n\n</details>"
+    return f"## Ask about a picture, and see what the model saw\n\n{said}"
 
 
-def messages(conversation: Conversation, controls: bool = True) -> list[Message]:
+def onward(models: Sequence[str]) -> str:
+    """Which model reads what the demo model can't; `models` are those to choose from."""
+    return _ONWARD.format(_CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _START_PUBLISHED)
+
+
+def messages(conversation: Conversation, controls: bool = True, advice: str = "") -> list[Message]:
     """The finished exchanges.
 
-    With `controls` each question has a button to edit it, and the last answer has Retry and Undo. While a question is
-    being edited there are none.
+    With `controls` each question has a button to edit it, each answer Retry, and the last one Undo and, if it was cut,
+    Continue. While a question is being edited there are none. `advice` stands under the last answer.
     """
     shown: list[Message] = []
     controls = controls and conversation.changing is None
@@ -95,7 +100,7 @@ def messages(conversation: Conversation, controls: bool = True) -> list[Message]
         last = number == len(conversation.exchanges) - 1
         shown += [
             *asked(exchange.question, number if controls else None),
-            _answered(exchange, number, again=controls and last),
+            _answered(exchange, number, controls, last, advice if last else ""),
         ]
     return shown
 
@@ -115,7 +120,7 @@ def prepare(chat: gr.Chatbot, shown: Sequence[Message]) -> list[dict[str, Any]]:
 
 def asked(question: Turn, number: int | None = None) -> list[Message]:
     """A question with its pictures; no message for an empty one. With its `number` (from 0) it has an edit button."""
-    content: list[Any] = [_picture(Path(str(path)), place) for place, path in enumerate(question.pictures, 1)]
+    content: list[Any] = [_picture(Path(str(path))) for path in question.pictures]
     if question.text:
         content.append(_text(literal(question.text)))
     if number is not None:
@@ -124,10 +129,10 @@ def asked(question: Turn, number: int | None = None) -> list[Message]:
     return [Message(role="user", content=content)] if content else []
 
 
-def _picture(path: Path, place: int) -> Any:
+def _picture(path: Path) -> Any:
     if path.suffix.lower() in _NOT_IN_BROWSERS:
         return gr.HTML(f'<p class="unshown">{escape(path.name)}: a TIFF, which browsers can\'t show</p>')
-    return {"path": str(path), "alt_text": f"Picture {place} of the question"}
+    return {"path": str(path), "alt_text": path.name}
 
 
 def answering(text: str) -> Message:
@@ -145,20 +150,38 @@ def failed(reason: str) -> Message:
     return _line(f'<p class="failure" role="alert">{escape(reason)}</p>')
 
 
-def _answered(exchange: Exchange, number: int, again: bool) -> Message:
-    buttons = _button("inside-open", "Look inside", f"Look inside answer {number + 1}", number)
-    buttons += _button("copy", "Copy", f"Copy answer {number + 1}")
-    if again:
-        buttons += _button("retry", "Retry", "Retry: ask the last question again")
-        buttons += _button("undo", "Undo", "Undo: move the last question back into the composer")
-    figures = escape(figures_line(exchange.stats))
-    line = f'<p class="figures"><span>{figures}</span><span class="acts">{buttons}</span></p>'
+def knows_nothing(answer: str) -> bool:
+    """Whether the demo model says that a picture or a question is none of its world."""
+    return answer.startswith(_KNOWS_NOTHING)
+
+
+def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advice: str) -> Message:
+    stats, buttons = exchange.stats, []
+    if controls and last and stats.stop_reason == "length":
+        buttons.append(_button("continue", "Continue", "Continue the answer where it was cut"))
+    buttons.append(_button("inside-open", "Look inside", f"Look inside answer {number + 1}", number))
+    buttons.append(_button("copy", "Copy", f"Copy answer {number + 1}"))
+    if controls:
+        which = "the last question" if last else f"question {number + 1}"
+        buttons.append(_button("retry", "Retry", f"Retry: ask {which} again", number))
+    if controls and last:
+        buttons.append(_button("undo", "Undo", "Undo: move the last question back into the composer"))
+    rest = figures_line(stats).removeprefix(f"{stats.model} · ")
+    figures = f"<details><summary>{escape(short_line(stats))}</summary><span>{escape(rest)}</span></details>"
+    line = f'<div class="figures">{figures}<span class="acts">{"".join(buttons)}</span></div>'
+    if advice:
+        line = f'<p class="advice">{escape(advice.replace("`", ""))}</p>{line}'
     return Message(role="assistant", content=[_text(of_model(exchange.answer)), gr.HTML(line)])
 
 
 def _button(act: str, text: str, name: str, number: int = 0) -> str:
     """A button for which page.js clicks the hidden button with the id `act`; `name` is for screen readers."""
     return f'<button type="button" data-act="{act}" data-number="{number}" aria-label="{name}">{text}</button>'
+
+
+def remark(text: str) -> Message:
+    """What became of a question without an answer, where nothing went wrong."""
+    return _line(f'<p class="remark" role="status">{escape(text)}</p>')
 
 
 def _line(html: str) -> Message:
@@ -171,12 +194,17 @@ def _text(text: str) -> dict[str, str]:
 
 
 def badge(info: ModelInfo, int4: bool | None = None) -> str:
-    """HTML of the line with the model's name, precision, device and size. `int4` None is the server's setting."""
+    """HTML of the line with the model's name, size, precision and device. `int4` None is the server's setting."""
     if int4 is None:
         int4 = info.quantization == "int4"
-    precision = "int4" if int4 else info.dtype
-    facts = [info.name, precision, info.device, _size(info.num_parameters)]
-    return escape(" · ".join(facts))
+    exact = f"{'int4' if int4 else info.dtype} on {info.device}"
+    facts = [
+        info.name,
+        _size(info.num_parameters),
+        "4-bit weights" if int4 else "full precision",
+        "on the CPU" if info.device == "cpu" else "on a GPU",
+    ]
+    return f'<span title="{escape(exact)}">{escape(" · ".join(facts))}</span>'
 
 
 def _size(parameters: int) -> str:

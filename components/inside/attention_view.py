@@ -29,12 +29,12 @@ def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> st
         for tile in attention.tiles
         if tile.tile.picture == number
     )
-    share = percent(attention.on_pictures)
+    share = "" if len(attention.tiles) == 1 else f"{percent(attention.on_pictures)} of the attention went to pictures. "
     return (
-        f'<div class="maps">{figures}</div><p class="note">{share} of the attention went to pictures.</p>'
-        '<p class="note" id="region-help">Draw a box on a whole picture, or tap it, to hide that region. With the '
-        "keyboard: arrow keys place and move a box, Shift with arrow keys sizes it, Enter hides it, Escape removes it."
-        "</p>"
+        f'<div class="maps">{figures}</div>'
+        f'<p class="note">{share}Draw a box on a whole picture, or tap it, to hide that region.</p>'
+        '<p class="sr-only" id="region-help">Arrow keys place and move a box, Shift with arrow keys sizes it, Enter '
+        "hides it, Escape removes it.</p>"
     )
 
 
@@ -51,7 +51,7 @@ def _figure(tile_map: TileMap, preview: PicturePreview, most: float) -> str:
         controls = (
             '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button>'
         )
-    caption = f"{escape(label)}: {percent(tile_map.total)}"
+    caption = f"{escape(label)}: {percent(tile_map.total)} of the attention"
     return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption>{controls}</figure>"
 
 

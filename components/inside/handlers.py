@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from itertools import islice
@@ -19,9 +19,9 @@ from components.chat.conversation import Conversation, Exchange
 from components.inside.attention_view import maps_html, occlusion_html
 from components.inside.compare import Setting, compared
 from components.inside.mask_view import mask_html
-from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS, model_updates
+from components.inside.panel import ATTENTION, CHOOSE_WORD, HIDING, MEAN_HEADS, model_updates
 from components.shown.image_strip import strip_html
-from components.shown.token_view import alternatives_html, answer_html, prompt_html
+from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
 from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, ModelRegistry, PicturePreview, StoppedError
 
 logger = logging.getLogger(__name__)
@@ -32,16 +32,20 @@ NO_WORD = "Choose a word of the answer first."
 # More than the engine's queue holds: each call that waits there keeps a thread, and some threads must be left to draw.
 _MOST_THREADS = 96
 
+_NOTHING_NEW: tuple[Any, ...] = tuple(gr.skip() for _ in range(12))
+
 _LOOK, _HIDE, _COMPARE = "look", "hide", "compare"
 _WAITING = {_LOOK: "Looking at the answer again", _HIDE: "Hiding the region and asking again"}
 
 
 @dataclass(frozen=True)
 class Selected:
-    """The exchange that Inside shows, and the token of its answer that was clicked."""
+    """The exchange that Inside shows, and the first token of the chosen word of its answer."""
 
     exchange: Exchange
     token: int | None = None
+    index: int = 0
+    """The exchange's place in its conversation."""
 
 
 class InsideHandlers:
@@ -53,17 +57,45 @@ class InsideHandlers:
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
         self._calls = Calls(self._threads)
 
-    async def open(self, number: float | None, conversation: Conversation, request: gr.Request) -> tuple[Any, ...]:
-        """Updates of panel, title, inputs, words, maps, effect, mask, comparison and the selected exchange."""
+    async def open(
+        self, number: float | None, conversation: Conversation, layer: str, head: int, request: gr.Request
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
+        """Updates of `panel.opened` and the selected exchange: first the panel, then where the model looked for a word
+        of content."""
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
-            return tuple(gr.skip() for _ in range(9))
-        self._calls.give_up(_window(request))
+            yield _NOTHING_NEW
+            return
+        window = _window(request)
+        self._calls.give_up(window)
         exchange = conversation.exchanges[index]
+        token = word_of_content(list(exchange.choices), exchange.question.text)
+        selected = Selected(exchange, token, index)
         title = f"<h2>Inside answer {index + 1}</h2>"
         inputs = await self._html(exchange, lambda engine: _inputs(engine, exchange))
-        words = answer_html(exchange.choices)
-        return gr.update(visible=True), title, inputs, words, CHOOSE_WORD, HIDING, "", "", Selected(exchange)
+        panel, tabs = gr.update(visible=True), gr.update(selected=ATTENTION)
+        words, hide = answer_html(exchange.choices, token), gr.update(interactive=token is not None)
+        yield panel, tabs, title, inputs, words, CHOOSE_WORD, hide, HIDING, "", "", "", selected
+        if token is None:
+            return
+        async with aclosing(self._maps(selected, layer, head, window)) as drawings:
+            async for maps, rest in drawings:
+                yield *_NOTHING_NEW[:5], maps, *_NOTHING_NEW[6:8], rest, *_NOTHING_NEW[9:]
+
+    async def follow(
+        self, selected: Selected | None, conversation: Conversation, layer: str, head: int, request: gr.Request
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
+        """The same updates after the conversation has changed: an answer that is gone is never shown. What took its
+        place is, or else Inside closes."""
+        if selected is None or any(exchange is selected.exchange for exchange in conversation.exchanges):
+            yield _NOTHING_NEW
+        elif selected.index < len(conversation.exchanges):
+            async with aclosing(self.open(selected.index, conversation, layer, head, request)) as updates:
+                async for update in updates:
+                    yield update
+        else:
+            panel, _ = await self.close(request)
+            yield panel, *_NOTHING_NEW[1:-1], None
 
     def follow_model(self, selected: Selected | None) -> tuple[Any, ...]:
         """Updates of the components that depend on the model that gave the answer (see `panel.model_dependent`)."""
@@ -79,10 +111,10 @@ class InsideHandlers:
         """Cancels the calls of a window that has been closed."""
         self._calls.give_up(_window(request))
 
-    async def stop_looking(self, request: gr.Request) -> str:
-        """Cancels the window's look; updates the maps."""
+    async def stop_looking(self, request: gr.Request) -> tuple[str, str]:
+        """Cancels the window's look; updates of the maps and the rest."""
         self._calls.give_up(_window(request), _LOOK)
-        return CHOOSE_WORD
+        return CHOOSE_WORD, ""
 
     async def stop_hiding(self, request: gr.Request) -> str:
         """Cancels the hiding of a region; updates the effect."""
@@ -91,33 +123,34 @@ class InsideHandlers:
 
     async def look(
         self, number: float | None, selected: Selected | None, layer: str, head: int, request: gr.Request
-    ) -> AsyncGenerator[tuple[Any, Any, Any, Any], None]:
-        """Updates of words, maps, effect and the selected exchange: where the model looked for the token `number`.
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
+        """Updates of words, maps, rest, effect, the button to hide and the selected exchange: where the model looked
+        for the word with the token `number`.
 
-        Cancels what this window still waits for about another token.
+        Cancels what this window still waits for about another word.
         """
-        nothing = gr.skip(), gr.skip(), gr.skip(), gr.skip()
         token = int(number) if number is not None else -1
         if selected is None or not 0 <= token < len(selected.exchange.choices):
-            yield nothing
+            yield _NOTHING_NEW[:6]
             return
-        chosen = Selected(selected.exchange, token)
+        choices = selected.exchange.choices
+        chosen = replace(selected, token=word_at(choices, token).start)
         self._calls.give_up(_window(request), _LOOK, _HIDE)
-        yield answer_html(chosen.exchange.choices, token), gr.skip(), HIDING, chosen
+        yield answer_html(choices, token), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
         async with aclosing(self._maps(chosen, layer, head, _window(request))) as drawings:
-            async for maps in drawings:
-                yield gr.skip(), maps, gr.skip(), gr.skip()
+            async for maps, rest in drawings:
+                yield gr.skip(), maps, rest, *_NOTHING_NEW[:3]
 
     async def look_again(
         self, selected: Selected | None, layer: str, head: int, request: gr.Request
-    ) -> AsyncGenerator[Any, None]:
-        """Updates of the maps: the same token in another layer or head."""
+    ) -> AsyncGenerator[tuple[Any, Any], None]:
+        """Updates of the maps and the rest: the same word in another layer or head."""
         if selected is None or selected.token is None:
-            yield gr.skip()
+            yield gr.skip(), gr.skip()
             return
         async with aclosing(self._maps(selected, layer, head, _window(request))) as drawings:
-            async for maps in drawings:
-                yield maps
+            async for maps, rest in drawings:
+                yield maps, rest
 
     async def hide(self, selected: Selected | None, request: gr.Request, region: str = "") -> AsyncGenerator[Any, None]:
         """What happens to the token's probability, and to the answer, when a region is hidden.
@@ -176,22 +209,27 @@ class InsideHandlers:
             logger.exception("comparing failed")
             yield _problem(UNEXPECTED)
 
-    async def _maps(self, selected: Selected, layer: str, head: int, window: str) -> AsyncGenerator[Any, None]:
-        answered, token = selected.exchange.answered, selected.token
-        assert token is not None
-        choice = alternatives_html(selected.exchange.choices[token])
+    async def _maps(
+        self, selected: Selected, layer: str, head: int, window: str
+    ) -> AsyncGenerator[tuple[Any, Any], None]:
+        """HTML of where the model looked for the word, and of the rest: the likeliest tokens, the prompt's words."""
+        answered, choices = selected.exchange.answered, list(selected.exchange.choices)
+        assert selected.token is not None
+        word = word_at(choices, selected.token)
+        rest: list[str] = []
 
         def draw(engine: Engine, call: Call) -> str:
             chosen_head = None if head == MEAN_HEADS else int(head)
             chosen_layer: Any = int(layer) if layer.isdecimal() else layer
-            attention = engine.attention(answered, [token], chosen_layer, chosen_head, stop=call.stop, tell=call.tell)
+            attention = engine.attention(answered, word, chosen_layer, chosen_head, stop=call.stop, tell=call.tell)
             weights = {word.token.column: word.weight for word in attention.tokens if word.token.kind == "text"}
-            words = prompt_html(engine.inspect(answered.request), weights)
-            return f"{maps_html(attention, _previews(engine, answered))}<h3>On the words of the prompt</h3>{words}"
+            rest.append(f"<h3>On the words of the prompt</h3>{prompt_html(engine.inspect(answered.request), weights)}")
+            return maps_html(attention, _previews(engine, answered))
 
+        alternatives = alternatives_html(choices[word.start])
         async with aclosing(self._called(window, _LOOK, selected.exchange, draw)) as drawings:
             async for html in drawings:
-                yield choice + html if isinstance(html, str) else html
+                yield html, alternatives + "".join(rest) if isinstance(html, str) else gr.skip()
 
     async def _called(
         self, window: str, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]

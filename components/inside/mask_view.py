@@ -9,6 +9,10 @@ _RULES = {
     "local": "Each token sees the last {window:,} tokens, and all of its own picture.",
     "global": "Each token sees all earlier tokens, and all of its own picture.",
 }
+_SAME = (
+    "Each token sees all earlier tokens, and all of its own picture. Both kinds of layers see the same here: the "
+    "prompt is no longer than the local layers' window."
+)
 _BUTTONS = (
     ("in", "+", "Zoom in"),
     ("out", "-", "Zoom out"),
@@ -35,7 +39,10 @@ def mask_html(mask: MaskView, prompt: PromptView) -> str:
         "rows": {one.kind: [[n for a, b in runs for n in (a, b - 1)] for runs in one.runs] for one in mask.masks},
     }
     data = escape(json.dumps(view, separators=(",", ":")))
-    figures = "".join(map(_figure, mask.masks))
+    shown = mask.masks
+    if len({one.runs for one in shown}) == 1 and len(shown) > 1:  # once, and said to be the same
+        shown = shown[-1:]
+    figures = "".join(_figure(one, both=len(shown) < len(mask.masks)) for one in shown)
     return (
         f'<div class="mask-view" data-view="{data}">'
         '<p class="note">Each row is a token, each column a token it may attend to: '
@@ -46,14 +53,14 @@ def mask_html(mask: MaskView, prompt: PromptView) -> str:
     )
 
 
-def _figure(mask: LayerMask) -> str:
-    name = f"{mask.kind} layers"
+def _figure(mask: LayerMask, both: bool) -> str:
+    name = "local and global layers" if both else f"{mask.kind} layers"
     buttons = "".join(
         f'<button type="button" data-mask-act="{act}" data-kind="{mask.kind}" aria-label="{says}, {name}">{text}'
         "</button>"
         for act, text, says in _BUTTONS
     )
-    rule = _RULES[mask.kind].format(window=mask.window or 0)
+    rule = _SAME if both else _RULES[mask.kind].format(window=mask.window or 0)
     return (
         f'<figure><canvas class="mask" tabindex="0" role="img" data-kind="{mask.kind}" aria-label="Mask of the {name}">'
         f"</canvas><figcaption><b>{name.capitalize()}.</b> {rule}"

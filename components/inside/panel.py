@@ -9,9 +9,10 @@ import gradio as gr
 from gemma3_core.engine import ModelInfo
 
 MEAN_HEADS = -1
+ATTENTION = "attention"
 _MEAN_LAYERS, _ROLLOUT = "global", "rollout"
 
-HIDING = '<p class="note">Attention does not prove that a region mattered. Hide the region to find out.</p>'
+HIDING = '<p class="note">Attention does not prove that a region mattered. Hide it to find out.</p>'
 CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the model looked when it wrote it.</p>'
 
 
@@ -20,6 +21,7 @@ class Inside:
     """The panel's components that other parts of the page use."""
 
     panel: gr.Column
+    tabs: gr.Tabs
     title: gr.HTML
     inputs: gr.HTML
     words: gr.HTML
@@ -28,6 +30,7 @@ class Inside:
     maps: gr.HTML
     hide: gr.Button
     effect: gr.HTML
+    rest: gr.HTML
     mask_tab: gr.Tab
     mask: gr.HTML
     compare_pan_and_scan: gr.Button
@@ -43,16 +46,16 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
         with gr.Row(elem_id="inside-head"):
             title = gr.HTML()
             gr.HTML('<button type="button" data-act="inside-close" aria-label="Close Inside">Close</button>')
-        with gr.Tabs():
-            with gr.Tab("Inputs"):
+        with gr.Tabs(selected=ATTENTION) as tabs:
+            with gr.Tab("Inputs", id="inputs"):
                 inputs = gr.HTML()
-            with gr.Tab("Attention"):
-                words, layer, head, maps, hide, effect = _build_attention(info)
-            with gr.Tab("Mask") as mask_tab:
+            with gr.Tab("Attention", id=ATTENTION):
+                attention = _build_attention(info)
+            with gr.Tab("Mask", id="mask") as mask_tab:
                 mask = gr.HTML()
-            with gr.Tab("Compare"):
+            with gr.Tab("Compare", id="compare"):
                 compare = _build_compare(info, models)
-    return Inside(panel, title, inputs, words, layer, head, maps, hide, effect, mask_tab, mask, *compare)
+    return Inside(panel, tabs, title, inputs, *attention, mask_tab, mask, *compare)
 
 
 def model_dependent(inside: Inside) -> list[Any]:
@@ -88,15 +91,20 @@ def _has_both_precisions(info: ModelInfo) -> bool:
 
 def _build_attention(
     info: ModelInfo,
-) -> tuple[gr.HTML, gr.Dropdown, gr.Dropdown, gr.HTML, gr.Button, gr.HTML]:
+) -> tuple[gr.HTML, gr.Dropdown, gr.Dropdown, gr.HTML, gr.Button, gr.HTML, gr.HTML]:
+    """The words; the pictures, and beside them what hiding a region changes; the rest of the figures."""
     words = gr.HTML()
-    maps = gr.HTML(CHOOSE_WORD)
+    with gr.Row(elem_id="looked"):
+        maps = gr.HTML(CHOOSE_WORD, elem_id="maps")
+        with gr.Column(elem_id="hiding", min_width=120):
+            hide = gr.Button(
+                "Hide the hottest region", elem_id="hide", size="sm", visible=info.multimodal, interactive=False
+            )
+            effect = gr.HTML(HIDING, visible=info.multimodal)
     with gr.Accordion("Details", open=False):
         layer = gr.Dropdown(_layers(info), value=_MEAN_LAYERS, label="Layer", filterable=False)
         head = gr.Dropdown(_heads(info), value=MEAN_HEADS, label="Head", filterable=False)
-    hide = gr.Button("Hide the hottest region and ask again", elem_id="hide", size="sm", visible=info.multimodal)
-    effect = gr.HTML(HIDING, visible=info.multimodal)
-    return words, layer, head, maps, hide, effect
+    return words, layer, head, maps, hide, effect, gr.HTML()
 
 
 def _build_compare(

@@ -42,6 +42,8 @@ _MAX_UNREAD = 400
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
 """Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
+_SCRIPTS = ("start.js", "regions.js", "masks.js")
+"""Run as the page loads, in this order; page.js runs once it stands."""
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
 
@@ -121,6 +123,14 @@ class Page(gr.Blocks):
         """
         found = (fn for number, fn in self.fns.items() if event in (number, fn.api_name))
         return next((len(fn.inputs) for fn in found), None)
+
+    def left_by(self, session: str, state: gr.State) -> Any:
+        """What a browser window that was closed within the last hour held in this state; None if nothing is known.
+
+        The window's name is a secret that only its browser knows.
+        """
+        known = self.app.state_holder.session_data.get(session)
+        return None if known is None else known.state_data.get(state._id)
 
     def num_waiting(self, session: str) -> int:
         """The number of a browser window's unfinished events."""
@@ -293,11 +303,12 @@ def launch_options(page: Page) -> dict[str, Any]:
     The style sheet goes into the head, because Gradio rewrites the selectors of its `css` option: those inside @media
     (phones, reduced motion) would match nothing.
     """
+    scripts = "".join(f"<script>{_asset(name)}</script>" for name in _SCRIPTS)
     return {
         "theme": build_theme(),
-        "head": f"<style>{_asset('style.css')}</style><script>{_asset('masks.js')}</script>",
+        "head": f"<style>{_asset('style.css')}</style>{scripts}",
         "js": _asset("page.js"),
-        "footer_links": ["api", "settings"],
+        "footer_links": ["api"],
         "max_file_size": MAX_FILE_BYTES,
         "max_threads": _MAX_RUNNING,
         "state_session_capacity": _MAX_WINDOWS,

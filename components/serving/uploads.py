@@ -64,6 +64,9 @@ class Uploads:
     def __len__(self) -> int:
         return len(self._files)
 
+    def __contains__(self, path: str) -> bool:
+        return path in self._files
+
     @property
     def num_bytes(self) -> int:
         """The size of all files on disk."""

@@ -41,7 +41,8 @@ def strip_html(
         pictures.append(_picture(number, preview, pan_and_scan, several=num_pictures > 1))
     title = f"What the model {'saw' if answered else 'will see'}"
     summary = f"{title}: {count(tiles, 'tile')}, {count(tokens, 'token')}"
-    return f'<details class="strip" open><summary>{summary}</summary>{"".join(pictures)}</details>'
+    mark = " data-answered" if answered else ""
+    return f'<details class="strip"{mark} open><summary>{summary}</summary>{"".join(pictures)}</details>'
 
 
 def unloaded_html(model: str) -> str:

@@ -1,6 +1,19 @@
-"""The line of figures under an answer."""
+"""The figures under an answer: model and time, and the rest on demand."""
 
 from gemma3_core.engine import Stats
+
+
+def short_line(stats: Stats) -> str:
+    """For example "demo model · 0.9 s"; also says if the answer was cut or stopped."""
+    parts = [stats.model]
+    if stats.time_to_first_token_s is not None:
+        decoding_s = (stats.new_tokens - 1) / stats.tokens_per_s if stats.tokens_per_s else 0.0
+        parts.append(f"{stats.time_to_first_token_s + decoding_s:.1f} s")
+    if stats.stop_reason == "length":
+        parts.append(f"cut at {count(stats.new_tokens, 'token')}")
+    if stats.stop_reason == "cancelled":
+        parts.append("stopped")
+    return " · ".join(parts)
 
 
 def figures_line(stats: Stats) -> str:

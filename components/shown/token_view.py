@@ -8,6 +8,10 @@ from components.shown.stats import count
 from gemma3_core.engine import PromptToken, PromptView, TokenChoice
 
 _MOST_SHOWN = 4000  # tokens of text; more of them make a browser pause
+_IDEOGRAPHS = 0x2E80  # from here on, scripts do not put spaces between words
+_GRAMMAR = """a an and are as at be by can do does for from has have here i in is it its my no not of on one or picture
+see so that the their there they this to was we were what which with yes you your"""
+_GRAMMAR_WORDS = frozenset(_GRAMMAR.split())
 _NAMES = {"text": "text", "special": "special token", "image": "soft token", "padding": "padding"}
 
 
@@ -47,10 +51,41 @@ def token_count_html(prompt: PromptView, room: int, opened: bool) -> str:
     )
 
 
+def words_of(choices: Sequence[TokenChoice]) -> list[range]:
+    """An answer's tokens in groups: single letters and other pieces of one word belong together."""
+    words: list[range] = []
+    for number, choice in enumerate(choices):
+        before = choices[number - 1].text if number else ""
+        if before[-1:].isalnum() and choice.text[:1].isalnum() and ord(choice.text[0]) < _IDEOGRAPHS:
+            words[-1] = range(words[-1].start, number + 1)
+        else:
+            words.append(range(number, number + 1))
+    return words
+
+
+def word_at(choices: Sequence[TokenChoice], number: int) -> range:
+    """The tokens of the word to which this token belongs."""
+    return next(word for word in words_of(choices) if number in word)
+
+
+def word_of_content(choices: Sequence[TokenChoice], question: str) -> int | None:
+    """The first token of the word that says most: not a word of grammar and, if possible, not of the question."""
+    texts = [(word.start, "".join(choices[n].text for n in word).strip().lower()) for word in words_of(choices)]
+    telling = [(start, text) for start, text in texts if any(char.isalnum() for char in text)]
+    content = [(start, text) for start, text in telling if text not in _GRAMMAR_WORDS]
+    new = [(start, text) for start, text in content if text not in question.lower()]
+    return next((start for start, _ in [*new, *content, *telling]), None)
+
+
 def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None) -> str:
-    """HTML of an answer's tokens as buttons: darker where the model was less sure, alternatives on hover."""
-    buttons = "".join(_answer_token(number, token, number == chosen) for number, token in enumerate(choices))
-    return f'<div class="tokens answer-tokens" role="group" aria-label="Words of the answer">{buttons}</div>'
+    """HTML of an answer's words as buttons: darker where the model was less sure, alternatives on hover."""
+    choices = list(choices)
+    buttons = "".join(_answer_word(word, choices, chosen is not None and chosen in word) for word in words_of(choices))
+    return (
+        f'<div class="tokens answer-tokens" role="group" aria-label="Words of the answer">{buttons}</div>'
+        '<p class="note">Choose an underlined word to see where the model looked when it wrote it. '
+        "The darker its ground, the less sure the model was.</p>"
+    )
 
 
 def alternatives_html(choice: TokenChoice) -> str:
@@ -67,14 +102,16 @@ def alternatives_html(choice: TokenChoice) -> str:
     )
 
 
-def _answer_token(number: int, token: TokenChoice, pressed: bool) -> str:
+def _answer_word(word: range, choices: Sequence[TokenChoice], pressed: bool) -> str:
+    first = choices[word.start]
     best = ", ".join(
-        f"{other.text.strip() or repr(other.text)} {percent(other.probability)}" for other in token.alternatives
+        f"{other.text.strip() or repr(other.text)} {percent(other.probability)}" for other in first.alternatives
     )
-    doubt = f"--doubt:{1 - token.probability:.3f}"
+    doubt = f"--doubt:{1 - min(choices[number].probability for number in word):.3f}"
+    text = visible("".join(choices[number].text for number in word))
     return (
-        f'<button type="button" data-act="look" data-number="{number}" aria-pressed="{str(pressed).lower()}" '
-        f'style="{doubt}" title="{escape(best)}">{visible(token.text)}</button>'
+        f'<button type="button" data-act="look" data-number="{word.start}" aria-pressed="{str(pressed).lower()}" '
+        f'style="{doubt}" title="{escape(best)}">{text}</button>'
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from gemma3_core.engine.api import Event, StageEvent
 from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
-from gemma3_core.engine.prompts import Prompt, encode
+from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.errors import NonFiniteError
 from gemma3_core.generation.loop import PREFILL_CHUNK_SIZE, PrefillProgress, Step, generate_tokens
@@ -51,7 +51,8 @@ class AnswerWriter:
                 try:
                     yield from self._written(running, steps)
                 except NonFiniteError as error:
-                    where = self._not_finite_in(running.with_answer(prompt))
+                    new = running.token_ids[len(prompt.request.answer_so_far) :]
+                    where = self._not_finite_in(followed_by(prompt, new))
                     raise NonFiniteError(f"{error} It happens first in {where}." if where else str(error)) from None
 
     def _not_finite_in(self, prompt: Prompt) -> str | None:
@@ -59,7 +60,7 @@ class AnswerWriter:
         model = self._precisions.model(bool(prompt.request.int4))
         with first_not_finite(self._model, model) as found, suppress(NonFiniteError):
             soft_tokens = _result(self._encode(prompt, 0))
-            for step in self._steps(prompt, soft_tokens, self._keys(prompt), Lent()):
+            for step in self._steps(prompt, soft_tokens, self._keys(prompt), Lent(), longest=1):
                 if isinstance(step, Step):
                     break
         return found[0] if found else None
@@ -108,16 +109,22 @@ class AnswerWriter:
         return self._model.device.type == "cpu"
 
     def _steps(
-        self, prompt: Prompt, soft_tokens: torch.Tensor | None, keys: tuple[TokenKey, ...], lent: Lent
+        self,
+        prompt: Prompt,
+        soft_tokens: torch.Tensor | None,
+        keys: tuple[TokenKey, ...],
+        lent: Lent,
+        longest: int | None = None,
     ) -> Generator[Step | PrefillProgress]:
         """Yields the answer's tokens; before the first, the progress of a long prefill.
 
         Hands the cache back through `lent`, also when the iterator is closed early, but not after an error.
         """
         request = prompt.request
-        assert request.max_new_tokens is not None
+        longest = request.max_new_tokens if longest is None else longest
+        assert longest is not None
         model = self._precisions.model(bool(request.int4))
-        total = prompt.num_tokens + request.max_new_tokens
+        total = prompt.num_tokens + longest
         cache = KVCache(self._model.text_config, reserve=total) if lent.cache is None else lent.cache
         began, read = cache.length, list(keys)
         # A single row has no padding. Without a mask, torch's fused attention reads less memory.
@@ -130,7 +137,7 @@ class AnswerWriter:
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
         settings, stops = request.settings(self._model.generation_config.sampling()), model.generation_config.stop_ids
         try:
-            for step in generate_tokens(model, fields, settings, request.max_new_tokens, stops, cache, chunk, ids):
+            for step in generate_tokens(model, fields, settings, longest, stops, cache, chunk, ids):
                 if isinstance(step, Step):
                     read.append(int(step.tokens[0]))
                 yield step

@@ -62,7 +62,9 @@ class Request:
 
     With `confidence`, each token comes with its probability and the likeliest alternatives. The queue takes turns among
     `visitor`s. With `reuse`, the engine keeps the KV cache for this visitor's next question; without, it prefills the
-    whole prompt and keeps nothing. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together.
+    whole prompt and keeps nothing. `answer_so_far` are the tokens of an answer that was cut: the new one goes on from
+    there, and its DoneEvent has the whole text. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns
+    together.
     """
 
     turns: tuple[Turn, ...]
@@ -75,6 +77,7 @@ class Request:
     confidence: bool = False
     reuse: bool = True
     int4_or_default: bool = False
+    answer_so_far: tuple[int, ...] = ()
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
         """The answer's sampling settings; the model's `default` fills in what the request leaves open."""

@@ -119,7 +119,15 @@ def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
     ids = tokenizer(texts, add_special_tokens=not text.startswith(tokenizer.bos_token), return_tensors="pt")[
         "input_ids"
     ]
-    return Prompt(request, pictures, ids, (ids == tokenizer.image_token_id).long())
+    prompt = Prompt(request, pictures, ids, (ids == tokenizer.image_token_id).long())
+    return followed_by(prompt, request.answer_so_far)
+
+
+def followed_by(prompt: Prompt, answer: Sequence[int]) -> Prompt:
+    """The prompt followed by the tokens of an answer."""
+    ids = torch.tensor([answer], dtype=prompt.input_ids.dtype)
+    types = torch.cat([prompt.token_type_ids, torch.zeros_like(ids)], dim=1)
+    return replace(prompt, input_ids=torch.cat([prompt.input_ids, ids], dim=1), token_type_ids=types)
 
 
 def read_headers(sources: Sequence[ImageSource]) -> list[PictureHeader]:

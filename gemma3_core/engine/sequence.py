@@ -1,10 +1,7 @@
 """One running answer: the text so far, and its figures at any time."""
 
 import time
-from dataclasses import replace
 from typing import Literal
-
-import torch
 
 from gemma3_core.engine.api import DoneEvent, ModelInfo, Request, Stats, TokenEvent
 from gemma3_core.engine.precisions import quantization_name
@@ -23,6 +20,8 @@ class RunningRequest:
         self._decoder = StreamingDecoder(tokenizer)
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
+        for token_id in request.answer_so_far:
+            self.push(token_id, None)
         self._new_tokens = 0  # includes the stop token
         self._entered = time.monotonic()
         self._started: float | None = None
@@ -36,6 +35,11 @@ class RunningRequest:
     def running_s(self) -> float:
         """Seconds since the request left the queue."""
         return 0.0 if self._started is None else time.monotonic() - self._started
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The answer's tokens so far."""
+        return tuple(self._token_ids)
 
     @property
     def has_tokens(self) -> bool:
@@ -59,16 +63,6 @@ class RunningRequest:
         rest = self._decoder.finish()
         self._pieces.append(rest)
         return TokenEvent(rest) if rest else None
-
-    def with_answer(self, prompt: Prompt) -> Prompt:
-        """The prompt followed by the tokens written so far, for one more token."""
-        ids = torch.tensor([self._token_ids], dtype=prompt.input_ids.dtype)
-        return replace(
-            prompt,
-            request=replace(prompt.request, max_new_tokens=1),
-            input_ids=torch.cat([prompt.input_ids, ids], dim=1),
-            token_type_ids=torch.cat([prompt.token_type_ids, torch.zeros_like(ids)], dim=1),
-        )
 
     def done(self, stop_reason: Literal["stop", "length", "cancelled"]) -> DoneEvent:
         prompt, started = self.prompt, time.monotonic() if self._started is None else self._started

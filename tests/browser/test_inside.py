@@ -51,7 +51,8 @@ def brightest(page):
 
 def test_inputs_show_the_tiles_and_every_token(page):
     look_inside(page)
-    assert page.locator("#inside .strip img").count() == 1
+    page.get_by_role("tab", name="Inputs").click()
+    page.locator("#inside .strip img").wait_for()
     special = page.locator("#inside .tokens .special").all_inner_texts()
     assert special[:2] == ["<bos>", "<start_of_turn>"]
     assert page.locator("#inside .tokens .image").inner_text() == "picture 1: 64 soft tokens"
@@ -164,7 +165,7 @@ def test_the_prompts_tokens_are_counted_where_typing_pauses(page):
     total = counted.inner_text().split()[-1]
     page.locator("#composer textarea").press("Enter")
     page.locator("#chat .figures").wait_for()
-    assert f"{total} tokens" in page.locator("#chat .figures").inner_text()
+    assert f"{total} tokens" in page.locator("#chat .figures").text_content()
     page.locator("#token-count details").wait_for(state="detached")
 
 
@@ -189,11 +190,11 @@ def test_the_mask_tells_each_cell_by_mouse_and_keyboard(page):
     page.mouse.move(place["x"] + 0.5 * place["width"], place["y"] + 0.3 * place["height"])
     assert "both belong to the same picture" in says.inner_text()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save as SVG, global layers").click()
+        page.get_by_role("button", name="Save as SVG, local and global layers").click()
     assert download.value.suggested_filename == "mask-global.svg"
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save as PNG, local layers").click()
-    assert download.value.suggested_filename == "mask-local.png"
+        page.get_by_role("button", name="Save as PNG, local and global layers").click()
+    assert download.value.suggested_filename == "mask-global.png"
 
 
 def test_zoomed_in_the_mask_has_its_tokens_beside_it(page):

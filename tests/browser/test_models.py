@@ -61,7 +61,7 @@ def ask(page, number=1, picture="night.png", question=QUESTION):
     write(page, question)
     send(page)
     answered(page, number)
-    return page.locator("#chat .figures").nth(number - 1).inner_text()
+    return page.locator("#chat .figures").nth(number - 1).text_content()
 
 
 def value(page, label):
@@ -78,7 +78,7 @@ def test_a_switch_counts_for_the_next_answer_of_this_visitor_only(browser, page,
         assert value(page, "Temperature") == "0"
         assert ask(page).startswith("other-demo · ")
         # Now that it is loaded, the page follows: its own settings, and nothing left to say.
-        page.locator("#head .badge", has_text=re.compile(r"other-demo · float32")).wait_for()
+        page.locator("#head .badge", has_text=re.compile(r"other-demo .* full precision")).wait_for()
         page.locator("#model-note").wait_for(state="hidden")
         assert (value(page, "Temperature"), value(page, "Top-k")) == ("0.5", "7")
         assert second.locator("#model input").input_value() == "demo model"

@@ -84,7 +84,7 @@ def test_what_an_open_page_shows_outlives_the_clean_up_and_goes_with_it(browser,
         page.locator("#composer textarea").fill("What does the sign say?")
         send(page)
         assert answered(page, 2).strip()
-        assert "2 pictures" in page.locator("#chat .figures").nth(1).inner_text()
+        assert "2 pictures" in page.locator("#chat .figures").nth(1).text_content()
         with opened(browser, address(server)) as other:
             assert other.locator("#chat button.example img").count() >= 4
             assert broken_pictures(other) == []

@@ -23,16 +23,13 @@ from components.examples import FOLDER, Example, load_examples
 from components.serving.server import Page, declare_avif, launch_options
 from components.settings import (
     Choices,
-    OwnSettings,
-    apply_example,
     build_settings,
     int4_line,
-    restore_own_settings,
     with_brought,
 )
 from components.shown import image_strip as strip
 from components.shown import markdown
-from components.shown.stats import figures_line
+from components.shown.stats import figures_line, short_line
 from components.theme import build_theme
 from gemma3_core.engine import (
     DoneEvent,
@@ -151,9 +148,9 @@ def controls(shown: list[dict]) -> list[list[str]]:
     return [re.findall(r'data-act="(\w+)"', "".join(line)) for line in lines]
 
 
-def test_each_question_can_be_edited_and_only_the_last_one_asked_again_or_taken_back():
+def test_each_question_can_be_edited_and_asked_again_and_only_the_last_one_taken_back():
     two = two_exchanges()
-    assert controls(chat.messages(two)) == [["edit"], ["copy"], ["edit"], ["copy", "retry", "undo"]]
+    assert controls(chat.messages(two)) == [["edit"], ["copy", "retry"], ["edit"], ["copy", "retry", "undo"]]
     only_copying = [[], ["copy"], [], ["copy"]]
     assert controls(chat.messages(two, controls=False)) == only_copying
     assert controls(chat.messages(Conversation(two.exchanges, changing=0))) == only_copying
@@ -162,15 +159,25 @@ def test_each_question_can_be_edited_and_only_the_last_one_asked_again_or_taken_
 def test_controls_have_names_of_their_own():
     shown = str([part.value for m in chat.messages(two_exchanges()) for part in m["content"] if hasattr(part, "value")])
     names = re.findall(r'aria-label="([^"]+)"', shown)
-    assert names[:4] == ["Edit question 1", "Look inside answer 1", "Copy answer 1", "Edit question 2"]
-    assert len(set(names)) == len(names) == 8
+    assert names[:4] == ["Edit question 1", "Look inside answer 1", "Copy answer 1", "Retry: ask question 1 again"]
+    assert len(set(names)) == len(names) == 9
+
+
+def test_an_answer_that_was_cut_can_be_continued_where_it_is_the_last():
+    cut = exchange_of(Turn("user", "What?"), "There are", replace(STATS, stop_reason="length"))
+    (_, answer) = chat.messages(Conversation().add(cut))
+    assert "Continue</button>" in answer["content"][1].value
+    shown = chat.messages(Conversation().add(cut).add(exchange_of(Turn("user", "And?"), "Three.")))
+    assert "Continue</button>" not in str(
+        [part.value for m in shown for part in m["content"] if hasattr(part, "value")]
+    )
 
 
 def test_a_tiff_is_named_where_browsers_would_show_a_broken_picture():
     (message,) = chat.asked(question_of("What?", ["/cache/<b>.tiff", "/cache/a.png"]))
     tiff, png, _ = message["content"]
     assert "&lt;b&gt;.tiff: a TIFF" in tiff.value
-    assert png == {"path": "/cache/a.png", "alt_text": "Picture 2 of the question"}
+    assert png == {"path": "/cache/a.png", "alt_text": "a.png"}
 
 
 def test_a_redraw_prepares_only_the_message_that_is_written_and_as_gradio_would(monkeypatch, tmp_path):
@@ -232,7 +239,9 @@ def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_p
     assert [turn.text for turn in engine.requests[0].turns] == ["Which?"]
     assert [(e.question.text, e.answer) for e in after.exchanges] == [("Which?", "A heart.")]
     assert [path.name for path in after.exchanges[0].question.pictures] == ["a.png"]
-    assert (after.changing, notice, len(shown)) == (None, "", 2)
+    assert (after.changing, len(shown)) == (None, 2)
+    assert "what came after it" in notice
+    assert after.before.exchanges == changing.exchanges
     box, after = handlers.hand_back(typed(""), after, Window())
     assert box["value"]["text"] == "half a question"
     assert after.returned == NOTHING
@@ -272,7 +281,9 @@ def test_undo_takes_the_last_question_back_before_what_is_typed_already():
 
 @pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])
 def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
-    shown, after, _ = run(ChatHandlers(ModelRegistry(Speaking(answer)), ()).retry(two_exchanges(), Window(), *VALUES))
+    shown, after, _ = run(
+        ChatHandlers(ModelRegistry(Speaking(answer)), ()).retry(1, two_exchanges(), Window(), *VALUES)
+    )
     assert after.exchanges == two_exchanges().exchanges
     assert after.returned == NOTHING
     assert "failure" in shown[-1]["content"][0].value
@@ -280,7 +291,7 @@ def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
 
 def test_a_retry_replaces_the_last_answer():
     engine = Speaking("Right.")
-    _, after, _ = run(ChatHandlers(ModelRegistry(engine), ()).retry(two_exchanges(), Window(), *VALUES))
+    _, after, _ = run(ChatHandlers(ModelRegistry(engine), ()).retry(1, two_exchanges(), Window(), *VALUES))
     assert [exchange.answer for exchange in after.exchanges] == ["A star.", "Right."]
     assert [turn.text for turn in engine.requests[0].turns] == ["What?", "A star.", "Where?"]
 
@@ -375,9 +386,12 @@ def test_reasons_and_stages_are_text_not_html():
 
 def test_first_sight_says_the_demo_models_world_and_the_way_out():
     text = chat.first_sight(DEMO)
-    for word in ("circle", "square", "triangle", "star", "heart", "rectangle", "eleven colors"):
+    for word in ("shapes", "signs", "bar charts", "price boards", "eleven colors", "pan & scan"):
         assert word in text
     assert "python app.py --model google/gemma-3-4b-it" in text
+    before, after = text.split("<details>")
+    assert before.count(".") == 1  # one sentence; the limits are behind a link
+    assert "eleven colors" in after
     other = chat.first_sight(changed(DEMO, name="gemma-3-4b-it", is_demo=False))
     assert "gemma\\" not in other
     assert "eleven" not in other
@@ -385,14 +399,24 @@ def test_first_sight_says_the_demo_models_world_and_the_way_out():
 
 
 def test_badge():
-    assert chat.badge(DEMO) == "demo model · float32 · cpu · 4.4 million weights"
+    shown = "demo model · 4.4 million weights · full precision · on the CPU"
+    assert chat.badge(DEMO) == f'<span title="float32 on cpu">{shown}</span>'
+    assert "on a GPU" in chat.badge(changed(DEMO, device="cuda:0"))
 
 
 def test_the_badge_follows_the_int4_switch():
-    assert chat.badge(DEMO, int4=True) == "demo model · int4 · cpu · 4.4 million weights"
+    assert "4-bit weights" in chat.badge(DEMO, int4=True)
+    assert "int4 on cpu" in chat.badge(DEMO, int4=True)
     served = changed(DEMO, quantization="int4")
-    assert "int4" in chat.badge(served)
-    assert "float32" in chat.badge(served, int4=False)
+    assert "4-bit weights" in chat.badge(served)
+    assert "full precision" in chat.badge(served, int4=False)
+
+
+def test_the_short_line_says_model_and_time_and_how_it_ended():
+    assert short_line(STATS) == "demo model · 0.4 s"  # 0.21 s and 14 tokens at 63.7 tokens/s
+    assert short_line(replace(STATS, time_to_first_token_s=None, tokens_per_s=None)) == "demo model"
+    assert short_line(replace(STATS, new_tokens=256, stop_reason="length")).endswith("cut at 256 tokens")
+    assert short_line(replace(STATS, new_tokens=1, tokens_per_s=None, stop_reason="cancelled")).endswith("stopped")
 
 
 def test_the_int4_switch_says_what_it_saves_or_why_it_is_not_there():
@@ -542,7 +566,7 @@ def test_cards_have_pictures_words_for_them_and_questions():
     assert {len(card.pictures) for card in cards} == {len(card.questions) for card in cards} == {1, 2}
 
 
-def test_a_card_says_which_settings_it_brings_and_they_are_taken_back():
+def test_a_card_says_which_settings_it_brings():
     plain = Example((Path("a.png"),), "a", ("What?",))
     cut = replace(plain, pan_and_scan=True)
     told = replace(plain, system_prompt="Be brief.")
@@ -551,21 +575,6 @@ def test_a_card_says_which_settings_it_brings_and_they_are_taken_back():
         "What? (pan & scan on)",
         "What? (system prompt: Be brief.)",
     ]
-    skip = gr.skip()
-    assert apply_example(plain, False, "Mine") == (skip, skip, skip, OwnSettings())
-    assert apply_example(None, False, "Mine") == (skip, skip, skip, OwnSettings())
-    assert apply_example(cut, False, "") == (True, skip, skip, OwnSettings(pan_and_scan=False))
-    assert apply_example(cut, True, "") == (skip, skip, skip, OwnSettings())
-    assert apply_example(told, False, "Mine") == (
-        skip,
-        "Be brief.",
-        gr.update(open=True),
-        OwnSettings(system_prompt="Mine"),
-    )
-    assert apply_example(told, False, None)[-1] == OwnSettings(system_prompt="")  # what an empty box says
-    assert restore_own_settings(OwnSettings()) == (skip, skip, skip, OwnSettings())
-    assert restore_own_settings(OwnSettings(False, "Mine")) == (False, "Mine", gr.update(open=True), OwnSettings())
-    assert restore_own_settings(OwnSettings(None, "")) == (skip, "", gr.update(open=False), OwnSettings())
 
 
 def test_a_card_asks_with_what_it_brings_and_what_the_visitor_has_chosen():

@@ -383,7 +383,7 @@ CHOICES = (
 def test_a_forged_choice_of_a_card_is_answered_in_plain_words(events, visitor):
     bad = BadReplies()
     chosen_by = [event for event in events.all if any(kind.endswith("select") for _, kind in event.targets)]
-    assert {event.handler for event in chosen_by} >= {"ask_example", "show"}
+    assert {event.handler for event in chosen_by} >= {"ask_example", "mask"}
     for event in chosen_by:
         for choice in CHOICES:
             asked = Asked(0, good_values(event), choice, False)
@@ -419,7 +419,7 @@ ROUTES = (
 def test_forged_envelopes_are_answered_in_plain_words(events, visitor):
     """Session, number of the event and of what led to it: each wrong in each way, by each route."""
     bad = BadReplies()
-    queued, direct = events.named("keep"), events.named("restore_own_settings")
+    queued, direct = events.named("keep"), events.named("stop")
 
     def look(route: str, event: Event, **wrong: Any) -> None:
         body = {"data": good_values(event), "fn_index": event.number, "session_hash": new_id(), **wrong}

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from dataclasses import replace
+from functools import partial
 from html import unescape
 from io import BytesIO
 
@@ -24,7 +25,7 @@ from components.inside.compare import both_requests, first_difference
 from components.inside.handlers import NO_WORD, InsideHandlers, Selected, drawn_box
 from components.inside.mask_view import mask_html
 from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS
-from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html
+from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html, word_of_content, words_of
 from gemma3_core.engine import (
     Answered,
     Box,
@@ -160,14 +161,62 @@ def last(updates):
     return run(all_of_it())[-1]
 
 
+def test_the_pieces_of_a_word_are_one_button_and_a_word_of_content_is_chosen():
+    texts = ["The", " sign", " says", " “", "S", "t", "o", "p", "”", "."]
+    choices = [choice(number, text) for number, text in enumerate(texts)]
+    assert words_of(choices) == [
+        range(0, 1),
+        range(1, 2),
+        range(2, 3),
+        range(3, 4),
+        range(4, 8),
+        range(8, 9),
+        range(9, 10),
+    ]
+    html = answer_html(choices, chosen=6)
+    assert html.count("<button") == 7
+    assert 'data-number="4" aria-pressed="true"' in html
+    assert ">Stop</button>" in html
+    assert word_of_content(choices, "What is it?") == 1
+    assert word_of_content(choices, "What does the sign say?") == 2
+    assert word_of_content([choice(0, "Yes"), choice(1, ".")], "Is it?") == 0
+    assert word_of_content([choice(0, "…")], "") is None
+    assert [len(word) for word in words_of([choice(0, "東"), choice(1, "京")])] == [1, 1]
+
+
+def test_an_answer_that_is_gone_is_never_shown(engine, exchange):
+    handlers, other = InsideHandlers(ModelRegistry(engine)), replace(exchange)
+    shown = Selected(exchange, 0)
+    follow = partial(handlers.follow, layer="global", head=MEAN_HEADS, request=Window())
+    assert all(part == gr.skip() for part in last(follow(shown, Conversation((exchange,)))))
+    panel, *_, selected = last(follow(shown, Conversation()))
+    assert (panel["visible"], selected) == (False, None)
+
+    async def first():
+        return await anext(follow(shown, Conversation((other,))))
+
+    assert run(first())[-1].exchange is other
+
+
+def opened(handlers, exchange):
+    """The first updates of Inside for this answer."""
+
+    async def first():
+        return await anext(handlers.open(0, Conversation((exchange,)), "global", MEAN_HEADS, Window()))
+
+    return run(first())
+
+
 def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     handlers = InsideHandlers(ModelRegistry(engine))
-    panel, title, inputs, words, *_, selected = run(handlers.open(0, Conversation((exchange,)), Window()))
+    panel, tabs, title, inputs, words, *_, selected = opened(handlers, exchange)
+    assert tabs["selected"] == "attention"
+    assert exchange.choices[selected.token].text.strip() == "yellow"  # the word of content
     assert panel["visible"]
     assert "Inside answer 1" in title
     assert "whole picture" in inputs
     assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
-    assert words.count("<button") == len(exchange.choices)
+    assert words.count("<button") == len(words_of(exchange.choices))
     color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
     chosen = replace(selected, token=color)
     maps = last(handlers.look(color, selected, "global", MEAN_HEADS, Window()))[1]
@@ -177,13 +226,13 @@ def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     with Image.open(NIGHT) as picture:
         red, green, blue = picture.convert("RGB").resize(light.shape[::-1]).getpixel((int(column), int(row)))
     assert min(red, green) > 200 > blue  # the star is what lies in the light
-    assert last(handlers.look_again(chosen, "0", 1, Window())) != maps
+    assert last(handlers.look_again(chosen, "0", 1, Window()))[0] != maps
     effect = last(handlers.hide(chosen, Window()))
     assert "the probability of “yellow” goes from" in effect
 
 
 def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
-    maps = last(InsideHandlers(ModelRegistry(engine)).look_again(Selected(exchange, 0), "rollout", 1, Window()))
+    maps, _ = last(InsideHandlers(ModelRegistry(engine)).look_again(Selected(exchange, 0), "rollout", 1, Window()))
     assert 'role="alert"' in maps
 
 
@@ -193,13 +242,14 @@ def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
     gone = Turn("user", "What color is the star?", (tmp_path / "gone.png",))
     request = replace(exchange.answered.request, turns=(gone,))
     lost = replace(exchange, question=gone, answered=Answered(request, exchange.answered.done))
-    assert 'role="alert"' in run(handlers.open(0, Conversation((lost,)), Window()))[2]
-    assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))
+    assert 'role="alert"' in opened(handlers, lost)[3]
+    assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))[0]
     other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
     switched = replace(exchange, answered=Answered(exchange.answered.request, other))
-    assert "is not loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))
+    assert "is not loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))[0]
     for number in (None, 7, -1):
-        assert len(run(handlers.open(number, Conversation((exchange,)), Window()))) == 9
+        nothing = last(handlers.open(number, Conversation((exchange,)), "global", MEAN_HEADS, Window()))
+        assert all(part == gr.skip() for part in nothing)
         assert last(handlers.look(number, Selected(exchange), "global", MEAN_HEADS, Window()))[0] == run(
             handlers.mask(None)
         )
@@ -291,7 +341,9 @@ async def waited(updates, text):
         lambda handlers, _selected: handlers.close(Window()),
         lambda handlers, _selected: handlers.leave(Window()),
         lambda handlers, _selected: handlers.stop_looking(Window()),
-        lambda handlers, selected: handlers.open(0, Conversation((selected.exchange,)), Window()),
+        lambda handlers, selected: anext(
+            handlers.open(0, Conversation((selected.exchange,)), "global", MEAN_HEADS, Window())
+        ),
         lambda handlers, selected: anext(handlers.look(1, selected, "global", MEAN_HEADS, Window())),
         lambda handlers, selected: anext(handlers.look_again(selected, "rollout", MEAN_HEADS, Window())),
     ],
@@ -367,7 +419,7 @@ def test_a_stopped_answer_is_looked_into(engine, exchange):
     stopped = Exchange(exchange.question, False, Answered(request, event), TokenChoices(choices))
     assert stopped.stats.stop_reason == "cancelled"
     handlers = InsideHandlers(ModelRegistry(engine))
-    _, _, inputs, words, hint, *_, selected = run(handlers.open(0, Conversation((stopped,)), Window()))
+    _, _, _, inputs, words, hint, *_, selected = opened(handlers, stopped)
     assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
     assert (words.count("<button"), hint) == (4, CHOOSE_WORD)
     whole = last(handlers.look(3, Selected(exchange), "global", MEAN_HEADS, Window()))

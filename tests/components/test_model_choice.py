@@ -86,7 +86,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     shown, note, head, pan_and_scan, *sampling, first, box = following.follow(Conversation(), *values)
     assert (shown, note["visible"], pan_and_scan["visible"]) == (OTHER.name, False, False)
     assert sampling == [1.0, 64, 0.95]
-    assert head.startswith("&lt;b&gt;other · float32")
+    assert head.startswith('<span title="float32 on cpu">&lt;b&gt;other · ')
     assert "reads text only" in first["placeholder"]
     assert box["placeholder"] == "Ask a question"
     with gr.Blocks():

@@ -110,6 +110,22 @@ CONVERSATIONS = {
 TILES = dict(zip(CONVERSATIONS, [0, 1, 1, 3, 3, 1, 1], strict=True))
 
 
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_an_answer_that_was_cut_goes_on_as_if_it_had_not_been(engine, name, reuse):
+    request = replace(CONVERSATIONS[name], max_new_tokens=12, reuse=reuse, visitor=f"cut {name}")
+    whole = answer(engine, request)
+    cut = answer(engine, replace(request, max_new_tokens=5))
+    events = list(engine.stream(replace(request, answer_so_far=cut.token_ids, max_new_tokens=7)))
+    done = events[-1]
+    assert (cut.token_ids, cut.stats.stop_reason) == (whole.token_ids[:5], "length")
+    assert (done.token_ids, done.text) == (whole.token_ids, whole.text)
+    assert sum(isinstance(event, TokenEvent) and event.text != "" for event in events) > 0
+    assert done.stats.new_tokens == 7
+    if reuse:
+        assert done.stats.reused_tokens >= done.stats.prompt_tokens - 1
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_answer_is_what_processor_and_model_give(engine, chat_folder, name):
     request = CONVERSATIONS[name]

@@ -1,0 +1,73 @@
+// Runs before the page is drawn: what must not move or flash later, and what the page's events call.
+(() => {
+  const root = document.documentElement;
+  const wide = matchMedia("(min-width: 1100px)"), dark = matchMedia("(prefers-color-scheme: dark)");
+  root.dataset.settings = wide.matches ? "open" : "closed";
+
+  // The tab's own storage: a reload, also the one after a lost connection, finds everything again.
+  const kept = {
+    get: (name) => JSON.parse(sessionStorage.getItem(name) ?? "null"),
+    set: (name, value) => sessionStorage.setItem(name, JSON.stringify(value)),
+  };
+
+  let card = null, own = [];
+  document.addEventListener("click", (event) => {
+    const example = event.target.closest?.("#chat button.example");
+    if (example) card = [...example.parentElement.querySelectorAll("button.example")].indexOf(example);
+  }, true);
+
+  const unchanged = { __type__: "update" };
+  window.ask = {
+    kept,
+
+    // The settings that an example card brings, until the next new chat.
+    useCard(cards, panAndScan, systemPrompt) {
+      const [cut, prompt] = cards[card] ?? [false, ""];
+      own = [cut && !panAndScan ? [panAndScan] : [], prompt ? [systemPrompt ?? ""] : []];
+      return [panAndScan || cut, prompt || systemPrompt, prompt ? { __type__: "update", open: true } : unchanged];
+    },
+    restoreOwnSettings(panAndScan, systemPrompt) {
+      const [[cut = panAndScan], [prompt]] = own.length ? own : [[], []];
+      own = [];
+      if (prompt === undefined) return [cut, systemPrompt, unchanged];
+      return [cut, prompt, { __type__: "update", open: Boolean(prompt) }];
+    },
+
+    useTheme(theme) {
+      localStorage.setItem("theme", theme);
+      document.body.classList.toggle("dark", theme === "Dark" || (theme === "System" && dark.matches));
+      return theme;
+    },
+
+    // A question is kept until its answer is there.
+    send(message) {
+      kept.set("sent", message);
+      kept.set("text", "");
+      document.querySelector("#empty").click();
+      ask.foldStrip();
+      return message;
+    },
+    answered: () => sessionStorage.removeItem("sent"),
+
+    keepSettings(...values) {
+      kept.set("settings", { app: window.gradio_config?.app_id, values });
+    },
+    settingsBack(...values) {
+      const before = kept.get("settings");
+      // Another start of the server may offer other models and switches.
+      return before?.app === window.gradio_config?.app_id && before?.values.length === values.length
+        ? before.values
+        : values;
+    },
+    keepFiles(message) {
+      kept.set("files", message?.files ?? []);
+      return (message?.files ?? []).map((file) => file.path).join("\n");
+    },
+    left: () => JSON.stringify({
+      session: kept.get("session"),
+      sent: kept.get("sent"),
+      draft: { text: kept.get("text") ?? "", files: kept.get("files") ?? [] },
+    }),
+  };
+  dark.addEventListener("change", () => ask.useTheme(localStorage.getItem("theme") ?? "System"));
+})();

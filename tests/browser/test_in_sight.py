@@ -1,0 +1,188 @@
+"""The answer is in sight on every window, nothing moves while it comes, and Inside follows what is there."""
+
+import io
+
+import pytest
+from browsing import add, answered, choose, send, write
+from PIL import Image
+from places import EXAMPLES
+from running_app import ScriptedEngine, opened, running_app, served
+from window import DEMO
+
+HEARTS = EXAMPLES / "hearts.png"
+LOW = [(844, 390), (700, 450), (390, 500)]
+SHIFTS_JS = """window.shifts = 0;
+new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifts += shift.value; })
+  .observe({ type: "layout-shift", buffered: true });"""
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running_app() as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, url):
+    with opened(browser, url) as visitor:
+        yield visitor
+
+
+def is_in_sight(page, selector):
+    """Whether the element lies inside the chat's window, and the window inside the page."""
+    return page.locator(selector).last.evaluate(
+        """(one) => {
+             const box = one.getBoundingClientRect(), chat = document.querySelector("#chat").getBoundingClientRect();
+             const top = document.elementFromPoint(box.left + 4, box.top + box.height / 2);
+             return box.top >= chat.top - 1 && box.bottom <= Math.min(chat.bottom, innerHeight) + 1
+               && (one === top || one.contains(top) || top.contains(one));
+           }"""
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), LOW)
+def test_the_answer_is_in_sight_on_a_low_window(browser, url, width, height):
+    with opened(browser, url, width, height) as page:
+        write(page, "How many hearts are there?", HEARTS)
+        send(page)
+        answered(page)
+        page.locator("#strip summary").wait_for()
+        page.wait_for_timeout(400)
+        assert not page.locator("#strip details").evaluate("strip => strip.open")
+        assert is_in_sight(page, "#chat .bot-row .message-content")
+        page.locator("#strip summary").click()  # its visitor opens it: it stays open, and the answer in sight
+        page.wait_for_timeout(200)
+        page.locator("#chat .bubble-wrap").evaluate("box => box.scrollTo(0, box.scrollHeight)")
+        assert is_in_sight(page, "#chat .figures")
+        write(page, "And the stars?")
+        send(page)
+        answered(page, 2)
+        assert page.locator("#strip details").evaluate("strip => strip.open")
+
+
+def test_the_strip_is_open_before_and_folded_after(page):
+    add(page, HEARTS)
+    page.locator("#strip img").first.wait_for()
+    page.locator("#composer textarea").fill("How many hearts are there?")
+    send(page)
+    answered(page)
+    page.wait_for_function("document.querySelector('#strip details[data-answered]:not([open])')")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844), *LOW])
+def test_nothing_moves_as_the_page_comes(browser, url, width, height):
+    context = browser.new_context(viewport={"width": width, "height": height})
+    page = context.new_page()
+    page.add_init_script(SHIFTS_JS)
+    page.goto(url)
+    page.locator("#chat button.example").first.wait_for()
+    page.wait_for_timeout(700)
+    assert page.evaluate("window.shifts") < 0.1
+    toggle, title = page.locator("#settings .toggle-button").bounding_box(), page.locator("h1").bounding_box()
+    assert toggle["x"] + toggle["width"] <= title["x"]
+    context.close()
+
+
+def test_no_bubble_changes_its_width_while_an_answer_comes(browser):
+    scripted = ScriptedEngine(DEMO)
+    scripted.answer = "There are three red hearts, and beside them a star that is smaller than all of them together."
+    with served(scripted) as address, opened(browser, address) as page:
+        boxes = """() => ["#chat .user-row [data-testid=user]:has(.md)", "#chat .bot-row", "#composer"].map((part) => {
+          const box = document.querySelector(part).getBoundingClientRect();
+          return [Math.round(box.left), Math.round(box.width)];
+        })"""
+        write(page, "How many?", HEARTS)
+        send(page)
+        page.get_by_text("2nd in the queue").wait_for()
+        seen = [page.evaluate(boxes)]
+        for stage in ("queued", "encoding", "reading"):
+            scripted.let_through(stage)
+            page.wait_for_timeout(150)
+            seen.append(page.evaluate(boxes))
+        scripted.let_through("writing")
+        answered(page)
+        page.locator("#composer .submit-button").wait_for()
+        seen.append(page.evaluate(boxes))
+        assert all(one == seen[0] for one in seen), seen
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_pictures_may_come_anywhere_on_the_page(page, way):
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(data, "PNG")
+    page.evaluate(
+        """([bytes, way]) => {
+             const data = new DataTransfer();
+             data.items.add(new File([new Uint8Array(bytes)], "red.png", { type: "image/png" }));
+             const place = document.querySelector("#chat h2") ?? document.body;
+             const event = way === "drop"
+               ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+               : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+             place.dispatchEvent(event);
+           }""",
+        [list(data.getvalue()), way],
+    )
+    page.locator("#composer .thumbnail-item").wait_for()
+    page.locator("#strip img").first.wait_for()
+
+
+def test_only_the_cross_removes_a_picture(page):
+    add(page, HEARTS)
+    cross = page.locator("#composer .delete-button")
+    assert float(cross.evaluate("cross => getComputedStyle(cross).opacity")) == 1
+    page.locator("#composer .thumbnail-item img").click(position={"x": 8, "y": 30})
+    page.locator("dialog[open] img").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator("#composer .thumbnail-item").count() == 1
+    cross.click()
+    page.locator("#composer .thumbnail-item").wait_for(state="detached")
+
+
+def test_inside_opens_on_a_word_and_follows_what_is_there(page):
+    choose(page)
+    answered(page)
+    page.get_by_role("button", name="Look inside answer 1").click()
+    page.get_by_role("tab", name="Attention", selected=True).wait_for()
+    page.locator("#maps figure").wait_for()
+    assert page.locator("#inside [aria-pressed=true]").inner_text().strip() == "three"
+    page.locator("#hide").click()
+    page.get_by_text("the probability of").wait_for()
+    effect = page.get_by_text("the probability of").bounding_box()
+    assert effect["y"] + effect["height"] < 900
+    figure = page.locator("#maps figure").first.bounding_box()
+    assert effect["x"] >= figure["x"] + figure["width"]
+    page.locator("#int4 input").check()
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_text("The earlier answer is replaced.").wait_for()
+    page.wait_for_function("!document.querySelector('#inside').innerText.includes('the probability of')")
+    page.locator("#maps figure").wait_for()
+    page.get_by_role("button", name="Undo").click()
+    page.locator("#inside").wait_for(state="hidden")
+
+
+def test_equal_masks_are_shown_once_and_said_to_be(page):
+    choose(page)
+    answered(page)
+    page.get_by_role("button", name="Look inside answer 1").click()
+    page.get_by_role("tab", name="Mask").click()
+    page.get_by_text("Both kinds of layers see the same here").wait_for()
+    assert page.locator(".mask-view canvas").count() == 1
+
+
+def test_what_the_demo_model_does_not_know_gets_a_way_onward(page, photos, tmp_path):
+    photos[0].save(tmp_path / "photo.jpg")
+    write(page, "What is on this picture?", tmp_path / "photo.jpg")
+    send(page)
+    answered(page)
+    page.locator("#chat .advice").get_by_text("choose gemma-3-4b-it under Model").wait_for()
+
+
+def test_stop_is_no_error(browser):
+    scripted = ScriptedEngine(DEMO)
+    with served(scripted) as address, opened(browser, address) as page:
+        write(page, "How many?", HEARTS)
+        send(page)
+        page.get_by_text("2nd in the queue").wait_for()
+        page.locator("#composer .stop-button").click()
+        page.locator("#chat .remark").get_by_text("Stopped before the first word.").wait_for()
+        assert page.locator("#chat .failure").count() == 0

@@ -1,0 +1,171 @@
+"""What a visitor has written, chosen and been told survives slips, reloads and a lost connection."""
+
+import pytest
+from browsing import add, answered, choose, send, write
+from places import EXAMPLES
+from running_app import ScriptedEngine, opened, running_app, served
+from window import DEMO
+
+HEARTS, NIGHT = EXAMPLES / "hearts.png", EXAMPLES / "night.png"
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running_app() as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, url):
+    with opened(browser, url) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def scripted():
+    return ScriptedEngine(DEMO)
+
+
+@pytest.fixture
+def scripted_page(browser, scripted):
+    with served(scripted) as address, opened(browser, address) as visitor:
+        yield visitor
+
+
+def composer_becomes(page, text, pictures=0):
+    page.wait_for_function(
+        """([text, pictures]) => document.querySelector("#composer textarea").value === text
+             && document.querySelectorAll("#composer .thumbnail-item").length === pictures""",
+        arg=[text, pictures],
+    )
+
+
+def test_enter_on_an_empty_composer_leaves_the_cards(page):
+    page.locator("#composer textarea").press("Enter")
+    page.get_by_text("There is no question yet").wait_for()
+    assert page.locator("#chat button.example").count() > 4
+    add(page, HEARTS)
+    page.locator("#composer textarea").press("Enter")
+    page.get_by_text("Ask something about the picture.").wait_for()
+    composer_becomes(page, "", 1)
+    assert page.locator("#chat button.example").count() > 4
+
+
+def test_typing_reaches_the_composer_from_anywhere(page):
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.type("How many?")
+    composer_becomes(page, "How many?")
+
+
+def test_a_new_chat_can_be_undone_with_its_draft(page):
+    choose(page)
+    answered(page)
+    write(page, "And the st", NIGHT)
+    page.locator("#clear").click()
+    page.locator("#chat .placeholder-content").wait_for()
+    composer_becomes(page, "")
+    page.get_by_role("button", name="Bring it back").click()
+    assert answered(page) == "There are three hearts."
+    composer_becomes(page, "And the st", 1)
+    page.get_by_role("button", name="Bring it back").wait_for(state="detached")
+    page.locator("#composer .submit-button").wait_for()
+    page.locator("#composer textarea").fill("And the stars?")
+    send(page)
+    answered(page, 2)
+
+
+def test_a_new_chat_right_after_a_card_leaves_none_of_its_settings(page):
+    switch = page.locator("#pan-and-scan input")
+    board = page.locator("#chat button.example").filter(has_text="pan & scan on")
+    board.click()
+    page.locator("#clear").wait_for()
+    page.locator("#clear").click()
+    page.locator("#chat .placeholder-content").wait_for()
+    page.wait_for_timeout(500)  # a late answer of the server would switch it on again
+    assert not switch.is_checked()
+
+
+def test_an_earlier_question_is_asked_again_and_that_can_be_undone(page):
+    for number, question in enumerate(("How many hearts are there?", "And the stars?", "And in all?"), 1):
+        write(page, question, *([HEARTS] if number == 1 else []))
+        send(page)
+        answered(page, number)
+    page.get_by_role("button", name="Retry: ask question 2 again").click()
+    page.get_by_text("The earlier answer and what came after it are replaced.").wait_for()
+    assert page.locator("#chat .figures").count() == 2
+    page.get_by_role("button", name="Bring it back").click()
+    answered(page, 3)
+
+
+def test_an_answer_that_was_cut_goes_on(page):
+    write(page, "How many hearts are there?", HEARTS)
+    page.locator("#settings").get_by_role("button", name="Sampling").click()
+    longest = page.get_by_label("number input for Longest answer")
+    longest.fill("2")
+    longest.press("Enter")
+    page.locator("#composer textarea").focus()
+    send(page)
+    cut = answered(page)
+    assert "There are three hearts.".startswith(cut)
+    assert cut != "There are three hearts."
+    for _ in range(4):
+        if (button := page.get_by_role("button", name="Continue the answer")).count():
+            page.locator("#composer .submit-button").wait_for()
+            before = page.locator("#chat .bot-row .message-content").first.inner_text()
+            button.click()
+            page.wait_for_function(
+                "(before) => document.querySelector('#chat .bot-row .message-content').innerText !== before"
+                " && document.querySelector('#chat .figures')",
+                arg=before,
+            )
+    assert answered(page) == "There are three hearts."
+    page.get_by_role("button", name="Look inside answer 1").click()
+    words = page.locator("#inside .answer-tokens button")
+    words.first.wait_for()
+    assert [word.strip() for word in words.all_inner_texts()] == ["There", "are", "three", "hearts", "."]
+    page.locator("#maps figure").wait_for()
+
+
+def test_a_reload_finds_conversation_draft_and_settings_again(page):
+    choose(page)
+    answered(page)
+    page.locator("#int4 input").check()
+    write(page, "And the st", NIGHT)
+    page.wait_for_timeout(300)
+    page.reload()
+    assert answered(page) == "There are three hearts."
+    composer_becomes(page, "And the st", 1)
+    page.wait_for_function("document.querySelector('#int4 input').checked")
+    page.locator("#composer textarea").fill("And the stars?")
+    send(page)
+    answered(page, 2)
+    page.reload()
+    answered(page, 2)
+
+
+def test_a_question_without_its_answer_comes_back_after_a_lost_connection(scripted_page, scripted):
+    page = scripted_page
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    write(page, "How many?", HEARTS)
+    send(page)
+    answered(page)
+    scripted.go_on["writing"].clear()
+    write(page, "And the stars?")
+    send(page)
+    page.locator("#chat .bot-row").nth(1).get_by_text("There").wait_for()
+    page.reload()  # what Gradio does once a broken connection is back
+    scripted.wait_until_closed(2)
+    scripted.go_on["writing"].set()
+    answered(page)
+    page.get_by_text("did not arrive").wait_for()
+    composer_becomes(page, "And the stars?")
+    send(page)
+    answered(page, 2)
+
+
+def test_another_window_finds_nothing(browser, url):
+    with opened(browser, url) as first:
+        choose(first)
+        answered(first)
+        with opened(browser, url) as second:
+            assert second.locator("#chat .bot-row").count() == 0
