@@ -65,6 +65,7 @@ class RunningRequest:
         return TokenEvent(rest) if rest else None
 
     def done(self, stop_reason: Literal["stop", "length", "cancelled"]) -> DoneEvent:
+        prompt_tokens = 0 if self.prompt is None else self.prompt.num_tokens - len(self.request.answer_so_far)
         prompt, started = self.prompt, time.monotonic() if self._started is None else self._started
         decoding_s = self._last - self._first
         stats = Stats(
@@ -74,8 +75,8 @@ class RunningRequest:
             quantization=quantization_name(bool(self.request.int4)),
             num_images=self.request.num_images,
             num_crops=0 if prompt is None else prompt.num_crops,
-            prompt_tokens=0 if prompt is None else prompt.num_tokens,
-            reused_tokens=self.reused_tokens,
+            prompt_tokens=prompt_tokens,
+            reused_tokens=min(self.reused_tokens, prompt_tokens),
             new_tokens=self._new_tokens,
             queue_s=round(started - self._entered, 4),
             time_to_first_token_s=round(self._first - started, 4) if self._new_tokens else None,

@@ -55,8 +55,8 @@ def test_inputs_show_the_tiles_and_every_token(page):
     page.locator("#inside .strip img").wait_for()
     special = page.locator("#inside .tokens .special").all_inner_texts()
     assert special[:2] == ["<bos>", "<start_of_turn>"]
-    assert page.locator("#inside .tokens .image").inner_text() == "picture 1: 64 soft tokens"
-    assert page.locator("#inside .tokens .text", has_text="star").get_attribute("title").startswith("token ")
+    assert page.locator("#inside .tokens .image").first.inner_text() == "picture 1: 64 soft tokens"
+    assert page.locator("#inside .tokens .text", has_text="star").first.get_attribute("title").startswith("token ")
 
 
 def test_a_word_of_the_answer_lights_up_what_it_is_about(page):
@@ -191,10 +191,10 @@ def test_the_mask_tells_each_cell_by_mouse_and_keyboard(page):
     assert "both belong to the same picture" in says.inner_text()
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as SVG, local and global layers").click()
-    assert download.value.suggested_filename == "mask-global.svg"
+    assert download.value.suggested_filename == "mask-local.svg"
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as PNG, local and global layers").click()
-    assert download.value.suggested_filename == "mask-global.png"
+    assert download.value.suggested_filename == "mask-local.png"
 
 
 def test_zoomed_in_the_mask_has_its_tokens_beside_it(page):

@@ -17,6 +17,7 @@ from reference import TOKENS_PER_IMAGE, VISION
 from safetensors.torch import load_file, save_file
 
 from gemma3_core.engine import (
+    Answered,
     DoneEvent,
     Engine,
     Event,
@@ -121,7 +122,10 @@ def test_an_answer_that_was_cut_goes_on_as_if_it_had_not_been(engine, name, reus
     assert (cut.token_ids, cut.stats.stop_reason) == (whole.token_ids[:5], "length")
     assert (done.token_ids, done.text) == (whole.token_ids, whole.text)
     assert sum(isinstance(event, TokenEvent) and event.text != "" for event in events) > 0
-    assert done.stats.new_tokens == 7
+    assert (done.stats.new_tokens, done.stats.prompt_tokens) == (7, whole.stats.prompt_tokens)
+    tokens = [3, 6]  # one that was written before the cut, and one after it
+    seen, expected = (engine.attention(Answered(request, answered), tokens) for answered in (done, whole))
+    assert seen == expected
     if reuse:
         assert done.stats.reused_tokens >= done.stats.prompt_tokens - 1
 
