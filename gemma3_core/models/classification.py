@@ -29,6 +29,8 @@ class _SequenceClassifier(PreTrainedModel):
     """What the two classifiers share: the head, the last token, the loss, labels when loading."""
 
     body_class: ClassVar[type]
+    accepts_loss_kwargs = False
+    """Trainers divide the loss by the number of batches themselves: it is a mean over prompts, not a sum of tokens."""
 
     def __init__(self, config: AnyConfig):
         super().__init__(config)

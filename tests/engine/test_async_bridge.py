@@ -86,7 +86,7 @@ def test_a_handler_cancelled_as_an_event_arrives_is_cancelled(steps):
         task = asyncio.ensure_future(_drain(in_event_loop(source())))
         await asyncio.sleep(0.05)
         gate.set()
-        time.sleep(0.05)  # noqa: ASYNC251  the event arrives in the next step of the loop
+        time.sleep(0.05)
 
         def cancel_after(left):
             loop.call_soon(cancel_after, left - 1) if left else task.cancel()
