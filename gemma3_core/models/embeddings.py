@@ -11,6 +11,7 @@ from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig
 from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.files.saving import refuse_options
 
+HEAD = "lm_head.weight"
 _NEW_ROWS_SPREAD = 1e-9
 """Factor on the covariance of the old rows, with which transformers draws new ones."""
 
@@ -61,6 +62,26 @@ class EmbeddingsMixin(nn.Module):
         head = getattr(self, "lm_head", None)
         if isinstance(head, nn.Linear) and self.config.tie_word_embeddings:
             head.weight = self.decoder.embed_tokens.weight
+
+    def _tied_head(self) -> tuple[str, str] | None:
+        """The names of a tied head's weight and of the weight that it shares; None where nothing is shared."""
+        head = getattr(self, "lm_head", None)
+        if not isinstance(head, nn.Linear):
+            return None
+        first = next(name for name, parameter in self.named_parameters() if parameter is head.weight)
+        return None if first == HEAD else (HEAD, first)
+
+    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> Any:
+        """As torch.nn.Module's, without a tied head: files of safetensors hold no tensor twice."""
+        state = super().state_dict(*args, prefix=prefix, **options)
+        if (tied := self._tied_head()) is not None:
+            state.pop(prefix + tied[0], None)
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if (tied := self._tied_head()) is not None and prefix + tied[1] in state_dict:
+            state_dict.setdefault(prefix + tied[0], state_dict[prefix + tied[1]])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
