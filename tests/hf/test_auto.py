@@ -51,8 +51,11 @@ def test_bare_models_and_classifiers_are_of_the_classes_that_transformers_takes(
 
     source = request.getfixturevalue(folder)
     sees = folder == "chat_folder"
-    body, classifier = AutoModel.from_pretrained(source), AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=3, problem_type="single_label_classification"
+    body, classifier = (
+        AutoModel.from_pretrained(source),
+        AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=3, problem_type="single_label_classification"
+        ),
     )
     assert type(body) is (Gemma3Model if sees else Gemma3TextModel)
     assert type(classifier) is (Gemma3ForSequenceClassification if sees else Gemma3TextForSequenceClassification)
