@@ -121,7 +121,7 @@ def test_adapters_under_checkpointing_have_the_same_gradients(reference_text_fol
 
 def test_what_peft_can_not_do_here_is_told(reference_text_folder):
     int4 = Gemma3ForCausalLM.from_pretrained(reference_text_folder, quantization_config=TorchAoConfig(group_size=32))
-    with pytest.raises(UnsupportedOptionError, match="int4 weights, which take no adapter.*full precision"):
+    with pytest.raises(UnsupportedOptionError, match=r"int4 weights, which take no adapter.*full precision"):
         peft.get_peft_model(int4, peft.LoraConfig(target_modules=PROJECTIONS))
     config = peft.PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=7, token_dim=64, num_attention_heads=4
