@@ -86,7 +86,7 @@ def test_a_visitor_can_not_write_a_special_token_that_was_added(small_tokenizer_
 @pytest.mark.parametrize(
     ("method", "tokens", "words"),
     [
-        ("add_tokens", 5, "strings or AddedTokens, or a list of them; got 5"),
+        ("add_tokens", 5, "strings or AddedTokens, or a list of these; got 5"),
         ("add_tokens", ["a", 5], "got .'a', 5."),
         ("add_special_tokens", {"cls_token": "<cls>"}, "does not know cls_token. Give bos_token"),
         ("add_special_tokens", {"pad_token": ["<p>"]}, "pad_token must be a string or an AddedToken"),
