@@ -64,7 +64,7 @@ def reference_model(ours: Gemma3ForCausalLM) -> Any:
     # Their rotary tables and embedding scale are buffers; this makes them again outside the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5)
-    model.load_state_dict(dict(ours.state_dict()), strict=True, assign=True)
+    model.load_state_dict(dict(ours.named_parameters(remove_duplicate=False)), strict=True, assign=True)
     model.tie_weights()
     return model.eval()
 

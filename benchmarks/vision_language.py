@@ -92,7 +92,7 @@ def reference_model(ours: Gemma3ForConditionalGeneration) -> Any:
     config._attn_implementation = "sdpa"
     with ours.device:
         model: Any = Reference(config)
-    tensors = ours.state_dict()
+    tensors = dict(ours.named_parameters(remove_duplicate=False))
     shared = {name: tensors[module_name(name, multimodal=True)] for name in model.state_dict()}
     model.load_state_dict(shared, strict=True, assign=True)
     model.tie_weights()

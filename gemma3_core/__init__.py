@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from gemma3_core.generation.config import GenerationConfig
     from gemma3_core.generation.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
     from gemma3_core.hf.auto import (
+        AutoModel,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
+        AutoModelForSequenceClassification,
         AutoProcessor,
         AutoTokenizer,
         pipeline,
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AttentionMaskVisualizer": "inspection.mask_visualizer",
+    "AutoModel": "hf.auto",
     "AutoModelForCausalLM": "hf.auto",
     "AutoModelForImageTextToText": "hf.auto",
+    "AutoModelForSequenceClassification": "hf.auto",
     "AutoProcessor": "hf.auto",
     "AutoTokenizer": "hf.auto",
     "BaseStreamer": "generation.streamers",

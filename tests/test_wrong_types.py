@@ -115,6 +115,6 @@ def test_pipeline_visualizer_and_template(chat_folder):
 
 
 def test_a_field_that_is_set_on_a_frozen_configuration(model):
-    with pytest.raises(Gemma3Error, match=r"config.replace\(use_cache=False\)"):
-        model.config.use_cache = False
-    assert model.config.use_cache
+    with pytest.raises(Gemma3Error, match=r"config.replace\(sliding_window=5\)"):
+        model.config.sliding_window = 5
+    assert model.config.sliding_window == 24

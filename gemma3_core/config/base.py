@@ -37,6 +37,8 @@ FIXED: Mapping[str, Any] = {
 class JsonConfig:
     """Base of the configurations. They are frozen: `replace` returns a changed copy.
 
+    Only what says how a model is used, and nothing about its weights' shapes, can be set on one (`_settable`).
+
     Fields are given by keyword; None means the default, except for fields whose type allows None. Unknown names raise
     UnsupportedOptionError. `from_dict` keeps them in `extra` instead, so that a newer file loses nothing when it is
     saved again; they can be read as attributes.
@@ -57,6 +59,8 @@ class JsonConfig:
     """Other names of fields, in arguments and as attributes."""
     _also_read: ClassVar[frozenset[str]] = frozenset({"num_labels", *FIXED})
     """Names that are not fields but that `_read` turns into fields."""
+    _settable: ClassVar[frozenset[str]] = frozenset()
+    """Fields that can be set: they say how a model is used, and training programs set them."""
     _superseded: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "num_labels": ("id2label", "label2id"),
         "id2label": ("label2id",),
@@ -76,11 +80,18 @@ class JsonConfig:
         self._complete()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._settable:
+            self._set(name, value)
+            return
         # In place of frozen=True, whose error does not say what to do.
         raise FrozenConfigError(
             f"{type(self).__name__} is frozen, so {name} can't be set. Make a changed copy, "
             f"config.replace({name}={value!r}), and load or build the model with config= that copy."
         )
+
+    def _set(self, name: str, value: Any) -> None:
+        """Sets a field that may be set. Raises ConfigError where a configuration could not have that value."""
+        object.__setattr__(self, name, getattr(self.replace(**{name: value}), name))
 
     def __delattr__(self, name: str) -> None:
         raise FrozenConfigError(f"{type(self).__name__} is frozen, so {name} can't be deleted.")

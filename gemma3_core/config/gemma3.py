@@ -15,6 +15,7 @@ from gemma3_core.errors import ConfigError
 from gemma3_core.files.hub import read_json
 
 SUPPORTED_ACTIVATION = "gelu_pytorch_tanh"
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 DEFAULT_PATTERN = 6
 """Every sixth layer is global by default."""
 
@@ -54,6 +55,7 @@ class Gemma3TextConfig(JsonConfig):
     use_bidirectional_attention: bool = False
 
     model_type: ClassVar[str] = "gemma3_text"
+    _settable: ClassVar[frozenset[str]] = frozenset({"use_cache", "tie_word_embeddings", *TOKEN_IDS})
     base_config_key: ClassVar[str] = "text_config"
     _also_read: ClassVar[frozenset[str]] = JsonConfig._also_read | {
         *ROPE_FIELDS,
@@ -192,6 +194,7 @@ class Gemma3Config(JsonConfig):
     eos_token_id: int | list[int] | None = None
 
     model_type: ClassVar[str] = "gemma3"
+    _settable: ClassVar[frozenset[str]] = frozenset({"use_cache", "tie_word_embeddings", "eos_token_id"})
     _spellings: ClassVar[Mapping[str, str]] = {
         **JsonConfig._spellings,
         "image_token_id": "image_token_index",
@@ -256,6 +259,17 @@ class Gemma3Config(JsonConfig):
                 f"encoder's {self.vision_config.patches_per_side} patches a side."
             )
         return side
+
+    @property
+    def use_cache(self) -> bool:
+        """The decoder's: whether a forward pass keeps a KV cache where the call doesn't say."""
+        return self.text_config.use_cache
+
+    def _set(self, name: str, value: Any) -> None:
+        if name == "use_cache":
+            self.text_config.use_cache = value
+        else:
+            super()._set(name, value)
 
     def get_text_config(self) -> Gemma3TextConfig:
         return self.text_config

@@ -41,7 +41,7 @@ def places_in_embeddings(embeds: torch.Tensor, embedding: torch.nn.Embedding, so
 
     Raises PromptError if the vocabulary has no such token.
     """
-    if soft_id >= embedding.num_embeddings:
+    if soft_id >= len(embedding.weight):
         raise PromptError(
             f"inputs_embeds can't hold places for pictures: the vocabulary has no token {soft_id:,}. "
             "Give input_ids, or insert the soft tokens of get_image_features yourself."

@@ -8,7 +8,7 @@ import torch
 
 from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.generation.config import CACHES, DEFAULT_NEW_TOKENS, GenerationConfig
-from gemma3_core.generation.inputs import GenerationInputs, prepare_inputs
+from gemma3_core.generation.inputs import GenerationInputs, inputs_of_next_pass, prepare_inputs
 from gemma3_core.generation.loop import (
     PREFILL_CHUNK_SIZE,
     AnyDecoder,
@@ -80,6 +80,11 @@ class GenerationMixin:
 
         Raises PromptError, ContextLengthError, SamplingError, and UnsupportedOptionError for every other option.
         """
+        if getattr(self.prepare_inputs_for_generation, "__func__", None) is not _PREPARE:
+            raise UnsupportedOptionError(
+                "generate can't use another prepare_inputs_for_generation, as prompt tuning needs it. Adapters that "
+                "change layers, such as LoRA, work."
+            )
         if inputs is not None and options.get("input_ids") is not None:
             raise PromptError("The prompt is given twice: as inputs and as input_ids. Give one of them.")
         config, given = _merged(self.generation_config, generation_config, options)
@@ -98,6 +103,30 @@ class GenerationMixin:
         asked = given.get("input_ids")
         result.sequences = result.sequences.to(result.sequences.device if asked is None else asked.device)
         return result if config.return_dict_in_generate else result.sequences
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: KVCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **given: Any,
+    ) -> dict[str, Any]:
+        """The inputs of the next `forward`, for programs that write tokens in a loop of their own.
+
+        `input_ids` [B, past + T] are all tokens so far, of which `past_key_values` hold the first; T may be given as
+        `next_sequence_length`. `generate` has its own loop and does not call this. See `inputs_of_next_pass`.
+        """
+        del is_first_iteration  # the cache tells
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if next_sequence_length is not None:
+            past = input_ids.shape[1] - next_sequence_length
+        fields = inputs_of_next_pass(input_ids, past, inputs_embeds, given)
+        return {**fields, "past_key_values": past_key_values}
+
+
+_PREPARE = GenerationMixin.prepare_inputs_for_generation
 
 
 def _merged(
@@ -169,19 +198,31 @@ def _plan(model: Any, config: GenerationConfig, beside: _Beside, prompt: Generat
     for name, value in (("min_length", config.min_length or 0), ("min_new_tokens", least)):
         if not isinstance(value, int) or value < 0:
             raise UnsupportedOptionError(f"{name} must be a whole number, 0 or more, got {value!r}.")
-    if not all(type(token) is int and token >= 0 for token in config.stop_ids):
-        raise UnsupportedOptionError(f"eos_token_id must be an id or a list of ids, got {config.eos_token_id!r}.")
     strings = config.stop_strings
     return Plan(
         sampling=config.sampling_params(beside.seed),
         max_new_tokens=new_tokens,
-        stop_ids=config.stop_ids,
+        stop_ids=_stop_ids(config),
         min_new_tokens=least,
         stop_strings=None if strings is None else StopStrings(strings, beside.tokenizer),  # type: ignore[arg-type]
         # As in transformers, rows are filled only if stop ids are given; an empty list counts.
         pad_id=None if config.eos_token_id is None else config.pad_id,
         with_scores=bool(config.output_scores),
     )
+
+
+def _stop_ids(config: GenerationConfig) -> tuple[int, ...]:
+    """The ids that end an answer. A negative one ends none, as the log says in transformers' words."""
+    ids = config.stop_ids
+    if not all(type(token) is int for token in ids):
+        raise UnsupportedOptionError(f"eos_token_id must be an id or a list of ids, got {config.eos_token_id!r}.")
+    if any(token < 0 for token in ids):
+        logger.warning(
+            "`eos_token_id` should consist of positive integers, but is %s. Your generation will not stop until the "
+            "maximum length is reached. Depending on other flags, it may even crash.",
+            torch.tensor(ids),
+        )
+    return tuple(token for token in ids if token >= 0)
 
 
 def _new_tokens(model: Any, config: GenerationConfig, prompt: GenerationInputs) -> int:

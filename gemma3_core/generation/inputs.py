@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from gemma3_core.errors import PromptError, UnsupportedOptionError
 from gemma3_core.generation.chunks import PicturesByColumn
@@ -104,6 +105,25 @@ def _check_ids(model: Any, ids: torch.Tensor, embeds: torch.Tensor | None) -> No
             f"input_ids hold {int(wrong[0])}; the vocabulary has {vocabulary:,} tokens from 0 on. "
             "Use the tokenizer of this checkpoint."
         )
+
+
+def inputs_of_next_pass(
+    input_ids: torch.Tensor, past: int, inputs_embeds: torch.Tensor | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The inputs of `forward` for rows [B, past + T] whose first `past` tokens are read already.
+
+    The last T columns of `given` stay (token types of new tokens are 0), but an attention_mask stays whole, and labels
+    are left out. Pictures belong to the first pass, and so do embeddings, which then stand for the ids.
+    """
+    later = ("labels", "pixel_values", "soft_tokens", "mm_encoder_outputs") if past else ("labels",)
+    fields = {name: value for name, value in given.items() if value is not None and name not in later}
+    if (types := fields.get("token_type_ids")) is not None:
+        fields["token_type_ids"] = F.pad(types, (0, input_ids.shape[1] - types.shape[1]))[:, past:]
+    if (positions := fields.get("position_ids")) is not None:
+        fields["position_ids"] = positions[:, past - input_ids.shape[1] :]
+    if inputs_embeds is not None and not past:
+        return {"inputs_embeds": inputs_embeds, **fields}
+    return {"input_ids": input_ids[:, past:], **fields}
 
 
 def _inferred_mask(ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor | None:

@@ -12,9 +12,10 @@ from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.files.hub import HubOptions, pop_hub_options, resolve_folder
 from gemma3_core.files.saving import refuse_options
 from gemma3_core.hf.pipelines import ImageTextToTextPipeline, Pipeline, TextGenerationPipeline
-from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.classification import Gemma3ForSequenceClassification, Gemma3TextForSequenceClassification
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
 from gemma3_core.models.pretrained import PreTrainedModel, pick_device
-from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel
 from gemma3_core.processor import Gemma3Processor
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
@@ -52,10 +53,9 @@ class _AutoModel:
     def _kind(cls, config: AnyConfig) -> type[PreTrainedModel]:
         kind = cls._classes.get(type(config))
         if kind is None:
-            raise UnsupportedOptionError(
-                f"{cls.__name__} takes {' or '.join(c.__name__ for c in cls._classes)}, got {type(config).__name__}: "
-                "270M and 1B read text only, use AutoModelForCausalLM."
-            )
+            taken, got = " or ".join(c.__name__ for c in cls._classes), type(config).__name__
+            advice = ": 270M and 1B read text only, use AutoModelForCausalLM." if got == "Gemma3TextConfig" else "."
+            raise UnsupportedOptionError(f"{cls.__name__} takes {taken}, got {got}{advice}")
         return kind
 
 
@@ -69,6 +69,24 @@ class AutoModelForImageTextToText(_AutoModel):
     """Gemma3ForConditionalGeneration; a text-only checkpoint is refused."""
 
     _classes: ClassVar = {Gemma3Config: Gemma3ForConditionalGeneration}
+
+
+class AutoModel(_AutoModel):
+    """The model without a head: Gemma3TextModel for text-only checkpoints, else Gemma3Model."""
+
+    _classes: ClassVar = {Gemma3TextConfig: Gemma3TextModel, Gemma3Config: Gemma3Model}
+
+
+class AutoModelForSequenceClassification(_AutoModel):
+    """Gemma3TextForSequenceClassification for text-only checkpoints, else Gemma3ForSequenceClassification.
+
+    Besides every model's options, `from_pretrained` takes num_labels, id2label, label2id and problem_type.
+    """
+
+    _classes: ClassVar = {
+        Gemma3TextConfig: Gemma3TextForSequenceClassification,
+        Gemma3Config: Gemma3ForSequenceClassification,
+    }
 
 
 class AutoTokenizer:

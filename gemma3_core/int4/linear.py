@@ -28,6 +28,10 @@ PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
 SCALE_DTYPE = torch.bfloat16
 OUTPUTS_MULTIPLE = 16
 """The CPU kernel needs a multiple of this many outputs; CUDA's kernel needs 8."""
+TRAINING_ADVICE = (
+    "Load the model in full precision (without quantization_config) to train it or to add adapters, and make int4 "
+    "weights of the result."
+)
 _STEPS = 16
 _SMALLEST_SCALE = 1e-6  # as in torchao: a group of equal weights has no range
 _TILE_ROWS = 8  # rows of one block of CUDA's kernel
@@ -101,6 +105,18 @@ def _quantize_rows(rows: torch.Tensor, group_size: int) -> tuple[torch.Tensor, t
 
 def _rows_at_a_time(in_features: int) -> int:
     return max(_BLOCK_ROWS, _ELEMENTS_AT_A_TIME // in_features // _BLOCK_ROWS * _BLOCK_ROWS)
+
+
+class _NoGradient(torch.autograd.Function):
+    """(x, x times int4 weights) -> the second; its backward pass refuses."""
+
+    @staticmethod
+    def forward(_: Any, __: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+        return product.clone()
+
+    @staticmethod
+    def backward(_: Any, *__: torch.Tensor) -> Any:
+        raise UnsupportedOptionError(f"A gradient reached int4 weights, which can't be trained. {TRAINING_ADVICE}")
 
 
 class Int4Linear(nn.Module):
@@ -186,7 +202,21 @@ class Int4Linear(nn.Module):
             out[:, rows] = (narrow @ torch.addcmul(zero, signed, scale).flatten(1).T).to(x.dtype)
         return out
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """There is none to read or to train. Adapters ask for it first, so they are refused here, in a sentence."""
+        raise UnsupportedOptionError(
+            f"This layer has int4 weights, which take no adapter and have no `weight`. {TRAINING_ADVICE}"
+        )
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self._product(x)
+        with torch.no_grad():
+            out = self._product(x)
+        return _NoGradient.apply(x, out)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
         many = len(rows) >= MANY_ROWS
         if many and x.device.type == "cuda":

@@ -3,6 +3,7 @@
 Results are CausalLMOutputs whose logits are [B, labels] (for regression, the predicted numbers).
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,6 +30,8 @@ class _SequenceClassifier(PreTrainedModel):
     """What the two classifiers share: the head, the last token, the loss, labels when loading."""
 
     body_class: ClassVar[type]
+    accepts_loss_kwargs = False
+    """Trainers divide the loss by the number of batches themselves: it is a mean over prompts, not a sum of tokens."""
 
     def __init__(self, config: AnyConfig):
         super().__init__(config)
@@ -74,7 +77,7 @@ class _SequenceClassifier(PreTrainedModel):
         return_dict: bool | None,
     ) -> Any:
         hidden = out.last_hidden_state
-        rows, columns = torch.arange(len(hidden), device=hidden.device), self._last_columns(input_ids, hidden)
+        rows, columns = torch.arange(hidden.shape[0], device=hidden.device), self._last_columns(input_ids, hidden)
         logits = self.score(hidden[rows, columns])  # [B, labels]
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         result = CausalLMOutput(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
@@ -82,13 +85,13 @@ class _SequenceClassifier(PreTrainedModel):
 
     def _last_columns(self, input_ids: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
         pad = self.text_config.pad_token_id
-        if pad is None and len(hidden) > 1:
+        if pad is None and hidden.shape[0] > 1:
             raise PromptError(
-                f"A batch of {len(hidden)} needs padding, and the config has no pad_token_id. "
+                f"A batch of {hidden.shape[0]} needs padding, and the config has no pad_token_id. "
                 "Give one prompt at a time, or set pad_token_id."
             )
         if input_ids is None or pad is None:
-            return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
+            return torch.full((hidden.shape[0],), hidden.shape[1] - 1, device=hidden.device)
         return last_token_columns(input_ids, pad).to(hidden.device)
 
 
@@ -112,10 +115,10 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     if problem_type is None:
         several = SINGLE_LABEL if labels.dtype in (torch.int64, torch.int32) else MULTI_LABEL
         problem_type = several if logits.shape[1] > 1 else REGRESSION
-    expected = tuple(logits.shape) if problem_type == MULTI_LABEL or logits.shape[1] > 1 else (len(logits),)
+    expected = tuple(logits.shape) if problem_type == MULTI_LABEL or logits.shape[1] > 1 else (logits.shape[0],)
     if problem_type == SINGLE_LABEL:
-        expected = (len(logits),)
-    if labels.numel() != torch.Size(expected).numel() or (problem_type == MULTI_LABEL and labels.shape != expected):
+        expected = (logits.shape[0],)
+    if labels.numel() != math.prod(expected) or (problem_type == MULTI_LABEL and labels.shape != expected):
         raise PromptError(f"labels for {problem_type} must be {list(expected)}, got {list(labels.shape)}.")
     if problem_type == REGRESSION:
         return F.mse_loss(logits.flatten(), labels.to(logits.dtype).flatten())

@@ -1,7 +1,7 @@
 """Pictures and text: Gemma3Model, and Gemma3ForConditionalGeneration with its head."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -67,7 +67,7 @@ class Gemma3Model(PreTrainedModel):
         if input_ids is not None:
             places = input_ids == soft_id
             # The id of the image token lies outside some vocabularies; its embedding is replaced anyway.
-            x = embedding(input_ids.masked_fill(places, 0) if soft_id >= embedding.num_embeddings else input_ids)
+            x = embedding(input_ids.masked_fill(places, 0) if soft_id >= len(embedding.weight) else input_ids)
         else:
             assert inputs_embeds is not None
             x = inputs_embeds
@@ -75,7 +75,7 @@ class Gemma3Model(PreTrainedModel):
                 places = places_in_embeddings(x, embedding, soft_id)
         if soft_tokens is None:
             return x
-        if int(places.sum()) != soft_tokens.shape[0] * soft_tokens.shape[1]:
+        if not torch.compiler.is_compiling() and int(places.sum()) != soft_tokens.shape[0] * soft_tokens.shape[1]:
             raise PromptError(
                 f"The prompt has room for {int(places.sum())} soft tokens, the pictures give "
                 f"{soft_tokens.shape[0]} x {soft_tokens.shape[1]}. Give one picture for each place."
@@ -147,6 +147,8 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
 
     config: Gemma3Config
     config_class = Gemma3Config
+    loss_type = "ForConditionalGeneration"
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: Gemma3Config):
         super().__init__(config)

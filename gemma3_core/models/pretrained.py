@@ -1,4 +1,4 @@
-"""The base of the model classes: from_pretrained, save_pretrained, device, dtype, tied weights."""
+"""The base of the model classes: from_pretrained, save_pretrained, device, dtype."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
+from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, read_config
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.files.hub import pop_hub_options, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, refuse_options, write_json
@@ -17,6 +17,8 @@ from gemma3_core.int4.linear import Int4Linear, require_int4
 from gemma3_core.int4.quantize import Int4Plan, TorchAoConfig, count_weights, install_int4, quantized
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.device_map import DeviceMap, mapped_device, pick_device
+from gemma3_core.models.embeddings import EmbeddingsMixin
+from gemma3_core.models.training import TrainingMixin
 from gemma3_core.models.weights import build_on_meta, check_layers, load_weights, parse_dtype, save_weights
 
 __all__ = ["LOADING", "PreTrainedModel", "pick_device"]
@@ -34,11 +36,13 @@ LOADING: Mapping[str, tuple[Any, ...]] = {
 """Options of transformers' from_pretrained, with the values at which they have no effect."""
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
     """Base of the model classes."""
 
     config: Any
     config_class: ClassVar[type]
+    hf_device_map: dict[str, torch.device]
+    """{"": device}; only after from_pretrained(device_map=…), as in transformers."""
 
     def __init__(self, config: AnyConfig):
         super().__init__()
@@ -54,18 +58,8 @@ class PreTrainedModel(nn.Module):
         """True runs explicit attention ("eager"), False torch's fused attention ("sdpa")."""
         self.int4_plan: Int4Plan | None = None
         """The layers with int4 weights; None in full precision."""
-        self.hf_device_map: dict[str, torch.device] | None = None
-        """{"": device} after from_pretrained(device_map=…), else None."""
-
-    @property
-    def text_config(self) -> Gemma3TextConfig:
-        return getattr(self.config, "text_config", self.config)
-
-    @property
-    def decoder(self) -> Any:
-        """The Gemma3TextModel inside (or the model itself)."""
-        inner: Any = getattr(self, "model", None)
-        return self if inner is None else inner.decoder
+        self.name_or_path = ""
+        """The folder or Hub id that it was loaded from."""
 
     @property
     def device(self) -> torch.device:
@@ -75,16 +69,6 @@ class PreTrainedModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.decoder.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        return getattr(self, "lm_head", None)
-
-    def get_decoder(self) -> Any:
-        """The Gemma3TextModel inside (or the model itself)."""
-        return self.decoder
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """The number of weights; a tied head's count once."""
@@ -104,28 +88,8 @@ class PreTrainedModel(nn.Module):
         buffers = self.buffers() if return_buffers else ()
         return sum(tensor.nbytes for tensor in (*self.parameters(), *buffers))
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, **_: Any) -> nn.Module:
-        """The token embedding, if that is its size already. Raises UnsupportedOptionError for another."""
-        embedding = self.get_input_embeddings()
-        if new_num_tokens not in (None, embedding.num_embeddings):
-            raise UnsupportedOptionError(
-                f"resize_token_embeddings to {new_num_tokens} is not supported; the vocabulary has "
-                f"{embedding.num_embeddings:,} tokens. Use tokens that it has: the tokenizer's <unused…> ones are free."
-            )
-        return embedding
-
     def push_to_hub(self, *_: Any, **__: Any) -> None:
         raise UnsupportedOptionError("push_to_hub is not supported: save, and upload the folder with huggingface_hub.")
-
-    is_gradient_checkpointing = False
-
-    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
-        raise UnsupportedOptionError(
-            "Gradient checkpointing is not supported: train with shorter rows, or smaller batches."
-        )
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Does nothing: it is never on."""
 
     @classmethod
     def from_pretrained(
@@ -170,6 +134,7 @@ class PreTrainedModel(nn.Module):
         if device.type == "cpu":
             cpu_kernels.prepare()
         filled = model._filled(folder, weights, device, quantization_config)
+        filled.name_or_path = str(pretrained_model_name_or_path)
         if device_map is not None:
             filled.hf_device_map = {"": device}
         return filled
@@ -227,12 +192,6 @@ class PreTrainedModel(nn.Module):
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.eager = attn_implementation == "eager"
-
-    def tie_weights(self) -> None:
-        """Shares the embedding's weight with the head if the config ties them."""
-        head = getattr(self, "lm_head", None)
-        if isinstance(head, nn.Linear) and self.config.tie_word_embeddings:
-            head.weight = self.decoder.embed_tokens.weight
 
 
 def _stored_int4(config: AnyConfig, asked: TorchAoConfig | None) -> TorchAoConfig | None:

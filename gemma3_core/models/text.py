@@ -1,7 +1,7 @@
 """The decoder: Gemma3TextModel, and Gemma3ForCausalLM with its head."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from gemma3_core.generation.generate import GenerationMixin
 from gemma3_core.models.initial_weights import initialise_decoder
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.checkpointing import run_layer
 from gemma3_core.nn.inputs import described, require_prompt, require_tensors
 from gemma3_core.nn.layers import DecoderLayer, RMSNorm, WeightReader, rotary_tables
 from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask, documents
@@ -25,13 +26,18 @@ class ScaledEmbedding(nn.Embedding):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         # Not on a GPU, where this would synchronise at each token; torch's own assertion checks there.
-        if input_ids.device.type == "cpu" and bool(((input_ids < 0) | (input_ids >= self.num_embeddings)).any()):
+        known = torch.compiler.is_compiling() or input_ids.device.type != "cpu"
+        if not known and bool(((input_ids < 0) | (input_ids >= self.num_embeddings)).any()):
             raise PromptError(
                 f"input_ids hold {int(input_ids.min())} to {int(input_ids.max())}; the vocabulary has "
                 f"{self.num_embeddings:,} tokens from 0 on. Use the tokenizer of this checkpoint."
             )
-        scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype).item()
-        return super().forward(input_ids) * scale
+        return super().forward(input_ids) * self.embed_scale
+
+    @property
+    def embed_scale(self) -> torch.Tensor:
+        """The factor. A scalar on the CPU, whatever the device; adapters of the embedding ask for it."""
+        return torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype)
 
 
 class Gemma3TextModel(PreTrainedModel):
@@ -79,8 +85,13 @@ class Gemma3TextModel(PreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if x.shape[-1] != self.config.hidden_size:
             raise PromptError(f"inputs_embeds are {x.shape[-1]} wide, this model's are {self.config.hidden_size}.")
-        keep = self.config.use_cache if use_cache is None else use_cache
-        cache = past_key_values if past_key_values is not None else (KVCache(self.config) if keep else None)
+        keep = (self.config.use_cache if use_cache is None else use_cache) or past_key_values is not None
+        # As in transformers, a cache or an attention mask says that each row is one document.
+        packed = None if attention_mask is not None or keep else position_ids
+        if any(layer.is_checkpointing for layer in self.layers):
+            _check_checkpointing(past_key_values)
+            keep = False  # a layer that runs again would write its keys twice
+        cache = past_key_values if past_key_values is not None and keep else (KVCache(self.config) if keep else None)
         past = 0 if cache is None else cache.get_seq_length()
         columns = torch.arange(past, past + x.shape[1], device=x.device).expand(x.shape[:2])  # padding counts too
         ready = _ready_masks(attention_mask, columns, past)
@@ -91,8 +102,6 @@ class Gemma3TextModel(PreTrainedModel):
             cache.begin(positions, blocks, may_have_padding=padding_mask is not None)
         if position_ids is not None and tuple(position_ids.shape) not in (tuple(columns.shape), (1, columns.shape[1])):
             raise PromptError(f"position_ids must be {list(columns.shape)}, got {list(position_ids.shape)}.")
-        # As in transformers, a cache or an attention mask says that each row is one document.
-        packed = None if position_ids is None or attention_mask is not None or cache is not None else position_ids
         own = None if packed is None else documents(packed)
         masks: Mapping[str, torch.Tensor | None] = ready or {
             kind: self._mask(kind, columns, positions, blocks, cache, own) for kind in (LOCAL, GLOBAL)
@@ -106,7 +115,7 @@ class Gemma3TextModel(PreTrainedModel):
             kind = self.config.layer_type(i)
             if output_hidden_states:
                 hidden_states.append(x)
-            x, weights = layer(x, rotary[kind], masks[kind], cache, output_attentions or self.eager)
+            x, weights = run_layer(layer, x, rotary[kind], masks[kind], cache, output_attentions or self.eager)
             if output_attentions:
                 attentions.append(weights)
         x = self.norm(x)
@@ -151,6 +160,14 @@ def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> No
         )
 
 
+def _check_checkpointing(past_key_values: KVCache | None) -> None:
+    if past_key_values is not None and past_key_values.length:
+        raise UnsupportedOptionError(
+            f"Gradient checkpointing can't continue past_key_values of {past_key_values.length} tokens. "
+            "Give the whole rows, or call gradient_checkpointing_disable()."
+        )
+
+
 def _ready_masks(
     attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None, columns: torch.Tensor, past: int
 ) -> dict[str, torch.Tensor] | None:
@@ -176,7 +193,7 @@ def _as_bool(mask: Any, columns: torch.Tensor) -> torch.Tensor:
         return mask
     if mask.is_floating_point():
         seen, hidden = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
-        if bool((seen | hidden).all()):
+        if torch.compiler.is_compiling() or bool((seen | hidden).all()):
             return seen
     raise PromptError(f"A ready mask must be bool, or floating with only 0 and -inf, got {described(mask)}.")
 
@@ -200,6 +217,8 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
 
     config: Gemma3TextConfig
     config_class = Gemma3TextConfig
+    loss_type = "ForCausalLM"
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: Gemma3TextConfig):
         super().__init__(config)
@@ -243,7 +262,8 @@ def last_tokens(x: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Te
         if columns.dtype == torch.bool and columns.shape == (tokens,):
             columns = columns.nonzero()[:, 0]
         whole = columns.dtype in (torch.int32, torch.int64) and columns.ndim == 1
-        if not whole or (columns.device.type == "cpu" and bool(((columns < -tokens) | (columns >= tokens)).any())):
+        known = torch.compiler.is_compiling() or columns.device.type != "cpu"
+        if not whole or (not known and bool(((columns < -tokens) | (columns >= tokens)).any())):
             raise UnsupportedOptionError(
                 f"logits_to_keep must hold numbers of columns, below {tokens}, in one row; got {columns.tolist()}."
             )
@@ -272,7 +292,8 @@ def causal_output(
             raise PromptError(f"labels must be int64, got {str(labels.dtype).removeprefix('torch.')}. Use .long().")
         if not isinstance(num_items, int | float | torch.Tensor | None):
             raise PromptError(f"num_items_in_batch must be a number of tokens, got {num_items!r}.")
-        if labels.device.type == "cpu" and bool((labels >= logits.shape[-1]).any()):
+        known = torch.compiler.is_compiling() or labels.device.type != "cpu"
+        if not known and bool((labels >= logits.shape[-1]).any()):
             raise PromptError(f"labels hold {int(labels.max())}; the vocabulary ends at {logits.shape[-1] - 1:,}.")
         if labels.shape != logits.shape[:2]:
             raise PromptError(

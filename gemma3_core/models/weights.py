@@ -17,10 +17,10 @@ from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionEr
 from gemma3_core.files.weight_files import MAX_SHARD_SIZE, read_tensors, tensor_names, weight_files, write_tensors
 from gemma3_core.int4.linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
 from gemma3_core.int4.quantize import count_weights
+from gemma3_core.models.embeddings import HEAD
 
 logger = logging.getLogger(__name__)
 
-HEAD = "lm_head.weight"
 SCORE = "score.weight"
 """A classifier's head."""
 _OF_HEAD = "lm_head."
@@ -150,9 +150,6 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
         for name, tensor in found.items()
     }
     _require_finite({name: converted[name] for name in expected})  # in the model's order
-    if tied and has_head and HEAD in model.state_dict():
-        # One parameter with two names: named_parameters lists it once, load_state_dict needs both.
-        converted[HEAD] = next(t for name, t in converted.items() if name.endswith(EMBEDDING))
     model.load_state_dict(converted, strict=True, assign=True)
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from gemma3_core.config.gemma3 import Gemma3TextConfig, RopeParameters
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.checkpointing import CheckpointedLayer
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
@@ -49,6 +50,8 @@ class Linear(nn.Linear):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _widens(self, x: torch.Tensor) -> bool:
+        if torch.compiler.is_compiling():  # a compiler chooses its own kernels
+            return False
         narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu"
         return narrow and x.shape[:-1].numel() >= MANY_ROWS and not multiplies_bfloat16_fast()
 
@@ -130,7 +133,8 @@ def expand_heads(keys: torch.Tensor, values: torch.Tensor, groups: int) -> tuple
 
 def _attends_widened(queries: torch.Tensor) -> bool:
     """Whether this is one query in bfloat16 on a CPU: torch's fused attention is faster in float32 there."""
-    return queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and queries.shape[2] == 1
+    narrow = queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and not torch.compiler.is_compiling()
+    return narrow and queries.shape[2] == 1
 
 
 def _attend_widened(
@@ -204,7 +208,7 @@ class MLP(nn.Module):
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(CheckpointedLayer):
     """Attention and MLP, each between two RMSNorms and added to the residual stream."""
 
     def __init__(self, config: Gemma3TextConfig, layer_index: int):

@@ -55,14 +55,14 @@ def attention_mask(
     return allowed & (key != PADDING)
 
 
-def documents(position_ids: torch.Tensor) -> torch.Tensor | None:
-    """Document ids [B, T] of packed rows, in which positions [B, T] begin again; None where every row is one document.
+def documents(position_ids: torch.Tensor) -> torch.Tensor:
+    """Document ids [B, T] of packed rows, in which positions [B, T] begin again.
 
     Positions 0 1 2 3 0 1 2 are documents 0 0 0 0 1 1 1: a document goes on as long as the position grows by 1.
     Source: transformers' `find_packed_sequence_indices`.
     """
     begins = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
-    return begins.cumsum(dim=1) if bool(begins.any()) else None
+    return begins.cumsum(dim=1)
 
 
 def image_blocks(token_type_ids: torch.Tensor, first_position: int = 0) -> torch.Tensor:

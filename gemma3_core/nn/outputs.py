@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.export import register_dataclass
 
 if TYPE_CHECKING:
     from gemma3_core.nn.cache import KVCache
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
 
 class _KeyedOutput(Mapping[str, Any]):
     """A dataclass whose fields are also keys and, without those that are None, items by number or slice."""
+
+    def __post_init__(self) -> None:
+        # Training programs rebuild a result from a dict of its changed fields, as transformers' results can be.
+        first, *others = [f.name for f in fields(self)]  # type: ignore[arg-type]
+        given = getattr(self, first)
+        if isinstance(given, Mapping) and all(getattr(self, name) is None for name in others):
+            setattr(self, first, None)
+            for name, value in given.items():
+                self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
@@ -70,6 +80,11 @@ class ImageFeatures(_KeyedOutput):
 
     last_hidden_state: torch.Tensor
     pooler_output: torch.Tensor
+
+
+for _kind in (TextModelOutput, CausalLMOutput, ImageFeatures):
+    # torch.export flattens a result into its tensors.
+    register_dataclass(_kind, serialized_type_name=f"{_kind.__module__}.{_kind.__name__}")
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gemma3_core.config.gemma3 import Gemma3Config, SiglipVisionConfig
+from gemma3_core.nn.checkpointing import CheckpointedLayer, run_layer
 from gemma3_core.nn.layers import Linear, RMSNorm, attend
 
 
@@ -57,7 +58,7 @@ class VisionMLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-class VisionLayer(nn.Module):
+class VisionLayer(CheckpointedLayer):
     """Pre-norm transformer layer."""
 
     def __init__(self, config: SiglipVisionConfig):
@@ -79,7 +80,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            x = layer(x)
+            x = run_layer(layer, x)
         return x
 
 

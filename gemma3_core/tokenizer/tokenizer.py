@@ -13,6 +13,16 @@ from gemma3_core.errors import CheckpointError, PromptError, UnsupportedOptionEr
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.model_inputs import ModelInputs
+from gemma3_core.tokenizer.added_tokens import (
+    EXTRA,
+    OLDER_EXTRA,
+    NewToken,
+    as_new_tokens,
+    check_names,
+    listed_extra_tokens,
+    special,
+    text_of,
+)
 from gemma3_core.tokenizer.conversations import Conversation, refuse_unsupported, render_prompts, split_batch
 from gemma3_core.tokenizer.encoding import (
     NO_LIMIT,
@@ -54,6 +64,8 @@ class Gemma3Tokenizer:
         self.config = {k: v for k, v in (config or {}).items() if k != "chat_template"}
         self.chat_template = chat_template
         self.special_tokens = SpecialTokens.from_config(self.config)
+        self.extra_special_tokens = listed_extra_tokens(self.config)
+        """Special tokens without a name of their own."""
         self.name_or_path = ""
         self.padding_side: str = self.config.get("padding_side") or "left"
         self.truncation_side: str = self.config.get("truncation_side") or "right"
@@ -65,9 +77,8 @@ class Gemma3Tokenizer:
         TextOptions(padding_side=self.padding_side, truncation_side=self.truncation_side)
         self._check_special_tokens()
         # Named tokens are special even where tokenizer.json doesn't say so, such as `<mask>`.
-        named = [token for token in self.special_tokens.names() if token in self]
-        self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
-        self._read_special_ids()
+        named = [token for token in (*self.special_tokens.names(), *self.extra_special_tokens) if token in self]
+        self._make_special(named)
 
     @classmethod
     def from_pretrained(
@@ -102,8 +113,11 @@ class Gemma3Tokenizer:
         write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         named = self.special_tokens_map
         images = {k: named[k] for k in ("boi_token", "eoi_token", "image_token") if k in named}
-        config = {**self.config, **named, "extra_special_tokens": images}
-        config.pop("model_specific_special_tokens", None)
+        config = {**self.config, **named, EXTRA: images}
+        for name in ("model_specific_special_tokens", OLDER_EXTRA):
+            config.pop(name, None)
+        if self.extra_special_tokens:
+            config |= {EXTRA: self.extra_special_tokens, "model_specific_special_tokens": images}
         config.setdefault("tokenizer_class", "GemmaTokenizer")
         config |= {"padding_side": self.padding_side, "model_max_length": self.model_max_length}
         if self.truncation_side != "right":  # the default, which files leave out
@@ -141,8 +155,7 @@ class Gemma3Tokenizer:
         if not isinstance(token, str) or token not in self:
             raise CheckpointError(f"{field} can't be {value!r}: the vocabulary has no such token. Name one of its own.")
         self.special_tokens = replace(self.special_tokens, **{field: token})
-        self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        self._read_special_ids()
+        self._make_special([token])
 
     @property
     def vocab_size(self) -> int:
@@ -163,8 +176,8 @@ class Gemma3Tokenizer:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The named tokens, each once. `special_ids` has more: all that decoding can leave out."""
-        return list(dict.fromkeys(self.special_tokens_map.values()))
+        """The named and the extra tokens, each once. `special_ids` has more: all that decoding can leave out."""
+        return list(dict.fromkeys((*self.special_tokens_map.values(), *self.extra_special_tokens)))
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -173,6 +186,41 @@ class Gemma3Tokenizer:
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         return self.backend.get_added_tokens_decoder()
+
+    def add_tokens(self, new_tokens: NewToken | Sequence[NewToken], special_tokens: bool = False) -> int:
+        """Adds tokens at the end of the vocabulary; returns how many are new.
+
+        `special_tokens` are those that `decode(skip_special_tokens=True)` leaves out. The model needs rows for the new
+        ones: `model.resize_token_embeddings(len(tokenizer))`. Raises UnsupportedOptionError.
+        """
+        tokens = as_new_tokens(new_tokens)
+        add = self.backend.add_special_tokens if special_tokens else self.backend.add_tokens
+        count = add(tokens)
+        self._read_special_ids()
+        return count
+
+    def add_special_tokens(
+        self,
+        special_tokens_dict: Mapping[str, NewToken | Sequence[NewToken]],
+        replace_extra_special_tokens: bool = True,
+    ) -> int:
+        """Names special tokens (bos_token, …; extra_special_tokens for a list without names), and adds those that are
+        new to the vocabulary; returns how many are.
+
+        A list takes the place of the extra tokens so far, or joins them without `replace_extra_special_tokens`. See
+        `add_tokens`. Raises UnsupportedOptionError.
+        """
+        check_names(special_tokens_dict, [name for name in _NAMED if name != _NOT_IN_TRANSFORMERS])
+        extra = special_tokens_dict.get(EXTRA) or special_tokens_dict.get(OLDER_EXTRA) or ()
+        kept = [] if replace_extra_special_tokens else self.extra_special_tokens
+        extra = [special(token) for token in as_new_tokens(extra) if text_of(token) not in kept]
+        named = {name: special(special_tokens_dict[name]) for name in special_tokens_dict if name in _NAMED}  # type: ignore[arg-type]
+        count = self.add_tokens([*named.values(), *extra], special_tokens=True)
+        if extra:
+            self.extra_special_tokens = [*kept, *map(text_of, extra)]
+        for name, token in named.items():
+            setattr(self, name, text_of(token))
+        return count
 
     def num_special_tokens_to_add(self) -> int:
         """How many tokens `add_special_tokens` puts around a text."""
@@ -358,6 +406,12 @@ class Gemma3Tokenizer:
             advice = "Labels hold -100 where there is no loss: leave those out."
             raise PromptError(f"Token ids begin at 0, got {min(row)} to {max(row)}. {advice}")
         return self.backend.decode(row, skip_special_tokens=skip_special_tokens)
+
+    def _make_special(self, tokens: Iterable[str]) -> None:
+        """Tokens of the vocabulary become special; those that are keep how they match (AddedToken.lstrip, …)."""
+        already = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
+        self.backend.add_special_tokens([special(token) for token in tokens if token not in already])
+        self._read_special_ids()
 
     def _read_special_ids(self) -> None:
         added = self.backend.get_added_tokens_decoder().items()

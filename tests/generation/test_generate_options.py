@@ -136,6 +136,31 @@ def test_lengths_stops_and_caches_are_those_of_transformers(our_text, their_text
     assert torch.equal(our_text.generate(**prompt, **mine), their_text.generate(**prompt, **other))
 
 
+@pytest.mark.parametrize("stops", [None, -1, [-1], torch.tensor(-1), "both"], ids=str)
+@pytest.mark.parametrize("more", [{}, {"pad_token_id": None}, {"min_new_tokens": 3}], ids=str)
+def test_no_stopping_token(our_text, their_text, caplog, stops, more):
+    """None and negative ids stop nothing, whatever the checkpoint says; a negative one is told in the same words."""
+    prompt = {"input_ids": ids_of("t9"), "attention_mask": torch.ones(1, 10, dtype=torch.long)}
+    free = our_text.generate(**prompt, max_new_tokens=20, eos_token_id=[])[0, 10:].tolist()
+    stop = next(token for token in free[4:] if token not in free[:4])
+    models = [copy.copy(model) for model in (our_text, their_text)]
+    for model in models:
+        model.generation_config = copy.deepcopy(model.generation_config)
+        model.generation_config.eos_token_id = stop
+    given = {"eos_token_id": [stop, -1] if stops == "both" else stops, "max_new_tokens": 20, **more}
+    reference = logging.getLogger("transformers")
+    reference.addHandler(caplog.handler)
+    try:
+        own, other = (model.generate(**prompt, **given) for model in models)
+    finally:
+        reference.removeHandler(caplog.handler)
+    assert torch.equal(own, other)
+    assert (own.shape[1] == 30) is (stops != "both")
+    told = [record.getMessage() for record in caplog.records if "positive integers" in record.getMessage()]
+    assert len(told) == (0 if stops is None else 2)
+    assert len(set(told)) <= 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -162,7 +187,6 @@ def test_lengths_stops_and_caches_are_those_of_transformers(our_text, their_text
         ({"eos_token_id": "<eos>"}, ["eos_token_id"]),
         ({"eos_token_id": torch.tensor([1.5])}, ["eos_token_id", "1.5"]),
         ({"eos_token_id": 2.5}, ["eos_token_id", "2.5"]),
-        ({"eos_token_id": -1}, ["eos_token_id", "-1"]),
         ({"no_repeat_ngram_size": 2}, ["no_repeat_ngram_size=2"]),
         ({"max_time": 3.0}, ["max_time=3.0"]),
         ({"assistant_model": object()}, ["assistant_model"]),

@@ -6,21 +6,29 @@ import huggingface_hub
 import pytest
 
 from gemma3_core import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     AutoProcessor,
     AutoTokenizer,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
+    Gemma3ForSequenceClassification,
     Gemma3ImageProcessor,
     Gemma3ImageProcessorPil,
+    Gemma3Model,
     Gemma3Processor,
     Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    Gemma3TextModel,
     Gemma3Tokenizer,
+    SiglipVisionConfig,
 )
 from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 
+MODELS = [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification]
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
 TINY_TEXT = {**TINY, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 20}
 TINY_VISION = {**TINY, "image_size": 28, "patch_size": 14}
@@ -35,6 +43,34 @@ def test_the_class_follows_from_the_checkpoint(chat_folder, text_chat_folder):
     assert type(AutoModelForCausalLM.from_pretrained(text_chat_folder)) is Gemma3ForCausalLM
     with pytest.raises(UnsupportedOptionError, match="got Gemma3TextConfig: 270M and 1B read text only"):
         AutoModelForImageTextToText.from_pretrained(text_chat_folder)
+
+
+@pytest.mark.parametrize("folder", ["chat_folder", "text_chat_folder"])
+def test_bare_models_and_classifiers_are_of_the_classes_that_transformers_takes(folder, request, caplog):
+    import transformers
+
+    source = request.getfixturevalue(folder)
+    sees = folder == "chat_folder"
+    body, classifier = (
+        AutoModel.from_pretrained(source),
+        AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=3, problem_type="single_label_classification"
+        ),
+    )
+    assert type(body) is (Gemma3Model if sees else Gemma3TextModel)
+    assert type(classifier) is (Gemma3ForSequenceClassification if sees else Gemma3TextForSequenceClassification)
+    assert (classifier.num_labels, classifier.config.problem_type) == (3, "single_label_classification")
+    assert "it is new and random" in caplog.text
+    for own in (AutoModel, AutoModelForSequenceClassification):
+        theirs = getattr(transformers, own.__name__)
+        config = transformers.AutoConfig.from_pretrained(source)
+        assert type(theirs.from_config(config)).__name__ == type(own.from_config(body.config)).__name__
+
+
+def test_a_configuration_that_no_class_takes_is_named():
+    for auto in (AutoModel, AutoModelForSequenceClassification, AutoModelForCausalLM):
+        with pytest.raises(UnsupportedOptionError, match=r"takes Gemma3TextConfig or Gemma3Config, got Siglip\w+\.$"):
+            auto.from_config(SiglipVisionConfig())
 
 
 def test_a_configuration_gives_a_random_model_of_its_class():
@@ -56,13 +92,13 @@ def test_processors_and_tokenizers(chat_folder, text_chat_folder):
     assert AutoTokenizer.from_pretrained(str(chat_folder), use_fast=True).name_or_path == str(chat_folder)
 
 
-@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoTokenizer, AutoProcessor])
+@pytest.mark.parametrize("auto", [*MODELS, AutoTokenizer, AutoProcessor])
 def test_an_unknown_option_is_named(chat_folder, auto):
     with pytest.raises(UnsupportedOptionError, match="no_such_option"):
         auto.from_pretrained(chat_folder, no_such_option=1)
 
 
-@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoTokenizer, AutoProcessor])
+@pytest.mark.parametrize("auto", [*MODELS, AutoTokenizer, AutoProcessor])
 def test_a_wrong_folder_says_what_is_missing(tmp_path, auto):
     with pytest.raises(CheckpointError, match=r"config\.json is missing|no tokenizer\.json"):
         auto.from_pretrained(tmp_path)
@@ -70,8 +106,9 @@ def test_a_wrong_folder_says_what_is_missing(tmp_path, auto):
 
 def test_another_architecture_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ConfigError, match="'llama'"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
+    for auto in MODELS:
+        with pytest.raises(ConfigError, match="'llama'"):
+            auto.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("auto", [AutoTokenizer, AutoProcessor])

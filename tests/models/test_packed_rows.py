@@ -19,7 +19,6 @@ def packed(layouts: list[str]) -> tuple[list[torch.Tensor], torch.Tensor, torch.
 def test_documents_end_where_positions_do_not_go_on():
     rows = torch.tensor([[0, 1, 2, 3, 0, 1, 2], [5, 6, 7, 8, 9, 10, 11], [0, 1, 4, 5, 5, 6, 0]])
     assert documents(rows).tolist() == [[0, 0, 0, 0, 1, 1, 1], [0] * 7, [0, 0, 1, 1, 2, 2, 3]]
-    assert documents(rows[1:2]) is None
 
 
 def test_the_mask_of_a_packed_row():
