@@ -46,12 +46,7 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
 
     def __init__(self, config: AnyConfig):
         super().__init__()
-        if not isinstance(config, self.config_class):
-            raise ConfigError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}. For a "
-                "checkpoint that sees pictures take Gemma3ForConditionalGeneration, for one that reads text only "
-                "Gemma3ForCausalLM, for either AutoModelForCausalLM."
-            )
+        self._check_config(config)
         self.config = config
         self.generation_config = GenerationConfig.from_model_config(self.config)
         self.eager = False
@@ -60,6 +55,15 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
         """The layers with int4 weights; None in full precision."""
         self.name_or_path = ""
         """The folder or Hub id that it was loaded from."""
+
+    @classmethod
+    def _check_config(cls, config: Any) -> None:
+        if not isinstance(config, cls.config_class):
+            raise ConfigError(
+                f"{cls.__name__} takes a {cls.config_class.__name__}, got {type(config).__name__}. For a "
+                "checkpoint that sees pictures take Gemma3ForConditionalGeneration, for one that reads text only "
+                "Gemma3ForCausalLM, for either AutoModelForCausalLM."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -121,6 +125,7 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
         config = read_config(folder) if config is None else config
         if isinstance(config, Gemma3Config):
             _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read
+        cls._check_config(config)
         check_layers(config, folder)
         model = build_on_meta(lambda: cls(config))
         assert isinstance(model, cls)
