@@ -4,17 +4,11 @@ from importlib.resources import files
 
 import pytest
 from browsing import answered, choose
-from running_app import opened, running_app
+from running_app import opened
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js")
 TABS = ("Inputs", "Attention", "Mask", "Compare")
 LEAST = 24  # pixels, WCAG 2.2, target size (minimum)
-
-
-@pytest.fixture(scope="module")
-def url():
-    with running_app() as address:
-        yield address
 
 
 def violations(page, view):

@@ -6,26 +6,13 @@ import pytest
 from browsing import add, answered, choose, send, write
 from PIL import Image
 from places import EXAMPLES
-from running_app import ScriptedEngine, opened, running_app, served
-from window import DEMO
+from running_app import opened
 
 HEARTS = EXAMPLES / "hearts.png"
 LOW = [(844, 390), (700, 450), (390, 500)]
 SHIFTS_JS = """window.shifts = 0;
 new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifts += shift.value; })
   .observe({ type: "layout-shift", buffered: true });"""
-
-
-@pytest.fixture(scope="module")
-def url():
-    with running_app() as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, url):
-    with opened(browser, url) as visitor:
-        yield visitor
 
 
 def is_in_sight(page, selector):
@@ -60,6 +47,21 @@ def test_the_answer_is_in_sight_on_a_low_window(browser, url, width, height):
         assert page.locator("#strip details").evaluate("strip => strip.open")
 
 
+@pytest.mark.parametrize("query", ["", "?__theme=dark"])
+def test_the_answer_is_the_darkest_text_of_the_page(browser, url, query):
+    with opened(browser, url, query=query) as page:
+        choose(page)
+        answered(page)
+        answer = page.locator("#chat .bot-row .message-content p")
+        colors = "one => [getComputedStyle(one).color, getComputedStyle(document.body).color]"
+        own, of_the_page = answer.evaluate(colors)
+        assert own == of_the_page
+        faint = (
+            "one => { for (; one; one = one.parentElement) if (getComputedStyle(one).opacity !== '1') return true; }"
+        )
+        assert not answer.evaluate(faint)
+
+
 def test_the_strip_is_open_before_and_folded_after(page):
     add(page, HEARTS)
     page.locator("#strip img").first.wait_for()
@@ -83,10 +85,9 @@ def test_nothing_moves_as_the_page_comes(browser, url, width, height):
     context.close()
 
 
-def test_no_bubble_changes_its_width_while_an_answer_comes(browser):
-    scripted = ScriptedEngine(DEMO)
+def test_no_bubble_changes_its_width_while_an_answer_comes(browser, scripted, scripted_url):
     scripted.answer = "There are three red hearts, and beside them a star that is smaller than all of them together."
-    with served(scripted) as address, opened(browser, address) as page:
+    with opened(browser, scripted_url) as page:
         boxes = """() => ["#chat .user-row [data-testid=user]:has(.md)", "#chat .bot-row", "#composer"].map((part) => {
           const box = document.querySelector(part).getBoundingClientRect();
           return [Math.round(box.left), Math.round(box.width)];
@@ -177,9 +178,8 @@ def test_what_the_demo_model_does_not_know_gets_a_way_onward(page, photos, tmp_p
     page.locator("#chat .advice").get_by_text("choose gemma-3-4b-it under Model").wait_for()
 
 
-def test_stop_is_no_error(browser):
-    scripted = ScriptedEngine(DEMO)
-    with served(scripted) as address, opened(browser, address) as page:
+def test_stop_is_no_error(browser, scripted_url):
+    with opened(browser, scripted_url) as page:
         write(page, "How many?", HEARTS)
         send(page)
         page.get_by_text("2nd in the queue").wait_for()

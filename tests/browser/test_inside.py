@@ -4,27 +4,14 @@ import base64
 from io import BytesIO
 
 import numpy as np
-import pytest
 from browsing import send, write
 from PIL import Image
 from places import EXAMPLES
-from running_app import opened, running_app, served
+from running_app import opened, served
 
 from benchmarks.mask_view import measure_in_browser
 from components.examples import load_examples
 from gemma3_core.engine import Engine
-
-
-@pytest.fixture(scope="module")
-def url():
-    with running_app() as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, url):
-    with opened(browser, url) as visitor:
-        yield visitor
 
 
 def look_inside(page, picture="night.png"):

@@ -1,35 +1,10 @@
 """What a visitor has written, chosen and been told survives slips, reloads and a lost connection."""
 
-import pytest
 from browsing import add, answered, choose, send, write
 from places import EXAMPLES
-from running_app import ScriptedEngine, opened, running_app, served
-from window import DEMO
+from running_app import opened
 
 HEARTS, NIGHT = EXAMPLES / "hearts.png", EXAMPLES / "night.png"
-
-
-@pytest.fixture(scope="module")
-def url():
-    with running_app() as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, url):
-    with opened(browser, url) as visitor:
-        yield visitor
-
-
-@pytest.fixture
-def scripted():
-    return ScriptedEngine(DEMO)
-
-
-@pytest.fixture
-def scripted_page(browser, scripted):
-    with served(scripted) as address, opened(browser, address) as visitor:
-        yield visitor
 
 
 def composer_becomes(page, text, pictures=0):
@@ -143,24 +118,24 @@ def test_a_reload_finds_conversation_draft_and_settings_again(page):
     answered(page, 2)
 
 
-def test_a_question_without_its_answer_comes_back_after_a_lost_connection(scripted_page, scripted):
-    page = scripted_page
-    scripted.let_through("queued", "encoding", "reading", "writing")
-    write(page, "How many?", HEARTS)
-    send(page)
-    answered(page)
-    scripted.go_on["writing"].clear()
-    write(page, "And the stars?")
-    send(page)
-    page.locator("#chat .bot-row").nth(1).get_by_text("There").wait_for()
-    page.reload()  # what Gradio does once a broken connection is back
-    scripted.wait_until_closed(2)
-    scripted.go_on["writing"].set()
-    answered(page)
-    page.get_by_text("did not arrive").wait_for()
-    composer_becomes(page, "And the stars?")
-    send(page)
-    answered(page, 2)
+def test_a_question_without_its_answer_comes_back_after_a_lost_connection(browser, scripted, scripted_url):
+    with opened(browser, scripted_url) as page:
+        scripted.let_through("queued", "encoding", "reading", "writing")
+        write(page, "How many?", HEARTS)
+        send(page)
+        answered(page)
+        scripted.go_on["writing"].clear()
+        write(page, "And the stars?")
+        send(page)
+        page.locator("#chat .bot-row").nth(1).get_by_text("There").wait_for()
+        page.reload()  # what Gradio does once a broken connection is back
+        scripted.wait_until_closed(2)
+        scripted.go_on["writing"].set()
+        answered(page)
+        page.get_by_text("did not arrive").wait_for()
+        composer_becomes(page, "And the stars?")
+        send(page)
+        answered(page, 2)
 
 
 def test_another_window_finds_nothing(browser, url):

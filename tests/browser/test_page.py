@@ -10,36 +10,12 @@ from browsing import add, answered, choose, send, write
 from checkpoints import write_published_shape
 from PIL import Image
 from places import EXAMPLES
-from running_app import ScriptedEngine, opened, running_app, served, unfold
-from window import DEMO
+from running_app import opened, served, unfold
 
 from gemma3_core.engine import Engine
 
 STAGES = ("queued", "encoding", "reading", "writing")
 FIGURES = re.compile(r"demo model · \d+\.\d s\w+ · 1 picture.* · \d+ tokens · first token \d+\.\d\d s")
-
-
-@pytest.fixture(scope="module")
-def url():
-    with running_app() as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, url):
-    with opened(browser, url) as visitor:
-        yield visitor
-
-
-@pytest.fixture
-def scripted():
-    return ScriptedEngine(DEMO)
-
-
-@pytest.fixture
-def scripted_url(scripted):
-    with served(scripted) as address:
-        yield address
 
 
 def retry(page):
