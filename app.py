@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -163,7 +164,13 @@ def main() -> None:
         page = build(settings)
     except Gemma3Error as error:
         sys.exit(f"app.py: {error}")
-    page.launch(server_name=settings.host, server_port=settings.port, share=settings.share, auth=settings.auth)
+    where = {"server_name": settings.host, "server_port": settings.port}
+    page.launch(**where, share=settings.share, auth=settings.auth, prevent_thread_lock=True)
+    if page.share_url:
+        from components.serving.public_link import public_link_text
+
+        print(public_link_text(page.share_url, datetime.now()))
+    page.block_thread()
 
 
 def __getattr__(name: str) -> Any:

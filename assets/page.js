@@ -41,6 +41,40 @@
     if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();
   });
 
+  // The Share menu.
+  const share = find("#share details");
+  document.addEventListener("click", async (event) => {
+    const kind = event.target.closest("[data-share]")?.dataset.share;
+    if (!kind) {
+      if (!event.target.closest("#share")) share.open = false;
+      return;
+    }
+    await copy(ask.link(kind === "page" ? {} : questionToShare()));
+    share.querySelector("[role=status]").textContent = "Copied.";
+  });
+  share.addEventListener("toggle", () => {
+    if (share.open) share.querySelector("[role=status]").textContent = share.dataset.note ??=
+      share.querySelector("[role=status]").textContent;
+  });
+  // The composer's question, or else the last one in the chat, with the settings that differ from the page's own.
+  function questionToShare() {
+    const asked = [...document.querySelectorAll("#chat .user-row")].at(-1);
+    const inComposer = composer().value.trim() || find("#composer .thumbnail-item");
+    const question = inComposer ? composer().value.trim() : asked?.querySelector(".message-content")?.innerText.trim();
+    const picture = inComposer ? find("#composer .thumbnail-item img") : asked?.querySelector("img");
+    const name = picture?.src.split("/").at(-1).replace(/[.]png$/, "");
+    const model = find("#model input")?.value;
+    return {
+      q: question,
+      example: share.dataset.examples.split(" ").includes(name) ? name : "",
+      pan_and_scan: find("#pan-and-scan input")?.checked ? "1" : "",
+      int4: find("#int4 input")?.checked ? "1" : "",
+      model: model === firstModel ? "" : model,
+      system_prompt: find("#system-prompt textarea")?.value.trim(),
+    };
+  }
+  const firstModel = find("#model input")?.value;
+
   // Focus goes where the work is.
   document.addEventListener("click", (event) => {
     if (event.target.closest("#chat button.example, #clear")) toComposer();
@@ -61,7 +95,10 @@
   });
   const isOpen = (panel) => panel && getComputedStyle(panel).display !== "none";
   function escape() {
-    if (isOpen(find("#inside"))) closeInside();
+    if (share.open) {
+      share.open = false;
+      share.querySelector("summary").focus();
+    } else if (isOpen(find("#inside"))) closeInside();
     else if (find("#changing [data-act=keep]")) find("#keep").click();
     else if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
   }

@@ -16,6 +16,13 @@
     if (example) card = [...example.parentElement.querySelectorAll("button.example")].indexOf(example);
   }, true);
 
+  // The parameters of a link, unless this tab has used them already.
+  function newLink() {
+    if (!location.search || kept.get("link") === location.search) return {};
+    kept.set("link", location.search);
+    return Object.fromEntries(new URLSearchParams(location.search));
+  }
+
   const unchanged = { __type__: "update" };
   window.ask = {
     kept,
@@ -67,7 +74,15 @@
       session: kept.get("session"),
       sent: kept.get("sent"),
       draft: { text: kept.get("text") ?? "", files: kept.get("files") ?? [] },
+      link: newLink(),
     }),
+
+    // The link to this page, or to a question with its settings. In the frame of a Space the page has another address.
+    link(parameters = {}) {
+      const address = new URL(window.ask.home ?? location.origin + location.pathname);
+      for (const [name, value] of Object.entries(parameters)) if (value) address.searchParams.set(name, value);
+      return address.href;
+    },
   };
   dark.addEventListener("change", () => ask.useTheme(localStorage.getItem("theme") ?? "System"));
 })();

@@ -24,6 +24,7 @@ from components.settings import (
     build_settings,
 )
 from components.shown.image_strip import build_image_strip, build_token_count
+from components.shown.share_menu import share_menu
 from gemma3_core.engine import Engine, ModelRegistry
 
 TITLE = "Gemma 3 and pictures"
@@ -71,6 +72,7 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
                 head = gr.HTML(_head(badge(info)))
+                gr.HTML(share_menu(cards), elem_id="share")
                 clear = gr.Button("New chat", elem_id="clear", size="sm", scale=0, min_width=96)
             chat = build_chat(info, cards, models.names)
             notice = build_notice()
@@ -80,7 +82,7 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
         chat_handlers = ChatHandlers(models, cards)
         panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
         changes = _connect_chat(chat_handlers, panels)
-        _connect_return(page, chat_handlers, panels)
+        _connect_return(page, chat_handlers, panels, models.names, cards)
         _connect_examples(cards, panels)
         _connect_image_strip(chat_handlers, panels, changes)
         _connect_token_count(chat_handlers, panels, changes)
@@ -137,17 +139,24 @@ def _connect_chat(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
     return ended
 
 
-def _connect_return(page: Page, chat_handlers: ChatHandlers, panels: Panels) -> None:
-    """A page that opens again shows the conversation, the draft and the settings that it had; the browser's tab keeps
-    them until it is closed."""
+def _connect_return(
+    page: Page, chat_handlers: ChatHandlers, panels: Panels, models: Sequence[str], cards: Sequence[Example]
+) -> None:
+    """A page that opens again shows the conversation, the draft and the settings that it had, which the browser's tab
+    keeps until it is closed. A shared link brings a question and settings."""
     state = panels.conversation
     returning = Returning(
-        lambda session: page.left_by(session, state), page.uploads.__contains__, chat_handlers.messages
-    )  # fmt: skip
+        lambda session: page.left_by(session, state),
+        page.uploads.__contains__,
+        chat_handlers.messages,
+        panels.settings,
+        models,
+        cards,
+    )
     left, window = (gr.Textbox(elem_id=name, visible="hidden") for name in ("left", "window"))
     common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    shown = [panels.chat, panels.composer, state, panels.notice, window]
-    back = page.load(returning.come_back, [left], shown, js="() => [window.ask.left()]", **common)
+    shown = [panels.chat, panels.composer, state, panels.notice, window, *returning.brought.values()]
+    back = page.load(returning.open, [left], shown, js="() => [window.ask.left()]", **common)
     back.then(None, window, js="(window_) => window.ask.kept.set('session', window_)", **common)
     settings = [one for one in panels.settings.inputs if not isinstance(one, gr.State)]
     page.load(None, settings, settings, js="(...values) => window.ask.settingsBack(...values)", **common)

@@ -107,13 +107,18 @@ def test_the_published_model_is_offered_only_where_no_model_is_named_and_no_stra
     built = []
 
     class Page:
+        share_url = None
+
         def launch(self, **options):
             built.append(options)
+
+        def block_thread(self):
+            built.append("served")
 
     monkeypatch.setattr(app, "build", lambda settings: built.append(settings.also) or Page())
     monkeypatch.setattr("sys.argv", line.split())
     app.main()
-    assert built[0] == also
+    assert (built[0], built[-1]) == (also, "served")
 
 
 def test_importing_the_app_loads_nothing_heavy():
@@ -143,3 +148,18 @@ def test_demo_is_built_when_it_is_asked_for(monkeypatch):
         del app.demo
     with pytest.raises(AttributeError):
         app.nothing  # noqa: B018
+
+
+def test_a_public_link_is_told_with_its_code(monkeypatch, capsys):
+    class Page:
+        share_url = "https://0123456789.gradio.live"
+
+        def launch(self, **options):
+            assert options["share"]
+
+        def block_thread(self):
+            assert "0123456789.gradio.live" in capsys.readouterr().out
+
+    monkeypatch.setattr(app, "build", lambda _settings: Page())
+    monkeypatch.setattr("sys.argv", ["app.py", "--share"])
+    app.main()

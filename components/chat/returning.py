@@ -1,7 +1,9 @@
-"""After a reload everything is there again: also the reload by which Gradio ends a lost connection."""
+"""A page that opens: after a reload everything is there again (also after the one by which Gradio ends a lost
+connection), and a shared link brings its question and settings."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -9,7 +11,12 @@ import gradio as gr
 from components.chat import composer
 from components.chat.conversation import NOTHING, Conversation, joined, question_of
 from components.chat.panel import Message
+from components.examples import Example
+from components.settings import Settings
 from gemma3_core.engine import Turn
+
+_LONGEST = 2000  # characters of a text in a link
+_SWITCHES = {"1": True, "0": False}
 
 NOT_ARRIVED = "The answer to your last question did not arrive. The question is back below."
 
@@ -18,7 +25,7 @@ class Returning:
     """The handler of a page that opens.
 
     `left_by` gives the conversation of a window that was closed a short time ago, by its secret name; `is_upload` says
-    whether a path is one of the visitors' pictures.
+    whether a path is one of the visitors' pictures. Links may name `models` and the pictures of `examples`.
     """
 
     def __init__(
@@ -26,14 +33,23 @@ class Returning:
         left_by: Callable[[str], Any],
         is_upload: Callable[[str], bool],
         messages: Callable[[Conversation], list[Message]],
+        settings: Settings,
+        models: Sequence[str],
+        examples: Sequence[Example],
     ):
         self._left_by, self._is_upload, self._messages = left_by, is_upload, messages
+        names = ("pan_and_scan", "system_prompt", "int4", "model")
+        self.brought = {name: one for name in names if (one := getattr(settings, name)) is not None}
+        """The settings that a link may bring."""
+        self._models = frozenset(models)
+        self._pictures = {picture.stem: picture for example in examples for picture in example.pictures}
 
-    def come_back(self, left: str, request: gr.Request) -> tuple[Any, Any, Any, Any, str]:
-        """Updates of chat, composer, conversation and notice, and this window's own name, for its next reload.
+    def open(self, left: str, request: gr.Request) -> tuple[Any, ...]:
+        """Updates of chat, composer, conversation and notice, this window's own name for its next reload, and of what a
+        link has `brought`.
 
         `left` is what the browser kept, as JSON (see start.js): the name of the window before, a question that was sent
-        without an answer, and what the composer held.
+        without an answer, what the composer held, and the parameters of a link that this tab has not used yet.
         """
         window = request.session_hash or ""
         kept = _object(left)
@@ -43,6 +59,9 @@ class Returning:
         if any(sent.text == exchange.question.text for exchange in found.exchanges[-1:]):
             sent = NOTHING  # its answer was complete
         held = joined(sent, joined(found.returned, draft))
+        link = _object(kept.get("link")) if held == NOTHING and not found.exchanges else {}
+        if link:
+            held = self._asked_by(link)
         conversation = Conversation(found.exchanges, before=found.before)
         return (
             self._messages(conversation) if conversation.exchanges else gr.skip(),
@@ -50,24 +69,45 @@ class Returning:
             conversation,
             gr.skip() if sent == NOTHING else composer.missing(NOT_ARRIVED),
             window,
+            *(gr.skip() if value is None else value for value in map(self._settings_of(link).get, self.brought)),
         )
 
+    def _asked_by(self, link: dict[str, Any]) -> Turn:
+        """The question of a link, with the picture of an example. Nothing is asked until the visitor sends it."""
+        picture = self._pictures.get(str(link.get("example")))
+        return Turn("user", _text(link.get("q")), () if picture is None else (Path(picture),))
+
+    def _settings_of(self, link: dict[str, Any]) -> dict[str, Any]:
+        """A link's settings; None for what it leaves out or what does not exist."""
+        model = link.get("model")
+        return {
+            "pan_and_scan": _SWITCHES.get(str(link.get("pan_and_scan"))),
+            "system_prompt": _text(link.get("system_prompt")) or None,
+            "int4": _SWITCHES.get(str(link.get("int4"))),
+            "model": model if isinstance(model, str) and model in self._models else None,
+        }
+
     def _turn(self, message: Any) -> Turn:
-        """A composer's content. Files that are not, or no longer, uploads are left out."""
+        """A composer's content. Files that are neither uploads (any longer) nor examples are left out."""
         message = message if isinstance(message, dict) else {}
         files = message.get("files")
         paths = [str(file["path"]) for file in files if _has_path(file)] if isinstance(files, list) else []
+        known = [path if self._is_upload(path) else self._pictures.get(Path(path).stem) for path in paths]
         text = message.get("text")
-        return question_of(text if isinstance(text, str) else "", [path for path in paths if self._is_upload(path)])
+        return question_of(text if isinstance(text, str) else "", [str(path) for path in known if path is not None])
 
 
-def _object(text: str) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else, since browsers can send anything."""
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object, or its text; an empty one for anything else, since browsers can send anything."""
     try:
-        value = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
+        value = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value.strip()[:_LONGEST] if isinstance(value, str) else ""
 
 
 def _has_path(file: Any) -> bool:

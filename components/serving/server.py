@@ -1,6 +1,7 @@
 """Serves the page: its limits, its assets, and what a browser may load."""
 
 import asyncio
+import json
 import logging
 import mimetypes
 import os
@@ -304,6 +305,8 @@ def launch_options(page: Page) -> dict[str, Any]:
     (phones, reduced motion) would match nothing.
     """
     scripts = "".join(f"<script>{_asset(name)}</script>" for name in _SCRIPTS)
+    if space := os.environ.get("SPACE_ID"):  # inside its frame the page has another address than the Space
+        scripts += f"<script>window.ask.home = {json.dumps(f'https://huggingface.co/spaces/{space}')}</script>"
     return {
         "theme": build_theme(),
         "head": f"<style>{_asset('style.css')}</style>{scripts}",

@@ -53,7 +53,9 @@ def test_the_answer_is_the_darkest_text_of_the_page(browser, url, query):
         choose(page)
         answered(page)
         answer = page.locator("#chat .bot-row .message-content p")
-        colors = "one => [getComputedStyle(one).color, getComputedStyle(document.body).color]"
+        colors = (
+            "one => [getComputedStyle(one).color, getComputedStyle(document.querySelector('.gradio-container')).color]"
+        )
         own, of_the_page = answer.evaluate(colors)
         assert own == of_the_page
         faint = (

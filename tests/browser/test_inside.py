@@ -19,7 +19,7 @@ def look_inside(page, picture="night.png"):
     number = next(n for n, example in enumerate(load_examples()) if example.pictures[0].name == picture)
     page.locator("#chat button.example").nth(number).click()
     page.get_by_role("button", name="Look inside answer 1").click()
-    page.locator("#inside .tokens").first.wait_for()
+    page.locator("#inside .answer-tokens").wait_for()
 
 
 def choose_word(page, word):

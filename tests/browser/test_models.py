@@ -88,7 +88,7 @@ def test_a_switch_counts_for_the_next_answer_of_this_visitor_only(browser, page,
     page.locator("#head .badge", has_text=re.compile(r"^demo model")).wait_for()
     assert ask(page, 2, None, "How many shapes are there?").startswith("demo model · ")
     page.get_by_role("button", name="Look inside answer 1").click()
-    page.locator("#inside .tokens").first.wait_for()
+    page.locator("#inside .answer-tokens").wait_for()
     page.get_by_role("tab", name="Attention").click()
     page.locator("#inside .answer-tokens button").first.click()
     page.locator("#inside .maps img").first.wait_for()

@@ -54,7 +54,7 @@ def test_a_picture_stays_and_anything_else_does_not(held, tmp_path):
     assert add(held, tmp_path, png(1), "holiday.png") == path
     assert len(held) == 1
     assert held.num_bytes == len(png(1))
-    for data, reason in ((b"", "0 bytes"), (b"<script>", "not a picture"), (b"%PDF-1.7", "not a picture")):
+    for data, reason in ((b"", "0 bytes"), (b"<script>", "not a picture"), (b"%PDF-1.7", "PDF files are not read")):
         with pytest.raises(UploadError, match=f"“notes.png” is not added. .*{reason}"):
             add(held, tmp_path, data, "notes.png")
     assert [file.name for file in (tmp_path / "held").rglob("*") if file.is_file()] == ["holiday.png"]
