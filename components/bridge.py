@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import gradio as gr
+
 _SOON_S, _TICK_S = 0.25, 0.5
 
 
@@ -69,3 +71,8 @@ class Calls:
                 yield None if call.stop.is_set() else future.result()
             finally:
                 future.cancel()  # only has an effect before a thread has started it
+
+
+def window_of(request: gr.Request) -> str:
+    """Identifies a browser window (or client session)."""
+    return request.session_hash or ""

@@ -13,6 +13,7 @@ from components.chat.conversation import Conversation
 from components.chat.handlers import ChatHandlers
 from components.chat.model_choice import ModelChoiceHandlers
 from components.chat.panel import badge, build_chat
+from components.chat.previews import Previews
 from components.chat.returning import Returning
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, load_examples
@@ -84,8 +85,8 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
         changes = _connect_chat(chat_handlers, panels)
         _connect_return(page, chat_handlers, panels, models.names, cards)
         _connect_examples(cards, panels)
-        _connect_image_strip(chat_handlers, panels, changes)
-        _connect_token_count(chat_handlers, panels, changes)
+        _connect_image_strip(chat_handlers.previews, panels, changes)
+        _connect_token_count(chat_handlers.previews, panels, changes)
         inside_handlers = InsideHandlers(models)
         _connect_inside(inside_handlers, inside, panels, changes)
         _connect_model_choice(ModelChoiceHandlers(models, _head), panels, head, changes)
@@ -206,13 +207,13 @@ def _connect_empty_button(composer: gr.MultimodalTextbox) -> None:
     empty.click(None, None, composer, js="() => ({ text: '', files: [] })", api_visibility="private")
 
 
-def _connect_image_strip(chat_handlers: ChatHandlers, panels: Panels, changes: Sequence[Any]) -> None:
+def _connect_image_strip(previews: Previews, panels: Panels, changes: Sequence[Any]) -> None:
     """Draws the strip when the composer's files, pan & scan or the model change, and after each answer."""
     composer, switch = panels.composer, panels.settings.pan_and_scan
     files = gr.Textbox(elem_id="composer-files", visible="hidden")
     composer.change(None, composer, files, js=_FILES_JS, api_visibility="private")
     draw: dict[str, Any] = {
-        "fn": chat_handlers.preview,
+        "fn": previews.preview,
         "inputs": [composer, switch, panels.conversation, panels.settings.chosen],
         "outputs": panels.image_strip,
         "show_progress": "hidden",
@@ -225,12 +226,12 @@ def _connect_image_strip(chat_handlers: ChatHandlers, panels: Panels, changes: S
         change.then(**draw)
 
 
-def _connect_token_count(chat_handlers: ChatHandlers, panels: Panels, changes: Sequence[Any]) -> None:
+def _connect_token_count(previews: Previews, panels: Panels, changes: Sequence[Any]) -> None:
     """Counts the prompt's tokens: page.js clicks the hidden button when typing pauses."""
     settings = panels.settings
     button, opened = gr.Button("Count", elem_id="count-tokens", visible="hidden"), gr.Checkbox(visible="hidden")
     draw: dict[str, Any] = {
-        "fn": chat_handlers.token_count,
+        "fn": previews.token_count,
         "inputs": [panels.composer, panels.conversation, *settings.inputs, opened],
         "outputs": panels.token_count,
         "js": _OPENED_JS,

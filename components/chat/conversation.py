@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from gemma3_core.engine import Answered, Stats, TokenChoices, Turn
 
@@ -79,6 +80,12 @@ def question_of(text: str, files: Sequence[str]) -> Turn:
     A Path is never mistaken for an address or base64.
     """
     return Turn("user", text.strip(), tuple(Path(file) for file in files))
+
+
+def held(message: dict[str, Any] | None) -> Turn:
+    """The composer's content as a question."""
+    message = message or {}
+    return question_of(message.get("text") or "", message.get("files") or ())
 
 
 def joined(first: Turn, second: Turn) -> Turn:

@@ -1,6 +1,5 @@
 """From a click to the streamed answer: what the page's controls do."""
 
-import itertools
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -9,17 +8,16 @@ from typing import Any
 
 import gradio as gr
 
+from components.bridge import window_of
 from components.chat import composer
 from components.chat import panel as chat
-from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
+from components.chat.conversation import NOTHING, Conversation, Exchange, held, joined
+from components.chat.previews import Previews
 from components.chat.running import Pace, RunningAnswers
 from components.examples import Example
 from components.settings import Choices, chosen_example, with_brought
-from components.shown import image_strip as strip
-from components.shown.token_view import token_count_html
 from gemma3_core.engine import (
     Answered,
-    ContextLengthError,
     DoneEvent,
     Event,
     Gemma3Error,
@@ -78,8 +76,7 @@ class ChatHandlers:
     def __init__(self, models: ModelRegistry, examples: Sequence[Example]):
         self._models, self._examples = models, tuple(examples)
         self._running = RunningAnswers()
-        self._previews = itertools.count()
-        self._newest_preview: dict[str, int] = {}  # by window
+        self.previews = Previews(models, self._running)
 
     async def send(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
@@ -92,8 +89,8 @@ class ChatHandlers:
             yield _update()
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
-        question = _held(message)
-        async with aclosing(self._ask(question, conversation, kept, Choices(*values), _window(request))) as updates:
+        question = held(message)
+        async with aclosing(self._ask(question, conversation, kept, Choices(*values), window_of(request))) as updates:
             async for update in updates:
                 yield update
 
@@ -111,7 +108,7 @@ class ChatHandlers:
         choices = with_brought(Choices(*values), example)
         for question in example.turns():
             asked = conversation
-            async with aclosing(self._ask(question, asked, asked, choices, _window(request))) as updates:
+            async with aclosing(self._ask(question, asked, asked, choices, window_of(request))) as updates:
                 async for update in updates:
                     conversation = update[2] if isinstance(update[2], Conversation) else conversation
                     yield update
@@ -131,7 +128,7 @@ class ChatHandlers:
             return
         question, kept = conversation.exchanges[index].question, conversation.up_to(index)
         async with aclosing(
-            self._ask(question, conversation, kept, Choices(*values), _window(request), again=True)
+            self._ask(question, conversation, kept, Choices(*values), window_of(request), again=True)
         ) as updates:
             async for update in updates:
                 yield update
@@ -150,7 +147,7 @@ class ChatHandlers:
                 conversation,
                 conversation.up_to(-1),
                 replace(Choices(*values), pan_and_scan=last.pan_and_scan, model=last.stats.model),
-                _window(request),
+                window_of(request),
                 cut=last,
             )
         ) as updates:
@@ -160,34 +157,34 @@ class ChatHandlers:
     def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Brings back what the last action replaced."""
         before = conversation.before
-        if before is None or _window(request) in self._running:
+        if before is None or window_of(request) in self._running:
             return _update()
-        return _update(self.messages(before), composer.holding(joined(before.returned, _held(message))),
+        return _update(self.messages(before), composer.holding(joined(before.returned, held(message))),
                        replace(before, returned=NOTHING), "")  # fmt: skip
 
     def undo(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Moves the last question back into the composer, before the text there."""
-        if _window(request) in self._running or not conversation.exchanges or conversation.changing is not None:
+        if window_of(request) in self._running or not conversation.exchanges or conversation.changing is not None:
             return _update()
         question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
-        return _update(self.messages(kept), composer.holding(joined(question, _held(message))), kept, "")
+        return _update(self.messages(kept), composer.holding(joined(question, held(message))), kept, "")
 
     def edit(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
     ) -> Update:
         """Puts the question with this index into the composer; nothing else changes until it is sent."""
-        if _window(request) in self._running or conversation.changing is not None:
+        if window_of(request) in self._running or conversation.changing is not None:
             return _update()
         index = _index(number, conversation)
         if index is None:
             return _update()
-        changing = Conversation(conversation.exchanges, index, aside=_held(message))
+        changing = Conversation(conversation.exchanges, index, aside=held(message))
         question = conversation.exchanges[index].question
         return _update(self.messages(changing), composer.holding(question), changing, composer.notice(index))
 
     def keep(self, conversation: Conversation, request: gr.Request) -> Update:
         """Ends editing and restores what the composer held before."""
-        if _window(request) in self._running or conversation.changing is None:
+        if window_of(request) in self._running or conversation.changing is None:
             return _update()
         kept = Conversation(conversation.exchanges)
         return _update(self.messages(kept), composer.holding(conversation.aside), kept, "")
@@ -196,93 +193,33 @@ class ChatHandlers:
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
     ) -> tuple[Any, Any]:
         """Updates the composer and the state: Send or Stop, and a returned question before text typed meanwhile."""
-        buttons = composer.waiting() if _window(request) in self._running else composer.ready()
+        buttons = composer.waiting() if window_of(request) in self._running else composer.ready()
         if conversation.returned == NOTHING:
             return buttons, gr.skip()
-        whole = joined(conversation.returned, _held(message))
+        whole = joined(conversation.returned, held(message))
         return {**buttons, **composer.holding(whole)}, replace(conversation, returned=NOTHING)
 
     async def stop(self, request: gr.Request) -> dict[str, Any]:
         """Stops the window's answer; the text so far stays. If nothing runs, Send comes back at once."""
-        window = _window(request)
+        window = window_of(request)
         self._running.stop(window)
         return gr.skip() if window in self._running else composer.ready()
 
     async def leave(self, request: gr.Request) -> None:
         """Stops the answer of a closed window and forgets the visitor."""
-        window = _window(request)
+        window = window_of(request)
         self._running.stop(window)
-        self._newest_preview.pop(window, None)
+        self.previews.forget(window)
         self._models.forget(window)
 
     async def clear(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Returns the page to its initial state; the conversation and the draft can be brought back."""
-        window = _window(request)
+        window = window_of(request)
         await self._running.discard(window)
         self._models.forget(window)
-        new = Conversation().replacing(conversation, _held(message))
+        new = Conversation().replacing(conversation, held(message))
         notice = "" if new.before is None else composer.brings_back(NEW_CHAT)
         return _update([], composer.emptied(), new, notice)
-
-    def preview(
-        self,
-        message: dict[str, Any] | None,
-        pan_and_scan: bool,
-        conversation: Conversation,
-        request: gr.Request,
-        model: str | None = None,
-    ) -> str | dict[str, Any]:
-        """HTML of the tiles of the composer's pictures; if there are none, the tiles of the last answer.
-
-        For a broken picture it is the reason, unless the chat already shows it. Two previews may run at once: a newer
-        one of the same window supersedes the older one.
-        """
-        window = _window(request)
-        if window in self._running:
-            return gr.skip()
-        number = self._newest_preview[window] = next(self._previews)
-        html = self._preview_html(_held(message).pictures, pan_and_scan, conversation, model)
-        return html if self._newest_preview.get(window) == number else gr.skip()
-
-    def _preview_html(
-        self, pictures: tuple[Any, ...], pan_and_scan: bool, conversation: Conversation, model: str | None
-    ) -> str:
-        answered = not pictures and bool(conversation.exchanges)
-        if answered:
-            last = conversation.exchanges[-1]
-            pictures, pan_and_scan, model = last.question.pictures, last.pan_and_scan, last.stats.model
-        try:
-            with self._models.held(model) as engine:
-                if engine is None:
-                    return strip.unloaded_html(model or "") if pictures and not answered else ""
-                return strip.strip_html(engine.preview(pictures, pan_and_scan), len(pictures), pan_and_scan, answered)
-        except Gemma3Error as error:
-            return "" if str(error) == conversation.failure else strip.problem_html(str(error))
-
-    def token_count(
-        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
-    ) -> str:
-        """HTML of the token count of the prompt with the composer's question; empty without a question.
-
-        The last of `values` says whether the tokens themselves are shown; the others are the settings. This never waits
-        for the model. Errors about pictures are left to the strip above.
-        """
-        *chosen, opened = values
-        question, choices = _held(message), Choices(*chosen)
-        if _window(request) in self._running or question == NOTHING:
-            return ""
-        kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
-        asked = Request(kept.turns(question), choices.system_prompt or "", bool(choices.pan_and_scan))
-        try:
-            with self._models.held(choices.model) as engine:
-                if engine is None:
-                    return ""
-                room = engine.info.context_length - int(choices.max_new_tokens)
-                return token_count_html(engine.inspect(asked), room, bool(opened))
-        except ContextLengthError as error:
-            return strip.problem_html(str(error))
-        except Gemma3Error:
-            return ""
 
     async def _ask(
         self,
@@ -382,12 +319,6 @@ def _index(number: float | None, conversation: Conversation) -> int | None:
     return index if 0 <= index < len(conversation.exchanges) else None
 
 
-def _held(message: dict[str, Any] | None) -> Turn:
-    """The composer's content as a question."""
-    message = message or {}
-    return question_of(message.get("text") or "", message.get("files") or ())
-
-
 async def _drawn(answer: AsyncGenerator[Event], draft: _Draft) -> AsyncGenerator[chat.Message | None, None]:
     """Yields the answer's message each time it changes, limited by `Pace`; None if nothing is new."""
     pace, stage = Pace(), draft.stage
@@ -416,8 +347,3 @@ def _request(
         visitor=window,
         confidence=True,
     )
-
-
-def _window(request: gr.Request) -> str:
-    """Identifies a browser window (or client session)."""
-    return request.session_hash or ""

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.bridge import Call, Calls
+from components.bridge import Call, Calls, window_of
 from components.chat.conversation import Conversation, Exchange
 from components.inside.attention_view import maps_html, occlusion_html
 from components.inside.compare import Setting, compared
@@ -66,7 +66,7 @@ class InsideHandlers:
         if not 0 <= index < len(conversation.exchanges):
             yield _NOTHING_NEW
             return
-        window = _window(request)
+        window = window_of(request)
         self._calls.give_up(window)
         exchange = conversation.exchanges[index]
         token = word_of_content(list(exchange.choices), exchange.question.text)
@@ -104,21 +104,21 @@ class InsideHandlers:
 
     async def close(self, request: gr.Request) -> tuple[Any, None]:
         """Updates of the panel and the selected exchange; cancels the window's calls."""
-        self._calls.give_up(_window(request))
+        self._calls.give_up(window_of(request))
         return gr.update(visible=False), None
 
     async def leave(self, request: gr.Request) -> None:
         """Cancels the calls of a window that has been closed."""
-        self._calls.give_up(_window(request))
+        self._calls.give_up(window_of(request))
 
     async def stop_looking(self, request: gr.Request) -> tuple[str, str]:
         """Cancels the window's look; updates of the maps and the rest."""
-        self._calls.give_up(_window(request), _LOOK)
+        self._calls.give_up(window_of(request), _LOOK)
         return CHOOSE_WORD, ""
 
     async def stop_hiding(self, request: gr.Request) -> str:
         """Cancels the hiding of a region; updates the effect."""
-        self._calls.give_up(_window(request), _HIDE)
+        self._calls.give_up(window_of(request), _HIDE)
         return HIDING
 
     async def look(
@@ -135,9 +135,9 @@ class InsideHandlers:
             return
         choices = selected.exchange.choices
         chosen = replace(selected, token=word_at(choices, token).start)
-        self._calls.give_up(_window(request), _LOOK, _HIDE)
+        self._calls.give_up(window_of(request), _LOOK, _HIDE)
         yield answer_html(choices, token), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
-        async with aclosing(self._maps(chosen, layer, head, _window(request))) as drawings:
+        async with aclosing(self._maps(chosen, layer, head, window_of(request))) as drawings:
             async for maps, rest in drawings:
                 yield gr.skip(), maps, rest, *_NOTHING_NEW[:3]
 
@@ -148,7 +148,7 @@ class InsideHandlers:
         if selected is None or selected.token is None:
             yield gr.skip(), gr.skip()
             return
-        async with aclosing(self._maps(selected, layer, head, _window(request))) as drawings:
+        async with aclosing(self._maps(selected, layer, head, window_of(request))) as drawings:
             async for maps, rest in drawings:
                 yield maps, rest
 
@@ -173,7 +173,7 @@ class InsideHandlers:
             preview = next(islice(_previews(engine, answered), report.picture, None))
             return occlusion_html(report, preview)
 
-        async with aclosing(self._called(_window(request), _HIDE, selected.exchange, draw)) as drawings:
+        async with aclosing(self._called(window_of(request), _HIDE, selected.exchange, draw)) as drawings:
             async for effect in drawings:
                 yield effect
 
@@ -196,7 +196,7 @@ class InsideHandlers:
             return
         try:
             model, asked = selected.exchange.stats.model, selected.exchange.answered.request
-            with self._calls.entry(_window(request), _COMPARE) as call:
+            with self._calls.entry(window_of(request), _COMPARE) as call:
                 async with aclosing(compared(self._models, model, asked, setting, other)) as drawings:
                     async for html in drawings:
                         if call.stop.is_set():
@@ -282,10 +282,6 @@ def _previews(engine: Engine, answered: Answered) -> Iterator[PicturePreview]:
     """The pictures of an answer's prompt, in order, one at a time."""
     paths = [picture for turn in answered.request.turns for picture in turn.pictures]
     return engine.preview(paths, pan_and_scan=False)
-
-
-def _window(request: gr.Request) -> str:
-    return request.session_hash or ""
 
 
 def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:

@@ -357,11 +357,11 @@ def test_a_preview_that_was_overtaken_changes_nothing():
     class Slow(Speaking):
         def preview(self, pictures, _pan_and_scan):
             if pictures and pictures[0].name == "first.png":
-                newer.append(handlers.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
+                newer.append(handlers.previews.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
             raise Gemma3Error(f"Said of {pictures[0].name}.")
 
     newer, handlers = [], ChatHandlers(ModelRegistry(Slow()), ())
-    older = handlers.preview(typed("", "/cache/first.png"), False, Conversation(), Window())
+    older = handlers.previews.preview(typed("", "/cache/first.png"), False, Conversation(), Window())
     assert older == gr.skip()
     assert "Said of second.png." in newer[0]
 
@@ -372,11 +372,11 @@ def test_a_broken_picture_is_told_once():
             raise Gemma3Error("The picture is empty.")
 
     handlers, message = ChatHandlers(ModelRegistry(Refusing()), ()), typed("What?", "/cache/a.png")
-    assert "The picture is empty." in handlers.preview(message, False, Conversation(), Window())
+    assert "The picture is empty." in handlers.previews.preview(message, False, Conversation(), Window())
     told = Conversation(failure="The picture is empty.")
-    assert handlers.preview(message, False, told, Window()) == ""
+    assert handlers.previews.preview(message, False, told, Window()) == ""
     other = Conversation(failure="The conversation has 9,000 tokens.")
-    assert "The picture is empty." in handlers.preview(message, False, other, Window())
+    assert "The picture is empty." in handlers.previews.preview(message, False, other, Window())
 
 
 def test_reasons_and_stages_are_text_not_html():

@@ -434,21 +434,26 @@ SETTINGS = (False, "Be brief.", 0.0, 0, 1.0, "", 256)
 def test_the_prompt_is_counted_before_it_is_sent(engine, exchange):
     chat, conversation = ChatHandlers(ModelRegistry(engine), ()), Conversation((exchange,))
     message = {"text": "And the heart?", "files": [str(NIGHT)]}
-    html = chat.token_count(message, conversation, Window(), *SETTINGS, None, None, None, False)
+    html = previews.token_count(message, conversation, Window(), *SETTINGS, None, None, None, False)
     turns = conversation.turns(question_of("And the heart?", [str(NIGHT)]))
     prompt = engine.inspect(Request(turns, "Be brief."))
     assert f"Tokens in the whole prompt: {len(prompt.tokens):,}<" in html
     assert "<span" not in html
-    opened = chat.token_count(message, conversation, Window(), *SETTINGS, None, None, None, True)
+    opened = previews.token_count(message, conversation, Window(), *SETTINGS, None, None, None, True)
     assert prompt_html(prompt) in opened
     assert opened.startswith("<details open>")
     assert "picture 2: 64 soft tokens" in opened
-    assert chat.token_count({"text": " ", "files": []}, conversation, Window(), *SETTINGS, None, None, None, True) == ""
+    assert (
+        previews.token_count({"text": " ", "files": []}, conversation, Window(), *SETTINGS, None, None, None, True)
+        == ""
+    )
     gone = {"text": "What?", "files": ["/cache/gone.png"]}
-    assert chat.token_count(gone, conversation, Window(), *SETTINGS, None, None, None, False) == ""
+    assert previews.token_count(gone, conversation, Window(), *SETTINGS, None, None, None, False) == ""
     many = {"text": "What?", "files": [str(NIGHT)] * 200}
-    assert "pictures are too many" in chat.token_count(many, conversation, Window(), *SETTINGS, None, None, None, False)
+    assert "pictures are too many" in previews.token_count(
+        many, conversation, Window(), *SETTINGS, None, None, None, False
+    )
     long = {"text": "star " * 9000, "files": []}
-    told = chat.token_count(long, conversation, Window(), *SETTINGS, None, None, None, True)
+    told = previews.token_count(long, conversation, Window(), *SETTINGS, None, None, None, True)
     assert "that fit beside the answer" in told
     assert re.search(r"[\d,]+ tokens not shown here", told)
