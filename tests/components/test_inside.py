@@ -432,7 +432,7 @@ SETTINGS = (False, "Be brief.", 0.0, 0, 1.0, "", 256)
 
 
 def test_the_prompt_is_counted_before_it_is_sent(engine, exchange):
-    chat, conversation = ChatHandlers(ModelRegistry(engine), ()), Conversation((exchange,))
+    previews, conversation = ChatHandlers(ModelRegistry(engine), ()).previews, Conversation((exchange,))
     message = {"text": "And the heart?", "files": [str(NIGHT)]}
     html = previews.token_count(message, conversation, Window(), *SETTINGS, None, None, None, False)
     turns = conversation.turns(question_of("And the heart?", [str(NIGHT)]))
