@@ -1,0 +1,91 @@
+"""What a page that opens again takes from its browser: nothing that is not the visitor's own."""
+
+import json
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from window import DEMO, Window, exchange_of
+
+from components.chat import panel as chat
+from components.chat.conversation import Conversation
+from components.chat.returning import Returning
+from components.examples import load_examples
+from components.settings import build_settings
+from gemma3_core.engine import ModelEntry, Turn
+
+MINE = "/uploads/mine.png"
+LEFT = Conversation().add(exchange_of(Turn("user", "What?", (Path(MINE),)), "A star."))
+KEYS = ("session", "sent", "draft", "link", "text", "files", "path", "q", "example", "model", "int4", "pan_and_scan")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["hearts", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope="module")
+def returning():
+    with gr.Blocks():
+        settings = build_settings(DEMO, [ModelEntry("other", "/secret")])
+    return Returning(
+        {"secret name": LEFT}.get,
+        {MINE}.__contains__,
+        chat.messages,
+        settings,
+        ["demo model", "other"],
+        load_examples(),
+    )
+
+
+def opened(returning, **left):
+    shown, box, conversation, notice, _, *brought = returning.open(json.dumps(left), Window())
+    return shown, box, conversation, notice, dict(zip(returning.brought, brought, strict=True))
+
+
+def test_a_window_finds_what_it_left_and_another_nothing(returning):
+    shown, box, conversation, *_ = opened(returning, session="secret name")
+    assert conversation.exchanges == LEFT.exchanges
+    assert len(shown) == 2
+    assert box == gr.skip()
+    for session in ("another", None, 3, ["secret name"]):
+        assert not opened(returning, session=session)[2].exchanges
+
+
+def test_a_question_without_an_answer_comes_back_before_the_draft(returning):
+    sent, draft = {"text": "And?", "files": [{"path": MINE}]}, {"text": "half", "files": []}
+    _, box, _, notice, _ = opened(returning, session="secret name", sent=sent, draft=draft)
+    assert box["value"] == {"text": "And?\n\nhalf", "files": [MINE]}
+    assert "did not arrive" in notice
+    _, box, _, notice, _ = opened(returning, session="secret name", sent={"text": "What?", "files": []})
+    assert (box, notice) == (gr.skip(), gr.skip())  # its answer is there
+
+
+def test_only_uploads_and_examples_come_back(returning):
+    files = [{"path": path} for path in ("/etc/passwd", "/cache/1/hearts.png", "assets/demo_model/config.json", MINE)]
+    _, box, *_ = opened(returning, draft={"text": "", "files": [*files, {"path": 3}, "x", None]})
+    assert [Path(path).name for path in box["value"]["files"]] == ["hearts.png", "mine.png"]
+    assert box["value"]["files"][0].endswith("assets/examples/hearts.png")
+
+
+def test_a_link_is_used_where_nothing_else_is(returning):
+    link = {"q": " How many? ", "example": "hearts", "pan_and_scan": "1", "int4": "0", "model": "other"}
+    _, box, _, _, brought = opened(returning, link=link)
+    assert box["value"]["text"] == "How many?"
+    assert brought["pan_and_scan"] is True
+    assert brought["model"] == "other"
+    for left in ({"session": "secret name"}, {"draft": {"text": "mine", "files": []}}):
+        _, box, _, _, brought = opened(returning, link=link, **left)
+        assert box == gr.skip() or box["value"]["text"] == "mine"
+        assert all(value == gr.skip() for value in brought.values())
+
+
+@given(JSON)
+def test_whatever_a_browser_sends_is_read_or_ignored(returning, left):
+    for sent in (json.dumps(left), left):
+        _, box, conversation, *_ = returning.open(sent, Window())
+        files = [] if box == gr.skip() else box["value"]["files"]
+        assert all(Path(file).parent.name == "examples" or file == MINE for file in files)
+        assert isinstance(conversation, Conversation)
