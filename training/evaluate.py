@@ -4,6 +4,7 @@
     python -m training.evaluate --model runs/demo/last --per-kind 100 --split train
     python -m training.evaluate --int4 --json benchmarks/results/answers.json
     python -m training.evaluate --kinds which_more,follow_up,one_word
+    python -m training.evaluate --kinds out_of_world
     python -m training.evaluate --renderer browser --per-kind 60
     python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 40
 
@@ -17,6 +18,10 @@ Follow-ups are asked turn by turn after the model's own answers, and each one co
 must also have the form that the prompt asks for. Boards are asked about twice: with pan & scan the answer must be
 right, without it the answer must say that the writing is too small. One more row counts how often the model gives the
 true price all the same.
+
+The questions of evaluation/out_of_world.json, which training never reads, are asked once each about every sort of
+picture, alone and in conversations; only the one honest sentence is right. The last row counts the answers of all kinds
+that did not end by themselves.
 """
 
 import argparse
@@ -27,11 +32,14 @@ from pathlib import Path
 import torch
 
 from training.drawing.rendering import RENDERERS
+from training.evaluation import out_of_world
 from training.evaluation.browser_drawing import BROWSER, Browser
 from training.evaluation.dialogues import SEED, Renderer, ask_in_the_words_of
-from training.evaluation.trials import Examinee, accuracies, evaluate
+from training.evaluation.trials import NEW_TOKENS, Examinee, accuracies, evaluate
 from training.learning.model import DEMO_MODEL
 from training.worlds.registry import ALL_KINDS, kinds_named
+
+UNENDED = f"all kinds: answers that reach {NEW_TOKENS} tokens (should be rare)"
 
 
 def table(shares: dict[str, dict[str, float]], per_kind: int) -> str:
@@ -61,10 +69,14 @@ def main() -> None:
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    kinds = ALL_KINDS
+    kinds: tuple[str, ...] = ALL_KINDS
+    beyond = arguments.split == "heldout" and not arguments.phrasings  # also what out_of_world asks
     if arguments.kinds:
+        names = arguments.kinds.split(",")
+        beyond = out_of_world.NAME in names
+        names = [name for name in names if name != out_of_world.NAME]
         try:
-            kinds = kinds_named(arguments.kinds)
+            kinds = kinds_named(",".join(names)) if names else ()
         except ValueError as error:
             parser.error(str(error))
     if arguments.phrasings:
@@ -76,21 +88,24 @@ def main() -> None:
             parser.error(str(error))
     with ExitStack() as stack:
         renderer = stack.enter_context(Browser()) if arguments.renderer == BROWSER else arguments.renderer
-        _ask_all(arguments, kinds, renderer)
+        _ask_all(arguments, kinds, beyond, renderer)
 
 
-def _ask_all(arguments: argparse.Namespace, kinds: tuple[str, ...], renderer: Renderer) -> None:
-    """Asks all questions; prints the table and writes the figures."""
+def _ask_all(arguments: argparse.Namespace, kinds: tuple[str, ...], beyond: bool, renderer: Renderer) -> None:
+    """Asks all questions, `beyond` the model's world too; prints the table and writes the figures."""
     split, seed = arguments.split, arguments.seed
     shares = {}
     for int4 in (False, True)[: 1 + arguments.int4]:
         examinee = Examinee(arguments.model, arguments.device, arguments.dtype, int4)
         with torch.inference_mode():
             trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, kinds)
+            honest = out_of_world.ask(examinee, seed, renderer) if beyond else []
         weights = "int4" if int4 else arguments.dtype
-        shares[weights] = accuracies(trials)
-        for kind in kinds:
-            for trial in [t for t in trials if t.question.kind == kind and not t.right][: arguments.wrong]:
+        shares[weights] = accuracies(trials) | out_of_world.shares(honest)
+        trials += honest
+        shares[weights][UNENDED] = sum(trial.cut_off for trial in trials) / len(trials)
+        for row in dict.fromkeys(trial.row for trial in trials):
+            for trial in [t for t in trials if t.row == row and not t.right][: arguments.wrong]:
                 question, wanted = trial.question.question, trial.wanted
                 print(f"{weights}, {trial.row}: {question!r} expected {wanted!r}, got {trial.answer!r}")
     print(table(shares, arguments.per_kind))

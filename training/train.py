@@ -53,6 +53,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for world in _WORLDS:
         parser.add_argument(_flag(world), type=_share, default=0.0, help="share of the conversations")
     parser.add_argument(
+        "--asides", type=_share, default=0.0, help="share of the conversations with questions about something else"
+    )
+    parser.add_argument(
         "--crowds",
         type=_share,
         default=0.0,
@@ -97,7 +100,11 @@ def mix_of(arguments: argparse.Namespace) -> Mix:
         for world, easiest in _WORLDS.items()
     ]
     scenes = Share("scenes", round(1.0 - sum(share.weight for share in shares), 9), arguments.easiest)
-    return Mix(worlds=tuple(share for share in (scenes, *shares) if share.weight > 0), crowded=arguments.crowds)
+    return Mix(
+        worlds=tuple(share for share in (scenes, *shares) if share.weight > 0),
+        asides=arguments.asides,
+        crowded=arguments.crowds,
+    )
 
 
 def dense_mix_of(arguments: argparse.Namespace) -> Mix:

@@ -60,11 +60,11 @@ def dialogues_of_kind(kind: str, number: int, split: str, seed: int, renderer: R
         wanted = [place for place, question in enumerate(asked, 1) if question.kind == kind][:missing]
         if wanted:
             missing -= len(wanted)
-            pictures = tuple(_drawn(drawn, shown, pen, renderer) for drawn, shown in world.pictures(depiction))
+            pictures = tuple(drawn(one, shown, pen, renderer) for one, shown in world.pictures(depiction))
             yield Dialogue(pictures, tuple(asked[: wanted[-1]]), world.system_prompt(depiction))
 
 
-def _drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer: Renderer) -> Image:
+def drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer: Renderer) -> Image:
     """The picture; a browser does not draw textures and photographs."""
     if not isinstance(renderer, Browser):
         return world.draw(depiction, rng, renderer)

@@ -15,7 +15,9 @@ from training.worlds.boards.questions import TOO_SMALL, says_too_small
 from training.worlds.registry import ALL_KINDS, is_right, world_of
 from training.worlds.world import ReadInCrops
 
-NEW_TOKENS = 40
+NEW_TOKENS = 256
+CUT_OFF = " …"
+"""Ends the text of an answer that reached NEW_TOKENS."""
 BATCH = 24
 GUESSED_PRICES = "board_price, pan & scan off: the true price (should be rare)"
 _ROW_ENDINGS = {None: "", True: ", pan & scan on", False: ", pan & scan off: says that it is too small"}
@@ -26,12 +28,13 @@ Message = dict[str, Any]
 class Trial:
     """One question about a picture or two, and whether the answer was right.
 
-    `pan_and_scan` is None for kinds that are never asked with it.
+    `pan_and_scan` is None for kinds that are never asked with it. Questions of a `sort` have a row of their own.
     """
 
     question: Question
     answer: str
     pan_and_scan: bool | None = None
+    sort: str = ""
 
     @property
     def right(self) -> bool:
@@ -50,7 +53,12 @@ class Trial:
     @property
     def row(self) -> str:
         """The row of the table that it counts in."""
-        return self.question.kind + _ROW_ENDINGS[self.pan_and_scan]
+        return self.sort or self.question.kind + _ROW_ENDINGS[self.pan_and_scan]
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the answer went on until NEW_TOKENS."""
+        return self.answer.endswith(CUT_OFF)
 
 
 class Examinee:
@@ -68,7 +76,7 @@ class Examinee:
         return self.reply(chats, pan_and_scan)
 
     def reply(self, chats: list[list[Message]], pan_and_scan: bool = False) -> list[str]:
-        """Answers the last message of each chat."""
+        """Answers the last message of each chat; what reaches NEW_TOKENS ends in CUT_OFF."""
         inputs = self._processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -81,7 +89,11 @@ class Examinee:
         ).to(self._model.device, self._model.dtype)
         ids = self._model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
         assert isinstance(ids, torch.Tensor)  # nothing else was asked for
-        return self._processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        written = ids[:, inputs["input_ids"].shape[1] :]
+        ends = torch.tensor(self._model.generation_config.stop_ids, device=written.device)
+        texts = self._processor.batch_decode(written, skip_special_tokens=True)
+        ended = torch.isin(written, ends).any(dim=1).tolist()
+        return [text if whole else text + CUT_OFF for text, whole in zip(texts, ended, strict=True)]
 
 
 def _says(role: str, text: str, pictures: tuple[Image, ...] = ()) -> Message:

@@ -7,7 +7,7 @@ picture. Half of the pictures that can only be read with pan & scan get it.
 Most conversations are a fan: each question is asked as if it were the first. It attends to the picture but not to the
 other questions, and has the positions of a first question. Otherwise the model could copy answers from earlier ones
 ("two red circles" gives away a color, a shape and a number) instead of looking at the picture. Questions that depend
-on each other are asked in turn.
+on each other are asked in turn. In conversations of any sort, some questions are about something else.
 """
 
 import random
@@ -29,6 +29,7 @@ from training.drawing.geometry import SHAPES
 from training.language.asking import Question
 from training.learning.dense_heads import IGNORED, DenseLabels
 from training.learning.model import IMAGE_SIZE
+from training.worlds.elsewhere import something_else
 from training.worlds.registry import world_named
 from training.worlds.scenes.scenes import HELDOUT_PAIRS
 from training.worlds.world import DrawnWorld, ReadInCrops, World
@@ -36,6 +37,7 @@ from training.worlds.world import DrawnWorld, ReadInCrops, World
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
 UNREAD_QUESTIONS = 2
 """Maximum of questions about a picture that needs crops and has none: their answer is always the same."""
+_REPLACED = 0.4  # of the questions in conversations with asides, beside the one that always is
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Mix:
     worlds: tuple[Share, ...] = (Share("scenes", 1.0),)
     questions: int = 8
     apart: float = 0.75
+    asides: float = 0.0  # with questions about something else between the others
     second_picture: float = 0.1
     pan_and_scan: float = 0.06
     no_picture: float = 0.02
@@ -214,6 +217,8 @@ class ConversationWriter:
             asked = [replace(question, answer=world.answer_without_crops, key="", unseen=()) for question in asked]
         else:
             asked = world.ask(depiction, rng, "train", count, apart=apart)
+        if asked and mix.asides and rng.random() < mix.asides:
+            asked = with_asides(asked, rng, world.in_turn, apart)
         seen = [self._see(drawn, shown, rng, mix, crops) for drawn, shown in pictures] if asked else []
         return _Turns(
             [square for squares, _ in seen for square in squares],
@@ -313,6 +318,21 @@ def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any]:
     share = shares[0] if len(shares) == 1 else rng.choices(shares, [share.weight for share in shares])[0]
     world = world_named(share.world)
     return world, world.imagine(rng, "train", rng.uniform(share.easiest, 1.0), mix.unnamed)
+
+
+def with_asides(asked: list[Question], rng: random.Random, in_turn: bool, apart: bool) -> list[Question]:
+    """The questions, about half of them replaced by some about something else.
+
+    Those that lean on the turn before (`in_turn`) stay together: what is about something else ends the conversation.
+    """
+    if in_turn:
+        kept = asked[: rng.randint(1, len(asked))]
+        return [*kept, *(something_else(rng, follows=True) for _ in range(rng.randint(1, 2)))]
+    replaced = {rng.randrange(len(asked)), *(place for place in range(len(asked)) if rng.random() < _REPLACED)}
+    return [
+        something_else(rng, follows=place > 0 and not apart) if place in replaced else question
+        for place, question in enumerate(asked)
+    ]
 
 
 def _before_all(system: str) -> str:

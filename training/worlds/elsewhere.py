@@ -21,6 +21,7 @@ from training.drawing.rendering import with_effects
 from training.drawing.sizes import random_size
 from training.language import written_phrasings
 from training.language.asking import Question, QuestionKinds, fill, loosely, of_split
+from training.language.something_else import random_sentence
 from training.worlds.charts import charts
 from training.worlds.charts import drawing as chart_drawing
 from training.worlds.charts import questions as chart_questions
@@ -41,7 +42,7 @@ NOT_SHOWN = "There is no {thing} in the picture."
 SORTS = ("blank", "noise", "clouds", "landscape", "strokes", "blobs")
 HELDOUT_SORTS = ("mosaic", "photograph")
 _MOST_ASKED = 4  # about one picture, because the answer is always the same
-_ABSENT_SHARE = 0.45  # of the questions about a known picture are about things it does not show
+_ABSENT_SHARE = 0.3  # of the questions about a known picture are about things it does not show
 _ROUND_OR_POINTED = ("circle", "triangle", "star", "heart")  # cannot be mistaken for bars or plates of signs
 _PHOTOGRAPH = "grace_hopper.jpg"  # comes with matplotlib, so that every machine has it
 
@@ -101,26 +102,15 @@ def labels(depiction: Elsewhere) -> PictureLabels:
     return found
 
 
-# Many nouns, so that the model learns what it does not know rather than sixty sentences by heart.
-PATTERNS = (
-    "How many {thing}s are there?", "How many {thing}s do you see?", "Count the {thing}s.", "Is there a {thing}?",
-    "Is there a {thing} in the picture?", "Do you see a {thing}?", "Where is the {thing}?",
-    "What color is the {thing}?", "What is the {thing} doing?", "What is the {thing} called?",
-    "What is behind the {thing}?", "Whose {thing} is this?", "How old is the {thing}?", "How large is the {thing}?",
-    "What is the {thing} made of?", "What does the {thing} cost?", "Describe the {thing}.",
-    "Tell me about the {thing}.", "Which {thing} is this?", "Who made the {thing}?", "Where did you find the {thing}?",
-    "How do I draw a {thing}?", "Why is there a {thing}?", "Do you like this {thing}?", "Write a song about a {thing}.",
-    "What do you know about {thing}s?", "Can I have a {thing}?", "Where do {thing}s live?",
-)  # fmt: skip
-THINGS = tuple(
-    """
-    cat bird cow pig duck lion bear monkey chicken spider car bus train boat plane bicycle truck rocket house door
-    window roof garden tree flower mountain lake road bridge beach cloud girl boy baby king queen doctor teacher
-    soldier friend table chair bed lamp cup knife spoon plate phone camera computer clock hat shoe shirt coat bag
-    apple banana cake pizza egg guitar piano robot castle farm hotel school shop street tower town cafe
-    """.split()  # noqa: SIM905  (a list of strings would be three times as long)
-)
-_PATTERNED = 0.6  # of the strange questions of training
+_WRITTEN = 0.1  # of the strange questions of training are of the handwritten ones
+
+
+def something_else(rng: random.Random, split: str = "train", follows: bool = False) -> Question:
+    """A question that no picture of the model's worlds answers; `follows` another turn or not."""
+    text = loosely(rng.choice(of_split(split, PHRASINGS, HELDOUT_PHRASINGS)), rng)
+    if split == "train" and rng.random() >= _WRITTEN:
+        text = random_sentence(rng, follows)
+    return Question("strange_question", text, NOT_ASKED_FOR, NOT_ASKED_FOR)
 
 
 def _question(depiction: Elsewhere, rng: random.Random, split: str, kinds: list[str]) -> Question:
@@ -128,10 +118,7 @@ def _question(depiction: Elsewhere, rng: random.Random, split: str, kinds: list[
         return Question("strange_picture", _ordinary_question(rng, split), NOTHING_KNOWN, NOTHING_KNOWN)
     if kinds == ["not_shown"] or (len(kinds) == 2 and rng.random() < _ABSENT_SHARE):
         return _about_what_is_not_shown(depiction, rng, split)
-    text = rng.choice(of_split(split, PHRASINGS, HELDOUT_PHRASINGS))
-    if split == "train" and rng.random() < _PATTERNED:
-        text = fill(rng.choice(PATTERNS), (("thing", rng.choice(THINGS)),))
-    return Question("strange_question", loosely(text, rng), NOT_ASKED_FOR, NOT_ASKED_FOR)
+    return something_else(rng, split)
 
 
 def _about_what_is_not_shown(depiction: Known, rng: random.Random, split: str) -> Question:
