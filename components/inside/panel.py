@@ -48,7 +48,7 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
             gr.HTML('<button type="button" data-act="inside-close" aria-label="Close Inside">Close</button>')
         with gr.Tabs(selected=ATTENTION) as tabs:
             with gr.Tab("Inputs", id="inputs"):
-                inputs = gr.HTML()
+                inputs = gr.HTML(elem_id="inside-inputs")
             with gr.Tab("Attention", id=ATTENTION):
                 attention = _build_attention(info)
             with gr.Tab("Mask", id="mask") as mask_tab:

@@ -9,22 +9,18 @@ from places import EXAMPLES
 from running_app import opened
 
 HEARTS = EXAMPLES / "hearts.png"
+# Whether the last such element lies inside the chat's window, the window inside the page, and nothing above it.
+IN_SIGHT_JS = """(selector) => {
+  const one = [...document.querySelectorAll(selector)].at(-1);
+  const box = one.getBoundingClientRect(), chat = document.querySelector("#chat").getBoundingClientRect();
+  const top = document.elementFromPoint(box.left + 4, box.top + box.height / 2);
+  return box.top >= chat.top - 1 && box.bottom <= Math.min(chat.bottom, innerHeight) + 1
+    && (one === top || one.contains(top) || top?.contains(one));
+}"""
 LOW = [(844, 390), (700, 450), (390, 500)]
 SHIFTS_JS = """window.shifts = 0;
 new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifts += shift.value; })
   .observe({ type: "layout-shift", buffered: true });"""
-
-
-def is_in_sight(page, selector):
-    """Whether the element lies inside the chat's window, and the window inside the page."""
-    return page.locator(selector).last.evaluate(
-        """(one) => {
-             const box = one.getBoundingClientRect(), chat = document.querySelector("#chat").getBoundingClientRect();
-             const top = document.elementFromPoint(box.left + 4, box.top + box.height / 2);
-             return box.top >= chat.top - 1 && box.bottom <= Math.min(chat.bottom, innerHeight) + 1
-               && (one === top || one.contains(top) || top.contains(one));
-           }"""
-    )
 
 
 @pytest.mark.parametrize(("width", "height"), LOW)
@@ -33,18 +29,17 @@ def test_the_answer_is_in_sight_on_a_low_window(browser, url, width, height):
         write(page, "How many hearts are there?", HEARTS)
         send(page)
         answered(page)
-        page.locator("#strip summary").wait_for()
-        page.wait_for_timeout(400)
-        assert not page.locator("#strip details").evaluate("strip => strip.open")
-        assert is_in_sight(page, "#chat .bot-row .message-content")
+        page.wait_for_function("document.querySelector('#strip details[data-answered]:not([open])')")
+        page.wait_for_function(IN_SIGHT_JS, arg="#chat .bot-row .message-content")
         page.locator("#strip summary").click()  # its visitor opens it: it stays open, and the answer in sight
-        page.wait_for_timeout(200)
+        page.wait_for_function("document.querySelector('#strip details').open")
         page.locator("#chat .bubble-wrap").evaluate("box => box.scrollTo(0, box.scrollHeight)")
-        assert is_in_sight(page, "#chat .figures")
+        page.wait_for_function(IN_SIGHT_JS, arg="#chat .figures")
         write(page, "And the stars?")
         send(page)
         answered(page, 2)
-        assert page.locator("#strip details").evaluate("strip => strip.open")
+        page.locator("#composer .submit-button").wait_for()
+        page.wait_for_function("document.querySelector('#strip details[data-answered]').open")
 
 
 @pytest.mark.parametrize("query", ["", "?__theme=dark"])
@@ -80,6 +75,7 @@ def test_nothing_moves_as_the_page_comes(browser, url, width, height):
     page.add_init_script(SHIFTS_JS)
     page.goto(url)
     page.locator("#chat button.example").first.wait_for()
+    page.locator("#share summary").wait_for()
     page.wait_for_timeout(700)
     assert page.evaluate("window.shifts") < 0.1
     toggle, title = page.locator("#settings .toggle-button").bounding_box(), page.locator("h1").bounding_box()

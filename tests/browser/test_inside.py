@@ -23,9 +23,16 @@ def look_inside(page, picture="night.png"):
 
 
 def choose_word(page, word):
-    page.get_by_role("tab", name="Attention").click()
-    page.locator("#inside .answer-tokens button", has_text=word).click()
-    page.locator("#inside .maps img").first.wait_for()
+    """Waits for the maps of the word on which Inside opened, and then chooses another, if it is not that one."""
+    maps = page.locator("#inside .maps img")
+    maps.first.wait_for()
+    button = page.locator("#inside .answer-tokens button", has_text=word)
+    if button.get_attribute("aria-pressed") == "true":
+        return
+    maps.first.evaluate("picture => (picture.dataset.old = 'yes')")
+    button.click()
+    page.locator("#inside .maps img[data-old]").wait_for(state="detached")
+    maps.first.wait_for()
 
 
 def brightest(page):
@@ -39,11 +46,12 @@ def brightest(page):
 def test_inputs_show_the_tiles_and_every_token(page):
     look_inside(page)
     page.get_by_role("tab", name="Inputs").click()
-    page.locator("#inside .strip img").wait_for()
-    special = page.locator("#inside .tokens .special").all_inner_texts()
+    inputs = page.locator("#inside-inputs")
+    inputs.locator(".strip img").wait_for()
+    special = inputs.locator(".tokens .special").all_inner_texts()
     assert special[:2] == ["<bos>", "<start_of_turn>"]
-    assert page.locator("#inside .tokens .image").first.inner_text() == "picture 1: 64 soft tokens"
-    assert page.locator("#inside .tokens .text", has_text="star").first.get_attribute("title").startswith("token ")
+    assert inputs.locator(".tokens .image").inner_text() == "picture 1: 64 soft tokens"
+    assert inputs.locator(".tokens .text", has_text="star").get_attribute("title").startswith("token ")
 
 
 def test_a_word_of_the_answer_lights_up_what_it_is_about(page):
