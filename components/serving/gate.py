@@ -39,6 +39,9 @@ MAX_ARRIVING_BYTES = 500_000_000
 """Uploads that are arriving, for all visitors together."""
 MAX_WAITING_EVENTS = 32
 """Unfinished events of one browser window."""
+LINGER_S = 20.0
+"""How long a browser's stream of messages stays open after its last event has ended."""
+_CLOSE = b'data: {"msg":"close_stream"'
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SMALL_BODY_BYTES = 10_000
 
@@ -87,6 +90,8 @@ class Served(Protocol):
 
     def num_waiting(self, session: str) -> int: ...
 
+    def has_messages(self, session: str) -> bool: ...
+
     def is_told(self, name: str) -> bool: ...
 
 
@@ -99,6 +104,8 @@ class Gate:
         self._heartbeats: Counter[str] = Counter()
         self._receiving: dict[Receiving, str] = {}
         """Uploads that are arriving, with the ids that the page gave them."""
+        self._lingering: dict[str, asyncio.Event] = {}
+        """Streams without events, by their session; set when an event comes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -180,7 +187,60 @@ class Gate:
         name = _query(scope).get("session_hash", "") if last == "data" else last
         if not self._served.is_told(name):
             raise RefusedError(404, NOT_FOUND)
-        await self._passed(scope, receive, send)
+        if last == "data" and b"mozilla" in dict(scope["headers"]).get(b"user-agent", b"").lower():
+            await self._browsers_stream(scope, receive, send, name)
+        else:
+            await self._passed(scope, receive, send)
+
+    async def _browsers_stream(self, scope: Scope, receive: Receive, send: Send, session: str) -> None:
+        """Gradio's messages for a page, which go on where an event comes soon after the last one has ended.
+
+        Gradio ends the stream at once, and its page stops listening even if it has just sent an event: a click right
+        after an answer would be without effect.
+        """
+        started = closing = False
+
+        async def forward(message: Message) -> None:
+            nonlocal started, closing
+            if message["type"] == "http.response.start":
+                if not started:
+                    await send(message)
+                started = True
+                return
+            body, mark, _ = message.get("body", b"").partition(_CLOSE)
+            closing = closing or bool(mark)
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        while True:
+            closing = False
+            await self._app(scope, _replayed(b"", receive), _plain(forward))
+            if not closing:
+                break
+            if not await self._comes_another(session, receive):
+                await send({"type": "http.response.body", "body": _CLOSE + b',"event_id":null}\n\n', "more_body": True})
+                break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _comes_another(self, session: str, receive: Receive) -> bool:
+        """Waits for messages of the session's next event; False after LINGER_S, or if the visitor has left."""
+        came = self._lingering[session] = asyncio.Event()
+        left = asyncio.ensure_future(receive())
+        end = asyncio.get_running_loop().time() + LINGER_S
+        try:
+            while not self._served.has_messages(session):
+                came.clear()
+                called = asyncio.ensure_future(came.wait())
+                seconds = end - asyncio.get_running_loop().time()
+                await asyncio.wait((called, left), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                called.cancel()
+                if left.done() or not came.is_set():
+                    return False
+            return True
+        finally:
+            left.cancel()
+            if self._lingering.get(session) is came:
+                del self._lingering[session]
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An event of the page, such as a click. Malformed events are refused before they reach Gradio."""
@@ -204,6 +264,8 @@ class Gate:
             event["event_data"] = {"index": index if type(index) is int else None, "value": None}
             body = orjson.dumps(event)
         await self._app(scope, _replayed(body, receive), _plain(send, own_errors=True))
+        if (came := self._lingering.get(str(session))) is not None:
+            came.set()
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A question to `/ask`, with positional or named arguments."""

@@ -137,6 +137,11 @@ class Page(gr.Blocks):
         """The number of a browser window's unfinished events."""
         return len(self._queue.pending_event_ids_session.get(session, ()))
 
+    def has_messages(self, session: str) -> bool:
+        """Whether a browser window has messages to fetch, or events that will send some."""
+        messages = self._queue.pending_messages_per_session.get(session)
+        return self.num_waiting(session) > 0 or (messages is not None and messages.qsize() > 0)
+
     def is_told(self, name: str) -> bool:
         """Whether there are messages for this browser window, or for the event with this id."""
         queue = self._queue

@@ -2,11 +2,13 @@
 
 import asyncio
 import itertools
+import json
 import logging
 import re
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -197,6 +199,44 @@ def test_who_fetches_nothing_is_taken_to_have_left(page, engine, client, monkeyp
     assert client.post("/gradio_api/queue/join", json=event(page, "send", message)).status_code == 200
     assert engine.wait_until_closed(1, seconds=20) == ["writing"]
     assert page._queue.pending_messages_per_session["window"].qsize() < 40
+
+
+def messages_of(stream):
+    """The messages of a stream, as they come."""
+    for line in stream.iter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def until(messages, kind):
+    return next(message for message in messages if message["msg"] == kind)
+
+
+def test_a_browsers_stream_goes_on_where_an_event_comes_after_the_last_has_ended(page, client, monkeypatch):
+    monkeypatch.setattr(gate, "LINGER_S", 3.0)
+    join = partial(client.post, "/gradio_api/queue/join")
+    browser = {"headers": {"user-agent": "Mozilla/5.0"}, "params": {"session_hash": "window"}, "timeout": 20}
+    first = join(json=event(page, "undo", {"text": "a", "files": []})).json()["event_id"]
+    with client.stream("GET", "/gradio_api/queue/data", **browser) as stream:
+        messages = messages_of(stream)
+        assert until(messages, "process_completed")["event_id"] == first
+        for wait_s in (0.0, 0.5, 1.0):
+            time.sleep(wait_s)
+            further = join(json=event(page, "undo", {"text": "b", "files": []})).json()["event_id"]
+            assert until(messages, "process_completed")["event_id"] == further
+        began = time.monotonic()
+        assert until(messages, "close_stream")
+        assert 2.0 < time.monotonic() - began < 10.0
+        assert list(messages) == []
+    assert join(json=event(page, "undo", {"text": "c", "files": []})).status_code == 200
+
+
+def test_a_programs_stream_ends_with_its_event(page, client):
+    client.post("/gradio_api/queue/join", json=event(page, "undo", {"text": "a", "files": []}))
+    began = time.monotonic()
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "window"}, timeout=20) as stream:
+        assert [message["msg"] for message in messages_of(stream)][-1] == "close_stream"
+    assert time.monotonic() - began < gate.LINGER_S / 2
 
 
 def test_uploads_arrive_and_only_pictures_stay(page, client):
