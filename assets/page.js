@@ -139,6 +139,14 @@
     toComposer();
   });
 
+  // A picture that arrives late makes the chat longer: its end, where the answer stands, stays in sight.
+  document.addEventListener("load", (event) => {
+    const row = event.target.closest?.("#chat .user-row");
+    if (!row || row !== [...document.querySelectorAll("#chat .user-row")].at(-1)) return;
+    const box = row.closest(".bubble-wrap");
+    box.scrollTo(0, box.scrollHeight);
+  }, true);
+
   // A picture in the chat opens large.
   const large = document.createElement("dialog");
   large.id = "large-picture";

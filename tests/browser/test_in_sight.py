@@ -33,7 +33,7 @@ def test_the_answer_is_in_sight_on_a_low_window(browser, url, width, height):
         page.wait_for_function(IN_SIGHT_JS, arg="#chat .bot-row .message-content")
         page.locator("#strip summary").click()  # its visitor opens it: it stays open, and the answer in sight
         page.wait_for_function("document.querySelector('#strip details').open")
-        page.locator("#chat .bubble-wrap").evaluate("box => box.scrollTo(0, box.scrollHeight)")
+        page.locator("#chat .figures").scroll_into_view_if_needed()
         page.wait_for_function(IN_SIGHT_JS, arg="#chat .figures")
         write(page, "And the stars?")
         send(page)
