@@ -38,8 +38,22 @@
     const control = find("#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
     control.click();
+    if (button.dataset.act === "inside-open") openOnAttention();
     if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();
   });
+
+  // Inside opens on Attention. As its tabs are drawn, Gradio may choose the first one instead, until it knows them all.
+  let opening = null;
+  document.addEventListener("click", (event) => {
+    if (event.isTrusted && event.target.closest("#inside [role=tab]")) clearTimeout(opening);
+  });
+  function openOnAttention(tries = 60) {
+    clearTimeout(opening);
+    if (find("#inside .answer-tokens")?.checkVisibility()) return;
+    const tab = find('#inside [role=tab][data-tab-id="attention"]');
+    if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+    if (tries) opening = setTimeout(openOnAttention, 150, tries - 1);
+  }
 
   // The Share menu.
   const share = find("#share details");

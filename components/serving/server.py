@@ -110,9 +110,11 @@ class Page(gr.Blocks):
         send = queue.send_message
 
         def send_unless_unread(event: Any, message: Any) -> None:
-            if queue.pending_messages_per_session[event.session_hash].qsize() > _MAX_UNREAD:
+            unread = queue.pending_messages_per_session.get(event.session_hash)
+            if unread is None or unread.qsize() > _MAX_UNREAD:
                 event.alive = False  # ends the event's generator
-            send(event, message)
+            if unread is not None:  # otherwise the visitor has just left
+                send(event, message)
 
         queue.send_message = send_unless_unread  # type: ignore[method-assign,assignment]
         return made

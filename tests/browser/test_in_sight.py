@@ -35,11 +35,11 @@ def test_the_answer_is_in_sight_on_a_low_window(browser, url, width, height):
         page.wait_for_function("document.querySelector('#strip details').open")
         page.locator("#chat .figures").scroll_into_view_if_needed()
         page.wait_for_function(IN_SIGHT_JS, arg="#chat .figures")
-        write(page, "And the stars?")
+        write(page, "And the stars?", EXAMPLES / "night.png")
         send(page)
         answered(page, 2)
         page.locator("#composer .submit-button").wait_for()
-        page.wait_for_function("document.querySelector('#strip details[data-answered]').open")
+        page.locator("#strip details[data-answered][open]").wait_for()
 
 
 @pytest.mark.parametrize("query", ["", "?__theme=dark"])

@@ -260,7 +260,7 @@ def test_inside_of_a_model_that_reads_text_only(browser, text_chat_folder):
         page.locator("#composer textarea").fill("what is a color")
         page.locator("#composer textarea").press("Enter")
         page.get_by_role("button", name="Look inside answer 1").click()
-        page.locator("#inside .tokens .text").first.wait_for()
+        page.locator("#inside .answer-tokens").wait_for()
         page.get_by_role("tab", name="Attention").click()
         page.locator("#inside .answer-tokens button").first.click()
         page.get_by_text("This conversation has no pictures").wait_for()
