@@ -19,7 +19,7 @@
   }, 500);
   if (matchMedia("(min-width: 1100px)").matches) toComposer();
 
-  const theme = localStorage.getItem("theme");
+  const theme = ask.kept.get("theme", "localStorage");
   if (theme && !new URLSearchParams(location.search).has("__theme"))
     find(`#theme input[value="${theme}"]`)?.click();
 

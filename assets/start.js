@@ -4,10 +4,23 @@
   const wide = matchMedia("(min-width: 1100px)"), dark = matchMedia("(prefers-color-scheme: dark)");
   root.dataset.settings = wide.matches ? "open" : "closed";
 
-  // The tab's own storage: a reload, also the one after a lost connection, finds everything again.
+  // The tab's own storage: a reload, also the one after a lost connection, finds everything again. Where a browser
+  // forbids it, as in some frames, or it is full, the page works all the same, and a reload finds nothing.
   const kept = {
-    get: (name) => JSON.parse(sessionStorage.getItem(name) ?? "null"),
-    set: (name, value) => sessionStorage.setItem(name, JSON.stringify(value)),
+    get(name, storage = "sessionStorage") {
+      try {
+        return JSON.parse(window[storage].getItem(name) ?? "null");
+      } catch {
+        return null;
+      }
+    },
+    set(name, value, storage = "sessionStorage") {
+      try {
+        window[storage].setItem(name, JSON.stringify(value));
+      } catch {
+        console.info(`This browser keeps no "${name}" for a reload.`);
+      }
+    },
   };
 
   let card = null, own = [];
@@ -41,7 +54,7 @@
     },
 
     useTheme(theme) {
-      localStorage.setItem("theme", theme);
+      kept.set("theme", theme, "localStorage");
       document.body.classList.toggle("dark", theme === "Dark" || (theme === "System" && dark.matches));
       return theme;
     },
@@ -54,7 +67,7 @@
       ask.foldStrip();
       return message;
     },
-    answered: () => sessionStorage.removeItem("sent"),
+    answered: () => kept.set("sent", null),
 
     keepSettings(...values) {
       kept.set("settings", { app: window.gradio_config?.app_id, values });
@@ -84,5 +97,5 @@
       return address.href;
     },
   };
-  dark.addEventListener("change", () => ask.useTheme(localStorage.getItem("theme") ?? "System"));
+  dark.addEventListener("change", () => ask.useTheme(kept.get("theme", "localStorage") ?? "System"));
 })();

@@ -64,10 +64,10 @@ class Conversation:
     def add(self, exchange: Exchange) -> "Conversation":
         return Conversation((*self.exchanges, exchange))
 
-    def replacing(self, before: "Conversation", draft: Turn = NOTHING) -> "Conversation":
-        """This conversation in place of `before`, which can be brought back once, with a draft for the composer."""
-        kept = Conversation(before.exchanges, returned=joined(before.aside, draft))
-        return replace(self, before=kept if kept.exchanges or kept.returned != NOTHING else None)
+    def replacing(self, exchanges: tuple[Exchange, ...], draft: Turn = NOTHING) -> "Conversation":
+        """This conversation in place of these exchanges, which can be brought back once, with a draft."""
+        before = Conversation(exchanges, returned=draft)
+        return replace(self, before=None if before == Conversation() else before)
 
     def up_to(self, number: int) -> "Conversation":
         """The conversation before the exchange with this index; -1 drops the last exchange."""

@@ -136,7 +136,7 @@ class ChatHandlers:
     async def go_on(
         self, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Continues the last answer where it was cut at its longest length."""
+        """Continues the last answer where it was cut at its longest length, with the settings that it had."""
         last = conversation.exchanges[-1] if conversation.exchanges else None
         if last is None or last.stats.stop_reason != "length" or conversation.changing is not None:
             yield _update()
@@ -146,7 +146,7 @@ class ChatHandlers:
                 last.question,
                 conversation,
                 conversation.up_to(-1),
-                replace(Choices(*values), pan_and_scan=last.pan_and_scan, model=last.stats.model),
+                replace(Choices(*values), model=last.stats.model),
                 window_of(request),
                 cut=last,
             )
@@ -217,7 +217,7 @@ class ChatHandlers:
         window = window_of(request)
         await self._running.discard(window)
         self._models.forget(window)
-        new = Conversation().replacing(conversation, held(message))
+        new = Conversation().replacing(conversation.exchanges, joined(conversation.aside, held(message)))
         notice = "" if new.before is None else composer.brings_back(NEW_CHAT)
         return _update([], composer.emptied(), new, notice)
 
@@ -243,7 +243,8 @@ class ChatHandlers:
             return
         if not question.text:
             reason = ONLY_PICTURE if question.pictures else NO_QUESTION
-            yield _update(None, composer.waiting(), replace(conversation, returned=question), composer.missing(reason))
+            notice = composer.missing(reason) + composer.notice(conversation.changing)
+            yield _update(None, composer.waiting(), replace(conversation, returned=question), notice)
             return
         shown = [*chat.messages(kept, controls=False), *chat.asked(question)]
         draft = _Draft() if cut is None else _Draft([cut.answer], list(cut.choices))
@@ -251,7 +252,8 @@ class ChatHandlers:
         try:
             asked = _request(question, kept, choices, self._models.info(choices.shown), window)
             if cut is not None:
-                asked = replace(asked, answer_so_far=cut.answered.done.token_ids)
+                so_far, longest = cut.answered.done.token_ids, asked.max_new_tokens
+                asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
             with self._running.entry(window) as running:
                 yield _update([*shown, draft.message()], composer.waiting(), notice="")
                 answer = running.events(self._models.astream(choices.model, asked, running.stop))
@@ -275,11 +277,11 @@ class ChatHandlers:
             yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
             complete = Answered(replace(asked, answer_so_far=()), done)
-            exchange = Exchange(question, choices.pan_and_scan, complete, TokenChoices(draft.choices))
+            exchange = Exchange(question, asked.pan_and_scan, complete, TokenChoices(draft.choices))
             answered = replace(kept.add(exchange), returned=conversation.aside)
             notice = ""
             if cut is None and len(kept.exchanges) < len(conversation.exchanges):
-                answered = answered.replacing(conversation)
+                answered = answered.replacing(conversation.exchanges)
                 dropped = len(conversation.exchanges) - len(kept.exchanges)
                 notice = composer.brings_back(REPLACED if dropped == 1 else REPLACED_ALL)
             yield _update(self.messages(answered), composer.waiting(), answered, notice)

@@ -53,7 +53,8 @@ class Returning:
         """
         window = request.session_hash or ""
         kept = _object(left)
-        before = self._left_by(str(kept.get("session")))
+        session = kept.get("session")
+        before = self._left_by(session) if isinstance(session, str) else None  # anyone may name a window "None"
         found = before if isinstance(before, Conversation) else Conversation()
         sent, draft = self._turn(kept.get("sent")), self._turn(kept.get("draft"))
         if any(sent.text == exchange.question.text for exchange in found.exchanges[-1:]):
@@ -62,7 +63,7 @@ class Returning:
         link = _object(kept.get("link")) if held == NOTHING and not found.exchanges else {}
         if link:
             held = self._asked_by(link)
-        conversation = Conversation(found.exchanges, before=found.before)
+        conversation = Conversation(found.exchanges)
         return (
             self._messages(conversation) if conversation.exchanges else gr.skip(),
             gr.skip() if held == NOTHING else composer.holding(held),

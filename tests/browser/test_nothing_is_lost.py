@@ -2,7 +2,7 @@
 
 from browsing import add, answered, choose, send, write
 from places import EXAMPLES
-from running_app import opened
+from running_app import opened, unfold
 
 HEARTS, NIGHT = EXAMPLES / "hearts.png", EXAMPLES / "night.png"
 
@@ -74,7 +74,7 @@ def test_an_earlier_question_is_asked_again_and_that_can_be_undone(page):
 
 def test_an_answer_that_was_cut_goes_on(page):
     write(page, "How many hearts are there?", HEARTS)
-    page.locator("#settings").get_by_role("button", name="Sampling").click()
+    unfold(page, "Sampling", "#seed input")
     longest = page.get_by_label("number input for Longest answer")
     longest.fill("2")
     longest.press("Enter")
@@ -136,6 +136,24 @@ def test_a_question_without_its_answer_comes_back_after_a_lost_connection(browse
         composer_becomes(page, "And the stars?")
         send(page)
         answered(page, 2)
+
+
+def test_where_the_browser_keeps_nothing_the_page_works_all_the_same(browser, url):
+    context = browser.new_context()
+    context.add_init_script(
+        """for (const name of ["sessionStorage", "localStorage"])
+             Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });"""
+    )
+    page = context.new_page()
+    page.goto(url)
+    choose(page)
+    assert answered(page) == "There are three hearts."
+    write(page, "And the stars?")
+    send(page)
+    answered(page, 2)
+    page.locator("#theme input[value=Dark]").check()
+    page.wait_for_function("document.body.classList.contains('dark')")
+    context.close()
 
 
 def test_another_window_finds_nothing(browser, url):

@@ -17,7 +17,7 @@ from PIL import Image
 from window import DEMO, STATS, Window, exchange_of, run, typed
 
 from components.chat import panel as chat
-from components.chat.conversation import NOTHING, Conversation, joined, question_of
+from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
 from components.chat.handlers import ChatHandlers
 from components.examples import FOLDER, Example, load_examples
 from components.serving.server import Page, declare_avif, launch_options
@@ -32,12 +32,14 @@ from components.shown import markdown
 from components.shown.stats import figures_line, short_line
 from components.theme import build_theme
 from gemma3_core.engine import (
+    Answered,
     DoneEvent,
     Gemma3Error,
     Int4Choice,
     ModelRegistry,
     PartialSampling,
     PicturePreview,
+    Request,
     StageEvent,
     TokenEvent,
     Turn,
@@ -245,6 +247,30 @@ def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_p
     box, after = handlers.hand_back(typed(""), after, Window())
     assert box["value"]["text"] == "half a question"
     assert after.returned == NOTHING
+    shown, box, back, notice = handlers.restore(typed("half a question"), after, Window())
+    assert (back, notice, len(shown)) == (before, "", 4)
+    assert box["value"]["text"] == "half a question"  # once
+
+
+def test_an_empty_question_ends_no_editing():
+    handlers = ChatHandlers(ModelRegistry(Speaking()), ())
+    _, _, changing, _ = handlers.edit(0, typed(""), two_exchanges(), Window())
+    _, after, notice = run(handlers.send(typed(" "), changing, Window(), *VALUES))
+    assert after.changing == 0
+    assert "There is no question yet" in notice
+    assert "Cancel editing" in notice
+
+
+def test_an_answer_goes_on_with_the_settings_that_it_had():
+    engine = Speaking("There are three.")
+    asked = Request((Turn("user", "How many?"),), "Be brief.", True, max_new_tokens=2, visitor="before the reload")
+    done = DoneEvent("There are", replace(STATS, stop_reason="length"), (5, 6))
+    cut = Exchange(Turn("user", "How many?"), True, Answered(asked, done))
+    _, after, notice = run(ChatHandlers(ModelRegistry(engine), ()).go_on(Conversation((cut,)), Window(), *VALUES))
+    assert engine.requests == [replace(asked, answer_so_far=(5, 6), max_new_tokens=8, visitor="one")]
+    (exchange,) = after.exchanges
+    assert (exchange.answer, exchange.pan_and_scan, notice) == ("There are three.", True, "")
+    assert exchange.answered.request.answer_so_far == ()
 
 
 def test_editing_can_be_given_up():

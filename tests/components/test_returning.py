@@ -52,6 +52,7 @@ def test_a_window_finds_what_it_left_and_another_nothing(returning):
     assert box == gr.skip()
     for session in ("another", None, 3, ["secret name"]):
         assert not opened(returning, session=session)[2].exchanges
+    assert not opened(returning)[2].exchanges
 
 
 def test_a_question_without_an_answer_comes_back_before_the_draft(returning):
