@@ -7,7 +7,6 @@ from typing import Any
 
 from gemma3_core.engine import Gemma3Error
 
-NAMES = ("images", "question", "system_prompt", "pan_and_scan", "int4", "max_new_tokens", "temperature", "seed")
 _FILE = {"meta": {"_type": "gradio.FileData"}}
 _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _SHOWN = 30  # characters of a wrong value in a message
@@ -19,10 +18,10 @@ def read_arguments(given: Sequence[Any]) -> list[Any]:
     A picture is an upload, an address, a data URL or base64, alone or in a list. Numbers and switches may be written as
     text. None and empty text stand for an argument's default. Raises Gemma3Error.
     """
-    if len(given) > len(NAMES):
-        raise Gemma3Error(f"At most {len(NAMES)} arguments are taken ({', '.join(NAMES)}), got {len(given)}.")
-    values = [*given, *[None] * (len(NAMES) - len(given))]
-    return [_READERS[name](name, value) for name, value in zip(NAMES, values, strict=True)]
+    if len(given) > len(_READERS):
+        raise Gemma3Error(f"At most {len(_READERS)} arguments are taken ({', '.join(_READERS)}), got {len(given)}.")
+    values = [*given, *[None] * (len(_READERS) - len(given))]
+    return [read(name, value) for (name, read), value in zip(_READERS.items(), values, strict=True)]
 
 
 def _pictures(name: str, value: Any) -> list[dict[str, Any]] | None:
@@ -100,3 +99,4 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "temperature": _number,
     "seed": _whole,
 }
+"""By the arguments' names, in their order."""

@@ -18,7 +18,7 @@ from components.chat.returning import Returning
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, load_examples
 from components.inside.handlers import InsideHandlers
-from components.inside.panel import Inside, build_inside, model_dependent
+from components.inside.panel import OPENED, Inside, build_inside, model_dependent
 from components.serving.server import Page
 from components.settings import (
     Settings,
@@ -263,21 +263,17 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     }
     for name, (stop, shows) in stops.items():
         gr.Button("Stop", elem_id=name, visible="hidden").click(stop, None, shows, queue=False, **common)
-    shown = [
-        inside.panel, inside.tabs, inside.title, inside.inputs, inside.words, inside.maps, inside.hide, inside.effect,
-        inside.rest, inside.mask, inside.comparison, selected,
-    ]  # fmt: skip
-    layer_and_head = [inside.layer, inside.head]
-    choice = [selected, *layer_and_head]
+    shown = [*(getattr(inside, name) for name in OPENED), selected]
+    choice = [selected, inside.layer, inside.head]
     opened = show.click(
         inside_handlers.open,
-        [number, panels.conversation, *layer_and_head],
+        [number, panels.conversation],
         shown,
         js=_NUMBER_JS.format("inside-open"),
         **waits,
     )
     for change in changes:
-        change.then(inside_handlers.follow, [selected, panels.conversation, *layer_and_head], shown, **waits)
+        change.then(inside_handlers.follow, [selected, panels.conversation], shown, **waits)
     if panels.settings.model is not None:
         opened.then(inside_handlers.follow_model, selected, model_dependent(inside), **common)
         models = [selected, gr.State("model"), inside.other]

@@ -19,7 +19,15 @@ from components.chat.conversation import Conversation, Exchange
 from components.inside.attention_view import maps_html, occlusion_html
 from components.inside.compare import Setting, compared
 from components.inside.mask_view import mask_html
-from components.inside.panel import ATTENTION, CHOOSE_WORD, HIDING, MEAN_HEADS, model_updates
+from components.inside.panel import (
+    ATTENTION,
+    CHOOSE_WORD,
+    HIDING,
+    MEAN_HEADS,
+    MEAN_LAYERS,
+    OPENED,
+    model_updates,
+)
 from components.shown.image_strip import strip_html
 from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
 from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, ModelRegistry, PicturePreview, StoppedError
@@ -31,8 +39,6 @@ NO_WORD = "Choose a word of the answer first."
 
 # More than the engine's queue holds: each call that waits there keeps a thread, and some threads must be left to draw.
 _MOST_THREADS = 96
-
-_NOTHING_NEW: tuple[Any, ...] = tuple(gr.skip() for _ in range(12))
 
 _LOOK, _HIDE, _COMPARE = "look", "hide", "compare"
 _WAITING = {_LOOK: "Looking at the answer again", _HIDE: "Hiding the region and asking again"}
@@ -58,44 +64,55 @@ class InsideHandlers:
         self._calls = Calls(self._threads)
 
     async def open(
-        self, number: float | None, conversation: Conversation, layer: str, head: int, request: gr.Request
+        self, number: float | None, conversation: Conversation, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, ...], None]:
-        """Updates of `panel.opened` and the selected exchange: first the panel, then where the model looked for a word
-        of content."""
+        """Updates of the parts in OPENED and of the selected exchange: first the panel, then where the model looked for
+        a word of content, as the mean of layers and heads."""
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
-            yield _NOTHING_NEW
+            yield _opened()
             return
         window = window_of(request)
         self._calls.give_up(window)
         exchange = conversation.exchanges[index]
         token = word_of_content(list(exchange.choices), exchange.question.text)
         selected = Selected(exchange, token, index)
-        title = f"<h2>Inside answer {index + 1}</h2>"
-        inputs = await self._html(exchange, lambda engine: _inputs(engine, exchange))
-        panel, tabs = gr.update(visible=True), gr.update(selected=ATTENTION)
-        words, hide = answer_html(exchange.choices, token), gr.update(interactive=token is not None)
-        yield panel, tabs, title, inputs, words, CHOOSE_WORD, hide, HIDING, "", "", "", selected
+        yield _opened(
+            panel=gr.update(visible=True),
+            tabs=gr.update(selected=ATTENTION),
+            title=f"<h2>Inside answer {index + 1}</h2>",
+            inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
+            words=answer_html(exchange.choices, token),
+            layer=MEAN_LAYERS,
+            head=MEAN_HEADS,
+            maps=CHOOSE_WORD,
+            hide=gr.update(interactive=token is not None),
+            effect=HIDING,
+            rest="",
+            mask="",
+            comparison="",
+            selected=selected,
+        )
         if token is None:
             return
-        async with aclosing(self._maps(selected, layer, head, window)) as drawings:
+        async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, window)) as drawings:
             async for maps, rest in drawings:
-                yield *_NOTHING_NEW[:5], maps, *_NOTHING_NEW[6:8], rest, *_NOTHING_NEW[9:]
+                yield _opened(maps=maps, rest=rest)
 
     async def follow(
-        self, selected: Selected | None, conversation: Conversation, layer: str, head: int, request: gr.Request
+        self, selected: Selected | None, conversation: Conversation, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """The same updates after the conversation has changed: an answer that is gone is never shown. What took its
         place is, or else Inside closes."""
         if selected is None or any(exchange is selected.exchange for exchange in conversation.exchanges):
-            yield _NOTHING_NEW
+            yield _opened()
         elif selected.index < len(conversation.exchanges):
-            async with aclosing(self.open(selected.index, conversation, layer, head, request)) as updates:
+            async with aclosing(self.open(selected.index, conversation, request)) as updates:
                 async for update in updates:
                     yield update
         else:
             panel, _ = await self.close(request)
-            yield panel, *_NOTHING_NEW[1:-1], None
+            yield _opened(panel=panel, selected=None)
 
     def follow_model(self, selected: Selected | None) -> tuple[Any, ...]:
         """Updates of the components that depend on the model that gave the answer (see `panel.model_dependent`)."""
@@ -131,7 +148,7 @@ class InsideHandlers:
         """
         token = int(number) if number is not None else -1
         if selected is None or not 0 <= token < len(selected.exchange.choices):
-            yield _NOTHING_NEW[:6]
+            yield tuple(gr.skip() for _ in range(6))
             return
         choices = selected.exchange.choices
         chosen = replace(selected, token=word_at(choices, token).start)
@@ -139,7 +156,7 @@ class InsideHandlers:
         yield answer_html(choices, token), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
         async with aclosing(self._maps(chosen, layer, head, window_of(request))) as drawings:
             async for maps, rest in drawings:
-                yield gr.skip(), maps, rest, *_NOTHING_NEW[:3]
+                yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
 
     async def look_again(
         self, selected: Selected | None, layer: str, head: int, request: gr.Request
@@ -268,6 +285,11 @@ class InsideHandlers:
         except Exception:
             logger.exception("looking inside failed")
             return _problem(UNEXPECTED)
+
+
+def _opened(**updates: Any) -> tuple[Any, ...]:
+    """Updates of the parts in OPENED and of the selected exchange, by their names; the others stay."""
+    return tuple(updates.get(name, gr.skip()) for name in (*OPENED, "selected"))
 
 
 def _inputs(engine: Engine, exchange: Exchange) -> str:

@@ -10,7 +10,12 @@ from gemma3_core.engine import ModelInfo
 
 MEAN_HEADS = -1
 ATTENTION = "attention"
-_MEAN_LAYERS, _ROLLOUT = "global", "rollout"
+MEAN_LAYERS, _ROLLOUT = "global", "rollout"
+OPENED = (
+    "panel", "tabs", "title", "inputs", "words", "layer", "head",
+    "maps", "hide", "effect", "rest", "mask", "comparison",
+)  # fmt: skip
+"""The fields of Inside that change when it opens for an answer."""
 
 HIDING = '<p class="note">Attention does not prove that a region mattered. Hide it to find out.</p>'
 CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the model looked when it wrote it.</p>'
@@ -68,7 +73,7 @@ def model_updates(info: ModelInfo, models: Sequence[str]) -> tuple[Any, ...]:
     """Updates for the model that gave the selected answer; `models` are all that can be compared."""
     others = [name for name in models if name != info.name]
     return (
-        gr.update(choices=_layers(info), value=_MEAN_LAYERS),
+        gr.update(choices=_layers(info), value=MEAN_LAYERS),
         gr.update(choices=_heads(info), value=MEAN_HEADS),
         *(gr.update(visible=info.multimodal) for _ in range(3)),
         gr.update(visible=_has_both_precisions(info)),
@@ -77,7 +82,7 @@ def model_updates(info: ModelInfo, models: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _layers(info: ModelInfo) -> list[tuple[str, str]]:
-    layers = [("Mean of the global layers", _MEAN_LAYERS), ("Rollout through all layers", _ROLLOUT)]
+    layers = [("Mean of the global layers", MEAN_LAYERS), ("Rollout through all layers", _ROLLOUT)]
     return layers + [(f"Layer {number + 1} ({kind})", str(number)) for number, kind in enumerate(info.layers)]
 
 
@@ -102,7 +107,7 @@ def _build_attention(
             )
             effect = gr.HTML(HIDING, visible=info.multimodal)
     with gr.Accordion("Details", open=False):
-        layer = gr.Dropdown(_layers(info), value=_MEAN_LAYERS, label="Layer", filterable=False)
+        layer = gr.Dropdown(_layers(info), value=MEAN_LAYERS, label="Layer", filterable=False)
         head = gr.Dropdown(_heads(info), value=MEAN_HEADS, label="Head", filterable=False)
     return words, layer, head, maps, hide, effect, gr.HTML()
 

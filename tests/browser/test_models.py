@@ -145,7 +145,7 @@ def test_of_a_model_that_was_let_go_inside_shows_no_other_models_numbers(page, m
     for name in ("small-model", "small-text-model"):  # two are kept
         list(models.stream(name, PLAIN))
     page.get_by_role("button", name="Look inside answer 1").click()
-    told = page.locator("#inside .failure").first
+    told = page.locator("#maps .failure")
     told.wait_for()
     assert told.inner_text().startswith("other-demo, which gave this answer, is not loaded now")
 

@@ -187,7 +187,7 @@ def test_the_pieces_of_a_word_are_one_button_and_a_word_of_content_is_chosen():
 def test_an_answer_that_is_gone_is_never_shown(engine, exchange):
     handlers, other = InsideHandlers(ModelRegistry(engine)), replace(exchange)
     shown = Selected(exchange, 0)
-    follow = partial(handlers.follow, layer="global", head=MEAN_HEADS, request=Window())
+    follow = partial(handlers.follow, request=Window())
     assert all(part == gr.skip() for part in last(follow(shown, Conversation((exchange,)))))
     panel, *_, selected = last(follow(shown, Conversation()))
     assert (panel["visible"], selected) == (False, None)
@@ -202,14 +202,15 @@ def opened(handlers, exchange):
     """The first updates of Inside for this answer."""
 
     async def first():
-        return await anext(handlers.open(0, Conversation((exchange,)), "global", MEAN_HEADS, Window()))
+        return await anext(handlers.open(0, Conversation((exchange,)), Window()))
 
     return run(first())
 
 
 def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     handlers = InsideHandlers(ModelRegistry(engine))
-    panel, tabs, title, inputs, words, *_, selected = opened(handlers, exchange)
+    panel, tabs, title, inputs, words, layer, head, *_, selected = opened(handlers, exchange)
+    assert (layer, head) == ("global", MEAN_HEADS)  # whatever was chosen for the answer before
     assert tabs["selected"] == "attention"
     assert exchange.choices[selected.token].text.strip() == "yellow"  # the word of content
     assert panel["visible"]
@@ -248,7 +249,7 @@ def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
     switched = replace(exchange, answered=Answered(exchange.answered.request, other))
     assert "is not loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))[0]
     for number in (None, 7, -1):
-        nothing = last(handlers.open(number, Conversation((exchange,)), "global", MEAN_HEADS, Window()))
+        nothing = last(handlers.open(number, Conversation((exchange,)), Window()))
         assert all(part == gr.skip() for part in nothing)
         assert last(handlers.look(number, Selected(exchange), "global", MEAN_HEADS, Window()))[0] == run(
             handlers.mask(None)
@@ -341,9 +342,7 @@ async def waited(updates, text):
         lambda handlers, _selected: handlers.close(Window()),
         lambda handlers, _selected: handlers.leave(Window()),
         lambda handlers, _selected: handlers.stop_looking(Window()),
-        lambda handlers, selected: anext(
-            handlers.open(0, Conversation((selected.exchange,)), "global", MEAN_HEADS, Window())
-        ),
+        lambda handlers, selected: anext(handlers.open(0, Conversation((selected.exchange,)), Window())),
         lambda handlers, selected: anext(handlers.look(1, selected, "global", MEAN_HEADS, Window())),
         lambda handlers, selected: anext(handlers.look_again(selected, "rollout", MEAN_HEADS, Window())),
     ],
@@ -419,7 +418,7 @@ def test_a_stopped_answer_is_looked_into(engine, exchange):
     stopped = Exchange(exchange.question, False, Answered(request, event), TokenChoices(choices))
     assert stopped.stats.stop_reason == "cancelled"
     handlers = InsideHandlers(ModelRegistry(engine))
-    _, _, _, inputs, words, hint, *_, selected = opened(handlers, stopped)
+    _, _, _, inputs, words, _, _, hint, *_, selected = opened(handlers, stopped)
     assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
     assert (words.count("<button"), hint) == (4, CHOOSE_WORD)
     whole = last(handlers.look(3, Selected(exchange), "global", MEAN_HEADS, Window()))
