@@ -88,6 +88,7 @@ OPTIONS = (
     Option("host", read_text, "address to listen on (default: this machine only)"),
     Option("port", read_port, "default: the first free one from 7860 on"),
     Option("share", read_switch, "make a public link that works for up to a week", default=False),
+    Option("forgetful", read_switch, "keep no conversations in visitors' browsers", default=False),
     Option("auth", read_login, "the login that the page asks for", metavar="USER:PASSWORD"),
 )
 
@@ -147,7 +148,8 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
     from gemma3_core.engine import ModelRegistry
 
     options = (settings.device, settings.dtype, settings.int4, settings.keep)
-    return build_page(ModelRegistry.load(settings.model, settings.also, *options))
+    models = ModelRegistry.load(settings.model, settings.also, *options)
+    return build_page(models, forgetful=settings.forgetful)
 
 
 def main() -> None:

@@ -67,28 +67,41 @@
       ask.foldStrip();
       return message;
     },
-    answered: () => kept.set("sent", null),
-
-    keepSettings(...values) {
-      kept.set("settings", { app: window.gradio_config?.app_id, values });
+    answered() {
+      kept.set("sent", null);
+      document.querySelector("#give")?.click();
     },
-    settingsBack(...values) {
+
+    // `offer` says what there is to set: another start of the server may offer other models and switches.
+    keepSettings(offer, ...values) {
+      kept.set("settings", { offer, values });
+    },
+    settingsBack(offer, ...values) {
       const before = kept.get("settings");
-      // Another start of the server may offer other models and switches.
-      return before?.app === window.gradio_config?.app_id && before?.values.length === values.length
-        ? before.values
-        : values;
+      return before?.offer === offer && before?.values.length === values.length ? before.values : values;
     },
     keepFiles(message) {
+      const paths = (message?.files ?? []).map((file) => file.path);
       kept.set("files", message?.files ?? []);
-      return (message?.files ?? []).map((file) => file.path).join("\n");
+      ask.conversations?.keepPictures(paths);
+      return paths.join("\n");
     },
-    left: () => JSON.stringify({
-      session: kept.get("session"),
-      sent: kept.get("sent"),
-      draft: { text: kept.get("text") ?? "", files: kept.get("files") ?? [] },
-      link: newLink(),
-    }),
+    async left() {
+      const sent = kept.get("sent"), text = kept.get("text") ?? "", files = kept.get("files") ?? [];
+      const back = async (some) => ask.conversations ? ask.conversations.files(some) : some;
+      return JSON.stringify({
+        session: kept.get("session"),
+        sent: sent && { ...sent, files: await back(sent.files ?? []) },
+        draft: { text, files: await back(files) },
+        link: newLink(),
+      });
+    },
+    // The page has opened: this window's name for its next reload, and whether the server knew the one before.
+    opened(text) {
+      const { window: name, found } = JSON.parse(text);
+      kept.set("session", name);
+      ask.conversations?.opened(found);
+    },
 
     // The link to this page, or to a question with its settings. In the frame of a Space the page has another address.
     link(parameters = {}) {

@@ -11,6 +11,7 @@ from components.arguments import read_arguments
 from components.chat.composer import build_composer, build_notice
 from components.chat.conversation import Conversation
 from components.chat.handlers import ChatHandlers
+from components.chat.keeping import Keeping
 from components.chat.model_choice import ModelChoiceHandlers
 from components.chat.panel import badge, build_chat
 from components.chat.previews import Previews
@@ -24,6 +25,7 @@ from components.settings import (
     Settings,
     build_settings,
 )
+from components.shown.conversation_list import conversation_list
 from components.shown.image_strip import build_image_strip, build_token_count
 from components.shown.share_menu import share_menu
 from gemma3_core.engine import Engine, ModelRegistry
@@ -61,15 +63,21 @@ class Panels:
     clear: gr.Button
 
 
-def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | None = None) -> gr.Blocks:
-    """Builds the whole page for one loaded engine or for several models; the caller launches it."""
+def build_page(
+    models: ModelRegistry | Engine, examples: Sequence[Example] | None = None, forgetful: bool = False
+) -> gr.Blocks:
+    """Builds the whole page for one loaded engine or for several models; the caller launches it.
+
+    Visitors' browsers keep their conversations, unless the page is `forgetful`.
+    """
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
     cards = load_examples() if examples is None else tuple(examples)
     cards = cards if info.multimodal else ()
     with Page(title=TITLE, fill_height=True, fill_width=True, analytics_enabled=False) as page:
+        page.forgetful = forgetful
         conversation = gr.State(Conversation())
-        settings = build_settings(info, models.entries)
+        settings = build_settings(info, models.entries, "" if forgetful else conversation_list())
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
                 head = gr.HTML(_head(badge(info)))
@@ -82,7 +90,8 @@ def build_page(models: ModelRegistry | Engine, examples: Sequence[Example] | Non
         inside = build_inside(info, models.names)
         chat_handlers = ChatHandlers(models, cards)
         panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
-        changes = _connect_chat(chat_handlers, panels)
+        keeping = None if forgetful else Keeping(chat_handlers, page.uploads.__contains__, cards)
+        changes = _connect_chat(chat_handlers, keeping, panels)
         _connect_return(page, chat_handlers, panels, models.names, cards)
         _connect_examples(cards, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
@@ -103,7 +112,7 @@ def _head(badge_line: str) -> str:
     return f'<h1>{TITLE}</h1><p class="badge">{badge_line}</p>'
 
 
-def _connect_chat(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
+def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: Panels) -> list[Any]:
     """Connects what starts, changes or stops an answer; returns the events after which the conversation has changed."""
     acts = ("retry", "undo", "edit", "keep", "restore", "continue")
     retry, undo, edit, keep, restore, go_on = (gr.Button(act, elem_id=act, visible="hidden") for act in acts)
@@ -131,6 +140,8 @@ def _connect_chat(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
         restore.click(chat_handlers.restore, [composer, state], **common),
         panels.clear.click(chat_handlers.clear, [composer, state], **common),
     ]
+    if keeping is not None:
+        changes.append(_connect_keeping(keeping, panels, common))
     for change in changes[4:]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
     hand_back: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
@@ -138,6 +149,25 @@ def _connect_chat(chat_handlers: ChatHandlers, panels: Panels) -> list[Any]:
     for end in ended:
         end.then(None, js="() => window.ask.answered()", api_visibility="private")
     return ended
+
+
+def _connect_keeping(keeping: Keeping, panels: Panels, common: dict[str, Any]) -> Any:
+    """The browser keeps the conversation after each change; returns the event that brings another one back."""
+    text, document = (gr.Textbox(visible="hidden") for _ in range(2))
+    give, bring = (gr.Button(act, elem_id=act, visible="hidden") for act in ("give", "bring"))
+    given = give.click(
+        keeping.given,
+        [text, panels.conversation],
+        document,
+        js="async (_, state) => [await window.ask.conversations.known(), state]",
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
+    save = "(document) => { window.ask.conversations.save(document); }"
+    given.then(None, document, js=save, api_visibility="private")
+    brought = "async (_, ...rest) => [await window.ask.conversations.document(), ...rest]"
+    return bring.click(keeping.brought, [text, panels.conversation], js=brought, **common)
 
 
 def _connect_return(
@@ -157,12 +187,13 @@ def _connect_return(
     left, window = (gr.Textbox(elem_id=name, visible="hidden") for name in ("left", "window"))
     common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     shown = [panels.chat, panels.composer, state, panels.notice, window, *returning.brought.values()]
-    back = page.load(returning.open, [left], shown, js="() => [window.ask.left()]", **common)
-    back.then(None, window, js="(window_) => window.ask.kept.set('session', window_)", **common)
+    back = page.load(returning.open, [left], shown, js="async () => [await window.ask.left()]", **common)
+    back.then(None, window, js="(told) => window.ask.opened(told)", **common)
     settings = [one for one in panels.settings.inputs if not isinstance(one, gr.State)]
-    page.load(None, settings, settings, js="(...values) => window.ask.settingsBack(...values)", **common)
+    offer = json.dumps(json.dumps([*models, panels.settings.int4 is not None]))
+    page.load(None, settings, settings, js=f"(...values) => window.ask.settingsBack({offer}, ...values)", **common)
     changes = [one.change for one in settings]  # type: ignore[attr-defined]
-    gr.on(changes, None, settings, js="(...values) => window.ask.keepSettings(...values)", **common)
+    gr.on(changes, None, settings, js=f"(...values) => window.ask.keepSettings({offer}, ...values)", **common)
 
 
 def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:

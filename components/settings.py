@@ -113,8 +113,9 @@ def with_brought(choices: Choices, example: Example) -> Choices:
     )
 
 
-def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = ()) -> Settings:
-    """Model (if there are several), pan & scan and int4 in front; the rest is folded away."""
+def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = (), beneath: str = "") -> Settings:
+    """Model (if there are several), pan & scan and int4 in front; the rest is folded away. `beneath` is HTML that
+    stands below them, with the id "conversations"."""
     # Closed at first, which suits a phone; page.js opens it where there is room.
     with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
         gr.HTML("<h2>Settings</h2>")
@@ -137,6 +138,8 @@ def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = ()) -> Setti
             )
         sampling = _build_sampling(info.sampling)
         theme = gr.Radio(["System", "Light", "Dark"], value="System", label="Theme", elem_id="theme")
+        if beneath:
+            gr.HTML(beneath, elem_id="conversations")
         theme.change(None, theme, js="(theme) => window.ask.useTheme(theme)", api_visibility="private")
     chosen, shown = gr.State(None) if int4 is None else int4, gr.State(info.name)
     inputs = (pan_and_scan, system_prompt, *sampling, chosen, gr.State(None) if model is None else model, shown)

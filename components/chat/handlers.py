@@ -75,8 +75,8 @@ class ChatHandlers:
 
     def __init__(self, models: ModelRegistry, examples: Sequence[Example]):
         self._models, self._examples = models, tuple(examples)
-        self._running = RunningAnswers()
-        self.previews = Previews(models, self._running)
+        self.running = RunningAnswers()
+        self.previews = Previews(models, self.running)
 
     async def send(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
@@ -86,7 +86,7 @@ class ChatHandlers:
         `message` is None after Enter in a composer that shows Stop.
         """
         if message is None:
-            yield _update()
+            yield page_update()
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
         question = held(message)
@@ -103,7 +103,7 @@ class ChatHandlers:
         """
         example = chosen_example(self._examples, choice)
         if example is None:
-            yield _update()
+            yield page_update()
             return
         choices = with_brought(Choices(*values), example)
         for question in example.turns():
@@ -124,7 +124,7 @@ class ChatHandlers:
         """
         index = _index(number, conversation)
         if index is None or conversation.changing is not None:
-            yield _update()
+            yield page_update()
             return
         question, kept = conversation.exchanges[index].question, conversation.up_to(index)
         async with aclosing(
@@ -139,7 +139,7 @@ class ChatHandlers:
         """Continues the last answer where it was cut at its longest length, with the settings that it had."""
         last = conversation.exchanges[-1] if conversation.exchanges else None
         if last is None or last.stats.stop_reason != "length" or conversation.changing is not None:
-            yield _update()
+            yield page_update()
             return
         async with aclosing(
             self._ask(
@@ -157,69 +157,73 @@ class ChatHandlers:
     def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Brings back what the last action replaced."""
         before = conversation.before
-        if before is None or window_of(request) in self._running:
-            return _update()
-        return _update(self.messages(before), composer.holding(joined(before.returned, held(message))),
+        if before is None or window_of(request) in self.running:
+            return page_update()
+        return page_update(self.messages(before), composer.holding(joined(before.returned, held(message))),
                        replace(before, returned=NOTHING), "")  # fmt: skip
 
     def undo(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Moves the last question back into the composer, before the text there."""
-        if window_of(request) in self._running or not conversation.exchanges or conversation.changing is not None:
-            return _update()
+        if window_of(request) in self.running or not conversation.exchanges or conversation.changing is not None:
+            return page_update()
         question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
-        return _update(self.messages(kept), composer.holding(joined(question, held(message))), kept, "")
+        return page_update(self.messages(kept), composer.holding(joined(question, held(message))), kept, "")
 
     def edit(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
     ) -> Update:
         """Puts the question with this index into the composer; nothing else changes until it is sent."""
-        if window_of(request) in self._running or conversation.changing is not None:
-            return _update()
+        if window_of(request) in self.running or conversation.changing is not None:
+            return page_update()
         index = _index(number, conversation)
         if index is None:
-            return _update()
+            return page_update()
         changing = Conversation(conversation.exchanges, index, aside=held(message))
         question = conversation.exchanges[index].question
-        return _update(self.messages(changing), composer.holding(question), changing, composer.notice(index))
+        return page_update(self.messages(changing), composer.holding(question), changing, composer.notice(index))
 
     def keep(self, conversation: Conversation, request: gr.Request) -> Update:
         """Ends editing and restores what the composer held before."""
-        if window_of(request) in self._running or conversation.changing is None:
-            return _update()
+        if window_of(request) in self.running or conversation.changing is None:
+            return page_update()
         kept = Conversation(conversation.exchanges)
-        return _update(self.messages(kept), composer.holding(conversation.aside), kept, "")
+        return page_update(self.messages(kept), composer.holding(conversation.aside), kept, "")
 
     def hand_back(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
     ) -> tuple[Any, Any]:
         """Updates the composer and the state: Send or Stop, and a returned question before text typed meanwhile."""
-        buttons = composer.waiting() if window_of(request) in self._running else composer.ready()
+        buttons = composer.waiting() if window_of(request) in self.running else composer.ready()
         if conversation.returned == NOTHING:
             return buttons, gr.skip()
         whole = joined(conversation.returned, held(message))
         return {**buttons, **composer.holding(whole)}, replace(conversation, returned=NOTHING)
 
+    def forget(self, window: str) -> None:
+        """Evicts what the models keep for the window's next question."""
+        self._models.forget(window)
+
     async def stop(self, request: gr.Request) -> dict[str, Any]:
         """Stops the window's answer; the text so far stays. If nothing runs, Send comes back at once."""
         window = window_of(request)
-        self._running.stop(window)
-        return gr.skip() if window in self._running else composer.ready()
+        self.running.stop(window)
+        return gr.skip() if window in self.running else composer.ready()
 
     async def leave(self, request: gr.Request) -> None:
         """Stops the answer of a closed window and forgets the visitor."""
         window = window_of(request)
-        self._running.stop(window)
+        self.running.stop(window)
         self.previews.forget(window)
         self._models.forget(window)
 
     async def clear(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Returns the page to its initial state; the conversation and the draft can be brought back."""
         window = window_of(request)
-        await self._running.discard(window)
+        await self.running.discard(window)
         self._models.forget(window)
         new = Conversation().replacing(conversation.exchanges, joined(conversation.aside, held(message)))
         notice = "" if new.before is None else composer.brings_back(NEW_CHAT)
-        return _update([], composer.emptied(), new, notice)
+        return page_update([], composer.emptied(), new, notice)
 
     async def _ask(
         self,
@@ -238,13 +242,13 @@ class ChatHandlers:
         Gradio repeats a generator's last update when it ends: that would take Stop from a question sent in between, and
         a slow browser sees only the latest of several updates.
         """
-        if window in self._running:  # sent while an answer is running
-            yield _update(conversation=replace(conversation, returned=question))
+        if window in self.running:  # sent while an answer is running
+            yield page_update(conversation=replace(conversation, returned=question))
             return
         if not question.text:
             reason = ONLY_PICTURE if question.pictures else NO_QUESTION
             notice = composer.missing(reason) + composer.notice(conversation.changing)
-            yield _update(None, composer.waiting(), replace(conversation, returned=question), notice)
+            yield page_update(None, composer.waiting(), replace(conversation, returned=question), notice)
             return
         shown = [*chat.messages(kept, controls=False), *chat.asked(question)]
         draft = _Draft() if cut is None else _Draft([cut.answer], list(cut.choices))
@@ -254,14 +258,14 @@ class ChatHandlers:
             if cut is not None:
                 so_far, longest = cut.answered.done.token_ids, asked.max_new_tokens
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
-            with self._running.entry(window) as running:
-                yield _update([*shown, draft.message()], composer.waiting(), notice="")
+            with self.running.entry(window) as running:
+                yield page_update([*shown, draft.message()], composer.waiting(), notice="")
                 answer = running.events(self._models.astream(choices.model, asked, running.stop))
                 async with aclosing(_drawn(answer, draft)) as drawings:
                     async for message in drawings:
-                        yield _update([*shown, message] if message else None, composer.waiting())
+                        yield page_update([*shown, message] if message else None, composer.waiting())
             if running.discarded:
-                yield _update(box=composer.waiting())
+                yield page_update(box=composer.waiting())
                 return
             done = draft.done
             where = ANSWER_STAYS if again else QUESTION_BACK
@@ -284,7 +288,7 @@ class ChatHandlers:
                 answered = answered.replacing(conversation.exchanges)
                 dropped = len(conversation.exchanges) - len(kept.exchanges)
                 notice = composer.brings_back(REPLACED if dropped == 1 else REPLACED_ALL)
-            yield _update(self.messages(answered), composer.waiting(), answered, notice)
+            yield page_update(self.messages(answered), composer.waiting(), answered, notice)
 
     def messages(self, conversation: Conversation) -> list[chat.Message]:
         """The conversation, with advice under a last answer by which the demo model says that it knows nothing."""
@@ -300,7 +304,7 @@ class ChatHandlers:
         shown = [*self.messages(conversation), *([] if again else chat.asked(question)), said]
         returned = NOTHING if again else question
         conversation = replace(conversation, returned=returned, failure=failure)
-        return _update(shown, composer.waiting(), conversation, composer.notice(conversation.changing))
+        return page_update(shown, composer.waiting(), conversation, composer.notice(conversation.changing))
 
 
 def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:
@@ -309,7 +313,9 @@ def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bo
     return more and conversation.exchanges[-1].stats.stop_reason != "cancelled"
 
 
-def _update(shown: Any = None, box: Any = None, conversation: Conversation | None = None, notice: Any = None) -> Update:
+def page_update(
+    shown: Any = None, box: Any = None, conversation: Conversation | None = None, notice: Any = None
+) -> Update:
     """None leaves a part of the page unchanged. (Yielding nothing would empty it.)"""
     parts = [gr.skip() if part is None else part for part in (shown, box, conversation, notice)]
     return parts[0], parts[1], parts[2], parts[3]

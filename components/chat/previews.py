@@ -54,6 +54,8 @@ class Previews:
         if answered:
             last = conversation.exchanges[-1]
             pictures, pan_and_scan, model = last.question.pictures, last.pan_and_scan, last.stats.model
+            if model not in self._models.names:
+                return ""
         try:
             with self._models.held(model) as engine:
                 if engine is None:

@@ -45,8 +45,8 @@ class Returning:
         self._pictures = {picture.stem: picture for example in examples for picture in example.pictures}
 
     def open(self, left: str, request: gr.Request) -> tuple[Any, ...]:
-        """Updates of chat, composer, conversation and notice, this window's own name for its next reload, and of what a
-        link has `brought`.
+        """Updates of chat, composer, conversation and notice, what the browser should know (this window's own name for
+        its next reload, and whether the one before was `found`), and of what a link has `brought`.
 
         `left` is what the browser kept, as JSON (see start.js): the name of the window before, a question that was sent
         without an answer, what the composer held, and the parameters of a link that this tab has not used yet.
@@ -69,7 +69,7 @@ class Returning:
             gr.skip() if held == NOTHING else composer.holding(held),
             conversation,
             gr.skip() if sent == NOTHING else composer.missing(NOT_ARRIVED),
-            window,
+            json.dumps({"window": window, "found": bool(found.exchanges)}),
             *(gr.skip() if value is None else value for value in map(self._settings_of(link).get, self.brought)),
         )
 

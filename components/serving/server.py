@@ -43,7 +43,7 @@ _MAX_UNREAD = 400
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
 """Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
-_SCRIPTS = ("start.js", "regions.js", "masks.js")
+_SCRIPTS = ("start.js", "conversations.js", "regions.js", "masks.js")
 """Run as the page loads, in this order; page.js runs once it stands."""
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
@@ -85,6 +85,8 @@ class Page(gr.Blocks):
         self.readers: dict[str, Callable[[list[Any]], list[Any]]] = {}
         """By an event's name for programs: turns the arguments that they send into what its components take."""
         self.is_shared = False
+        self.forgetful = False
+        """Whether visitors' browsers keep nothing beyond a tab."""
         self._launching: int | None = None
         super().__init__(**options)
 
@@ -311,7 +313,8 @@ def launch_options(page: Page) -> dict[str, Any]:
     The style sheet goes into the head, because Gradio rewrites the selectors of its `css` option: those inside @media
     (phones, reduced motion) would match nothing.
     """
-    scripts = "".join(f"<script>{_asset(name)}</script>" for name in _SCRIPTS)
+    names = (name for name in _SCRIPTS if not (page.forgetful and name == "conversations.js"))
+    scripts = "".join(f"<script>{_asset(name)}</script>" for name in names)
     if space := os.environ.get("SPACE_ID"):  # inside its frame the page has another address than the Space
         scripts += f"<script>window.ask.home = {json.dumps(f'https://huggingface.co/spaces/{space}')}</script>"
     return {

@@ -26,7 +26,7 @@ from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.fetch import fetch_image
 from gemma3_core.images.load import read_data_url
 from gemma3_core.images.pan_and_scan import Box
-from gemma3_core.inspection.confidence import TokenChoice, TokenChoices
+from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenChoices
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
 from gemma3_core.inspection.mask_view import LayerMask, MaskView
 from gemma3_core.inspection.prompt import PromptToken
@@ -34,6 +34,7 @@ from gemma3_core.inspection.prompt import PromptToken
 __all__ = [
     "DEMO_MODEL",
     "PUBLISHED",
+    "Alternative",
     "Answered",
     "AttentionMap",
     "Box",

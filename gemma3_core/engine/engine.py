@@ -438,7 +438,7 @@ class Engine:
         ticket = self.queue.enter(answered.request.visitor, ready=False)
         try:
             prompt = _told(self._when_it_is_its_turn(ticket, answered.request), check, tell)
-            check_answered(answered, prompt)
+            check_answered(answered, prompt, self.info.context_length)
             for text in self._precisions.prepare(int4):
                 check()
                 if tell is not None:

@@ -46,8 +46,8 @@ class OcclusionReport:
     answer: str
 
 
-def check_answered(answered: Answered, prompt: Prompt) -> None:
-    """Raises AttentionError if the prompt, read again, differs from the one that was answered."""
+def check_answered(answered: Answered, prompt: Prompt, context_length: int) -> None:
+    """Raises AttentionError if the prompt, read again, differs from the one that was answered, or if both don't fit."""
     asked = answered.done.stats.num_images
     if len(prompt.pictures) != asked:
         raise AttentionError(
@@ -58,6 +58,10 @@ def check_answered(answered: Answered, prompt: Prompt) -> None:
         raise AttentionError(
             f"The prompt has {prompt.num_tokens:,} tokens now but had {answered.done.stats.prompt_tokens:,}: the "
             "pictures or their crops have changed. Ask again."
+        )
+    if (length := prompt.num_tokens + len(answered.done.token_ids)) > context_length:
+        raise AttentionError(
+            f"Prompt and answer have {length:,} tokens; this model's context has {context_length:,}. Ask again."
         )
 
 

@@ -188,9 +188,9 @@ class ModelRegistry:
         return (self.first.info.name, *self._slots)
 
     def info(self, name: str | None = None) -> ModelInfo | None:
-        """What is known of a model (None is the first); None if it has never been loaded."""
+        """What is known of a model (None is the first); None if it isn't offered or has never been loaded."""
         with self._changed:
-            return self._infos.get(self._checked(name))
+            return self.first.info if name is None else self._infos.get(name)
 
     @contextmanager
     def held(self, name: str | None = None) -> Iterator[Engine | None]:
@@ -220,10 +220,10 @@ class ModelRegistry:
                 if engine is not None:
                     yield engine
                     return
-        raise AttentionError(
-            f"{name}, which gave this answer, is not loaded now: other models took its place. "
-            "Ask again to look at the new answer."
-        )
+            why = "is not loaded now: other models took its place"
+        else:
+            why = "is not offered here"
+        raise AttentionError(f"{name}, which gave this answer, {why}. Ask again to look at the new answer.")
 
     def stream(self, name: str | None, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
         """`Engine.stream` on the model of that name (None is the first), which is loaded if necessary.

@@ -188,6 +188,20 @@ def test_answers_that_can_not_be_looked_at_are_refused_and_the_chat_goes_on(engi
     assert engine.attention(long_answer, [0]).tiles
 
 
+@pytest.mark.parametrize("ids", [(2**31 - 1, 3), (3,) * 100_000], ids=["no such token", "longer than the context"])
+def test_a_made_up_answer_is_refused(engine, ids):
+    """As a browser may bring one back."""
+    real = answered(engine, SHORT)
+    made_up = replace(real, done=replace(real.done, token_ids=ids))
+    with pytest.raises((AttentionError, PromptError)):
+        engine.attention(made_up, [len(ids) - 1])
+    with pytest.raises((AttentionError, PromptError)):
+        engine.occlude(made_up, len(ids) - 1, 0, Box(0, 0, 9, 9))
+    with pytest.raises((ContextLengthError, PromptError)):
+        list(engine.stream(replace(SHORT, answer_so_far=ids)))
+    assert answered(engine, SHORT).done.token_ids == real.done.token_ids
+
+
 @pytest.mark.parametrize(
     ("token", "options", "words"),
     [

@@ -1,0 +1,246 @@
+// Keeps conversations in the visitor's own browser (IndexedDB), lists them in the sidebar, and brings them back.
+(() => {
+  const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3, ARMED_MS = 4000;
+  const OFF = "This browser keeps no conversations for this page: its storage is switched off or full.";
+  const { kept } = ask;
+
+  let opening = null;
+  const database = () => opening ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open("conversations", 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("conversations", { keyPath: "id" });
+      request.result.createObjectStore("pictures", { keyPath: "digest" });
+    };
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+  // Runs `work` on both stores in one transaction; returns the result of the request that it returns.
+  async function within(mode, work) {
+    const transaction = (await database()).transaction(["conversations", "pictures"], mode);
+    return new Promise((resolve, reject) => {
+      const request = work(transaction.objectStore("conversations"), transaction.objectStore("pictures"));
+      transaction.oncomplete = () => resolve(request?.result);
+      transaction.onabort = () => reject(transaction.error);
+    });
+  }
+  const all = async () => (await within("readonly", (conversations) => conversations.getAll()))
+    .sort((one, other) => other.changed - one.changed);
+  const stored = (digest) => within("readonly", (_, pictures) => pictures.get(digest));
+
+  // The server keeps each picture in a folder named by its SHA-256.
+  const digestOf = (path) => path.split("/").at(-2);
+  const address = (path) => `gradio_api/file=${path.split("/").map(encodeURIComponent).join("/")}`;
+  async function keepPicture(path) {
+    if (await stored(digestOf(path))) return;
+    const answer = await fetch(address(path));
+    if (!answer.ok) return;
+    const picture = { digest: digestOf(path), blob: await answer.blob(), at: Date.now() };
+    await within("readwrite", (_, pictures) => pictures.put(picture));
+  }
+  // Where the server has a picture now; it is uploaded again if the server has forgotten it.
+  async function here(path, name) {
+    const there = await fetch(address(path), { method: "HEAD" });
+    if (there.ok) return path;
+    const picture = await stored(digestOf(path));
+    if (!picture) return "";
+    const form = new FormData();
+    form.append("files", picture.blob, name);
+    const answer = await fetch(`gradio_api/upload?upload_id=${newId()}`, { method: "POST", body: form });
+    return answer.ok ? (await answer.json())[0] : "";
+  }
+  const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
+
+  const picturesOf = (conversation) => new Set(Object.values(conversation.exchanges).flatMap(
+    (exchange) => exchange.pictures.filter(({ path }) => path).map(({ path }) => digestOf(path)),
+  ));
+
+  // Deletes pictures that no conversation shows, and the oldest conversations beyond MOST_BYTES, or one more if `full`.
+  async function trim(full = false, unusedMs = full ? 0 : UNUSED_MS) {
+    const conversations = await all();
+    const pictures = await within("readonly", (_, store) => store.getAll());
+    const sizes = new Map(pictures.map(({ digest, blob }) => [digest, blob.size]));
+    let room = MOST_BYTES;
+    const staying = conversations.filter((conversation, number) => {
+      const size = (digest) => sizes.get(digest) ?? 0;
+      room -= JSON.stringify(conversation).length + [...picturesOf(conversation)].map(size).reduce((a, b) => a + b, 0);
+      return number === 0 || (room >= 0 && !(full && number === conversations.length - 1));
+    });
+    const shown = new Set(staying.flatMap((conversation) => [...picturesOf(conversation)]));
+    const old = Date.now() - unusedMs; // a draft's pictures are in no conversation yet
+    await within("readwrite", (store, pictureStore) => {
+      for (const one of conversations) if (!staying.includes(one)) store.delete(one.id);
+      for (const { digest, at } of pictures) if (!shown.has(digest) && at <= old) pictureStore.delete(digest);
+    });
+    return staying.length < conversations.length;
+  }
+
+  // The entry of the shown conversation; it may have begun in another window, or have been put aside by New chat.
+  async function entry(keys) {
+    const conversations = await all();
+    return conversations.find((one) => one.keys[0] === keys[0])
+      ?? conversations.find((one) => one.id === kept.get("conversation"));
+  }
+  async function save(given) {
+    const { version, keys, new: fresh } = JSON.parse(given);
+    if (!keys.length) return;
+    const before = await entry(keys);
+    const exchanges = Object.fromEntries(keys.map((key) => [key, fresh[key] ?? before?.exchanges[key]]));
+    if (Object.values(exchanges).includes(undefined)) return; // deleted meanwhile; the next answer keeps it all
+    const same = before && before.keys.join() === keys.join();
+    const title = before?.renamed ? before.title : exchanges[keys[0]].question.slice(0, LONGEST_TITLE);
+    const conversation = {
+      id: before?.id ?? newId(), changed: same ? before.changed : Date.now(), renamed: before?.renamed ?? false,
+      title, version, keys, exchanges,
+    };
+    kept.set("conversation", conversation.id);
+    for (const exchange of Object.values(fresh))
+      for (const { path } of exchange.pictures) if (path) await keepPicture(path);
+    if (!same) await within("readwrite", (conversations) => conversations.put(conversation));
+  }
+
+  // Whatever goes wrong here concerns the keeping alone; the conversation on the page goes on.
+  async function keeping(work) {
+    try {
+      await work();
+    } catch (error) {
+      if (error?.name === "QuotaExceededError" && (await trim(true).catch(() => false))) return keeping(work);
+      console.info("Conversations are not kept:", error);
+      note(OFF);
+    }
+  }
+
+  const find = (selector) => document.querySelector(`#conversations ${selector}`);
+  const note = (text) => find(".note")?.replaceChildren(text);
+  async function draw() {
+    const list = find("ul");
+    if (!list || list.querySelector("input")) return; // a name is being written
+    const wanted = find("input[type=search]").value.trim().toLowerCase(), current = kept.get("conversation");
+    const texts = (one) => [one.title, ...Object.values(one.exchanges).flatMap((e) => [e.question, e.answer])];
+    const conversations = await all();
+    find("details").classList.toggle("empty", !conversations.length);
+    find("summary").textContent = conversations.length ? `Conversations (${conversations.length})` : "Conversations";
+    list.replaceChildren(...conversations
+      .filter((one) => !wanted || texts(one).some((text) => text.toLowerCase().includes(wanted)))
+      .map((one) => {
+        const row = document.createElement("li"), open = button(one.title, "open", `Open “${one.title}”`);
+        row.dataset.id = one.id;
+        if (one.id === current) open.setAttribute("aria-current", "true");
+        row.append(open, button("Rename", "rename", `Rename “${one.title}”`),
+          button("Delete", "delete", `Delete “${one.title}”`));
+        return row;
+      }));
+    if (wanted && !list.children.length) list.append("Nothing found.");
+  }
+  function button(text, act, label) {
+    const made = document.createElement("button");
+    Object.assign(made, { type: "button", textContent: text, ariaLabel: label, title: act === "open" ? text : "" });
+    made.dataset.conversation = act;
+    return made;
+  }
+  // The first click asks; a second one soon after it deletes.
+  function armed(pressed) {
+    if (pressed.dataset.armed) return true;
+    const { textContent: text, ariaLabel: label } = pressed;
+    Object.assign(pressed, { textContent: "Really delete?", ariaLabel: `Really: ${label || text}?` });
+    pressed.dataset.armed = "yes";
+    setTimeout(() => {
+      Object.assign(pressed, { textContent: text, ariaLabel: label });
+      delete pressed.dataset.armed;
+    }, ARMED_MS);
+    return false;
+  }
+  async function remove(ids) {
+    await within("readwrite", (conversations) => void ids.forEach((id) => conversations.delete(id)));
+    await trim(false, 0);
+    if (!ids.includes(kept.get("conversation"))) return;
+    kept.set("conversation", null);
+    document.querySelector("#clear").click();
+  }
+  function rename(row, title) {
+    const field = document.createElement("input");
+    Object.assign(field, { value: title, maxLength: 200, ariaLabel: "New name" });
+    const end = async (text) => {
+      field.onblur = null;
+      field.remove();
+      await keeping(async () => {
+        const one = (await all()).find(({ id }) => id === row.dataset.id);
+        if (text.trim() && one)
+          await within("readwrite", (store) => store.put({ ...one, title: text.trim(), renamed: true }));
+      });
+      await draw();
+      find(`[data-id="${row.dataset.id}"] button`)?.focus();
+    };
+    field.onblur = () => end(field.value);
+    field.onkeydown = (event) => {
+      if (event.key === "Enter" || event.key === "Escape") end(event.key === "Enter" ? field.value : "");
+      event.stopPropagation();
+    };
+    row.replaceChildren(field);
+    field.select();
+  }
+  document.addEventListener("click", (event) => {
+    const pressed = event.target.closest("[data-conversation]"), row = pressed?.closest("li");
+    if (event.target.closest("#clear")) kept.set("conversation", null);
+    if (!pressed) return;
+    const act = pressed.dataset.conversation;
+    if (act === "open") ask.conversations.open(row.dataset.id);
+    else if (act === "rename") rename(row, row.querySelector("button").textContent);
+    else if (armed(pressed))
+      keeping(async () => {
+        await remove(act === "delete" ? [row.dataset.id] : (await all()).map(({ id }) => id));
+        await draw();
+      });
+  });
+  document.addEventListener("input", (event) => {
+    if (event.target.matches("#conversations input[type=search]")) keeping(draw);
+  });
+  addEventListener("focus", () => keeping(draw)); // another window may have added one
+
+  let chosen = null;
+  ask.conversations = {
+    draw: () => keeping(draw),
+    save: (given) => keeping(async () => {
+      await save(given);
+      await trim();
+      await draw();
+    }),
+    // The keys of the exchanges that need not be sent again.
+    async known() {
+      let keys = [];
+      await keeping(async () => (keys = (await all()).flatMap((one) => one.keys)));
+      return JSON.stringify(keys);
+    },
+    open(id) {
+      chosen = id;
+      document.querySelector("#bring").click();
+    },
+    // The chosen conversation's document, with its pictures on the server.
+    async document() {
+      let text = "";
+      await keeping(async () => {
+        const { version, keys, exchanges } = (await all()).find(({ id }) => id === chosen);
+        const documents = keys.map((key) => structuredClone(exchanges[key]));
+        for (const picture of documents.flatMap(({ pictures }) => pictures))
+          if (picture.path) picture.path = await here(picture.path, picture.name);
+        text = JSON.stringify({ version, exchanges: documents });
+      });
+      return text;
+    },
+    // After the page has opened: what the server has forgotten comes from here.
+    opened(found) {
+      if (!found && kept.get("conversation")) ask.conversations.open(kept.get("conversation"));
+      keeping(draw);
+    },
+    keepPictures: (paths) => keeping(() => Promise.all(paths.map(keepPicture))),
+    async files(files) {
+      const there = [];
+      await keeping(async () => {
+        for (const file of files) {
+          const path = await here(file.path, file.orig_name ?? "picture");
+          if (path) there.push({ ...file, path, url: null });
+        }
+      });
+      return there;
+    },
+  };
+})();
