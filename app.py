@@ -3,6 +3,7 @@
 import argparse
 import ipaddress
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,10 @@ class Option:
     metavar: str | None = None
     many: bool = False
     """The option may be repeated; in the environment, commas separate the values."""
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
 
     @property
     def variable(self) -> str:
@@ -67,6 +72,18 @@ def read_login(value: str) -> tuple[str, str]:
     return user, password
 
 
+def read_sources(value: str) -> str:
+    """Sources of the policy's frame-ancestors; anything else in there could add to the policy."""
+    sources = value.split()
+    if sources in (["*"], ["none"]):
+        return value.replace("none", "'none'").strip()
+    if not sources or not all(re.fullmatch(r"https?://(\*\.)?[A-Za-z0-9.-]+(:(\d+|\*))?", source) for source in sources):
+        raise argparse.ArgumentTypeError(
+            f"{value[:80]!r} names no sites; write for example \"https://example.org https://*.example.org\", * or none"
+        )
+    return " ".join(sources)
+
+
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     """A reader that accepts only these words."""
 
@@ -89,6 +106,7 @@ OPTIONS = (
     Option("port", read_port, "default: the first free one from 7860 on"),
     Option("share", read_switch, "make a public link that works for up to a week", default=False),
     Option("forgetful", read_switch, "keep no conversations in visitors' browsers", default=False),
+    Option("frame_ancestors", read_sources, "the sites that may show the page in a frame", "", "SITES"),
     Option("auth", read_login, "the login that the page asks for", metavar="USER:PASSWORD"),
 )
 
@@ -105,13 +123,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     )
     for option in OPTIONS:
         if option.read is read_switch:
-            parser.add_argument(f"--{option.name}", action="store_const", const=True, help=option.help)
+            parser.add_argument(option.flag, action="store_const", const=True, help=option.help)
         elif option.many:
             parser.add_argument(
-                f"--{option.name}", action="append", type=option.read, help=option.help, metavar=option.metavar
+                option.flag, action="append", type=option.read, help=option.help, metavar=option.metavar
             )
         else:
-            parser.add_argument(f"--{option.name}", type=option.read, help=option.help, metavar=option.metavar)
+            parser.add_argument(option.flag, type=option.read, help=option.help, metavar=option.metavar)
     settings = parser.parse_args(arguments)
     for option in OPTIONS:
         if getattr(settings, option.name) is None:
@@ -149,7 +167,7 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
 
     options = (settings.device, settings.dtype, settings.int4, settings.keep)
     models = ModelRegistry.load(settings.model, settings.also, *options)
-    return build_page(models, forgetful=settings.forgetful)
+    return build_page(models, forgetful=settings.forgetful, frame_ancestors=settings.frame_ancestors)
 
 
 def main() -> None:

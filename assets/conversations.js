@@ -3,6 +3,7 @@
   const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3, ARMED_MS = 4000;
   const OFF = "This browser keeps no conversations for this page: its storage is switched off or full.";
   const { kept } = ask;
+  if (document.querySelector("gradio-app:is([src], [space], [host])")) return;
 
   let opening = null;
   const database = () => opening ??= new Promise((resolve, reject) => {

@@ -1,4 +1,18 @@
 () => {
+  // In another site's page, as <gradio-app src="…">, a frame of its own keeps the sidebar, the styles and the keys apart.
+  const host = document.querySelector("#main").closest("gradio-app:is([src], [space], [host])");
+  if (host) {
+    const frame = document.createElement("iframe");
+    frame.src = host.getAttribute("src") ?? ask.address;
+    frame.title = document.title;
+    frame.allow = "clipboard-write; camera; fullscreen";
+    frame.style = "border: 0; display: block; width: 100%";
+    frame.style.height = host.getAttribute("initial_height") ?? "min(90vh, 760px)";
+    document.querySelector("#ask-style")?.remove();
+    host.replaceWith(frame);
+    return;
+  }
+
   const composer = () => document.querySelector("#composer textarea");
   const find = (selector) => document.querySelector(selector);
   const hasMouse = matchMedia("(pointer: fine)"); // elsewhere focus would call up the keyboard
@@ -17,7 +31,7 @@
     noteSettings();
     new MutationObserver(noteSettings).observe(settings, { attributeFilter: ["class"] });
   }, 500);
-  if (matchMedia("(min-width: 1100px)").matches) toComposer();
+  if (matchMedia("(min-width: 1100px)").matches && !ask.framed) toComposer();
 
   const theme = ask.kept.get("theme", "localStorage");
   if (theme && !new URLSearchParams(location.search).has("__theme"))
@@ -223,8 +237,9 @@
   }, true);
 
   async function copy(text) {
-    if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    // Without https, browsers allow only this older way to copy.
+    const copied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+    if (copied) return;
+    // Without https, and in some frames, browsers allow only this older way to copy.
     const box = document.createElement("textarea");
     box.value = text;
     document.body.append(box);

@@ -1,8 +1,10 @@
 // Runs before the page is drawn: what must not move or flash later, and what the page's events call.
 (() => {
-  const root = document.documentElement;
+  const root = document.documentElement, framed = window.top !== window;
+  // As <gradio-app> in another site's page, until page.js puts a frame there: nothing of that page is touched.
+  const embedded = document.querySelector("gradio-app:is([src], [space], [host])");
   const wide = matchMedia("(min-width: 1100px)"), dark = matchMedia("(prefers-color-scheme: dark)");
-  root.dataset.settings = wide.matches ? "open" : "closed";
+  if (!embedded) root.dataset.settings = wide.matches && !framed ? "open" : "closed";
 
   // The tab's own storage: a reload, also the one after a lost connection, finds everything again. Where a browser
   // forbids it, as in some frames, or it is full, the page works all the same, and a reload finds nothing.
@@ -15,6 +17,7 @@
       }
     },
     set(name, value, storage = "sessionStorage") {
+      if (embedded) return;
       try {
         window[storage].setItem(name, JSON.stringify(value));
       } catch {
@@ -39,6 +42,7 @@
   const unchanged = { __type__: "update" };
   window.ask = {
     kept,
+    framed,
 
     // The settings that an example card brings, until the next new chat.
     useCard(cards, panAndScan, systemPrompt) {

@@ -64,18 +64,22 @@ class Panels:
 
 
 def build_page(
-    models: ModelRegistry | Engine, examples: Sequence[Example] | None = None, forgetful: bool = False
+    models: ModelRegistry | Engine,
+    examples: Sequence[Example] | None = None,
+    forgetful: bool = False,
+    frame_ancestors: str = "",
 ) -> gr.Blocks:
     """Builds the whole page for one loaded engine or for several models; the caller launches it.
 
-    Visitors' browsers keep their conversations, unless the page is `forgetful`.
+    Visitors' browsers keep their conversations, unless the page is `forgetful`. `frame_ancestors` says whose pages may
+    show this one in a frame (see `Page`).
     """
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
     cards = load_examples() if examples is None else tuple(examples)
     cards = cards if info.multimodal else ()
     with Page(title=TITLE, fill_height=True, fill_width=True, analytics_enabled=False) as page:
-        page.forgetful = forgetful
+        page.forgetful, page.frame_ancestors = forgetful, frame_ancestors
         conversation = gr.State(Conversation())
         settings = build_settings(info, models.entries, "" if forgetful else conversation_list())
         with gr.Column(elem_id="main"):

@@ -54,6 +54,8 @@ def test_the_command_line_wins():
         (["--dtype", "float16"], "--dtype: 'float16' is not one of auto, bfloat16, float32"),
         (["--port", "70000"], "--port: '70000' is not a port"),
         (["--auth", "nobody"], "--auth: must have the form USER:PASSWORD"),
+        (["--frame-ancestors", "https://a.org; script-src *"], "names no sites"),
+        (["--frame-ancestors", "* https://a.org"], "names no sites"),
         (["--model", " "], "--model: is empty"),
         (["--also", ""], "--also: is empty"),
         (["--keep", "0"], "--keep: '0' is not a whole number of 1 or more"),

@@ -64,11 +64,16 @@ _POLICY = "; ".join(
         "base-uri 'self'",
     )
 )
-_HEADERS = (
-    (b"content-security-policy", _POLICY.encode()),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
+
+
+def headers(frame_ancestors: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers of each answer; `frame_ancestors` are the sources whose pages may show this one in a frame."""
+    return (
+        (b"content-security-policy", f"{_POLICY}; frame-ancestors {frame_ancestors}".encode()),
+        (b"referrer-policy", b"no-referrer"),
+        (b"x-content-type-options", b"nosniff"),
+    )
+
 
 
 class Page(gr.Blocks):
@@ -87,6 +92,9 @@ class Page(gr.Blocks):
         self.is_shared = False
         self.forgetful = False
         """Whether visitors' browsers keep nothing beyond a tab."""
+        self.frame_ancestors = ""
+        """Whose pages may show this one in a frame, as sources of a Content-Security-Policy; empty for the default:
+        everybody's on a Space, whose own page is such a frame, and elsewhere nobody's."""
         self._launching: int | None = None
         super().__init__(**options)
 
@@ -315,11 +323,14 @@ def launch_options(page: Page) -> dict[str, Any]:
     """
     names = (name for name in _SCRIPTS if not (page.forgetful and name == "conversations.js"))
     scripts = "".join(f"<script>{_asset(name)}</script>" for name in names)
-    if space := os.environ.get("SPACE_ID"):  # inside its frame the page has another address than the Space
-        scripts += f"<script>window.ask.home = {json.dumps(f'https://huggingface.co/spaces/{space}')}</script>"
+    space = os.environ.get("SPACE_ID")
+    if space:  # inside its frame the page has another address than the Space
+        home, address = f"https://huggingface.co/spaces/{space}", f"https://{os.environ.get('SPACE_HOST', '')}"
+        scripts += f"<script>Object.assign(window.ask, {json.dumps({'home': home, 'address': address})})</script>"
+    sent = headers(page.frame_ancestors or ("*" if space else "'self'"))
     return {
         "theme": build_theme(),
-        "head": f"<style>{_asset('style.css')}</style>{scripts}",
+        "head": f"<style id='ask-style'>{_asset('style.css')}</style>{scripts}",
         "js": _asset("page.js"),
         "footer_links": ["api"],
         "max_file_size": MAX_FILE_BYTES,
@@ -331,7 +342,7 @@ def launch_options(page: Page) -> dict[str, Any]:
         "ssr_mode": False,
         "enable_monitoring": False,
         "app_kwargs": {
-            "middleware": [Middleware(Gate, served=page, uploads=page.uploads, headers=_HEADERS)],
+            "middleware": [Middleware(Gate, served=page, uploads=page.uploads, headers=sent)],
             "lifespan": page.run_periodic_tasks,
         },
     }
