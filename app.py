@@ -77,9 +77,11 @@ def read_sources(value: str) -> str:
     sources = value.split()
     if sources in (["*"], ["none"]):
         return value.replace("none", "'none'").strip()
-    if not sources or not all(re.fullmatch(r"https?://(\*\.)?[A-Za-z0-9.-]+(:(\d+|\*))?", source) for source in sources):
+    if not sources or not all(
+        re.fullmatch(r"https?://(\*\.)?[A-Za-z0-9.-]+(:(\d+|\*))?", source) for source in sources
+    ):
         raise argparse.ArgumentTypeError(
-            f"{value[:80]!r} names no sites; write for example \"https://example.org https://*.example.org\", * or none"
+            f'{value[:80]!r} names no sites; write for example "https://example.org https://*.example.org", * or none'
         )
     return " ".join(sources)
 

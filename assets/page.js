@@ -49,25 +49,33 @@
       return;
     }
     if (button.dataset.act === "inside-close") return closeInside();
-    const control = find("#" + button.dataset.act);
+    const tab = { "inside-open": "attention", code: "code" }[button.dataset.act];
+    const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
     control.click();
-    if (button.dataset.act === "inside-open") openOnAttention();
+    if (tab) openOn(tab);
     if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();
   });
 
-  // Inside opens on Attention. As its tabs are drawn, Gradio may choose the first one instead, until it knows them all.
+  // Inside opens on a tab. As its tabs are drawn, Gradio may choose another one instead, until it knows them all.
   let opening = null;
   document.addEventListener("click", (event) => {
     if (event.isTrusted && event.target.closest("#inside [role=tab]")) clearTimeout(opening);
   });
-  function openOnAttention(tries = 60) {
+  function openOn(name, tries = 60) {
     clearTimeout(opening);
-    if (find("#inside .answer-tokens")?.checkVisibility()) return;
-    const tab = find('#inside [role=tab][data-tab-id="attention"]');
+    if (find(`#inside ${{ attention: ".answer-tokens", code: "#code pre" }[name]}`)?.checkVisibility()) return;
+    const tab = find(`#inside [role=tab][data-tab-id="${name}"]`);
     if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
-    if (tries) opening = setTimeout(openOnAttention, 150, tries - 1);
+    if (tries) opening = setTimeout(openOn, 150, name, tries - 1);
   }
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    await copy(button.parentElement.querySelector("pre").innerText);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
 
   // The Share menu.
   const share = find("#share details");

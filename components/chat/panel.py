@@ -160,6 +160,7 @@ def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advic
     if controls and last and stats.stop_reason == "length":
         buttons.append(_button("continue", "Continue", "Continue the answer where it was cut"))
     buttons.append(_button("inside-open", "Look inside", f"Look inside answer {number + 1}", number))
+    buttons.append(_button("code", "Code", f"Show answer {number + 1} as a program", number))
     buttons.append(_button("copy", "Copy", f"Copy answer {number + 1}"))
     if controls:
         which = "the last question" if last else f"question {number + 1}"

@@ -70,6 +70,8 @@ class _KeptStats(_Strict):
     time_to_first_token_s: _Seconds | None
     tokens_per_s: Annotated[float, Field(gt=0, lt=1e9)] | None
     stop_reason: Literal["stop", "length", "cancelled"]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    revision: _Name = ""
 
 
 class _KeptSettings(_Strict):

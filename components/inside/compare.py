@@ -7,6 +7,7 @@ from html import escape
 from itertools import accumulate, zip_longest
 from typing import Literal
 
+from components.chat.conversation import Exchange
 from components.chat.running import Pace
 from components.shown.stats import figures_line
 from components.shown.token_view import alternatives_html, visible
@@ -81,20 +82,50 @@ async def compared(
     if info is None or (setting == "model" and other in (None, model)):
         raise Gemma3Error("Choose another model to compare with.")
     asked = (model, other if setting == "model" else model)
-    pace = Pace()
     sides = [_Side(name or "") for name in (asked if setting == "model" else NAMES[setting])]
     for name, side, wanted in zip(asked, sides, both_requests(request, setting, info.sampling), strict=True):
-        async with aclosing(models.astream(name, wanted)) as answer:
-            async for event in answer:
-                if isinstance(event, StageEvent):
-                    side.stage = event.text
-                elif isinstance(event, TokenEvent):
-                    side.text += event.text
-                    side.tokens += (event.choice,) if event.choice is not None else ()
-                elif (info := models.info(name)) is not None:
-                    side.end(event, info)
-                if pace.due() or isinstance(event, DoneEvent):
-                    yield comparison_html(sides)
+        async with aclosing(_answering(models, name, wanted, side)) as drawings:
+            async for _ in drawings:
+                yield comparison_html(sides)
+
+
+async def replayed(models: ModelRegistry, exchange: Exchange) -> AsyncGenerator[str, None]:
+    """Yields HTML of a kept answer and of a new one to the same request with the same seed. Raises Gemma3Error as the
+    engine does."""
+    stats, request = exchange.stats, exchange.answered.request
+    info = models.info(stats.model)
+    if info is None:
+        raise Gemma3Error(f"{stats.model}, which gave this answer, is not loaded now. Choose it and ask it first.")
+    sampling = request.settings(info.sampling)
+    if stats.seed is not None:
+        sampling = replace(sampling, seed=stats.seed)
+    int4 = stats.quantization == "int4"
+    asked = replace(request, sampling=sampling, int4=int4, int4_or_default=False, confidence=True, reuse=False)
+    kept, again = _Side("This answer", tokens=tuple(exchange.choices)), _Side("Replayed")
+    kept.end(exchange.answered.done, info)
+    changed = bool(stats.revision) and stats.revision != info.revision
+    note = '<p class="note">The checkpoint is another one than that of this answer.</p>' if changed else ""
+    async with aclosing(_answering(models, stats.model, asked, again)) as drawings:
+        async for _ in drawings:
+            yield comparison_html((kept, again)) + note
+
+
+async def _answering(
+    models: ModelRegistry, name: str | None, request: Request, side: _Side
+) -> AsyncGenerator[None, None]:
+    """Asks for one side's answer; yields when it is to be drawn again."""
+    pace = Pace()
+    async with aclosing(models.astream(name, request)) as answer:
+        async for event in answer:
+            if isinstance(event, StageEvent):
+                side.stage = event.text
+            elif isinstance(event, TokenEvent):
+                side.text += event.text
+                side.tokens += (event.choice,) if event.choice is not None else ()
+            elif (info := models.info(name)) is not None:
+                side.end(event, info)
+            if pace.due() or isinstance(event, DoneEvent):
+                yield
 
 
 def comparison_html(sides: Sequence[_Side]) -> str:

@@ -17,7 +17,8 @@ import gradio as gr
 from components.bridge import Call, Calls, window_of
 from components.chat.conversation import Conversation, Exchange
 from components.inside.attention_view import maps_html, occlusion_html
-from components.inside.compare import Setting, compared
+from components.inside.code_view import address, code_html
+from components.inside.compare import Setting, compared, replayed
 from components.inside.mask_view import mask_html
 from components.inside.panel import (
     ATTENTION,
@@ -91,6 +92,7 @@ class InsideHandlers:
             rest="",
             mask="",
             comparison="",
+            code=self._code(exchange, request),
             selected=selected,
         )
         if token is None:
@@ -211,10 +213,26 @@ class InsideHandlers:
         if selected is None:
             yield gr.skip()
             return
+        model, asked = selected.exchange.stats.model, selected.exchange.answered.request
+        both = compared(self._models, model, asked, setting, other)
+        async with aclosing(self._drawn(both, window_of(request))) as drawings:
+            async for html in drawings:
+                yield html
+
+    async def replay(self, selected: Selected | None, request: gr.Request) -> AsyncGenerator[Any, None]:
+        """The kept answer beside a new one with the same settings and the same seed."""
+        if selected is None:
+            yield gr.skip()
+            return
+        async with aclosing(self._drawn(replayed(self._models, selected.exchange), window_of(request))) as drawings:
+            async for html in drawings:
+                yield html
+
+    async def _drawn(self, drawings: AsyncGenerator[str, None], window: str) -> AsyncGenerator[Any, None]:
+        """The drawings of a comparison, or why it failed; the window's earlier comparison ends."""
         try:
-            model, asked = selected.exchange.stats.model, selected.exchange.answered.request
-            with self._calls.entry(window_of(request), _COMPARE) as call:
-                async with aclosing(compared(self._models, model, asked, setting, other)) as drawings:
+            with self._calls.entry(window, _COMPARE) as call:
+                async with aclosing(drawings):
                     async for html in drawings:
                         if call.stop.is_set():
                             yield gr.skip()
@@ -225,6 +243,12 @@ class InsideHandlers:
         except Exception:
             logger.exception("comparing failed")
             yield _problem(UNEXPECTED)
+
+    def _code(self, exchange: Exchange, request: gr.Request) -> str:
+        info = self._models.info(exchange.stats.model)
+        if info is None:
+            return _problem(f"{exchange.stats.model} is not offered here, so there is no program for this answer.")
+        return code_html(exchange, info, address(getattr(request, "headers", {})))
 
     async def _maps(
         self, selected: Selected, layer: str, head: int, window: str

@@ -13,7 +13,7 @@ ATTENTION = "attention"
 MEAN_LAYERS, _ROLLOUT = "global", "rollout"
 OPENED = (
     "panel", "tabs", "title", "inputs", "words", "layer", "head",
-    "maps", "hide", "effect", "rest", "mask", "comparison",
+    "maps", "hide", "effect", "rest", "mask", "comparison", "code",
 )  # fmt: skip
 """The fields of Inside that change when it opens for an answer."""
 
@@ -42,7 +42,9 @@ class Inside:
     compare_int4: gr.Button
     other: gr.Dropdown
     compare_models: gr.Button
+    replay: gr.Button
     comparison: gr.HTML
+    code: gr.HTML
 
 
 def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
@@ -60,7 +62,9 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
                 mask = gr.HTML()
             with gr.Tab("Compare", id="compare"):
                 compare = _build_compare(info, models)
-    return Inside(panel, tabs, title, inputs, *attention, mask_tab, mask, *compare)
+            with gr.Tab("Code", id="code"):
+                code = gr.HTML(elem_id="code")
+    return Inside(panel, tabs, title, inputs, *attention, mask_tab, mask, *compare, code)
 
 
 def model_dependent(inside: Inside) -> list[Any]:
@@ -114,7 +118,7 @@ def _build_attention(
 
 def _build_compare(
     info: ModelInfo, models: Sequence[str]
-) -> tuple[gr.Button, gr.Button, gr.Dropdown, gr.Button, gr.HTML]:
+) -> tuple[gr.Button, gr.Button, gr.Dropdown, gr.Button, gr.Button, gr.HTML]:
     gr.HTML('<p class="note">Answers this question twice with the same seed, and marks where the answers differ.</p>')
     with gr.Row():
         pan_and_scan = gr.Button("Pan & scan off and on", size="sm", visible=info.multimodal)
@@ -123,4 +127,5 @@ def _build_compare(
     with gr.Column(visible=bool(others), elem_id="two-models"):
         other = gr.Dropdown(others, label="Another model", filterable=False, elem_id="other-model")
         two = gr.Button("Compare both models", size="sm", elem_id="compare-models")
-    return pan_and_scan, int4, other, two, gr.HTML()
+    replay = gr.Button("Replay: ask again and compare with this answer", size="sm", elem_id="replay")
+    return pan_and_scan, int4, other, two, replay, gr.HTML()

@@ -75,7 +75,6 @@ def headers(frame_ancestors: str) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
-
 class Page(gr.Blocks):
     """gr.Blocks with this app's launch options as defaults, its limits and its error messages.
 

@@ -113,7 +113,8 @@ class Stats:
     """Figures of one answer; times in seconds, lengths in tokens.
 
     `reused_tokens` of the prompt were already in the KV cache. `prompt_tokens` is 0 for an answer that was stopped
-    before its prompt was known.
+    before its prompt was known. `seed` is the one that the answer was sampled with, drawn where the request named none;
+    None if it is greedy. `revision` is that of the model's `ModelInfo`.
     """
 
     model: str
@@ -129,6 +130,8 @@ class Stats:
     time_to_first_token_s: float | None
     tokens_per_s: float | None
     stop_reason: Literal["stop", "length", "cancelled"]
+    seed: int | None = None
+    revision: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -194,7 +197,8 @@ class ModelInfo:
 
     `quantization` is the server's setting; `int4` is None for an engine without int4. `layers` lists the decoder's
     layer kinds, "local" or "global", first layer first. `vocabulary` is equal for two models that have the same tokens
-    under the same ids; only their tokens can be compared.
+    under the same ids; only their tokens can be compared. `revision` tells two checkpoints of one name apart;
+    `hub_id` is empty for one that is not of the Hub.
     """
 
     name: str
@@ -211,3 +215,5 @@ class ModelInfo:
     layers: tuple[str, ...] = ()
     heads: int = 0
     vocabulary: str = ""
+    revision: str = ""
+    hub_id: str = ""

@@ -1,5 +1,6 @@
 """What an app needs: load a checkpoint, queue questions, stream answers, preview pictures."""
 
+import secrets
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
@@ -59,7 +60,7 @@ from gemma3_core.errors import (
     PromptError,
     StoppedError,
 )
-from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
 from gemma3_core.generation.loop import check_length
 from gemma3_core.images.load import ImageSource, PictureHeader, read_header
 from gemma3_core.images.pan_and_scan import Box
@@ -80,6 +81,7 @@ NO_MEMORY = (
     "There is not enough memory for this conversation. Send fewer pictures, switch pan & scan off, or start "
     "a new conversation."
 )
+_SEED_BITS = 31  # short enough to be copied by hand
 _TICK_S = 0.1  # a waiting request can be stopped within this time
 
 
@@ -92,6 +94,7 @@ class Engine:
         processor: Gemma3Processor,
         name: str,
         is_demo: bool = False,
+        folder: Path | None = None,
         queue: FairQueue | None = None,
         pictures: PictureReader | None = None,
         tiles: HeldTiles | None = None,
@@ -102,7 +105,7 @@ class Engine:
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
         self.queue = FairQueue() if queue is None else queue
-        self.info = self._describe(name, is_demo)
+        self.info = self._describe(name, is_demo, folder)
         self._writer = AnswerWriter(precisions, processor)
 
     @classmethod
@@ -131,9 +134,9 @@ class Engine:
         # Pictures are resized on the model's device if that is CUDA, and otherwise on the CPU.
         processor = Gemma3Processor.from_pretrained(folder, device=where if where.type == "cuda" else "cpu")
         shared = () if beside is None else (beside.queue, beside._pictures, beside._tiles)
-        return cls(precisions, processor, name, model is None, *shared)
+        return cls(precisions, processor, name, model is None, folder, *shared)
 
-    def _describe(self, name: str, is_demo: bool) -> ModelInfo:
+    def _describe(self, name: str, is_demo: bool, folder: Path | None) -> ModelInfo:
         model, precisions = self._model, self._precisions
         return ModelInfo(
             name=name,
@@ -156,6 +159,8 @@ class Engine:
             layers=tuple("global" if kind == GLOBAL else "local" for kind in model.text_config.layer_types or ()),
             heads=model.text_config.num_attention_heads,
             vocabulary=vocabulary_fingerprint(self._processor.tokenizer),
+            revision="" if folder is None else revision_of(folder),
+            hub_id="" if folder is None else hub_id_of(folder),
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
@@ -301,12 +306,15 @@ class Engine:
         return request
 
     def _filled(self, request: Request) -> Request:
-        """The request with the model's sampling and the server's precision in its open fields."""
+        """The request with the model's sampling, a seed and the server's precision in its open fields."""
         default = self._precisions.default_int4
         int4 = default if request.int4 is None else request.int4
         if request.int4_or_default and int4 != default and self._precisions.obstacle:
             int4 = default
-        return replace(request, sampling=request.settings(self.info.sampling), int4=int4)
+        sampling = request.settings(self.info.sampling)
+        if not sampling.greedy and sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(_SEED_BITS))
+        return replace(request, sampling=sampling, int4=int4)
 
     def _with_length(self, prompt: Prompt) -> Prompt:
         """The prompt with its request's `max_new_tokens` filled in. Raises ContextLengthError."""

@@ -67,7 +67,7 @@ class RunningRequest:
     def done(self, stop_reason: Literal["stop", "length", "cancelled"]) -> DoneEvent:
         prompt_tokens = 0 if self.prompt is None else self.prompt.num_tokens - len(self.request.answer_so_far)
         prompt, started = self.prompt, time.monotonic() if self._started is None else self._started
-        decoding_s = self._last - self._first
+        decoding_s, sampling = self._last - self._first, self.request.settings(self._info.sampling)
         stats = Stats(
             model=self._info.name,
             device=self._info.device,
@@ -82,6 +82,8 @@ class RunningRequest:
             time_to_first_token_s=round(self._first - started, 4) if self._new_tokens else None,
             tokens_per_s=round((self._new_tokens - 1) / decoding_s, 2) if decoding_s > 0 else None,
             stop_reason=stop_reason,
+            seed=None if sampling.greedy else sampling.seed,
+            revision=self._info.revision,
         )
         return DoneEvent("".join(self._pieces), stats, tuple(self._token_ids))
 

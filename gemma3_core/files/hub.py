@@ -1,5 +1,6 @@
 """A folder or a Hub id -> a folder with the checkpoint's files on disk; its JSON files."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -9,6 +10,7 @@ from gemma3_core.errors import CheckpointError, require_known
 # Only files that this program reads. Pickled weights are not among them: unpickling can run code.
 _SMALL_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
+_SAMPLE = 64 * 1024  # bytes
 
 
 class HubOptions(TypedDict, total=False):
@@ -52,6 +54,28 @@ def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[Hu
         return Path(snapshot_download(str(source), allow_patterns=patterns, **given))
     except Exception as error:  # noqa: BLE001  network errors belong to the HTTP library that the Hub's client picks
         raise CheckpointError(_why_not_downloaded(error, str(source), hub.get("revision"))) from None
+
+
+def hub_id_of(folder: Path) -> str:
+    """The Hub id of a snapshot in the Hub's cache; empty for any other folder."""
+    kind, _, name = folder.parent.parent.name.partition("--")
+    return name.replace("--", "/", 1) if folder.parent.name == "snapshots" and kind == "models" else ""
+
+
+def revision_of(folder: Path) -> str:
+    """What tells two checkpoints of one name apart: the commit of a snapshot of the Hub, or else 12 hexadecimal digits
+    that follow from the names, sizes and contents of the folder's files. Of each file it reads samples, 192 KiB."""
+    if folder.parent.name == "snapshots":
+        return folder.name
+    digest = hashlib.sha256()
+    for file in sorted(path for pattern in (*_SMALL_FILES, *_WEIGHT_FILES) for path in folder.glob(pattern)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with open(file, "rb") as content:
+            for place in (0, size // 2, size - _SAMPLE):
+                content.seek(max(0, place))
+                digest.update(content.read(_SAMPLE))
+    return digest.hexdigest()[:12]
 
 
 def _why_not_downloaded(error: Exception, repo_id: str, revision: str | None) -> str:

@@ -22,7 +22,7 @@ PAGES = {
 class Site(BaseHTTPRequestHandler):
     """Another site's pages, and Gradio's script that a site loads for <gradio-app>."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         path, _, app = self.path.partition("?")
         file = FRONTEND / path[1:]
         if path in PAGES:

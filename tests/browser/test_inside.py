@@ -4,7 +4,7 @@ import base64
 from io import BytesIO
 
 import numpy as np
-from browsing import send, write
+from browsing import answered, choose, send, write
 from PIL import Image
 from places import EXAMPLES
 from running_app import opened, served
@@ -267,3 +267,20 @@ def test_inside_of_a_model_that_reads_text_only(browser, text_chat_folder):
         assert not page.locator("#hide").is_visible()
         page.get_by_role("tab", name="Mask").click()
         page.locator("#inside canvas.mask").first.wait_for()
+
+
+def test_an_answer_is_shown_as_a_program_and_replayed(page):
+    choose(page)
+    answered(page)
+    page.get_by_role("button", name="Show answer 1 as a program").click()
+    script = page.locator("#code pre").first
+    script.wait_for()
+    assert "Engine.load(" in script.inner_text()
+    page.get_by_role("button", name="Copy the script for gemma3_core").click()
+    page.locator("#code [data-copy]", has_text="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").strip() == script.inner_text().strip()
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#replay").click()
+    page.get_by_text("Both answers are the same, token by token.").wait_for()
+    page.get_by_role("button", name="Look inside answer 1").click()
+    page.locator("#inside .answer-tokens").wait_for()

@@ -247,7 +247,7 @@ def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
     assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))[0]
     other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
     switched = replace(exchange, answered=Answered(exchange.answered.request, other))
-    assert "is not loaded now" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))[0]
+    assert "is not offered here" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))[0]
     for number in (None, 7, -1):
         nothing = last(handlers.open(number, Conversation((exchange,)), Window()))
         assert all(part == gr.skip() for part in nothing)

@@ -1,0 +1,187 @@
+"""An answer as a program: scripts that ask the same again, with its settings and its seed."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from components.chat.conversation import Exchange
+from components.examples import FOLDER as EXAMPLES
+from gemma3_core.engine import ModelInfo, Request, SamplingSettings, Turn
+
+_ASK = SamplingSettings()
+_EARLIER = "# /ask takes one question, and this one had others before it: use one of the first two programs."
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where programs reach this server: `client` for gradio_client, `url` for curl."""
+
+    client: str
+    url: str
+
+
+def address(headers: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> Address:
+    """The server's address as a request's headers have it; in a Space, the Space's own."""
+    if space := environment.get("SPACE_ID"):
+        return Address(space, f"https://{environment.get('SPACE_HOST', '')}")
+    scheme = headers.get("x-forwarded-proto", "http").split(",")[0]
+    url = f"{scheme if scheme == 'https' else 'http'}://{headers.get('host', '127.0.0.1:7860')}"
+    return Address(url, url)
+
+
+def code_html(exchange: Exchange, info: ModelInfo, where: Address) -> str:
+    """HTML of the scripts, each folded, with a button to copy it."""
+    folds = "".join(
+        f"<details{' open' if number == 0 else ''}><summary>{name}</summary>"
+        f'<button type="button" data-copy aria-label="Copy the script for {name}">Copy</button>'
+        f'<pre tabindex="0"><code>{escape(script)}</code></pre></details>'
+        for number, (name, script) in enumerate(scripts(exchange, info, where).items())
+    )
+    return f'<p class="note">The same question with the same settings, from a program.</p>{folds}'
+
+
+def scripts(exchange: Exchange, info: ModelInfo, where: Address) -> dict[str, str]:
+    """The scripts by the name of what runs them. `info` is of the model that gave the answer."""
+    request, stats = exchange.answered.request, exchange.stats
+    sampling = request.settings(info.sampling)
+    if stats.seed is not None:
+        sampling = SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, stats.seed)
+    int4 = stats.quantization == "int4"
+    return {
+        "gemma3_core": _own(request, sampling, int4, stats.dtype, info),
+        "transformers": _transformers(request, sampling, int4, stats.dtype, info),
+        "gradio_client": _client(request, sampling, int4, where.client),
+        "curl": _curl(request, sampling, int4, where.url),
+    }
+
+
+def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, info: ModelInfo) -> str:
+    turns = "".join(f"        {_turn(turn)},\n" for turn in request.turns)
+    source = "" if info.is_demo else f"{_source(info)!r}, "
+    return (
+        "from gemma3_core.engine import Engine, Request, SamplingSettings, Turn\n\n"
+        f"engine = Engine.load({source}dtype={dtype!r})\n"
+        "request = Request(\n"
+        f"    turns=(\n{turns}    ),\n"
+        f"    system_prompt={request.system_prompt!r},\n"
+        f"    pan_and_scan={request.pan_and_scan},\n"
+        f"    int4={int4},\n"
+        f"    max_new_tokens={request.max_new_tokens},\n"
+        f"    sampling=SamplingSettings({_arguments(sampling)}),\n"
+        ")\n"
+        "*_, done = engine.stream(request)\n"
+        "print(done.text)\n"
+    )
+
+
+def _turn(turn: Turn) -> str:
+    pictures = "".join(f"{_name(picture)!r}, " for picture in turn.pictures)
+    more = f", pictures=({pictures.rstrip()})" if pictures else ""
+    more += "" if turn.pan_and_scan is None else f", pan_and_scan={turn.pan_and_scan}"
+    return f"Turn({turn.role!r}, {turn.text!r}{more})"
+
+
+def _arguments(sampling: SamplingSettings) -> str:
+    if sampling.greedy:
+        return "temperature=0.0"
+    return f"temperature={sampling.temperature}, top_k={sampling.top_k}, top_p={sampling.top_p}, seed={sampling.seed}"
+
+
+def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, info: ModelInfo) -> str:
+    system = [_message("system", request.system_prompt)] if request.system_prompt else []
+    messages = "".join(f"    {message},\n" for message in [*system, *map(_message_of, request.turns)])
+    cut = {bool(turn.pan_and_scan) for turn in request.turns if turn.pictures and turn.pan_and_scan is not None}
+    notes = ["# In full precision; the answer on the page was in int4."] if int4 else []
+    if len(cut) > 1:
+        notes.append("# Pan & scan was on for some of these pictures only; here it is on for all.")
+    if not sampling.greedy:
+        notes.append("# transformers draws its tokens in another way, so a sampled answer has other words.")
+    kind = "Gemma3ForConditionalGeneration" if info.multimodal else "AutoModelForCausalLM"
+    reader = "AutoProcessor" if info.multimodal else "AutoTokenizer"
+    crops = f", do_pan_and_scan={True in cut or request.pan_and_scan}" if info.multimodal else ""
+    how = (
+        "do_sample=False"
+        if sampling.greedy
+        else f"do_sample=True, temperature={sampling.temperature}, top_k={sampling.top_k}, top_p={sampling.top_p}"
+    )
+    source = repr("assets/demo_model" if info.is_demo else _source(info))
+    return "".join(f"{note}\n" for note in notes) + (
+        "import torch\n"
+        f"from transformers import {', '.join(sorted((kind, reader)))}\n\n"
+        f"model = {kind}.from_pretrained({source}, dtype=torch.{dtype})\n"
+        f"processor = {reader}.from_pretrained({source})\n"
+        f"messages = [\n{messages}]\n"
+        "inputs = processor.apply_chat_template(\n"
+        '    messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True'
+        f"{crops}\n).to(model.device, dtype=model.dtype)\n"
+        f"answer = model.generate(**inputs, max_new_tokens={request.max_new_tokens}, {how})\n"
+        'print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n'
+    )
+
+
+def _message_of(turn: Turn) -> str:
+    return _message("user" if turn.role == "user" else "assistant", turn.text, [_name(p) for p in turn.pictures])
+
+
+def _message(role: str, text: str, pictures: list[str] | None = None) -> str:
+    parts = [*({"type": "image", "path": picture} for picture in pictures or ()), {"type": "text", "text": text}]
+    return repr({"role": role, "content": parts})
+
+
+def _client(request: Request, sampling: SamplingSettings, int4: bool, where: str) -> str:
+    if len(request.turns) > 1:
+        return f"{_EARLIER}\n"
+    pictures = ", ".join(f"handle_file({_name(picture)!r})" for picture in request.turns[0].pictures)
+    arguments = "".join(f"    {value!r},\n" for value in _ask_arguments(request, sampling, int4))
+    return _sampled(sampling) + (
+        "from gradio_client import Client, handle_file\n\n"
+        f"client = Client({where!r})\n"
+        f'answer, stats = client.predict(\n    [{pictures}],\n{arguments}    api_name="/ask",\n)\n'
+        "print(answer)\n"
+    )
+
+
+def _curl(request: Request, sampling: SamplingSettings, int4: bool, url: str) -> str:
+    if len(request.turns) > 1:
+        return f"{_EARLIER}\n"
+    rest = "".join(f", {json.dumps(value, ensure_ascii=False)}" for value in _ask_arguments(request, sampling, int4))
+    parts = ["printf '%s' '{\"data\": [['"]
+    for number, picture in enumerate(request.turns[0].pictures):
+        comma = ", " if number else ""
+        parts += [f"printf '%s' '{comma}\"data:;base64,'", f"base64 < {shlex.quote(_name(picture))} | tr -d '\\n'"]
+        parts.append("printf '\"'")
+    parts.append(f"printf '%s' {shlex.quote(']' + rest + ']}')}")
+    body = "; ".join(parts)
+    ask = shlex.quote(f"{url}/gradio_api/call/ask")
+    return _sampled(sampling) + (
+        f"id=$({{ {body}; }} |\n"
+        f"  curl -s {ask} -H 'Content-Type: application/json' -d @- | sed 's/.*\"event_id\": *\"//; s/\".*//')\n"
+        f"curl -sN {ask}/$id\n"
+    )
+
+
+def _ask_arguments(request: Request, sampling: SamplingSettings, int4: bool) -> tuple[object, ...]:
+    """The arguments of `/ask` after the pictures."""
+    seed = 0 if sampling.seed is None else sampling.seed
+    text = request.turns[0].text
+    return text, request.system_prompt, request.pan_and_scan, int4, request.max_new_tokens, sampling.temperature, seed
+
+
+def _sampled(sampling: SamplingSettings) -> str:
+    if sampling.greedy or (sampling.top_k, sampling.top_p) == (_ASK.top_k, _ASK.top_p):
+        return ""
+    return f"# /ask samples with top_k {_ASK.top_k} and top_p {_ASK.top_p}, so its answer may have other words.\n"
+
+
+def _name(picture: object) -> str:
+    """A picture's file as a script names it: an example by its place in the repository, an upload by its name."""
+    path = Path(str(picture))
+    return f"assets/examples/{path.name}" if path.parent == EXAMPLES else path.name
+
+
+def _source(info: ModelInfo) -> str:
+    return info.hub_id or f"path/to/{info.name}"

@@ -1,0 +1,114 @@
+"""The programs that an answer is shown as: each runs, and gives the answer."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from places import EXAMPLES, REPOSITORY
+from running_app import running_app
+from window import DEMO, STATS, exchange_of
+
+from components.chat.conversation import Conversation, Exchange
+from components.inside.code_view import Address, address, code_html, scripts
+from gemma3_core.engine import Answered, DoneEvent, Engine, PartialSampling, Request, SamplingSettings, Turn
+
+QUESTION = 'How many hearts are there? It\'s "$HOME"'
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(device="cpu", dtype="float32")
+
+
+def exchange(engine: Engine, **settings) -> Exchange:
+    question = Turn("user", QUESTION, (EXAMPLES / "hearts.png",))
+    request = Request((question,), max_new_tokens=32, int4_or_default=True, **settings)
+    *_, done = engine.stream(request)
+    assert isinstance(done, DoneEvent)
+    return Exchange(question, request.pan_and_scan, Answered(request, done))
+
+
+@pytest.fixture(scope="module")
+def greedy(engine) -> Exchange:
+    return exchange(engine)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    with running_app("--device", "cpu", "--dtype", "float32") as url:
+        yield url
+
+
+def run(script: str, program: str = sys.executable) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        [program, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["gemma3_core", "transformers", "gradio_client", "curl"])
+def test_each_program_gives_the_answer(engine, greedy, served, name):
+    script = scripts(greedy, engine.info, Address(served, served))[name]
+    said = run(script, "sh" if name == "curl" else sys.executable)
+    if name == "curl":
+        said = re.findall(r'data: \["(.*?)", \{', said)[-1]
+    assert said.splitlines()[-1] == greedy.answer
+
+
+def test_a_sampled_answer_is_given_again_by_its_seed(engine):
+    hot = exchange(engine, system_prompt="Answer in one word.", pan_and_scan=True, int4=True,
+                   sampling=PartialSampling(temperature=2.0, top_k=0, top_p=1.0))  # fmt: skip
+    assert hot.stats.seed is not None
+    programs = scripts(hot, engine.info, Address("x", "x"))
+    assert run(programs["gemma3_core"]).splitlines()[-1].strip() == hot.answer.strip().splitlines()[-1]
+    assert "in another way" in programs["transformers"]
+    assert "full precision" in programs["transformers"]
+    assert all("samples with top_k 64" in programs[name] for name in ("gradio_client", "curl"))
+
+
+def test_a_conversation_is_told_whole_and_ask_says_that_it_takes_one_question(greedy):
+    conversation = Conversation().add(greedy)
+    request = Request(conversation.turns(Turn("user", "And?", (Path("/uploads/0a/mine.png"),))))
+    second = Exchange(request.turns[-1], False, Answered(request, DoneEvent("No", STATS)))
+    programs = scripts(second, DEMO, Address("x", "x"))
+    for name in ("gemma3_core", "transformers"):
+        assert programs[name].count("assets/examples/hearts.png") == programs[name].count("mine.png") == 1
+        assert greedy.answer in programs[name]
+        assert "/uploads" not in programs[name]
+    assert all("takes one question" in programs[name] for name in ("gradio_client", "curl"))
+
+
+def test_what_a_visitor_wrote_is_text_in_every_program_and_on_the_page(greedy):
+    nasty = '\'; import os #\n""" </code><script>$(ls) `ls`'
+    named = Turn("user", nasty, (Path("/uploads/0a/$(ls) 'x'.png"),))
+    made = replace(exchange_of(named, "A"), answered=Answered(Request((named,), nasty), DoneEvent("A", STATS)))
+    programs = scripts(made, replace(DEMO, is_demo=False, hub_id="google/gemma-3-4b-it"), Address("x", "x"))
+    for name in ("gemma3_core", "transformers", "gradio_client"):
+        compile(programs[name], name, "exec")
+    assert shlex.split(programs["curl"])  # closed quotes
+    subprocess.run(["sh", "-n", "-c", programs["curl"]], check=True)
+    assert "'google/gemma-3-4b-it'" in programs["transformers"]
+    assert "<script>" not in code_html(made, DEMO, Address("x", "x"))
+
+
+def test_the_address_is_the_one_that_the_visitor_uses():
+    assert address({"host": "a.org", "x-forwarded-proto": "https"}, {}) == Address("https://a.org", "https://a.org")
+    assert address({}, {}).url == "http://127.0.0.1:7860"
+    space = {"SPACE_ID": "ada/gemma", "SPACE_HOST": "ada-gemma.hf.space"}
+    assert address({"host": "10.0.0.1"}, space) == Address("ada/gemma", "https://ada-gemma.hf.space")
+
+
+def test_seeds_are_drawn_told_and_not_told_where_nothing_is_drawn(engine, greedy):
+    assert greedy.stats.seed is None
+    drawn = {exchange(engine, sampling=SamplingSettings(temperature=1.0)).stats.seed for _ in range(3)}
+    assert len(drawn) == 3
+    assert exchange(engine, sampling=SamplingSettings(temperature=1.0, seed=7)).stats.seed == 7
+    assert greedy.stats.revision == engine.info.revision != ""
