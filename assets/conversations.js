@@ -1,6 +1,8 @@
 // Keeps conversations in the visitor's own browser (IndexedDB), lists them in the sidebar, and brings them back.
 (() => {
   const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3, ARMED_MS = 4000;
+  const DOCUMENT = "conversation.json";
+  const FOREIGN = "This is no saved conversation: save one with “Save the conversation” in the Share menu.";
   const OFF = "This browser keeps no conversations for this page: its storage is switched off or full.";
   const { kept } = ask;
   if (document.querySelector("gradio-app:is([src], [space], [host])")) return;
@@ -44,8 +46,11 @@
     if (there.ok) return path;
     const picture = await stored(digestOf(path));
     if (!picture) return "";
+    return upload(picture.blob, name);
+  }
+  async function upload(blob, name) {
     const form = new FormData();
-    form.append("files", picture.blob, name);
+    form.append("files", blob, name);
     const answer = await fetch(`gradio_api/upload?upload_id=${newId()}`, { method: "POST", body: form });
     return answer.ok ? (await answer.json())[0] : "";
   }
@@ -197,6 +202,58 @@
   });
   addEventListener("focus", () => keeping(draw)); // another window may have added one
 
+  // A conversation as files: the document, the same as Markdown, and its pictures by their SHA-256.
+  async function saveZip(one) {
+    const exchanges = one.keys.map((key) => structuredClone(one.exchanges[key])), files = new Map();
+    for (const picture of exchanges.flatMap(({ pictures }) => pictures)) {
+      if (!picture.path) continue;
+      const blob = (await stored(digestOf(picture.path)))?.blob;
+      picture.file = fileOf(picture);
+      delete picture.path;
+      if (blob) files.set(picture.file, new Uint8Array(await blob.arrayBuffer()));
+    }
+    const encode = (text) => new TextEncoder().encode(text);
+    const saved = JSON.stringify({ version: one.version, title: one.title, exchanges }, null, 1);
+    ask.download("conversation.zip", "", ask.zip.write([
+      [DOCUMENT, encode(saved)], ["conversation.md", encode(markdown(one))], ...files,
+    ]));
+    return null;
+  }
+  const fileOf = ({ path, name }) => `pictures/${digestOf(path)}${name.match(/[.]\w{1,5}$/)?.[0] ?? ""}`;
+  const markdown = (one) => `# ${one.title}\n\n` + one.keys.map((key) => {
+    const { question, pictures, answer, stats } = one.exchanges[key];
+    const shown = pictures.map((picture) => `![${picture.name}](${picture.path ? fileOf(picture) : picture.name})\n\n`);
+    return `${shown.join("")}**You:** ${question}\n\n**${stats.model}:** ${answer}\n`;
+  }).join("\n");
+
+  // What a saved conversation says is checked by the server, like anything else that comes from a browser.
+  async function openZip(file) {
+    let saved, files;
+    try {
+      files = await ask.zip.read(file, MOST_BYTES);
+      saved = JSON.parse(new TextDecoder().decode(files.get(DOCUMENT)));
+      for (const picture of saved.exchanges.flatMap(({ pictures }) => pictures)) {
+        if (!picture.file) continue;
+        const content = files.get(picture.file), digest = picture.file.split("/").at(-1).split(".")[0];
+        picture.path = content ? await upload(new Blob([content]), picture.name) : "";
+        if (picture.path && digestOf(picture.path) !== digest) picture.path = "";
+      }
+    } catch (error) {
+      if (!(error instanceof TypeError || error instanceof RangeError || error instanceof SyntaxError)) throw error;
+      return note(error.message === "too large" ? "This file is too large: 200 MB at most." : FOREIGN);
+    }
+    kept.set("conversation", null);
+    chosen = saved;
+    document.querySelector("#bring").click();
+  }
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches("#conversations input[type=file]")) return;
+    const [file] = event.target.files;
+    event.target.value = "";
+    if (file) keeping(() => openZip(file));
+  });
+
+  // The id of the kept conversation to open, or the document of a saved one.
   let chosen = null;
   ask.conversations = {
     draw: () => keeping(draw),
@@ -219,6 +276,7 @@
     async document() {
       let text = "";
       await keeping(async () => {
+        if (typeof chosen !== "string") return void (text = JSON.stringify(chosen));
         const { version, keys, exchanges } = (await all()).find(({ id }) => id === chosen);
         const documents = keys.map((key) => structuredClone(exchanges[key]));
         for (const picture of documents.flatMap(({ pictures }) => pictures))
@@ -231,6 +289,15 @@
     opened(found) {
       if (!found && kept.get("conversation")) ask.conversations.open(kept.get("conversation"));
       keeping(draw);
+    },
+    // The current conversation: saved as a zip, or its Markdown. Undefined if nothing is kept.
+    async exported(kind) {
+      let told;
+      await keeping(async () => {
+        const one = (await all()).find(({ id }) => id === kept.get("conversation"));
+        if (one) told = kind === "zip" ? await saveZip(one) : markdown(one);
+      });
+      return told;
     },
     keepPictures: (paths) => keeping(() => Promise.all(paths.map(keepPicture))),
     async files(files) {

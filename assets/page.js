@@ -85,8 +85,22 @@
       if (!event.target.closest("#share")) share.open = false;
       return;
     }
+    if (kind === "card") {
+      const inside = isOpen(find("#inside")) ? find("#inside-open").dataset.number : "";
+      find("#card").dataset.number = inside || document.querySelectorAll("#chat .figures").length - 1;
+      find("#card").click();
+      share.open = false;
+      return;
+    }
+    const done = share.querySelector("[role=status]");
+    if (kind === "zip" || kind === "markdown") {
+      const text = await ask.conversations?.exported(kind);
+      if (typeof text === "string") await copy(text);
+      done.textContent = text === undefined ? "There is nothing to save yet." : kind === "zip" ? "Saved." : "Copied.";
+      return;
+    }
     await copy(ask.link(kind === "page" ? {} : questionToShare()));
-    share.querySelector("[role=status]").textContent = "Copied.";
+    done.textContent = "Copied.";
   });
   share.addEventListener("toggle", () => {
     if (share.open) share.querySelector("[role=status]").textContent = share.dataset.note ??=

@@ -107,6 +107,14 @@
       ask.conversations?.opened(found);
     },
 
+    download(name, type, content) {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+      link.download = name;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60e3);
+    },
+
     // The link to this page, or to a question with its settings. In the frame of a Space the page has another address.
     link(parameters = {}) {
       const address = new URL(window.ask.home ?? location.origin + location.pathname);

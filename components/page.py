@@ -326,6 +326,16 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
     hide_region.click(inside_handlers.hide, [selected, region], inside.effect, js=_REGION_JS, **waits)
     inside.mask_tab.select(inside_handlers.mask, selected, inside.mask, **common)
+    card, make = gr.Textbox(visible="hidden"), gr.Button("Card", elem_id="card", visible="hidden")
+    made = make.click(
+        inside_handlers.card,
+        [number, panels.conversation],
+        [panels.notice, card],
+        js=_NUMBER_JS.format("card"),
+        **waits,
+    )
+    save = "(html) => { if (html) window.ask.download('answer.html', 'text/html', html); }"
+    made.then(None, card, js=save, api_visibility="private")
     inside.replay.click(inside_handlers.replay, [selected], inside.comparison, **common)
     for button, setting in ((inside.compare_pan_and_scan, "pan_and_scan"), (inside.compare_int4, "int4")):
         button.click(inside_handlers.compare, [selected, gr.State(setting)], inside.comparison, **common)

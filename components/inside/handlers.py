@@ -15,7 +15,9 @@ from typing import Any
 import gradio as gr
 
 from components.bridge import Call, Calls, window_of
+from components.chat.composer import missing
 from components.chat.conversation import Conversation, Exchange
+from components.inside.answer_card import make_card
 from components.inside.attention_view import maps_html, occlusion_html
 from components.inside.code_view import address, code_html
 from components.inside.compare import Setting, compared, replayed
@@ -31,17 +33,27 @@ from components.inside.panel import (
 )
 from components.shown.image_strip import strip_html
 from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
-from gemma3_core.engine import Answered, Box, Engine, Gemma3Error, ModelRegistry, PicturePreview, StoppedError
+from gemma3_core.engine import (
+    Answered,
+    AttentionMap,
+    Box,
+    Engine,
+    Gemma3Error,
+    ModelRegistry,
+    PicturePreview,
+    StoppedError,
+)
 
 logger = logging.getLogger(__name__)
 
 UNEXPECTED = "Something went wrong while looking inside. Try again; if it happens again, see the server's log."
+NO_ANSWER = "There is no answer yet. Ask something, and then make its card."
 NO_WORD = "Choose a word of the answer first."
 
 # More than the engine's queue holds: each call that waits there keeps a thread, and some threads must be left to draw.
 _MOST_THREADS = 96
 
-_LOOK, _HIDE, _COMPARE = "look", "hide", "compare"
+_LOOK, _HIDE, _COMPARE, _CARD = "look", "hide", "compare", "card"
 _WAITING = {_LOOK: "Looking at the answer again", _HIDE: "Hiding the region and asking again"}
 
 
@@ -243,6 +255,38 @@ class InsideHandlers:
         except Exception:
             logger.exception("comparing failed")
             yield _problem(UNEXPECTED)
+
+    async def card(
+        self, number: float | None, conversation: Conversation, request: gr.Request
+    ) -> AsyncGenerator[tuple[Any, Any], None]:
+        """Updates of the notice and of the answer card, HTML that the browser saves as a file, for the exchange with
+        this index, or the last one."""
+        exchanges = conversation.exchanges
+        if not exchanges:
+            yield missing(NO_ANSWER), ""
+            return
+        index = len(exchanges) - 1 if number is None or not 0 <= number < len(exchanges) else int(number)
+        exchange = exchanges[index]
+
+        def draw(engine: Engine, call: Call) -> str:
+            def attention(tokens: Sequence[int]) -> AttentionMap:
+                return engine.attention(exchange.answered, tokens, stop=call.stop)
+
+            previews = partial(_previews, engine, exchange.answered)
+            return make_card(engine, exchange, previews, attention, call.tell)
+
+        def waiting(told: str) -> str:
+            return missing(f"Making the answer card. {told}")
+
+        made: Any = None
+        work = partial(self._shown, exchange, draw)
+        async with aclosing(self._calls.results(window_of(request), _CARD, work, waiting)) as drawings:
+            async for made in drawings:
+                yield gr.skip() if made is None or made.startswith("<!doctype") else made, ""
+        if made is None:  # cancelled
+            yield "", ""
+        else:
+            yield ("", made) if made.startswith("<!doctype") else (made, "")
 
     def _code(self, exchange: Exchange, request: gr.Request) -> str:
         info = self._models.info(exchange.stats.model)

@@ -7,5 +7,6 @@ def conversation_list() -> str:
         '<details class="empty"><summary>Conversations</summary>'
         '<input type="search" placeholder="Search" aria-label="Search your conversations"><ul></ul>'
         '<button type="button" data-conversation="delete-all">Delete all</button>'
+        '<label class="import">Open a saved one<input type="file" accept=".zip,application/zip"></label>'
         '<p class="note" role="status">Kept in this browser only, at most 200 MB; the oldest go first.</p></details>'
     )

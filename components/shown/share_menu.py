@@ -13,6 +13,9 @@ def share_menu(examples: Sequence[Example]) -> str:
         f'<details class="menu" data-examples="{escape(names)}"><summary>Share</summary><div>'
         '<button type="button" data-share="page">Copy link to this page</button>'
         '<button type="button" data-share="question">Copy link with the question</button>'
+        '<button type="button" data-share="card">Save the answer as a card (one HTML file)</button>'
+        '<button type="button" data-share="zip">Save the conversation (zip)</button>'
+        '<button type="button" data-share="markdown">Copy the conversation as Markdown</button>'
         '<p class="note" role="status">The link brings the question, the settings and an example picture. It asks '
         "nothing by itself.</p></div></details>"
     )

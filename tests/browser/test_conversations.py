@@ -1,6 +1,10 @@
 """Conversations that the visitor's own browser keeps: they outlive the server, and are found, renamed and deleted."""
 
+import json
 import re
+from hashlib import sha256
+from io import BytesIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import running_app as support
 from browsing import add, answered, choose, send, write
@@ -160,3 +164,122 @@ def test_a_forgetful_page_keeps_nothing(browser):
         assert page.evaluate("indexedDB.databases()") == []
         page.reload()
         answered(page)  # a reload of the tab still finds it on the server
+
+
+def save(page, what):
+    page.locator("#share summary").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=what).click()
+    page.keyboard.press("Escape")
+    return download.value.path()
+
+
+def open_saved(page, data):
+    file = {"name": "saved.zip", "mimeType": "application/zip", "buffer": data}
+    page.locator("#conversations input[type=file]").set_input_files([file])
+
+
+def test_a_saved_conversation_is_opened_elsewhere_and_replayed(browser, url, page):
+    write(page, "How many hearts are there?", HEARTS)
+    send(page)
+    answer = answered(page)
+    listed(page, 1)
+    saved = save(page, "Save the conversation (zip)").read_bytes()
+    with ZipFile(BytesIO(saved)) as files:
+        assert files.testzip() is None
+        document = json.loads(files.read("conversation.json"))
+        [picture] = document["exchanges"][0]["pictures"]
+        assert files.read(picture["file"]) == HEARTS.read_bytes()
+        assert sha256(HEARTS.read_bytes()).hexdigest() in picture["file"]
+        assert "/tmp" not in files.read("conversation.json").decode()
+        assert f"**demo model:** {answer}" in files.read("conversation.md").decode()
+        assert document["exchanges"][0]["stats"]["revision"]
+    with ZipFile(BytesIO(saved)) as files, ZipFile(packed := BytesIO(), "w", ZIP_DEFLATED) as again:
+        for name in files.namelist():
+            again.writestr(name, files.read(name))
+    for data in (saved, packed.getvalue()):
+        with opened(browser, url) as other:
+            other.locator("#conversations details").evaluate("(it) => { it.className = ''; it.open = true; }")
+            open_saved(other, data)
+            assert answered(other) == answer
+            listed(other, 1)
+            other.get_by_role("button", name="Look inside answer 1").click()
+            other.locator("#maps figure img").first.wait_for()
+            other.get_by_role("tab", name="Compare").click()
+            other.locator("#replay").click()
+            other.get_by_text("Both answers are the same, token by token.").wait_for()
+
+
+def zipped(files, method=ZIP_STORED):
+    with ZipFile(data := BytesIO(), "w", method) as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+    return data.getvalue()
+
+
+BOMB = bytearray(zipped({"conversation.json": b"0" * 50_000_000}, ZIP_DEFLATED))
+for place in (BOMB.index(b"PK\x03\x04") + 22, BOMB.index(b"PK\x01\x02") + 24):
+    BOMB[place : place + 4] = (100).to_bytes(4, "little")  # says that it unpacks to 100 bytes
+NO_FORM = {"version": 1, "exchanges": [{"pictures": []}]}
+HOSTILE = {
+    "no zip": (b"x" * 1000, "no saved conversation"),
+    "empty": (b"", "no saved conversation"),
+    "a path outside": (zipped({"../conversation.json": "{}"}), "no saved conversation"),
+    "an absolute path": (zipped({"/etc/passwd": "x", "conversation.json": "{}"}), "no saved conversation"),
+    "a bomb": (bytes(BOMB), "no saved conversation"),
+    "cut": (zipped({"conversation.json": "{}" * 1000})[:-300], "no saved conversation"),
+    "something else": (zipped({"other.txt": "x"}), "no saved conversation"),
+    "no document": (zipped({"conversation.json": "[1, 2"}), "no saved conversation"),
+    "another form": (zipped({"conversation.json": json.dumps(NO_FORM)}), "can't be read"),
+    "a newer version": (zipped({"conversation.json": '{"version": 9, "exchanges": []}'}), "newer version"),
+}
+
+
+def test_files_that_are_no_saved_conversation_are_refused_and_nothing_changes(page):
+    choose(page)
+    answer = answered(page)
+    listed(page, 1)
+    for name, (data, said) in HOSTILE.items():
+        page.locator("#conversations .note").evaluate("(note) => { note.textContent = ''; }")
+        open_saved(page, data)
+        page.locator("#changing, #conversations .note").filter(has_text=said).wait_for()
+        assert answered(page) == answer, name
+    assert listed(page, 1) == ["How many hearts are there?"]
+
+
+def test_an_answer_card_lives_without_a_server(browser, page):
+    choose(page, 1)
+    answered(page)
+    card = save(page, "Save the answer as a card")
+    context = browser.new_context(offline=True)
+    alone, asked = context.new_page(), []
+    alone.on("request", lambda request: asked.append(request.url))
+    alone.set_content(card.read_text(encoding="utf-8"))
+    alone.locator("canvas").wait_for()
+    assert alone.locator("#words").inner_text().strip() == "The star is yellow."
+    alone.get_by_role("button", name="yellow").click()
+    lit = alone.evaluate(
+        """() => {
+          const canvas = document.querySelector("canvas"), { data } = canvas.getContext("2d")
+            .getImageData(0, 0, canvas.width, canvas.height);
+          let best = [Infinity, 0];
+          for (let at = 3; at < data.length; at += 4) if (data[at] < best[0]) best = [data[at], (at - 3) / 4];
+          return [best[1] % canvas.width / canvas.width, Math.floor(best[1] / canvas.width) / canvas.height];
+        }"""
+    )
+    assert 0.55 < lit[0] < 0.85  # the star
+    assert 0.2 < lit[1] < 0.65
+    assert [address for address in asked if not address.startswith(("data:", "about:"))] == []
+    context.close()
+
+
+def test_a_conversation_is_copied_as_markdown(page):
+    choose(page)
+    answer = answered(page)
+    listed(page, 1)
+    page.locator("#share summary").click()
+    page.get_by_role("button", name="Copy the conversation as Markdown").click()
+    page.locator("#share [role=status]", has_text="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("# How many hearts are there?")
+    assert f"**You:** How many hearts are there?\n\n**demo model:** {answer}" in copied

@@ -86,7 +86,7 @@ def test_a_conversation_is_told_whole_and_ask_says_that_it_takes_one_question(gr
     assert all("takes one question" in programs[name] for name in ("gradio_client", "curl"))
 
 
-def test_what_a_visitor_wrote_is_text_in_every_program_and_on_the_page(greedy):
+def test_what_a_visitor_wrote_is_text_in_every_program_and_on_the_page():
     nasty = '\'; import os #\n""" </code><script>$(ls) `ls`'
     named = Turn("user", nasty, (Path("/uploads/0a/$(ls) 'x'.png"),))
     made = replace(exchange_of(named, "A"), answered=Answered(Request((named,), nasty), DoneEvent("A", STATS)))
