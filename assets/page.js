@@ -26,7 +26,7 @@
   // The buttons under questions and answers are part of their HTML, so one listener serves them all.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-act]");
-    if (!button) return;
+    if (!button || button.closest("#picker")) return; // pictures.js has that
     if (button.dataset.act === "copy") {
       await copy(button.closest(".message-row").querySelector(".message-content").innerText.trim());
       const name = button.ariaLabel;
@@ -139,10 +139,7 @@
     attach(pictures(event.clipboardData));
   });
   function attach(files) {
-    const input = find("#composer input[type=file]"), chosen = new DataTransfer();
-    for (const file of files) chosen.items.add(file);
-    input.files = chosen.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
+    ask.attach(files);
     toComposer();
   }
   // A browser reports a choice of files only if it differs from the last one, and Gradio does not reset that one.
@@ -190,6 +187,8 @@
     event.stopPropagation();
     enlarge(opened.querySelector("img"), opened.ariaLabel ?? "Picture");
   }, true);
+
+  new MutationObserver(ask.showCost).observe(find("#picker"), { childList: true, subtree: true });
 
   // The strip is open while pictures are chosen, folds once they are sent, and stays as its visitor left it.
   let left = null;

@@ -43,7 +43,7 @@ _MAX_UNREAD = 400
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
 """Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
-_SCRIPTS = ("start.js", "regions.js", "masks.js")
+_SCRIPTS = ("start.js", "regions.js", "masks.js", "pictures.js")
 """Run as the page loads, in this order; page.js runs once it stands."""
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
@@ -230,10 +230,14 @@ class Page(gr.Blocks):
     def _fetched(self, address: str) -> str:
         """Stores the picture of an address or a data URL and returns its path. Raises Gemma3Error."""
         data = read_data_url(address) if address.startswith("data:") else fetch_image(address)
-        number, name = tempfile.mkstemp(prefix=".", dir=self.uploads.folder)
+        return self.store(data, "picture.bin", "")
+
+    def store(self, data: bytes, name: str, caption: str) -> str:
+        """Keeps a picture as an upload; `caption` stands before it in the prompt. Raises Gemma3Error."""
+        number, temporary = tempfile.mkstemp(prefix=".", dir=self.uploads.folder)
         with os.fdopen(number, "wb") as file:
             file.write(data)
-        return self.uploads.add(Path(name), "picture.bin")
+        return self.uploads.add(Path(temporary), name, caption)
 
     @asynccontextmanager
     async def run_periodic_tasks(self, _app: Any) -> AsyncIterator[None]:

@@ -69,3 +69,19 @@ def _grid(width: int, height: int, min_crop_size: int, max_num_crops: int) -> tu
     count = min(longer // min_crop_size, math.floor(longer / shorter + 0.5))
     count = min(max_num_crops, max(2, count))
     return (count, 1) if width >= height else (1, count)
+
+
+def enough_pixels(width: int, height: int, tile: int = 896, detail: float = 1.5) -> tuple[int, int]:
+    """The size to which a picture can be made smaller without the model seeing a difference, pan & scan on or off.
+
+    Whole picture and crops are scaled to `tile` pixels a side, so more than `detail` times as many are lost on the
+    model. The test measures what changes in the tiles. The same size where nothing is gained, or where rounding would
+    change the crops.
+    """
+    boxes = pan_and_scan_boxes(width, height)
+    columns, rows = len({box.left for box in boxes}) or 1, len({box.top for box in boxes}) or 1
+    scale = max(detail * tile * columns / width, detail * tile * rows / height)
+    if scale >= 1:
+        return width, height
+    smaller = max(1, round(width * scale)), max(1, round(height * scale))
+    return smaller if len(pan_and_scan_boxes(*smaller)) == len(boxes) else (width, height)
