@@ -26,7 +26,7 @@
   // The buttons under questions and answers are part of their HTML, so one listener serves them all.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-act]");
-    if (!button || button.closest("#picker")) return; // pictures.js has that
+    if (!button) return;
     if (button.dataset.act === "copy") {
       await copy(button.closest(".message-row").querySelector(".message-content").innerText.trim());
       const name = button.ariaLabel;

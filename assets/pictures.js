@@ -57,7 +57,7 @@
   };
 
   // The size to which a picture can be made smaller unseen: as in pan_and_scan.py, where the tests measure it.
-  const TILE = 896, DETAIL = 1.5, MIN_CROP = 256, MAX_CROPS = 4, MIN_RATIO = 1.2;
+  const TILE = 896, DETAIL = 2, MIN_CROP = 256, MAX_CROPS = 4, MIN_RATIO = 1.2;
   function crops(width, height) {
     const longer = Math.max(width, height), shorter = Math.min(width, height);
     if (longer / shorter < MIN_RATIO) return 1;
@@ -89,7 +89,7 @@
     const less = new File([blob], file.name, { type: blob.type });
     ready.add(less);
     const size = (pixels) => pixels.map((side) => side.toLocaleString("en")).join(" × ");
-    say(`${file.name} is sent at ${size(after)} instead of ${size(before)} pixels: the model sees no difference.`);
+    say(`${file.name} is sent at ${size(after)} instead of ${size(before)} pixels: the model sees hardly any difference.`);
     return less;
   }
 
@@ -169,7 +169,7 @@
   });
   document.addEventListener("keydown", (event) => {
     if (event.target !== numbers() || event.key !== "Enter") return;
-    find("#picker [data-act=take]").click();
+    find("#picker [data-pick=take]").click();
   });
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("#picker button, #sources button");
@@ -179,7 +179,7 @@
       numbers().value = ranges(pages);
       showCost();
     } else if (button?.dataset.from === "camera") openCamera();
-    else if (button?.dataset.act === "take") {
+    else if (button?.dataset.pick === "take") {
       busy = true;
       say("Taking the pictures …");
       find("#take-from").click();

@@ -38,18 +38,20 @@ class Documents:
         """`store` keeps a picture under a name, with what stands before it in the prompt; returns its path."""
         self._models, self._is_upload, self._store = models, is_upload, store
 
-    def look(self, path: str, pan_and_scan: bool, model: str | None) -> Arrival:
+    def look(self, path: str | None, pan_and_scan: bool, model: str | None) -> Arrival:
         """Shows what an uploaded document holds; if it holds one picture, that arrives at once."""
+        path = path or ""
         try:
             document = self._opened(path)
             if document.only is None:
                 return self._picker(document, path, pan_and_scan, model), "[]"
             return "", self._arrived([document.only], document.kind, path)
         except Gemma3Error as error:
-            return failure_html(f"“{_name(path)}” is not added. {error}"), "[]"
+            return failure_html(f"“{_name(path)}” is not added. {error}" if path else str(error)), "[]"
 
-    def take(self, path: str, chosen: str, pan_and_scan: bool, model: str | None) -> Arrival:
+    def take(self, path: str | None, chosen: str | None, pan_and_scan: bool, model: str | None) -> Arrival:
         """The chosen pages ("1-3, 7"), or so many frames of a video, arrive. An unfit choice is asked again."""
+        path, chosen = path or "", chosen or ""
         try:
             document = self._opened(path)
         except Gemma3Error as error:
@@ -63,8 +65,9 @@ class Documents:
         except Gemma3Error as error:
             return self._picker(document, path, pan_and_scan, model, str(error)), "[]"
 
-    def fetch(self, address: str) -> Arrival:
+    def fetch(self, address: str | None) -> Arrival:
         """The picture at an address arrives."""
+        address = address or ""
         try:
             if len(address) > _MAX_ADDRESS or not address.startswith(("http://", "https://")):
                 raise Gemma3Error("This is no http or https address. Check it, or add the picture as a file.")

@@ -28,8 +28,8 @@ def picker_html(document: Document, name: str, costs: Sequence[int], suggested: 
         f'<div class="picker" role="group" aria-label="Choose {what}" data-costs="{json.dumps(list(costs))}" '
         f'data-most="{MAX_TAKEN}"><p><b>{escape(name)}</b>: {document.kind}, {told}</p>{wrong}{field}'
         f"{_thumbnails(document)}"
-        f'<p class="row"><button type="button" class="primary" data-act="take">Add {what}</button> '
-        '<button type="button" data-act="take-nothing">Cancel</button> '
+        f'<p class="row"><button type="button" class="primary" data-pick="take">Add {what}</button> '
+        '<button type="button" data-pick="nothing">Cancel</button> '
         '<span class="cost" role="status"></span></p></div>'
     )
 

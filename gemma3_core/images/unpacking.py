@@ -109,25 +109,29 @@ def _pdf(path: Path) -> Opened:
     def draw(number: int) -> tuple[Image.Image, None]:
         try:
             page = document[number]
-            width = _page_size(*page.get_size())[0]
-            bitmap = page.render(scale=width / page.get_width(), may_draw_forms=False, limit_image_cache=True)
+            scale = _drawn_at(*page.get_size())
+            bitmap = page.render(scale=scale, may_draw_forms=False, limit_image_cache=True)
         except pypdfium2.PdfiumError:
             raise ImageError(f"Page {number + 1} of this PDF is damaged. Choose others.") from None
         check_pixels(bitmap.width, bitmap.height, DEFAULT_LIMITS)
         return bitmap.to_pil().convert("RGB"), None
 
-    sizes = [_page_size(*document.get_page_size(number)) for number in range(min(MAX_LISTED, len(document)))]
+    points = [document.get_page_size(number) for number in range(min(MAX_LISTED, len(document)))]
+    sizes = [(math.ceil(width * scale), math.ceil(height * scale))
+             for width, height in points for scale in [_drawn_at(width, height)]]  # fmt: skip
     return Opened("PDF", len(document), sizes, draw)
 
 
-def _page_size(width: float, height: float) -> tuple[int, int]:
-    """In points -> in the pixels in which a page is drawn: as many as the model can see, within bounds."""
+def _drawn_at(width: float, height: float) -> float:
+    """The pixels for each point of a page: as many as the model can see, within bounds.
+
+    Less detail than a photograph needs, which is scaled twice.
+    """
     if not (math.isfinite(width * height) and width > 0 and height > 0):
         raise ImageError("This PDF has a page without a size. Save it again, and add that.")
     large = 10_000 / min(width, height)
-    drawn = enough_pixels(max(1, round(width * large)), max(1, round(height * large)))[0] / width
-    drawn = min(drawn, _MAX_SIDE / max(width, height), math.sqrt(_MAX_PIXELS / (width * height)))
-    return max(1, math.ceil(width * drawn)), max(1, math.ceil(height * drawn))
+    enough = enough_pixels(max(1, round(width * large)), max(1, round(height * large)), detail=1.5)[0] / width
+    return min(enough, _MAX_SIDE / max(width, height), math.sqrt(_MAX_PIXELS / (width * height)))
 
 
 def _video(path: Path, form: str) -> Opened:
