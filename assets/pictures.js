@@ -132,7 +132,8 @@
 
   // The picker.
   const numbers = () => find("#picker .numbers");
-  ask.chosen = () => numbers()?.value ?? "";
+  const isVideo = () => numbers()?.type === "number";
+  ask.chosen = () => (numbers()?.value ?? "") + (isVideo() ? " frames" : "");
   function chosenPages() {
     const pages = new Set();
     for (const part of ask.chosen().replace(/\s*[-–]\s*/g, "-").split(/[,;\s]+/)) {
@@ -145,10 +146,10 @@
   function showCost() {
     const picker = find("#picker .picker");
     if (!picker) return;
-    const costs = JSON.parse(picker.dataset.costs), isVideo = numbers().type === "number";
-    const pages = isVideo ? [] : [...chosenPages()].filter((page) => page >= 1);
-    const count = isVideo ? Number(ask.chosen()) : pages.length;
-    const tokens = isVideo ? count * costs[0] : pages.reduce((sum, page) => sum + (costs[page - 1] ?? 0), 0);
+    const costs = JSON.parse(picker.dataset.costs);
+    const pages = isVideo() ? [] : [...chosenPages()].filter((page) => page >= 1);
+    const count = isVideo() ? Number(numbers().value) : pages.length;
+    const tokens = isVideo() ? count * costs[0] : pages.reduce((sum, page) => sum + (costs[page - 1] ?? 0), 0);
     for (const button of picker.querySelectorAll(".page"))
       button.setAttribute("aria-pressed", pages.includes(Number(button.dataset.page)));
     const what = `${count} ${count === 1 ? "picture" : "pictures"}`;

@@ -45,25 +45,26 @@ class Documents:
             document = self._opened(path)
             if document.only is None:
                 return self._picker(document, path, pan_and_scan, model), "[]"
-            return "", self._arrived([document.only], document.kind, path)
+            return "", self._arrived([document.only], path)
         except Gemma3Error as error:
             return failure_html(f"“{_name(path)}” is not added. {error}" if path else str(error)), "[]"
 
     def take(self, path: str | None, chosen: str | None, pan_and_scan: bool, model: str | None) -> Arrival:
-        """The chosen pages ("1-3, 7"), or so many frames of a video, arrive. An unfit choice is asked again."""
+        """The chosen pages ("1-3, 7"), or frames of a video ("8 frames"), arrive. An unfit choice is asked again."""
         path, chosen = path or "", chosen or ""
         try:
-            document = self._opened(path)
-        except Gemma3Error as error:
-            return failure_html(str(error)), "[]"
-        try:
-            if document.seconds is not None:
-                taken = take_frames(Path(path), _number(chosen))
+            if not self._is_upload(path):
+                raise Gemma3Error(GONE)
+            if chosen.endswith(" frames"):
+                taken = take_frames(Path(path), _number(chosen.removesuffix(" frames")))
             else:
-                taken = take_pages(Path(path), pages(chosen, len(document.sizes)))
-            return "", self._arrived(taken, document.kind, path)
-        except Gemma3Error as error:
-            return self._picker(document, path, pan_and_scan, model, str(error)), "[]"
+                taken = take_pages(Path(path), pages(chosen))
+            return "", self._arrived(taken, path, several=True)
+        except Gemma3Error as wrong:
+            try:
+                return self._picker(self._opened(path), path, pan_and_scan, model, str(wrong)), "[]"
+            except Gemma3Error as error:
+                return failure_html(str(error)), "[]"
 
     def fetch(self, address: str | None) -> Arrival:
         """The picture at an address arrives."""
@@ -88,7 +89,7 @@ class Documents:
         most = MAX_TAKEN if document.seconds is not None else document.count
         return picker_html(document, _name(path), costs, max(1, min(_SUGGESTED, room, most)), problem)
 
-    def _arrived(self, taken: Sequence[Taken], kind: str, path: str) -> str:
+    def _arrived(self, taken: Sequence[Taken], path: str, several: bool = False) -> str:
         """Stores the pictures; their names say where they are from."""
         stem, files = Path(_name(path)).stem, []
         for one in taken:
@@ -96,20 +97,20 @@ class Documents:
             if one.second is not None:
                 caption = clock(one.second)
                 where = f" at {caption.replace(':', '-')}"
-            elif kind in ("PDF", "TIFF", "GIF"):
+            elif several:
                 where = f" page {one.number + 1}"
             files.append(_file(self._store(one.data, f"{stem}{where}{one.suffix}", caption)))
         return json.dumps(files)
 
 
-def pages(text: str, count: int) -> list[int]:
+def pages(text: str) -> list[int]:
     """ "1-3, 7" -> [0, 1, 2, 6], in this order and each once. Raises Gemma3Error."""
     numbers: dict[int, None] = {}
     for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*[-–]\s*", "-", text.strip()))):
         found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= first <= last <= count:
-            raise Gemma3Error(f"“{part[:20]}” names no pages: give numbers from 1 to {count:,}, such as 1-3, 7.")
+        if not 1 <= first <= last:
+            raise Gemma3Error(f"“{part[:20]}” names no pages: give numbers, such as 1-3, 7.")
         if last - first >= MAX_TAKEN or len(numbers) > MAX_TAKEN:
             break
         numbers |= dict.fromkeys(range(first - 1, last))
@@ -117,7 +118,7 @@ def pages(text: str, count: int) -> list[int]:
         if 1 <= len(numbers) <= MAX_TAKEN:
             return list(numbers)
         if not numbers:
-            raise Gemma3Error(f"No page is chosen. Give numbers from 1 to {count:,}, such as 1-3, 7.")
+            raise Gemma3Error("No page is chosen. Give numbers, such as 1-3, 7.")
     raise Gemma3Error(f"At most {MAX_TAKEN} pages can be added at a time. Choose fewer, and add the rest afterwards.")
 
 

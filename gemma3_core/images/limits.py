@@ -47,7 +47,8 @@ _SCAN_MARKER = b"\xff\xda"
 RGB_BYTES = 4.5
 _LOADED_BYTES = {"1": 1.0, "L": 1.0, "P": 1.0, "LA": 4.0, "PA": 4.0}
 _DEEP_BYTES = 16.0  # more than 8 bits a color: these are scaled down in wider numbers
-_DECODER_BYTES = {"WEBP": 17.0, "AVIF": 13.0, "HEIF": 14.0}
+_DECODER_BYTES = {"WEBP": 17.0, "AVIF": 13.0, "HEIF": 10.5}
+_DEEP_HEIF_BYTES = 16.5
 _COEFFICIENT_BYTES = 2  # a progressive JPEG is held as coefficients until its last scan
 
 
@@ -176,6 +177,8 @@ def _bytes_per_pixel(picture: ImageFile.ImageFile) -> float:
         return _DEEP_BYTES
     loaded = _LOADED_BYTES.get(picture.mode, RGB_BYTES)
     loading = _DECODER_BYTES.get(picture.format or "", loaded)
+    if picture.format == "HEIF" and picture.info.get("bit_depth", 8) > 8:
+        loading = _DEEP_HEIF_BYTES
     if _is_progressive(picture):
         layers = picture.layer  # type: ignore[attr-defined]  # (id, horizontal, vertical, …) of each color
         most = max(across for _, across, *_ in layers) * max(down for _, _, down, *_ in layers)

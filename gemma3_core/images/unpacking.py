@@ -50,7 +50,8 @@ Draw = Callable[[int], tuple[Image.Image, float | None]]
 class Opened:
     """An open file: how many pictures it holds, the size of each that can be chosen, and what draws one by its number.
 
-    For a video, the number is a share of its length in thousandths, and `seconds` is its length.
+    For a video, the number is a share of its length in thousandths, and `seconds` is its length. `sketch` draws a page
+    small, which is faster for some.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Opened:
     draw: Draw
     seconds: float | None = None
     is_photo: bool = False
+    sketch: Draw | None = None
 
 
 def opened(path: Path) -> Opened:
@@ -106,10 +108,10 @@ def _pdf(path: Path) -> Opened:
     if not len(document):
         raise ImageError("This PDF has no pages. Save it again, and add that.")
 
-    def draw(number: int) -> tuple[Image.Image, None]:
+    def draw(number: int, longest: int = _MAX_SIDE) -> tuple[Image.Image, None]:
         try:
             page = document[number]
-            scale = _drawn_at(*page.get_size())
+            scale = min(_drawn_at(*page.get_size()), longest / max(page.get_size()))
             bitmap = page.render(scale=scale, may_draw_forms=False, limit_image_cache=True)
         except pypdfium2.PdfiumError:
             raise ImageError(f"Page {number + 1} of this PDF is damaged. Choose others.") from None
@@ -119,7 +121,7 @@ def _pdf(path: Path) -> Opened:
     points = [document.get_page_size(number) for number in range(min(MAX_LISTED, len(document)))]
     sizes = [(math.ceil(width * scale), math.ceil(height * scale))
              for width, height in points for scale in [_drawn_at(width, height)]]  # fmt: skip
-    return Opened("PDF", len(document), sizes, draw)
+    return Opened("PDF", len(document), sizes, draw, sketch=lambda number: draw(number, _THUMBNAIL))
 
 
 def _drawn_at(width: float, height: float) -> float:
@@ -273,7 +275,7 @@ def _look(document: Opened, folder: Path) -> dict[str, Any]:
     elif document.seconds is None:
         for number in range(min(document.count, MAX_THUMBNAILS)):
             with contextlib.suppress(ImageError):  # a damaged page is told of when it is chosen
-                small, _ = document.draw(number)
+                small, _ = (document.sketch or document.draw)(number)
                 small.thumbnail((_THUMBNAIL, _THUMBNAIL))
                 small.convert("RGB").save(folder / f"small-{number}.jpg", quality=80)
                 told["thumbnails"].append([number, f"small-{number}.jpg"])
@@ -282,6 +284,8 @@ def _look(document: Opened, folder: Path) -> dict[str, Any]:
 
 def _take(document: Opened, folder: Path, numbers: list[int]) -> Iterator[dict[str, Any]]:
     for place, number in enumerate(numbers):
+        if not 0 <= number < document.count:
+            raise ImageError(f"This {document.kind} has {document.count:,} pages; give numbers from 1 to that.")
         picture, second = document.draw(number)
         width, height = picture.size
         name = _saved(picture, folder / f"{place:03}", document.is_photo)
