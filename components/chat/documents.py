@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.shown.picker import clock, failure_html, picker_html
+from components.shown.picker import clock, failure_html, picker_html, smaller_html
 from gemma3_core.engine import (
     MAX_TAKEN,
     Document,
@@ -22,7 +22,7 @@ from gemma3_core.engine import (
 
 GONE = "This file is no longer on the server. Add it again."
 _SUGGESTED = 8
-_MAX_ADDRESS = 2000
+_MAX_ADDRESS, _MAX_CHOICE = 2000, 500  # characters
 
 Arrival = tuple[str, str]
 """HTML of the picker, and the pictures that have arrived, as JSON for the composer."""
@@ -45,7 +45,7 @@ class Documents:
             document = self._opened(path)
             if document.only is None:
                 return self._picker(document, path, pan_and_scan, model), "[]"
-            return "", self._arrived([document.only], path)
+            return smaller_html(document.only, _name(path)), self._arrived([document.only], path)
         except Gemma3Error as error:
             return failure_html(f"“{_name(path)}” is not added. {error}" if path else str(error)), "[]"
 
@@ -105,6 +105,8 @@ class Documents:
 
 def pages(text: str) -> list[int]:
     """ "1-3, 7" -> [0, 1, 2, 6], in this order and each once. Raises Gemma3Error."""
+    if len(text) > _MAX_CHOICE:
+        raise Gemma3Error("This names too many pages. Give numbers, such as 1-3, 7.")
     numbers: dict[int, None] = {}
     for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*[-–]\s*", "-", text.strip()))):
         found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)

@@ -269,7 +269,7 @@ class Page(gr.Blocks):
             close_silent(server.server_state.connections, silent)
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        declare_avif()
+        declare_pictures()
         allow_open_files(2 * _MAX_CONNECTIONS)
         ours = (name for name in logging.root.manager.loggerDict if name.startswith("components."))
         limit_logs("uvicorn.error", "asyncio", *ours)
@@ -301,12 +301,13 @@ def _is_file(value: Any) -> bool:
     return is_file_obj_with_meta(value) and isinstance(value["path"], str)
 
 
-def declare_avif() -> None:
-    """Tells Python that .avif is a picture, because Gradio refuses files of unknown types.
+def declare_pictures() -> None:
+    """Tells Python that .avif, .heic and .heif are pictures, because Gradio refuses files of unknown types.
 
-    Before 3.13, Python knows the type only from the system's list, which may be missing.
+    Before 3.13, Python knows these types only from the system's list, which may be missing.
     """
-    mimetypes.add_type("image/avif", ".avif")
+    for kind in ("avif", "heic", "heif"):
+        mimetypes.add_type(f"image/{kind}", f".{kind}")
 
 
 def launch_options(page: Page) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from html import escape
 import gradio as gr
 
 from components.shown.stats import count
-from gemma3_core.engine import MAX_TAKEN, Document
+from gemma3_core.engine import MAX_TAKEN, Document, Taken, enough_pixels
 
 
 def build_picker() -> gr.HTML:
@@ -37,6 +37,15 @@ def picker_html(document: Document, name: str, costs: Sequence[int], suggested: 
 def failure_html(reason: str) -> str:
     """HTML of why a file or an address gives no picture."""
     return f'<p class="failure" role="alert">{escape(reason)}</p>'
+
+
+def smaller_html(picture: Taken, name: str) -> str:
+    """HTML that says that a photograph has been made smaller; empty where it has not."""
+    width, height = enough_pixels(picture.width, picture.height)
+    if (width, height) == (picture.width, picture.height):
+        return ""
+    sizes = f"{width:,} × {height:,} instead of {picture.width:,} × {picture.height:,} pixels"
+    return f'<p class="note">{escape(name)} is used at {sizes}: the model sees hardly any difference.</p>'
 
 
 def clock(seconds: float) -> str:

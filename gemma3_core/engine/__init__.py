@@ -26,7 +26,7 @@ from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
 from gemma3_core.images.fetch import fetch_image
 from gemma3_core.images.load import read_data_url
-from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.images.pan_and_scan import Box, enough_pixels
 from gemma3_core.images.unpacking import check_document
 from gemma3_core.inspection.confidence import TokenChoice, TokenChoices
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
@@ -70,6 +70,7 @@ __all__ = [
     "Turn",
     "check_document",
     "check_picture",
+    "enough_pixels",
     "fetch_image",
     "open_document",
     "read_data_url",

@@ -293,7 +293,8 @@ def _take(document: Opened, folder: Path, numbers: list[int]) -> Iterator[dict[s
 
 
 def _bound_this_process() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none of this, macOS not all of it
+    """Sets the limits that this system has: Linux has all of them, macOS none on memory, Windows none at all."""
+    with contextlib.suppress(ImportError, AttributeError):
         import resource
 
         for limit, most in (
@@ -302,7 +303,10 @@ def _bound_this_process() -> None:
             (resource.RLIMIT_FSIZE, MAX_RESULT_BYTES),
             (resource.RLIMIT_AS, MAX_MEMORY_BYTES),
         ):
-            resource.setrlimit(limit, (most, most))
+            hard = resource.getrlimit(limit)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            with contextlib.suppress(*([ValueError, OSError] if sys.platform == "darwin" else [])):
+                resource.setrlimit(limit, (most, most))
         os.nice(10)
 
 

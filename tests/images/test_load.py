@@ -231,6 +231,7 @@ def peak_bytes_per_pixel(path, size):
     ("PNG", {}, "RGB"), ("PNG", {}, "RGBA"), ("PNG", {}, "L"), ("JPEG", {"exif": 6}, "RGB"),
     ("JPEG", {"progressive": True, "subsampling": 0}, "RGB"), ("JPEG", {}, "CMYK"),
     ("WEBP", {"method": 0}, "RGB"), ("AVIF", {"speed": 10}, "RGBA"), ("TIFF", {"compression": "tiff_lzw"}, "RGB"),
+    ("HEIF", {"chroma": 444}, "RGB"),
 ])  # fmt: skip
 def test_the_header_tells_at_least_the_memory_that_decoding_takes(tmp_path, form, options, mode):
     size = 3000
@@ -240,6 +241,8 @@ def test_the_header_tells_at_least_the_memory_that_decoding_takes(tmp_path, form
         exif = Image.Exif()
         exif[0x0112] = options["exif"]
         options = {"exif": exif}
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif", reason="pillow-heif is not installed").register_heif_opener()
     path = tmp_path / "picture"
     picture.save(path, form, **options)
     taken, told = peak_bytes_per_pixel(path, size * size)
