@@ -132,3 +132,20 @@ def test_the_browser_and_the_server_agree_on_what_is_enough(page):
     wrong = [(size, ours) for size, ours in zip(sizes, found, strict=True)
              if max(abs(a - b) for a, b in zip(ours, enough_pixels(*size), strict=True)) > 1]  # fmt: skip
     assert wrong == []
+
+
+@pytest.mark.parametrize("place", ["#composer textarea", "#chat"])
+def test_documents_can_be_dropped_and_pasted_like_pictures(page, place):
+    for kind, name in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        page.evaluate(
+            """([place, kind, name]) => {
+          const data = new DataTransfer();
+          data.items.add(new File(["%PDF-1.7 broken"], `${kind}.pdf`, { type: "application/pdf" }));
+          const make = kind === "drop" ? DragEvent : ClipboardEvent;
+          const event = new make(kind, { bubbles: true, cancelable: true, [name]: data });
+          document.querySelector(place).dispatchEvent(event);
+        }""",
+            [place, kind, name],
+        )
+        page.get_by_text(f"“{kind}.pdf” is not added. This PDF is damaged").wait_for()
+    assert page.locator("#composer .thumbnail-item").count() == 0
