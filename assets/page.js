@@ -175,10 +175,7 @@
     attach(pictures(event.clipboardData));
   });
   function attach(files) {
-    const input = find("#composer input[type=file]"), chosen = new DataTransfer();
-    for (const file of files) chosen.items.add(file);
-    input.files = chosen.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
+    ask.attach(files);
     toComposer();
   }
   // A browser reports a choice of files only if it differs from the last one, and Gradio does not reset that one.
@@ -226,6 +223,8 @@
     event.stopPropagation();
     enlarge(opened.querySelector("img"), opened.ariaLabel ?? "Picture");
   }, true);
+
+  new MutationObserver(ask.showCost).observe(find("#picker"), { childList: true, subtree: true });
 
   // The strip is open while pictures are chosen, folds once they are sent, and stays as its visitor left it.
   let left = null;

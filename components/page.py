@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from components.arguments import read_arguments
-from components.chat.composer import build_composer, build_notice
+from components.chat.composer import SOURCES, build_composer, build_notice
 from components.chat.conversation import Conversation
+from components.chat.documents import Documents
 from components.chat.handlers import ChatHandlers
 from components.chat.keeping import Keeping
 from components.chat.model_choice import ModelChoiceHandlers
@@ -27,6 +28,7 @@ from components.settings import (
 )
 from components.shown.conversation_list import conversation_list
 from components.shown.image_strip import build_image_strip, build_token_count
+from components.shown.picker import build_picker
 from components.shown.share_menu import share_menu
 from gemma3_core.engine import Engine, ModelRegistry
 
@@ -89,15 +91,19 @@ def build_page(
                 clear = gr.Button("New chat", elem_id="clear", size="sm", scale=0, min_width=96)
             chat = build_chat(info, cards, models.names)
             notice = build_notice()
+            picker = build_picker()
             composer = build_composer(info)
+            if info.multimodal:
+                gr.HTML(SOURCES, elem_id="sources")
             image_strip, token_count = build_image_strip(), build_token_count()
         inside = build_inside(info, models.names)
-        chat_handlers = ChatHandlers(models, cards)
+        chat_handlers = ChatHandlers(models, cards, page.uploads.caption)
         panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
         keeping = None if forgetful else Keeping(chat_handlers, page.uploads.__contains__, cards)
         changes = _connect_chat(chat_handlers, keeping, panels)
         _connect_return(page, chat_handlers, panels, models.names, cards)
         _connect_examples(cards, panels)
+        _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
         _connect_token_count(chat_handlers.previews, panels, changes)
         inside_handlers = InsideHandlers(models)
@@ -240,6 +246,35 @@ def _connect_empty_button(composer: gr.MultimodalTextbox) -> None:
     """A hidden button that empties the composer in the browser, without the server."""
     empty = gr.Button("Empty", elem_id="empty", visible="hidden")
     empty.click(None, None, composer, js="() => ({ text: '', files: [] })", api_visibility="private")
+
+
+def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) -> None:
+    """Pages, frames and pictures by address. pictures.js uploads the file, clicks the hidden buttons, and adds what has
+    arrived to the composer."""
+    composer, settings = panels.composer, panels.settings
+    path, chosen, arrived = (gr.Textbox(visible="hidden") for _ in range(3))
+    costs = [settings.pan_and_scan, settings.chosen]
+    common: dict[str, Any] = {
+        "outputs": [picker, arrived],
+        "show_progress": "hidden",
+        "trigger_mode": "multiple",
+        "api_visibility": "private",
+    }
+    # Two files are read at a time for all visitors, each in a process of its own.
+    reads = {**common, "concurrency_limit": 2, "concurrency_id": "documents"}
+    look, take, fetch = (gr.Button(act, elem_id=act, visible="hidden") for act in ("look-into", "take-from", "fetch"))
+    came = [
+        look.click(documents.look, [path, *costs], js="(_, ...rest) => [ask.document, ...rest]", **reads),
+        take.click(documents.take, [path, chosen, *costs],
+                   js="(_, __, ...rest) => [ask.document, ask.chosen(), ...rest]", **reads),
+        fetch.click(documents.fetch, [path], js="() => [ask.address]", concurrency_limit=4, **common),
+    ]  # fmt: skip
+    for arrival in came:
+        arrival.then(None, [composer, arrived], composer, js="(...values) => ask.arrive(...values)",
+                     api_visibility="private")  # fmt: skip
+    gr.Button("Close", elem_id="close-picker", visible="hidden").click(
+        None, None, picker, js="() => ''", api_visibility="private"
+    )
 
 
 def _connect_image_strip(previews: Previews, panels: Panels, changes: Sequence[Any]) -> None:

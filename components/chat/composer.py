@@ -7,6 +7,9 @@ import gradio as gr
 
 from gemma3_core.engine import ModelInfo, Turn
 
+# What pictures.js reads through the server before the composer gets it, as the file dialog filters it.
+DOCUMENTS = ("video", ".pdf", ".heic", ".heif", ".jp2", ".mkv")
+SOURCES = '<p><button type="button" data-from="camera">Take a photo</button></p>'
 # Long pasted text stays text, which Gradio would turn into a file. The engine reports text that is too long.
 _MAX_PASTED = 1_000_000
 
@@ -19,7 +22,7 @@ def build_composer(info: ModelInfo) -> gr.MultimodalTextbox:
         show_label=False,
         container=False,
         placeholder=hint(info),
-        file_types=["image"],
+        file_types=["image", *DOCUMENTS],
         file_count="multiple",
         lines=1,  # with more than one, Enter would break the line
         max_lines=8,

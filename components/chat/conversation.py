@@ -1,6 +1,6 @@
 """What one browser window has asked so far. Stays in the server's memory and is never sent to the browser."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,12 @@ def held(message: dict[str, Any] | None) -> Turn:
     """The composer's content as a question."""
     message = message or {}
     return question_of(message.get("text") or "", message.get("files") or ())
+
+
+def captioned(question: Turn, caption: Callable[[str], str]) -> Turn:
+    """The question with what stands before its pictures, by their paths."""
+    captions = tuple(caption(str(picture)) for picture in question.pictures)
+    return replace(question, captions=captions) if any(captions) else question
 
 
 def joined(first: Turn, second: Turn) -> Turn:

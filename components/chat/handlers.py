@@ -1,7 +1,7 @@
 """From a click to the streamed answer: what the page's controls do."""
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +11,7 @@ import gradio as gr
 from components.bridge import window_of
 from components.chat import composer
 from components.chat import panel as chat
-from components.chat.conversation import NOTHING, Conversation, Exchange, held, joined
+from components.chat.conversation import NOTHING, Conversation, Exchange, captioned, held, joined
 from components.chat.previews import Previews
 from components.chat.running import Pace, RunningAnswers
 from components.examples import Example
@@ -73,10 +73,13 @@ class _Draft:
 class ChatHandlers:
     """The page's handlers for a server's models. Of a visitor, they keep only the running answer."""
 
-    def __init__(self, models: ModelRegistry, examples: Sequence[Example]):
-        self._models, self._examples = models, tuple(examples)
+    def __init__(
+        self, models: ModelRegistry, examples: Sequence[Example], caption: Callable[[str], str] = lambda _path: ""
+    ):
+        """`caption` says what stands before a picture in the prompt, by its path."""
+        self._models, self._examples, self._caption = models, tuple(examples), caption
         self.running = RunningAnswers()
-        self.previews = Previews(models, self.running)
+        self.previews = Previews(models, self.running, caption)
 
     async def send(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
@@ -89,7 +92,7 @@ class ChatHandlers:
             yield page_update()
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
-        question = held(message)
+        question = captioned(held(message), self._caption)
         async with aclosing(self._ask(question, conversation, kept, Choices(*values), window_of(request))) as updates:
             async for update in updates:
                 yield update

@@ -1,12 +1,13 @@
 """What a question will cost, before it is sent: the strip of its tiles, and the count of the whole prompt's tokens."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from components.bridge import window_of
-from components.chat.conversation import NOTHING, Conversation, held
+from components.chat.conversation import NOTHING, Conversation, captioned, held
 from components.chat.running import RunningAnswers
 from components.settings import Choices
 from components.shown import image_strip as strip
@@ -17,8 +18,10 @@ from gemma3_core.engine import ContextLengthError, Gemma3Error, ModelRegistry, R
 class Previews:
     """The handlers of the strip and of the token count. While an answer runs, both stay as they are."""
 
-    def __init__(self, models: ModelRegistry, running: RunningAnswers):
-        self._models, self._running = models, running
+    def __init__(
+        self, models: ModelRegistry, running: RunningAnswers, caption: Callable[[str], str] = lambda _path: ""
+    ):
+        self._models, self._running, self._caption = models, running, caption
         self._numbers = itertools.count()
         self._newest: dict[str, int] = {}
         """The newest preview of each window."""
@@ -73,7 +76,7 @@ class Previews:
         for the model. Errors about pictures are left to the strip above.
         """
         *chosen, opened = values
-        question, choices = held(message), Choices(*chosen)
+        question, choices = captioned(held(message), self._caption), Choices(*chosen)
         if window_of(request) in self._running or question == NOTHING:
             return ""
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)

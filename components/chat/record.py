@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,11 +48,15 @@ class _Strict(BaseModel):
 
 
 class KeptPicture(_Strict):
-    """A picture of a question: `path` is where the server has it; `example` names one of the example cards' instead."""
+    """A picture of a question: `path` is where the server has it; `example` names one of the example cards' instead.
+
+    `caption` is the text before it in the prompt.
+    """
 
     name: _Name
     path: Annotated[str, Field(max_length=1000)] = ""
     example: _Name = ""
+    caption: _Name = ""
 
 
 class _KeptStats(_Strict):
@@ -115,7 +120,10 @@ def document(exchange: Exchange, example_of: Callable[[Path], str]) -> dict[str,
     sampling = request.sampling if isinstance(request.sampling, PartialSampling) else PartialSampling()
     return {
         "question": exchange.question.text,
-        "pictures": [_picture(Path(str(picture)), example_of) for picture in exchange.question.pictures],
+        "pictures": [
+            {**_picture(Path(str(picture)), example_of), "caption": caption}
+            for picture, caption in zip_longest(exchange.question.pictures, exchange.question.captions, fillvalue="")
+        ],
         "pan_and_scan": exchange.pan_and_scan,
         "settings": {
             "system_prompt": request.system_prompt,
@@ -153,15 +161,17 @@ def read(text: str, picture_of: Callable[[KeptPicture], Path | None], visitor: s
         raise Gemma3Error(UNREADABLE) from None
     conversation, missing = Conversation(), 0
     for one in kept.exchanges:
-        pictures = [picture_of(picture) for picture in one.pictures]
-        there = tuple(picture for picture in pictures if picture is not None)
-        missing += len(pictures) - len(there)
-        conversation = conversation.add(_exchange(one, there, conversation, visitor))
+        there = [(path, picture.caption) for picture in one.pictures if (path := picture_of(picture)) is not None]
+        missing += len(one.pictures) - len(there)
+        captions = tuple(caption for _, caption in there)
+        question = Turn(
+            "user", one.question, tuple(path for path, _ in there), captions=captions if any(captions) else ()
+        )
+        conversation = conversation.add(_exchange(one, question, conversation, visitor))
     return Opened(conversation, missing)
 
 
-def _exchange(kept: _KeptExchange, pictures: tuple[Path, ...], before: Conversation, visitor: str) -> Exchange:
-    question = Turn("user", kept.question, pictures)
+def _exchange(kept: _KeptExchange, question: Turn, before: Conversation, visitor: str) -> Exchange:
     settings = kept.settings
     request = Request(
         turns=before.turns(question),

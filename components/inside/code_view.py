@@ -3,9 +3,10 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 
 from components.chat.conversation import Exchange
@@ -14,6 +15,10 @@ from gemma3_core.engine import ModelInfo, Request, SamplingSettings, Turn
 
 _ASK = SamplingSettings()
 _EARLIER = "# /ask takes one question, and this one had others before it: use one of the first two programs."
+
+_CAPTIONS = (
+    "# /ask puts no times before pictures, as they stand before a video's frames: use one of the first two programs."
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, i
 def _turn(turn: Turn) -> str:
     pictures = "".join(f"{_name(picture)!r}, " for picture in turn.pictures)
     more = f", pictures=({pictures.rstrip()})" if pictures else ""
+    more += f", captions={turn.captions!r}" if turn.captions else ""
     more += "" if turn.pan_and_scan is None else f", pan_and_scan={turn.pan_and_scan}"
     return f"Turn({turn.role!r}, {turn.text!r}{more})"
 
@@ -124,17 +130,20 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
 
 
 def _message_of(turn: Turn) -> str:
-    return _message("user" if turn.role == "user" else "assistant", turn.text, [_name(p) for p in turn.pictures])
+    parts: list[dict[str, str]] = []
+    for picture, caption in zip_longest(turn.pictures, turn.captions, fillvalue=""):
+        parts += [{"type": "text", "text": caption}] if caption else []
+        parts.append({"type": "image", "path": _name(picture)})
+    return _message("user" if turn.role == "user" else "assistant", turn.text, parts)
 
 
-def _message(role: str, text: str, pictures: list[str] | None = None) -> str:
-    parts = [*({"type": "image", "path": picture} for picture in pictures or ()), {"type": "text", "text": text}]
-    return repr({"role": role, "content": parts})
+def _message(role: str, text: str, before: Sequence[dict[str, str]] = ()) -> str:
+    return repr({"role": role, "content": [*before, {"type": "text", "text": text}]})
 
 
 def _client(request: Request, sampling: SamplingSettings, int4: bool, where: str) -> str:
-    if len(request.turns) > 1:
-        return f"{_EARLIER}\n"
+    if reason := _beyond_ask(request):
+        return reason
     pictures = ", ".join(f"handle_file({_name(picture)!r})" for picture in request.turns[0].pictures)
     arguments = "".join(f"    {value!r},\n" for value in _ask_arguments(request, sampling, int4))
     return _sampled(sampling) + (
@@ -146,8 +155,8 @@ def _client(request: Request, sampling: SamplingSettings, int4: bool, where: str
 
 
 def _curl(request: Request, sampling: SamplingSettings, int4: bool, url: str) -> str:
-    if len(request.turns) > 1:
-        return f"{_EARLIER}\n"
+    if reason := _beyond_ask(request):
+        return reason
     rest = "".join(f", {json.dumps(value, ensure_ascii=False)}" for value in _ask_arguments(request, sampling, int4))
     parts = ["printf '%s' '{\"data\": [['"]
     for number, picture in enumerate(request.turns[0].pictures):
@@ -162,6 +171,13 @@ def _curl(request: Request, sampling: SamplingSettings, int4: bool, url: str) ->
         f"  curl -s {ask} -H 'Content-Type: application/json' -d @- | sed 's/.*\"event_id\": *\"//; s/\".*//')\n"
         f"curl -sN {ask}/$id\n"
     )
+
+
+def _beyond_ask(request: Request) -> str:
+    """Why `/ask` can't ask this, as a comment; empty if it can."""
+    if len(request.turns) > 1:
+        return f"{_EARLIER}\n"
+    return f"{_CAPTIONS}\n" if request.turns[0].captions else ""
 
 
 def _ask_arguments(request: Request, sampling: SamplingSettings, int4: bool) -> tuple[object, ...]:

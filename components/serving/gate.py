@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.examples import FOLDER as EXAMPLES
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
-from components.serving.uploads import UploadError, Uploads
+from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -283,13 +283,19 @@ class Gate:
         await self._app(scope, _replayed(body, receive), _plain(send))
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Uploaded pictures, as multipart form data; the answer lists their paths."""
-        upload_id = _query(scope).get("upload_id", "")
-        upload = Receiving(self._uploads.folder, self._has_room)
+        """Uploaded pictures, as multipart form data; the answer lists their paths.
+
+        The page sends `document=1` with a PDF or a video, of which it takes pictures then.
+        """
+        upload_id, is_document = _query(scope).get("upload_id", ""), _query(scope).get("document") == "1"
+        most = MAX_DOCUMENT_BYTES if is_document else MAX_FILE_BYTES
+        upload = Receiving(self._uploads.folder, self._has_room, most)
         self._receiving[upload] = upload_id
         try:
             files = await upload.read(scope, receive)
-            paths = [await run_in_threadpool(self._add, file, name, bool(upload_id)) for name, file in files]
+            paths = [
+                await run_in_threadpool(self._add, file, name, bool(upload_id), is_document) for name, file in files
+            ]
         except UploadError as error:
             await PlainTextResponse(str(error), error.status)(scope, receive, send)
         else:
@@ -301,10 +307,10 @@ class Gate:
     def _has_room(self) -> bool:
         return sum(upload.num_bytes for upload in self._receiving) <= MAX_ARRIVING_BYTES
 
-    def _add(self, file: Path, name: str, from_page: bool) -> str:
+    def _add(self, file: Path, name: str, from_page: bool, is_document: bool) -> str:
         """Stores an upload. The page hears at once of a file that is no picture; a program when it asks about it."""
         try:
-            return self._uploads.add(file, name)
+            return self._uploads.add(file, name, is_document=is_document)
         except UploadError as error:
             if from_page or error.status != 415:
                 raise

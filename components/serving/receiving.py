@@ -37,9 +37,9 @@ class GoneError(Exception):
 class Receiving:
     """An upload that is arriving. Until it is complete, its files lie in `folder` under names that nobody can guess."""
 
-    def __init__(self, folder: Path, has_room: Callable[[], bool]):
+    def __init__(self, folder: Path, has_room: Callable[[], bool], max_file_bytes: int = MAX_FILE_BYTES):
         """`has_room` says whether the server accepts more bytes of uploads."""
-        self._folder, self._has_room = folder, has_room
+        self._folder, self._has_room, self._max_file_bytes = folder, has_room, max_file_bytes
         self.num_bytes = 0
         self.name = ""
         self.ended = False
@@ -117,8 +117,8 @@ class Receiving:
         if self._file is None:
             return  # a form field, which is not used
         self._in_file += end - start
-        if self._in_file > MAX_FILE_BYTES:
-            limit = f"{MAX_FILE_BYTES // 1_000_000} MB"
+        if self._in_file > self._max_file_bytes:
+            limit = f"{self._max_file_bytes // 1_000_000} MB"
             raise UploadError(f"“{shown(self.name)}” is larger than {limit}. Make it smaller and try again.", 413)
         self._file.write(data[start:end])
 

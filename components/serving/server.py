@@ -43,7 +43,7 @@ _MAX_UNREAD = 400
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
 """Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
-_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js")
+_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js", "pictures.js")
 """Run as the page loads, in this order; page.js runs once it stands."""
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
@@ -239,10 +239,14 @@ class Page(gr.Blocks):
     def _fetched(self, address: str) -> str:
         """Stores the picture of an address or a data URL and returns its path. Raises Gemma3Error."""
         data = read_data_url(address) if address.startswith("data:") else fetch_image(address)
-        number, name = tempfile.mkstemp(prefix=".", dir=self.uploads.folder)
+        return self.store(data, "picture.bin", "")
+
+    def store(self, data: bytes, name: str, caption: str) -> str:
+        """Keeps a picture as an upload; `caption` stands before it in the prompt. Raises Gemma3Error."""
+        number, temporary = tempfile.mkstemp(prefix=".", dir=self.uploads.folder)
         with os.fdopen(number, "wb") as file:
             file.write(data)
-        return self.uploads.add(Path(name), "picture.bin")
+        return self.uploads.add(Path(temporary), name, caption)
 
     @asynccontextmanager
     async def run_periodic_tasks(self, _app: Any) -> AsyncIterator[None]:
@@ -274,7 +278,7 @@ class Page(gr.Blocks):
             close_silent(server.server_state.connections, silent)
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        declare_avif()
+        declare_pictures()
         allow_open_files(2 * _MAX_CONNECTIONS)
         ours = (name for name in logging.root.manager.loggerDict if name.startswith("components."))
         limit_logs("uvicorn.error", "asyncio", *ours)
@@ -306,12 +310,13 @@ def _is_file(value: Any) -> bool:
     return is_file_obj_with_meta(value) and isinstance(value["path"], str)
 
 
-def declare_avif() -> None:
-    """Tells Python that .avif is a picture, because Gradio refuses files of unknown types.
+def declare_pictures() -> None:
+    """Tells Python that .avif, .heic and .heif are pictures, because Gradio refuses files of unknown types.
 
-    Before 3.13, Python knows the type only from the system's list, which may be missing.
+    Before 3.13, Python knows these types only from the system's list, which may be missing.
     """
-    mimetypes.add_type("image/avif", ".avif")
+    for kind in ("avif", "heic", "heif"):
+        mimetypes.add_type(f"image/{kind}", f".{kind}")
 
 
 def launch_options(page: Page) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from gradio_client.utils import strip_invalid_filename_characters
 
-from gemma3_core.engine import Gemma3Error, check_picture
+from gemma3_core.engine import Gemma3Error, check_document, check_picture
 
 MAX_FILE_BYTES = 20_000_000
+MAX_DOCUMENT_BYTES = 90_000_000
+"""A PDF or a video, of which the visitor takes pages or frames."""
 MAX_SESSION_BYTES = 200_000_000
 MAX_ALL_BYTES = 2_000_000_000
 MAX_FILES = 5_000
@@ -29,6 +31,7 @@ KEPT_UNUSED_S = 3600.0
 
 FULL = "The server has no room for more pictures. Try again in a few minutes."
 
+DOCUMENT = ".document"
 _MAX_NAME = 100
 _MAX_REFUSED = 1000
 _PREFIX = "ask-about-pictures-"
@@ -44,10 +47,14 @@ class UploadError(Gemma3Error):
 
 @dataclass(eq=False)
 class _Upload:
-    """One file; `sessions` are the browser windows that use it, `touched` the time of its last use in seconds."""
+    """One file; `sessions` are the browser windows that use it, `touched` the time of its last use in seconds.
+
+    `caption` stands before the picture in the prompt.
+    """
 
     num_bytes: int
     touched: float
+    caption: str = ""
     sessions: set[str] = field(default_factory=set)
 
 
@@ -72,19 +79,25 @@ class Uploads:
         """The size of all files on disk."""
         return sum(file.num_bytes for file in self._files.values())
 
-    def add(self, temporary: Path, name: str) -> str:
+    def caption(self, path: str) -> str:
+        """What stands before this picture in the prompt; empty for most."""
+        file = self._files.get(path)
+        return "" if file is None else file.caption
+
+    def add(self, temporary: Path, name: str, caption: str = "", is_document: bool = False) -> str:
         """Stores a file that has arrived and returns its new path.
 
-        Raises UploadError if it is not a picture or there is no room. The temporary file is removed in any case.
+        A document gets an ending that no browser opens. Raises UploadError if it is not a picture, or for a document
+        neither that nor a PDF or a video, or there is no room. The temporary file is removed in any case.
         """
         try:
             try:
-                check_picture(temporary)
+                (check_document if is_document else check_picture)(temporary)
             except Gemma3Error as error:
                 raise UploadError(f"“{shown(name)}” is not added. {error}", 415) from None
             with open(temporary, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            path = self.folder / digest / _safe(name)
+            path = self.folder / digest / (_safe(name) + DOCUMENT if is_document else _safe(name))
             with self._lock:
                 known = self._files.get(str(path))
                 if known is None:
@@ -92,7 +105,7 @@ class Uploads:
                     self._make_room(num_bytes)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(temporary, path)
-                    self._files[str(path)] = _Upload(num_bytes, self.now())
+                    self._files[str(path)] = _Upload(num_bytes, self.now(), caption)
                 else:
                     known.touched = self.now()
             return str(path)

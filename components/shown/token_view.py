@@ -43,10 +43,15 @@ def token_count_html(prompt: PromptView, room: int, opened: bool) -> str:
     `room` is how many prompt tokens the context holds beside the answer.
     """
     length = len(prompt.tokens)
+    soft, pictures = (
+        sum(token.tile is not None for token in prompt.tokens),
+        len({tile.picture for tile in prompt.tiles}),
+    )
+    of_these = f" ({soft:,} for {count(pictures, 'picture')})" if pictures else ""
     fits = "" if length <= room else f', <b class="failure">more than the {room:,} that fit beside the answer</b>'
     tokens = prompt_html(prompt) if opened else ""
     return (
-        f"<details{' open' if opened else ''}><summary>Tokens in the whole prompt: {length:,}{fits}</summary>"
+        f"<details{' open' if opened else ''}><summary>Tokens in the whole prompt: {length:,}{of_these}{fits}</summary>"
         f"{tokens}</details>"
     )
 

@@ -23,9 +23,11 @@ from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry
 from gemma3_core.errors import ContextLengthError, Gemma3Error, StoppedError
 from gemma3_core.generation.sampling import SamplingSettings
+from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
 from gemma3_core.images.fetch import fetch_image
 from gemma3_core.images.load import read_data_url
-from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.images.pan_and_scan import Box, enough_pixels
+from gemma3_core.images.unpacking import check_document
 from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenChoices
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
 from gemma3_core.inspection.mask_view import LayerMask, MaskView
@@ -33,12 +35,14 @@ from gemma3_core.inspection.prompt import PromptToken
 
 __all__ = [
     "DEMO_MODEL",
+    "MAX_TAKEN",
     "PUBLISHED",
     "Alternative",
     "Answered",
     "AttentionMap",
     "Box",
     "ContextLengthError",
+    "Document",
     "DoneEvent",
     "Engine",
     "Event",
@@ -59,12 +63,18 @@ __all__ = [
     "StageEvent",
     "Stats",
     "StoppedError",
+    "Taken",
     "TileMap",
     "TokenChoice",
     "TokenChoices",
     "TokenEvent",
     "Turn",
+    "check_document",
     "check_picture",
+    "enough_pixels",
     "fetch_image",
+    "open_document",
     "read_data_url",
+    "take_frames",
+    "take_pages",
 ]

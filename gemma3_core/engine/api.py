@@ -24,12 +24,15 @@ class Turn:
     """One message of a conversation; its pictures come before its text.
 
     `pan_and_scan` overrides the request's setting, so that an earlier turn keeps the setting it was asked with.
+    `captions` are texts before the pictures, one for each and empty where there is none, such as a video frame's time;
+    or there are none at all.
     """
 
     role: Literal["user", "assistant"]
     text: str
     pictures: tuple[ImageSource, ...] = ()
     pan_and_scan: bool | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

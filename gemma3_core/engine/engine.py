@@ -184,6 +184,11 @@ class Engine:
                 several[header.digest] = preview
             yield preview
 
+    def picture_tokens(self, width: int, height: int, pan_and_scan: bool) -> int:
+        """What a picture of this size costs in the prompt, crops included."""
+        images = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
+        return (1 + len(images.boxes(width, height))) * self._processor.image_seq_length
+
     def _previewed(self, header: PictureHeader, images: ImageProcessor) -> PicturePreview:
         picture = load_picture(header)
         tiles = tuple(images.tile_pictures(picture))

@@ -87,7 +87,8 @@ def check_size(request: Request, context_length: int) -> None:
             f"This conversation has {pictures:,} pictures; at most {MAX_PICTURES} are accepted. "
             "Send fewer, or start a new conversation."
         )
-    characters = len(request.system_prompt) + sum(len(turn.text) for turn in request.turns)
+    texts = (text for turn in request.turns for text in (turn.text, *turn.captions))
+    characters = len(request.system_prompt) + sum(map(len, texts))
     most = min(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * context_length)
     if characters > most:
         raise ContextLengthError(
@@ -254,11 +255,14 @@ def _digest(file: bytes, box: Box) -> bytes:
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:
-    """The request as chat messages; each turn's pictures come before its text."""
+    """The request as chat messages; each turn's pictures, with what stands before them, come before its text."""
     messages: list[dict[str, Any]] = []
     if request.system_prompt.strip():
         messages.append({"role": "system", "content": [{"type": "text", "text": request.system_prompt}]})
     for turn in request.turns:
-        parts: list[dict[str, Any]] = [{"type": "image"} for _ in turn.pictures]
+        parts: list[dict[str, Any]] = []
+        for caption, _ in zip(turn.captions or [""] * len(turn.pictures), turn.pictures, strict=True):
+            parts += [{"type": "text", "text": caption}] if caption else []
+            parts.append({"type": "image"})
         messages.append({"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]})
     return messages

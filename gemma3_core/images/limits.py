@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -16,12 +17,17 @@ ImageFileObject = BufferedReader | BytesIO
 
 # Pillow knows some forty formats, some of them through programs of the system (EPS runs
 # Ghostscript). JPEG includes the MPO of cameras that store a second view.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 _SNIFFED = 4096  # bytes; an SVG may begin with comments
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO 23008-12, annex B
 _VIDEO_BRANDS = (b"iso", b"mp4", b"M4V", b"qt", b"3g", b"MSNV", b"avc1")  # ISO 14496-12
-_HEIC = "HEIC pictures are not read: save it as JPEG (on an iPhone, choose “Most Compatible”), and add that."
+_HEIC = (
+    "HEIC pictures are read only where the package pillow-heif is installed: install it, or save it as JPEG (on an "
+    "iPhone, choose “Most Compatible”), and add that."
+)
+_DAMAGED_HEIC = "This HEIC picture is damaged or cut off: save it as JPEG, and add that."
 _VIDEO = "Videos are not read: add a picture of it, such as a screenshot."
+# Not decoded here: 1.5 kB of JPEG 2000 can take 97 bytes of memory for each pixel, which its header doesn't show.
 _JPEG_2000 = "JPEG 2000 pictures are not read: save it as JPEG or PNG, and add that."
 _JPEG_XL = "JPEG XL pictures are not read: save it as JPEG or PNG, and add that."
 _OTHER_FORMATS = {
@@ -41,7 +47,8 @@ _SCAN_MARKER = b"\xff\xda"
 RGB_BYTES = 4.5
 _LOADED_BYTES = {"1": 1.0, "L": 1.0, "P": 1.0, "LA": 4.0, "PA": 4.0}
 _DEEP_BYTES = 16.0  # more than 8 bits a color: these are scaled down in wider numbers
-_DECODER_BYTES = {"WEBP": 17.0, "AVIF": 13.0}
+_DECODER_BYTES = {"WEBP": 17.0, "AVIF": 13.0, "HEIF": 10.5}
+_DEEP_HEIF_BYTES = 16.5
 _COEFFICIENT_BYTES = 2  # a progressive JPEG is held as coefficients until its last scan
 
 
@@ -90,7 +97,7 @@ def open_header(file: ImageFileObject) -> ImageFile.ImageFile:
         raise ImageError("The picture is empty: 0 bytes. Choose the file again.")
     Image.init()
     for name in _FORMATS:
-        factory, accepts = Image.OPEN[name]
+        factory, accepts = _opener(name)
         file.seek(0)
         if accepts is not None and accepts(file.read(16)) is not True:
             continue
@@ -104,11 +111,26 @@ def open_header(file: ImageFileObject) -> ImageFile.ImageFile:
     raise ImageError(f"These {size:,} bytes are not a picture that can be read. Use {formats}.")
 
 
+def _opener(name: str) -> tuple[Any, Any]:
+    """What opens a format, and what tells from its first bytes whether it may."""
+    if name != "HEIF":
+        return Image.OPEN[name]
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError:
+        return None, lambda _beginning: False
+    return HeifImageFile, _is_heif
+
+
+def _is_heif(beginning: bytes) -> bool:
+    return beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIF_BRANDS
+
+
 def _other_format(beginning: bytes) -> str | None:
     """What to do with a file of a known format that is not read, by its first bytes."""
     box, brand = beginning[4:8], beginning[8:12]
-    if box == b"ftyp" and brand in _HEIF_BRANDS:
-        return _HEIC
+    if _is_heif(beginning):
+        return _DAMAGED_HEIC if find_spec("pillow_heif") else _HEIC
     if box == b"ftyp" and brand.startswith(_VIDEO_BRANDS):
         return _VIDEO
     for mark, told in _OTHER_FORMATS.items():
@@ -155,6 +177,8 @@ def _bytes_per_pixel(picture: ImageFile.ImageFile) -> float:
         return _DEEP_BYTES
     loaded = _LOADED_BYTES.get(picture.mode, RGB_BYTES)
     loading = _DECODER_BYTES.get(picture.format or "", loaded)
+    if picture.format == "HEIF" and picture.info.get("bit_depth", 8) > 8:
+        loading = _DEEP_HEIF_BYTES
     if _is_progressive(picture):
         layers = picture.layer  # type: ignore[attr-defined]  # (id, horizontal, vertical, …) of each color
         most = max(across for _, across, *_ in layers) * max(down for _, _, down, *_ in layers)

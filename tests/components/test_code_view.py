@@ -26,8 +26,9 @@ def engine() -> Engine:
     return Engine.load(device="cpu", dtype="float32")
 
 
-def exchange(engine: Engine, **settings) -> Exchange:
+def exchange(engine: Engine, captions: tuple[str, ...] = (), **settings) -> Exchange:
     question = Turn("user", QUESTION, (EXAMPLES / "hearts.png",))
+    question = replace(question, captions=captions)
     request = Request((question,), max_new_tokens=32, int4_or_default=True, **settings)
     *_, done = engine.stream(request)
     assert isinstance(done, DoneEvent)
@@ -61,6 +62,14 @@ def test_each_program_gives_the_answer(engine, greedy, served, name):
     if name == "curl":
         said = re.findall(r'data: \["(.*?)", \{', said)[-1]
     assert said.splitlines()[-1] == greedy.answer
+
+
+def test_a_frames_time_stands_before_it(engine, served):
+    timed = exchange(engine, ("0:12",))
+    programs = scripts(timed, engine.info, Address(served, served))
+    assert run(programs["gemma3_core"]).splitlines()[-1] == timed.answer
+    assert run(programs["transformers"]).splitlines()[-1] == timed.answer
+    assert "no times" in programs["curl"]
 
 
 def test_a_sampled_answer_is_given_again_by_its_seed(engine):

@@ -20,7 +20,7 @@ from components.chat import panel as chat
 from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
 from components.chat.handlers import ChatHandlers
 from components.examples import FOLDER, Example, load_examples
-from components.serving.server import Page, declare_avif, launch_options
+from components.serving.server import Page, declare_pictures, launch_options
 from components.settings import (
     Choices,
     build_settings,
@@ -652,7 +652,7 @@ def test_contrast_is_aa(text, ground, dark):
 
 def test_avif_is_known_as_a_picture_where_the_system_does_not_say_so(monkeypatch):
     monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes())
-    declare_avif()
+    declare_pictures()
     assert get_mimetype("a.avif") == "image/avif"
 
 

@@ -262,7 +262,7 @@ def test_uploads_are_bounded(page, client, monkeypatch):
         413,
         "At most 20 pictures can be added at a time. Add the rest afterwards.",
     )
-    monkeypatch.setattr(receiving, "MAX_FILE_BYTES", len(NIGHT) - 1)
+    monkeypatch.setattr(gate, "MAX_FILE_BYTES", len(NIGHT) - 1)
     large = upload(client, ("night.png", NIGHT))
     assert large.status_code == 413
     assert large.text.startswith("“night.png” is larger than")

@@ -436,7 +436,7 @@ def test_the_prompt_is_counted_before_it_is_sent(engine, exchange):
     html = previews.token_count(message, conversation, Window(), *SETTINGS, None, None, None, False)
     turns = conversation.turns(question_of("And the heart?", [str(NIGHT)]))
     prompt = engine.inspect(Request(turns, "Be brief."))
-    assert f"Tokens in the whole prompt: {len(prompt.tokens):,}<" in html
+    assert f"Tokens in the whole prompt: {len(prompt.tokens):,} (128 for 2 pictures)<" in html
     assert "<span" not in html
     opened = previews.token_count(message, conversation, Window(), *SETTINGS, None, None, None, True)
     assert prompt_html(prompt) in opened

@@ -45,7 +45,7 @@ def keeping(chat):
 
 
 def conversation_of_two() -> Conversation:
-    first = Turn("user", "How many hearts? 心", (HEARTS, Path(MINE)))
+    first = Turn("user", "How many hearts? 心", (HEARTS, Path(MINE)), captions=("", "0:12"))
     sampling = PartialSampling(temperature=0.5, seed=7)
     asked = Request((first,), "Be short.", True, True, 64, sampling, "one", confidence=True, int4_or_default=True)
     tokens = TokenChoices([choice(5, " Th", 0.75), choice(9, "ree", 1.0)])

@@ -96,6 +96,34 @@ def test_other_formats_are_named_with_what_to_do(name):
     assert ". " not in str(error.value)
 
 
+def test_heic_is_read_upright_and_bounded(gradient_picture):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # libheif turns it on its own, and nothing turns it again
+    file = io.BytesIO()
+    pillow_heif.from_pillow(gradient_picture).save(file, quality=-1, exif=exif.tobytes())
+    data = file.getvalue()
+    expected = pillow_heif.open_heif(data).to_pillow()
+    picture = load_image(data)
+    assert same(picture, expected.convert("RGB"))
+    assert picture.size == (read_header(data).width, read_header(data).height)
+    with pytest.raises(ImageError, match="megapixels"):
+        read_header(data, ImageLimits(max_pixels=100))
+    with pytest.raises(ImageError, match="MB of memory"):
+        read_header(data, ImageLimits(max_decoding_bytes=1000))
+    with pytest.raises(ImageError, match=r"(damaged|cut off)"):
+        load_image(data[: len(data) // 2])
+
+
+def test_without_its_package_a_heic_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    monkeypatch.setattr("gemma3_core.images.limits.find_spec", lambda _name: None)
+    with pytest.raises(ImageError, match="the package pillow-heif") as error:
+        load_image(OTHER_FORMATS["HEIC"])
+    assert ". " not in str(error.value)
+
+
 def test_avif_is_no_heic(gradient_picture):
     assert load_image(encoded(gradient_picture, "AVIF")).size == gradient_picture.size
 
@@ -203,6 +231,7 @@ def peak_bytes_per_pixel(path, size):
     ("PNG", {}, "RGB"), ("PNG", {}, "RGBA"), ("PNG", {}, "L"), ("JPEG", {"exif": 6}, "RGB"),
     ("JPEG", {"progressive": True, "subsampling": 0}, "RGB"), ("JPEG", {}, "CMYK"),
     ("WEBP", {"method": 0}, "RGB"), ("AVIF", {"speed": 10}, "RGBA"), ("TIFF", {"compression": "tiff_lzw"}, "RGB"),
+    ("HEIF", {"chroma": 444}, "RGB"),
 ])  # fmt: skip
 def test_the_header_tells_at_least_the_memory_that_decoding_takes(tmp_path, form, options, mode):
     size = 3000
@@ -212,6 +241,8 @@ def test_the_header_tells_at_least_the_memory_that_decoding_takes(tmp_path, form
         exif = Image.Exif()
         exif[0x0112] = options["exif"]
         options = {"exif": exif}
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif", reason="pillow-heif is not installed").register_heif_opener()
     path = tmp_path / "picture"
     picture.save(path, form, **options)
     taken, told = peak_bytes_per_pixel(path, size * size)

@@ -1,0 +1,151 @@
+"""Pictures from where people have them: documents, the camera, addresses, large photographs."""
+
+import io
+import random
+
+import pytest
+from browsing import add, answered, send
+from PIL import Image
+from places import EXAMPLES
+
+from gemma3_core.images.pan_and_scan import enough_pixels
+
+QUESTION = "How many hearts are there?"
+
+
+@pytest.fixture
+def scan(tmp_path):
+    path = tmp_path / "scan.tiff"
+    pages = [Image.open(EXAMPLES / f"{name}.png").convert("RGB") for name in ("night", "hearts", "blue")]
+    pages[0].save(path, "TIFF", save_all=True, append_images=pages[1:])
+    return path
+
+
+def choose_file(page, *files):
+    page.locator("#composer input[type=file]").set_input_files(list(files))
+
+
+def file(name, data, kind):
+    return {"name": name, "mimeType": kind, "buffer": data}
+
+
+def test_a_page_of_a_document_is_chosen_and_asked_about(page, scan):
+    page.locator("#composer textarea").fill(QUESTION)
+    choose_file(page, scan)
+    picker = page.locator("#picker .picker")
+    picker.locator(".cost").get_by_text("3 pictures, 192 tokens").wait_for()
+    for number in (0, 2):
+        picker.locator(".page").nth(number).click()
+    assert picker.locator(".numbers").input_value() == "2"
+    picker.locator(".cost").get_by_text("1 picture, 64 tokens").wait_for()
+    picker.get_by_role("button", name="Add pages").click()
+    page.locator("#composer .thumbnail-item").wait_for()
+    picker.wait_for(state="detached")
+    assert page.locator("#composer textarea").input_value() == QUESTION
+    send(page)
+    assert answered(page) == "There are three hearts."
+
+
+def test_frames_of_a_video_are_counted_by_their_tokens_and_bring_their_times(page, tmp_path):
+    av = pytest.importorskip("av", reason="av is not installed")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode())
+    choose_file(page, tmp_path / "clip.mp4")
+    page.locator("#picker .cost").get_by_text("8 pictures, 512 tokens").wait_for()
+    page.locator("#picker .numbers").fill("2")
+    page.locator("#picker .cost").get_by_text("2 pictures, 128 tokens").wait_for()
+    page.locator("#picker .numbers").press("Enter")
+    page.locator("#composer .thumbnail-item").nth(1).wait_for()
+    page.locator("#composer textarea").fill("What happens?")
+    page.locator("#token-count summary").get_by_text("(128 for 2 pictures)").click()
+    tokens = page.locator("#token-count .tokens")
+    tokens.get_by_text("picture 2: 64 soft tokens").wait_for()
+    read = tokens.inner_text()
+    assert read.index("0:05") < read.index("picture 1") < read.index("0:15") < read.index("picture 2")
+
+
+def test_what_can_not_be_read_leaves_the_question_and_its_pictures(page, scan):
+    add(page, EXAMPLES / "hearts.png")
+    page.locator("#composer textarea").fill(QUESTION)
+    choose_file(page, file("a.pdf", b"%PDF-1.7 broken", "application/pdf"))
+    page.get_by_text("“a.pdf” is not added. This PDF is damaged").wait_for()
+    choose_file(page, file("b.mp4", b"no video", "video/mp4"))
+    page.get_by_text("“b.mp4” is not added. These 8 bytes are not a picture").wait_for()
+    choose_file(page, scan)
+    page.get_by_role("button", name="Cancel").click()
+    page.locator("#picker .picker").wait_for(state="detached")
+    assert page.locator("#composer textarea").input_value() == QUESTION
+    assert page.locator("#composer .thumbnail-item").count() == 1
+
+
+def test_an_address_in_the_question_is_offered_and_stays_if_nothing_comes(page):
+    asked = "What is this? https://no-such-host.invalid/night.png"
+    page.locator("#composer textarea").fill(asked)
+    page.get_by_role("button", name="Add the picture").click()
+    page.get_by_text("could not be fetched from no-such-host.invalid").wait_for()
+    assert page.locator("#composer textarea").input_value() == asked
+
+
+def test_a_camera_that_is_refused_or_missing_is_told_of_and_one_that_works_gives_a_photo(page):
+    button = page.get_by_role("button", name="Take a photo")
+    for name, told in (("NotAllowedError", "The camera was refused"), ("NotFoundError", "No camera was found")):
+        page.evaluate(
+            """(name) => {
+          navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException("", name));
+        }""",
+            name,
+        )
+        button.click()
+        page.get_by_text(told).wait_for()
+    page.evaluate("""() => {
+      const canvas = Object.assign(document.createElement("canvas"), { width: 320, height: 240 });
+      const draw = () => canvas.getContext("2d").fillRect(0, 0, 320, 240);
+      setInterval(draw, 50);
+      window.seen = canvas.captureStream(20);
+      navigator.mediaDevices.getUserMedia = async () => window.seen;
+    }""")
+    button.click()
+    page.wait_for_function("document.querySelector('#camera video')?.videoWidth > 0")
+    page.get_by_role("button", name="Take the photo").click()
+    page.locator("#composer .thumbnail-item").wait_for()
+    assert page.evaluate("window.seen.getTracks().every((track) => track.readyState === 'ended')")
+
+
+def test_a_large_photograph_is_made_smaller_before_it_is_sent(page):
+    large = io.BytesIO()
+    noise = Image.frombytes("RGB", (500, 375), random.Random(0).randbytes(500 * 375 * 3))
+    noise.resize((6000, 4500)).save(large, "JPEG", quality=90)
+    choose_file(page, file("large.jpg", large.getvalue(), "image/jpeg"))
+    page.locator("#composer .thumbnail-item").wait_for()
+    page.get_by_text("large.jpg is sent at 3,584 × 2,688 instead of 6,000 × 4,500 pixels").wait_for()
+    stored = page.locator("#composer .thumbnail-item img").get_attribute("src")
+    assert Image.open(io.BytesIO(page.request.get(stored).body())).size == (3584, 2688)
+
+
+def test_the_browser_and_the_server_agree_on_what_is_enough(page):
+    sizes = [(random.Random(n).randint(1, 9000), random.Random(-n).randint(1, 9000)) for n in range(500)]
+    found = page.evaluate("(sizes) => sizes.map((size) => ask.enoughPixels(...size))", sizes)
+    wrong = [(size, ours) for size, ours in zip(sizes, found, strict=True)
+             if max(abs(a - b) for a, b in zip(ours, enough_pixels(*size), strict=True)) > 1]  # fmt: skip
+    assert wrong == []
+
+
+@pytest.mark.parametrize("place", ["#composer textarea", "#chat"])
+def test_documents_can_be_dropped_and_pasted_like_pictures(page, place):
+    for kind, name in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        page.evaluate(
+            """([place, kind, name]) => {
+          const data = new DataTransfer();
+          data.items.add(new File(["%PDF-1.7 broken"], `${kind}.pdf`, { type: "application/pdf" }));
+          const make = kind === "drop" ? DragEvent : ClipboardEvent;
+          const event = new make(kind, { bubbles: true, cancelable: true, [name]: data });
+          document.querySelector(place).dispatchEvent(event);
+        }""",
+            [place, kind, name],
+        )
+        page.get_by_text(f"“{kind}.pdf” is not added. This PDF is damaged").wait_for()
+    assert page.locator("#composer .thumbnail-item").count() == 0
