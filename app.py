@@ -144,9 +144,11 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
 def build(settings: argparse.Namespace) -> "gr.Blocks":
     """Loads the model and builds the page. Raises Gemma3Error if the checkpoint can't be used."""
     from components.page import build_page
+    from components.serving.zero_gpu import is_zero_gpu, lender
     from gemma3_core.engine import ModelRegistry
 
-    options = (settings.device, settings.dtype, settings.int4, settings.keep)
+    lend = lender() if is_zero_gpu(os.environ) else None
+    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend)
     return build_page(ModelRegistry.load(settings.model, settings.also, *options))
 
 
