@@ -88,6 +88,7 @@ OPTIONS = (
     Option("host", read_text, "address to listen on (default: this machine only)"),
     Option("port", read_port, "default: the first free one from 7860 on"),
     Option("share", read_switch, "make a public link that works for up to a week", default=False),
+    Option("mcp", read_switch, "serve the question as a tool for programs that speak MCP", default=False),
     Option("auth", read_login, "the login that the page asks for", metavar="USER:PASSWORD"),
 )
 
@@ -163,11 +164,18 @@ def main() -> None:
         settings.also = (*settings.also, PUBLISHED)
 
     try:
+        if settings.mcp:
+            from components.serving.tool import prepare_tool
+
+            if settings.auth:
+                raise Gemma3Error("--mcp serves programs without a login. Leave out --mcp or --auth.")
+            prepare_tool()
         page = build(settings)
     except Gemma3Error as error:
         sys.exit(f"app.py: {error}")
     where = {"server_name": settings.host, "server_port": settings.port}
-    page.launch(**where, share=settings.share, auth=settings.auth, prevent_thread_lock=True)
+    how = {"share": settings.share, "auth": settings.auth, "mcp_server": settings.mcp}
+    page.launch(**where, **how, prevent_thread_lock=True)
     if page.share_url:
         from components.serving.public_link import public_link_text
 
