@@ -39,6 +39,10 @@ def prepare_tool() -> None:
     gradio.mcp.GradioMCPServer.get_input_schema = input_schema  # type: ignore[method-assign]
 
 
-def input_schema(_server: Any, _tool: str, _described: Any = None) -> tuple[dict[str, Any], list[list[str | int]]]:
+def input_schema(
+    self: Any,  # noqa: ARG001  a method of Gradio's server
+    tool_name: str,  # noqa: ARG001
+    parameters: dict[str, str] | None = None,  # noqa: ARG001
+) -> tuple[dict[str, Any], list[list[str | int]]]:
     """As Gradio's method: the arguments' schema, and the places in it that hold files, which are none."""
     return {"type": "object", "properties": ARGUMENTS, "required": ["question"]}, []
