@@ -18,7 +18,7 @@ _SENTENCES = {
     "runs limit": "You have used up your ZeroGPU runs for now. Try again later.",
     "pending": "Your other answers have all of your GPU time reserved. Wait until they are complete.",
     "credits allocated": "Your other answers have all of your GPU time reserved. Wait until they are complete.",
-    "larger than the maximum": "This answer may take more GPU time than one call is given. Choose a shorter longest "
+    "larger than the maximum": "This may take more GPU time than one call is given. Choose a shorter longest "
     "answer in the settings, or send fewer pictures.",
     "no gpu was available": "No GPU was free. Try again in a minute.",
     "proxy token": "This page has been open for too long. Reload it and ask again.",
@@ -68,7 +68,7 @@ def told(message: str) -> str:
     if found := _QUOTA.search(message):
         requested, left, when = found.groups()
         return (
-            f"This answer may take {requested} s of GPU time, and you have {left} s left for today. Try again in "
+            f"This may take {requested} s of GPU time, and you have {left} s left for today. Try again in "
             f"{_hours(when)}, or choose a shorter longest answer in the settings."
         )
     for part, sentence in _SENTENCES.items():

@@ -35,6 +35,10 @@ PUBLISHED = "google/gemma-3-4b-it"
 _KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
 """Approximate download sizes of Hub ids: the weights in bfloat16."""
 
+NO_INT4_TO_LEND = (
+    "A server whose GPU is lent for each call can't start with int4 weights. Start it in full precision (without "
+    "--int4 or GEMMA_INT4, and from a checkpoint in full precision); visitors may choose int4."
+)
 _NO_ROOM = "The GPU has no room for {}. Choose another model, or try again later."
 _TICK_S, _TOLD_EACH_S = 0.1, 5
 # Each request that waits for a model to load holds a thread. Loaded models have a queue with its own bound.
@@ -373,7 +377,10 @@ def _engine(lend: Lend | None, *arguments: Any, **options: Any) -> Engine:
     """`Engine.load`, or the same for an engine whose GPU is lent."""
     if lend is None:
         return Engine.load(*arguments, **options)
-    engine = BorrowingEngine.load(*arguments, **options)
+    try:
+        engine = BorrowingEngine.load(*arguments, **options)
+    except NotImplementedError:  # this process has no GPU, and only a GPU packs int4 weights for one
+        raise UnsupportedOptionError(NO_INT4_TO_LEND) from None
     assert isinstance(engine, BorrowingEngine)
     return engine.borrow(lend)
 

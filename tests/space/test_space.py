@@ -129,6 +129,14 @@ def test_a_space_on_a_cpu_answers_and_names_no_command_line(tmp_path):
         assert (answer, stats["device"]) == ("There are three shapes.", "cpu")
 
 
+def test_on_zero_gpu_int4_from_the_start_is_refused_in_a_sentence(hub, tmp_path):
+    log = tmp_path / "log.txt"
+    variables = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": hub.url, "GEMMA_INT4": "1"}
+    with pytest.raises(AssertionError, match=r"ended with 1"), space(log, **variables):
+        pass
+    assert log.read_text().splitlines()[-1].startswith("app.py: A server whose GPU is lent")
+
+
 def test_on_zero_gpu_a_program_gets_the_answer_of_a_child(zero_gpu, hub):
     client = Client(zero_gpu, headers=VISITOR, verbose=False)
     picture = handle_file(EXAMPLES / "blue.png")
@@ -178,7 +186,7 @@ def test_on_zero_gpu_a_used_up_quota_is_a_sentence_and_the_question_comes_back(z
     ("message", "says"),
     [
         ("You have exceeded your free ZeroGPU quota (17s requested vs. 5s left). Try again in 0:12:01. Subscribe",
-         "This answer may take 17 s of GPU time, and you have 5 s left for today. Try again in 13 min"),
+         "This may take 17 s of GPU time, and you have 5 s left for today. Try again in 13 min"),
         ("Quota (9s requested vs. 0s left). Try again in 1 day, 2:00:00. ", "Try again in 26 h 0 min"),
         ("Space app has reached its GPU limit. Try re-running", "Sign in to Hugging Face"),
         ("You have exceeded your ZeroGPU runs limit. ", "Try again later"),
