@@ -5,10 +5,12 @@ SPACE_PYTHON names another interpreter to run the app with, for example one of P
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -96,9 +98,11 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def zero_gpu(hub, tmp_path_factory) -> Iterator[str]:
+def zero_gpu(hub, tmp_path_factory, text_chat_folder) -> Iterator[str]:
+    """With a random model beside the demo model: its answers are as long as they may be."""
     log = tmp_path_factory.mktemp("space") / "log.txt"
-    with space(log, SPACES_ZERO_GPU="true", SPACES_ZERO_DEVICE_API_URL=hub.url) as url:
+    variables = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": hub.url}
+    with space(log, **variables, GEMMA_ALSO=str(text_chat_folder)) as url:
         yield url
 
 
@@ -165,6 +169,28 @@ def test_on_zero_gpu_a_visitor_looks_inside_and_compares(zero_gpu, hub, browser)
         page.locator("#inside .compared + .note").filter(has_text="token").wait_for()
         assert page.locator("#inside .failure").count() == 0
     assert hub.count("release") == hub.count("schedule") >= 5
+
+
+def test_on_zero_gpu_another_model_answers_and_stop_gives_the_gpu_back(zero_gpu, hub, browser):
+    given = hub.count("schedule")
+    with visitor(browser, zero_gpu) as page:
+        page.locator("#model input").click()
+        page.get_by_role("option", name="small-text-model", exact=True).click()
+        page.locator(".badge").filter(has_text="small-text-model").wait_for()
+        write(page, "what is a color")
+        send(page)
+        _wait_for(lambda: hub.count("schedule") > given)
+        page.locator("#composer .stop-button").click()
+        page.locator("#composer .submit-button").wait_for()
+        page.locator("#chat").get_by_text(re.compile("stopped", re.IGNORECASE)).first.wait_for()
+    _wait_for(lambda: hub.count("release") == hub.count("schedule"))
+
+
+def _wait_for(happens: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_on_zero_gpu_a_used_up_quota_is_a_sentence_and_the_question_comes_back(zero_gpu, hub, browser):
