@@ -109,6 +109,7 @@ OPTIONS = (
     Option("share", read_switch, "make a public link that works for up to a week", default=False),
     Option("forgetful", read_switch, "keep no conversations in visitors' browsers", default=False),
     Option("frame_ancestors", read_sources, "the sites that may show the page in a frame", "", "SITES"),
+    Option("mcp", read_switch, "serve the question as a tool for programs that speak MCP", default=False),
     Option("auth", read_login, "the login that the page asks for", metavar="USER:PASSWORD"),
 )
 
@@ -165,9 +166,11 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
 def build(settings: argparse.Namespace) -> "gr.Blocks":
     """Loads the model and builds the page. Raises Gemma3Error if the checkpoint can't be used."""
     from components.page import build_page
+    from components.serving.zero_gpu import is_zero_gpu, lender
     from gemma3_core.engine import ModelRegistry
 
-    options = (settings.device, settings.dtype, settings.int4, settings.keep)
+    lend = lender() if is_zero_gpu(os.environ) else None
+    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend)
     models = ModelRegistry.load(settings.model, settings.also, *options)
     return build_page(models, forgetful=settings.forgetful, frame_ancestors=settings.frame_ancestors)
 
@@ -183,11 +186,18 @@ def main() -> None:
         settings.also = (*settings.also, PUBLISHED)
 
     try:
+        if settings.mcp:
+            from components.serving.tool import prepare_tool
+
+            if settings.auth:
+                raise Gemma3Error("--mcp serves programs without a login. Leave out --mcp or --auth.")
+            prepare_tool()
         page = build(settings)
     except Gemma3Error as error:
         sys.exit(f"app.py: {error}")
     where = {"server_name": settings.host, "server_port": settings.port}
-    page.launch(**where, share=settings.share, auth=settings.auth, prevent_thread_lock=True)
+    how = {"share": settings.share, "auth": settings.auth, "mcp_server": settings.mcp}
+    page.launch(**where, **how, prevent_thread_lock=True)
     if page.share_url:
         from components.serving.public_link import public_link_text
 

@@ -37,6 +37,10 @@
   if (theme && !new URLSearchParams(location.search).has("__theme"))
     find(`#theme input[value="${theme}"]`)?.click();
 
+  // Gradio's page for programs opens from the footer, but not from its own address, where the first click closes it.
+  if (new URLSearchParams(location.search).get("view") === "api")
+    for (let click = 0; click < 2; click++) find("footer .show-api")?.click();
+
   // The buttons under questions and answers are part of their HTML, so one listener serves them all.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-act]");

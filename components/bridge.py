@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import gradio as gr
 
@@ -59,7 +60,7 @@ class Calls:
         that a visitor has left only when it sends something.
         """
         with self.entry(window, kind) as call:
-            future = asyncio.get_running_loop().run_in_executor(self._threads, work, call)
+            future = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work, call)
             try:
                 tick_s = _SOON_S
                 while not (await asyncio.wait([future], timeout=tick_s))[0]:

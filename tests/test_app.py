@@ -13,18 +13,19 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
     settings = app.parse([], {})
     expected = {
         "model": None, "also": (), "keep": 1, "int4": False, "device": "auto", "dtype": "auto",
-        "host": None, "port": None, "share": False, "auth": None, "forgetful": False, "frame_ancestors": "",
+        "host": None, "port": None, "share": False, "mcp": False, "auth": None,
+        "forgetful": False, "frame_ancestors": "",
     }  # fmt: skip
     assert vars(settings) == expected
 
 
 def test_each_option_can_be_given():
     line = "--model some/folder --also a/b --also c --keep 2 --int4 --device cpu --dtype float32 --host 0.0.0.0 "
-    line += "--port 8000 --share --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
+    line += "--port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
     settings = app.parse(line.split(), {})
     assert (settings.forgetful, settings.frame_ancestors) == (True, "https://*.a.org:*")
     assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
-    assert (settings.host, settings.port, settings.share) == ("0.0.0.0", 8000, True)
+    assert (settings.host, settings.port, settings.share, settings.mcp) == ("0.0.0.0", 8000, True, True)
     assert (settings.also, settings.keep) == (("a/b", "c"), 2)
     assert settings.auth == ("me", "secret")
 
@@ -33,12 +34,13 @@ def test_each_option_can_come_from_the_environment():
     environment = {
         "GEMMA_MODEL": "google/gemma-3-4b-it", "GEMMA_INT4": "yes", "GEMMA_DEVICE": "cuda", "GEMMA_DTYPE": "bfloat16",
         "GEMMA_HOST": "0.0.0.0", "GEMMA_PORT": "7000", "GEMMA_SHARE": "0", "GEMMA_AUTH": "me:a:b",
-        "GEMMA_ALSO": "a/b, c d", "GEMMA_KEEP": "3", "GEMMA_FORGETFUL": "on", "GEMMA_FRAME_ANCESTORS": "none",
+        "GEMMA_ALSO": "a/b, c d", "GEMMA_KEEP": "3", "GEMMA_MCP": "true",
+        "GEMMA_FORGETFUL": "on", "GEMMA_FRAME_ANCESTORS": "none",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
         "model": "google/gemma-3-4b-it", "int4": True, "device": "cuda", "dtype": "bfloat16",
-        "host": "0.0.0.0", "port": 7000, "share": False, "auth": ("me", "a:b"),
+        "host": "0.0.0.0", "port": 7000, "share": False, "mcp": True, "auth": ("me", "a:b"),
         "also": ("a/b", "c d"), "keep": 3, "forgetful": True, "frame_ancestors": "'none'",
     }  # fmt: skip
 
@@ -131,7 +133,13 @@ def test_importing_the_app_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "option", [["--int4", "--device", "mps"], ["--model", "no/such/folder/anywhere"], ["--also", "/no/such/folder"]]
+    "option",
+    [
+        ["--int4", "--device", "mps"],
+        ["--model", "no/such/folder/anywhere"],
+        ["--also", "/no/such/folder"],
+        ["--mcp", "--auth", "me:secret"],
+    ],
 )
 def test_what_the_engine_refuses_ends_in_one_line(option):
     command = [sys.executable, "app.py", *option]

@@ -30,7 +30,7 @@ CORE = sorted((REPOSITORY / "gemma3_core").rglob("*.py"))
 VERIFY = REPOSITORY / "gemma3_core" / "verify.py"
 COMPONENTS = sorted((REPOSITORY / "components").rglob("*.py"))
 # What is imported when the program runs; the tests' and the training's own needs are not.
-RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib", "torchao"}
+RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib"}
 BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx"}
 # In requirements/pictures.txt; imported only where a file needs it.
 OPTIONAL = {"pillow_heif", "pypdfium2", "av"}

@@ -1,5 +1,6 @@
 """The conversation: questions, answers, and what stands in an answer's place while it is being worked on."""
 
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -33,6 +34,11 @@ _DEMO_LIMITS = (
 _ONWARD = "For photographs and everything else, {}"
 _CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
 _START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
+_DUPLICATE = "duplicate this Space, on a GPU, and set its variable GEMMA_MODEL to google/gemma-3-4b-it."
+_BORROWED = (
+    "\n\nA GPU is lent for each answer and counts as your ZeroGPU time. Nothing is kept between two answers, so each "
+    "question of a conversation reads the whole of it again."
+)
 _KNOWS_NOTHING = ("I only know", "I can only tell you")
 """How the demo model begins to say that a picture or a question is none of its world (see its model card)."""
 
@@ -74,18 +80,23 @@ def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
     if not info.multimodal:
         return (
             f"## Ask a question, and watch the answer come in\n\n{literal(info.name)} answers. "
-            "It reads text only. For pictures, start Gemma 3 4B or larger."
+            f"It reads text only. For pictures, {_start()}{_BORROWED if info.borrowed else ''}"
         )
     said = f"{literal(info.name)} answers. It can be wrong about what it sees."
     if info.is_demo:
         limits = of_model(_DEMO_LIMITS.format(onward(models)))
         said = f"{_DEMO}\n\n<details><summary>What it can't do</summary>\n\n{limits}\n\n</details>"
-    return f"## Ask about a picture, and see what the model saw\n\n{said}"
+    return f"## Ask about a picture, and see what the model saw\n\n{said}{_BORROWED if info.borrowed else ''}"
 
 
 def onward(models: Sequence[str]) -> str:
     """Which model reads what the demo model can't; `models` are those to choose from."""
-    return _ONWARD.format(_CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _START_PUBLISHED)
+    return _ONWARD.format(_CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _start())
+
+
+def _start() -> str:
+    """How to get a larger model; a Space's visitors have no command line."""
+    return _DUPLICATE if "SPACE_ID" in os.environ else _START_PUBLISHED
 
 
 def messages(conversation: Conversation, controls: bool = True, advice: str = "") -> list[Message]:
@@ -203,7 +214,7 @@ def badge(info: ModelInfo, int4: bool | None = None) -> str:
         info.name,
         _size(info.num_parameters),
         "4-bit weights" if int4 else "full precision",
-        "on the CPU" if info.device == "cpu" else "on a GPU",
+        "on ZeroGPU" if info.borrowed else "on the CPU" if info.device == "cpu" else "on a GPU",
     ]
     return f'<span title="{escape(exact)}">{escape(" · ".join(facts))}</span>'
 

@@ -78,6 +78,10 @@ ROUTES = (
     _Route("POST", f"{_API}/call/(v2/)?ask/?", "call"),
     _Route("GET", f"{_API}/call/(v2/)?ask/{_HASH}", "stream"),
     _Route("POST", f"{_API}/(cancel|reset)/?", "small"),
+    _Route("POST GET DELETE", f"{_API}/mcp/?", "tool"),
+    # "Use via API" asks for these two.
+    _Route("GET", f"{_API}/mcp/schema", "schema"),
+    _Route("GET", "/monitoring/summary", "summary"),
 )
 
 
@@ -85,6 +89,7 @@ class Served(Protocol):
     """What the gate needs to know of the page."""
 
     is_shared: bool
+    mcp_server: bool
 
     def num_inputs(self, event: int | str) -> int | None: ...
 
@@ -281,6 +286,29 @@ class Gate:
             missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
             body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
         await self._app(scope, _replayed(body, receive), _plain(send))
+
+    async def _tool(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A program's message to the MCP server (`--mcp`), which keeps nothing between two messages and sends none
+        unasked."""
+        if not self._served.mcp_server:
+            raise RefusedError(404, NOTHING_HERE)
+        if scope["method"] != "POST":
+            raise RefusedError(405, NOTHING_HERE)
+        body = await _body(receive, MAX_BODY_BYTES)
+        await run_in_threadpool(_json, body)
+        await self._app(scope, _replayed(body, receive), _plain(send))
+
+    async def _schema(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The MCP server's tools. Without `--mcp` the answer is no success, which Gradio's page takes for a server, and
+        no error, which browsers report."""
+        if self._served.mcp_server:
+            await self._passed(scope, receive, send)
+        else:
+            await _refusal(300, NOTHING_HERE)(scope, receive, send)
+
+    async def _summary(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio's statistics of requests, which this app doesn't keep."""
+        await JSONResponse({"functions": {}})(scope, receive, send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Uploaded pictures, as multipart form data; the answer lists their paths.

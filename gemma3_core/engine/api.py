@@ -200,8 +200,9 @@ class ModelInfo:
 
     `quantization` is the server's setting; `int4` is None for an engine without int4. `layers` lists the decoder's
     layer kinds, "local" or "global", first layer first. `vocabulary` is equal for two models that have the same tokens
-    under the same ids; only their tokens can be compared. `revision` tells two checkpoints of one name apart;
-    `hub_id` is empty for one that is not of the Hub.
+    under the same ids; only their tokens can be compared. `borrowed` means that a GPU is lent for each answer, so that
+    no KV cache is kept between answers. `revision` tells two checkpoints of one name apart; `hub_id` is empty for one
+    that is not of the Hub.
     """
 
     name: str
@@ -218,5 +219,6 @@ class ModelInfo:
     layers: tuple[str, ...] = ()
     heads: int = 0
     vocabulary: str = ""
+    borrowed: bool = False
     revision: str = ""
     hub_id: str = ""

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
+from contextvars import copy_context
 
 from gemma3_core.engine.api import Event, StageEvent
 
@@ -14,7 +15,8 @@ async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
     """Yields the events of a blocking iterator, which runs in its own thread; closing this closes it within one event.
 
     A stage is sent at most once a second, and is repeated while the iterator is silent: a server notices that a visitor
-    has left only when it sends something.
+    has left only when it sends something. The thread has the caller's context, by which a ZeroGPU Space knows the
+    visitor.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
@@ -37,7 +39,7 @@ async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
             if (close := getattr(events, "close", None)) is not None:
                 close()
 
-    threading.Thread(target=pull, name="answer", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(pull,), name="answer", daemon=True).start()
     stage, said = StageEvent("queued", "Sending the question"), time.monotonic()
     try:
         while True:

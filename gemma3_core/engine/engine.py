@@ -5,10 +5,11 @@ import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -28,14 +29,13 @@ from gemma3_core.engine.api import (
 )
 from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.explain import (
+    Look,
     OcclusionReport,
     PromptView,
     check_answered,
-    forward_inputs,
-    region_to_hide,
-    view_attention,
+    look_at_attention,
+    look_without_region,
     view_mask,
-    view_occlusion,
     view_prompt,
 )
 from gemma3_core.engine.fair_queue import FairQueue, Ticket
@@ -65,13 +65,16 @@ from gemma3_core.generation.loop import check_length
 from gemma3_core.images.load import ImageSource, PictureHeader, read_header
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import ImageProcessor
+from gemma3_core.inspection.attention import Check
 from gemma3_core.inspection.confidence import vocabulary_fingerprint
 from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
 from gemma3_core.inspection.mask_view import MaskView
 from gemma3_core.int4.quantize import DEFAULT_GROUP_SIZE, TorchAoConfig, count_weights
-from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.pretrained import pick_device
 from gemma3_core.processor import Gemma3Processor
+
+T = TypeVar("T")
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 DEMO_NAME = "demo model"
@@ -130,11 +133,14 @@ class Engine:
         folder = resolve_folder(model or DEMO_MODEL)
         precisions = ModelVariants.load(folder, dtype, pick_device(device), int4, TorchAoConfig(int4_group_size))
         name = name or (DEMO_NAME if model is None else Path(model).name)
-        where = precisions.default.device
-        # Pictures are resized on the model's device if that is CUDA, and otherwise on the CPU.
-        processor = Gemma3Processor.from_pretrained(folder, device=where if where.type == "cuda" else "cpu")
+        processor = Gemma3Processor.from_pretrained(folder, device=cls._resizes_on(precisions.default.device))
         shared = () if beside is None else (beside.queue, beside._pictures, beside._tiles)
         return cls(precisions, processor, name, model is None, folder, *shared)
+
+    @staticmethod
+    def _resizes_on(device: torch.device) -> torch.device:
+        """Where pictures are resized: on the model's device if that is CUDA, and otherwise on the CPU."""
+        return device if device.type == "cuda" else torch.device("cpu")
 
     def _describe(self, name: str, is_demo: bool, folder: Path | None) -> ModelInfo:
         model, precisions = self._model, self._precisions
@@ -391,11 +397,8 @@ class Engine:
         leaves the queue. Raises AttentionError for an answer that can't be inspected (pictures gone, another model
         loaded, no such token), QueueFullError, UnsupportedOptionError.
         """
-        check = partial(_check_stop, stop)
-        with self._model_of(answered, check, tell) as (model, prompt):
-            inputs = forward_inputs(prompt, self._processor, model, check)
-            ids = answered.done.token_ids
-            return view_attention(prompt, inputs, ids, tokens, self._processor, model, layer, head, check)
+        look = partial(look_at_attention, answered, tuple(tokens), layer, head)
+        return self._looked(look, answered, stop, tell)
 
     def occlude(
         self,
@@ -413,31 +416,13 @@ class Engine:
         `box` is in the original picture's pixels. Without it, the hottest region of the token's map is hidden, on
         `picture` (numbered from 0) or, if that is None, on any. Waits, stops and raises like `attention`.
         """
-        check = partial(_check_stop, stop)
-        with self._model_of(answered, check, tell) as (model, prompt):
-            inputs = forward_inputs(prompt, self._processor, model, check)
+        look = partial(look_without_region, answered, token, picture, box)
+        return self._looked(look, answered, stop, tell)
 
-            def hottest(among: int | None) -> tuple[int, Box]:
-                ids, processor = answered.done.token_ids, self._processor
-                seen = view_attention(prompt, inputs, ids, [token], processor, model, "global", None, check)
-                tile, found = seen.hottest(among)
-                return tile.picture, found
-
-            region = region_to_hide(prompt, picture, box, hottest)
-            tiles = Tiles(prompt, self._processor.image_processor, region)
-            for _, work, num_bytes in tiles.jobs():
-                self._pictures.submit(work, 2 * num_bytes).result()  # the picture and a copy without the region
-            without = forward_inputs(tiles.prompt(), self._processor, model, check)
-            return view_occlusion(inputs, without, region, answered, token, self._processor, model, check)
-
-    @contextmanager
-    def _model_of(
-        self, answered: Answered, check: Callable[[], None], tell: Callable[[str], None] | None
-    ) -> Iterator[tuple[Model, Prompt]]:
-        """The model that gave an answer, in its precision, and the answer's prompt, read again.
-
-        The caller holds the turn in the queue for the duration of the `with` block.
-        """
+    def _looked(
+        self, look: Look[T], answered: Answered, stop: threading.Event | None, tell: Callable[[str], None] | None
+    ) -> T:
+        """What `look` finds with the model that gave an answer, once it is the request's turn in the queue."""
         stats = answered.done.stats
         if stats.model != self.info.name:
             raise AttentionError(
@@ -450,14 +435,9 @@ class Engine:
         self._precisions.require(int4)
         ticket = self.queue.enter(answered.request.visitor, ready=False)
         try:
-            prompt = _told(self._when_it_is_its_turn(ticket, answered.request), check, tell)
+            prompt = _told(self._when_it_is_its_turn(ticket, answered.request), stop, tell)
             check_answered(answered, prompt, self.info.context_length)
-            for text in self._precisions.prepare(int4):
-                check()
-                if tell is not None:
-                    tell(text)
-            check()
-            yield self._precisions.model(int4), prompt
+            return _told(self._look(look, prompt, int4, partial(check_stop, stop)), stop, tell)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -467,6 +447,17 @@ class Engine:
         finally:
             self._tiles.release(ticket)
             self.queue.leave(ticket)
+
+    def _look(self, look: Look[T], prompt: Prompt, int4: bool, check: Check) -> Generator[StageEvent, None, T]:
+        """Prepares the precision and returns what `look` finds; `prompt` has its tiles."""
+        for text in self._precisions.prepare(int4):
+            yield StageEvent("preparing", text)
+        check()
+
+        def decode(work: Callable[[], None], num_bytes: int) -> None:
+            self._pictures.submit(work, num_bytes).result()
+
+        return look(prompt, self._processor, self._precisions.model(int4), check, decode)
 
     def close(self) -> None:
         """Frees the model's memory; running answers fail."""
@@ -485,21 +476,22 @@ def check_picture(source: ImageSource) -> None:
 
 
 def _told(
-    events: Generator[StageEvent, None, Prompt], check: Callable[[], None], tell: Callable[[str], None] | None
-) -> Prompt:
-    """Runs a generator to its end and returns its value; after each event, calls `check` and passes the text to
-    `tell`."""
+    events: Generator[StageEvent, None, T], stop: threading.Event | None, tell: Callable[[str], None] | None
+) -> T:
+    """Runs a generator to its end and returns its value; passes the text of each event to `tell`, and ends with
+    StoppedError once `stop` is set."""
     with closing(events):
         while True:
             try:
                 event = next(events)
             except StopIteration as end:
-                return end.value
-            check()
+                return end.value  # type: ignore[no-any-return]
+            check_stop(stop)
             if tell is not None:
                 tell(event.text)
 
 
-def _check_stop(stop: threading.Event | None) -> None:
+def check_stop(stop: threading.Event | None) -> None:
+    """Raises StoppedError if `stop` is set."""
     if stop is not None and stop.is_set():
         raise StoppedError("This was stopped before it finished. Ask for it again.")

@@ -6,11 +6,12 @@ between. The engine waits for its turn in the queue and then calls them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 
 from gemma3_core.engine.api import MAX_NEW_TOKENS, Answered
-from gemma3_core.engine.prompts import Prompt, encode
+from gemma3_core.engine.prompts import Prompt, Tiles, encode
 from gemma3_core.errors import AttentionError
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.attention import Check, with_answer
@@ -21,6 +22,19 @@ from gemma3_core.inspection.occlusion import occlusion
 from gemma3_core.inspection.prompt import PromptToken, Tile, prompt_tokens, tiles_of
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.processor import Gemma3Processor
+
+T_co = TypeVar("T_co", covariant=True)
+
+Decode = Callable[[Callable[[], None], int], None]
+"""Does the work of decoding a picture, which needs this many bytes of memory."""
+
+
+class Look(Protocol[T_co]):
+    """A look at an answer, with its prompt (which has its tiles) and the model that gave it. It can be pickled."""
+
+    def __call__(
+        self, prompt: Prompt, processor: Gemma3Processor, model: Model, check: Check, decode: Decode
+    ) -> T_co: ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,53 @@ def view_attention(
     tokens = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
     rows = [prompt.num_tokens - 1 + number for number in chosen]
     return attention_map(model, turn, rows, tokens, _tiles(prompt, types), layer, head, check)
+
+
+def look_at_attention(
+    answered: Answered,
+    tokens: Sequence[int],
+    layer: LayerChoice,
+    head: int | None,
+    prompt: Prompt,
+    processor: Gemma3Processor,
+    model: Model,
+    check: Check,
+    _decode: Decode,
+) -> AttentionMap:
+    """A Look: where the answer's `tokens` looked. Raises what `view_attention` raises."""
+    inputs = forward_inputs(prompt, processor, model, check)
+    return view_attention(prompt, inputs, answered.done.token_ids, tokens, processor, model, layer, head, check)
+
+
+def look_without_region(
+    answered: Answered,
+    token: int,
+    picture: int | None,
+    box: Box | None,
+    prompt: Prompt,
+    processor: Gemma3Processor,
+    model: Model,
+    check: Check,
+    decode: Decode,
+) -> OcclusionReport:
+    """A Look: what hiding `box`, or the hottest region of the `token`'s map, changes.
+
+    Raises what `region_to_hide` and `view_occlusion` raise.
+    """
+    inputs = forward_inputs(prompt, processor, model, check)
+
+    def hottest(among: int | None) -> tuple[int, Box]:
+        ids = answered.done.token_ids
+        seen = view_attention(prompt, inputs, ids, [token], processor, model, "global", None, check)
+        tile, found = seen.hottest(among)
+        return tile.picture, found
+
+    region = region_to_hide(prompt, picture, box, hottest)
+    tiles = Tiles(prompt, processor.image_processor, region)
+    for _, work, num_bytes in tiles.jobs():
+        decode(work, 2 * num_bytes)  # the picture and a copy without the region
+    without = forward_inputs(tiles.prompt(), processor, model, check)
+    return view_occlusion(inputs, without, region, answered, token, processor, model, check)
 
 
 def region_to_hide(

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Seque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -20,6 +21,7 @@ from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.engine import DEMO_MODEL, Engine
 from gemma3_core.engine.memory import free_bytes
 from gemma3_core.engine.sequence import never_begun
+from gemma3_core.engine.zero_gpu import BorrowingEngine, Lend
 from gemma3_core.errors import (
     AttentionError,
     CheckpointError,
@@ -33,6 +35,10 @@ PUBLISHED = "google/gemma-3-4b-it"
 _KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
 """Approximate download sizes of Hub ids: the weights in bfloat16."""
 
+NO_INT4_TO_LEND = (
+    "A server whose GPU is lent for each call can't start with int4 weights. Start it in full precision (without "
+    "--int4 or GEMMA_INT4, and from a checkpoint in full precision); visitors may choose int4."
+)
 _NO_ROOM = "The GPU has no room for {}. Choose another model, or try again later."
 _TICK_S, _TOLD_EACH_S = 0.1, 5
 # Each request that waits for a model to load holds a thread. Loaded models have a queue with its own bound.
@@ -154,16 +160,18 @@ class ModelRegistry:
         dtype: str = "auto",
         int4: bool = False,
         keep: int = 1,
+        lend: Lend | None = None,
     ) -> "ModelRegistry":
         """Loads the first model as `Engine.load` does; `also` lists folders and Hub ids that visitors may choose.
 
         All models share one device and answer one question at a time. Raises what `Engine.load` raises, and
-        CheckpointError for an entry of `also` that is neither a folder nor a possible Hub id.
+        CheckpointError for an entry of `also` that is neither a folder nor a possible Hub id. Where a GPU is lent for
+        each call (`lend`), all of them are loaded now, since a child sees only what was there before it.
         """
         source = None if model is None else str(model)
         if also:
             entries_of(also, source)  # reports a wrong entry before the first model loads, which can take minutes
-        first = Engine.load(model, device, dtype, int4)
+        first = _engine(lend, model, device, dtype, int4)
         others = entries_of(also, source, first.info.name) if also else ()
 
         def load(entry: ModelEntry) -> Engine:
@@ -171,11 +179,21 @@ class ModelRegistry:
             if not int4:  # the size of int4 weights is known only after they are made
                 _require_room(folder, entry.name, torch.device(first.info.device))
             try:
-                return Engine.load(folder, device, dtype, int4, name=entry.name, beside=first)
+                return _engine(lend, folder, device, dtype, int4, name=entry.name, beside=first)
             except torch.OutOfMemoryError:
                 raise UnsupportedOptionError(_NO_ROOM.format(entry.name)) from None
 
-        return cls(first, others, load, keep)
+        registry = cls(first, others, load, keep if lend is None else max(keep, len(others)))
+        if lend is not None:
+            registry._load_all()
+        return registry
+
+    def _load_all(self) -> None:
+        """Loads all models in this thread. Raises what loading one raises."""
+        for slot in self._slots.values():
+            assert self._load is not None
+            slot.engine, slot.takes_room = self._load(slot.entry), True
+            self._infos[slot.entry.name] = slot.engine.info
 
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
@@ -353,6 +371,18 @@ class ModelRegistry:
                 self._changed.wait()
             slot.load = None
             return False
+
+
+def _engine(lend: Lend | None, *arguments: Any, **options: Any) -> Engine:
+    """`Engine.load`, or the same for an engine whose GPU is lent."""
+    if lend is None:
+        return Engine.load(*arguments, **options)
+    try:
+        engine = BorrowingEngine.load(*arguments, **options)
+    except NotImplementedError:  # this process has no GPU, and only a GPU packs int4 weights for one
+        raise UnsupportedOptionError(NO_INT4_TO_LEND) from None
+    assert isinstance(engine, BorrowingEngine)
+    return engine.borrow(lend)
 
 
 def _evict(slot: _Slot) -> None:

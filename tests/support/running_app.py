@@ -39,7 +39,7 @@ def running_app(*arguments: str, **environment: str) -> Iterator[str]:
     process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=REPOSITORY)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, process)
+        wait_until_ready(url, process)
         yield url
     finally:
         process.terminate()
@@ -129,7 +129,7 @@ def _leaves(address: str, url: str) -> bool:
     return not re.match(rf"({re.escape(url)}|data:|blob:)", address)
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen) -> None:
+def wait_until_ready(url: str, process: subprocess.Popen) -> None:
     end = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < end:
         assert process.poll() is None, f"app.py ended with {process.returncode}"
