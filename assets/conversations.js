@@ -112,6 +112,7 @@
       if (error?.name === "QuotaExceededError" && (await trim(true).catch(() => false))) return keeping(work);
       console.info("Conversations are not kept:", error);
       note(OFF);
+      if (find("details")) find("details").open = true;
     }
   }
 
@@ -123,7 +124,6 @@
     const wanted = find("input[type=search]").value.trim().toLowerCase(), current = kept.get("conversation");
     const texts = (one) => [one.title, ...Object.values(one.exchanges).flatMap((e) => [e.question, e.answer])];
     const conversations = await all();
-    find("details").classList.toggle("empty", !conversations.length);
     find("summary").textContent = conversations.length ? `Conversations (${conversations.length})` : "Conversations";
     list.replaceChildren(...conversations
       .filter((one) => !wanted || texts(one).some((text) => text.toLowerCase().includes(wanted)))
@@ -135,7 +135,7 @@
           button("Delete", "delete", `Delete “${one.title}”`));
         return row;
       }));
-    if (wanted && !list.children.length) list.append("Nothing found.");
+    if (!list.children.length) list.append(wanted ? "Nothing found." : "None yet.");
   }
   function button(text, act, label) {
     const made = document.createElement("button");

@@ -62,7 +62,7 @@ _API = "/gradio_api"
 _HASH = _SESSION.pattern
 ROUTES = (
     _Route("GET HEAD", "/", "page"),
-    _Route("GET HEAD", "/config/?|/theme.css|/favicon.ico|/manifest.json"),
+    _Route("GET HEAD", "/config/?|/theme.css|/favicon.ico|/manifest.json|/pwa_icon"),
     _Route("GET HEAD", "/(assets|static)/[^/].*"),
     _Route("GET HEAD", "/examples/[A-Za-z0-9_-]+[.]png", "example"),
     _Route("GET HEAD", "/robots.txt", "robots"),

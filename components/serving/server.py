@@ -337,6 +337,8 @@ def launch_options(page: Page) -> dict[str, Any]:
         "head": f"<style id='ask-style'>{_asset('style.css')}</style>{scripts}",
         "js": _asset("page.js"),
         "footer_links": ["api"],
+        "favicon_path": str(_ASSETS / "icon.svg"),
+        "pwa": True,  # browsers offer to install the page as an app
         "max_file_size": MAX_FILE_BYTES,
         "max_threads": _MAX_RUNNING,
         "state_session_capacity": _MAX_WINDOWS,

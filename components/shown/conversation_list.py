@@ -4,7 +4,7 @@
 def conversation_list() -> str:
     """HTML of the list, empty, with its search and the sentence that says where conversations are kept."""
     return (
-        '<details class="empty"><summary>Conversations</summary>'
+        "<details><summary>Conversations</summary>"
         '<input type="search" placeholder="Search" aria-label="Search your conversations"><ul></ul>'
         '<button type="button" data-conversation="delete-all">Delete all</button>'
         '<label class="import">Open a saved one<input type="file" accept=".zip,application/zip"></label>'

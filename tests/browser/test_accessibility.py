@@ -7,7 +7,7 @@ from browsing import answered, choose
 from running_app import opened
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js")
-TABS = ("Inputs", "Attention", "Mask", "Compare")
+TABS = ("Inputs", "Attention", "Mask", "Compare", "Code")
 LEAST = 24  # pixels, WCAG 2.2, target size (minimum)
 
 
@@ -63,7 +63,7 @@ def test_focus_goes_where_the_work_is_and_escape_closes(browser, url):
         opener.press("Enter")
         page.locator("#maps figure").wait_for()
         page.get_by_role("tab", name="Attention").focus()
-        for key, name in (("ArrowRight", "Mask"), ("End", "Compare"), ("Home", "Inputs"), ("ArrowRight", "Attention")):
+        for key, name in (("ArrowRight", "Mask"), ("End", "Code"), ("Home", "Inputs"), ("ArrowRight", "Attention")):
             page.keyboard.press(key)
             tab = page.get_by_role("tab", name=name, selected=True)
             tab.wait_for()

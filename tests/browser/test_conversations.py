@@ -153,6 +153,57 @@ def test_beyond_its_room_the_oldest_conversation_goes(browser, url):
     context.close()
 
 
+def test_a_full_storage_is_said_and_the_page_goes_on(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    quota = {"origin": url, "quotaSize": 1}
+    context.new_cdp_session(page).send("Storage.overrideQuotaForOrigin", quota)
+    page.goto(f"{url}/")
+    choose(page)
+    answered(page)
+    page.locator("#composer .submit-button").wait_for()
+    write(page, "And the stars?")
+    send(page)
+    answered(page, 2)
+    page.wait_for_function(
+        "document.querySelector('#conversations .note').textContent.includes('switched off or full')"
+        " && document.querySelector('#conversations .note').checkVisibility()"
+    )
+    context.close()
+
+
+def test_a_forbidden_storage_is_said_and_the_page_goes_on(browser, url):
+    context = browser.new_context()
+    context.add_init_script(
+        "Object.defineProperty(window, 'indexedDB', { get() { throw new DOMException('no', 'SecurityError'); } });"
+    )
+    page = context.new_page()
+    page.goto(f"{url}/")
+    choose(page)
+    assert answered(page) == "There are three hearts."
+    page.locator("#conversations .note", has_text="switched off or full").wait_for()
+    context.close()
+
+
+def test_a_conversation_of_a_model_that_is_not_offered_opens_to_be_read(page):
+    choose(page)
+    answer = answered(page)
+    listed(page, 1)
+    with ZipFile(save(page, "Save the conversation (zip)")) as files:
+        document = json.loads(files.read("conversation.json"))
+    document["exchanges"][0]["stats"]["model"] = "gemma-9-nine"
+    new_chat(page)
+    open_saved(page, zipped({"conversation.json": json.dumps(document)}))
+    assert answered(page) == answer
+    page.locator("#chat .figures", has_text="gemma-9-nine").wait_for()
+    page.get_by_role("button", name="Look inside answer 1").click()
+    page.locator("#maps", has_text="gemma-9-nine, which gave this answer, is not offered here").wait_for()
+    page.locator("#composer .submit-button").wait_for()
+    write(page, "And the stars?")
+    send(page)
+    assert answered(page, 2) == "There is one star."
+
+
 def test_a_forgetful_page_keeps_nothing(browser):
     with running_app("--forgetful") as url, opened(browser, url) as page:
         add(page, NIGHT)
@@ -199,7 +250,7 @@ def test_a_saved_conversation_is_opened_elsewhere_and_replayed(browser, url, pag
             again.writestr(name, files.read(name))
     for data in (saved, packed.getvalue()):
         with opened(browser, url) as other:
-            other.locator("#conversations details").evaluate("(it) => { it.className = ''; it.open = true; }")
+            other.locator("#conversations details").evaluate("(details) => { details.open = true; }")
             open_saved(other, data)
             assert answered(other) == answer
             listed(other, 1)

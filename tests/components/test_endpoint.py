@@ -266,6 +266,16 @@ def test_headers_keep_the_page_to_this_server(url):
     assert headers["x-content-type-options"] == "nosniff"
 
 
+def test_the_page_can_be_installed_as_an_app(url):
+    assert 'rel="manifest"' in httpx.get(url, timeout=30).text
+    manifest = httpx.get(f"{url}/manifest.json", timeout=30).json()
+    assert (manifest["name"], manifest["display"]) == ("Gemma 3 and pictures", "standalone")
+    [icon] = manifest["icons"]
+    answer = httpx.get(f"{url}{icon['src']}", timeout=30)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, icon["type"])
+    assert answer.content == httpx.get(f"{url}/favicon.ico", timeout=30).content
+
+
 def test_a_login_is_asked_for_when_set():
     with running_app("--auth", "me:secret") as address:
         assert httpx.get(f"{address}/config", timeout=30).status_code == 401
