@@ -342,7 +342,7 @@ def _saved(folder, name, picture, **options):
 
 
 def _good_pictures(folder):
-    """One file of each kind that is answered."""
+    """One file of each kind that is answered as it is; test_sources.py has those with several pages or frames."""
     plain = Image.open(EXAMPLES / "night.png").convert("RGB").resize((120, 80))
     turned = Image.Exif()
     turned[0x0112] = 6  # EXIF 2.32, Orientation: the first row is the right-hand side
@@ -359,7 +359,7 @@ def _good_pictures(folder):
         _saved(folder, "deep.png", deep),
         _saved(folder, "cmyk.jpg", plain.convert("CMYK")),
         _saved(folder, "turned.jpg", plain, exif=turned),
-        _saved(folder, "animated.gif", frames[0], **animated),
+        _saved(folder, "still.gif", frames[0]),
         _saved(folder, "animated.webp", frames[0], **animated),
         _saved(folder, "thin.png", Image.new("RGB", (1, 5000), "red")),
     ]
@@ -585,11 +585,11 @@ def test_controls_work_by_keyboard(browser, scripted, scripted_url):
         comes_back(page, "")
         page.get_by_role("button", name="Edit question 1").focus()
         names = []
-        for _ in range(5):
+        for _ in range(6):
             page.keyboard.press("Tab")
             names.append(page.evaluate("document.activeElement.textContent"))
         assert names[0].startswith("demo model ·")
-        assert names[1:] == ["Look inside", "Copy", "Retry", "Undo"]
+        assert names[1:] == ["Look inside", "Code", "Copy", "Retry", "Undo"]
         page.keyboard.press("Enter")
         comes_back(page, "One?")
 

@@ -152,8 +152,8 @@ def controls(shown: list[dict]) -> list[list[str]]:
 
 def test_each_question_can_be_edited_and_asked_again_and_only_the_last_one_taken_back():
     two = two_exchanges()
-    assert controls(chat.messages(two)) == [["edit"], ["copy", "retry"], ["edit"], ["copy", "retry", "undo"]]
-    only_copying = [[], ["copy"], [], ["copy"]]
+    assert controls(chat.messages(two)) == [["edit"], ["code", "copy", "retry"], ["edit"], ["code", "copy", "retry", "undo"]]
+    only_copying = [[], ["code", "copy"], [], ["code", "copy"]]
     assert controls(chat.messages(two, controls=False)) == only_copying
     assert controls(chat.messages(Conversation(two.exchanges, changing=0))) == only_copying
 
@@ -161,8 +161,9 @@ def test_each_question_can_be_edited_and_asked_again_and_only_the_last_one_taken
 def test_controls_have_names_of_their_own():
     shown = str([part.value for m in chat.messages(two_exchanges()) for part in m["content"] if hasattr(part, "value")])
     names = re.findall(r'aria-label="([^"]+)"', shown)
-    assert names[:4] == ["Edit question 1", "Look inside answer 1", "Copy answer 1", "Retry: ask question 1 again"]
-    assert len(set(names)) == len(names) == 9
+    assert names[:3] == ["Edit question 1", "Look inside answer 1", "Show answer 1 as a program"]
+    assert names[3:5] == ["Copy answer 1", "Retry: ask question 1 again"]
+    assert len(set(names)) == len(names) == 11
 
 
 def test_an_answer_that_was_cut_can_be_continued_where_it_is_the_last():

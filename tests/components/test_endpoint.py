@@ -25,6 +25,7 @@ SECRET = "root:"  # of /etc/passwd
 STATS = {
     "model", "device", "dtype", "quantization", "num_images", "num_crops", "prompt_tokens", "reused_tokens",
     "new_tokens", "queue_s", "time_to_first_token_s", "tokens_per_s", "stop_reason",
+    "seed", "revision",
 }  # fmt: skip
 
 
