@@ -66,12 +66,13 @@
   document.addEventListener("click", (event) => {
     if (event.isTrusted && event.target.closest("#inside [role=tab]")) clearTimeout(opening);
   });
-  function openOn(name, tries = 60) {
+  function openOn(name, tries = 200, steady = 0) {
     clearTimeout(opening);
-    if (find(`#inside ${{ attention: ".answer-tokens", code: "#code pre" }[name]}`)?.checkVisibility()) return;
+    const seen = find(`#inside ${{ attention: ".answer-tokens", code: "#code pre" }[name]}`)?.checkVisibility();
     const tab = find(`#inside [role=tab][data-tab-id="${name}"]`);
-    if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
-    if (tries) opening = setTimeout(openOn, 150, name, tries - 1);
+    if (!seen && tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+    steady = seen ? steady + 1 : 0;
+    if (steady < 6 && tries) opening = setTimeout(openOn, 150, name, tries - 1, steady);
   }
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");
@@ -142,6 +143,7 @@
     if (way && event.target.matches?.("[role=tab]")) {
       const tabs = [...event.target.closest("[role=tablist]").querySelectorAll("[role=tab]")];
       const to = tabs[Math.min(tabs.length - 1, Math.max(0, tabs.indexOf(event.target) + way))];
+      clearTimeout(opening);
       to.click();
       to.focus();
       event.preventDefault();

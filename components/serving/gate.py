@@ -5,18 +5,22 @@ requests before Gradio reads them, receives uploads itself, and removes internal
 """
 
 import asyncio
+import gzip
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
+import brotli
 import orjson
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,6 +48,14 @@ LINGER_S = 20.0
 _CLOSE = b'data: {"msg":"close_stream"'
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SMALL_BODY_BYTES = 10_000
+MAX_ASSET_BYTES = 50_000_000
+"""Gradio's scripts and styles that are kept compressed."""
+_ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "br": partial(brotli.compress, quality=7),
+    "gzip": partial(gzip.compress, compresslevel=7),
+}
+_PARTS = (b"range", b"if-range", b"if-none-match", b"if-modified-since")
+"""Headers that ask for less than the whole."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ _HASH = _SESSION.pattern
 ROUTES = (
     _Route("GET HEAD", "/", "page"),
     _Route("GET HEAD", "/config/?|/theme.css|/favicon.ico|/manifest.json|/pwa_icon"),
-    _Route("GET HEAD", "/(assets|static)/[^/].*"),
+    _Route("GET HEAD", "/(assets|static)/[^/].*", "asset"),
     _Route("GET HEAD", "/examples/[A-Za-z0-9_-]+[.]png", "example"),
     _Route("GET HEAD", "/robots.txt", "robots"),
     _Route("POST", "/login/?", "small"),
@@ -111,6 +123,8 @@ class Gate:
         """Uploads that are arriving, with the ids that the page gave them."""
         self._lingering: dict[str, asyncio.Event] = {}
         """Streams without events, by their session; set when an event comes."""
+        self._assets: dict[tuple[str, str], Response] = {}
+        """By their addresses and encodings."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -160,7 +174,30 @@ class Gate:
         """The page itself, without the parameters of Gradio's deep links, which would write sessions to disk."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         asked = urlencode([(name, value) for name, value in query if name not in ("deep_link", "page")])
-        await self._app({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(send))
+        page = GZipMiddleware(self._app, minimum_size=1000)
+        await page({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(send))
+
+    async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio's scripts and styles. Each is compressed once, not for every page that opens."""
+        headers = [(name, value) for name, value in scope["headers"] if name not in _PARTS]
+        accepted = dict(headers).pop(b"accept-encoding", b"").decode("latin-1")
+        encoding = next((name for name in _ENCODINGS if name in re.split(r"[ ,;]+", accepted)), "identity")
+        key = (scope["path"], encoding)
+        if (kept := self._assets.get(key)) is None:
+            plain = [(name, value) for name, value in headers if name != b"accept-encoding"]
+            kept = await _collected(self._app, {**scope, "method": "GET", "headers": plain}, receive)
+            if kept.status_code != 200:
+                raise RefusedError(404, NOT_FOUND)
+            if (compress := _ENCODINGS.get(encoding)) is not None:
+                kept.body = await run_in_threadpool(compress, bytes(kept.body))
+                kept.headers["content-encoding"] = encoding
+            # Their names change with their content.
+            kept.headers["cache-control"] = "public, max-age=31536000, immutable"
+            kept.headers["vary"] = "accept-encoding"
+            kept.headers["content-length"] = str(len(kept.body))
+            if sum(len(one.body) for one in self._assets.values()) <= MAX_ASSET_BYTES:
+                self._assets[key] = kept
+        await (kept if scope["method"] == "GET" else Response(headers=dict(kept.headers)))(scope, receive, send)
 
     async def _example(self, scope: Scope, receive: Receive, send: Send) -> None:
         file = EXAMPLES / Path(scope["path"]).name
@@ -367,6 +404,21 @@ class Gate:
             await send(message)
 
         return send_with_headers
+
+
+async def _collected(app: ASGIApp, scope: Scope, receive: Receive) -> Response:
+    """The app's whole answer to a request without a body."""
+    body, answer = bytearray(), Response()
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            answer.status_code = message["status"]
+            answer.raw_headers = [(n, v) for n, v in message["headers"] if n not in (b"etag", b"last-modified")]
+        body.extend(message.get("body", b""))
+
+    await app(scope, _replayed(b"", receive), sent)
+    answer.body = bytes(body)
+    return answer
 
 
 def _query(scope: Scope) -> dict[str, str]:

@@ -152,7 +152,12 @@ def controls(shown: list[dict]) -> list[list[str]]:
 
 def test_each_question_can_be_edited_and_asked_again_and_only_the_last_one_taken_back():
     two = two_exchanges()
-    assert controls(chat.messages(two)) == [["edit"], ["code", "copy", "retry"], ["edit"], ["code", "copy", "retry", "undo"]]
+    assert controls(chat.messages(two)) == [
+        ["edit"],
+        ["code", "copy", "retry"],
+        ["edit"],
+        ["code", "copy", "retry", "undo"],
+    ]
     only_copying = [[], ["code", "copy"], [], ["code", "copy"]]
     assert controls(chat.messages(two, controls=False)) == only_copying
     assert controls(chat.messages(Conversation(two.exchanges, changing=0))) == only_copying

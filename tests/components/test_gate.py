@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from places import EXAMPLES
+from plain_words import is_plain
 from running_app import ScriptedEngine, launch
 from window import DEMO
 
@@ -366,3 +367,21 @@ def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):
             len(some) == 17
         )
     assert len(asked) == 2
+
+
+def test_scripts_are_compressed_once_and_stay_what_they_are(client):
+    address = re.search(r'src="\./(assets/[^"]+\.js)"', client.get("/").text)[1]
+    plain, *packed = (
+        client.get(f"/{address}", headers={"accept-encoding": encoding, "range": "bytes=0-9"})
+        for encoding in ("identity", "gzip", "br, gzip;q=0.5", "gzip")
+    )
+    assert "content-encoding" not in plain.headers
+    assert [answer.headers["content-encoding"] for answer in packed] == ["gzip", "br", "gzip"]
+    assert {answer.content for answer in packed} == {plain.content}
+    assert len(plain.content) > 2 * int(packed[0].headers["content-length"])
+    assert "immutable" in plain.headers["cache-control"]
+    assert client.head(f"/{address}").headers["content-type"] == plain.headers["content-type"]
+    missing = client.get("/assets/none.js")
+    assert missing.status_code == 404
+    assert is_plain(missing.json()["detail"])
+    assert client.get("/", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
