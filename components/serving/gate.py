@@ -21,10 +21,11 @@ import brotli
 import orjson
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.examples import FOLDER as EXAMPLES
+from components.examples import card_picture
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
 from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
 
@@ -203,7 +204,10 @@ class Gate:
         file = EXAMPLES / Path(scope["path"]).name
         if not file.is_file():
             raise RefusedError(404, NOTHING_HERE)
-        await FileResponse(file, headers={"cache-control": "max-age=3600"})(scope, receive, send)
+        picture = await run_in_threadpool(card_picture, file)
+        await Response(picture, headers={"cache-control": "max-age=3600"}, media_type="image/webp")(
+            scope, receive, send
+        )
 
     async def _robots(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keeps search engines away from a public link, which is meant for those who were given it."""

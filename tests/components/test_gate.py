@@ -1,6 +1,7 @@
 """The gate: which addresses are answered at all, how large a request may be, and uploads as they arrive."""
 
 import asyncio
+import io
 import itertools
 import json
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image, ImageChops, ImageStat
 from places import EXAMPLES
 from plain_words import is_plain
 from running_app import ScriptedEngine, launch
@@ -118,10 +120,15 @@ def test_files_of_the_server_are_not_served(client):
         assert reply.json()["detail"] == gate.NOT_FOUND  # which says nothing of the path
 
 
-def test_cards_are_served_from_the_assets(client):
+def test_cards_are_served_small_from_the_assets(client):
     reply = client.get("/examples/night.png")
-    assert reply.content == NIGHT
-    assert reply.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(NIGHT)) as whole, Image.open(io.BytesIO(reply.content)) as card:
+        assert card.format == "WEBP"
+        assert card.size == (600, 375)
+        apart = ImageChops.difference(card.convert("RGB"), whole.convert("RGB").resize(card.size))
+        assert max(ImageStat.Stat(apart).mean) < 3
+    assert len(reply.content) < len(NIGHT)
+    assert reply.headers["content-type"] == "image/webp"
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["content-security-policy"].startswith("default-src 'self'")
 
