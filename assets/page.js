@@ -71,8 +71,15 @@
     const seen = find(`#inside ${{ attention: ".answer-tokens", code: "#code pre" }[name]}`)?.checkVisibility();
     const tab = find(`#inside [role=tab][data-tab-id="${name}"]`);
     if (!seen && tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+    // Where several events are answered at once, Gradio's page now and then shows nothing of one: it is asked again.
+    if (!isOpen(find("#inside")) && tries % 20 === 0 && tries < 200) find("#inside-open").click();
     steady = seen ? steady + 1 : 0;
     if (steady < 6 && tries) opening = setTimeout(openOn, 150, name, tries - 1, steady);
+    else if (seen && name === "attention") opening = setTimeout(lookAgain, 4000);
+  }
+  function lookAgain() {
+    const waits = isOpen(find("#inside")) && find("#maps")?.innerText.startsWith("Choose a word");
+    if (waits) find("#inside .answer-tokens [aria-pressed=true]")?.click();
   }
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");
@@ -132,6 +139,7 @@
 
   // Focus goes where the work is.
   document.addEventListener("click", (event) => {
+    if (event.target.closest("#clear")) clearTimeout(opening);
     if (event.target.closest("#chat button.example, #clear")) toComposer();
   });
   document.addEventListener("keydown", (event) => {
@@ -159,6 +167,7 @@
     else if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
   }
   function closeInside() {
+    clearTimeout(opening);
     const number = find("#inside-open").dataset.number;
     find("#inside-close").click();
     const opener = find(`#chat [data-act=inside-open][data-number="${number}"]`);

@@ -47,7 +47,7 @@ def first_load(browser: Any, app: WatchedApp, slow: bool = False) -> FirstLoad:
         network.send("Network.enable")
         if slow:
             network.send("Network.emulateNetworkConditions", _SLOW_4G)
-        network.on("Network.requestWillBeSent", requests.append)
+        network.on("Network.requestWillBeSent", lambda told: requests.append(told))
         network.on("Network.dataReceived", lambda part: sizes.append(part["encodedDataLength"]))
         network.on("Network.responseReceived", lambda told: sizes.append(told["response"]["encodedDataLength"]))
         cpu, start = _cpu_s(app), time.perf_counter()
