@@ -55,8 +55,6 @@ _ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
     "br": partial(brotli.compress, quality=7),
     "gzip": partial(gzip.compress, compresslevel=7),
 }
-_PARTS = (b"range", b"if-range", b"if-none-match", b"if-modified-since")
-"""Headers that ask for less than the whole."""
 
 
 @dataclass(frozen=True)
@@ -180,25 +178,24 @@ class Gate:
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's scripts and styles. Each is compressed once, not for every page that opens."""
-        headers = [(name, value) for name, value in scope["headers"] if name not in _PARTS]
-        accepted = dict(headers).pop(b"accept-encoding", b"").decode("latin-1")
+        accepted = dict(scope["headers"]).get(b"accept-encoding", b"").decode("latin-1")
         encoding = next((name for name in _ENCODINGS if name in re.split(r"[ ,;]+", accepted)), "identity")
         key = (scope["path"], encoding)
-        if (kept := self._assets.get(key)) is None:
-            plain = [(name, value) for name, value in headers if name != b"accept-encoding"]
-            kept = await _collected(self._app, {**scope, "method": "GET", "headers": plain}, receive)
-            if kept.status_code != 200:
+        if (asset := self._assets.get(key)) is None:
+            asset = await _whole_answer(self._app, scope)
+            if asset.status_code != 200:
                 raise RefusedError(404, NOT_FOUND)
             if (compress := _ENCODINGS.get(encoding)) is not None:
-                kept.body = await run_in_threadpool(compress, bytes(kept.body))
-                kept.headers["content-encoding"] = encoding
-            # Their names change with their content.
-            kept.headers["cache-control"] = "public, max-age=31536000, immutable"
-            kept.headers["vary"] = "accept-encoding"
-            kept.headers["content-length"] = str(len(kept.body))
-            if sum(len(one.body) for one in self._assets.values()) <= MAX_ASSET_BYTES:
-                self._assets[key] = kept
-        await (kept if scope["method"] == "GET" else Response(headers=dict(kept.headers)))(scope, receive, send)
+                asset.body = await run_in_threadpool(compress, bytes(asset.body))
+                asset.headers["content-encoding"] = encoding
+            # The names in /assets change with their content.
+            kept = "31536000, immutable" if scope["path"].startswith("/assets/") else "3600"
+            asset.headers["cache-control"] = f"public, max-age={kept}"
+            asset.headers["vary"] = "accept-encoding"
+            asset.headers["content-length"] = str(len(asset.body))
+            if sum(len(one.body) for one in self._assets.values()) + len(asset.body) <= MAX_ASSET_BYTES:
+                self._assets[key] = asset
+        await (asset if scope["method"] == "GET" else Response(headers=dict(asset.headers)))(scope, receive, send)
 
     async def _example(self, scope: Scope, receive: Receive, send: Send) -> None:
         file = EXAMPLES / Path(scope["path"]).name
@@ -410,9 +407,12 @@ class Gate:
         return send_with_headers
 
 
-async def _collected(app: ASGIApp, scope: Scope, receive: Receive) -> Response:
-    """The app's whole answer to a request without a body."""
+async def _whole_answer(app: ASGIApp, scope: Scope) -> Response:
+    """What the app answers to anybody who asks for this address: whole, plain, and even if this visitor has left."""
     body, answer = bytearray(), Response()
+
+    async def never_left() -> Message:
+        return await asyncio.get_running_loop().create_future()
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -420,7 +420,8 @@ async def _collected(app: ASGIApp, scope: Scope, receive: Receive) -> Response:
             answer.raw_headers = [(n, v) for n, v in message["headers"] if n not in (b"etag", b"last-modified")]
         body.extend(message.get("body", b""))
 
-    await app(scope, _replayed(b"", receive), sent)
+    host = [(name, value) for name, value in scope["headers"] if name == b"host"]
+    await app({**scope, "method": "GET", "headers": host}, _replayed(b"", never_left), sent)
     answer.body = bytes(body)
     return answer
 

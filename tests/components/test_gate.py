@@ -18,6 +18,7 @@ from PIL import Image, ImageChops, ImageStat
 from places import EXAMPLES
 from plain_words import is_plain
 from running_app import ScriptedEngine, launch
+from starlette.responses import StreamingResponse
 from window import DEMO
 
 from components.chat import handlers as chat_handlers
@@ -392,3 +393,40 @@ def test_scripts_are_compressed_once_and_stay_what_they_are(client):
     assert missing.status_code == 404
     assert is_plain(missing.json()["detail"])
     assert client.get("/", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
+
+
+def test_a_visitor_who_leaves_spoils_no_script_for_others(monkeypatch):
+    """The first visitor is gone before the script is complete; the next one gets all of it."""
+    parts = [b"a" * 100, b"b" * 100]
+
+    async def slowly():
+        for part in parts:
+            await asyncio.sleep(0.05)
+            yield part
+
+    async def app(scope, receive, send):
+        await StreamingResponse(slowly())(scope, receive, send)
+
+    one = gate.Gate(app, None, None, ())
+    scope = {"type": "http", "method": "GET", "path": "/assets/a.js", "headers": []}
+
+    async def answer(*received):
+        messages, sent = iter(received), []
+
+        async def receive():
+            return next(messages, None) or await asyncio.get_running_loop().create_future()
+
+        async def send(message):
+            sent.append(message)
+
+        await one(scope, receive, send)
+        return b"".join(message.get("body", b"") for message in sent)
+
+    gone = {"type": "http.disconnect"}
+    asyncio.run(answer(gone, gone))
+    assert asyncio.run(answer({"type": "http.request", "body": b""})) == b"".join(parts)
+    assert len(one._assets) == 1
+    monkeypatch.setattr(gate, "MAX_ASSET_BYTES", 300)
+    scope["path"] = "/assets/b.js"
+    assert asyncio.run(answer({"type": "http.request", "body": b""})) == b"".join(parts)
+    assert len(one._assets) == 1  # no room for a second one
