@@ -134,8 +134,8 @@ def test_several_such_questions_at_once_are_bounded(app, large_files):
 def test_another_visitor_notices_little(app, large_files):
     """A small question takes its usual time, or twice that while large pictures are decoded for somebody else.
 
-    Both are measured in turns, so that a slow moment of the machine hits both. The large pictures are twice as many as
-    are decoded at a time, or fewer where the server refuses so many.
+    Both are measured in turns, so that a slow moment of the machine hits both. The large pictures are as many as the
+    server takes: eight, or fewer where it refuses so many.
     """
     with Visitor(app.url) as visitor, ThreadPoolExecutor(1) as pool:
         events = read_events(visitor.client)
@@ -144,7 +144,7 @@ def test_another_visitor_notices_little(app, large_files):
         def ask(count: int) -> tuple[str, object]:
             return visitor.ask_by_name("What color is this?", uploads[:count], longest=1)
 
-        count = next((count for count in (4, 2, 1) if ask(count)[0] == "complete"), 0)
+        count = next((count for count in (8, 4, 2, 1) if ask(count)[0] == "complete"), 0)
         assert count, "the server takes no large picture at all"
         usual, meanwhile = [], []
         for _ in range(SMALL_QUESTIONS):
