@@ -1,9 +1,9 @@
 () => {
   // In another site's page, as <gradio-app src="…">, a frame of its own keeps the sidebar, the styles and the keys apart.
-  const host = document.querySelector("#main").closest("gradio-app:is([src], [space], [host])");
+  const host = ask.embedded && document.querySelector("#main").closest("gradio-app");
   if (host) {
     const frame = document.createElement("iframe");
-    frame.src = host.getAttribute("src") ?? ask.address;
+    frame.src = host.getAttribute("src") ?? ask.spaceAddress;
     frame.title = document.title;
     frame.allow = "clipboard-write; camera; fullscreen";
     frame.style = "border: 0; display: block; width: 100%";
@@ -57,30 +57,9 @@
     const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
     control.click();
-    if (tab) openOn(tab);
+    if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
     if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();
   });
-
-  // Inside opens on a tab. As its tabs are drawn, Gradio may choose another one instead, until it knows them all.
-  let opening = null;
-  document.addEventListener("click", (event) => {
-    if (event.isTrusted && event.target.closest("#inside [role=tab]")) clearTimeout(opening);
-  });
-  function openOn(name, tries = 200, steady = 0) {
-    clearTimeout(opening);
-    const seen = find(`#inside ${{ attention: ".answer-tokens", code: "#code pre" }[name]}`)?.checkVisibility();
-    const tab = find(`#inside [role=tab][data-tab-id="${name}"]`);
-    if (!seen && tab && tab.getAttribute("aria-selected") !== "true") tab.click();
-    // Where several events are answered at once, Gradio's page now and then shows nothing of one: it is asked again.
-    if (!isOpen(find("#inside")) && tries % 20 === 0 && tries < 200) find("#inside-open").click();
-    steady = seen ? steady + 1 : 0;
-    if (steady < 6 && tries) opening = setTimeout(openOn, 150, name, tries - 1, steady);
-    else if (seen && name === "attention") opening = setTimeout(lookAgain, 4000);
-  }
-  function lookAgain() {
-    const waits = isOpen(find("#inside")) && find("#maps")?.innerText.startsWith("Choose a word");
-    if (waits) find("#inside .answer-tokens [aria-pressed=true]")?.click();
-  }
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");
     if (!button) return;
@@ -98,7 +77,7 @@
       return;
     }
     if (kind === "card") {
-      const inside = isOpen(find("#inside")) ? find("#inside-open").dataset.number : "";
+      const inside = insideIsOpen() ? find("#inside-open").dataset.number : "";
       find("#card").dataset.number = inside || document.querySelectorAll("#chat .figures").length - 1;
       find("#card").click();
       share.open = false;
@@ -139,7 +118,6 @@
 
   // Focus goes where the work is.
   document.addEventListener("click", (event) => {
-    if (event.target.closest("#clear")) clearTimeout(opening);
     if (event.target.closest("#chat button.example, #clear")) toComposer();
   });
   document.addEventListener("keydown", (event) => {
@@ -151,23 +129,21 @@
     if (way && event.target.matches?.("[role=tab]")) {
       const tabs = [...event.target.closest("[role=tablist]").querySelectorAll("[role=tab]")];
       const to = tabs[Math.min(tabs.length - 1, Math.max(0, tabs.indexOf(event.target) + way))];
-      clearTimeout(opening);
-      to.click();
+        to.click();
       to.focus();
       event.preventDefault();
     }
   });
-  const isOpen = (panel) => panel && getComputedStyle(panel).display !== "none";
+  const insideIsOpen = () => find("#inside").checkVisibility();
   function escape() {
     if (share.open) {
       share.open = false;
       share.querySelector("summary").focus();
-    } else if (isOpen(find("#inside"))) closeInside();
+    } else if (insideIsOpen()) closeInside();
     else if (find("#changing [data-act=keep]")) find("#keep").click();
     else if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
   }
   function closeInside() {
-    clearTimeout(opening);
     const number = find("#inside-open").dataset.number;
     find("#inside-close").click();
     const opener = find(`#chat [data-act=inside-open][data-number="${number}"]`);

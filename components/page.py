@@ -330,6 +330,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     stops: dict[str, tuple[Any, list[Any]]] = {
         "look-stop": (inside_handlers.stop_looking, looked),
         "hide-stop": (inside_handlers.stop_hiding, [inside.effect]),
+        "card-stop": (inside_handlers.stop_card, [panels.notice]),
     }
     for name, (stop, shows) in stops.items():
         gr.Button("Stop", elem_id=name, visible="hidden").click(stop, None, shows, queue=False, **common)
@@ -348,7 +349,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
         opened.then(inside_handlers.follow_model, selected, model_dependent(inside), **common)
         models = [selected, gr.State("model"), inside.other]
         inside.compare_models.click(inside_handlers.compare, models, inside.comparison, **common)
-    gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.panel, selected], **common)
+    gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.title, selected], **common)
     look.click(
         inside_handlers.look,
         [number, *choice],

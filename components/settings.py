@@ -156,7 +156,7 @@ def _build_model(info: ModelInfo, entries: Sequence[ModelEntry]) -> tuple[gr.Dro
         filterable=False,
         elem_id="model",
     )
-    return model, gr.HTML(elem_id="model-note", visible=False)
+    return model, gr.HTML(elem_id="model-note")
 
 
 def model_note(entry: ModelEntry | None, known: ModelInfo | None, in_memory: bool) -> str:

@@ -53,10 +53,9 @@ class ModelChoiceHandlers:
         info = self._models.info(model)
         return self._head(escape(f"{model} · not loaded yet") if info is None else badge(info, int4))
 
-    def _note(self, model: str | None, info: ModelInfo | None) -> Any:
+    def _note(self, model: str | None, info: ModelInfo | None) -> str:
         with self._models.held(model) as engine:
-            note = model_note(self._entries.get(model or ""), info, engine is not None)
-        return gr.update(value=note, visible=bool(note))
+            return model_note(self._entries.get(model or ""), info, engine is not None)
 
 
 def _int4(info: ModelInfo, value: bool | None) -> Any:

@@ -5,10 +5,10 @@ It needs no server and loads nothing. The file's form is assets/answer_card.html
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from itertools import islice
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from components.chat.conversation import Exchange
@@ -27,7 +27,7 @@ _NO_PICTURES = "Choose a word to see how sure the model was of it."
 def make_card(
     engine: Engine,
     exchange: Exchange,
-    previews: Callable[[], Iterator[PicturePreview]],
+    previews: Iterable[PicturePreview],
     attention: Callable[[Sequence[int]], AttentionMap],
     tell: Callable[[str], None],
 ) -> str:
@@ -40,7 +40,11 @@ def make_card(
     for number, word in enumerate(shown):
         tell(f"Looking at word {number + 1} of {len(shown)}")
         maps[number] = attention(word)
-    shapes = [(preview.width, preview.height) for preview in previews()]
+    shapes, pictures = [], ""
+    for number, preview in enumerate(previews):  # one at a time, because each holds its picture in memory
+        shapes.append((preview.width, preview.height))
+        if number < _MOST_PICTURES:
+            pictures += f"<figure>{picture_html(preview.original, f'Picture {number + 1}', _LONGEST)}</figure>"
     parts = [_word(choices, word, maps.get(number)) for number, word in enumerate(words)]
     hint = _HINT if maps else _NO_PICTURES
     if len(words) > MOST_WORDS and maps:
@@ -48,10 +52,6 @@ def make_card(
     # The rest of the text: an answer without its tokens, or one that a browser brought back without them.
     text = "" if choices else done.text
     data = {"words": parts or [{"text": text}], "tiles": _tiles(maps, shapes)}
-    pictures = "".join(
-        f"<figure>{picture_html(preview.original, f'Picture {number + 1}', _LONGEST)}</figure>"
-        for number, preview in enumerate(islice(previews(), _MOST_PICTURES))
-    )
     *earlier, question = exchange.answered.request.turns
     fields = {
         "title": escape(question.text[:80]),
@@ -64,16 +64,7 @@ def make_card(
         # A closing tag or a comment in a text must not end the script element.
         "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
     }
-    return _filled(_TEMPLATE.read_text(encoding="utf-8"), fields)
-
-
-def _filled(template: str, fields: dict[str, str]) -> str:
-    """The template with each "{name}" replaced once, so that a text with braces stays text."""
-    parts = [template]
-    for name, value in fields.items():
-        before, after = parts.pop().split(f"{{{name}}}", 1)
-        parts += [before, value, after]
-    return "".join(parts)
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
 
 
 def _turn(turn: Turn) -> str:

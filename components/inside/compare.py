@@ -78,8 +78,8 @@ async def compared(
     With two settings, `model` answers both; otherwise the second answer is by `other`. Raises Gemma3Error as the engine
     does.
     """
-    info = models.info(model)
-    if info is None or (setting == "model" and other in (None, model)):
+    info = _known(models, model)
+    if setting == "model" and other in (None, model):
         raise Gemma3Error("Choose another model to compare with.")
     asked = (model, other if setting == "model" else model)
     sides = [_Side(name or "") for name in (asked if setting == "model" else NAMES[setting])]
@@ -93,9 +93,7 @@ async def replayed(models: ModelRegistry, exchange: Exchange) -> AsyncGenerator[
     """Yields HTML of a kept answer and of a new one to the same request with the same seed. Raises Gemma3Error as the
     engine does."""
     stats, request = exchange.stats, exchange.answered.request
-    info = models.info(stats.model)
-    if info is None:
-        raise Gemma3Error(f"{stats.model}, which gave this answer, is not loaded now. Choose it and ask it first.")
+    info = _known(models, stats.model)
     sampling = request.settings(info.sampling)
     if stats.seed is not None:
         sampling = replace(sampling, seed=stats.seed)
@@ -108,6 +106,14 @@ async def replayed(models: ModelRegistry, exchange: Exchange) -> AsyncGenerator[
     async with aclosing(_answering(models, stats.model, asked, again)) as drawings:
         async for _ in drawings:
             yield comparison_html((kept, again)) + note
+
+
+def _known(models: ModelRegistry, name: str) -> ModelInfo:
+    """Of the model that gave an answer. Raises Gemma3Error where it isn't offered or has never been loaded."""
+    info = models.info(name)
+    if info is None:
+        raise Gemma3Error(f"{name}, which gave this answer, is not loaded here. Ask it something first, or ask another model.")
+    return info
 
 
 async def _answering(

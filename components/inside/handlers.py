@@ -23,7 +23,6 @@ from components.inside.code_view import address, code_html
 from components.inside.compare import Setting, compared, replayed
 from components.inside.mask_view import mask_html
 from components.inside.panel import (
-    ATTENTION,
     CHOOSE_WORD,
     HIDING,
     MEAN_HEADS,
@@ -54,7 +53,11 @@ NO_WORD = "Choose a word of the answer first."
 _MOST_THREADS = 96
 
 _LOOK, _HIDE, _COMPARE, _CARD = "look", "hide", "compare", "card"
-_WAITING = {_LOOK: "Looking at the answer again", _HIDE: "Hiding the region and asking again"}
+_WAITING = {
+    _LOOK: "Looking at the answer again",
+    _HIDE: "Hiding the region and asking again",
+    _CARD: "Making the answer card",
+}
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,6 @@ class InsideHandlers:
         token = word_of_content(list(exchange.choices), exchange.question.text)
         selected = Selected(exchange, token, index)
         yield _opened(
-            panel=gr.update(visible=True),
-            tabs=gr.update(selected=ATTENTION),
             title=f"<h2>Inside answer {index + 1}</h2>",
             inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
             words=answer_html(exchange.choices, token),
@@ -125,18 +126,19 @@ class InsideHandlers:
                 async for update in updates:
                     yield update
         else:
-            panel, _ = await self.close(request)
-            yield _opened(panel=panel, selected=None)
+            title, _ = await self.close(request)
+            yield _opened(title=title, selected=None)
 
     def follow_model(self, selected: Selected | None) -> tuple[Any, ...]:
         """Updates of the components that depend on the model that gave the answer (see `panel.model_dependent`)."""
         info = None if selected is None else self._models.info(selected.exchange.stats.model)
         return tuple(gr.skip() for _ in range(7)) if info is None else model_updates(info, self._models.names)
 
-    async def close(self, request: gr.Request) -> tuple[Any, None]:
-        """Updates of the panel and the selected exchange; cancels the window's calls."""
+    async def close(self, request: gr.Request) -> tuple[str, None]:
+        """Updates of the title, without which the panel is closed, and of the selected exchange; cancels the window's
+        calls."""
         self._calls.give_up(window_of(request))
-        return gr.update(visible=False), None
+        return "", None
 
     async def leave(self, request: gr.Request) -> None:
         """Cancels the calls of a window that has been closed."""
@@ -146,6 +148,11 @@ class InsideHandlers:
         """Cancels the window's look; updates of the maps and the rest."""
         self._calls.give_up(window_of(request), _LOOK)
         return CHOOSE_WORD, ""
+
+    async def stop_card(self, request: gr.Request) -> str:
+        """Cancels the making of an answer card; updates the notice."""
+        self._calls.give_up(window_of(request), _CARD)
+        return ""
 
     async def stop_hiding(self, request: gr.Request) -> str:
         """Cancels the hiding of a region; updates the effect."""
@@ -259,34 +266,25 @@ class InsideHandlers:
     async def card(
         self, number: float | None, conversation: Conversation, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any], None]:
-        """Updates of the notice and of the answer card, HTML that the browser saves as a file, for the exchange with
-        this index, or the last one."""
-        exchanges = conversation.exchanges
+        """Updates of the notice, which says how far it is, and of the answer card, HTML that the browser saves as a
+        file: for the exchange with this index, or the last one."""
+        exchanges, card = conversation.exchanges, ""
         if not exchanges:
             yield missing(NO_ANSWER), ""
             return
-        index = len(exchanges) - 1 if number is None or not 0 <= number < len(exchanges) else int(number)
-        exchange = exchanges[index]
+        exchange = exchanges[int(number) if number is not None and 0 <= number < len(exchanges) else -1]
 
         def draw(engine: Engine, call: Call) -> str:
             def attention(tokens: Sequence[int]) -> AttentionMap:
                 return engine.attention(exchange.answered, tokens, stop=call.stop)
 
-            previews = partial(_previews, engine, exchange.answered)
-            return make_card(engine, exchange, previews, attention, call.tell)
+            nonlocal card
+            card = make_card(engine, exchange, _previews(engine, exchange.answered), attention, call.tell)
+            return ""
 
-        def waiting(told: str) -> str:
-            return missing(f"Making the answer card. {told}")
-
-        made: Any = None
-        work = partial(self._shown, exchange, draw)
-        async with aclosing(self._calls.results(window_of(request), _CARD, work, waiting)) as drawings:
-            async for made in drawings:
-                yield gr.skip() if made is None or made.startswith("<!doctype") else made, ""
-        if made is None:  # cancelled
-            yield "", ""
-        else:
-            yield ("", made) if made.startswith("<!doctype") else (made, "")
+        async with aclosing(self._called(window_of(request), _CARD, exchange, draw)) as drawings:
+            async for notice in drawings:
+                yield notice, card
 
     def _code(self, exchange: Exchange, request: gr.Request) -> str:
         info = self._models.info(exchange.stats.model)

@@ -9,10 +9,9 @@ import gradio as gr
 from gemma3_core.engine import ModelInfo
 
 MEAN_HEADS = -1
-ATTENTION = "attention"
 MEAN_LAYERS, _ROLLOUT = "global", "rollout"
 OPENED = (
-    "panel", "tabs", "title", "inputs", "words", "layer", "head",
+    "title", "inputs", "words", "layer", "head",
     "maps", "hide", "effect", "rest", "mask", "comparison", "code",
 )  # fmt: skip
 """The fields of Inside that change when it opens for an answer."""
@@ -25,9 +24,8 @@ CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the mode
 class Inside:
     """The panel's components that other parts of the page use."""
 
-    panel: gr.Column
-    tabs: gr.Tabs
     title: gr.HTML
+    """The heading. The panel is open while it has one (see style.css)."""
     inputs: gr.HTML
     words: gr.HTML
     layer: gr.Dropdown
@@ -49,14 +47,14 @@ class Inside:
 
 def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
     """Builds the panel, closed until a visitor clicks "Look inside"; `models` are all that can be compared."""
-    with gr.Column(elem_id="inside", visible=False) as panel:
+    with gr.Column(elem_id="inside"):
         with gr.Row(elem_id="inside-head"):
             title = gr.HTML()
             gr.HTML('<button type="button" data-act="inside-close" aria-label="Close Inside">Close</button>')
-        with gr.Tabs(selected=ATTENTION) as tabs:
+        with gr.Tabs(selected="attention"):
             with gr.Tab("Inputs", id="inputs"):
                 inputs = gr.HTML(elem_id="inside-inputs")
-            with gr.Tab("Attention", id=ATTENTION):
+            with gr.Tab("Attention", id="attention"):
                 attention = _build_attention(info)
             with gr.Tab("Mask", id="mask") as mask_tab:
                 mask = gr.HTML()
@@ -64,7 +62,7 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
                 compare = _build_compare(info, models)
             with gr.Tab("Code", id="code"):
                 code = gr.HTML(elem_id="code")
-    return Inside(panel, tabs, title, inputs, *attention, mask_tab, mask, *compare, code)
+    return Inside(title, inputs, *attention, mask_tab, mask, *compare, code)
 
 
 def model_dependent(inside: Inside) -> list[Any]:

@@ -34,7 +34,7 @@ def card_of(engine: Engine, exchange: Exchange) -> str:
     return make_card(
         engine,
         exchange,
-        lambda: engine.preview(paths, pan_and_scan=False),
+        engine.preview(paths, pan_and_scan=False),
         lambda tokens: engine.attention(exchange.answered, tokens),
         lambda _told: None,
     )
@@ -71,15 +71,15 @@ def test_crops_and_several_pictures_lie_where_they_are(engine):
 
 def test_it_loads_nothing_and_runs_nothing_that_a_text_brings(engine):
     exchange = answered(engine, "night.png")
-    nasty = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {data} {figures}"
+    nasty = "</script><script>alert(1)</script><img src=x onerror=alert(2)> $data ${figures}"
     question = replace(exchange.question, text=nasty)
     request = replace(exchange.answered.request, turns=(Turn("user", nasty), Turn("assistant", nasty), question))
     text = Exchange(question, False, Answered(request, DoneEvent(nasty, replace(STATS, model=nasty), (3,))),
                     TokenChoices())  # fmt: skip
-    card = make_card(engine, text, lambda: iter(()), lambda _tokens: pytest.fail("no word to look at"), print)
+    card = make_card(engine, text, (), lambda _tokens: pytest.fail("no word to look at"), print)
     assert card.count("<script") == 2  # the data and the card's own
     assert "<img src=x" not in card
-    assert card.count("{data}") >= 3
+    assert card.count("$data") >= 3
     assert not re.search(r'(src|href)="?(https?:)?//', card)
     assert "default-src 'none'" in card
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from html import unescape
 from io import BytesIO
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -24,7 +25,7 @@ from components.inside.attention_view import spotlit
 from components.inside.compare import both_requests, first_difference
 from components.inside.handlers import NO_WORD, InsideHandlers, Selected, drawn_box
 from components.inside.mask_view import mask_html
-from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS
+from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS, OPENED
 from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html, word_of_content, words_of
 from gemma3_core.engine import (
     Answered,
@@ -189,8 +190,8 @@ def test_an_answer_that_is_gone_is_never_shown(engine, exchange):
     shown = Selected(exchange, 0)
     follow = partial(handlers.follow, request=Window())
     assert all(part == gr.skip() for part in last(follow(shown, Conversation((exchange,)))))
-    panel, *_, selected = last(follow(shown, Conversation()))
-    assert (panel["visible"], selected) == (False, None)
+    title, *_, selected = last(follow(shown, Conversation()))
+    assert (title, selected) == ("", None)
 
     async def first():
         return await anext(follow(shown, Conversation((other,))))
@@ -199,25 +200,24 @@ def test_an_answer_that_is_gone_is_never_shown(engine, exchange):
 
 
 def opened(handlers, exchange):
-    """The first updates of Inside for this answer."""
+    """The first updates of Inside for this answer, by their names."""
 
     async def first():
         return await anext(handlers.open(0, Conversation((exchange,)), Window()))
 
-    return run(first())
+    return SimpleNamespace(**dict(zip((*OPENED, "selected"), run(first()), strict=True)))
 
 
 def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     handlers = InsideHandlers(ModelRegistry(engine))
-    panel, tabs, title, inputs, words, layer, head, *_, selected = opened(handlers, exchange)
-    assert (layer, head) == ("global", MEAN_HEADS)  # whatever was chosen for the answer before
-    assert tabs["selected"] == "attention"
+    shown = opened(handlers, exchange)
+    selected = shown.selected
+    assert (shown.layer, shown.head) == ("global", MEAN_HEADS)  # whatever was chosen for the answer before
     assert exchange.choices[selected.token].text.strip() == "yellow"  # the word of content
-    assert panel["visible"]
-    assert "Inside answer 1" in title
-    assert "whole picture" in inputs
-    assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
-    assert words.count("<button") == len(words_of(exchange.choices))
+    assert "Inside answer 1" in shown.title
+    assert "whole picture" in shown.inputs
+    assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in shown.inputs
+    assert shown.words.count("<button") == len(words_of(exchange.choices))
     color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
     chosen = replace(selected, token=color)
     maps = last(handlers.look(color, selected, "global", MEAN_HEADS, Window()))[1]
@@ -243,7 +243,7 @@ def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
     gone = Turn("user", "What color is the star?", (tmp_path / "gone.png",))
     request = replace(exchange.answered.request, turns=(gone,))
     lost = replace(exchange, question=gone, answered=Answered(request, exchange.answered.done))
-    assert 'role="alert"' in opened(handlers, lost)[3]
+    assert 'role="alert"' in opened(handlers, lost).inputs
     assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))[0]
     other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
     switched = replace(exchange, answered=Answered(exchange.answered.request, other))
@@ -418,9 +418,10 @@ def test_a_stopped_answer_is_looked_into(engine, exchange):
     stopped = Exchange(exchange.question, False, Answered(request, event), TokenChoices(choices))
     assert stopped.stats.stop_reason == "cancelled"
     handlers = InsideHandlers(ModelRegistry(engine))
-    _, _, _, inputs, words, _, _, hint, *_, selected = opened(handlers, stopped)
-    assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in inputs
-    assert (words.count("<button"), hint) == (4, CHOOSE_WORD)
+    shown = opened(handlers, stopped)
+    selected = shown.selected
+    assert f"The prompt: {exchange.stats.prompt_tokens} tokens" in shown.inputs
+    assert (shown.words.count("<button"), shown.maps) == (4, CHOOSE_WORD)
     whole = last(handlers.look(3, Selected(exchange), "global", MEAN_HEADS, Window()))
     assert last(handlers.look(3, selected, "global", MEAN_HEADS, Window()))[1] == whole[1]
     assert "the probability of" in last(handlers.hide(Selected(stopped, 3), Window()))

@@ -74,7 +74,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     values = (False, "", 0.0, 0, 1.0, "", 8, None, OTHER.name, "demo model")
     shown, note, head, *rest = following.follow(Conversation(), *values)
     assert shown == gr.skip()
-    assert "Your next question loads this model" in note["value"]
+    assert "Your next question loads this model" in note
     assert head == "&lt;b&gt;other · not loaded yet"
     assert all(update == gr.skip() for update in rest)
     chat_handlers = ChatHandlers(models, ())
@@ -84,7 +84,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     # Its own, though the page showed another's.
     assert other.requests[0].settings(OTHER.sampling) == OTHER.sampling
     shown, note, head, pan_and_scan, *sampling, first, box = following.follow(Conversation(), *values)
-    assert (shown, note["visible"], pan_and_scan["visible"]) == (OTHER.name, False, False)
+    assert (shown, note, pan_and_scan["visible"]) == (OTHER.name, "", False)
     assert sampling == [1.0, 64, 0.95]
     assert head.startswith('<span title="float32 on cpu">&lt;b&gt;other · ')
     assert "reads text only" in first["placeholder"]
