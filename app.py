@@ -76,7 +76,7 @@ def read_sources(value: str) -> str:
     """Sources of the policy's frame-ancestors; anything else in there could add to the policy."""
     sources = value.split()
     if sources in (["*"], ["none"]):
-        return value.replace("none", "'none'").strip()
+        return "*" if sources == ["*"] else "'none'"
     if not sources or not all(
         re.fullmatch(r"https?://(\*\.)?[A-Za-z0-9.-]+(:(\d+|\*))?", source) for source in sources
     ):

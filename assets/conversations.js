@@ -5,7 +5,7 @@
   const FOREIGN = "This is no saved conversation: save one with “Save the conversation” in the Share menu.";
   const OFF = "This browser keeps no conversations for this page: its storage is switched off or full.";
   const { kept } = ask;
-  if (document.querySelector("gradio-app:is([src], [space], [host])")) return;
+  if (ask.embedded) return;
 
   let opening = null;
   const database = () => opening ??= new Promise((resolve, reject) => {
@@ -32,28 +32,26 @@
 
   // The server keeps each picture in a folder named by its SHA-256.
   const digestOf = (path) => path.split("/").at(-2);
-  const address = (path) => `gradio_api/file=${path.split("/").map(encodeURIComponent).join("/")}`;
   async function keepPicture(path) {
     if (await stored(digestOf(path))) return;
-    const answer = await fetch(address(path));
+    const answer = await fetch(ask.fileAt(path));
     if (!answer.ok) return;
     const picture = { digest: digestOf(path), blob: await answer.blob(), at: Date.now() };
     await within("readwrite", (_, pictures) => pictures.put(picture));
   }
   // Where the server has a picture now; it is uploaded again if the server has forgotten it.
   async function here(path, name) {
-    const there = await fetch(address(path), { method: "HEAD" });
+    const there = await fetch(ask.fileAt(path), { method: "HEAD" });
     if (there.ok) return path;
     const picture = await stored(digestOf(path));
     if (!picture) return "";
-    return upload(picture.blob, name);
+    return uploaded(picture.blob, name);
   }
-  async function upload(blob, name) {
-    const form = new FormData();
-    form.append("files", blob, name);
-    const answer = await fetch(`gradio_api/upload?upload_id=${newId()}`, { method: "POST", body: form });
-    return answer.ok ? (await answer.json())[0] : "";
-  }
+  // A picture that the server doesn't take is missing there; the conversation opens without it, and says so.
+  const uploaded = (blob, name) => ask.upload(blob, name).catch((error) => {
+    console.info(`${name} was not taken:`, error);
+    return "";
+  });
   const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
 
   const picturesOf = (conversation) => new Set(Object.values(conversation.exchanges).flatMap(
@@ -80,17 +78,14 @@
     return staying.length < conversations.length;
   }
 
-  // The entry of the shown conversation; it may have begun in another window, or have been put aside by New chat.
-  async function entry(keys) {
-    const conversations = await all();
-    return conversations.find((one) => one.keys[0] === keys[0])
-      ?? conversations.find((one) => one.id === kept.get("conversation"));
-  }
   async function save(given) {
     const { version, keys, new: fresh } = JSON.parse(given);
     if (!keys.length) return;
-    const before = await entry(keys);
-    const exchanges = Object.fromEntries(keys.map((key) => [key, fresh[key] ?? before?.exchanges[key]]));
+    const conversations = await all(), known = Object.assign({}, ...conversations.map((one) => one.exchanges));
+    // The entry of this conversation: it may have begun in another window, or have been put aside by New chat.
+    const before = conversations.find((one) => one.keys[0] === keys[0])
+      ?? conversations.find((one) => one.id === kept.get("conversation"));
+    const exchanges = Object.fromEntries(keys.map((key) => [key, fresh[key] ?? known[key]]));
     if (Object.values(exchanges).includes(undefined)) return; // deleted meanwhile; the next answer keeps it all
     const same = before && before.keys.join() === keys.join();
     const title = before?.renamed ? before.title : exchanges[keys[0]].question.slice(0, LONGEST_TITLE);
@@ -101,7 +96,7 @@
     kept.set("conversation", conversation.id);
     for (const exchange of Object.values(fresh))
       for (const { path } of exchange.pictures) if (path) await keepPicture(path);
-    if (!same) await within("readwrite", (conversations) => conversations.put(conversation));
+    if (!same) await within("readwrite", (store) => store.put(conversation));
   }
 
   // Whatever goes wrong here concerns the keeping alone; the conversation on the page goes on.
@@ -235,7 +230,7 @@
       for (const picture of saved.exchanges.flatMap(({ pictures }) => pictures)) {
         if (!picture.file) continue;
         const content = files.get(picture.file), digest = picture.file.split("/").at(-1).split(".")[0];
-        picture.path = content ? await upload(new Blob([content]), picture.name) : "";
+        picture.path = content ? await uploaded(new Blob([content]), picture.name) : "";
         if (picture.path && digestOf(picture.path) !== digest) picture.path = "";
       }
     } catch (error) {
@@ -262,11 +257,11 @@
       await trim();
       await draw();
     }),
-    // The keys of the exchanges that need not be sent again.
+    // The keys of the exchanges that need not be sent again: those of the conversation that is shown.
     async known() {
-      let keys = [];
-      await keeping(async () => (keys = (await all()).flatMap((one) => one.keys)));
-      return JSON.stringify(keys);
+      let one = null;
+      await keeping(async () => (one = (await all()).find(({ id }) => id === kept.get("conversation"))));
+      return JSON.stringify(one?.keys ?? []);
     },
     open(id) {
       chosen = id;

@@ -103,13 +103,7 @@
     try {
       if (file.size > MAX_DOCUMENT) throw new Error(`“${file.name}” is larger than 90 MB. Add a shorter part of it.`);
       say(`Reading ${file.name} …`);
-      const form = new FormData(), { root, api_prefix: prefix } = window.gradio_config;
-      form.append("files", file);
-      const id = Math.random().toString(36).slice(2);
-      const reply = await fetch(`${root}${prefix}/upload?document=1&upload_id=${id}`, { method: "POST", body: form });
-      const text = await reply.text();
-      if (!reply.ok) throw new Error(text);
-      [ask.document] = JSON.parse(text);
+      ask.document = await ask.upload(file, file.name, "&document=1");
       find("#look-into").click();
     } catch (error) {
       const lost = `“${file.name}” did not reach the server. Add it again.`;
@@ -118,10 +112,9 @@
       next();
     }
   }
-  const address = (file) => ({ ...file, url: `${gradio_config.root}${gradio_config.api_prefix}/file=${file.path}` });
   ask.arrive = (message, arrived) => {
     busy = false;
-    const files = JSON.parse(arrived || "[]").map(address);
+    const files = JSON.parse(arrived || "[]").map((file) => ({ ...file, url: ask.fileAt(file.path) }));
     let text = message?.text ?? "";
     if (ask.address && files.length) text = text.replace(ask.address, "").trim();
     ask.address = null;

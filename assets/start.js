@@ -43,6 +43,7 @@
   window.ask = {
     kept,
     framed,
+    embedded,
 
     // The settings that an example card brings, until the next new chat.
     useCard(cards, panAndScan, systemPrompt) {
@@ -107,6 +108,19 @@
       ask.conversations?.opened(found);
     },
 
+    // The address of a file on the server, by its path there; and how a file gets there: its path, or an Error.
+    fileAt(path) {
+      const { root, api_prefix: prefix } = gradio_config;
+      return `${root}${prefix}/file=${path.split("/").map(encodeURIComponent).join("/")}`;
+    },
+    async upload(blob, name, more = "") {
+      const form = new FormData(), { root, api_prefix: prefix } = gradio_config;
+      form.append("files", blob, name);
+      const id = Math.random().toString(36).slice(2);
+      const answer = await fetch(`${root}${prefix}/upload?upload_id=${id}${more}`, { method: "POST", body: form });
+      if (!answer.ok) throw new Error(await answer.text());
+      return (await answer.json())[0];
+    },
     download(name, type, content) {
       const link = document.createElement("a");
       link.href = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));

@@ -21,7 +21,7 @@ from benchmarks.watched_app import WatchedApp, watched_app
 RESULT = Path(__file__).with_name("results") / "first_load.json"
 _RESTS_MS = 1500
 _SLOW_4G = {"offline": False, "latency": 150, "downloadThroughput": 200_000, "uploadThroughput": 93_750}  # bytes/s
-_SHIFTS = """window.shifts = 0;
+SHIFTS = """window.shifts = 0;
 new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifts += shift.value; })
   .observe({ type: "layout-shift", buffered: true });"""
 
@@ -40,7 +40,7 @@ def first_load(browser: Any, app: WatchedApp, slow: bool = False) -> FirstLoad:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     try:
         page = context.new_page()
-        page.add_init_script(_SHIFTS)
+        page.add_init_script(SHIFTS)
         requests: list[dict[str, Any]] = []
         sizes: list[float] = []
         network = context.new_cdp_session(page)

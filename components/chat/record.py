@@ -102,6 +102,10 @@ class _KeptExchange(_Strict):
     stats: _KeptStats
 
 
+class _Versioned(_Strict):
+    version: int
+
+
 class _Kept(_Strict):
     exchanges: Annotated[list[_KeptExchange], Field(max_length=1000)]
 
@@ -150,14 +154,11 @@ def read(text: str, picture_of: Callable[[KeptPicture], Path | None], visitor: s
     Raises Gemma3Error for what is no such document.
     """
     try:
-        told = json.loads(text)
-        version = told.get("version") if isinstance(told, dict) else None
-        if isinstance(version, int) and version > VERSION:
-            raise Gemma3Error(NEWER)
+        version = _Versioned.model_validate_json(text).version
         if version != VERSION:
-            raise Gemma3Error(UNREADABLE)
+            raise Gemma3Error(NEWER if version > VERSION else UNREADABLE)
         kept = _Kept.model_validate_json(text)
-    except (ValueError, ValidationError, RecursionError):
+    except ValidationError:
         raise Gemma3Error(UNREADABLE) from None
     conversation, missing = Conversation(), 0
     for one in kept.exchanges:

@@ -330,7 +330,7 @@ def launch_options(page: Page) -> dict[str, Any]:
     space = os.environ.get("SPACE_ID")
     if space:  # inside its frame the page has another address than the Space
         home, address = f"https://huggingface.co/spaces/{space}", f"https://{os.environ.get('SPACE_HOST', '')}"
-        scripts += f"<script>Object.assign(window.ask, {json.dumps({'home': home, 'address': address})})</script>"
+        scripts += f"<script>Object.assign(window.ask, {json.dumps({'home': home, 'spaceAddress': address})})</script>"
     sent = headers(page.frame_ancestors or ("*" if space else "'self'"))
     return {
         "theme": build_theme(),

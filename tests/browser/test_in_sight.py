@@ -8,6 +8,8 @@ from PIL import Image
 from places import EXAMPLES
 from running_app import opened
 
+from benchmarks.first_load import SHIFTS
+
 HEARTS = EXAMPLES / "hearts.png"
 # Whether the last such element lies inside the chat's window, the window inside the page, and nothing above it.
 IN_SIGHT_JS = """(selector) => {
@@ -18,9 +20,6 @@ IN_SIGHT_JS = """(selector) => {
     && (one === top || one.contains(top) || top?.contains(one));
 }"""
 LOW = [(844, 390), (700, 450), (390, 500)]
-SHIFTS_JS = """window.shifts = 0;
-new PerformanceObserver((list) => { for (const shift of list.getEntries()) window.shifts += shift.value; })
-  .observe({ type: "layout-shift", buffered: true });"""
 
 
 @pytest.mark.parametrize(("width", "height"), LOW)
@@ -72,7 +71,7 @@ def test_the_strip_is_open_before_and_folded_after(page):
 def test_nothing_moves_as_the_page_comes(browser, url, width, height):
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
-    page.add_init_script(SHIFTS_JS)
+    page.add_init_script(SHIFTS)
     page.goto(url)
     page.locator("#chat button.example").first.wait_for()
     page.locator("#share summary").wait_for()

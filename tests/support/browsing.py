@@ -27,3 +27,10 @@ def answered(page, number=1):
     """Waits until the numbered answer is complete; returns its text."""
     page.locator("#chat .figures").nth(number - 1).wait_for()
     return page.locator("#chat .bot-row").nth(number - 1).locator(".message-content").first.inner_text()
+
+
+def look_inside(page, number=1):
+    """Opens Inside for the numbered answer and waits until it shows where the model looked."""
+    page.get_by_role("button", name=f"Look inside answer {number}").click()
+    page.locator("#maps :is(figure img, .failure)").first.wait_for()
+    assert page.locator("#maps .failure").count() == 0, page.locator("#maps").inner_text()
