@@ -41,7 +41,7 @@
   }
   // Where the server has a picture now; it is uploaded again if the server has forgotten it.
   async function here(path, name) {
-    const there = await fetch(ask.fileAt(path), { method: "HEAD" });
+    const there = await fetch(ask.fileAt(path), { method: "HEAD", cache: "no-store" }); // not what the browser remembers
     if (there.ok) return path;
     const picture = await stored(digestOf(path));
     if (!picture) return "";

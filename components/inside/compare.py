@@ -112,7 +112,7 @@ def _known(models: ModelRegistry, name: str) -> ModelInfo:
     """Of the model that gave an answer. Raises Gemma3Error where it isn't offered or has never been loaded."""
     info = models.info(name)
     if info is None:
-        raise Gemma3Error(f"{name}, which gave this answer, is not loaded here. Ask it something first, or ask another model.")
+        raise Gemma3Error(f"{name}, which gave this answer, is not loaded here. Ask it first, or ask another model.")
     return info
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.examples import FOLDER as EXAMPLES
 from components.examples import card_picture
+from components.serving.head import WORDS, head, joined_styles
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
 from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
 
@@ -75,6 +76,8 @@ ROUTES = (
     _Route("GET HEAD", "/", "page"),
     _Route("GET HEAD", "/config/?|/theme.css|/favicon.ico|/manifest.json|/pwa_icon"),
     _Route("GET HEAD", "/(assets|static)/[^/].*", "asset"),
+    _Route("GET HEAD", "/styles.css", "styles"),
+    _Route("GET HEAD", "/words/[a-z]{2}[.]json", "words"),
     _Route("GET HEAD", "/examples/[A-Za-z0-9_-]+[.]png", "example"),
     _Route("GET HEAD", "/robots.txt", "robots"),
     _Route("POST", "/login/?", "small"),
@@ -122,8 +125,8 @@ class Gate:
         """Uploads that are arriving, with the ids that the page gave them."""
         self._lingering: dict[str, asyncio.Event] = {}
         """Streams without events, by their session; set when an event comes."""
-        self._assets: dict[tuple[str, str], Response] = {}
-        """By their addresses and encodings."""
+        self._assets: dict[tuple[str, str, bool], Response] = {}
+        """By their addresses, their encodings, and whether the address changes with the content."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -170,27 +173,54 @@ class Gate:
         await self._app(scope, _replayed(await _body(receive, _SMALL_BODY_BYTES), receive), _plain(send))
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The page itself, without the parameters of Gradio's deep links, which would write sessions to disk."""
+        """The page itself, without the parameters of Gradio's deep links, which would write sessions to disk.
+
+        What goes into its head here is asked for at once; Gradio adds its `head` option only when its scripts run.
+        """
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         asked = urlencode([(name, value) for name, value in query if name not in ("deep_link", "page")])
-        page = GZipMiddleware(self._app, minimum_size=1000)
+        page = GZipMiddleware(partial(_with_head, self._app, head()), minimum_size=1000)
         await page({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(send))
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gradio's scripts and styles. Each is compressed once, not for every page that opens."""
+        """Gradio's scripts and styles."""
+        # The names in /assets change with their content.
+        named = scope["path"].startswith("/assets/")
+        await self._kept(partial(_whole_answer, self._app, scope), named, scope, receive, send)
+
+    async def _styles(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def joined() -> Response:
+            return Response(await run_in_threadpool(joined_styles), media_type="text/css")
+
+        await self._kept(joined, bool(scope["query_string"]), scope, receive, send)
+
+    async def _words(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The page's sentences in another language."""
+        file = WORDS / Path(scope["path"]).name
+
+        async def read() -> Response:
+            if not file.is_file():
+                raise RefusedError(404, NOTHING_HERE)
+            return Response(await run_in_threadpool(file.read_bytes), media_type="application/json")
+
+        await self._kept(read, False, scope, receive, send)
+
+    async def _kept(
+        self, made: Callable[[], Awaitable[Response]], named: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """An answer that is compressed once, not for every page that opens. `named` says that its address changes with
+        its content."""
         accepted = dict(scope["headers"]).get(b"accept-encoding", b"").decode("latin-1")
         encoding = next((name for name in _ENCODINGS if name in re.split(r"[ ,;]+", accepted)), "identity")
-        key = (scope["path"], encoding)
+        key = (scope["path"], encoding, named)
         if (asset := self._assets.get(key)) is None:
-            asset = await _whole_answer(self._app, scope)
+            asset = await made()
             if asset.status_code != 200:
                 raise RefusedError(404, NOT_FOUND)
             if (compress := _ENCODINGS.get(encoding)) is not None:
                 asset.body = await run_in_threadpool(compress, bytes(asset.body))
                 asset.headers["content-encoding"] = encoding
-            # The names in /assets change with their content.
-            kept = "31536000, immutable" if scope["path"].startswith("/assets/") else "3600"
-            asset.headers["cache-control"] = f"public, max-age={kept}"
+            asset.headers["cache-control"] = f"public, max-age={'31536000, immutable' if named else '3600'}"
             asset.headers["vary"] = "accept-encoding"
             asset.headers["content-length"] = str(len(asset.body))
             if sum(len(one.body) for one in self._assets.values()) + len(asset.body) <= MAX_ASSET_BYTES:
@@ -424,6 +454,19 @@ async def _whole_answer(app: ASGIApp, scope: Scope) -> Response:
     await app({**scope, "method": "GET", "headers": host}, _replayed(b"", never_left), sent)
     answer.body = bytes(body)
     return answer
+
+
+async def _with_head(app: ASGIApp, html: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Adds HTML to the end of the page's head."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [(name, value) for name, value in message["headers"] if name != b"content-length"]
+        elif message.get("body"):
+            message["body"] = message["body"].replace(b"</head>", html.encode() + b"</head>", 1)
+        await send(message)
+
+    await app(scope, receive, sent)
 
 
 def _query(scope: Scope) -> dict[str, str]:

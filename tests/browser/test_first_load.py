@@ -3,7 +3,7 @@
 from benchmarks.first_load import first_load
 from benchmarks.watched_app import watched_app
 
-MOST_REQUESTS, MOST_KILOBYTES, MOST_SHIFT = 115, 700, 0.05
+MOST_REQUESTS, MOST_KILOBYTES, MOST_SHIFT = 80, 620, 0.05
 
 
 def test_a_first_load_is_small_and_steady(browser):

@@ -395,6 +395,19 @@ def test_scripts_are_compressed_once_and_stay_what_they_are(client):
     assert client.get("/", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
 
 
+def test_gradios_styles_come_as_one(client):
+    page = client.get("/").text
+    (address,) = re.findall(r'<link rel="stylesheet" href="(styles[.]css[^"]*)">', page)
+    joined = client.get(f"/{address}")
+    assert joined.headers["content-type"].startswith("text/css")
+    assert "immutable" in joined.headers["cache-control"]
+    assert "immutable" not in client.get("/styles.css").headers["cache-control"]
+    names = json.loads(re.search(r"const name of (\[.*?\])", page)[1].replace("'", '"'))
+    assert len(names) > 40  # what the page shows is among them: a first load asks for three (test_first_load)
+    for name in names:
+        assert client.get(f"/assets/{name}").text in joined.text
+
+
 def test_a_visitor_who_leaves_spoils_no_script_for_others(monkeypatch):
     """The first visitor is gone before the script is complete; the next one gets all of it."""
     parts = [b"a" * 100, b"b" * 100]

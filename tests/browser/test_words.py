@@ -1,0 +1,107 @@
+"""The page in the visitor's language: German from assets/words, English where there is nothing else."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+
+import pytest
+from browsing import answered, send, write
+from places import EXAMPLES, REPOSITORY
+
+QUESTION, ANSWER = "What color is the star?", "The star is yellow."
+NIGHT = EXAMPLES / "night.png"
+WORDS = REPOSITORY / "assets" / "words"
+# What the page itself says and shows: text and names, without what visitors, models and programs wrote.
+SAID_JS = """() => {
+  const theirs = `.message-content :not(.stage, .failure, .remark, .figures *, .beneath *, .placeholder-content *),
+    .tokens, .alternatives :is(th, td), .compared p:not(.note), textarea, pre, code, script, style, noscript,
+    button.example, [data-conversation=open], dialog`;
+  const said = [], nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+  for (let node = nodes.nextNode(); node; node = nodes.nextNode()) {
+    const element = node.nodeType === Node.TEXT_NODE ? node.parentElement : node;
+    if (element.closest(theirs) || !element.checkVisibility()) continue;
+    if (node.nodeType === Node.TEXT_NODE) said.push(node.data);
+    else for (const name of ["aria-label", "title", "placeholder"]) said.push(element.getAttribute(name) ?? "");
+  }
+  return said.map((text) => text.trim()).filter((text) => text);
+}"""
+ENGLISH = re.compile(
+    r"\b(the|this|that|of|and|is|are|with|your|how|what|where|from|picture|answer|question|each)\b", re.I
+)
+
+
+def opened_in(browser, url, locale, **options):
+    page = browser.new_context(locale=locale, **options).new_page()
+    page.goto(url)
+    page.locator("#chat .placeholder-content").wait_for()
+    page.locator("#share summary").wait_for()
+    return page
+
+
+def english(page, *quoted):
+    """What the page still says in English, without what it quotes."""
+    said = page.evaluate(SAID_JS)
+    return [text for text in said if ENGLISH.search(re.sub("|".join(map(re.escape, quoted)) or "$", "", text))]
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_german_browser_reads_german_everywhere(browser, url, width):
+    page = opened_in(browser, url, "de-DE", viewport={"width": width, "height": 900})
+    page.get_by_text("Fragen Sie zu einem Bild, und sehen Sie").wait_for()
+    assert page.evaluate("document.documentElement.lang") == "de"
+    assert page.title() == "Gemma 3 und Bilder"
+    page.locator("#share summary").click()
+    assert english(page) == []
+    write(page, QUESTION, NIGHT)
+    send(page)
+    assert answered(page) == ANSWER  # the model's words are its own
+    assert page.locator("#chat").get_by_text(QUESTION).count() == 1
+    page.get_by_role("button", name="In Antwort 1 hineinsehen").click()
+    page.locator("#maps figure img").first.wait_for()
+    tabs = page.locator("#inside [role=tab]:visible")
+    assert tabs.all_inner_texts() == ["Eingabe", "Attention", "Maske", "Vergleich", "Code"]
+    for tab in range(5):
+        tabs.nth(tab).click()
+        page.wait_for_timeout(500)
+        assert english(page, QUESTION, ANSWER) == []
+    page.context.close()
+
+
+def test_what_goes_wrong_is_said_in_german(browser, url, tmp_path):
+    page = opened_in(browser, url, "de")
+    write(page, "")
+    send(page)
+    page.get_by_text("Es gibt noch keine Frage.").wait_for()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    page.locator("#composer input[type=file]").first.set_input_files(broken)
+    page.get_by_text("„broken.png“ ist nicht hinzugefügt. Diese 13 Bytes sind kein lesbares Bild.").first.wait_for()
+    page.context.close()
+
+
+@pytest.mark.parametrize("locale", ["en-GB", "fr-FR"])
+def test_others_read_english_and_fetch_nothing(browser, url, locale):
+    page = browser.new_context(locale=locale).new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url)
+    page.get_by_text("Ask about a picture, and see what the model saw").wait_for()
+    assert not [address for address in asked if "/words/" in address]
+    page.context.close()
+
+
+def test_only_languages_that_are_there_are_served(url):
+    with urllib.request.urlopen(f"{url}/words/de.json") as answer:
+        assert answer.headers["content-type"] == "application/json"
+        assert json.load(answer) == json.loads((WORDS / "de.json").read_text(encoding="utf-8"))
+    for name in ("xx", "../app", "..%2f..%2fapp"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/words/{name}.json")
+
+
+@pytest.mark.parametrize("file", sorted(WORDS.glob("*.json")), ids=lambda file: file.stem)
+def test_each_sentence_keeps_its_places(file):
+    """A place that is missing would show “undefined”; one too many would lose what stands there."""
+    words = json.loads(file.read_text(encoding="utf-8"))
+    assert [english for english, text in words.items() if english.count("{}") != text.count("{}") or not text] == []
