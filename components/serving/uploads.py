@@ -193,20 +193,23 @@ class Uploads:
 
 
 def private_folder() -> Path:
-    """The folder for Gradio's files: GRADIO_TEMP_DIR, or else a new one that is deleted when the process ends.
+    """The folder for Gradio's files: this process's own, in GRADIO_TEMP_DIR or the system's folder for such files.
 
-    It also deletes the folders that killed processes left behind.
+    A server knows no file of another one, so they share no folder. It is deleted when the process ends, and those that
+    killed processes left behind are deleted now.
     """
-    if "GRADIO_TEMP_DIR" not in os.environ:
-        parent = Path(tempfile.gettempdir())
-        for left in parent.glob(f"{_PREFIX}*-*"):
-            number = left.name.removeprefix(_PREFIX).partition("-")[0]
-            if number.isdecimal() and not _runs(int(number)):
-                shutil.rmtree(left, ignore_errors=True)
-        folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["GRADIO_TEMP_DIR"] = folder
-    return Path(os.environ["GRADIO_TEMP_DIR"])
+    parent, own = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()), f"{_PREFIX}{os.getpid()}-"
+    if parent.name.startswith(own):
+        return parent
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{_PREFIX}*-*"):
+        number = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if number.isdecimal() and not _runs(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=own, dir=parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    return Path(folder)
 
 
 def _runs(process: int) -> bool:

@@ -26,7 +26,8 @@ def new_chat(page):
     page.locator("#chat .placeholder-content").wait_for()
 
 
-def test_everything_outlives_a_restart_of_the_server(browser, monkeypatch):
+def test_everything_outlives_a_restart_of_the_server(browser, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # what the old server left there is none of the new one's
     port = free_port()
     monkeypatch.setattr(support, "free_port", lambda: port)
     page = browser.new_context().new_page()

@@ -135,9 +135,15 @@ def test_one_window_gives_up_its_oldest_and_holds_no_more_than_its_share(held, t
     assert held.sweep(60.0) == paths[3:]
 
 
-def test_the_folder_of_a_process_goes_with_it_and_so_do_those_of_dead_ones(tmp_path):
+@pytest.mark.parametrize("named", [None, "chosen", "ask-about-pictures-1-of_another"])
+def test_the_folder_of_a_process_goes_with_it_and_so_do_those_of_dead_ones(tmp_path, named):
+    """Named by its operator or not: two servers, or one after the other, share no folder."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     environment.pop("GRADIO_TEMP_DIR", None)
+    if named is not None:
+        tmp_path = tmp_path / named
+        tmp_path.mkdir()
+        environment["GRADIO_TEMP_DIR"] = str(tmp_path)
     code = "from components.serving.uploads import private_folder as f; assert f() == f(); print(f())"
     left = tmp_path / "ask-about-pictures-999999999-left"
     alive = tmp_path / f"ask-about-pictures-{os.getpid()}-alive"
