@@ -181,7 +181,7 @@ class Int4Linear(nn.Module):
         """Our kernels if they can multiply x by these weights, else None."""
         kernels = cpu_kernels.library_for(x)
         fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0
-        return kernels if kernels is not None and fits and _in_plain_blocks() else None
+        return kernels if kernels is not None and kernels.has_int4() and fits and _in_plain_blocks() else None
 
     def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] on a CPU: dequantises a part of the weight at a time and multiplies by it."""

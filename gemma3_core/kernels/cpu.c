@@ -1,10 +1,14 @@
-/* What torch does slowly on a CPU, for x86-64 processors with AVX-512 VNNI and VBMI; cpu.py builds and calls it.
+/* What torch does slowly on a CPU, for x86-64 processors; cpu.py builds and calls it.
  *
- * rms_norm: in one pass over each row what takes torch a dozen operations.
+ * rms_norm: in one pass over each row what takes torch a dozen operations. AVX2 or AVX-512.
  *
  *     out[m, n] = x[m, n] / sqrt(mean of x[m, :] squared + eps) * (1 + weight[n])
  *
- * int4_multiply: rows times int4 weights.
+ * dense_multiply: a few rows times weights, as fast as the memory gives the weights. AVX2 or AVX-512.
+ *
+ *     out[m, n] = sum over k of x[m, k] * weight[n, k], + bias[n]
+ *
+ * int4_multiply: rows times int4 weights. AVX-512 VNNI and VBMI.
  *
  *     out[m, n] = sum over k of x[m, k] * ((q[n, k] - 8) * scale[n, k / G] + zero[n, k / G])
  *
@@ -23,9 +27,9 @@
 #include <string.h>
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,fma")))
+#define AVX2 __attribute__((target("avx2,fma")))
 #define BLOCK 64 /* rows of weights */
-#define LANES 16 /* numbers of 32 bits in a register */
-#define VECTORS (BLOCK / LANES)
+#define VECTORS (BLOCK / 16)
 #define AT_A_TIME 64 /* rows of x: as integers these stay in a processor's own cache */
 #define WORTH_SHARING 32768 /* numbers that take longer than to wake another thread */
 #define LARGEST 32639.0f /* 127 * 256 + 127: what two signed bytes hold */
@@ -56,15 +60,44 @@ typedef struct {
     float *totals;      /* [threads, 64, 64] */
 } Product;
 
-int supported(void) {
+typedef struct {
+    const float *x;      /* [M, K] */
+    const void *weight;  /* [N, K], float32 or bfloat16 */
+    const float *bias;   /* [N] or NULL */
+    float *out;          /* [M, N] */
+    int64_t rows, inputs, outputs;
+    int bfloat16;
+} Dense;
+
+enum { NOTHING, WITHOUT_INT4, WHOLE };
+static int level;
+
+/* Chooses by what the processor has, `most` at most: 0 is nothing, 1 all but int4_multiply (AVX2), 2 all. */
+int choose_level(int most) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-           __builtin_cpu_supports("avx512vnni");
+    level = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? WITHOUT_INT4 : NOTHING;
+    if (level && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vnni"))
+        level = WHOLE;
+    if (level > most) level = most;
+    return level;
 }
+
+int has_int4(void) { return level == WHOLE; }
 
 AVX512 static inline __m512 widened(__m256i bfloat16) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16));
+}
+
+AVX2 static inline __m256 widened_256(__m128i bfloat16) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloat16), 16));
+}
+
+AVX2 static inline float total_256(__m256 value) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
 AVX512 static inline __m512 loaded(const void *x, int bfloat16, int64_t at) {
@@ -87,33 +120,51 @@ AVX512 static inline void store(void *out, int bfloat16, int64_t at, __m512 valu
     _mm256_storeu_si256((__m256i *)((uint16_t *)out + at), half);
 }
 
-/* One thread's share of the rows. */
-AVX512 static void normalise(void *data) {
-    const Norm *p = data;
-    int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    for (int64_t row = p->rows * thread / threads; row < p->rows * (thread + 1) / threads; row++) {
-        int64_t start = row * p->width;
-        __m512 squares = _mm512_setzero_ps();
-        for (int64_t n = 0; n < p->width; n += LANES) {
-            __m512 value = loaded(p->x, p->bfloat16, start + n);
-            squares = _mm512_fmadd_ps(value, value, squares);
-        }
-        float mean = _mm512_reduce_add_ps(squares) / (float)p->width;
-        __m512 factor = _mm512_set1_ps(1.0f / sqrtf(mean + p->eps));
-        for (int64_t n = 0; n < p->width; n += LANES) {
-            __m512 weight = _mm512_add_ps(loaded(p->weight, p->bfloat16, n), _mm512_set1_ps(1.0f));
-            __m512 normed = _mm512_mul_ps(loaded(p->x, p->bfloat16, start + n), factor);
-            store(p->out, p->bfloat16, start + n, _mm512_mul_ps(normed, weight));
-        }
-    }
-}
+#define TARGET AVX512
+#define LANES 16
+#define TALL 4
+#define NAMED(name) name##_512
+#define TOTAL(value) _mm512_reduce_add_ps(value)
+#define WIDENED(from) widened(_mm256_loadu_si256((const __m256i *)(from)))
+#include "rows.h"
+#undef TARGET
+#undef LANES
+#undef TALL
+#undef NAMED
+#undef TOTAL
+#undef WIDENED
+
+#define TARGET AVX2
+#define LANES 8
+#define TALL 2
+#define NAMED(name) name##_256
+#define TOTAL(value) total_256(value)
+#define WIDENED(from) widened_256(_mm_loadu_si128((const __m128i *)(from)))
+#include "rows.h"
+#undef TARGET
+#undef LANES
+#undef TALL
+#undef NAMED
+#undef TOTAL
+#undef WIDENED
+
+#define LANES 16 /* numbers of 32 bits in a register of AVX-512 */
 
 /* N is a multiple of 16. */
 void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps, int bfloat16,
               int threads) {
     Norm p = {.x = x, .weight = weight, .out = out, .rows = rows, .width = width, .eps = eps, .bfloat16 = bfloat16};
-    if (threads > rows) threads = (int)rows;
-    GOMP_parallel(normalise, &p, rows * width < WORTH_SHARING ? 1 : (unsigned)threads, 0);
+    if (threads > rows || rows * width < WORTH_SHARING) threads = rows * width < WORTH_SHARING ? 1 : (int)rows;
+    GOMP_parallel(level == WHOLE ? normalise_512 : normalise_256, &p, (unsigned)threads, 0);
+}
+
+/* K is a multiple of 16. */
+void dense_multiply(const float *x, const void *weight, const float *bias, float *out, int64_t rows, int64_t inputs,
+                    int64_t outputs, int bfloat16, int threads) {
+    Dense p = {.x = x, .weight = weight, .bias = bias, .out = out, .rows = rows, .inputs = inputs, .outputs = outputs,
+               .bfloat16 = bfloat16};
+    if (inputs * outputs < WORTH_SHARING) threads = 1;
+    GOMP_parallel(level == WHOLE ? multiply_dense_512 : multiply_dense_256, &p, (unsigned)threads, 0);
 }
 
 /* One run of a row as integers. What holds infinity or not a number gets that as its scale, and so does the result. */

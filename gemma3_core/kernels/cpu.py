@@ -1,10 +1,13 @@
-"""Builds and calls cpu.c: RMSNorm in one pass, and rows times int4 weights.
+"""Builds and calls cpu.c: RMSNorm in one pass, a few rows times weights, and rows times int4 weights.
 
-torch's RMSNorm on a CPU is a dozen operations, whose launch takes longer than their work for one token. torch's int4
-kernel widens each weight to a float, which takes longer than reading it; ours multiplies bytes (AVX-512 VNNI) by
-activations that are rounded to 16-bit integers within each group. The rounding error is at most a 65,000th of a group's
-largest activation: less than that of torch's kernel for float32, which rounds to bfloat16, and about that of the
-result itself for bfloat16.
+torch's RMSNorm on a CPU is a dozen operations, whose launch takes longer than their work for one token. Its product of
+one row with weights reads them at about half the speed of the memory, and for two to eight rows at less; ours reads
+them as fast as they come, once for all rows. Both run from AVX2 on.
+
+torch's int4 kernel widens each weight to a float, which takes longer than reading it; ours multiplies bytes (AVX-512
+VNNI) by activations that are rounded to 16-bit integers within each group. The rounding error is at most a 65,000th of
+a group's largest activation: less than that of torch's kernel for float32, which rounds to bfloat16, and about that of
+the result itself for bfloat16.
 
 The machine's C compiler builds the kernels while a model loads, in about a second. Without a compiler, on another
 processor or system, or if GEMMA_CPU_KERNELS is not 1, torch's operations are used and the log says why.
@@ -33,14 +36,18 @@ _THREAD_POOL = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")  #
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, _FLAG, _FLAG]
 _NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
+_DENSE_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 3, _FLAG, _FLAG]
 _ROWS_AT_A_TIME = 2048  # limits the memory for activations as integers in int4_multiply
-_LANES = 16  # numbers in a vector register
+_LANES = 16  # numbers in the widest vector register
 _WIDEST_GROUP = 4096  # the sum over a wider group might overflow 32 bits in int4_multiply
-_NEEDED = frozenset(("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vnni"))  # as /proc/cpuinfo names them
+_NEEDED = frozenset(("avx2", "fma"))  # as /proc/cpuinfo names them; int4_multiply needs more
+_WHOLE = 2  # choose_level: all that the processor has
 _OFF = "GEMMA_CPU_KERNELS"
 
 OUTPUTS_MULTIPLE = 64
 """int4_multiply works on this many rows of weights at a time."""
+FEW_ROWS = 8
+"""dense_multiply takes so many; with more, torch's product is faster."""
 DTYPES = (torch.float32, torch.bfloat16)
 """Types of activations."""
 
@@ -56,7 +63,7 @@ class _CompilerError(Exception):
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built and loaded; None if that fails, which the log explains."""
-    torchs = "RMSNorm and int4 run on torch's operations, not on the faster kernels"
+    torchs = "the CPU runs torch's operations, not the faster kernels"
     try:
         _check_machine()
         return _built()
@@ -79,7 +86,7 @@ def _check_machine() -> None:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise NotImplementedError(f"they are for Linux on x86-64, this is {platform.system()} on {platform.machine()}")
     if not set(_PROCESSOR.read_text(encoding="utf-8").split()) >= _NEEDED:
-        raise NotImplementedError("this processor lacks AVX-512 VNNI or VBMI")
+        raise NotImplementedError("this processor lacks AVX2 or FMA")
     process = ctypes.CDLL(None)
     if missing := [name for name in _THREAD_POOL if not hasattr(process, name)]:
         raise NotImplementedError(f"this torch has no OpenMP library with {', '.join(missing)}")
@@ -100,10 +107,11 @@ def _built() -> ctypes.CDLL:
         if done.returncode != 0:
             raise _CompilerError(f"{compiler} could not build them: {done.stderr.strip()[:500]}")
         kernels = ctypes.CDLL(str(built))
-    if not kernels.supported():
+    if not kernels.choose_level(_WHOLE):
         raise _CompilerError("the processor refuses what /proc/cpuinfo promises")
     kernels.int4_multiply.argtypes = _MULTIPLY_ARGUMENTS
     kernels.rms_norm.argtypes, kernels.rms_norm.restype = _NORM_ARGUMENTS, None
+    kernels.dense_multiply.argtypes, kernels.dense_multiply.restype = _DENSE_ARGUMENTS, None
     return kernels
 
 
@@ -142,6 +150,32 @@ def rms_norm(kernels: ctypes.CDLL, x: torch.Tensor, weight: torch.Tensor, eps: f
 def norm_fits(x: torch.Tensor) -> bool:
     """Whether rms_norm takes rows of this length."""
     return x.shape[-1] % _LANES == 0 and x.numel() > 0
+
+
+def dense_multiply(
+    kernels: ctypes.CDLL, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x W^T + b, summed in float32: [..., N] in x's type.
+
+    x [..., K], weight [N, K] and bias [N] have one type, float32 or bfloat16 (`dense_fits`). Rows do not depend on one
+    another.
+    """
+    assert x.dtype == weight.dtype
+    assert x.device.type == weight.device.type == "cpu"
+    assert dense_fits(x, weight)
+    outputs, inputs = weight.shape
+    wide, out = x.float().contiguous(), x.new_empty(*x.shape[:-1], outputs, dtype=torch.float32)
+    added = None if bias is None else bias.float().contiguous()
+    pointers = (wide.data_ptr(), weight.data_ptr(), None if added is None else added.data_ptr(), out.data_ptr())
+    sizes = (wide.numel() // inputs, inputs, outputs)
+    kernels.dense_multiply(*pointers, *sizes, int(weight.dtype == torch.bfloat16), torch.get_num_threads())
+    return out.to(x.dtype)
+
+
+def dense_fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether dense_multiply takes these."""
+    few = 0 < x.shape[:-1].numel() <= FEW_ROWS
+    return few and x.shape[-1] == weight.shape[1] and x.shape[-1] % _LANES == 0 and weight.is_contiguous()
 
 
 def multiply(

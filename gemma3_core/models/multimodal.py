@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from gemma3_core.config.gemma3 import Gemma3Config
 from gemma3_core.errors import PromptError
@@ -16,6 +15,7 @@ from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel, causal_output, check_prompt, last_tokens
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.inputs import described, require_tensors
+from gemma3_core.nn.layers import Linear
 from gemma3_core.nn.masks import image_blocks
 from gemma3_core.nn.outputs import CausalLMOutput, ImageFeatures, TextModelOutput, as_asked
 from gemma3_core.nn.vision import MultiModalProjector, SiglipVisionModel
@@ -153,7 +153,7 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
     def __init__(self, config: Gemma3Config):
         super().__init__(config)
         self.model = Gemma3Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         initialise_decoder(self.lm_head, config.initializer_range)
         self.tie_weights()
 

@@ -16,7 +16,7 @@ from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.checkpointing import run_layer
 from gemma3_core.nn.inputs import described, require_prompt, require_tensors
-from gemma3_core.nn.layers import DecoderLayer, RMSNorm, WeightReader, rotary_tables
+from gemma3_core.nn.layers import DecoderLayer, Linear, RMSNorm, WeightReader, rotary_tables
 from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask, documents
 from gemma3_core.nn.outputs import CausalLMOutput, TextModelOutput, as_asked
 
@@ -223,7 +223,7 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
     def __init__(self, config: Gemma3TextConfig):
         super().__init__(config)
         self.model = Gemma3TextModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         initialise_decoder(self.lm_head, config.initializer_range)
         self.tie_weights()
 

@@ -1,4 +1,4 @@
-"""Our own CPU kernels, RMSNorm and int4 products: as exact as they say, and torch's where they can't be had."""
+"""Our own CPU kernels, RMSNorm and products: as exact as they say, and torch's where they can't be had."""
 
 import logging
 import platform
@@ -19,7 +19,7 @@ from gemma3_core.int4.linear import Int4Linear, quantize_weight
 from gemma3_core.int4.quantize import TorchAoConfig
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.nn.layers import MANY_ROWS, RMSNorm, attend
+from gemma3_core.nn.layers import MANY_ROWS, Linear, RMSNorm, attend
 from gemma3_core.processor import Gemma3Processor
 
 DEMO_MODEL = ASSETS / "demo_model"
@@ -237,6 +237,83 @@ def test_rms_norm_of_views_and_of_odd_widths():
         assert norm(x).isnan().any(dim=-1).nonzero().tolist() == [[3, 1]]
 
 
+def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    kernels = cpu_kernels.library()
+    assert kernels is not None
+    return cpu_kernels.dense_multiply(kernels, x, weight, bias)
+
+
+@pytest.fixture(params=[2, 1], ids=["avx512", "avx2"])
+def level(request: pytest.FixtureRequest) -> Iterator[int]:
+    """All that the processor has, and what an older one would have."""
+    kernels = cpu_kernels.library()
+    assert kernels is not None
+    assert kernels.choose_level(request.param) == request.param
+    yield request.param
+    kernels.choose_level(2)
+
+
+@needs_vnni
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (7, 48), (640, 2048), (3001, 640)])
+@torch.inference_mode()
+def test_a_few_rows_are_multiplied_as_exactly_as_by_torch(dtype, outputs, inputs):
+    weight, bias = noise(outputs, inputs).to(dtype), noise(outputs, seed=2).to(dtype)
+    for rows in range(1, cpu_kernels.FEW_ROWS + 1):
+        x = noise(rows, inputs, seed=rows).to(dtype)
+        for added in (None, bias):
+            exact = torch.nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
+            out = dense(x, weight, added)
+            assert out.dtype == dtype
+            assert_equal(out.double(), exact, 1e-6 if dtype == torch.float32 else 2**-8)
+            # Row by row the same, whatever stands beside it.
+            assert torch.equal(torch.cat([dense(one, weight, added) for one in x.split(1)]), out)
+
+
+@needs_vnni
+@pytest.mark.usefixtures("level")
+@torch.inference_mode()
+def test_threads_views_and_what_is_no_number(monkeypatch):
+    weight, x = noise(300, 640), noise(2, 3, 640, seed=1)
+    out = dense(x, weight)
+    assert out.shape == (2, 3, 300)
+    assert torch.equal(dense(x.transpose(0, 1), weight), out.transpose(0, 1))
+    for threads in (1, 2, 7, 1000):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert torch.equal(dense(x, weight), out)
+    x[1, 2, 5] = float("nan")
+    assert dense(x, weight).isnan().all(dim=-1).nonzero().tolist() == [[1, 2]]
+    assert dense(x.bfloat16(), weight.bfloat16()).isnan().all(dim=-1).nonzero().tolist() == [[1, 2]]
+
+
+@needs_vnni
+def test_a_layer_multiplies_a_few_rows_by_it_and_others_by_torch(monkeypatch):
+    calls = []
+    multiply = cpu_kernels.dense_multiply
+    monkeypatch.setattr(cpu_kernels, "dense_multiply", lambda *given: (calls.append(1), multiply(*given))[1])
+    layer, odd, turned, x = Linear(64, 5), Linear(30, 5), Linear(64, 5), noise(2, 4, 64, seed=1)
+    turned.weight.data = noise(64, 5).T
+    with torch.inference_mode():
+        assert_equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+        assert len(calls) == 1
+        for other, rows in ((layer, noise(3, 3, 64)), (layer, x[:0]), (odd, noise(1, 30)), (turned, x)):
+            assert torch.equal(other(rows), torch.nn.functional.linear(rows, other.weight, other.bias))
+        with pytest.raises(RuntimeError):
+            layer(x.bfloat16())
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert len(calls) == 1
+
+
+@needs_vnni
+@torch.inference_mode()
+def test_an_older_processor_has_all_but_int4(level):
+    layer, norm, x = layer_of(128, 256), norm_of(256, torch.float32), noise(2, 256, seed=1)
+    assert torch.equal(layer(x), multiplied(layer, x) if level == 2 else by_torch(layer, x))
+    assert_equal(norm(x), torch.nn.functional.rms_norm(x, (256,), eps=1e-6) * (1 + norm.weight))
+
+
 @needs_vnni
 def test_they_are_used_in_inference_mode_on_plain_tensors_in_memory_only():
     norm, x = norm_of(64, torch.float32), noise(2, 64, seed=1)
@@ -349,7 +426,7 @@ def test_where_it_cannot_be_had_the_log_says_why(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     processor = tmp_path / "cpuinfo"
     monkeypatch.setattr(cpu_kernels, "_PROCESSOR", processor)
-    processor.write_text("flags : sse2 avx512f avx512bw avx512vl avx512vbmi\n")
+    processor.write_text("flags : sse2 avx fma\n")
     assert "processor lacks" in said("INFO")
     processor.write_text(f"flags : sse2 {' '.join(cpu_kernels._NEEDED)}\n")
     with monkeypatch.context() as patched:
