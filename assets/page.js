@@ -73,7 +73,8 @@
   document.addEventListener("click", async (event) => {
     const kind = event.target.closest("[data-share]")?.dataset.share;
     if (!kind) {
-      if (!event.target.closest("#share")) share.open = false;
+      // Not for the clicks of this script: one counts the tokens when typing pauses.
+      if (event.isTrusted && !event.target.closest("#share")) share.open = false;
       return;
     }
     if (kind === "card") {

@@ -22,7 +22,7 @@ from browsing import answered, choose, send, write
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from places import EXAMPLES, REPOSITORY
-from running_app import chromium, free_port, require_demo_model, wait_until_ready
+from running_app import chromium, free_port, require_demo_model, unfold, wait_until_ready
 
 from components.serving.zero_gpu import told
 
@@ -177,6 +177,10 @@ def test_on_zero_gpu_another_model_answers_and_stop_gives_the_gpu_back(zero_gpu,
         page.locator("#model input").click()
         page.get_by_role("option", name="small-text-model", exact=True).click()
         page.locator(".badge").filter(has_text="small-text-model").wait_for()
+        unfold(page, "Sampling", "#seed input")
+        longest = page.get_by_label("number input for Longest answer")
+        longest.fill("480")  # on a busy machine a shorter one is over before Stop is pressed
+        longest.press("Enter")
         write(page, "what is a color")
         send(page)
         _wait_for(lambda: hub.count("schedule") > given)
