@@ -140,9 +140,9 @@ class Soaking:
     def _look_inside(self, visitor: Visitor) -> bool:
         with visitor.heartbeat():
             done = self._asked(visitor, [visitor.upload("picture.png", self._picture())], longest=4)
-            for name in ("open", "look", "mask", "hide"):
-                event = visitor.events.named(name)
-                values = {"number": 0} if "number" in event.types else {}
+            for name, takes in (("open", "number"), ("look", "number"), ("mask", ""), ("hide", "")):
+                event = visitor.events.named(name, takes)
+                values = {takes: 0} if takes else {}
                 done = succeeded(list(visitor.call(event, changed(event, values)))) and done
             return done
 

@@ -59,8 +59,11 @@ class PageEvents:
             if entry["backend_fn"]
         )
 
-    def named(self, name: str) -> Event:
-        return next(event for event in self.all if event.name == name)
+    def named(self, name: str, takes: str = "") -> Event:
+        """The event of this name, or the first one whose handler has it and that takes a component of this kind."""
+        if not takes:
+            return next(event for event in self.all if event.name == name)
+        return next(event for event in self.all if event.handler == name and takes in event.types)
 
 
 def read_events(client: httpx.Client) -> PageEvents:
