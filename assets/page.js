@@ -130,7 +130,7 @@
     if (way && event.target.matches?.("[role=tab]")) {
       const tabs = [...event.target.closest("[role=tablist]").querySelectorAll("[role=tab]")];
       const to = tabs[Math.min(tabs.length - 1, Math.max(0, tabs.indexOf(event.target) + way))];
-        to.click();
+      to.click();
       to.focus();
       event.preventDefault();
     }

@@ -127,12 +127,6 @@ AVX512 static inline void store(void *out, int bfloat16, int64_t at, __m512 valu
 #define TOTAL(value) _mm512_reduce_add_ps(value)
 #define WIDENED(from) widened(_mm256_loadu_si256((const __m256i *)(from)))
 #include "rows.h"
-#undef TARGET
-#undef LANES
-#undef TALL
-#undef NAMED
-#undef TOTAL
-#undef WIDENED
 
 #define TARGET AVX2
 #define LANES 8
@@ -141,12 +135,6 @@ AVX512 static inline void store(void *out, int bfloat16, int64_t at, __m512 valu
 #define TOTAL(value) total_256(value)
 #define WIDENED(from) widened_256(_mm_loadu_si128((const __m128i *)(from)))
 #include "rows.h"
-#undef TARGET
-#undef LANES
-#undef TALL
-#undef NAMED
-#undef TOTAL
-#undef WIDENED
 
 #define LANES 16 /* numbers of 32 bits in a register of AVX-512 */
 
@@ -154,7 +142,8 @@ AVX512 static inline void store(void *out, int bfloat16, int64_t at, __m512 valu
 void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps, int bfloat16,
               int threads) {
     Norm p = {.x = x, .weight = weight, .out = out, .rows = rows, .width = width, .eps = eps, .bfloat16 = bfloat16};
-    if (threads > rows || rows * width < WORTH_SHARING) threads = rows * width < WORTH_SHARING ? 1 : (int)rows;
+    if (threads > rows) threads = (int)rows;
+    if (rows * width < WORTH_SHARING) threads = 1;
     GOMP_parallel(level == WHOLE ? normalise_512 : normalise_256, &p, (unsigned)threads, 0);
 }
 

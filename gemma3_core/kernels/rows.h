@@ -100,3 +100,9 @@ TARGET static void NAMED(multiply_dense)(void *data) {
 #undef Halves
 #undef Words
 #undef Floats
+#undef TARGET
+#undef LANES
+#undef TALL
+#undef NAMED
+#undef TOTAL
+#undef WIDENED
