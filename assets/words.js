@@ -1,5 +1,6 @@
 // The page in the visitor's language. The sources speak English; words/<language>.json says each English sentence in
-// another language, with {} for what changes in it. What isn't in there stays English. Runs before anything is drawn.
+// another language, with {} for what changes in it, and {=} for what is quoted and never translated. What isn't in there
+// stays English. Runs before anything is drawn.
 (() => {
   const LANGUAGES = [];
   const language = navigator.languages
@@ -20,7 +21,7 @@
     for (const { pattern, begin, translation } of patterns) {
       if (!text.startsWith(begin)) continue;
       const parts = text.match(pattern)?.slice(1);
-      if (parts) return translation.replace(/\{\}/g, () => said(parts.shift()));
+      if (parts) return translation.replace(/\{=?\}/g, (place) => place === "{=}" ? parts.shift() : said(parts.shift()));
     }
     const list = text.split(" · ");
     return list.length > 1 ? list.map(said).join(" · ") : text;
@@ -55,7 +56,7 @@
   const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   fetch(`words/${language}.json`).then((answer) => answer.json()).then((words) => {
     for (const [english, translation] of Object.entries(words)) {
-      const parts = english.split("{}");
+      const parts = english.split(/\{=?\}/);
       if (parts.length === 1) exact.set(english, translation);
       else patterns.push({
         begin: parts[0], length: english.length, translation,

@@ -59,6 +59,8 @@ def test_a_german_browser_reads_german_everywhere(browser, url, width):
     assert page.locator("#chat").get_by_text(QUESTION).count() == 1
     page.get_by_role("button", name="In Antwort 1 hineinsehen").click()
     page.locator("#maps figure img").first.wait_for()
+    page.evaluate("document.body.append(Object.assign(document.createElement('p'), { ariaLabel: 'Open “Delete”' }))")
+    assert page.locator("body > p[aria-label]").get_attribute("aria-label") == "„Delete“ öffnen"  # quoted as it is
     tabs = page.locator("#inside [role=tab]:visible")
     assert tabs.all_inner_texts() == ["Eingabe", "Attention", "Maske", "Vergleich", "Code"]
     for tab in range(5):
@@ -104,4 +106,5 @@ def test_only_languages_that_are_there_are_served(url):
 def test_each_sentence_keeps_its_places(file):
     """A place that is missing would show “undefined”; one too many would lose what stands there."""
     words = json.loads(file.read_text(encoding="utf-8"))
-    assert [english for english, text in words.items() if english.count("{}") != text.count("{}") or not text] == []
+    places = {english: (re.findall("{=?}", english), re.findall("{=?}", text)) for english, text in words.items()}
+    assert [english for english, (before, after) in places.items() if before != after or not words[english]] == []
