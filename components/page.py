@@ -20,7 +20,7 @@ from components.chat.returning import Returning
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, load_examples
 from components.inside.handlers import InsideHandlers
-from components.inside.panel import OPENED, Inside, build_inside, model_dependent
+from components.inside.panel import OPENED, Inside, build_inside
 from components.serving.server import Page
 from components.settings import (
     Settings,
@@ -336,7 +336,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
         gr.Button("Stop", elem_id=name, visible="hidden").click(stop, None, shows, queue=False, **common)
     shown = [*(getattr(inside, name) for name in OPENED), selected]
     choice = [selected, inside.layer, inside.head]
-    opened = show.click(
+    show.click(
         inside_handlers.open,
         [number, panels.conversation],
         shown,
@@ -346,7 +346,6 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     for change in changes:
         change.then(inside_handlers.follow, [selected, panels.conversation], shown, **waits)
     if panels.settings.model is not None:
-        opened.then(inside_handlers.follow_model, selected, model_dependent(inside), **common)
         models = [selected, gr.State("model"), inside.other]
         inside.compare_models.click(inside_handlers.compare, models, inside.comparison, **common)
     gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.title, selected], **common)

@@ -97,16 +97,14 @@ class InsideHandlers:
             title=f"<h2>Inside answer {index + 1}</h2>",
             inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
             words=answer_html(exchange.choices, token),
-            layer=MEAN_LAYERS,
-            head=MEAN_HEADS,
             maps=CHOOSE_WORD,
-            hide=gr.update(interactive=token is not None),
-            effect=HIDING,
             rest="",
             mask="",
             comparison="",
             code=self._code(exchange, request),
             selected=selected,
+            # With the panel itself: an update that came later would undo what the visitor has chosen by then.
+            **model_updates(self._models.info(exchange.stats.model), self._models.names, token is not None),
         )
         if token is None:
             return
@@ -128,11 +126,6 @@ class InsideHandlers:
         else:
             title, _ = await self.close(request)
             yield _opened(title=title, selected=None)
-
-    def follow_model(self, selected: Selected | None) -> tuple[Any, ...]:
-        """Updates of the components that depend on the model that gave the answer (see `panel.model_dependent`)."""
-        info = None if selected is None else self._models.info(selected.exchange.stats.model)
-        return tuple(gr.skip() for _ in range(7)) if info is None else model_updates(info, self._models.names)
 
     async def close(self, request: gr.Request) -> tuple[str, None]:
         """Updates of the title, without which the panel is closed, and of the selected exchange; cancels the window's

@@ -11,8 +11,8 @@ from gemma3_core.engine import ModelInfo
 MEAN_HEADS = -1
 MEAN_LAYERS, _ROLLOUT = "global", "rollout"
 OPENED = (
-    "title", "inputs", "words", "layer", "head",
-    "maps", "hide", "effect", "rest", "mask", "comparison", "code",
+    "title", "inputs", "words", "layer", "head", "maps", "hide", "effect", "rest", "mask",
+    "compare_pan_and_scan", "compare_int4", "other", "comparison", "code",
 )  # fmt: skip
 """The fields of Inside that change when it opens for an answer."""
 
@@ -65,22 +65,24 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
     return Inside(title, inputs, *attention, mask_tab, mask, *compare, code)
 
 
-def model_dependent(inside: Inside) -> list[Any]:
-    """The components that `model_updates` updates, in that order."""
-    buttons = [inside.hide, inside.effect, inside.compare_pan_and_scan, inside.compare_int4]
-    return [inside.layer, inside.head, *buttons, inside.other]
+def model_updates(info: ModelInfo | None, models: Sequence[str], word_chosen: bool) -> dict[str, Any]:
+    """Updates of fields of Inside as it opens for an answer of this model, or of one no longer offered (None).
 
-
-def model_updates(info: ModelInfo, models: Sequence[str]) -> tuple[Any, ...]:
-    """Updates for the model that gave the selected answer; `models` are all that can be compared."""
+    `models` are all that can be compared. Without a chosen word nothing can be hidden.
+    """
+    hide = gr.update(interactive=word_chosen)
+    if info is None:
+        return {"layer": MEAN_LAYERS, "head": MEAN_HEADS, "hide": hide, "effect": HIDING}
     others = [name for name in models if name != info.name]
-    return (
-        gr.update(choices=_layers(info), value=MEAN_LAYERS),
-        gr.update(choices=_heads(info), value=MEAN_HEADS),
-        *(gr.update(visible=info.multimodal) for _ in range(3)),
-        gr.update(visible=_has_both_precisions(info)),
-        gr.update(choices=others, value=others[0] if others else None),
-    )
+    return {
+        "layer": gr.update(choices=_layers(info), value=MEAN_LAYERS),
+        "head": gr.update(choices=_heads(info), value=MEAN_HEADS),
+        "hide": hide | gr.update(visible=info.multimodal),
+        "effect": gr.update(value=HIDING, visible=info.multimodal),
+        "compare_pan_and_scan": gr.update(visible=info.multimodal),
+        "compare_int4": gr.update(visible=_has_both_precisions(info)),
+        "other": gr.update(choices=others, value=others[0] if others else None),
+    }
 
 
 def _layers(info: ModelInfo) -> list[tuple[str, str]]:

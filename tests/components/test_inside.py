@@ -212,7 +212,8 @@ def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     handlers = InsideHandlers(ModelRegistry(engine))
     shown = opened(handlers, exchange)
     selected = shown.selected
-    assert (shown.layer, shown.head) == ("global", MEAN_HEADS)  # whatever was chosen for the answer before
+    # Whatever was chosen for the answer before.
+    assert (shown.layer["value"], shown.head["value"]) == ("global", MEAN_HEADS)
     assert exchange.choices[selected.token].text.strip() == "yellow"  # the word of content
     assert "Inside answer 1" in shown.title
     assert "whole picture" in shown.inputs
@@ -230,6 +231,29 @@ def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     assert last(handlers.look_again(chosen, "0", 1, Window()))[0] != maps
     effect = last(handlers.hide(chosen, Window()))
     assert "the probability of “yellow” goes from" in effect
+
+
+def test_what_depends_on_the_model_comes_with_the_panel_and_never_again(engine, exchange, monkeypatch):
+    models = ModelRegistry(engine)
+    monkeypatch.setattr(ModelRegistry, "names", ("another", engine.info.name, "a third"))
+    handlers, fields = InsideHandlers(models), (*OPENED, "selected")
+
+    async def updates(opens):
+        return [SimpleNamespace(**dict(zip(fields, update, strict=True))) async for update in opens]
+
+    conversation = Conversation((exchange,))
+    for opens in (
+        handlers.open(0, conversation, Window()),
+        # After its exchange is gone, the one that took its place is shown: perhaps another model's.
+        handlers.follow(Selected(replace(exchange), 0), conversation, Window()),
+    ):
+        first, *later = run(updates(opens))
+        assert (first.other["choices"], first.other["value"]) == (["another", "a third"], "another")
+        assert first.hide["interactive"]
+        assert len(first.layer["choices"]) == 2 + len(engine.info.layers)
+        assert later
+        for update in later:  # by now the visitor may have chosen another model, layer or head
+            assert update.other == update.layer == update.head == gr.skip()
 
 
 def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
