@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,14 +43,23 @@ def first_load(browser: Any, app: WatchedApp, slow: bool = False) -> FirstLoad:
         page = context.new_page()
         page.add_init_script(SHIFTS)
         requests: list[dict[str, Any]] = []
-        sizes: list[float] = []
+        sizes: Counter[str] = Counter()
         network = context.new_cdp_session(page)
         network.send("Network.enable")
         if slow:
             network.send("Network.emulateNetworkConditions", _SLOW_4G)
         network.on("Network.requestWillBeSent", lambda told: requests.append(told))
-        network.on("Network.dataReceived", lambda part: sizes.append(part["encodedDataLength"]))
-        network.on("Network.responseReceived", lambda told: sizes.append(told["response"]["encodedDataLength"]))
+
+        def came(told: dict[str, Any]) -> None:
+            sizes[told["requestId"]] += told.get("response", told)["encodedDataLength"]
+
+        def ended(told: dict[str, Any]) -> None:
+            # The whole size. The parts of the document have none, and streams never end.
+            sizes[told["requestId"]] = told["encodedDataLength"]
+
+        network.on("Network.responseReceived", came)
+        network.on("Network.dataReceived", came)
+        network.on("Network.loadingFinished", ended)
         cpu, start = _cpu_s(app), time.perf_counter()
         page.goto(app.url)
         page.locator("#chat button.example").first.wait_for()
@@ -58,7 +68,7 @@ def first_load(browser: Any, app: WatchedApp, slow: bool = False) -> FirstLoad:
         page.wait_for_timeout(_RESTS_MS)
         shift = float(page.evaluate("window.shifts"))
         sent = [one for one in requests if one["request"]["url"].startswith("http")]
-        return FirstLoad(len(sent), sum(sizes) / 1000, usable, shift, _cpu_s(app) - cpu)
+        return FirstLoad(len(sent), sizes.total() / 1000, usable, shift, _cpu_s(app) - cpu)
     finally:
         context.close()
 
