@@ -1,6 +1,7 @@
 """The example cards: pictures with questions about them, from assets/examples/examples.json."""
 
 import json
+from base64 import b64encode
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -11,9 +12,8 @@ from PIL import Image
 from gemma3_core.engine import Turn
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples"
-
-
-_CARD = 600  # pixels of the longer side: twice a card's width, for fine screens
+_WIDTH, _HEIGHT = 536, 335
+"""Pixels of a card's picture: twice those of the page, for fine screens."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,32 @@ def load_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
     )
 
 
+def card_address(picture: Path) -> str:
+    """Where the gate serves a card's picture: all are in one file, each under a name of its own."""
+    return f"/cards.svg#{picture.stem}"
+
+
 @cache
-def card_picture(path: Path) -> bytes:
+def card_sheet() -> bytes:
+    """An SVG with a view of each card's picture, so that a browser makes one request for all of them."""
+    pictures = dict.fromkeys(picture for card in load_examples() for picture in card.pictures)
+    parts = []
+    for number, picture in enumerate(pictures):
+        y = number * 2 * _HEIGHT  # room between the pictures keeps each out of its neighbors' views
+        data = b64encode(_card_picture(picture)).decode()
+        parts.append(
+            f'<view id="{picture.stem}" viewBox="0 {y} {_WIDTH} {_HEIGHT}"/>'
+            f'<image y="{y}" width="{_WIDTH}" height="{_HEIGHT}" href="data:image/webp;base64,{data}"/>'
+        )
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
+    return svg.encode()
+
+
+def _card_picture(path: Path) -> bytes:
     """A picture as its card shows it: a small WebP, a quarter of the file's size."""
     with Image.open(path) as picture:
         small = picture.convert("RGB")
-    small.thumbnail((_CARD, _CARD))
+    small.thumbnail((_WIDTH, _HEIGHT))
     data = BytesIO()
     small.save(data, "WEBP", quality=80, method=6)
     return data.getvalue()

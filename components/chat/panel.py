@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.processing_utils import move_files_to_cache
 
 from components.chat.conversation import Conversation, Exchange
-from components.examples import Example
+from components.examples import Example, card_address
 from components.shown.markdown import literal, of_model
 from components.shown.stats import count, figures_line, short_line
 from gemma3_core.engine import ModelInfo, Turn
@@ -70,7 +70,7 @@ def _card(picture: Path, alt: str) -> Any:
     """A card's picture at the address where the gate serves it; screen readers read `alt`."""
     name = picture.name
     return {
-        "path": name, "url": f"/examples/{name}", "orig_name": alt, "mime_type": "image/png",
+        "path": name, "url": card_address(picture), "orig_name": alt, "mime_type": "image/svg+xml",
         "meta": {"_type": "gradio.FileData"},
     }  # fmt: skip
 

@@ -24,8 +24,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.examples import FOLDER as EXAMPLES
-from components.examples import card_picture
+from components.examples import card_sheet
 from components.serving.head import WORDS, head, joined_styles
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
 from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
@@ -78,7 +77,7 @@ ROUTES = (
     _Route("GET HEAD", "/(assets|static)/[^/].*", "asset"),
     _Route("GET HEAD", "/styles.css", "styles"),
     _Route("GET HEAD", "/words/[a-z]{2}[.]json", "words"),
-    _Route("GET HEAD", "/examples/[A-Za-z0-9_-]+[.]png", "example"),
+    _Route("GET HEAD", "/cards.svg", "cards"),
     _Route("GET HEAD", "/robots.txt", "robots"),
     _Route("POST", "/login/?", "small"),
     _Route("GET", f"/logout|{_API}/login_check/?|{_API}/user/?|{_API}/app_id/?|{_API}/startup-events"),
@@ -227,14 +226,13 @@ class Gate:
                 self._assets[key] = asset
         await (asset if scope["method"] == "GET" else Response(headers=dict(asset.headers)))(scope, receive, send)
 
-    async def _example(self, scope: Scope, receive: Receive, send: Send) -> None:
-        file = EXAMPLES / Path(scope["path"]).name
-        if not file.is_file():
-            raise RefusedError(404, NOTHING_HERE)
-        picture = await run_in_threadpool(card_picture, file)
-        await Response(picture, headers={"cache-control": "max-age=3600"}, media_type="image/webp")(
-            scope, receive, send
-        )
+    async def _cards(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The pictures of all example cards."""
+
+        async def made() -> Response:
+            return Response(await run_in_threadpool(card_sheet), media_type="image/svg+xml")
+
+        await self._kept(made, False, scope, receive, send)
 
     async def _robots(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keeps search engines away from a public link, which is meant for those who were given it."""

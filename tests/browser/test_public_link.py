@@ -89,7 +89,7 @@ def test_what_an_open_page_shows_outlives_the_clean_up_and_goes_with_it(browser,
             assert other.locator("#chat button.example img").count() >= 4
             assert broken_pictures(other) == []
             sources = [image.get_attribute("src") for image in other.locator("#chat button.example img").all()]
-            assert all(re.search(r"/examples/\w+\.png$", source) for source in sources)
+            assert all(re.search(r"/cards\.svg#\w+$", source) for source in sources)
             choose(other)
             assert answered(other).strip()
             other.wait_for_timeout(1000)

@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 import time
+from base64 import b64decode
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from starlette.responses import StreamingResponse
 from window import DEMO
 
 from components.chat import handlers as chat_handlers
+from components.examples import load_examples
 from components.inside import handlers as inside_handlers
 from components.page import build_page
 from components.serving import gate, limits, receiving
@@ -96,7 +98,7 @@ def test_of_gradios_routes_those_are_answered_that_the_page_needs(page, client):
     "/gradio_api/deep_link?session_hash=window", "/dev/reload", "/gradio_api/dev/reload", "/monitoring", "/docs",
     "/openapi.json", "/gradio_api/component_server", "/gradio_api/queue/status", "/gradio_api/proxy=http://localhost/",
     "/gradio_api/file=http://localhost/", "/gradio_api/custom_component/x/client/component/a.js", "/a/b/../../docs",
-    "/gradio_api/heartbeat/" + "x" * 65, "/examples/../app.py", "/examples/nothing.png", "/gradio_api/run/ask",
+    "/gradio_api/heartbeat/" + "x" * 65, "/examples/night.png", "/cards.svg/night", "/gradio_api/run/ask",
 ])  # fmt: skip
 def test_what_is_not_on_the_list_is_not_there(client, path):
     for method in ("GET", "POST"):
@@ -121,15 +123,18 @@ def test_files_of_the_server_are_not_served(client):
         assert reply.json()["detail"] == gate.NOT_FOUND  # which says nothing of the path
 
 
-def test_cards_are_served_small_from_the_assets(client):
-    reply = client.get("/examples/night.png")
-    with Image.open(io.BytesIO(NIGHT)) as whole, Image.open(io.BytesIO(reply.content)) as card:
+def test_cards_come_small_in_one_file(client):
+    reply = client.get("/cards.svg")
+    pictures = dict(re.findall(r'<view id="(\w+)"[^>]*/><image [^>]*href="data:image/webp;base64,([^"]+)"', reply.text))
+    assert list(pictures) == list(dict.fromkeys(path.stem for card in load_examples() for path in card.pictures))
+    night = b64decode(pictures["night"])
+    with Image.open(io.BytesIO(NIGHT)) as whole, Image.open(io.BytesIO(night)) as card:
         assert card.format == "WEBP"
-        assert card.size == (600, 375)
+        assert card.size == (536, 335)
         apart = ImageChops.difference(card.convert("RGB"), whole.convert("RGB").resize(card.size))
         assert max(ImageStat.Stat(apart).mean) < 3
-    assert len(reply.content) < len(NIGHT)
-    assert reply.headers["content-type"] == "image/webp"
+    assert len(night) < len(NIGHT)
+    assert reply.headers["content-type"].startswith("image/svg+xml")
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["content-security-policy"].startswith("default-src 'self'")
 
