@@ -20,12 +20,11 @@ from urllib.parse import parse_qsl, urlencode
 import brotli
 import orjson
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.examples import card_sheet
-from components.serving.head import WORDS, head, joined_styles
+from components.serving.head import WORDS, joined_styles, with_head
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
 from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
 
@@ -54,6 +53,7 @@ MAX_ASSET_BYTES = 50_000_000
 _ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
     "br": partial(brotli.compress, quality=7),
     "gzip": partial(gzip.compress, compresslevel=7),
+    "identity": bytes,
 }
 
 
@@ -103,6 +103,10 @@ class Served(Protocol):
 
     is_shared: bool
     mcp_server: bool
+    theme_css: str
+    theme_hash: str
+
+    def kinds(self) -> frozenset[str]: ...
 
     def num_inputs(self, event: int | str) -> int | None: ...
 
@@ -178,8 +182,22 @@ class Gate:
         """
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         asked = urlencode([(name, value) for name, value in query if name not in ("deep_link", "page")])
-        page = GZipMiddleware(partial(_with_head, self._app, head()), minimum_size=1000)
-        await page({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(send))
+        page = Response()
+        await self._app({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(_into(page)))
+        if scope["method"] == "GET" and page.status_code == 200:
+            await run_in_threadpool(self._prepare, page, scope)
+        await page(scope, receive, send)
+
+    def _prepare(self, page: Response, scope: Scope) -> None:
+        """Adds our own head to the page and compresses it."""
+        served = self._served
+        html = with_head(bytes(page.body).decode(), served.kinds(), served.theme_css, served.theme_hash)
+        encoding = _accepted(scope)
+        page.body = _ENCODINGS[encoding](html.encode())
+        page.headers["content-length"] = str(len(page.body))
+        page.headers["vary"] = "accept-encoding"
+        if encoding != "identity":
+            page.headers["content-encoding"] = encoding
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's scripts and styles."""
@@ -189,7 +207,8 @@ class Gate:
 
     async def _styles(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def joined() -> Response:
-            return Response(await run_in_threadpool(joined_styles), media_type="text/css")
+            made = await run_in_threadpool(joined_styles, self._served.kinds(), self._served.theme_css)
+            return Response(made, media_type="text/css")
 
         await self._kept(joined, bool(scope["query_string"]), scope, receive, send)
 
@@ -209,15 +228,14 @@ class Gate:
     ) -> None:
         """An answer that is compressed once, not for every page that opens. `named` says that its address changes with
         its content."""
-        accepted = dict(scope["headers"]).get(b"accept-encoding", b"").decode("latin-1")
-        encoding = next((name for name in _ENCODINGS if name in re.split(r"[ ,;]+", accepted)), "identity")
+        encoding = _accepted(scope)
         key = (scope["path"], encoding, named)
         if (asset := self._assets.get(key)) is None:
             asset = await made()
             if asset.status_code != 200:
                 raise RefusedError(404, NOT_FOUND)
-            if (compress := _ENCODINGS.get(encoding)) is not None:
-                asset.body = await run_in_threadpool(compress, bytes(asset.body))
+            asset.body = await run_in_threadpool(_ENCODINGS[encoding], bytes(asset.body))
+            if encoding != "identity":
                 asset.headers["content-encoding"] = encoding
             asset.headers["cache-control"] = f"public, max-age={'31536000, immutable' if named else '3600'}"
             asset.headers["vary"] = "accept-encoding"
@@ -437,34 +455,32 @@ class Gate:
 
 async def _whole_answer(app: ASGIApp, scope: Scope) -> Response:
     """What the app answers to anybody who asks for this address: whole, plain, and even if this visitor has left."""
-    body, answer = bytearray(), Response()
+    answer = Response()
 
     async def never_left() -> Message:
         return await asyncio.get_running_loop().create_future()
+
+    host = [(name, value) for name, value in scope["headers"] if name == b"host"]
+    await app({**scope, "method": "GET", "headers": host}, _replayed(b"", never_left), _into(answer))
+    return answer
+
+
+def _into(answer: Response) -> Send:
+    """Takes an app's answer, instead of the connection."""
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             answer.status_code = message["status"]
             answer.raw_headers = [(n, v) for n, v in message["headers"] if n not in (b"etag", b"last-modified")]
-        body.extend(message.get("body", b""))
+        answer.body = bytes(answer.body) + message.get("body", b"")
 
-    host = [(name, value) for name, value in scope["headers"] if name == b"host"]
-    await app({**scope, "method": "GET", "headers": host}, _replayed(b"", never_left), sent)
-    answer.body = bytes(body)
-    return answer
+    return sent
 
 
-async def _with_head(app: ASGIApp, html: str, scope: Scope, receive: Receive, send: Send) -> None:
-    """Adds HTML to the end of the page's head."""
-
-    async def sent(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [(name, value) for name, value in message["headers"] if name != b"content-length"]
-        elif message.get("body"):
-            message["body"] = message["body"].replace(b"</head>", html.encode() + b"</head>", 1)
-        await send(message)
-
-    await app(scope, receive, sent)
+def _accepted(scope: Scope) -> str:
+    """The best encoding that the browser takes."""
+    accepted = dict(scope["headers"]).get(b"accept-encoding", b"").decode("latin-1")
+    return next((name for name in _ENCODINGS if name in re.split(r"[ ,;]+", accepted)), "identity")
 
 
 def _query(scope: Scope) -> dict[str, str]:

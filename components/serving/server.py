@@ -128,6 +128,10 @@ class Page(gr.Blocks):
         queue.send_message = send_unless_unread  # type: ignore[method-assign,assignment]
         return made
 
+    def kinds(self) -> frozenset[str]:
+        """The kinds of components on the page, such as "chatbot"."""
+        return frozenset(block.get_block_name() for block in self.blocks.values())
+
     def num_inputs(self, event: int | str) -> int | None:
         """How many values an event's handler takes; None if there is no such event.
 

@@ -58,12 +58,15 @@ def app(site: str) -> Iterator[str]:
 @pytest.mark.parametrize("way", PAGES)
 def test_it_fits_into_another_sites_page(browser, site, app, way, width):
     page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{site}{way}?{app}")
     page.locator("iframe").wait_for(timeout=60_000)
     frame = page.frame_locator("iframe")
     frame.locator("#chat button.example").first.wait_for(timeout=60_000)
     page.wait_for_timeout(1000)
     assert page.locator("gradio-app").count() == 0
+    assert any("iframeResizer" in address for address in asked)  # which only a frame needs (test_first_load)
     assert page.evaluate("document.activeElement.tagName") == "INPUT"  # no focus is stolen
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     inside = page.frames[1]

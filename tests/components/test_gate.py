@@ -407,10 +407,19 @@ def test_gradios_styles_come_as_one(client):
     assert joined.headers["content-type"].startswith("text/css")
     assert "immutable" in joined.headers["cache-control"]
     assert "immutable" not in client.get("/styles.css").headers["cache-control"]
-    names = json.loads(re.search(r"const name of (\[.*?\])", page)[1].replace("'", '"'))
-    assert len(names) > 40  # what the page shows is among them: a first load asks for three (test_first_load)
-    for name in names:
-        assert client.get(f"/assets/{name}").text in joined.text
+    *names, theme = json.loads(re.search(r"const name of (\[.*?\])", page)[1])
+    assert len(names) > 30  # what the page shows is among them: a first load asks for one (test_first_load)
+    for name in (*names, theme):
+        assert client.get(f"/{name}").text in joined.text
+    (gradios,) = re.findall(r'<link disabled rel="stylesheet"[^>]* href="\./([^"]+)"', page)
+    assert gradios == names[0]
+
+
+def test_the_page_comes_compressed_and_is_the_same_in_each_encoding(client):
+    pages = [client.get("/", headers={"accept-encoding": encoding}) for encoding in ("identity", "gzip", "br")]
+    assert [page.headers.get("content-encoding") for page in pages] == [None, "gzip", "br"]
+    assert {page.text for page in pages} == {pages[0].text}
+    assert len(pages[0].content) > 4 * int(pages[2].headers["content-length"])
 
 
 def test_a_visitor_who_leaves_spoils_no_script_for_others(monkeypatch):
