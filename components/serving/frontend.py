@@ -1,4 +1,4 @@
-"""Which files of Gradio's frontend a first load takes, read from the frontend itself.
+"""Gradio's frontend: which of its files a first load takes, read from the frontend itself, and one that it can spare.
 
 Its bundler (Vite) notes at each import that a script does later which files that import needs. Where another version of
 Gradio writes this otherwise, fewer files are found or none, and the browser finds the others as it would without us.
@@ -19,6 +19,8 @@ _FILES = re.compile(r"\bm\.f=(\[[^\]]*\])")
 _LATER = re.compile(r"import\(`\./([\w.-]+)`\)(?:(?!import\().)*?__vite__mapDeps\(\[([\d,]*)\]\)", re.DOTALL)
 _KIND = re.compile(r"\b(\w+):\{([^{}]*)\}")
 _COMPONENT = re.compile(r"\bcomponent:[^`]*`\./([\w.-]+)`")
+_STREAMS = re.compile(r"hls-[\w-]+\.js")
+_EXPORTS = re.compile(r"\bexport\{([\w$ ,]+)\};?\s*\Z")
 
 
 @cache
@@ -53,6 +55,21 @@ def _later(name: str) -> dict[str, list[str]]:
         later: [later, *(known[int(number)] for number in numbers.split(",") if number and int(number) < len(known))]
         for later, numbers in _LATER.findall(text)
     }
+
+
+def stand_in(name: str) -> bytes | None:
+    """What is sent instead of a script that this page never runs; None for all other scripts.
+
+    Gradio's video player imports hls.js, which takes a third as long to load as all the rest. It is for streams, and
+    this page plays none. Each function of the stand-in returns nothing, by which the player knows that it can't.
+    """
+    if _STREAMS.fullmatch(name) is None or not (ASSETS / name).is_file():
+        return None
+    exported = _EXPORTS.search(_text(ASSETS / name))
+    if exported is None:
+        return None
+    names = [one.split()[-1] for one in exported[1].split(",")]
+    return f"function none() {{}}\nexport {{ {', '.join(f'none as {one}' for one in names)} }};\n".encode()
 
 
 def _text(file: Path) -> str:

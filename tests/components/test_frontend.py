@@ -3,7 +3,7 @@
 import pytest
 
 from components.serving import frontend
-from components.serving.frontend import first_files
+from components.serving.frontend import first_files, stand_in
 from components.serving.head import head, joined_styles, style_sheets, with_head
 
 KINDS = frozenset({"chatbot", "button", "state", "a kind of the future"})
@@ -49,6 +49,20 @@ def test_a_theme_with_addresses_stays_a_file_of_its_own():
     theme = "@import url(fonts.css);"
     assert theme.encode() not in joined_styles(KINDS, theme)
     assert "theme.css" not in head(KINDS, theme, "1")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "script"), [("hls-1.js", "export default 1;"), ("other-1.js", "export{a as b};"), ("hls-2.js", None)]
+)
+def test_only_a_script_whose_exports_are_known_has_a_stand_in(other_version, name, script):
+    if script is not None:
+        (other_version / "assets" / name).write_text(script)
+    assert stand_in(name) is None
+
+
+def test_a_stand_in_has_each_export(other_version):
+    (other_version / "assets" / "hls-1.js").write_text("let a,b;export{a as t,b};\n")
+    assert b"none as t, none as b" in stand_in("hls-1.js")
 
 
 def test_outside_frames_nothing_tells_the_size_of_the_page():

@@ -28,6 +28,7 @@ from components.inside import handlers as inside_handlers
 from components.page import build_page
 from components.serving import gate, limits, receiving
 from components.serving import server as serving
+from components.serving.frontend import FRONTEND
 from components.serving.gate import BUSY, NOTHING_HERE, ROUTES, WAITING_ALREADY
 from components.serving.limits import LogLimit
 from components.serving.receiving import TOO_LARGE, UNREADABLE
@@ -420,6 +421,17 @@ def test_the_page_comes_compressed_and_is_the_same_in_each_encoding(client):
     assert [page.headers.get("content-encoding") for page in pages] == [None, "gzip", "br"]
     assert {page.text for page in pages} == {pages[0].text}
     assert len(pages[0].content) > 4 * int(pages[2].headers["content-length"])
+
+
+def test_the_video_players_library_for_streams_is_not_sent(client):
+    (name,) = (file.name for file in FRONTEND.glob("assets/hls-*.js"))
+    sent, whole = client.get(f"/assets/{name}"), (FRONTEND / "assets" / name).read_text(encoding="utf-8")
+    assert len(sent.content) < 200
+    assert sent.headers["content-type"].startswith("text/javascript")
+    # Each name that another script may import, once more from what is sent.
+    exported = [re.findall(r"\bas (\w+)", script[script.rindex("export") :]) for script in (whole, sent.text)]
+    assert exported[0]
+    assert exported[1] == exported[0]
 
 
 def test_a_visitor_who_leaves_spoils_no_script_for_others(monkeypatch):
