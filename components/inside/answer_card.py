@@ -14,7 +14,7 @@ from typing import Any
 from components.chat.conversation import Exchange
 from components.shown.image_strip import picture_html
 from components.shown.stats import count, figures_line
-from components.shown.token_view import words_of
+from components.shown.token_view import percent, word_of_content, words_of
 from gemma3_core.engine import AttentionMap, Engine, PicturePreview, Turn
 
 MOST_WORDS, _MOST_PICTURES = 64, 8
@@ -51,8 +51,10 @@ def make_card(
         hint += f" The first {count(MOST_WORDS, 'word')} can be chosen for that."
     # The rest of the text: an answer without its tokens, or one that a browser brought back without them.
     text = "" if choices else done.text
-    data = {"words": parts or [{"text": text}], "tiles": _tiles(maps, shapes)}
     *earlier, question = exchange.answered.request.turns
+    token = word_of_content(choices, question.text)
+    first = next((number for number, word in enumerate(words) if token in word), 0)
+    data = {"words": parts or [{"text": text}], "tiles": _tiles(maps, shapes), "first": first}
     fields = {
         "title": escape(question.text[:80]),
         "earlier": "".join(map(_turn, earlier)),
@@ -72,11 +74,12 @@ def _turn(turn: Turn) -> str:
 
 
 def _word(choices: Sequence[Any], word: range, attention: AttentionMap | None) -> dict[str, Any]:
-    """A word's text, the likeliest tokens at its first one, and its maps as bytes, each scaled to its own peak."""
+    """A word's text, the likeliest tokens at its first one with their shares as text, and its maps as bytes, each
+    scaled to its own peak."""
     first = choices[word.start]
     made: dict[str, Any] = {
         "text": "".join(choices[number].text for number in word),
-        "choices": [(other.text, round(other.probability, 4)) for other in first.alternatives],
+        "choices": [(other.text, percent(other.probability)) for other in first.alternatives],
     }
     if attention is not None:
         made["maps"] = [_map(number, tile.grid) for number, tile in enumerate(attention.tiles)]

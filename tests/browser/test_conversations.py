@@ -309,6 +309,11 @@ def test_an_answer_card_lives_without_a_server(browser, page):
     alone.set_content(card.read_text(encoding="utf-8"))
     alone.locator("canvas").wait_for()
     assert alone.locator("#words").inner_text().strip() == "The star is yellow."
+    # It opens at the word that says most.
+    assert alone.locator("#words [aria-pressed=true]").inner_text().strip() == "yellow"
+    assert re.match(r"\s*yellow\s+(9\d|100) %", alone.locator("#alternatives tr").first.inner_text())
+    alone.get_by_role("button", name="star").click()
+    assert alone.locator("#words [aria-pressed=true]").inner_text().strip() == "star"
     alone.get_by_role("button", name="yellow").click()
     lit = alone.evaluate(
         """() => {
