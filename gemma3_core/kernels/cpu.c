@@ -61,7 +61,7 @@ typedef struct {
 } Product;
 
 typedef struct {
-    const float *x;      /* [M, K] */
+    const float *x;      /* [M, K]; beside bfloat16 [M, 2, K / 2], what is even before what is odd */
     const void *weight;  /* [N, K], float32 or bfloat16 */
     const float *bias;   /* [N] or NULL */
     float *out;          /* [M, N] */
@@ -125,6 +125,7 @@ AVX512 static inline void store(void *out, int bfloat16, int64_t at, __m512 valu
 #define TALL 4
 #define NAMED(name) name##_512
 #define TOTAL(value) _mm512_reduce_add_ps(value)
+#define FUSED(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define WIDENED(from) widened(_mm256_loadu_si256((const __m256i *)(from)))
 #include "rows.h"
 
@@ -133,6 +134,7 @@ AVX512 static inline void store(void *out, int bfloat16, int64_t at, __m512 valu
 #define TALL 2
 #define NAMED(name) name##_256
 #define TOTAL(value) total_256(value)
+#define FUSED(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define WIDENED(from) widened_256(_mm_loadu_si128((const __m128i *)(from)))
 #include "rows.h"
 
@@ -147,7 +149,7 @@ void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_
     GOMP_parallel(level == WHOLE ? normalise_512 : normalise_256, &p, (unsigned)threads, 0);
 }
 
-/* K is a multiple of 16. */
+/* K is a multiple of 16, of 32 for bfloat16. */
 void dense_multiply(const float *x, const void *weight, const float *bias, float *out, int64_t rows, int64_t inputs,
                     int64_t outputs, int bfloat16, int threads) {
     Dense p = {.x = x, .weight = weight, .bias = bias, .out = out, .rows = rows, .inputs = inputs, .outputs = outputs,

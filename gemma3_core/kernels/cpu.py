@@ -164,7 +164,10 @@ def dense_multiply(
     assert x.device.type == weight.device.type == "cpu"
     assert dense_fits(x, weight)
     outputs, inputs = weight.shape
-    wide, out = x.float().contiguous(), x.new_empty(*x.shape[:-1], outputs, dtype=torch.float32)
+    wide, out = x.float(), x.new_empty(*x.shape[:-1], outputs, dtype=torch.float32)
+    if weight.dtype == torch.bfloat16:  # two weights are read as one word, whose halves meet these
+        wide = wide.unflatten(-1, (-1, 2)).transpose(-1, -2)
+    wide = wide.contiguous()
     added = None if bias is None else bias.float().contiguous()
     pointers = (wide.data_ptr(), weight.data_ptr(), None if added is None else added.data_ptr(), out.data_ptr())
     sizes = (wide.numel() // inputs, inputs, outputs)
@@ -175,7 +178,8 @@ def dense_multiply(
 def dense_fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether dense_multiply takes these."""
     few = 0 < x.shape[:-1].numel() <= FEW_ROWS
-    return few and x.shape[-1] == weight.shape[1] and x.shape[-1] % _LANES == 0 and weight.is_contiguous()
+    at_a_time = _LANES * (4 // weight.dtype.itemsize)
+    return few and x.shape[-1] == weight.shape[1] and x.shape[-1] % at_a_time == 0 and weight.is_contiguous()
 
 
 def multiply(

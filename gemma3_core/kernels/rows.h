@@ -1,9 +1,9 @@
 /* RMSNorm and products with a few rows, for registers of any width. cpu.c includes this once for each: it defines
  * TARGET (what the processor must have), LANES (floats in a register), TALL (rows of x at a time), NAMED(name),
- * TOTAL(floats) and WIDENED(from), so many numbers in bfloat16 as floats.
+ * TOTAL(floats), FUSED(a, b, c), which is a * b + c rounded once, and WIDENED(from), so many numbers in bfloat16 as floats.
  */
 typedef float NAMED(Floats) __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t NAMED(Words) __attribute__((vector_size(4 * LANES)));
+typedef uint32_t NAMED(Words) __attribute__((vector_size(4 * LANES), aligned(2)));
 typedef uint16_t NAMED(Halves) __attribute__((vector_size(2 * LANES), aligned(2)));
 #define Floats NAMED(Floats)
 #define Words NAMED(Words)
@@ -52,19 +52,30 @@ TARGET static void NAMED(normalise)(void *data) {
 
 /* `wide` rows of weights from n on times `tall` rows of x from m on. Each sum is the same in any company. */
 INLINE void NAMED(multiply_tile)(const Dense *p, int64_t n, int wide, int64_t m, int tall, int bfloat16) {
-    Floats sums[4][TALL], weights[4], x;
+    const int64_t bytes = p->inputs * (bfloat16 ? 2 : 4), half = p->inputs / 2;
+    const char *rows = (const char *)p->weight + n * bytes;
+    Floats sums[4][TALL];
+    Words words[4];
     for (int i = 0; i < wide; i++)
         for (int j = 0; j < tall; j++) sums[i][j] = (Floats){0};
-    for (int64_t k = 0; k < p->inputs; k += LANES) {
+    for (int64_t at = 0; at < bytes; at += 4 * LANES) {
         for (int i = 0; i < wide; i++) {
-            int64_t at = (n + i) * p->inputs + k;
-            NAMED(load)(&weights[i], p->weight, bfloat16, at);
-            /* Of the next tile: the processor foresees only what follows, and a row ends soon. */
-            __builtin_prefetch((const char *)p->weight + (at + wide * p->inputs) * (bfloat16 ? 2 : 4));
+            words[i] = *(const Words *)(rows + i * bytes + at);
+            /* The next tile, row after row: memory gives a single stream fastest. */
+            if (wide > 1) __builtin_prefetch(rows + wide * (bytes + at) + i * 4 * LANES);
         }
         for (int j = 0; j < tall; j++) {
-            NAMED(load)(&x, p->x, 0, (m + j) * p->inputs + k);
-            for (int i = 0; i < wide; i++) sums[i][j] += weights[i] * x;
+            const float *x = p->x + (m + j) * p->inputs + at / 4;
+            Floats first = *(const Floats *)x;
+            if (!bfloat16) {
+                for (int i = 0; i < wide; i++) sums[i][j] = FUSED((Floats)words[i], first, sums[i][j]);
+                continue;
+            }
+            Floats second = *(const Floats *)(x + half);
+            for (int i = 0; i < wide; i++) {
+                sums[i][j] = FUSED((Floats)(words[i] << 16), first, sums[i][j]);
+                sums[i][j] = FUSED((Floats)(words[i] & 0xffff0000), second, sums[i][j]);
+            }
         }
     }
     for (int i = 0; i < wide; i++)
@@ -76,13 +87,17 @@ INLINE void NAMED(multiply_tile)(const Dense *p, int64_t n, int wide, int64_t m,
 
 INLINE void NAMED(multiply_share)(const Dense *p, int64_t from, int64_t to, int bfloat16) {
     int64_t n = from;
-    for (; n + 4 <= to; n += 4) {
+    for (; p->rows > 2 && n + 4 <= to; n += 4) {
         int64_t m = 0;
         for (; m + TALL <= p->rows; m += TALL) NAMED(multiply_tile)(p, n, 4, m, TALL, bfloat16);
+        for (; m + 2 <= p->rows; m += 2) NAMED(multiply_tile)(p, n, 4, m, 2, bfloat16);
         for (; m < p->rows; m++) NAMED(multiply_tile)(p, n, 4, m, 1, bfloat16);
     }
-    for (; n < to; n++)
-        for (int64_t m = 0; m < p->rows; m++) NAMED(multiply_tile)(p, n, 1, m, 1, bfloat16);
+    for (; n < to; n++) {
+        int64_t m = 0;
+        for (; m + 2 <= p->rows; m += 2) NAMED(multiply_tile)(p, n, 1, m, 2, bfloat16);
+        for (; m < p->rows; m++) NAMED(multiply_tile)(p, n, 1, m, 1, bfloat16);
+    }
 }
 
 /* One thread's share of the rows of weights. */
@@ -105,4 +120,5 @@ TARGET static void NAMED(multiply_dense)(void *data) {
 #undef TALL
 #undef NAMED
 #undef TOTAL
+#undef FUSED
 #undef WIDENED

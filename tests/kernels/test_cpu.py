@@ -256,10 +256,13 @@ def level(request: pytest.FixtureRequest) -> Iterator[int]:
 @needs_vnni
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (7, 48), (640, 2048), (3001, 640)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (7, 48), (1, 32), (7, 96), (640, 2048), (3001, 640)])
 @torch.inference_mode()
 def test_a_few_rows_are_multiplied_as_exactly_as_by_torch(dtype, outputs, inputs):
     weight, bias = noise(outputs, inputs).to(dtype), noise(outputs, seed=2).to(dtype)
+    if dtype == torch.bfloat16 and inputs % 32:
+        assert not cpu_kernels.dense_fits(noise(1, inputs).to(dtype), weight)
+        return
     for rows in range(1, cpu_kernels.FEW_ROWS + 1):
         x = noise(rows, inputs, seed=rows).to(dtype)
         for added in (None, bias):
