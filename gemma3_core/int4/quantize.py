@@ -192,9 +192,14 @@ class Int4Converter:
     The int4 model is a new model that shares all other tensors with the original.
     """
 
-    def __init__(self, model: Any, config: TorchAoConfig, device: torch.device | None = None):
-        """The int4 layers go to `device`, by default the model's. Raises UnsupportedOptionError."""
-        self._model, self._device = model, device or model.device
+    def __init__(
+        self, model: Any, config: TorchAoConfig, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ):
+        """The int4 layers go to `device` and are made of weights in `dtype`, by default the model's.
+
+        Raises UnsupportedOptionError.
+        """
+        self._model, self._device, self._dtype = model, device or model.device, dtype or model.dtype
         self.plan = plan_int4(model, config)
         require_int4(self._device)
         self._made: dict[str, Int4Linear] = {}
@@ -220,7 +225,7 @@ class Int4Converter:
     def _make(self, name: str) -> None:
         layer = self._model.get_submodule(name)
         try:
-            weight = quantize_weight(layer.weight.to(self._device), self.plan.config.group_size)
+            weight = quantize_weight(layer.weight.to(self._device, self._dtype), self.plan.config.group_size)
         except CheckpointError as error:
             raise CheckpointError(f"{name}: {error}") from None
         self._made[name] = Int4Linear.from_weight(weight, layer.bias)
@@ -234,9 +239,11 @@ class Int4Converter:
         return int4_model
 
 
-def quantized(model: Any, config: TorchAoConfig, device: torch.device | None = None) -> Any:
+def quantized(
+    model: Any, config: TorchAoConfig, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Any:
     """The int4 model of `model`; see `Int4Converter`."""
-    converter = Int4Converter(model, config, device)
+    converter = Int4Converter(model, config, device, dtype)
     for _ in converter.steps():
         pass
     return converter.int4_model()

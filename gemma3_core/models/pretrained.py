@@ -153,14 +153,17 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
             require_int4(device)
         if stored:
             install_int4(self, stored)
-        # Weights to be quantised stay memory-mapped on the CPU and go to the device one by one.
         wanted = None if stored else quantization_config
-        load_weights(self, folder, dtype, torch.device("cpu") if wanted else device)
+        if wanted:
+            # The weights stay memory-mapped and go to the device one by one: never are all in memory unquantised.
+            load_weights(self, folder, dtype, torch.device("cpu"), mapped=True)
+        else:
+            load_weights(self, folder, dtype, device)
         self.tie_weights()
         self.generation_config = read_generation_config(folder, self.config)
-        model = quantized(self, wanted, device) if wanted else self
+        model = quantized(self, wanted, device, dtype) if wanted else self
         if (plan := model.int4_plan) is not None:
-            model.to(device, model.dtype)
+            model.to(device, dtype or model.dtype)
             plan.warn()
         return model
 

@@ -115,10 +115,13 @@ def check_layers(config: AnyConfig, folder: Path) -> None:
             )
 
 
-def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
+def load_weights(
+    model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device, *, mapped: bool = False
+) -> None:
     """Assigns the checkpoint's tensors to a model on the meta device, and moves them to `device`.
 
-    On a CPU and in the stored type they stay memory-mapped. Raises one CheckpointError that names all missing, extra
+    On a CPU and in the stored type they stay memory-mapped; with `mapped`, float32 and bfloat16 are left in the stored
+    type. Raises one CheckpointError that names all missing, extra
     and misshapen tensors. Only a classifier's head may be missing: it is then new and random, and the log says so.
     """
     multimodal = isinstance(model.config, Gemma3Config)
@@ -146,7 +149,9 @@ def load_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None, devi
         found[SCORE] = _new_score(model, expected[SCORE], found)
     _check_names_and_shapes(expected, found)
     converted = {
-        name: _checked_int4(tensor, name).to(device) if name in int4 else _converted(tensor, name, dtype, device)
+        name: _checked_int4(tensor, name).to(device)
+        if name in int4
+        else _converted(tensor, name, dtype, device, mapped)
         for name, tensor in found.items()
     }
     _require_finite({name: converted[name] for name in expected})  # in the model's order
@@ -232,9 +237,12 @@ def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapp
         )
 
 
-def _converted(tensor: torch.Tensor, name: str, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+def _converted(
+    tensor: torch.Tensor, name: str, dtype: torch.dtype | None, device: torch.device, mapped: bool
+) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise CheckpointError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected a float type.")
     if dtype is None and tensor.dtype not in (torch.float32, torch.bfloat16):
         raise CheckpointError(FLOAT16_REASON + " Load it with dtype='bfloat16'.")
-    return tensor.to(device=device, dtype=dtype or tensor.dtype)
+    stays = mapped and tensor.dtype in (torch.float32, torch.bfloat16)
+    return tensor.to(device=device, dtype=tensor.dtype if stays or dtype is None else dtype)

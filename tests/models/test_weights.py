@@ -29,6 +29,7 @@ from transformers import Gemma3TextModel as ReferenceTextBase
 import gemma3_core
 from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 from gemma3_core.files.weight_files import INDEX_FILE, SINGLE_FILE, weight_files
+from gemma3_core.int4.quantize import TorchAoConfig
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Gemma3Model
 from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel
 from gemma3_core.models.weights import hub_name, module_name
@@ -358,6 +359,8 @@ def test_a_float16_checkpoint_is_refused_unless_another_type_is_asked_for(text_f
         Gemma3ForCausalLM.from_pretrained(text_folder)
     model = Gemma3ForCausalLM.from_pretrained(text_folder, dtype="bfloat16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    int4 = Gemma3ForCausalLM.from_pretrained(text_folder, dtype="bfloat16", quantization_config=TorchAoConfig(32))
+    assert {parameter.dtype for parameter in int4.parameters()} == {torch.bfloat16}
 
 
 def test_whole_numbers_are_no_weights(text_folder):
