@@ -101,6 +101,7 @@ OPTIONS = (
     Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="FOLDER_OR_HUB_ID"),
     Option("also", read_text, "another model that visitors may choose", (), "FOLDER_OR_HUB_ID", many=True),
     Option("keep", read_count, "how many of these stay in memory besides the first (default: 1)", default=1),
+    Option("at_once", read_count, "how many questions are answered at once (default: 8)", default=8),
     Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
     Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
     Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
@@ -170,7 +171,7 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
     from gemma3_core.engine import ModelRegistry
 
     lend = lender() if is_zero_gpu(os.environ) else None
-    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend)
+    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once)
     models = ModelRegistry.load(settings.model, settings.also, *options)
     return build_page(models, forgetful=settings.forgetful, frame_ancestors=settings.frame_ancestors)
 

@@ -12,7 +12,14 @@ from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, c
 from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.errors import NonFiniteError
-from gemma3_core.generation.loop import PREFILL_CHUNK_SIZE, PrefillProgress, Step, generate_tokens
+from gemma3_core.generation.loop import (
+    PREFILL_CHUNK_SIZE,
+    DecodePass,
+    PrefillProgress,
+    SharedDecoder,
+    Step,
+    generate_tokens,
+)
 from gemma3_core.inspection.confidence import token_choice
 from gemma3_core.inspection.non_finite import first_not_finite
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
@@ -27,7 +34,7 @@ _PREFILL_CHUNK_SIZE_ON_CPU = 512
 
 
 class AnswerWriter:
-    """Writes one answer at a time; the caller must hold the turn in the queue. `kept` holds the caches between
+    """Writes answers; the caller runs their passes one at a time, in one thread. `kept` holds the caches between
     answers."""
 
     def __init__(self, precisions: ModelVariants, processor: Gemma3Processor):
@@ -36,18 +43,19 @@ class AnswerWriter:
         self._model = precisions.default
         self.kept = PrefixCache(*cache_budget(self._model.device))
 
-    def answer(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
-        """Yields the stages, the tokens and the end of `running`. `prompt` must have its tiles."""
+    def answer(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event | DecodePass]:
+        """Yields the stages, the tokens and the end of `running`, and the decode steps that it needs. `prompt` must
+        have its tiles, and its precision must be prepared. Each stage stands before one pass."""
         request = prompt.request
         int4 = bool(request.int4)
-        for text in self._precisions.prepare(int4):
-            yield StageEvent("preparing", text)
         keys = self._keys(prompt)
         with self.kept.acquire(request.visitor, int4, keys) if request.reuse else nullcontext(Lent()) as lent:
             running.reused_tokens = 0 if lent.cache is None else lent.cache.length
             soft_tokens = yield from self._encode(prompt, running.reused_tokens)
             yield StageEvent("reading", f"Reading {prompt.num_tokens - running.reused_tokens:,} tokens")
-            with closing(self._steps(prompt, soft_tokens, keys, lent)) as steps:
+            answer = self._steps(prompt, soft_tokens, keys, lent)
+            del soft_tokens  # not needed after the prefill
+            with closing(answer) as steps:
                 try:
                     yield from self._written(running, steps)
                 except NonFiniteError as error:
@@ -68,13 +76,18 @@ class AnswerWriter:
     def _keys(self, prompt: Prompt) -> tuple[TokenKey, ...]:
         return prompt_keys(prompt.input_ids, prompt.token_type_ids, prompt.digests(), self._processor.image_seq_length)
 
-    def _written(self, running: RunningRequest, steps: Iterator[Step | PrefillProgress]) -> Iterator[Event]:
-        """Yields the answer's text in pieces, then its end."""
+    def _written(
+        self, running: RunningRequest, steps: Iterator[Step | PrefillProgress | DecodePass]
+    ) -> Iterator[Event | DecodePass]:
+        """Yields the answer's text in pieces, and the decode steps between them, then its end."""
         stops, tokenizer = self._model.generation_config.stop_ids, self._processor.tokenizer
         stopped = False
         for step in steps:
             if isinstance(step, PrefillProgress):
                 yield StageEvent("reading", f"Reading {step.read:,} of {step.total:,} tokens")
+                continue
+            if isinstance(step, DecodePass):
+                yield step
                 continue
             running.count()
             token_id = int(step.tokens[0])
@@ -115,8 +128,9 @@ class AnswerWriter:
         keys: tuple[TokenKey, ...],
         lent: Lent,
         longest: int | None = None,
-    ) -> Generator[Step | PrefillProgress]:
-        """Yields the answer's tokens; before the first, the progress of a long prefill.
+    ) -> Generator[Step | PrefillProgress | DecodePass]:
+        """Yields the answer's tokens, and the decode steps between them; before the first, the progress of a long
+        prefill.
 
         Hands the cache back through `lent`, also when the iterator is closed early, but not after an error.
         """
@@ -137,7 +151,9 @@ class AnswerWriter:
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
         settings, stops = request.settings(self._model.generation_config.sampling()), model.generation_config.stop_ids
         try:
-            for step in generate_tokens(model, fields, settings, longest, stops, cache, chunk, ids):
+            tokens = generate_tokens(model, fields, settings, longest, stops, cache, chunk, ids, SharedDecoder)
+            del fields, soft_tokens
+            for step in tokens:
                 if isinstance(step, Step):
                     read.append(int(step.tokens[0]))
                 yield step

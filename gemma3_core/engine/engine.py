@@ -28,6 +28,7 @@ from gemma3_core.engine.api import (
     Turn,
 )
 from gemma3_core.engine.async_bridge import in_event_loop
+from gemma3_core.engine.device_loop import DeviceLoop
 from gemma3_core.engine.explain import (
     Look,
     OcclusionReport,
@@ -39,8 +40,10 @@ from gemma3_core.engine.explain import (
     view_prompt,
 )
 from gemma3_core.engine.fair_queue import FairQueue, Ticket
+from gemma3_core.engine.own_thread import start_in_own_thread
 from gemma3_core.engine.picture_reader import HeldTiles, PictureReader
 from gemma3_core.engine.precisions import ModelVariants, quantization_name
+from gemma3_core.engine.prefix_cache import cache_budget
 from gemma3_core.engine.prompts import (
     Prompt,
     Tiles,
@@ -59,9 +62,10 @@ from gemma3_core.errors import (
     OutOfMemoryError,
     PromptError,
     StoppedError,
+    UnsupportedOptionError,
 )
 from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
-from gemma3_core.generation.loop import check_length
+from gemma3_core.generation.loop import DecodePass, check_length
 from gemma3_core.images.load import ImageSource, PictureHeader, read_header
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import ImageProcessor
@@ -70,8 +74,10 @@ from gemma3_core.inspection.confidence import vocabulary_fingerprint
 from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
 from gemma3_core.inspection.mask_view import MaskView
 from gemma3_core.int4.quantize import DEFAULT_GROUP_SIZE, TorchAoConfig, count_weights
+from gemma3_core.kernels.cpu import FEW_ROWS
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.pretrained import pick_device
+from gemma3_core.nn.cache import cache_bytes
 from gemma3_core.processor import Gemma3Processor
 
 T = TypeVar("T")
@@ -84,6 +90,8 @@ NO_MEMORY = (
     "There is not enough memory for this conversation. Send fewer pictures, switch pan & scan off, or start "
     "a new conversation."
 )
+AT_ONCE = FEW_ROWS
+"""Questions that are answered at once: as many as a CPU multiplies while it reads its weights once."""
 _SEED_BITS = 31  # short enough to be copied by hand
 _TICK_S = 0.1  # a waiting request can be stopped within this time
 
@@ -101,13 +109,19 @@ class Engine:
         queue: FairQueue | None = None,
         pictures: PictureReader | None = None,
         tiles: HeldTiles | None = None,
+        loop: DeviceLoop | None = None,
+        at_once: int = AT_ONCE,
     ):
+        if at_once < 1:
+            raise UnsupportedOptionError(f"At least 1 question must be answered at once, got {at_once}.")
         self._precisions, self._processor = precisions, processor
         self._pictures = PictureReader() if pictures is None else pictures
         self._tiles = HeldTiles() if tiles is None else tiles
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
-        self.queue = FairQueue() if queue is None else queue
+        self._loop = DeviceLoop() if loop is None else loop
+        budget = cache_budget(self._model.device)[0]
+        self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
         self._writer = AnswerWriter(precisions, processor)
 
@@ -122,20 +136,26 @@ class Engine:
         *,
         name: str | None = None,
         beside: "Engine | None" = None,
+        at_once: int = AT_ONCE,
     ) -> "Engine":
         """Loads a checkpoint folder or Hub id; None is the embedded demo model and downloads nothing.
 
         `int4` is the default precision; the other one is made when it is first requested. A checkpoint with int4
         weights always answers in int4. `name` is the model's name, by default the folder's. `beside` is an engine on
-        the same device: both share its queue, so that they answer one question at a time, and its bounds on decoding
-        pictures. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        the same device: both share its queue and the turns of their passes, and its bounds on decoding pictures hold
+        for both. Otherwise, `at_once` questions are answered at once. Raises CheckpointError, ConfigError,
+        UnsupportedOptionError.
         """
         folder = resolve_folder(model or DEMO_MODEL)
-        precisions = ModelVariants.load(folder, dtype, pick_device(device), int4, TorchAoConfig(int4_group_size))
+        config = TorchAoConfig(int4_group_size)
+        load = partial(ModelVariants.load, folder, dtype, pick_device(device), int4, config)
+        precisions = start_in_own_thread(load, "loading").result()
         name = name or (DEMO_NAME if model is None else Path(model).name)
         processor = Gemma3Processor.from_pretrained(folder, device=cls._resizes_on(precisions.default.device))
-        shared = () if beside is None else (beside.queue, beside._pictures, beside._tiles)
-        return cls(precisions, processor, name, model is None, folder, *shared)
+        own = (precisions, processor, name, model is None, folder)
+        if beside is None:
+            return cls(*own, at_once=at_once)
+        return cls(*own, beside.queue, beside._pictures, beside._tiles, beside._loop)
 
     @staticmethod
     def _resizes_on(device: torch.device) -> torch.device:
@@ -218,12 +238,12 @@ class Engine:
         the request leaves nothing behind.
         """
         running = RunningRequest(self._checked(request), self.info, self._processor.tokenizer)
-        with closing(self._events(running)) as events:
+        with closing(self._events(running, stop)) as events:
             for event in events:
                 yield event
                 if isinstance(event, DoneEvent):
                     return
-                if stop is not None and stop.is_set():
+                if stop is not None and stop.is_set() and not running.in_loop:
                     break
         yield running.done("cancelled")
 
@@ -232,23 +252,36 @@ class Engine:
         happens."""
         return in_event_loop(self.stream(request, stop))
 
-    def _events(self, running: RunningRequest) -> Generator[Event]:
+    def _events(self, running: RunningRequest, stop: threading.Event | None) -> Generator[Event]:
         request = running.request
         ticket = self.queue.enter(request.visitor, ready=False)
         try:
             running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))
-            yield from self._written(running, prompt)
-            if was_ready:  # otherwise it took longer than the next answers will
+            yield from self._run(running, prompt, stop)
+            stopped = stop is not None and stop.is_set()
+            if was_ready and not stopped:  # otherwise it took longer, or less, than the next answers will
                 self.queue.remember(running.running_s)
         finally:
             self._tiles.release(ticket)
             self.queue.leave(ticket)
 
-    def _written(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
-        """Yields the writer's events. If memory runs out before the first token, evicts all kept caches and tries once
-        more.
+    def _run(self, running: RunningRequest, prompt: Prompt, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Yields the events of an answer, whose passes run between those of others."""
+        yield from self._prepared(bool(prompt.request.int4))
+        running.in_loop = True
+        passes = self._written(running, prompt)
+        yield from self._loop.run(passes, threading.Event().is_set if stop is None else stop.is_set)
+
+    def _prepared(self, int4: bool) -> Iterator[StageEvent]:
+        """Makes or loads the precision's weights if they are missing, in this thread: others are answered meanwhile."""
+        for text in self._precisions.prepare(int4):
+            yield StageEvent("preparing", text)
+
+    def _written(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event | DecodePass]:
+        """Yields the writer's events and decode steps. If memory runs out before the first token, evicts kept caches
+        and tries once more.
 
         Raises OutOfMemoryError if that fails too.
         """
@@ -289,7 +322,8 @@ class Engine:
                 future.result()
             finally:
                 future.cancel()
-        self.queue.make_ready(ticket)
+        length = prompt.num_tokens + (prompt.request.max_new_tokens or 0)
+        self.queue.make_ready(ticket, cache_bytes(self._model.text_config, length, self._model.dtype))
         yield from self._wait_for_turn(ticket)
         return tiles.prompt()
 
@@ -352,7 +386,7 @@ class Engine:
 
     def _queue_text(self, place: int) -> str:
         text, mean = f"{ordinal(place)} in the queue", self.queue.mean_turn_s
-        return text if mean is None else f"{text}, about {max(1, round(place * mean))} s"
+        return text if mean is None else f"{text}, about {max(1, round(-(-place // self.queue.max_running) * mean))} s"
 
     def forget(self, visitor: str) -> None:
         """Evicts what is kept for a visitor's next question; call it when the visitor has left."""
@@ -450,14 +484,30 @@ class Engine:
 
     def _look(self, look: Look[T], prompt: Prompt, int4: bool, check: Check) -> Generator[StageEvent, None, T]:
         """Prepares the precision and returns what `look` finds; `prompt` has its tiles."""
-        for text in self._precisions.prepare(int4):
-            yield StageEvent("preparing", text)
-        check()
+        device = self._loop.device
 
         def decode(work: Callable[[], None], num_bytes: int) -> None:
-            self._pictures.submit(work, num_bytes).result()
+            with device.left():
+                self._pictures.submit(work, num_bytes).result()
 
-        return look(prompt, self._processor, self._precisions.model(int4), check, decode)
+        def check_and_give_way() -> None:
+            check()
+            device.give_way()
+
+        yield from self._prepared(int4)
+        while not self._loop.looking.acquire(timeout=_TICK_S):
+            yield StageEvent("queued", "Waiting for another look inside")
+            check()
+
+        def found() -> T:
+            with device.taken():
+                check()
+                return look(prompt, self._processor, self._precisions.model(int4), check_and_give_way, decode)
+
+        try:
+            return start_in_own_thread(found, "looking").result()
+        finally:
+            self._loop.looking.release()
 
     def close(self) -> None:
         """Frees the model's memory; running answers fail."""

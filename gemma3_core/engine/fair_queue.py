@@ -1,8 +1,8 @@
 """The order in which questions are answered: bounded, and fair among visitors.
 
-One question runs at a time. Visitors take turns, one question each per round, in the order of their arrival; a visitor
-who asks again joins the end of the round. Questions that arrive as a1 a2 a3 b1 b2 c1 are answered in the order a1 b1 c1
-a2 b2 a3.
+Several questions run at once, but only one of each visitor. Visitors take turns, one question each per round, in the
+order of their arrival; a visitor who asks again joins the end of the round. Questions that arrive as a1 a2 a3 b1 b2 c1
+and run one at a time are answered in the order a1 b1 c1 a2 b2 a3.
 """
 
 import itertools
@@ -21,17 +21,24 @@ class Ticket:
 
 
 class FairQueue:
-    """Tickets that wait for their turn; safe to use from many threads."""
+    """Tickets that wait for their turn; safe to use from many threads.
 
-    def __init__(self, max_waiting: int = 64, max_per_visitor: int = 4):
+    At most `max_running` run at once, and together they need at most `budget` bytes; one may always run.
+    """
+
+    def __init__(
+        self, max_waiting: int = 64, max_per_visitor: int = 4, max_running: int = 1, budget: int | None = None
+    ):
         self._max_waiting, self._max_per_visitor = max_waiting, max_per_visitor
+        self.max_running, self._budget = max_running, budget
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._waiting: list[Ticket] = []
-        # Visitors in the order of their turns: each with a waiting question once, except the one being served.
+        # Visitors in the order of their turns: each with a waiting question once, except those being served.
         self._turns: list[str] = []
         self._unready: set[Ticket] = set()
-        self._running: Ticket | None = None
+        self._num_bytes: dict[Ticket, int] = {}
+        self._running: list[Ticket] = []
         self.mean_turn_s: float | None = None
         """A moving average of a turn's duration in seconds; None before the first."""
 
@@ -59,10 +66,11 @@ class FairQueue:
             self._start_next()
             return ticket
 
-    def make_ready(self, ticket: Ticket) -> None:
-        """Stops skipping the ticket."""
+    def make_ready(self, ticket: Ticket, num_bytes: int = 0) -> None:
+        """Stops skipping the ticket; it needs so much memory while it runs."""
         with self._changed:
             self._unready.discard(ticket)
+            self._num_bytes[ticket] = num_bytes
             self._start_next()
 
     def wait(self, ticket: Ticket, known_place: int | None, seconds: float) -> int:
@@ -75,37 +83,50 @@ class FairQueue:
     def leave(self, ticket: Ticket) -> None:
         """Removes a waiting or running ticket; leaving twice is harmless."""
         with self._changed:
-            if ticket == self._running:
-                self._running = None
-            elif ticket in self._waiting:
-                self._waiting.remove(ticket)
+            for tickets in (self._running, self._waiting):
+                if ticket in tickets:
+                    tickets.remove(ticket)
             self._unready.discard(ticket)
+            self._num_bytes.pop(ticket, None)
             self._line_up(ticket.visitor)
             self._start_next()
 
     def _line_up(self, visitor: str) -> None:
         """Adds a visitor with waiting tickets to the end of the round; removes one without."""
-        is_served = self._running is not None and self._running.visitor == visitor
+        is_served = visitor in self._served()
         waits = any(ticket.visitor == visitor for ticket in self._waiting)
         if waits and not is_served and visitor not in self._turns:
             self._turns.append(visitor)
         elif not waits and visitor in self._turns:
             self._turns.remove(visitor)
 
+    def _served(self) -> list[str]:
+        return [ticket.visitor for ticket in self._running]
+
     def _start_next(self) -> None:
-        if self._running is None:
-            self._running = next((ticket for ticket in self._ordered() if ticket not in self._unready), None)
-            if self._running is not None:
-                self._waiting.remove(self._running)
-                self._turns.remove(self._running.visitor)
+        while len(self._running) < self.max_running:
+            served = self._served()
+            able = (one for one in self._ordered() if one not in self._unready and one.visitor not in served)
+            ticket = next(able, None)
+            if ticket is None or not self._has_room(ticket):
+                break
+            self._running.append(ticket)
+            self._waiting.remove(ticket)
+            self._turns.remove(ticket.visitor)
         self._changed.notify_all()
 
+    def _has_room(self, ticket: Ticket) -> bool:
+        """Whether the budget allows it now. Nobody overtakes a ticket that needs much."""
+        if self._budget is None or not self._running:
+            return True
+        return sum(self._num_bytes.get(one, 0) for one in (ticket, *self._running)) <= self._budget
+
     def _place(self, ticket: Ticket) -> int:
-        return 0 if ticket == self._running else 1 + self._ordered().index(ticket)
+        return 0 if ticket in self._running else 1 + self._ordered().index(ticket)
 
     def _ordered(self) -> list[Ticket]:
         """Waiting tickets in the order in which they will run if nobody else comes: round by round."""
-        served = [] if self._running is None else [self._running.visitor]
+        served = self._served()
         place_in_round = {visitor: place for place, visitor in enumerate([*served, *self._turns])}
         rounds = dict.fromkeys(served, 1)
         keys = {}

@@ -9,12 +9,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from PIL import Image
 
+from gemma3_core.engine.own_thread import start_in_own_thread
 from gemma3_core.images.limits import DEFAULT_LIMITS
 
 Result = TypeVar("Result")
@@ -36,7 +38,7 @@ class _Job:
 
 
 class PictureReader:
-    """Runs jobs in its own threads; safe to use from many threads."""
+    """Runs each job in a thread of its own; safe to use from many threads."""
 
     def __init__(self, max_bytes: int = DEFAULT_LIMITS.max_decoding_bytes, at_a_time: int = 2):
         """Runs at most `at_a_time` jobs together, one fewer if they are large; they use `max_bytes` at most, or are one
@@ -46,7 +48,6 @@ class PictureReader:
         self._waiting: list[_Job] = []
         self._running: list[_Job] = []
         Image.core.set_block_size(_BLOCK_BYTES)
-        self._threads = ThreadPoolExecutor(at_a_time, "pictures", initializer=_yield_to_the_model)
 
     def submit(self, work: Callable[[], Result], num_bytes: int = 0) -> Future[Result]:
         """Queues `work`, which needs about `num_bytes` of memory; cancelling the future gives up its place."""
@@ -66,7 +67,7 @@ class PictureReader:
             self._waiting.remove(job)
             if job.future.set_running_or_notify_cancel():
                 self._running.append(job)
-                self._threads.submit(self._run, job)
+                start_in_own_thread(partial(self._run, job), "pictures")
 
     def _fits(self, job: _Job) -> bool:
         together = [*self._running, job]
@@ -75,6 +76,7 @@ class PictureReader:
         return leaves_a_thread and sum(other.num_bytes for other in together) <= self._max_bytes
 
     def _run(self, job: _Job) -> None:
+        _yield_to_the_model()
         try:
             result, error = job.work(), None
         except BaseException as raised:  # noqa: BLE001  raised again where the result is awaited

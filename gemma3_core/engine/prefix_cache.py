@@ -2,7 +2,8 @@
 
 A cache serves only the visitor whose answer filled it, and only from one of two places: its end, where the conversation
 continues, or the start of its last question, if that is asked again or edited. Asking again therefore runs the same
-passes as the first time, so the same seed gives the same answer in every precision.
+passes as the first time, so the same seed gives the same answer in every precision
+(as long as its tokens are not decoded beside others', where that is rounded otherwise).
 
 Most visitors ask once. A cache whose visitor has not come back gets little room and is evicted first.
 """

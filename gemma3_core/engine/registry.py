@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from gemma3_core.engine.api import Event, ModelInfo, Request, StageEvent
 from gemma3_core.engine.async_bridge import in_event_loop
-from gemma3_core.engine.engine import DEMO_MODEL, Engine
+from gemma3_core.engine.engine import AT_ONCE, DEMO_MODEL, Engine
 from gemma3_core.engine.memory import free_bytes
 from gemma3_core.engine.sequence import never_begun
 from gemma3_core.engine.zero_gpu import BorrowingEngine, Lend
@@ -161,17 +161,19 @@ class ModelRegistry:
         int4: bool = False,
         keep: int = 1,
         lend: Lend | None = None,
+        at_once: int = AT_ONCE,
     ) -> "ModelRegistry":
         """Loads the first model as `Engine.load` does; `also` lists folders and Hub ids that visitors may choose.
 
-        All models share one device and answer one question at a time. Raises what `Engine.load` raises, and
-        CheckpointError for an entry of `also` that is neither a folder nor a possible Hub id. Where a GPU is lent for
-        each call (`lend`), all of them are loaded now, since a child sees only what was there before it.
+        All models share one device and together answer `at_once` questions at once. Raises what `Engine.load` raises,
+        and CheckpointError for an entry of `also` that is neither a folder nor a possible Hub id. Where a GPU is lent
+        for each call (`lend`), they answer one at a time, and all of them are loaded now, since a child sees only what
+        was there before it.
         """
         source = None if model is None else str(model)
         if also:
             entries_of(also, source)  # reports a wrong entry before the first model loads, which can take minutes
-        first = _engine(lend, model, device, dtype, int4)
+        first = _engine(lend, model, device, dtype, int4, at_once=at_once if lend is None else 1)
         others = entries_of(also, source, first.info.name) if also else ()
 
         def load(entry: ModelEntry) -> Engine:

@@ -16,6 +16,8 @@ class RunningRequest:
     def __init__(self, request: Request, info: ModelInfo, tokenizer: Gemma3Tokenizer):
         self.request, self._info = request, info
         self.prompt: Prompt | None = None
+        self.in_loop = False
+        """Whether its passes are run by the engine's loop, which looks at the stop itself."""
         self.reused_tokens = 0
         self._decoder = StreamingDecoder(tokenizer)
         self._pieces: list[str] = []

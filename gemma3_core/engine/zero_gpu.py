@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from gemma3_core.engine.api import DoneEvent, Event, ModelInfo, StageEvent, TokenEvent
+from gemma3_core.engine.device_loop import run_alone
 from gemma3_core.engine.engine import NO_MEMORY, Engine, check_stop, is_out_of_memory
 from gemma3_core.engine.explain import Look
 from gemma3_core.engine.prompts import Prompt
@@ -102,7 +103,7 @@ class BorrowingEngine(Engine):
         read = prompt.num_tokens / _PROMPT_TOKENS_PER_S + len(prompt.all_tiles()) / _TILES_PER_S
         return min(LONGEST_S, round(moved + passes * read + new_tokens / _NEW_TOKENS_PER_S))
 
-    def _written(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event]:
+    def _run(self, running: RunningRequest, prompt: Prompt, _stop: threading.Event | None = None) -> Iterator[Event]:
         request = prompt.request
         assert request.max_new_tokens is not None
         asked = _Answer(replace(prompt, request=replace(request, reuse=False)))
@@ -166,8 +167,9 @@ class BorrowingEngine(Engine):
         running = RunningRequest(work.prompt.request, self.info, self._processor.tokenizer)
         running.prompt = work.prompt
         running.start()
+        yield from self._prepared(bool(work.prompt.request.int4))
         known = len(running.token_ids)
-        for event in super()._written(running, work.prompt):
+        for event in run_alone(self._written(running, work.prompt)):
             if not isinstance(event, TokenEvent):
                 yield event
             elif len(running.token_ids) > known:  # otherwise the rest of a broken character
@@ -176,8 +178,7 @@ class BorrowingEngine(Engine):
 
     def _found(self, work: _Looking) -> Iterator[_Found | StageEvent | None]:
         """Yields the steps, then None while a look works, so that it can be closed at any time, then what it found."""
-        for text in self._precisions.prepare(work.int4):
-            yield StageEvent("preparing", text)
+        yield from self._prepared(work.int4)
         stop = threading.Event()
         model, check = self._precisions.model(work.int4), partial(check_stop, stop)
         with ThreadPoolExecutor(1) as thread:

@@ -12,6 +12,7 @@ from gemma3_core.generation.inputs import GenerationInputs, inputs_of_next_pass,
 from gemma3_core.generation.loop import (
     PREFILL_CHUNK_SIZE,
     AnyDecoder,
+    DecodePass,
     Decoder,
     Plan,
     PrefillProgress,
@@ -275,14 +276,17 @@ def _random_numbers(model: Any, beside: _Beside, plan: Plan) -> torch.Generator 
 
 
 def _collected(
-    steps: Iterator[Step | PrefillProgress], config: GenerationConfig, ids: torch.Tensor, streamer: BaseStreamer | None
+    steps: Iterator[Step | PrefillProgress | DecodePass],
+    config: GenerationConfig,
+    ids: torch.Tensor,
+    streamer: BaseStreamer | None,
 ) -> GenerateOutput:
     """Runs all steps: prompt and new ids [B, T + new], and the scores and logits that `config` asks for."""
     if streamer is not None:
         streamer.put(ids.cpu())
     tokens, scores, logits = [], [], []
     for step in steps:
-        if isinstance(step, PrefillProgress):
+        if not isinstance(step, Step):
             continue
         tokens.append(step.tokens)
         # Copies: the model made inference tensors, and greedy scores may be the logits themselves.

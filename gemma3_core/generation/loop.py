@@ -1,6 +1,6 @@
 """Prefill, decode and generate: plain functions over a model that yield tokens one by one."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from gemma3_core.errors import ContextLengthError, NonFiniteError, UnsupportedOp
 from gemma3_core.generation.chunks import PicturesByColumn, chunk_ends, soft_token_places
 from gemma3_core.generation.sampling import SamplingParams, process_logits, sample, seen_tokens
 from gemma3_core.generation.stop_strings import StopStrings
-from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.cache import KVCache, RowCaches
 from gemma3_core.nn.masks import image_blocks
 from gemma3_core.nn.outputs import CausalLMOutput
 
@@ -118,7 +118,7 @@ def _read(model: LanguageModel, cache: KVCache, **inputs: Any) -> torch.Tensor:
 
 @torch.inference_mode()
 def decode_step(
-    model: LanguageModel, cache: KVCache, token_ids: torch.Tensor, position_ids: torch.Tensor
+    model: LanguageModel, cache: KVCache | RowCaches, token_ids: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
     """Reads one token per row [B] at rotary positions [B]; returns logits [B, vocabulary] of the next token."""
     out = model(input_ids=token_ids[:, None], position_ids=position_ids[:, None], past_key_values=cache, use_cache=True)
@@ -130,7 +130,41 @@ class AnyDecoder(Protocol):
     """Prefills a prompt and decodes new tokens; both return logits [B, vocabulary] of the next token."""
 
     def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]: ...
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor: ...
+    def decode(self, tokens: torch.Tensor) -> Generator["DecodePass", None, torch.Tensor]: ...
+
+
+@dataclass
+class DecodePass:
+    """A decode step that is left to the caller, who may run it together with others: see `decode_together`."""
+
+    model: LanguageModel
+    cache: KVCache
+    token_ids: torch.Tensor
+    """[1]"""
+    position_ids: torch.Tensor
+    """[1]"""
+    logits: torch.Tensor | None = None
+    """[1, vocabulary], once it has been run."""
+    error: Exception | None = None
+    """Why it could not be run; it is raised where the answer goes on."""
+
+
+def decode_together(passes: Sequence[DecodePass]) -> None:
+    """Runs decode steps of one model as one batch. After an error none counts, and each may be run again."""
+    lengths = [one.cache.length for one in passes]
+    if len(passes) == 1:
+        cache: KVCache | RowCaches = passes[0].cache
+    else:
+        cache = RowCaches([one.cache for one in passes])
+    tokens, positions = (torch.cat(rows) for rows in zip(*((p.token_ids, p.position_ids) for p in passes), strict=True))
+    try:
+        logits = decode_step(passes[0].model, cache, tokens, positions)
+    except BaseException:
+        for one, length in zip(passes, lengths, strict=True):
+            one.cache.length = length  # the pass may have failed after it was counted
+        raise
+    for one, row in zip(passes, logits.split(1), strict=True):
+        one.logits = row
 
 
 class Decoder:
@@ -141,10 +175,12 @@ class Decoder:
         self._positions = torch.empty(0)
 
     def prefill(self) -> Generator[PrefillProgress, None, torch.Tensor]:
-        for progress, logits in prefill_in_chunks(self._model, self._cache, self._chunk_size, **self._inputs):  # noqa: B007
+        inputs, self._inputs = self._inputs, {}  # pictures take memory that decoding does not need
+        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        for progress, logits in prefill_in_chunks(self._model, self._cache, self._chunk_size, **inputs):  # noqa: B007
             if progress.read < progress.total:
                 yield progress
-        mask, positions = self._inputs.get("attention_mask"), self._inputs.get("position_ids")
+        del inputs
         if positions is not None:
             behind = (positions[:, -1] + 1).expand(logits.shape[0])
         elif mask is not None:
@@ -154,10 +190,24 @@ class Decoder:
         self._positions = behind.to(self._model.device)
         return logits
 
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> Generator[DecodePass, None, torch.Tensor]:
+        yield from ()
         logits = decode_step(self._model, self._cache, tokens, self._positions)
         self._positions = self._positions + 1
         return logits
+
+
+class SharedDecoder(Decoder):
+    """A Decoder of one row that leaves its decode steps to the caller."""
+
+    def decode(self, tokens: torch.Tensor) -> Generator[DecodePass, None, torch.Tensor]:
+        step = DecodePass(self._model, self._cache, tokens, self._positions)
+        yield step
+        if step.error is not None:
+            raise step.error
+        assert step.logits is not None
+        self._positions = self._positions + 1
+        return step.logits
 
 
 class UncachedDecoder:
@@ -173,7 +223,8 @@ class UncachedDecoder:
         yield from ()
         return self._pass()
 
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> Generator[DecodePass, None, torch.Tensor]:
+        yield from ()
         new = tokens[:, None]
         added = {"input_ids": new, "attention_mask": torch.ones_like(new), "token_type_ids": torch.zeros_like(new)}
         if "position_ids" in self._inputs:
@@ -222,8 +273,9 @@ def generate_steps(
     generator: torch.Generator | None,
     prompt_ids: torch.Tensor,
     prompt_mask: torch.Tensor | None = None,
-) -> Iterator[Step | PrefillProgress]:
-    """Yields PrefillProgress between the chunks of a long prompt, then Steps until every row has ended.
+) -> Iterator[Step | PrefillProgress | DecodePass]:
+    """Yields PrefillProgress between the chunks of a long prompt, then Steps until every row has ended; in between, the
+    passes that the decoder leaves to the caller.
 
     The repetition penalty and stop strings also look at prompt_ids [B, T]; prompt_mask is 0 on padding. With
     `generator` None, samples come from torch's default generator. Closing the iterator stops before the next chunk or
@@ -250,7 +302,7 @@ def generate_steps(
         yield Step(tokens, logits, scores)
         if count == plan.max_new_tokens or bool(ended.all()):
             return
-        logits = decoder.decode(tokens)
+        logits = yield from decoder.decode(tokens)
 
 
 def _require_finite(logits: torch.Tensor) -> None:
@@ -272,7 +324,8 @@ def generate_tokens(
     cache: KVCache | None = None,
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
     prompt_ids: torch.Tensor | None = None,
-) -> Iterator[Step | PrefillProgress]:
+    decoder_type: type[Decoder] = Decoder,
+) -> Iterator[Step | PrefillProgress | DecodePass]:
     """`generate_steps` with a KV cache and without further options; `inputs` are the tokens that `cache` lacks.
 
     `prompt_ids` [B, T] is the whole prompt if the cache holds a part of it. Stop tokens are yielded too. A row that has
@@ -285,7 +338,7 @@ def generate_tokens(
     check_length(model.text_config, total - max_new_tokens, max_new_tokens)
     cache = cache if cache is not None else KVCache(model.text_config)
     cache.reserve(total)
-    decoder = Decoder(model, cache, inputs, prefill_chunk_size)
+    decoder = decoder_type(model, cache, inputs, prefill_chunk_size)
     plan = Plan(params, max_new_tokens, stop_ids)
     ids = inputs["input_ids"] if prompt_ids is None else prompt_ids
     return generate_steps(decoder, plan, params.generator(model.device), ids)

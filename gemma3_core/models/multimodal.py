@@ -13,7 +13,7 @@ from gemma3_core.generation.generate import GenerationMixin
 from gemma3_core.models.initial_weights import initialise_decoder, initialise_encoder
 from gemma3_core.models.pretrained import PreTrainedModel
 from gemma3_core.models.text import Gemma3ForCausalLM, Gemma3TextModel, causal_output, check_prompt, last_tokens
-from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.cache import KVCache, RowCaches
 from gemma3_core.nn.inputs import described, require_tensors
 from gemma3_core.nn.layers import Linear
 from gemma3_core.nn.masks import image_blocks
@@ -88,7 +88,7 @@ class Gemma3Model(PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: KVCache | None = None,
+        past_key_values: KVCache | RowCaches | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -169,7 +169,7 @@ class Gemma3ForConditionalGeneration(GenerationMixin, PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: KVCache | None = None,
+        past_key_values: KVCache | RowCaches | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,

@@ -13,7 +13,7 @@ from gemma3_core.files.saving import refuse_options
 from gemma3_core.generation.generate import GenerationMixin
 from gemma3_core.models.initial_weights import initialise_decoder
 from gemma3_core.models.pretrained import PreTrainedModel
-from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.cache import KVCache, RowCaches
 from gemma3_core.nn.checkpointing import run_layer
 from gemma3_core.nn.inputs import described, require_prompt, require_tensors
 from gemma3_core.nn.layers import DecoderLayer, Linear, RMSNorm, WeightReader, rotary_tables
@@ -59,7 +59,7 @@ class Gemma3TextModel(PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: KVCache | None = None,
+        past_key_values: KVCache | RowCaches | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         *,
@@ -93,7 +93,9 @@ class Gemma3TextModel(PreTrainedModel):
             keep = False  # a layer that runs again would write its keys twice
         cache = past_key_values if past_key_values is not None and keep else (KVCache(self.config) if keep else None)
         past = 0 if cache is None else cache.get_seq_length()
-        columns = torch.arange(past, past + x.shape[1], device=x.device).expand(x.shape[:2])  # padding counts too
+        tokens = x.shape[1]
+        new = torch.arange(tokens, device=x.device)[None] if cache is None else cache.next_columns(tokens, x.device)
+        columns = new.expand(x.shape[:2])  # padding counts too
         ready = _ready_masks(attention_mask, columns, past)
         padding_mask = attention_mask if ready is None and isinstance(attention_mask, torch.Tensor) else None
         positions = _mask_positions(columns, padding_mask, past)
@@ -122,7 +124,8 @@ class Gemma3TextModel(PreTrainedModel):
         if cache is not None:
             cache.advance()
         all_states = (*hidden_states, x) if output_hidden_states else None
-        return as_asked(TextModelOutput(x, cache, all_states, tuple(attentions) or None), return_dict)
+        own_cache = None if isinstance(cache, RowCaches) else cache  # the rows' caches belong to their answers
+        return as_asked(TextModelOutput(x, own_cache, all_states, tuple(attentions) or None), return_dict)
 
     def _mask(
         self,
@@ -130,11 +133,11 @@ class Gemma3TextModel(PreTrainedModel):
         columns: torch.Tensor,
         positions: torch.Tensor,
         blocks: torch.Tensor,
-        cache: KVCache | None,
+        cache: KVCache | RowCaches | None,
         documents: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """[B, 1, T, S], or None if one new token may attend to every key in the cache."""
-        if cache is not None and positions.shape[1] == 1 and not cache.has_padding:
+        if isinstance(cache, RowCaches) or (cache is not None and positions.shape[1] == 1 and not cache.has_padding):
             return None
         key_positions, key_blocks = (positions, blocks) if cache is None else cache.seen(kind)
         window = self.config.window(kind)
@@ -151,7 +154,7 @@ def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> No
         raise PromptError("Give either input_ids or inputs_embeds.")
     name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     require_prompt(name, given)
-    if not isinstance(past_key_values, KVCache | None):
+    if not isinstance(past_key_values, KVCache | RowCaches | None):
         raise UnsupportedOptionError(f"past_key_values must be a KVCache, got {type(past_key_values).__name__}.")
     if past_key_values is not None and past_key_values.batch_size not in (None, given.shape[0]):
         raise PromptError(
@@ -160,10 +163,10 @@ def check_prompt(input_ids: Any, inputs_embeds: Any, past_key_values: Any) -> No
         )
 
 
-def _check_checkpointing(past_key_values: KVCache | None) -> None:
-    if past_key_values is not None and past_key_values.length:
+def _check_checkpointing(past_key_values: KVCache | RowCaches | None) -> None:
+    if past_key_values is not None and past_key_values.get_seq_length():
         raise UnsupportedOptionError(
-            f"Gradient checkpointing can't continue past_key_values of {past_key_values.length} tokens. "
+            f"Gradient checkpointing can't continue past_key_values of {past_key_values.get_seq_length()} tokens. "
             "Give the whole rows, or call gradient_checkpointing_disable()."
         )
 
@@ -232,7 +235,7 @@ class Gemma3ForCausalLM(GenerationMixin, PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: KVCache | None = None,
+        past_key_values: KVCache | RowCaches | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,

@@ -5,7 +5,7 @@ Both take memory as they fill. The cache stores the position and the image block
 PADDING); all rows share the columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -89,7 +89,8 @@ class KVCache:
     """Keys and values of every layer for one batch of rows.
 
     A forward pass calls `begin` with the positions and blocks of the new tokens, `update` for each layer, and then
-    `advance`, which counts the tokens. A pass that fails in between leaves the cache unusable.
+    `advance`, which counts the tokens. After a pass that failed, the cache is good only for reading the same single
+    token again at the same length.
     """
 
     def __init__(self, config: Gemma3TextConfig | Gemma3Config, reserve: int = 0):
@@ -137,6 +138,10 @@ class KVCache:
         """Tokens read so far, padding included (the name that transformers' caches use)."""
         return self.length
 
+    def next_columns(self, tokens: int, device: torch.device) -> torch.Tensor:
+        """The columns [1, T] of as many new tokens."""
+        return torch.arange(self.length, self.length + tokens, device=device)[None]
+
     def can_truncate(self, tokens: int) -> bool:
         """Whether `truncate` is possible: not once a ring has overwritten columns."""
         window = self._config.window(LOCAL)
@@ -174,6 +179,50 @@ class KVCache:
         """Counts the announced tokens as read, once every layer has stored them."""
         self.length += self._new
         self._new = 0
+
+
+class RowCaches:
+    """Caches of one row each as one batch, for a pass that reads one token of every row.
+
+    The rows have lengths of their own and no padding: each sees its own keys, as if it were alone. Stands for a KVCache
+    in `forward`; the rows' own caches are moved on.
+    """
+
+    def __init__(self, rows: Sequence[KVCache]):
+        assert not any(row.has_padding for row in rows)
+        self._rows = tuple(rows)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self._rows)
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest row."""
+        return max(row.length for row in self._rows)
+
+    def next_columns(self, tokens: int, device: torch.device) -> torch.Tensor:
+        """The columns [B, 1] of the new tokens."""
+        assert tokens == 1
+        return torch.tensor([[row.length] for row in self._rows], device=device)
+
+    def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:
+        """Announces new tokens [B, 1]; see KVCache."""
+        assert not may_have_padding
+        for row, at, block in zip(self._rows, positions.split(1), blocks.split(1), strict=True):
+            row.begin(at, block, may_have_padding=False)
+
+    def update(
+        self, layer_index: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Stores new keys and values [B, KV heads, 1, D]; returns each row's own [1, KV heads, S, D]."""
+        new = zip(self._rows, keys.split(1), values.split(1), strict=True)
+        rows = [row.update(layer_index, key, value) for row, key, value in new]
+        return tuple(key for key, _ in rows), tuple(value for _, value in rows)
+
+    def advance(self) -> None:
+        """Counts the announced tokens as read."""
+        for row in self._rows:
+            row.advance()
 
 
 def cache_bytes(config: Gemma3TextConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> int:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gemma3_core.config.gemma3 import Gemma3TextConfig, RopeParameters
 from gemma3_core.kernels import cpu as cpu_kernels
-from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.cache import KVCache, RowCaches
 from gemma3_core.nn.checkpointing import CheckpointedLayer
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -182,7 +182,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         rotary: Rotary,
         mask: torch.Tensor | None,
-        cache: KVCache | None,
+        cache: KVCache | RowCaches | None,
         with_weights: bool | WeightReader,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [B, T, E] -> [B, T, E], and if asked for the weights [B, H, T, S] or a reader's result."""
@@ -190,9 +190,15 @@ class Attention(nn.Module):
         queries = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rotary)  # [B, H, T, D]
         keys = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rotary)
         values = self.v_proj(x).view(heads).transpose(1, 2)
+        scale = self.config.attention_scale
+        if isinstance(cache, RowCaches):
+            assert mask is None
+            assert not callable(with_weights)
+            rows = zip(queries.split(1), *cache.update(self.layer_index, keys, values), strict=True)
+            out = torch.cat([attend(*row, None, scale, with_weights)[0] for row in rows])
+            return self.o_proj(out.transpose(1, 2).flatten(2)), None
         if cache is not None:
             keys, values = cache.update(self.layer_index, keys, values)
-        scale = self.config.attention_scale
         out, weights = attend(queries, keys, values, mask, scale, with_weights is True)
         if callable(with_weights):
             weights = with_weights(self.layer_index, queries, keys, mask, scale)
@@ -230,7 +236,7 @@ class DecoderLayer(CheckpointedLayer):
         x: torch.Tensor,
         rotary: Rotary,
         mask: torch.Tensor | None,
-        cache: KVCache | None,
+        cache: KVCache | RowCaches | None,
         with_weights: bool | WeightReader,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, cache, with_weights)

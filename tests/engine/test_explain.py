@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from counted_passes import CountedPasses
 from engine_inputs import inputs_of
 from PIL import Image
 from reference import TOKENS_PER_IMAGE, assert_equal
@@ -224,7 +225,20 @@ def test_requests_that_can_not_be_asked_can_not_be_inspected(engine):
     assert issubclass(ContextLengthError, PromptError)
 
 
-def test_while_another_answer_is_written_attention_waits_in_the_queue(engine, long_answer):
+def test_attention_is_found_while_another_answer_is_written(engine, long_answer, monkeypatch):
+    passes = CountedPasses(engine, monkeypatch, allowed=3)
+    stream = engine.stream(replace(SHORT, visitor="somebody"))
+    while not isinstance(next(stream), TokenEvent):
+        pass
+    passes.allow(1000)
+    before = passes.lengths.count(1)
+    assert engine.attention(long_answer, [0]).tiles
+    assert passes.lengths.count(1) > before, "its tokens went on"
+    stream.close()
+
+
+def test_where_only_one_is_answered_at_a_time_attention_waits_in_the_queue(engine, long_answer, monkeypatch):
+    monkeypatch.setattr(engine.queue, "max_running", 1)
     stream = engine.stream(replace(SHORT, visitor="somebody"))
     while not isinstance(next(stream), TokenEvent):
         pass
@@ -261,13 +275,17 @@ def test_a_prompt_is_counted_before_it_is_asked_and_without_a_pixel_read(engine,
 
 
 def stopped_after(engine: Engine, request: Request, tokens: int) -> Answered:
-    """An answer that is stopped after so many tokens."""
+    """An answer that is stopped after so many tokens, while the last of them is computed."""
     stop, ids = threading.Event(), []
-    for event in engine.stream(replace(request, confidence=True), stop):
-        if isinstance(event, TokenEvent):
-            ids.append(event.choice.token_id)
-        if len(ids) == tokens:
-            stop.set()
+    with pytest.MonkeyPatch.context() as patched:
+        passes = CountedPasses(engine, patched, allowed=tokens - 1)
+        for event in engine.stream(replace(request, confidence=True), stop):
+            if isinstance(event, TokenEvent):
+                ids.append(event.choice.token_id)
+            if len(ids) == tokens - 1 and not stop.is_set():
+                passes.wait_for(tokens)
+                stop.set()
+                passes.allow(100)
     assert event.token_ids == tuple(ids)
     return Answered(request, event)
 
@@ -290,7 +308,8 @@ def test_an_answer_that_was_stopped_or_cut_is_looked_into_like_others(engine, lo
         engine.attention(stopped, [3])
 
 
-def test_attention_that_waits_can_be_given_up_and_leaves_the_queue(engine, long_answer):
+def test_attention_that_waits_can_be_given_up_and_leaves_the_queue(engine, long_answer, monkeypatch):
+    monkeypatch.setattr(engine.queue, "max_running", 1)
     stream = engine.stream(replace(SHORT, visitor="somebody"))
     while not isinstance(next(stream), TokenEvent):
         pass
@@ -338,5 +357,5 @@ def test_attention_that_runs_is_given_up_within_one_picture_or_layer(engine, lon
     with pytest.raises(StoppedError):
         calls[act]()
     assert len(encoded) == min(looks - 1, 7)
-    assert engine.queue._running is None
+    assert not engine.queue._running
     assert not engine.queue._waiting

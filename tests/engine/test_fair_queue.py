@@ -1,4 +1,4 @@
-"""The engine's queue: one at a time, fair among visitors, bounded, left at any moment, from any thread."""
+"""The engine's queue: so many at a time, fair among visitors, bounded, left at any moment, from any thread."""
 
 import random
 import threading
@@ -233,3 +233,43 @@ def test_who_leaves_before_being_ready_is_forgotten():
     queue.leave(gone)
     queue.make_ready(gone)
     assert queue.wait(queue.enter("b"), None, 0) == 0
+
+
+def running(queue: FairQueue, tickets: dict[str, Ticket]) -> set[str]:
+    return {name for name, ticket in tickets.items() if place(queue, ticket) == 0}
+
+
+def test_several_run_at_once_one_of_each_visitor_and_the_next_in_turn_follows():
+    queue = FairQueue(max_running=2)
+    tickets = {name: queue.enter(name[0]) for name in ("a1", "a2", "b1", "c1")}
+    assert running(queue, tickets) == {"a1", "b1"}
+    assert [place(queue, tickets[name]) for name in ("c1", "a2")] == [1, 2]
+    queue.leave(tickets.pop("a1"))
+    assert running(queue, tickets) == {"b1", "c1"}
+    queue.leave(tickets.pop("b1"))
+    assert running(queue, tickets) == {"a2", "c1"}
+
+
+def test_a_visitor_alone_is_still_answered_one_by_one():
+    queue = FairQueue(max_running=8)
+    tickets = {name: queue.enter("a") for name in ("a1", "a2", "a3")}
+    assert running(queue, tickets) == {"a1"}
+    queue.leave(tickets.pop("a1"))
+    assert running(queue, tickets) == {"a2"}
+
+
+def test_those_who_run_fit_into_the_budget_and_nobody_overtakes_one_who_needs_much():
+    queue = FairQueue(max_running=8, budget=100)
+    needs = {"a": 60, "b": 60, "c": 30, "d": 500}
+    tickets = {name: queue.enter(name, ready=False) for name in needs}
+    for name, num_bytes in needs.items():
+        queue.make_ready(tickets[name], num_bytes)
+    assert running(queue, tickets) == {"a"}, "c would fit beside a, but b came first"
+    queue.leave(tickets.pop("a"))
+    assert running(queue, tickets) == {"b", "c"}
+    queue.leave(tickets.pop("b"))
+    assert running(queue, tickets) == {"c"}
+    queue.leave(tickets.pop("c"))
+    assert running(queue, tickets) == {"d"}, "what exceeds the budget runs alone"
+    queue.leave(tickets.pop("d"))
+    assert place(queue, queue.enter("e")) == 0

@@ -315,7 +315,7 @@ def test_two_checkpoints_answer_each_as_if_it_were_alone(real, chat_folder, text
         alone = list(Engine.load(folder, device="cpu").stream(QUESTION))[-1]
         assert done(real, name).token_ids == alone.token_ids
     with real.held("small-text-model") as engine:
-        assert engine.queue is real.first.queue  # one question at a time on one device
+        assert engine.queue is real.first.queue  # one queue for one device
         assert engine.info.vocabulary == real.first.info.vocabulary
 
 

@@ -9,7 +9,7 @@ import torch
 from reference import image_prompt
 
 from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3Config, Gemma3TextConfig
-from gemma3_core.nn.cache import KVCache, cache_bytes
+from gemma3_core.nn.cache import KVCache, RowCaches, cache_bytes
 from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask, image_blocks
 
 WINDOW = 6
@@ -330,3 +330,25 @@ def test_two_caches_share_nothing(config):
     assert other.length == 0
     got = read(other, columns(0, 2))
     assert got[1].shape[1] == 2
+
+
+def test_rows_of_their_own_lengths_get_what_each_would_get_alone(config):
+    """Some shorter than the window, some longer, some just at it, and rows that come and go."""
+    lengths = [1, 3, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW]
+    rows, alone = ([KVCache(config) for _ in lengths] for _ in range(2))
+    for caches in (rows, alone):
+        for cache, length in zip(caches, lengths, strict=True):
+            read(cache, columns(0, length))
+    for step in range(2 * WINDOW):
+        chosen = [number for number in range(len(lengths)) if (number + step) % 3 or step < WINDOW]
+        together = RowCaches([rows[number] for number in chosen])
+        positions = together.next_columns(1, torch.device("cpu"))
+        assert positions[:, 0].tolist() == [alone[number].length for number in chosen]
+        together.begin(positions, torch.full_like(positions, NO_BLOCK), may_have_padding=False)
+        expected = [read(alone[number], columns(alone[number].length, 1)) for number in chosen]
+        for layer in range(len(KINDS)):
+            new = torch.cat([keys_of(layer, rows[number].length, 1) for number in chosen])
+            for got, own in zip(together.update(layer, new, -new)[0], expected, strict=True):
+                assert torch.equal(got[:, 0, :, 0], own[layer])
+        together.advance()
+    assert [cache.length for cache in rows] == [cache.length for cache in alone]

@@ -1,0 +1,242 @@
+"""The one thread that runs a device's passes: prompts pass by pass, and a decode step of all answers together.
+
+An answer is an iterator that stops before each of its passes: at a StageEvent before a pass of its own (encoding a
+picture, a chunk of the prompt), at a DecodePass before a decode step, which the loop runs for all answers of a model
+at once. A round is one pass of one prompt and then a decode step of every model that has answers. So nobody's answer
+stalls for longer than one pass of somebody's prompt, or until a look inside gives way. (After NaN, finding the layer is
+one pass too.)
+"""
+
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from gemma3_core.engine.api import Event, StageEvent
+from gemma3_core.generation.loop import DecodePass, decode_together
+
+Passes = Iterator[Event | DecodePass]
+_TICK_S = 0.1
+_SILENT_S = 1.0
+_PASSES_IN_A_ROW = 4
+"""Of one prompt, before others have their turn."""
+
+
+class Device:
+    """A lock that goes round in the order in which threads ask for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._taken = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Waits for the device and holds it."""
+        self._take()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Lets others have the device during what does not need it."""
+        self._leave()
+        try:
+            yield
+        finally:
+            self._take()
+
+    def give_way(self) -> None:
+        """Lets whoever waits for the device have it first."""
+        with self._lock:
+            if not self._waiting:
+                return
+        with self.left():
+            pass
+
+    def _take(self) -> None:
+        turn = threading.Lock()
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def _leave(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
+
+class _Task:
+    """An answer in the loop, and its way out."""
+
+    def __init__(self, passes: Passes, stop: Callable[[], bool]):
+        self.passes, self._stop = passes, stop
+        self.events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self.reader_has_left = False
+        self.ended = threading.Event()
+        self.waiting: DecodePass | None = None
+        self.prompt_passes = 0
+
+    @property
+    def cancelled(self) -> bool:
+        return self.reader_has_left or self._stop()
+
+    def advance(self) -> None:
+        """Runs up to the next pass."""
+        self.waiting = None
+        try:
+            for item in self.passes:
+                if isinstance(item, DecodePass):
+                    self.waiting = item
+                    return
+                self.events.put(item)
+                if isinstance(item, StageEvent):
+                    return
+        except BaseException as error:  # noqa: BLE001  raised again where the answer is read
+            self.end(error)
+        else:
+            self.end(None)
+
+    def end(self, error: BaseException | None) -> None:
+        self.waiting = None
+        close: Callable[[], None] = self.passes.close  # type: ignore[attr-defined]
+        try:
+            close()
+        except Exception as raised:  # noqa: BLE001  raised again where the answer is read
+            error = error or raised
+        finally:
+            self.events.put(error)
+            self.ended.set()
+
+
+class DeviceLoop:
+    """Runs answers on one device; safe to use from many threads. Its thread lives while there are answers."""
+
+    def __init__(self) -> None:
+        self.device = Device()
+        """Held during each round; whoever else runs a model must take it."""
+        self.looking = threading.Lock()
+        """Held by the one look inside that runs: a look gives way to answers with its tensors in memory."""
+        self._changed = threading.Lock()
+        self._arrived: list[_Task] = []
+        self._thread: threading.Thread | None = None
+
+    def run(self, passes: Passes, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Yields the events of `passes`, which is a generator; once `stop()`, those up to the end of the current round.
+
+        The loop does not wait for the reader. Repeats a stage that takes long, since a server notices a closed page
+        only when it sends something. Closing the iterator ends the answer too. Raises what `passes` raises.
+        """
+        answer = _Task(passes, stop)
+        with self._changed:
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, name="device", daemon=True)
+                thread.start()  # it waits for the lock
+                self._thread = thread
+            self._arrived.append(answer)
+        stage: StageEvent | None = None
+        told = time.monotonic()
+        try:
+            while True:
+                try:
+                    item = answer.events.get(timeout=_TICK_S)
+                except queue.Empty:
+                    if stage is None or time.monotonic() < told + _SILENT_S:
+                        continue
+                    item = stage
+                stage, told = item if isinstance(item, StageEvent) else None, time.monotonic()
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    try:
+                        raise item
+                    finally:
+                        del item  # or the error would keep itself, and what its pass held
+                yield item
+        finally:
+            answer.reader_has_left = True
+            # Collected as garbage it may be closed in the loop's own thread, or when the program ends.
+            while threading.current_thread() is not self._thread and not answer.ended.wait(_TICK_S):
+                if sys.is_finalizing():
+                    break
+
+    def _work(self) -> None:
+        answers: list[_Task] = []
+        while True:
+            with self._changed:
+                answers += self._arrived
+                self._arrived.clear()
+                if not answers:
+                    self._thread = None
+                    return
+            with self.device.taken():
+                try:
+                    _round(answers)
+                except BaseException as error:  # noqa: BLE001  raised again where the answers are read
+                    for answer in answers:
+                        answer.end(error)
+            answers = [answer for answer in answers if not answer.ended.is_set()]
+
+
+def run_alone(passes: Passes) -> Iterator[Event]:
+    """Runs an answer's passes in this thread; yields its events."""
+    for item in passes:
+        if isinstance(item, DecodePass):
+            decode_together([item])
+        else:
+            yield item
+
+
+def _round(answers: list[_Task]) -> None:
+    """A pass of one prompt, and a decode step of each model for all its answers.
+
+    Prompts go in the order of their arrival, but a long one lets others pass.
+    """
+    prompts = [answer for answer in _without_cancelled(answers) if answer.waiting is None]
+    if prompts:
+        chosen = min(prompts, key=lambda answer: answer.prompt_passes // _PASSES_IN_A_ROW)
+        chosen.prompt_passes += 1
+        chosen.advance()
+    by_model: dict[int, list[_Task]] = {}
+    for answer in _without_cancelled(answers):
+        if answer.waiting is not None:
+            by_model.setdefault(id(answer.waiting.model), []).append(answer)
+    for together in by_model.values():
+        _decode(together)
+
+
+def _without_cancelled(answers: list[_Task]) -> list[_Task]:
+    """Ends the answers that are cancelled; returns those that go on."""
+    for answer in answers:
+        if answer.cancelled and not answer.ended.is_set():
+            answer.end(None)
+    return [answer for answer in answers if not answer.ended.is_set()]
+
+
+def _decode(answers: list[_Task]) -> None:
+    """One decode step. If it fails, each answer is tried alone, so that one can't end the others."""
+    steps = [answer.waiting for answer in answers if answer.waiting is not None]
+    failed = False
+    try:
+        decode_together(steps)
+    except Exception as error:  # noqa: BLE001  raised where the answer goes on
+        failed = True
+        if len(steps) == 1:
+            steps[0].error = error
+    # Outside `except`: the error keeps the failed pass and its memory alive.
+    for answer in answers:
+        if failed and len(steps) > 1:
+            _decode([answer])
+        else:
+            answer.advance()

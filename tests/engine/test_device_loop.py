@@ -1,0 +1,368 @@
+"""Answers that are decoded together: each as if alone, whatever comes and goes beside it."""
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, TokenEvent, Turn, device_loop
+from gemma3_core.engine.device_loop import Device, DeviceLoop
+from gemma3_core.generation.loop import DecodePass, decode_together, prefill
+from gemma3_core.int4.quantize import TorchAoConfig
+from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.nn.cache import KVCache
+
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def engine(chat_folder) -> Engine:
+    return Engine.load(chat_folder, device="cpu", int4_group_size=32)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """How many answers each decode step served."""
+    sizes, together = [], device_loop.decode_together
+    monkeypatch.setattr(device_loop, "decode_together", lambda passes: sizes.append(len(passes)) or together(passes))
+    return sizes
+
+
+def picture(seed: int) -> Image.Image:
+    noise = torch.randint(0, 256, (80, 90, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(noise.to(torch.uint8).numpy())
+
+
+def random_request(chance: random.Random, number: int) -> Request:
+    """Lengths beyond the window too, pictures, and settings of every kind."""
+    words = " ".join(chance.choice(["what", "is", "a", "color", "and", "this"]) for _ in range(chance.randrange(1, 60)))
+    pictures = tuple(picture(chance.randrange(9)) for _ in range(chance.choice([0, 0, 1, 2])))
+    sampled = SamplingSettings(temperature=1.0, top_k=chance.choice([0, 5, 64]), seed=number)
+    return Request(
+        turns=(Turn("user", words, pictures),),
+        max_new_tokens=chance.randrange(3, 40),
+        sampling=chance.choice([None, None, sampled]),
+        int4=chance.random() < 0.3,
+        confidence=chance.random() < 0.5,
+        visitor=f"visitor {number}",
+    )
+
+
+def wait_until_running(engine: Engine, number: int) -> None:
+    """Waits until so many answers have had their turn and, as far as time can tell, are in the loop."""
+    end = time.monotonic() + PATIENCE_S
+    while len(engine.queue._running) < number:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    time.sleep(0.05)
+
+
+def answer(engine: Engine, request: Request) -> DoneEvent:
+    *_, last = engine.stream(request)
+    assert isinstance(last, DoneEvent)
+    return last
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_arrivals_stops_and_departures_leave_every_answer_as_if_alone(engine, batches, seed):
+    chance = random.Random(seed)
+    requests = [random_request(chance, seed * 100 + number) for number in range(14)]
+    alone = [answer(engine, replace(request, visitor="alone", reuse=False)) for request in requests]
+    assert set(batches) <= {1}
+    batches.clear()
+    fates = [chance.choice(["ends", "ends", "stops", "leaves"]) for _ in requests]
+    delays = [chance.random() * 0.2 for _ in requests]
+
+    def one(number: int) -> None:
+        time.sleep(delays[number])
+        stop, tokens, done = threading.Event(), 0, None
+        cut = number % 5 + 1
+        events = engine.stream(requests[number], stop)
+        for event in events:
+            tokens += isinstance(event, TokenEvent)
+            done = event if isinstance(event, DoneEvent) else None
+            if fates[number] == "leaves" and tokens == cut:
+                events.close()
+                return
+            if fates[number] == "stops" and tokens == cut:
+                stop.set()
+        expected = alone[number]
+        assert done is not None
+        if fates[number] == "stops" and done.stats.stop_reason == "cancelled":
+            assert done.token_ids == expected.token_ids[: len(done.token_ids)]
+        else:
+            assert (done.token_ids, done.text) == (expected.token_ids, expected.text)
+
+    with ThreadPoolExecutor(len(requests)) as threads:
+        with engine._loop.device.taken():
+            all_done = [threads.submit(one, number) for number in range(len(requests))]
+            wait_until_running(engine, 5)
+        for done in all_done:
+            done.result(PATIENCE_S)
+    assert max(batches) > 2, "nothing was decoded together"
+    assert max(batches) <= engine.queue.max_running
+    assert not engine.queue._running
+    assert not engine.queue._waiting
+
+
+ROUNDED = 2e-2  # as for int4's kernels: bfloat16 keeps 8 bits
+
+
+@pytest.mark.parametrize("own_kernels", [True, False])
+@pytest.mark.parametrize("int4", [False, True])
+@torch.inference_mode()
+def test_in_bfloat16_and_int4_rows_decoded_together_differ_by_rounding_alone(
+    chat_folder, monkeypatch, int4, own_kernels
+):
+    """Logits of the same tokens. So the best token is the same wherever the two best lie further apart than that."""
+    if not own_kernels:
+        monkeypatch.setattr(cpu_kernels, "library_for", lambda *_: None)
+    model = Gemma3ForConditionalGeneration.from_pretrained(
+        chat_folder, dtype="bfloat16", quantization_config=TorchAoConfig(32) if int4 else None
+    )
+    numbers = torch.Generator().manual_seed(0)
+    caches: dict[str, list[KVCache]] = {"alone": [], "together": []}
+    for length in (3, 17, 40, 64, 90):
+        prompt = torch.randint(4, model.text_config.vocab_size - 4, (1, length), generator=numbers)
+        for rows in caches.values():
+            rows.append(KVCache(model.text_config))
+            prefill(model, rows[-1], input_ids=prompt)
+    for _ in range(20):
+        tokens = torch.randint(4, model.text_config.vocab_size - 4, (5,), generator=numbers)
+        passes = {
+            name: [
+                DecodePass(model, cache, token, torch.tensor([cache.length]))
+                for cache, token in zip(rows, tokens.split(1), strict=True)
+            ]
+            for name, rows in caches.items()
+        }
+        for alone in passes["alone"]:
+            decode_together([alone])
+        decode_together(passes["together"])
+        for alone, together in zip(*passes.values(), strict=True):
+            assert alone.logits is not None
+            assert together.logits is not None
+            expected, got = alone.logits.float(), together.logits.float()
+            assert (got - expected).abs().max() <= ROUNDED * expected.abs().max()
+
+
+def test_a_newcomers_long_prompt_does_not_hold_up_those_who_are_being_answered(engine, monkeypatch):
+    monkeypatch.setattr("gemma3_core.engine.answer._PREFILL_CHUNK_SIZE_ON_CPU", 16)
+    running = Request((Turn("user", "what is this"),), max_new_tokens=200, visitor="first", sampling=SAMPLED)
+    log: list[str] = []
+    newcomer = Request((Turn("user", "color " * 50),), max_new_tokens=2, visitor="second")
+
+    def listen(name: str, request: Request) -> None:
+        for event in engine.stream(request):
+            if isinstance(event, TokenEvent) or (isinstance(event, StageEvent) and event.stage == "reading"):
+                log.append(name)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(listen, "first", running)
+        while len(log) < 5:
+            time.sleep(0.001)
+        second = threads.submit(listen, "second", newcomer)
+        second.result(PATIENCE_S)
+        first.result(PATIENCE_S)
+    begins, ends = log.index("second"), len(log) - 1 - log[::-1].index("second")
+    during = log[begins:ends]
+    assert during.count("second") > 8
+    assert during.count("first") >= during.count("second") - 2
+
+
+SAMPLED = SamplingSettings(temperature=1.5, top_k=0, top_p=1.0, seed=3)
+
+
+def test_an_answer_that_fails_ends_no_other(engine, monkeypatch):
+    together = device_loop.decode_together
+    broken: list[DecodePass] = []
+
+    def failing(passes):
+        if not broken and len(passes) == 3:
+            broken.append(passes[1])
+        if broken and any(one.cache is broken[0].cache for one in passes):
+            raise RuntimeError("broken")
+        together(passes)
+
+    requests = [
+        Request((Turn("user", "what " * (3 + number)),), max_new_tokens=30, visitor=str(number), sampling=SAMPLED)
+        for number in range(3)
+    ]
+    alone = [answer(engine, replace(request, reuse=False)).token_ids for request in requests]
+    monkeypatch.setattr(device_loop, "decode_together", failing)
+    with ThreadPoolExecutor(3) as threads:
+        with engine._loop.device.taken():
+            answers = [threads.submit(answer, engine, request) for request in requests]
+            wait_until_running(engine, 3)
+        errors = [one.exception(PATIENCE_S) for one in answers]
+    assert sorted(str(error) for error in errors if error is not None) == ["broken"]
+    assert [
+        one.result().token_ids == expected
+        for one, expected, error in zip(answers, alone, errors, strict=True)
+        if error is None
+    ] == [True, True]
+    monkeypatch.undo()
+    assert answer(engine, requests[0]).token_ids == alone[0]
+
+
+@pytest.mark.parametrize("where", ["lm_head", "a layer"])
+def test_a_step_that_fails_for_all_is_done_again_for_each(engine, monkeypatch, where):
+    """Whether the pass fails before or after the caches have counted the token."""
+    model = engine._model
+    failing = model.lm_head if where == "lm_head" else model.decoder.layers[2].mlp
+    forward, failed = failing.forward, []
+
+    def once(x):
+        if x.shape[0] == 3 and len(failed) < 5:
+            failed.append(x)
+            raise RuntimeError("too much for one pass")
+        return forward(x)
+
+    requests = [
+        Request((Turn("user", "what " * (3 + number)),), max_new_tokens=40, visitor=str(number), sampling=SAMPLED)
+        for number in range(3)
+    ]
+    alone = [answer(engine, replace(request, reuse=False)).token_ids for request in requests]
+    monkeypatch.setattr(failing, "forward", once)
+    with ThreadPoolExecutor(3) as threads:
+        with engine._loop.device.taken():
+            answers = [threads.submit(answer, engine, request) for request in requests]
+            wait_until_running(engine, 3)
+        assert [one.result(PATIENCE_S).token_ids for one in answers] == alone
+    assert len(failed) == 5
+
+
+def test_after_an_error_nothing_is_kept_for_the_next_question(engine, monkeypatch):
+    def failing(_):
+        raise RuntimeError("broken")
+
+    request = Request((Turn("user", "what is this"),), max_new_tokens=5, visitor="unlucky")
+    engine.forget("unlucky")
+    kept = len(engine._writer.kept)
+    monkeypatch.setattr(device_loop, "decode_together", failing)
+    with pytest.raises(RuntimeError, match="broken"):
+        answer(engine, request)
+    assert len(engine._writer.kept) == kept
+
+
+def test_a_long_prompt_lets_others_pass():
+    order: list[str] = []
+
+    def passes(name: str, prompts: int):
+        for _ in range(prompts):
+            yield StageEvent("reading", name)
+            order.append(name)
+
+    loop = DeviceLoop()
+    with ThreadPoolExecutor(2) as threads, loop.device.taken():
+        answers = []
+        for name, prompts in (("long", 20), ("short", 2)):
+            answers.append(threads.submit(list, loop.run(passes(name, prompts))))
+            while not loop._arrived and loop._thread is None:
+                time.sleep(0.001)
+            time.sleep(0.05)
+    assert [len(one.result(PATIENCE_S)) for one in answers] == [20, 2]
+    assert order.index("short") <= 2 * device_loop._PASSES_IN_A_ROW
+
+
+def test_the_device_goes_round_in_the_order_in_which_it_was_asked_for():
+    device, order = Device(), []
+
+    def work(name: str) -> None:
+        with device.taken():
+            for _ in range(3):
+                order.append(name)
+                device.give_way()
+
+    with ThreadPoolExecutor(3) as threads, device.taken():
+        for count, name in enumerate("abc", 1):
+            threads.submit(work, name)
+            while len(device._waiting) < count:
+                time.sleep(0.001)
+    assert "".join(order) == "abcabcabc"
+
+
+def test_the_loops_thread_ends_with_the_last_answer(engine):
+    answer(engine, Request((Turn("user", "what"),), max_new_tokens=3))
+    for _ in range(1000):
+        if not any(thread.name == "device" for thread in threading.enumerate()):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the thread goes on")
+
+
+def test_what_a_pass_raises_reaches_the_reader_and_the_loop_goes_on():
+    def passes(error: Exception | None):
+        yield StageEvent("reading", "Reading")
+        if error is not None:
+            raise error
+        yield TokenEvent("x")
+
+    loop = DeviceLoop()
+    with pytest.raises(ValueError, match="mine"):
+        list(loop.run(passes(ValueError("mine"))))
+    assert [type(event) for event in loop.run(passes(None))] == [StageEvent, TokenEvent]
+
+
+def test_a_thread_that_can_not_start_holds_nobody_up(monkeypatch):
+    loop = DeviceLoop()
+
+    def passes():
+        yield TokenEvent("x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="can't start"):
+            list(loop.run(passes()))
+    assert list(loop.run(passes())) == [TokenEvent("x")]
+
+
+def no_thread(*_):
+    raise RuntimeError("can't start new thread")
+
+
+def test_an_answer_that_can_not_be_closed_is_an_error_of_its_own():
+    loop = DeviceLoop()
+
+    def passes():
+        try:
+            yield StageEvent("reading", "Reading")
+            yield StageEvent("reading", "Reading more")
+        finally:
+            raise ValueError("while closing")
+
+    stop = threading.Event()
+    events = loop.run(passes(), stop.is_set)
+    next(events)
+    stop.set()
+    with pytest.raises(ValueError, match="while closing"):
+        list(events)
+    assert [type(event) for event in loop.run(iter_of(TokenEvent("x")))] == [TokenEvent]
+
+
+def iter_of(*events):
+    yield from events
+
+
+def test_a_stream_that_nobody_holds_any_more_ends():
+    loop = DeviceLoop()
+    ended = threading.Event()
+
+    def passes():
+        try:
+            for _ in range(100_000):
+                yield StageEvent("reading", "Reading")
+                time.sleep(0.001)
+        finally:
+            ended.set()
+
+    events = loop.run(passes())
+    next(events)
+    del events
+    assert ended.wait(PATIENCE_S)
