@@ -78,6 +78,10 @@ def _print_one_billion(reports: list[dict[str, Any]]) -> None:
         for part in ("prefill", "decode", "sampled decode"):
             row = report[part]
             print(f"| {part}, {report['dtype']} | {row['ours']} | {row['transformers']} | {row['ratio']} |")
+        row = report["together"]
+        print(
+            f"| {row['answers']} answers together, {report['dtype']} | {row['ours']} ({row['times_one']} x one) | | |"
+        )
 
 
 def _print_four_billion(report: dict[str, Any] | None) -> None:

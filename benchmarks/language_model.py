@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.timing import in_turns
 from gemma3_core.config.gemma3 import Gemma3TextConfig
-from gemma3_core.generation.loop import decode_step, prefill
+from gemma3_core.generation.loop import DecodePass, decode_step, decode_together, prefill
 from gemma3_core.generation.sampling import SamplingSettings, sample
 from gemma3_core.int4.quantize import TorchAoConfig, quantized
 from gemma3_core.models.text import Gemma3ForCausalLM
@@ -35,6 +35,8 @@ ONE_BILLION = Gemma3TextConfig.from_dict(
 GREEDY = SamplingSettings(temperature=0.0)
 PUBLISHED = SamplingSettings(temperature=1.0, top_k=64, top_p=0.95, seed=0)
 """As in the published generation_config.json."""
+TOGETHER = 8
+"""Answers that are decoded together."""
 
 
 def random_model(config: Gemma3TextConfig, dtype: torch.dtype, seed: int = 0) -> Gemma3ForCausalLM:
@@ -70,7 +72,8 @@ def reference_model(ours: Gemma3ForCausalLM) -> Any:
 
 
 def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int, int4: bool = False) -> dict[str, Any]:
-    """Tokens a second of both, and the ratio ours / theirs: prefill, greedy decode, and decode sampled as published.
+    """Tokens a second of both, and the ratio ours / theirs: prefill, greedy decode, and decode sampled as published;
+    and those of eight of our answers together, as a multiple of one's.
 
     With `int4`, both have int4 weights with group size 128, also in the head; `dtype` is then the activations'.
     """
@@ -84,6 +87,7 @@ def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int
         "prefill/ours": lambda: prefill(ours, KVCache(ONE_BILLION, prompt_tokens), input_ids=prompt),
         "prefill/transformers": lambda: _their_prefill(theirs, prompt),
         "decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens, GREEDY),
+        "together/ours": _our_decoding_together(ours, prompt[:, :64], new_tokens),
         "decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens, GREEDY),
         "sampled decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens, PUBLISHED),
         "sampled decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens, PUBLISHED),
@@ -101,6 +105,12 @@ def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int
             "transformers": round(reference, 2),
             "ratio": round(mine / reference, 3),
         }
+    together = TOGETHER * new_tokens / seconds["together/ours"]
+    report["together"] = {
+        "answers": TOGETHER,
+        "ours": round(together, 2),
+        "times_one": round(together * seconds["decode/ours"] / new_tokens, 3),
+    }
     return report
 
 
@@ -134,6 +144,25 @@ def _our_decoding(
         for _ in range(new_tokens):
             position = torch.tensor([cache.length])
             token = sample(decode_step(model, cache, token, position), sampling, generator)
+
+    return run
+
+
+def _our_decoding_together(model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int) -> Callable[[], None]:
+    """As the engine decodes several answers, greedily."""
+    caches = [KVCache(model.config, 8192) for _ in range(TOGETHER)]
+    for cache in caches:
+        prefill(model, cache, input_ids=prompt)
+
+    def run() -> None:
+        tokens = [prompt[:, -1]] * TOGETHER
+        for _ in range(new_tokens):
+            steps = [
+                DecodePass(model, cache, token, torch.tensor([cache.length]))
+                for cache, token in zip(caches, tokens, strict=True)
+            ]
+            decode_together(steps)
+            tokens = [sample(step.logits, GREEDY, None) for step in steps if step.logits is not None]
 
     return run
 

@@ -66,6 +66,10 @@ class PageEvents:
         return next(event for event in self.all if event.handler == name and takes in event.types)
 
 
+NO_EVENTS = PageEvents({"components": [], "dependencies": []})
+"""For visitors who only call the page's interface for programs."""
+
+
 def read_events(client: httpx.Client) -> PageEvents:
     return PageEvents(client.get("/config").raise_for_status().json())
 
@@ -116,6 +120,15 @@ class Visitor:
 
         Raises httpx.HTTPError if the server refuses the call.
         """
+        for kind, said in self.asking_by_name(question, files, longest):
+            if kind in ("complete", "error"):
+                return kind, said.get("error") if isinstance(said, dict) else said
+        return "nothing", None
+
+    def asking_by_name(
+        self, question: str, files: list[dict[str, Any]], longest: int = 16
+    ) -> Iterator[tuple[str, Any]]:
+        """Asks `/ask`; yields the kind and the data of each message. Raises httpx.HTTPError."""
         data = [files, question, "", False, None, longest, 0.0, 0]
         joined = self.client.post(f"{API}/call/ask", json={"data": data}).raise_for_status()
         kind, end = "", time.monotonic() + LONGEST_S
@@ -123,12 +136,10 @@ class Visitor:
             for line in stream.iter_lines():
                 name, _, value = line.partition(": ")
                 kind = value if name == "event" else kind
-                if name == "data" and kind in ("complete", "error"):
-                    said = json.loads(value)
-                    return kind, said.get("error") if isinstance(said, dict) else said
+                if name == "data":
+                    yield kind, json.loads(value)
                 if time.monotonic() > end:
                     break
-        return "nothing", None
 
     def call(self, event: Event, data: list[Any] | None = None, event_data: Any = None) -> Iterator[dict[str, Any]]:
         """Yields the server's messages about one event, to its end. Raises httpx.HTTPError if the server refuses the
