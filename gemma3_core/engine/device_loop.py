@@ -90,7 +90,8 @@ class _Task:
 
     @property
     def cancelled(self) -> bool:
-        return self.reader_has_left or self._stop()
+        # The program's end waits for this thread, since killed inside torch it would abort the program.
+        return self.reader_has_left or self._stop() or not threading.main_thread().is_alive()
 
     def advance(self) -> None:
         """Runs up to the next pass."""
@@ -141,7 +142,7 @@ class DeviceLoop:
         answer = _Task(passes, stop)
         with self._changed:
             if self._thread is None:
-                thread = threading.Thread(target=self._work, name="device", daemon=True)
+                thread = threading.Thread(target=self._work, name="device", daemon=False)
                 thread.start()  # it waits for the lock
                 self._thread = thread
             self._arrived.append(answer)

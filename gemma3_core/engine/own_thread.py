@@ -14,7 +14,10 @@ Result = TypeVar("Result")
 
 
 def start_in_own_thread(work: Callable[[], Result], name: str) -> Future[Result]:
-    """Runs `work` in a thread of its own; the future has its result or its error."""
+    """Runs `work` in a thread of its own; the future has its result or its error.
+
+    The program's end waits for it: a thread that is killed inside torch aborts the program.
+    """
     future: Future[Result] = Future()
 
     def run() -> None:
@@ -25,5 +28,5 @@ def start_in_own_thread(work: Callable[[], Result], name: str) -> Future[Result]
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=False).start()
     return future

@@ -59,3 +59,19 @@ def test_no_pool_of_openmp_stays_beside_the_loops(chat_folder):
     pools = {label: int(number) for label, number in map(str.split, ran.stdout.splitlines())}
     assert pools.pop("multiplied") > pools["start"], "otherwise this sees no pool"
     assert set(pools.values()) == {pools["start"]}
+
+
+HELD = """
+import sys
+from gemma3_core.engine import Engine, Request, Turn
+
+events = Engine.load(sys.argv[1], device="cpu").stream(Request((Turn("user", "what"),), max_new_tokens=400))
+next(events), next(events)
+"""
+
+
+def test_a_program_ends_in_good_order_while_an_answer_is_being_written(chat_folder):
+    ran = subprocess.run(
+        [sys.executable, "-c", HELD, str(chat_folder)], capture_output=True, text=True, cwd=REPOSITORY, timeout=120
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
