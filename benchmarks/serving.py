@@ -75,12 +75,12 @@ def ask(app: WatchedApp, question: Question, ready: threading.Barrier | None = N
     """One visitor's question. With `ready`, all upload first and then ask together."""
     with Visitor(app.url, NO_EVENTS) as visitor:
         try:
-            file = visitor.upload("picture.png", question.picture)
-        finally:  # those who wait for all must not wait for ever
-            if ready is not None:
-                ready.wait(timeout=120)
-        sent, first = time.monotonic(), None
-        try:
+            try:
+                file = visitor.upload("picture.png", question.picture)
+            finally:  # those who wait for all must not wait for ever
+                if ready is not None:
+                    ready.wait(timeout=120)
+            sent, first = time.monotonic(), None
             for kind, said in visitor.asking_by_name(question.text, [file], longest=64):
                 if kind == "error":
                     return Reply(None, str(said), 0, 0.0, 0.0)

@@ -241,7 +241,7 @@ def _build_sampling(default: SamplingSettings) -> tuple[gr.components.Component,
             value="",
             elem_id="seed",
             label="Seed",
-            info="The same seed gives the same answer.",
+            info="The same seed gives the same answer, or nearly the same while others are answered too.",
             placeholder="a new one each time",
             max_lines=1,
         )

@@ -1,10 +1,10 @@
-"""The one thread that runs a device's passes: prompts pass by pass, and a decode step of all answers together.
+"""The one thread that runs a device's passes: prompts pass by pass, a decode step of all answers together, and jobs.
 
 An answer is an iterator that stops before each of its passes: at a StageEvent before a pass of its own (encoding a
 picture, a chunk of the prompt), at a DecodePass before a decode step, which the loop runs for all answers of a model
 at once. A round is one pass of one prompt and then a decode step of every model that has answers. So nobody's answer
-stalls for longer than one pass of somebody's prompt, or until a look inside gives way. (After NaN, finding the layer is
-one pass too.)
+stalls for longer than one pass of somebody's prompt. (After NaN, finding the layer is one pass too.) A look inside is a
+job: it lets the answers have a round between its own passes.
 """
 
 import queue
@@ -13,68 +13,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from gemma3_core.engine.api import Event, StageEvent
+from gemma3_core.engine.own_thread import run_job
+from gemma3_core.errors import StoppedError
 from gemma3_core.generation.loop import DecodePass, decode_together
 
+Result = TypeVar("Result")
 Passes = Iterator[Event | DecodePass]
 _TICK_S = 0.1
 _SILENT_S = 1.0
 _PASSES_IN_A_ROW = 4
 """Of one prompt, before others have their turn."""
-
-
-class Device:
-    """A lock that goes round in the order in which threads ask for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[threading.Lock] = deque()
-        self._taken = False
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Waits for the device and holds it."""
-        self._take()
-        try:
-            yield
-        finally:
-            self._leave()
-
-    @contextmanager
-    def left(self) -> Iterator[None]:
-        """Lets others have the device during what does not need it."""
-        self._leave()
-        try:
-            yield
-        finally:
-            self._take()
-
-    def give_way(self) -> None:
-        """Lets whoever waits for the device have it first."""
-        with self._lock:
-            if not self._waiting:
-                return
-        with self.left():
-            pass
-
-    def _take(self) -> None:
-        turn = threading.Lock()
-        with self._lock:
-            if not self._taken:
-                self._taken = True
-                return
-            turn.acquire()
-            self._waiting.append(turn)
-        turn.acquire()
-
-    def _leave(self) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._taken = False
 
 
 class _Task:
@@ -91,7 +43,7 @@ class _Task:
     @property
     def cancelled(self) -> bool:
         # The program's end waits for this thread, since killed inside torch it would abort the program.
-        return self.reader_has_left or self._stop() or not threading.main_thread().is_alive()
+        return self.reader_has_left or self._stop() or _program_ends()
 
     def advance(self) -> None:
         """Runs up to the next pass."""
@@ -122,16 +74,21 @@ class _Task:
 
 
 class DeviceLoop:
-    """Runs answers on one device; safe to use from many threads. Its thread lives while there are answers."""
+    """Runs answers and jobs on one device; safe to use from many threads. Its thread lives while there are some."""
 
     def __init__(self) -> None:
-        self.device = Device()
-        """Held during each round; whoever else runs a model must take it."""
-        self.looking = threading.Lock()
-        """Held by the one look inside that runs: a look gives way to answers with its tensors in memory."""
         self._changed = threading.Lock()
         self._arrived: list[_Task] = []
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._thread: threading.Thread | None = None
+        self._answers: list[_Task] = []  # of the loop's thread alone
+
+    def _begin(self) -> None:
+        """Starts the thread if there is none; the caller holds the lock, for which the thread waits."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="device", daemon=False)
+            thread.start()
+            self._thread = thread
 
     def run(self, passes: Passes, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Yields the events of `passes`, which is a generator; once `stop()`, those up to the end of the current round.
@@ -141,10 +98,7 @@ class DeviceLoop:
         """
         answer = _Task(passes, stop)
         with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, name="device", daemon=False)
-                thread.start()  # it waits for the lock
-                self._thread = thread
+            self._begin()
             self._arrived.append(answer)
         stage: StageEvent | None = None
         told = time.monotonic()
@@ -172,22 +126,46 @@ class DeviceLoop:
                 if sys.is_finalizing():
                     break
 
+    def submit(self, job: Callable[[], Result]) -> Future[Result]:
+        """Runs a job in the loop's thread, after earlier ones. Answers wait for it unless it calls `give_way`."""
+        future: Future[Result] = Future()
+        with self._changed:
+            self._begin()
+            self._jobs.append((future, job))
+        return future
+
+    def give_way(self) -> None:
+        """A round of the answers, for a job to call now and then. Raises StoppedError when the program ends."""
+        if _program_ends():
+            raise StoppedError("The program ends.")
+        self._serve()
+
+    def _serve(self) -> None:
+        """A round of the answers, with those that have arrived."""
+        with self._changed:
+            self._answers += self._arrived
+            self._arrived.clear()
+        try:
+            _round(self._answers)
+        except BaseException as error:  # noqa: BLE001  raised again where the answers are read
+            for answer in self._answers:
+                answer.end(error)
+        self._answers = [answer for answer in self._answers if not answer.ended.is_set()]
+
     def _work(self) -> None:
-        answers: list[_Task] = []
         while True:
             with self._changed:
-                answers += self._arrived
-                self._arrived.clear()
-                if not answers:
+                job = self._jobs.popleft() if self._jobs else None
+                if job is None and not self._arrived and not self._answers:
                     self._thread = None
                     return
-            with self.device.taken():
-                try:
-                    _round(answers)
-                except BaseException as error:  # noqa: BLE001  raised again where the answers are read
-                    for answer in answers:
-                        answer.end(error)
-            answers = [answer for answer in answers if not answer.ended.is_set()]
+            if job is not None:
+                run_job(*job)
+            self._serve()
+
+
+def _program_ends() -> bool:
+    return not threading.main_thread().is_alive()
 
 
 def run_alone(passes: Passes) -> Iterator[Event]:

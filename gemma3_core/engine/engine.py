@@ -94,6 +94,7 @@ AT_ONCE = FEW_ROWS
 """Questions that are answered at once: as many as a CPU multiplies while it reads its weights once."""
 _SEED_BITS = 31  # short enough to be copied by hand
 _TICK_S = 0.1  # a waiting request can be stopped within this time
+_BETWEEN_ROUNDS_S = 0.005  # while a look waits for a picture
 
 
 class Engine:
@@ -484,30 +485,31 @@ class Engine:
 
     def _look(self, look: Look[T], prompt: Prompt, int4: bool, check: Check) -> Generator[StageEvent, None, T]:
         """Prepares the precision and returns what `look` finds; `prompt` has its tiles."""
-        device = self._loop.device
-
-        def decode(work: Callable[[], None], num_bytes: int) -> None:
-            with device.left():
-                self._pictures.submit(work, num_bytes).result()
 
         def check_and_give_way() -> None:
             check()
-            device.give_way()
+            self._loop.give_way()
 
-        yield from self._prepared(int4)
-        while not self._loop.looking.acquire(timeout=_TICK_S):
-            yield StageEvent("queued", "Waiting for another look inside")
-            check()
+        def decode(work: Callable[[], None], num_bytes: int) -> None:
+            future = self._pictures.submit(work, num_bytes)
+            while not wait([future], _BETWEEN_ROUNDS_S).done:
+                self._loop.give_way()
+            future.result()
 
         def found() -> T:
-            with device.taken():
-                check()
-                return look(prompt, self._processor, self._precisions.model(int4), check_and_give_way, decode)
+            check()
+            return look(prompt, self._processor, self._precisions.model(int4), check_and_give_way, decode)
 
+        yield from self._prepared(int4)
+        future = self._loop.submit(found)
         try:
-            return start_in_own_thread(found, "looking").result()
+            while not wait([future], _TICK_S).done:
+                if not future.running():  # else it looks at the stop itself
+                    yield StageEvent("queued", "Waiting for another look inside")
+            return future.result()
         finally:
-            self._loop.looking.release()
+            if not future.cancel():
+                wait([future])
 
     def close(self) -> None:
         """Frees the model's memory; running answers fail."""

@@ -66,8 +66,12 @@ class PictureReader:
                 continue
             self._waiting.remove(job)
             if job.future.set_running_or_notify_cancel():
-                self._running.append(job)
-                start_in_own_thread(partial(self._run, job), "pictures")
+                try:
+                    start_in_own_thread(partial(self._run, job), "pictures")
+                except RuntimeError as error:  # the system has no thread left
+                    job.future.set_exception(error)
+                else:
+                    self._running.append(job)
 
     def _fits(self, job: _Job) -> bool:
         together = [*self._running, job]

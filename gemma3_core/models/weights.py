@@ -120,9 +120,9 @@ def load_weights(
 ) -> None:
     """Assigns the checkpoint's tensors to a model on the meta device, and moves them to `device`.
 
-    On a CPU and in the stored type they stay memory-mapped; with `mapped`, float32 and bfloat16 are left in the stored
-    type. Raises one CheckpointError that names all missing, extra
-    and misshapen tensors. Only a classifier's head may be missing: it is then new and random, and the log says so.
+    On a CPU and in the stored type they stay memory-mapped; `mapped` leaves float32 and bfloat16 in that type. Raises
+    one CheckpointError that names all missing, extra and misshapen tensors. Only a classifier's head may be missing: it
+    is then new and random, and the log says so.
     """
     multimodal = isinstance(model.config, Gemma3Config)
     int4 = _int4_shapes(model)

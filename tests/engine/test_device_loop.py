@@ -3,15 +3,18 @@
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
 from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, TokenEvent, Turn, device_loop
-from gemma3_core.engine.device_loop import Device, DeviceLoop
+from gemma3_core.engine.device_loop import DeviceLoop
 from gemma3_core.generation.loop import DecodePass, decode_together, prefill
 from gemma3_core.int4.quantize import TorchAoConfig
 from gemma3_core.kernels import cpu as cpu_kernels
@@ -52,6 +55,19 @@ def random_request(chance: random.Random, number: int) -> Request:
         confidence=chance.random() < 0.5,
         visitor=f"visitor {number}",
     )
+
+
+@contextmanager
+def held(loop: DeviceLoop) -> Iterator[None]:
+    """Keeps the loop from its answers."""
+    begun, go_on = threading.Event(), threading.Event()
+    job = loop.submit(lambda: begun.set() or go_on.wait(PATIENCE_S))
+    assert begun.wait(PATIENCE_S)
+    try:
+        yield
+    finally:
+        go_on.set()
+        job.result(PATIENCE_S)
 
 
 def wait_until_running(engine: Engine, number: int) -> None:
@@ -100,7 +116,7 @@ def test_random_arrivals_stops_and_departures_leave_every_answer_as_if_alone(eng
             assert (done.token_ids, done.text) == (expected.token_ids, expected.text)
 
     with ThreadPoolExecutor(len(requests)) as threads:
-        with engine._loop.device.taken():
+        with held(engine._loop):
             all_done = [threads.submit(one, number) for number in range(len(requests))]
             wait_until_running(engine, 5)
         for done in all_done:
@@ -179,6 +195,15 @@ def test_a_newcomers_long_prompt_does_not_hold_up_those_who_are_being_answered(e
 SAMPLED = SamplingSettings(temperature=1.5, top_k=0, top_p=1.0, seed=3)
 
 
+def three_of_their_own(engine: Engine) -> tuple[list[Request], list[tuple[int, ...]]]:
+    """Requests of three visitors, and the tokens that answer each alone."""
+    requests = [
+        Request((Turn("user", "what " * (3 + number)),), max_new_tokens=40, visitor=str(number), sampling=SAMPLED)
+        for number in range(3)
+    ]
+    return requests, [answer(engine, replace(request, reuse=False)).token_ids for request in requests]
+
+
 def test_an_answer_that_fails_ends_no_other(engine, monkeypatch):
     together = device_loop.decode_together
     broken: list[DecodePass] = []
@@ -190,14 +215,10 @@ def test_an_answer_that_fails_ends_no_other(engine, monkeypatch):
             raise RuntimeError("broken")
         together(passes)
 
-    requests = [
-        Request((Turn("user", "what " * (3 + number)),), max_new_tokens=30, visitor=str(number), sampling=SAMPLED)
-        for number in range(3)
-    ]
-    alone = [answer(engine, replace(request, reuse=False)).token_ids for request in requests]
+    requests, alone = three_of_their_own(engine)
     monkeypatch.setattr(device_loop, "decode_together", failing)
     with ThreadPoolExecutor(3) as threads:
-        with engine._loop.device.taken():
+        with held(engine._loop):
             answers = [threads.submit(answer, engine, request) for request in requests]
             wait_until_running(engine, 3)
         errors = [one.exception(PATIENCE_S) for one in answers]
@@ -224,14 +245,10 @@ def test_a_step_that_fails_for_all_is_done_again_for_each(engine, monkeypatch, w
             raise RuntimeError("too much for one pass")
         return forward(x)
 
-    requests = [
-        Request((Turn("user", "what " * (3 + number)),), max_new_tokens=40, visitor=str(number), sampling=SAMPLED)
-        for number in range(3)
-    ]
-    alone = [answer(engine, replace(request, reuse=False)).token_ids for request in requests]
+    requests, alone = three_of_their_own(engine)
     monkeypatch.setattr(failing, "forward", once)
     with ThreadPoolExecutor(3) as threads:
-        with engine._loop.device.taken():
+        with held(engine._loop):
             answers = [threads.submit(answer, engine, request) for request in requests]
             wait_until_running(engine, 3)
         assert [one.result(PATIENCE_S).token_ids for one in answers] == alone
@@ -252,40 +269,56 @@ def test_after_an_error_nothing_is_kept_for_the_next_question(engine, monkeypatc
 
 
 def test_a_long_prompt_lets_others_pass():
-    order: list[str] = []
+    loop, order = DeviceLoop(), []
 
     def passes(name: str, prompts: int):
         for _ in range(prompts):
             yield StageEvent("reading", name)
             order.append(name)
 
-    loop = DeviceLoop()
-    with ThreadPoolExecutor(2) as threads, loop.device.taken():
-        answers = []
-        for name, prompts in (("long", 20), ("short", 2)):
-            answers.append(threads.submit(list, loop.run(passes(name, prompts))))
-            while not loop._arrived and loop._thread is None:
-                time.sleep(0.001)
-            time.sleep(0.05)
-    assert [len(one.result(PATIENCE_S)) for one in answers] == [20, 2]
+    with ThreadPoolExecutor(2) as threads:
+        with held(loop):
+            answers = []
+            for name, prompts in (("long", 20), ("short", 2)):
+                answers.append(threads.submit(list, loop.run(passes(name, prompts))))
+                while len(loop._arrived) < len(answers):
+                    time.sleep(0.001)
+        assert [len(one.result(PATIENCE_S)) for one in answers] == [20, 2]
     assert order.index("short") <= 2 * device_loop._PASSES_IN_A_ROW
 
 
-def test_the_device_goes_round_in_the_order_in_which_it_was_asked_for():
-    device, order = Device(), []
+def test_jobs_run_one_after_another_and_answers_go_on_where_they_give_way():
+    loop, order = DeviceLoop(), []
 
-    def work(name: str) -> None:
-        with device.taken():
-            for _ in range(3):
-                order.append(name)
-                device.give_way()
+    def job(name: str) -> str:
+        for _ in range(3):
+            order.append(name)
+            loop.give_way()
+        return threading.current_thread().name
 
-    with ThreadPoolExecutor(3) as threads, device.taken():
-        for count, name in enumerate("abc", 1):
-            threads.submit(work, name)
-            while len(device._waiting) < count:
+    def passes():
+        for _ in range(100):
+            order.append(".")
+            yield StageEvent("reading", "Reading")
+
+    with ThreadPoolExecutor(1) as threads:
+        with held(loop):
+            answer = threads.submit(list, loop.run(passes()))
+            while not loop._arrived:
                 time.sleep(0.001)
-    assert "".join(order) == "abcabcabc"
+            jobs = [loop.submit(partial(job, name)) for name in "ab"]
+        assert [each.result(PATIENCE_S) for each in jobs] == ["device", "device"]
+        assert len(answer.result(PATIENCE_S)) == 100
+    assert "".join(order).strip(".") == "a.a.a..b.b.b"
+
+
+def test_a_job_that_is_given_up_before_it_begins_does_not_run():
+    loop, ran = DeviceLoop(), []
+    with held(loop):
+        given_up, other = loop.submit(lambda: ran.append(1)), loop.submit(lambda: ran.append(2))
+        assert given_up.cancel()
+    other.result(PATIENCE_S)
+    assert ran == [2]
 
 
 def test_the_loops_thread_ends_with_the_last_answer(engine):
