@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from PIL import Image
 from benchmarks.timing import machine
 from gemma3_core.config.gemma3 import Gemma3Config
 from gemma3_core.engine import DEMO_MODEL, Answered, DoneEvent, Engine, Request, Stats, Turn
+from gemma3_core.engine.device_loop import DeviceLoop, Result
+from gemma3_core.engine.own_thread import run_job
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
@@ -114,6 +117,15 @@ def peak_allocated(work: Callable[[], Any]) -> int:
     return peak
 
 
+class LoopInThisThread(DeviceLoop):
+    """Runs jobs where they are submitted: torch's profiler counts one thread only."""
+
+    def submit(self, job: Callable[[], Result]) -> Future[Result]:
+        future: Future[Result] = Future()
+        run_job(future, job)
+        return future
+
+
 def growth(work: Callable[[], Any]) -> int | None:
     """Bytes by which the process grew at its peak during `work`; None if the system doesn't report it."""
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -136,6 +148,7 @@ def growth(work: Callable[[], Any]) -> int | None:
 def measure(folder: Path, size: tuple[int, int] = WIDE, device: str = "auto") -> dict[str, Any]:
     """Measures the checkpoint in `folder`; figures in millions of bytes."""
     engine = Engine.load(folder, device=device, dtype="bfloat16")
+    engine._loop = LoopInThisThread()
     answered = answer_about(engine, size)
 
     for weight in engine._model.state_dict().values():

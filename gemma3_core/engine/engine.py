@@ -150,13 +150,17 @@ class Engine:
         folder = resolve_folder(model or DEMO_MODEL)
         config = TorchAoConfig(int4_group_size)
         load = partial(ModelVariants.load, folder, dtype, pick_device(device), int4, config)
-        precisions = start_in_own_thread(load, "loading").result()
+        precisions = cls._loaded(load)
         name = name or (DEMO_NAME if model is None else Path(model).name)
         processor = Gemma3Processor.from_pretrained(folder, device=cls._resizes_on(precisions.default.device))
         own = (precisions, processor, name, model is None, folder)
         if beside is None:
             return cls(*own, at_once=at_once)
         return cls(*own, beside.queue, beside._pictures, beside._tiles, beside._loop)
+
+    @staticmethod
+    def _loaded(load: Callable[[], ModelVariants]) -> ModelVariants:
+        return start_in_own_thread(load, "loading").result()
 
     @staticmethod
     def _resizes_on(device: torch.device) -> torch.device:

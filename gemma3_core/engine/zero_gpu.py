@@ -21,6 +21,7 @@ from gemma3_core.engine.api import DoneEvent, Event, ModelInfo, StageEvent, Toke
 from gemma3_core.engine.device_loop import run_alone
 from gemma3_core.engine.engine import NO_MEMORY, Engine, check_stop, is_out_of_memory
 from gemma3_core.engine.explain import Look
+from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prompts import Prompt
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.errors import Gemma3Error, OutOfMemoryError
@@ -89,6 +90,10 @@ class BorrowingEngine(Engine):
 
     def _describe(self, name: str, is_demo: bool, folder: Path | None) -> ModelInfo:
         return replace(super()._describe(name, is_demo, folder), borrowed=True)
+
+    @staticmethod
+    def _loaded(load: Callable[[], ModelVariants]) -> ModelVariants:
+        return load()  # `spaces` stands in for CUDA in the main thread only
 
     @staticmethod
     def _resizes_on(_device: torch.device) -> torch.device:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 import pytest
+from counted_passes import stopped_after
 from PIL import Image
 from places import EXAMPLES
 from running_app import require_demo_model
@@ -433,13 +434,8 @@ def test_closing_the_panel_ends_a_comparison(engine, exchange, closed):
 
 
 def test_a_stopped_answer_is_looked_into(engine, exchange):
-    request, stop, choices = exchange.answered.request, threading.Event(), []
-    for event in engine.stream(request, stop):
-        if isinstance(event, TokenEvent):
-            choices.append(event.choice)
-            if len(choices) == 4:
-                stop.set()
-    stopped = Exchange(exchange.question, False, Answered(request, event), TokenChoices(choices))
+    answered, choices = stopped_after(engine, exchange.answered.request, 4)
+    stopped = Exchange(exchange.question, False, answered, TokenChoices(choices))
     assert stopped.stats.stop_reason == "cancelled"
     handlers = InsideHandlers(ModelRegistry(engine))
     shown = opened(handlers, stopped)

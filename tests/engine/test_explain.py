@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from counted_passes import CountedPasses
+from counted_passes import CountedPasses, stopped_after
 from engine_inputs import inputs_of
 from PIL import Image
 from reference import TOKENS_PER_IMAGE, assert_equal
@@ -274,25 +274,9 @@ def test_a_prompt_is_counted_before_it_is_asked_and_without_a_pixel_read(engine,
         engine.mask(unfinished)
 
 
-def stopped_after(engine: Engine, request: Request, tokens: int) -> Answered:
-    """An answer that is stopped after so many tokens, while the last of them is computed."""
-    stop, ids = threading.Event(), []
-    with pytest.MonkeyPatch.context() as patched:
-        passes = CountedPasses(engine, patched, allowed=tokens - 1)
-        for event in engine.stream(replace(request, confidence=True), stop):
-            if isinstance(event, TokenEvent):
-                ids.append(event.choice.token_id)
-            if len(ids) == tokens - 1 and not stop.is_set():
-                passes.wait_for(tokens)
-                stop.set()
-                passes.allow(100)
-    assert event.token_ids == tuple(ids)
-    return Answered(request, event)
-
-
 def test_an_answer_that_was_stopped_or_cut_is_looked_into_like_others(engine, long_answer):
     assert long_answer.done.stats.stop_reason == "length"
-    stopped = stopped_after(engine, LONG, 3)
+    stopped, _ = stopped_after(engine, LONG, 3)
     stats = stopped.done.stats
     assert (stats.stop_reason, stats.new_tokens, stats.prompt_tokens, stats.num_crops) == (
         "cancelled",

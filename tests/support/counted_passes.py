@@ -1,8 +1,12 @@
 """Counts and holds up the passes of an engine's model."""
 
 import threading
+from dataclasses import replace
 
-from gemma3_core.engine import Engine
+import pytest
+
+from gemma3_core.engine import Answered, Engine, Request, TokenEvent
+from gemma3_core.inspection.confidence import TokenChoice
 
 PATIENCE_S = 60
 
@@ -32,3 +36,19 @@ class CountedPasses:
         with self._changed:
             self._allowed += more
             self._changed.notify_all()
+
+
+def stopped_after(engine: Engine, request: Request, tokens: int) -> tuple[Answered, list[TokenChoice]]:
+    """An answer that is stopped after so many tokens, while the last of them is computed, and its tokens' choices."""
+    stop, choices = threading.Event(), []
+    with pytest.MonkeyPatch.context() as patched:
+        passes = CountedPasses(engine, patched, allowed=tokens - 1)
+        for event in engine.stream(replace(request, confidence=True), stop):
+            if isinstance(event, TokenEvent):
+                choices.append(event.choice)
+            if len(choices) == tokens - 1 and not stop.is_set():
+                passes.wait_for(tokens)
+                stop.set()
+                passes.allow(100)
+    assert event.token_ids == tuple(choice.token_id for choice in choices)
+    return Answered(request, event), choices
