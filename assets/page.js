@@ -260,4 +260,6 @@
     document.execCommand("copy");
     box.remove();
   }
+
+  ask.scriptRan();
 }

@@ -40,10 +40,17 @@
   }
 
   const unchanged = { __type__: "update" };
+  // The composer can be seen and used before page.js has run and before the server has brought back what was left.
+  let scriptRan, cameBack, sending = false;
+  const stands = Promise.all([
+    new Promise((resolve) => (scriptRan = resolve)),
+    new Promise((resolve) => (cameBack = resolve)),
+  ]);
   window.ask = {
     kept,
     framed,
     embedded,
+    scriptRan,
 
     // The settings that an example card brings, until the next new chat.
     useCard(cards, panAndScan, systemPrompt) {
@@ -64,8 +71,12 @@
       return theme;
     },
 
-    // A question is kept until its answer is there.
-    send(message) {
+    // A question is kept until its answer is there. One that was sent before the page stood is sent then, once.
+    async send(message) {
+      if (sending) return null;
+      sending = true;
+      await stands;
+      sending = false;
       kept.set("sent", message);
       kept.set("text", "");
       document.querySelector("#empty").click();
@@ -103,6 +114,7 @@
     },
     // The page has opened: this window's name for its next reload, and whether the server knew the one before.
     opened(text) {
+      cameBack();
       const { window: name, found } = JSON.parse(text);
       kept.set("session", name);
       ask.conversations?.opened(found);

@@ -40,9 +40,9 @@ _FILES_JS = "(message) => window.ask.keepFiles(message)"
 
 # Sending empties the composer at once, so that a letter typed right after it is not lost.
 # While the composer shows Stop, Enter sends nothing and the text stays.
-_SEND_JS = """(message, ...rest) => {
+_SEND_JS = """async (message, ...rest) => {
   if (document.querySelector("#composer .stop-button")) return [null, ...rest];
-  return [window.ask.send(JSON.parse(JSON.stringify(message))), ...rest];
+  return [await window.ask.send(JSON.parse(JSON.stringify(message))), ...rest];
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"

@@ -7,6 +7,31 @@ from running_app import opened, unfold
 HEARTS, NIGHT = EXAMPLES / "hearts.png", EXAMPLES / "night.png"
 
 
+# Sends a question in the moment in which the composer is there, before anything else of the page can run.
+_EARLY = """new MutationObserver((_, observer) => {
+  const box = document.querySelector("#composer textarea");
+  if (!box || !document.querySelector("#composer .submit-button")) return;
+  observer.disconnect();
+  window.early = !document.querySelector("#empty");
+  box.value = "Hello";
+  box.dispatchEvent(new InputEvent("input", { bubbles: true }));
+  for (let press = 0; press < 2; press++)
+    box.dispatchEvent(new KeyboardEvent("keypress", { key: "Enter", bubbles: true, cancelable: true }));
+}).observe(document, { childList: true, subtree: true });"""
+
+
+def test_a_question_sent_before_the_page_stands_is_answered_once(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    page.add_init_script(_EARLY)
+    page.goto(url)
+    assert answered(page)
+    assert page.evaluate("window.early"), "the question came too late for this test"
+    assert page.locator("#chat .user-row .message-content").all_inner_texts() == ["Hello"]
+    assert page.locator("#composer textarea").input_value() == ""
+    context.close()
+
+
 def composer_becomes(page, text, pictures=0):
     page.wait_for_function(
         """([text, pictures]) => document.querySelector("#composer textarea").value === text
