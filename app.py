@@ -98,8 +98,9 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 OPTIONS = (
-    Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="FOLDER_OR_HUB_ID"),
-    Option("also", read_text, "another model that visitors may choose", (), "FOLDER_OR_HUB_ID", many=True),
+    Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="SOURCE"),
+    Option("mmproj", read_text, "the file that reads pictures for a GGUF model (default: the one beside it)"),
+    Option("also", read_text, "another model that visitors may choose", (), "SOURCE", many=True),
     Option("keep", read_count, "how many of these stay in memory besides the first (default: 1)", default=1),
     Option("at_once", read_count, "how many questions are answered at once (default: 8)", default=8),
     Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
@@ -122,7 +123,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
     """
     parser = argparse.ArgumentParser(
         prog="app.py",
-        description="Answers questions about pictures, and shows what the model saw.",
+        description="Answers questions about pictures, and shows what the model saw. SOURCE is a folder, a GGUF file, "
+        "a Hub id, or OWNER/REPO:FILE for a GGUF file on the Hub.",
         epilog="Each option can also be set in the environment: GEMMA_MODEL, GEMMA_INT4, and so on.",
     )
     for option in OPTIONS:
@@ -171,7 +173,7 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
     from gemma3_core.engine import ModelRegistry
 
     lend = lender() if is_zero_gpu(os.environ) else None
-    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once)
+    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once, settings.mmproj)
     models = ModelRegistry.load(settings.model, settings.also, *options)
     return build_page(models, forgetful=settings.forgetful, frame_ancestors=settings.frame_ancestors)
 

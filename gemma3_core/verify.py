@@ -8,6 +8,7 @@ in memory at a time. The exit status is 0 if all checks pass, else 1.
 import argparse
 import gc
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.errors import Gemma3Error, UnsupportedOptionError
 from gemma3_core.files.hub import resolve_folder
+from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.hf.auto import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 from gemma3_core.inspection.attention import with_answer
 from gemma3_core.model_inputs import ModelInputs
@@ -183,7 +185,7 @@ def compare_tokens(case: Case, ours: Answer, theirs: Answer, logits_at: Callable
 def main(arguments: list[str] | None = None) -> int:
     """Prints every check and the verdict; returns 0 if all passed, else 1."""
     parser = argparse.ArgumentParser(prog="python -m gemma3_core.verify", description=__doc__)
-    parser.add_argument("model", help="a folder or a Hub id with a checkpoint in full precision")
+    parser.add_argument("model", help="a folder, a GGUF file or a Hub id with a checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     asked = parser.parse_args(arguments)
@@ -196,15 +198,26 @@ def main(arguments: list[str] | None = None) -> int:
     failed = []
     try:
         folder = resolve_folder(asked.model, revision=asked.revision)
-        for check in verify(folder, pick_device(asked.device)):
-            print(f"{'same' if check.passed else 'NOT THE SAME':12}  {check.name}: {check.figures}", flush=True)
-            failed += [] if check.passed else [check.name]
+        with tempfile.TemporaryDirectory() as unpacked:
+            if weights_of(folder) is not None:
+                folder = _written_out(folder, Path(unpacked))
+            for check in verify(folder, pick_device(asked.device)):
+                print(f"{'same' if check.passed else 'NOT THE SAME':12}  {check.name}: {check.figures}", flush=True)
+                failed += [] if check.passed else [check.name]
     except Gemma3Error as error:
         print(error)
         return 1
     verdict = f"No: {len(failed)} differ ({'; '.join(failed)})" if failed else "Yes"
     print(f"The same as transformers {transformers.__version__}? {verdict}.")
     return 1 if failed else 0
+
+
+def _written_out(folder: Path, target: Path) -> Path:
+    """A GGUF file's model in full precision, as transformers reads it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, dequantize=True)
+    model.save_pretrained(target)
+    AutoProcessor.from_pretrained(folder).save_pretrained(target)
+    return target
 
 
 def _compare_answers(model: Any, case: Case, inputs: ModelInputs, ours: Answer) -> Iterator[Check]:

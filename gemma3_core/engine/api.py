@@ -202,7 +202,7 @@ class ModelInfo:
     layer kinds, "local" or "global", first layer first. `vocabulary` is equal for two models that have the same tokens
     under the same ids; only their tokens can be compared. `borrowed` means that a GPU is lent for each answer, so that
     no KV cache is kept between answers. `revision` tells two checkpoints of one name apart; `hub_id` is empty for one
-    that is not of the Hub.
+    that is not of the Hub. `why_text_only` says why a model that could read pictures does not.
     """
 
     name: str
@@ -222,3 +222,4 @@ class ModelInfo:
     borrowed: bool = False
     revision: str = ""
     hub_id: str = ""
+    why_text_only: str = ""

@@ -1,5 +1,6 @@
 """What an app needs: load a checkpoint, queue questions, stream answers, preview pictures."""
 
+import logging
 import secrets
 import threading
 from collections import Counter
@@ -66,6 +67,7 @@ from gemma3_core.errors import (
 )
 from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
 from gemma3_core.generation.loop import DecodePass, check_length
+from gemma3_core.gguf.checkpoint import why_text_only
 from gemma3_core.images.load import ImageSource, PictureHeader, read_header
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import ImageProcessor
@@ -81,6 +83,7 @@ from gemma3_core.nn.cache import cache_bytes
 from gemma3_core.processor import Gemma3Processor
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 DEMO_NAME = "demo model"
@@ -125,6 +128,8 @@ class Engine:
         self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
         self._writer = AnswerWriter(precisions, processor)
+        if self.info.why_text_only:
+            logger.warning(self.info.why_text_only)
 
     @classmethod
     def load(
@@ -138,16 +143,18 @@ class Engine:
         name: str | None = None,
         beside: "Engine | None" = None,
         at_once: int = AT_ONCE,
+        mmproj: str | Path | None = None,
     ) -> "Engine":
-        """Loads a checkpoint folder or Hub id; None is the embedded demo model and downloads nothing.
+        """Loads a checkpoint folder, a GGUF file or a Hub id; None is the embedded demo model and downloads nothing.
 
         `int4` is the default precision; the other one is made when it is first requested. A checkpoint with int4
         weights always answers in int4. `name` is the model's name, by default the folder's. `beside` is an engine on
         the same device: both share its queue and the turns of their passes, and its bounds on decoding pictures hold
-        for both. Otherwise, `at_once` questions are answered at once. Raises CheckpointError, ConfigError,
+        for both. Otherwise, `at_once` questions are answered at once. `mmproj` is the file with a GGUF file's vision
+        tower, where it does not lie beside it. Raises CheckpointError, ConfigError,
         UnsupportedOptionError.
         """
-        folder = resolve_folder(model or DEMO_MODEL)
+        folder = resolve_folder(model or DEMO_MODEL, mmproj=mmproj)
         config = TorchAoConfig(int4_group_size)
         load = partial(ModelVariants.load, folder, dtype, pick_device(device), int4, config)
         precisions = cls._loaded(load)
@@ -192,6 +199,7 @@ class Engine:
             vocabulary=vocabulary_fingerprint(self._processor.tokenizer),
             revision="" if folder is None else revision_of(folder),
             hub_id="" if folder is None else hub_id_of(folder),
+            why_text_only="" if folder is None else why_text_only(folder),
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
@@ -377,7 +385,8 @@ class Engine:
     def _check_sees(self, pictures: int) -> None:
         if pictures and not self.info.multimodal:
             raise PromptError(
-                f"{self.info.name} reads text only. Remove the picture, or choose a model that reads pictures."
+                self.info.why_text_only
+                or f"{self.info.name} reads text only. Remove the picture, or choose a model that reads pictures."
             )
 
     def _wait_for_turn(self, ticket: Ticket) -> Iterator[StageEvent]:

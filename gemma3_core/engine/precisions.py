@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.engine.memory import free_bytes
 from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.int4.linear import int4_obstacle
 from gemma3_core.int4.quantize import (
     Int4Converter,
@@ -21,6 +23,7 @@ from gemma3_core.int4.quantize import (
 )
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.models.weights import build_on_meta, check_layers
 
 ONLY_INT4 = "This checkpoint holds int4 weights only, so full precision is not available."
 
@@ -58,19 +61,27 @@ class ModelVariants:
         """
         if dtype == "auto" and device.type == "cuda":
             dtype = auto_dtype(torch.cuda.get_device_capability(device))
-        kind = Gemma3ForConditionalGeneration if isinstance(read_config(folder), Gemma3Config) else Gemma3ForCausalLM
+        model_config = read_config(folder)
+        kind: Any = Gemma3ForConditionalGeneration if isinstance(model_config, Gemma3Config) else Gemma3ForCausalLM
+        stored = model_config.extra.get("quantization_config")
+        if dtype == "auto" and device.type == "cpu":
+            check_layers(model_config, folder)  # before anything of a size that config.json only promises is built
+            weights = count_weights(build_on_meta(lambda: kind(model_config)))
+            # On CPUs without bfloat16 matrix units, small models are faster in float32.
+            dtype = "float32" if weights <= _LARGEST_FLOAT32_ON_CPU else dtype
 
-        def read(quantization_config: TorchAoConfig | None, where: torch.device) -> Model:
+        def read(quantization_config: TorchAoConfig | None, where: torch.device, dequantize: bool = False) -> Model:
             model: Model = kind.from_pretrained(
-                folder, dtype=dtype, device_map=where, quantization_config=quantization_config
+                folder, dtype=dtype, device_map=where, quantization_config=quantization_config, dequantize=dequantize
             )
-            if dtype == "auto" and device.type == "cpu" and count_weights(model) <= _LARGEST_FLOAT32_ON_CPU:
-                # On CPUs without bfloat16 matrix units, small models are faster in float32.
-                model = model.float()
             return model
 
-        if read_config(folder).extra.get("quantization_config") is not None:
+        if stored is not None and weights_of(folder) is None:
             return cls(read(None, device), config)
+        if stored is not None:
+            own = TorchAoConfig.from_dict(stored)
+            every = TorchAoConfig(own.group_size) if int4 else None
+            return cls(read(every, device), own, lambda: read(None, torch.device("cpu"), dequantize=True))
         return cls(read(config if int4 else None, device), config, lambda: read(None, torch.device("cpu")))
 
     @property

@@ -30,6 +30,7 @@ from gemma3_core.errors import (
     UnsupportedOptionError,
 )
 from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.weight_files import weight_files
 
 PUBLISHED = "google/gemma-3-4b-it"
 _KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
@@ -73,7 +74,7 @@ def entries_of(also: Sequence[str], first: str | None = None, first_name: str = 
         seen.add(identity)
         name = next(name for name in _numbered(Path(identity).name) if name not in taken)
         taken.add(name)
-        from_hub = not Path(identity).is_dir()
+        from_hub = not Path(identity).exists()
         found.append(ModelEntry(name, identity, from_hub, _KNOWN_BYTES.get(identity)))
     return tuple(found)
 
@@ -84,15 +85,16 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _identity(source: str) -> str:
-    """A folder's full path, so that it is never looked up on the Hub later; a Hub id unchanged."""
+    """A folder's or file's full path, so that it is never looked up on the Hub later; a Hub id unchanged."""
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.exists():
         return str(path.resolve())
     try:
-        validate_repo_id(source)
+        validate_repo_id(source.partition(":")[0])
     except HFValidationError:
         raise CheckpointError(
-            f"{source} is neither a folder on this machine nor a Hub id of the form owner/name. Check its spelling."
+            f"{source} is neither a folder or GGUF file on this machine nor a Hub id of the form owner/name. Check its "
+            "spelling."
         ) from None
     return source
 
@@ -162,8 +164,10 @@ class ModelRegistry:
         keep: int = 1,
         lend: Lend | None = None,
         at_once: int = AT_ONCE,
+        mmproj: str | Path | None = None,
     ) -> "ModelRegistry":
-        """Loads the first model as `Engine.load` does; `also` lists folders and Hub ids that visitors may choose.
+        """Loads the first model as `Engine.load` does; `also` lists folders, GGUF files and Hub ids that visitors may
+        choose.
 
         All models share one device and together answer `at_once` questions at once. Raises what `Engine.load` raises,
         and CheckpointError for an entry of `also` that is neither a folder nor a possible Hub id. Where a GPU is lent
@@ -173,11 +177,11 @@ class ModelRegistry:
         source = None if model is None else str(model)
         if also:
             entries_of(also, source)  # reports a wrong entry before the first model loads, which can take minutes
-        first = _engine(lend, model, device, dtype, int4, at_once=at_once if lend is None else 1)
+        first = _engine(lend, model, device, dtype, int4, at_once=at_once if lend is None else 1, mmproj=mmproj)
         others = entries_of(also, source, first.info.name) if also else ()
 
         def load(entry: ModelEntry) -> Engine:
-            folder = resolve_folder(entry.source) if entry.from_hub else _folder(entry)
+            folder = _folder(entry)
             if not int4:  # the size of int4 weights is known only after they are made
                 _require_room(folder, entry.name, torch.device(first.info.device))
             try:
@@ -407,13 +411,13 @@ def _so_far(began: float) -> str:
 
 
 def _folder(entry: ModelEntry) -> Path:
-    if not Path(entry.source).is_dir():
-        raise CheckpointError(f"The folder of {entry.name} is no longer there. Choose another model.")
-    return Path(entry.source)
+    if not entry.from_hub and not Path(entry.source).exists():
+        raise CheckpointError(f"{entry.name} is no longer there. Choose another model.")
+    return resolve_folder(entry.source)
 
 
 def _require_room(folder: Path, name: str, device: torch.device) -> None:
     """Raises UnsupportedOptionError if a GPU has less memory left than the checkpoint's files need."""
     free = free_bytes(device)
-    if free is not None and sum(file.stat().st_size for file in folder.glob("*.safetensors")) > free:
+    if free is not None and sum(file.stat().st_size for file in weight_files(folder)) > free:
         raise UnsupportedOptionError(_NO_ROOM.format(name))

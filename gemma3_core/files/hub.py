@@ -2,15 +2,23 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from gemma3_core.errors import CheckpointError, require_known
+from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of, holds_models
+from gemma3_core.gguf.header import is_gguf
 
 # Only files that this program reads. Pickled weights are not among them: unpickling can run code.
 _SMALL_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
 _SAMPLE = 64 * 1024  # bytes
+_GGUF_FILES = "*.gguf"
+_PART, _LATER_PART = re.compile(r"-\d{5}-of-\d{5}\."), re.compile(r"-(?!00001)\d{5}-of-\d{5}\.")
+PREFERRED_GGUF = ("Q4_0", "Q4_K_M", "Q8_0", "")
+"""Which file of a repository is taken if none is named: Q4_0 is our int4, without any loss."""
 
 
 class HubOptions(TypedDict, total=False):
@@ -21,6 +29,8 @@ class HubOptions(TypedDict, total=False):
     cache_dir: str | Path | None
     local_files_only: bool
     force_download: bool
+    mmproj: str | Path | None
+    """Of a GGUF file: the file with its vision tower, if it does not lie beside it."""
 
 
 def pop_hub_options(options: dict[str, Any]) -> HubOptions:
@@ -33,27 +43,112 @@ def pop_hub_options(options: dict[str, Any]) -> HubOptions:
 
 
 def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[HubOptions]) -> Path:
-    """An existing folder wins over a Hub id; a Hub id is downloaded (or found in the cache).
+    """An existing folder or GGUF file wins over a Hub id; a Hub id is downloaded (or found in the cache).
 
-    Without `weights` only the small files are fetched: configs, tokenizer, chat template. Raises CheckpointError
-    where there is neither a folder nor a repository, UnsupportedOptionError for options other than the Hub's.
+    A GGUF file, a folder that holds one, and `OWNER/REPO:FILE` for one on the Hub become a folder as `gguf.checkpoint`
+    makes it. Without `weights` only the small files are fetched: configs, tokenizer, chat template. Raises
+    CheckpointError where there is neither a folder nor a repository, UnsupportedOptionError for options other than
+    the Hub's.
     """
     require_known("The Hub", hub, HubOptions.__annotations__)
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"A checkpoint is a folder or a Hub id such as google/gemma-3-4b-it, got {source!r}.")
+    given: Any = {"revision": None} | {name: value for name, value in hub.items() if value is not None}
+    mmproj = _existing(given.pop("mmproj", None))
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder
+        return folder_of(find_checkpoint(folder, mmproj)) if holds_models(folder) else _without_mmproj(folder, mmproj)
     if folder.exists():
-        raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the safetensors files.")
+        if is_gguf(folder):
+            return folder_of(find_checkpoint(folder, mmproj))
+        raise CheckpointError(
+            f"{folder.name} is no GGUF file. Give one, or the folder that holds config.json and the safetensors files."
+        )
+    return _from_hub(str(source), given, weights, mmproj)
+
+
+def _existing(mmproj: str | Path | None) -> Path | None:
+    path = None if mmproj is None else Path(mmproj).expanduser()
+    if path is not None and not path.is_file():
+        raise CheckpointError(f"There is no file {path.name} to read pictures with. Check the mmproj file's place.")
+    return path
+
+
+def _without_mmproj(folder: Path, mmproj: Path | None) -> Path:
+    if mmproj is not None:
+        raise CheckpointError(f"{mmproj.name} belongs to a GGUF file, but {folder.name} is a checkpoint without one.")
+    return folder
+
+
+def _from_hub(source: str, given: dict[str, Any], weights: bool, mmproj: Path | None) -> Path:
+    """A repository's snapshot, or the folder that stands for its GGUF file."""
     from huggingface_hub import snapshot_download
 
-    given: Any = {"revision": None} | {name: value for name, value in hub.items() if value is not None}
+    repo_id, _, asked = source.partition(":")
     patterns = [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns, **given))
+        folder = None if asked else Path(snapshot_download(repo_id, allow_patterns=patterns, **given))
+        if folder is not None and any(folder.glob("*.json")):
+            return _without_mmproj(folder, mmproj)
+        names = _gguf_names(repo_id, given)
+        if folder is not None and not names:
+            return folder
+        model = _chosen_gguf(repo_id, names, asked)
+        projectors = sorted(filter(_is_mmproj, names), key=_mmproj_order)
+        snapshot = Path(snapshot_download(repo_id, allow_patterns=[*_parts_of(model, names), *projectors[:1]], **given))
+    except CheckpointError:
+        raise
     except Exception as error:  # noqa: BLE001  network errors belong to the HTTP library that the Hub's client picks
-        raise CheckpointError(_why_not_downloaded(error, str(source), hub.get("revision"))) from None
+        raise CheckpointError(_why_not_downloaded(error, repo_id, given.get("revision"))) from None
+    if mmproj is None and projectors:
+        mmproj = snapshot / projectors[0]
+    return folder_of(find_checkpoint(snapshot / model, mmproj))
+
+
+def _gguf_names(repo_id: str, given: dict[str, Any]) -> list[str]:
+    """The GGUF files of a repository; without a network, those in the Hub's cache."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    access = {name: given[name] for name in ("revision", "token") if name in given}
+    try:
+        if given.get("local_files_only"):
+            raise ConnectionError
+        names = HfApi().list_repo_files(repo_id, **access)
+    except Exception:
+        cached = snapshot_download(repo_id, allow_patterns=[_GGUF_FILES], **given | {"local_files_only": True})
+        names = [path.relative_to(cached).as_posix() for path in Path(cached).rglob(_GGUF_FILES)]
+        if not names:
+            raise
+    return sorted(name for name in names if name.endswith(".gguf"))
+
+
+def _chosen_gguf(repo_id: str, names: Sequence[str], asked: str) -> str:
+    """The file that is asked for, by its name or by a part such as Q4_K_M, or else the first of PREFERRED_GGUF."""
+    models = [name for name in names if not _is_mmproj(name) and not _LATER_PART.search(name)]
+    if asked in models:
+        return asked
+    for wanted in [asked] if asked else PREFERRED_GGUF:
+        if fitting := [name for name in models if wanted.lower() in name.lower()]:
+            return fitting[0]
+    listed = ", ".join(models[:12]) or "none"
+    raise CheckpointError(
+        f"{repo_id} has no GGUF file {asked or 'of a model'}. It has {listed}. Name one of them after a colon."
+    )
+
+
+def _parts_of(model: str, names: Sequence[str]) -> list[str]:
+    """The file and the further parts of a split one."""
+    stem, split, _ = model.partition("-00001-of-")
+    return [name for name in names if name.startswith(f"{stem}-") and _PART.search(name)] if split else [model]
+
+
+def _is_mmproj(name: str) -> bool:
+    return "mmproj" in name.lower()
+
+
+def _mmproj_order(name: str) -> tuple[bool, str]:
+    """Half precision first: it is what the encoder was published in."""
+    return "f16" not in name.lower(), name
 
 
 def hub_id_of(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint folder: one file, or shards with an index."""
+"""The weight files of a checkpoint folder: one safetensors file, shards with an index, or GGUF files."""
 
 import json
 import re
@@ -13,6 +13,9 @@ import torch
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.files.hub import read_json
 from gemma3_core.files.saving import not_written, write_json
+from gemma3_core.gguf.checkpoint import weights_of
+from gemma3_core.gguf.header import is_gguf
+from gemma3_core.gguf.tensors import GgufTensor, hub_tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -26,8 +29,10 @@ _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}  # bytes
 def weight_files(folder: Path) -> list[Path]:
     """The single safetensors file of a checkpoint folder, else the shards that its index names, as in transformers.
 
-    Raises CheckpointError.
+    A folder that stands for a GGUF file gives that file and those that belong to it. Raises CheckpointError.
     """
+    if (gguf := weights_of(folder)) is not None:
+        return gguf
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).exists():
@@ -51,8 +56,11 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
+def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor | GgufTensor]]:
     """Names and tensors of one file, memory-mapped. Raises CheckpointError for a damaged file."""
+    if is_gguf(path):
+        yield from hub_tensors(path)
+        return
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
             yield name, file.get_tensor(name)
@@ -60,6 +68,8 @@ def read_tensors(path: Path) -> Iterable[tuple[str, torch.Tensor]]:
 
 def tensor_names(path: Path) -> list[str]:
     """The names of one file's tensors, from its header alone. Raises CheckpointError for a damaged file."""
+    if is_gguf(path):
+        return [name for name, _ in hub_tensors(path)]
     with _opened(path) as file:
         return list(file.keys())
 

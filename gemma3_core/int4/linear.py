@@ -8,6 +8,8 @@ is one of 16 steps q:
 This is the format of torch's int4 kernels ("tinygemm"), with the scale, zero and q of torchao. Checkpoints store
 `Int4Weight`: two q a byte, scale and zero in bfloat16, the same on every device. Each kernel needs the bytes in its own
 order, which depends on the device and even on the processor, so `Int4Linear` packs them on the device where it runs.
+GGUF's Q4_0 is this format at G = 32, with its scale in float16 and no zero. The sum of two numbers in bfloat16 is that
+scale exactly, so it takes the places of scale and zero.
 Processors with AVX-512 VNNI use our own kernel (`kernels.cpu`) on the bytes in torch's order.
 """
 
@@ -26,6 +28,7 @@ from gemma3_core.nn.layers import MANY_ROWS, has_bfloat16_tiles, multiplies_bflo
 
 PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
 SCALE_DTYPE = torch.bfloat16
+SYMMETRIC_SCALE_DTYPE = torch.float16
 OUTPUTS_MULTIPLE = 16
 """The CPU kernel needs a multiple of this many outputs; CUDA's kernel needs 8."""
 TRAINING_ADVICE = (
@@ -45,12 +48,22 @@ _OLDEST_CUDA = (8, 0)  # compute capability that torch's int4 kernel needs (bflo
 class Int4Weight:
     """A quantised weight [N, K], the same on every device.
 
-    packed: uint8 [N, K/2], the even column in the upper half of the byte. scale, zero: bfloat16 [N, K/G].
+    packed: uint8 [N, K/2], the even column in the upper half of the byte. scale, zero: bfloat16 [N, K/G]; where the
+    scale is float16 the weight is symmetric: zero is 0.
     """
 
     packed: torch.Tensor
     scale: torch.Tensor
     zero: torch.Tensor
+
+    @classmethod
+    def symmetric(cls, packed: torch.Tensor, scale: torch.Tensor) -> "Int4Weight":
+        """A weight without zeros: packed as above, scale float16 [N, K/G]."""
+        return cls(packed, scale, torch.zeros_like(scale, dtype=SCALE_DTYPE))
+
+    @property
+    def is_symmetric(self) -> bool:
+        return self.scale.dtype == SYMMETRIC_SCALE_DTYPE
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -131,6 +144,9 @@ class Int4Linear(nn.Module):
     no gradient.
     """
 
+    symmetric = False
+    """Whether scale_and_zero holds the two parts of a float16 scale. Never on CUDA, whose kernel takes bfloat16: there
+    the scale is rounded."""
     qdata: torch.Tensor  # None until `pack`, like scale_and_zero
     scale_and_zero: torch.Tensor
 
@@ -154,7 +170,10 @@ class Int4Linear(nn.Module):
         assert weight.shape == (self.out_features, self.in_features)
         assert weight.group_size == self.group_size
         self.qdata = _pack(weight)
-        self.scale_and_zero = torch.stack((weight.scale, weight.zero), dim=-1).transpose(0, 1).contiguous()
+        self.symmetric = weight.is_symmetric and weight.packed.device.type == "cpu"
+        scale = weight.scale.to(SCALE_DTYPE)
+        second = (weight.scale.float() - scale.float()).to(SCALE_DTYPE) if self.symmetric else weight.zero
+        self.scale_and_zero = torch.stack((scale, second), dim=-1).transpose(0, 1).contiguous()
 
     def int4_weight(self) -> Int4Weight:
         """The inverse of `pack`."""
@@ -164,15 +183,33 @@ class Int4Linear(nn.Module):
         else:
             steps = (steps for _, steps in _tile_rows(self.qdata, self.in_features, _ELEMENTS_AT_A_TIME))
         packed = torch.cat([each[:, ::2] << 4 | each[:, 1::2] for each in steps])
+        if self.symmetric:
+            return Int4Weight.symmetric(packed, (scale.float() + zero.float()).T.to(SYMMETRIC_SCALE_DTYPE).contiguous())
         return Int4Weight(packed, scale.T.contiguous(), zero.T.contiguous())
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] by the device's kernel; torch's gets bfloat16, its only fast type on a CPU."""
         on_cpu, ops = x.device.type == "cpu", torch.ops.aten
         if on_cpu and (kernels := self._own_kernels(x)) is not None:
-            return cpu_kernels.multiply(kernels, x, self.qdata, self.scale_and_zero, self.group_size)
+            return cpu_kernels.multiply(kernels, x, self.qdata, self.scale_and_zero, self.group_size, self.symmetric)
         kernel = ops._weight_int4pack_mm_for_cpu if on_cpu else ops._weight_int4pack_mm
-        return kernel(x.to(torch.bfloat16).contiguous(), self.qdata, self.group_size, self.scale_and_zero).to(x.dtype)
+        narrow = x.to(torch.bfloat16).contiguous()
+        products = [kernel(narrow, self.qdata, self.group_size, numbers) for numbers in self._kernel_numbers()]
+        return sum(products[1:], products[0]).to(x.dtype)
+
+    def _kernel_numbers(self) -> list[torch.Tensor]:
+        """scale_and_zero for each call of torch's kernel, whose results are added: two for a symmetric weight."""
+        if not self.symmetric:
+            return [self.scale_and_zero]
+        return [torch.stack((part, torch.zeros_like(part)), dim=-1) for part in self.scale_and_zero.unbind(dim=-1)]
+
+    def _wide_numbers(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Scale and zero of some rows, [K/G, rows, 2]."""
+        numbers = self.scale_and_zero[:, rows]
+        if self.symmetric:
+            scale = numbers.float().sum(dim=-1)
+            return torch.stack((scale, torch.zeros_like(scale)), dim=-1).to(dtype)
+        return numbers.to(dtype)
 
     def _widens(self, x: torch.Tensor) -> bool:
         return x.dtype == torch.float32 or has_bfloat16_tiles() or self._own_kernels(x) is None
@@ -189,7 +226,7 @@ class Int4Linear(nn.Module):
         wide, out = x.to(dtype), x.new_empty(len(x), self.out_features)
         for part in _parts(self.qdata, _WIDENED_AT_A_TIME):
             rows = slice(part.start, part.stop)
-            weight = part.widened(self.scale_and_zero[:, rows].to(dtype))
+            weight = part.widened(self._wide_numbers(rows, dtype))
             out[:, rows] = wide @ weight
         return out
 

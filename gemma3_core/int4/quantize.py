@@ -145,7 +145,9 @@ def plan_int4(model: Any, config: TorchAoConfig) -> Int4Plan:
             left[name] = reason
         else:
             layers.append(name)
-    if unused := [skip for skip in skips if not any(_is_named(name, skip) for name in candidates)]:
+    # A model without a head has none to leave out either.
+    unused = [skip for skip in skips - {"lm_head"} if not any(_is_named(name, skip) for name in candidates)]
+    if unused:
         raise UnsupportedOptionError(f"modules_to_not_convert names {_listed(sorted(unused))}: no int4 layer is that.")
     if not layers:
         raise UnsupportedOptionError(

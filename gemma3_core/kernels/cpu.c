@@ -51,6 +51,7 @@ typedef struct {
     const void *x;                  /* [M, K], float32 or bfloat16 */
     const uint8_t *packed;          /* [N / 64, K, 32] */
     const uint32_t *scale_and_zero; /* [K / G, N], bfloat16 each, the scale in the lower half */
+    int symmetric;                  /* zero is 0, and the two numbers are the parts of a finer scale */
     void *out;                      /* [M, N], as x */
     int64_t rows, inputs, outputs, group;
     int bfloat16;
@@ -236,6 +237,7 @@ AVX512 static inline __attribute__((always_inline)) void add_group(const Product
             __m512i both = _mm512_loadu_si512(numbers + v * LANES);
             __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
             __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+            if (p->symmetric) scale = _mm512_add_ps(scale, zero), zero = _mm512_setzero_ps();
             __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(highs[r][v], 8), lows[r][v]);
             __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(whole, eight_times)), scale);
             product = _mm512_fmadd_ps(sum, zero, product);
@@ -292,14 +294,15 @@ AVX512 static void multiply(void *data) {
 
 /* 0, or 1 where there is no memory. K is a multiple of G, G of 16, N of 64. */
 int int4_multiply(const void *x, const uint8_t *packed, const uint32_t *scale_and_zero, void *out, int64_t rows,
-                  int64_t inputs, int64_t outputs, int64_t group, int bfloat16, int threads) {
+                  int64_t inputs, int64_t outputs, int64_t group, int symmetric, int bfloat16, int threads) {
     int64_t groups = rows * (inputs / group), integers = rows * inputs;
     int64_t blocks = outputs / BLOCK;
     if (threads > blocks) threads = (int)blocks;
     char *room = malloc((size_t)(groups * 8 + threads * AT_A_TIME * BLOCK * 4 + 2 * integers));
     if (room == NULL) return 1;
     Product p = {.x = x, .packed = packed, .scale_and_zero = scale_and_zero, .out = out, .rows = rows,
-                 .inputs = inputs, .outputs = outputs, .group = group, .bfloat16 = bfloat16};
+                 .inputs = inputs, .outputs = outputs, .group = group, .symmetric = symmetric,
+                 .bfloat16 = bfloat16};
     p.scales = (float *)room;
     p.sums = (int32_t *)(p.scales + groups);
     p.totals = (float *)(p.sums + groups);

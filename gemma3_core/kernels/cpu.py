@@ -34,7 +34,7 @@ _PROCESSOR = Path("/proc/cpuinfo")
 _BUILDING_SECONDS = 120
 _THREAD_POOL = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")  # of torch's OpenMP library
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, _FLAG, _FLAG]
+_MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, *[_FLAG] * 3]
 _NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
 _DENSE_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 3, _FLAG, _FLAG]
 _ROWS_AT_A_TIME = 2048  # limits the memory for activations as integers in int4_multiply
@@ -183,12 +183,17 @@ def dense_fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def multiply(
-    kernels: ctypes.CDLL, x: torch.Tensor, qdata: torch.Tensor, scale_and_zero: torch.Tensor, group_size: int
+    kernels: ctypes.CDLL,
+    x: torch.Tensor,
+    qdata: torch.Tensor,
+    scale_and_zero: torch.Tensor,
+    group_size: int,
+    symmetric: bool = False,
 ) -> torch.Tensor:
     """x [M, K] in float32 or bfloat16 times weights that torch packed for its own kernel: [M, N] in x's type.
 
-    qdata: uint8 [N, K/2] in blocks of OUTPUTS_MULTIPLE rows; scale_and_zero: bfloat16 [K/G, N, 2]. Rows do not depend
-    on one another. Raises MemoryError.
+    qdata: uint8 [N, K/2] in blocks of OUTPUTS_MULTIPLE rows; scale_and_zero: bfloat16 [K/G, N, 2]; of `symmetric`
+    weights it holds two parts of the scale, and zero is 0. Rows do not depend on one another. Raises MemoryError.
     """
     inputs, outputs = x.shape[1], qdata.shape[0]
     assert x.dtype in DTYPES
@@ -202,7 +207,7 @@ def multiply(
     weights = (qdata.data_ptr(), scale_and_zero.data_ptr())
     for some, part in zip(x.split(_ROWS_AT_A_TIME), out.split(_ROWS_AT_A_TIME), strict=True):
         sizes = (len(some), inputs, outputs, group_size)
-        flags = (int(x.dtype == torch.bfloat16), torch.get_num_threads())
+        flags = (int(symmetric), int(x.dtype == torch.bfloat16), torch.get_num_threads())
         if kernels.int4_multiply(some.data_ptr(), *weights, part.data_ptr(), *sizes, *flags):
             raise MemoryError("not enough memory to multiply by int4 weights")
     return out

@@ -13,6 +13,7 @@ from gemma3_core.files.hub import pop_hub_options, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, refuse_options, write_json
 from gemma3_core.files.weight_files import MAX_SHARD_SIZE, shard_bytes
 from gemma3_core.generation.config import GenerationConfig, read_generation_config
+from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.int4.linear import Int4Linear, require_int4
 from gemma3_core.int4.quantize import Int4Plan, TorchAoConfig, count_weights, install_int4, quantized
 from gemma3_core.kernels import cpu as cpu_kernels
@@ -106,15 +107,18 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
         device_map: DeviceMap | None = None,
         attn_implementation: str | None = None,
         quantization_config: TorchAoConfig | None = None,
+        dequantize: bool = False,
         **unknown: Any,
     ) -> Self:
-        """Loads a checkpoint in the Hub's layout; no tensor may be missing or left over.
+        """Loads a checkpoint in the Hub's layout, or a GGUF file; no tensor may be missing or left over.
 
         dtype (or torch_dtype, its older name) None and "auto" mean the checkpoint's own. device_map is one device: its
         name, a CUDA device's number, "auto" (the first accelerator, else the CPU) or {"": device}; None is the CPU.
         attn_implementation is "sdpa" (the default) or "eager". quantization_config makes int4 weights from a checkpoint
-        in full precision; a checkpoint saved with int4 weights needs none. The log names layers that could be int4 but
-        stay in full precision. `config` replaces the folder's config.json. Other options are
+        in full precision; a checkpoint saved with int4 weights needs none. Of a GGUF file, weights in Q4_0 are int4
+        weights without any loss, unless `dequantize` asks for full precision; with a TorchAoConfig of their group size,
+        32, the other layers become int4 too. The log names layers that could be int4 but stay in full precision.
+        `config` replaces the folder's config.json. Other options are
         HubOptions. Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
         hub = pop_hub_options(unknown)
@@ -138,22 +142,27 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
         device = mapped_device(device_map)
         if device.type == "cpu":
             cpu_kernels.prepare()
-        filled = model._filled(folder, weights, device, quantization_config)
+        int4 = _int4_config(config, folder, quantization_config, dequantize)
+        filled = model._filled(folder, weights, device, *int4)
         filled.name_or_path = str(pretrained_model_name_or_path)
         if device_map is not None:
             filled.hf_device_map = {"": device}
         return filled
 
     def _filled(
-        self, folder: Path, dtype: torch.dtype | None, device: torch.device, quantization_config: TorchAoConfig | None
+        self,
+        folder: Path,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        stored: TorchAoConfig | None,
+        wanted: TorchAoConfig | None,
     ) -> Self:
-        """This model (on the meta device) with a checkpoint's weights, in int4 if `quantization_config` is given."""
-        stored = _stored_int4(self.config, quantization_config)
-        if stored or quantization_config:
+        """This model (on the meta device) with a checkpoint's weights: in int4 as it stores them, or as they are
+        `wanted`."""
+        if stored or wanted:
             require_int4(device)
         if stored:
             install_int4(self, stored)
-        wanted = None if stored else quantization_config
         if wanted:
             # The weights stay memory-mapped and go to the device one by one: never are all in memory unquantised.
             load_weights(self, folder, dtype, torch.device("cpu"), mapped=True)
@@ -202,15 +211,24 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
                 module.eager = attn_implementation == "eager"
 
 
-def _stored_int4(config: AnyConfig, asked: TorchAoConfig | None) -> TorchAoConfig | None:
-    """The checkpoint's own quantisation; None in full precision. Raises UnsupportedOptionError if it is not `asked`."""
+def _int4_config(
+    config: AnyConfig, folder: Path, asked: TorchAoConfig | None, dequantize: bool
+) -> tuple[TorchAoConfig | None, TorchAoConfig | None]:
+    """How int4 weights are read from the checkpoint, and how they are made of weights that were loaded; at most one.
+
+    A GGUF file gives each layer as int4 weights or dequantised, one by one. Raises UnsupportedOptionError if int4
+    weights would have to be made again.
+    """
     data = config.extra.get("quantization_config")
-    if data is None:
-        return None
-    stored = TorchAoConfig.from_dict(data)
-    if asked not in (None, stored):
+    is_gguf = weights_of(folder) is not None
+    stored = None if data is None or (is_gguf and dequantize) else TorchAoConfig.from_dict(data)
+    if dequantize and (stored or asked):
+        raise UnsupportedOptionError("Only a GGUF file can be dequantised, and not into int4. Leave out dequantize.")
+    if is_gguf and (stored is None or asked is None or asked.group_size == stored.group_size):
+        return asked or stored, None
+    if stored and asked not in (None, stored):
         raise UnsupportedOptionError(
             f"The checkpoint holds int4 weights already, by {stored}; they can't be made again by {asked}. "
             "Leave quantization_config out, or load the checkpoint in full precision."
         )
-    return stored
+    return stored, None if stored else asked

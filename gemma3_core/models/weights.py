@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,7 +16,18 @@ from torch import nn
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config
 from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 from gemma3_core.files.weight_files import MAX_SHARD_SIZE, read_tensors, tensor_names, weight_files, write_tensors
-from gemma3_core.int4.linear import PACKED, SCALE, SCALE_DTYPE, ZERO, Int4Linear, stored_shapes
+from gemma3_core.gguf.tensors import Q4_0_GROUP_SIZE, GgufTensor
+from gemma3_core.int4.linear import (
+    PACKED,
+    SCALE,
+    SCALE_DTYPE,
+    SYMMETRIC_SCALE_DTYPE,
+    ZERO,
+    Int4Linear,
+    Int4Weight,
+    quantize_weight,
+    stored_shapes,
+)
 from gemma3_core.int4.quantize import count_weights
 from gemma3_core.models.embeddings import HEAD
 
@@ -42,6 +54,7 @@ def module_name(stored: str, multimodal: bool) -> str:
     so are `vision_tower.vision_model.…` and `vision_tower.…`, with or without a leading `model.`.
     """
     if not multimodal:
+        stored = stored.removeprefix("language_model.")  # of a GGUF file, which has the same names with and without
         return stored if stored.startswith((_OF_HEAD, _OF_SCORE, "model.")) else f"model.{stored}"
     name = stored.removeprefix("model.")
     if name.startswith(_OF_SCORE):
@@ -129,7 +142,7 @@ def load_weights(
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()} | int4
     tied = model.config.tie_word_embeddings  # type: ignore[union-attr]
     has_head, is_bare = hasattr(model, "lm_head"), not hasattr(model, "model")
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor | GgufTensor] = {}
     stored_names: dict[str, str] = {}
     for path in weight_files(folder):
         for stored, tensor in read_tensors(path):
@@ -147,13 +160,19 @@ def load_weights(
         found = {name: tensor for name, tensor in found.items() if not name.startswith(_OF_SCORE)}
     elif SCORE in expected and SCORE not in found:
         found[SCORE] = _new_score(model, expected[SCORE], found)
-    _check_names_and_shapes(expected, found)
-    converted = {
-        name: _checked_int4(tensor, name).to(device)
-        if name in int4
-        else _converted(tensor, name, dtype, device, mapped)
-        for name, tensor in found.items()
-    }
+    from_gguf = _int4_from_gguf(model, found, bool(tied))
+    stored_so = {name: shape for name, shape in expected.items() if name.rpartition(".")[0] not in from_gguf}
+    stored_so |= {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in from_gguf.items()}
+    _check_names_and_shapes(stored_so, found)
+    converted: dict[str, torch.Tensor] = {}
+    for name, tensor in found.items():
+        layer = from_gguf.get(name.removesuffix(".weight"))
+        if layer is not None:
+            converted |= _quantised(cast(GgufTensor, tensor), name, layer.group_size, dtype, device)
+        elif name in int4:
+            converted[name] = _checked_int4(tensor, name).to(device)
+        else:
+            converted[name] = _converted(tensor, name, dtype, device, mapped)
     _require_finite({name: converted[name] for name in expected})  # in the model's order
     model.load_state_dict(converted, strict=True, assign=True)
 
@@ -181,13 +200,41 @@ def _int4_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _checked_int4(tensor: torch.Tensor, name: str) -> torch.Tensor:
+def _int4_from_gguf(model: nn.Module, found: dict[str, Any], tied: bool) -> dict[str, Int4Linear]:
+    """The int4 layers whose weights come from a GGUF file, by name; a tied head's are the embedding's."""
+    layers = dict(_int4_layers(model))
+    if tied and HEAD.removesuffix(".weight") in layers and HEAD not in found:
+        embedding = next((tensor for name, tensor in found.items() if name.endswith(EMBEDDING)), None)
+        if isinstance(embedding, GgufTensor):
+            found[HEAD] = embedding
+    return {name: layer for name, layer in layers.items() if isinstance(found.get(f"{name}.weight"), GgufTensor)}
+
+
+def _quantised(
+    tensor: GgufTensor, name: str, group_size: int, dtype: torch.dtype | None, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The tensors of an int4 layer: Q4_0 as it is, the rest quantised. Raises CheckpointError for NaN or infinity."""
+    if tensor.is_q4_0 and group_size == Q4_0_GROUP_SIZE:
+        packed, scale = tensor.q4_0()
+        weight = Int4Weight.symmetric(packed.to(device), scale.to(device))
+    else:
+        try:
+            weight = quantize_weight(tensor.to(device, dtype or tensor.dtype), group_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from None
+    stem = name.removesuffix("weight")
+    return {stem + PACKED: weight.packed, stem + SCALE: weight.scale, stem + ZERO: weight.zero}
+
+
+def _checked_int4(tensor: Any, name: str) -> torch.Tensor:
     """A stored tensor of an int4 layer. Raises CheckpointError for a wrong type."""
-    expected = {PACKED: torch.uint8, SCALE: SCALE_DTYPE, ZERO: SCALE_DTYPE}[name.rpartition(".")[2]]
-    if tensor.dtype != expected:
+    kind = name.rpartition(".")[2]
+    expected = {PACKED: torch.uint8, SCALE: SCALE_DTYPE, ZERO: SCALE_DTYPE}[kind]
+    if tensor.dtype != expected and (kind, tensor.dtype) != (SCALE, SYMMETRIC_SCALE_DTYPE):
         got, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected))
         raise CheckpointError(f"{name} is stored as {got}, expected {wanted}. Make the int4 checkpoint again.")
-    return tensor
+    checked: torch.Tensor = tensor
+    return checked
 
 
 def _require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -203,14 +250,14 @@ def _require_finite(tensors: Mapping[str, torch.Tensor]) -> None:
         raise CheckpointError(f"{broken[0]} holds NaN or infinity{more}. Download the checkpoint again.")
 
 
-def _new_score(model: nn.Module, shape: tuple[int, ...], found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _new_score(model: nn.Module, shape: tuple[int, ...], found: Mapping[str, Any]) -> torch.Tensor:
     """Small random weights for a classifier's missing head, in the type of the checkpoint's other weights."""
     logger.warning("The checkpoint has no %s: it is new and random. Train it before you trust its answers.", SCORE)
     dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
     return torch.randn(shape).mul_(model.config.initializer_range).to(dtype)  # type: ignore[union-attr,arg-type]
 
 
-def _drop_tied_head(found: dict[str, torch.Tensor]) -> None:
+def _drop_tied_head(found: dict[str, Any]) -> None:
     head = found.pop(HEAD, None)
     embedding = next((t for name, t in found.items() if name.endswith(EMBEDDING)), None)
     if head is not None and embedding is not None and not torch.equal(head, embedding):
@@ -220,7 +267,7 @@ def _drop_tied_head(found: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor]) -> None:
+def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:
     wrong = {
         "missing": sorted(expected.keys() - found.keys()),
         "not part of this model": sorted(found.keys() - expected.keys()),
@@ -238,7 +285,7 @@ def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapp
 
 
 def _converted(
-    tensor: torch.Tensor, name: str, dtype: torch.dtype | None, device: torch.device, mapped: bool
+    tensor: torch.Tensor | GgufTensor, name: str, dtype: torch.dtype | None, device: torch.device, mapped: bool
 ) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise CheckpointError(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected a float type.")
