@@ -12,8 +12,8 @@ import app
 def test_defaults_are_the_demo_model_on_this_machine_only():
     settings = app.parse([], {})
     expected = {
-        "model": None, "also": (), "keep": 1, "at_once": 8, "int4": False, "device": "auto", "dtype": "auto",
-        "host": None, "port": None, "share": False, "mcp": False, "auth": None,
+        "model": None, "mmproj": None, "also": (), "keep": 1, "at_once": 8, "int4": False, "device": "auto",
+        "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
         "forgetful": False, "frame_ancestors": "",
     }  # fmt: skip
     assert vars(settings) == expected
@@ -21,25 +21,26 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
 
 def test_each_option_can_be_given():
     line = "--model some/folder --also a/b --also c --keep 2 --int4 --device cpu --dtype float32 --host 0.0.0.0 "
-    line += "--port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
+    line += "--mmproj m.gguf --port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
     settings = app.parse(line.split(), {})
     assert (settings.forgetful, settings.frame_ancestors) == (True, "https://*.a.org:*")
     assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
     assert (settings.host, settings.port, settings.share, settings.mcp) == ("0.0.0.0", 8000, True, True)
     assert (settings.also, settings.keep) == (("a/b", "c"), 2)
     assert settings.auth == ("me", "secret")
+    assert settings.mmproj == "m.gguf"
 
 
 def test_each_option_can_come_from_the_environment():
     environment = {
         "GEMMA_MODEL": "google/gemma-3-4b-it", "GEMMA_INT4": "yes", "GEMMA_DEVICE": "cuda", "GEMMA_DTYPE": "bfloat16",
         "GEMMA_HOST": "0.0.0.0", "GEMMA_PORT": "7000", "GEMMA_SHARE": "0", "GEMMA_AUTH": "me:a:b",
-        "GEMMA_ALSO": "a/b, c d", "GEMMA_KEEP": "3", "GEMMA_AT_ONCE": "2", "GEMMA_MCP": "true",
-        "GEMMA_FORGETFUL": "on", "GEMMA_FRAME_ANCESTORS": "none",
+        "GEMMA_ALSO": "a/b, c d", "GEMMA_KEEP": "3", "GEMMA_MMPROJ": "m.gguf", "GEMMA_AT_ONCE": "2",
+        "GEMMA_MCP": "true", "GEMMA_FORGETFUL": "on", "GEMMA_FRAME_ANCESTORS": "none",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
-        "model": "google/gemma-3-4b-it", "int4": True, "device": "cuda", "dtype": "bfloat16",
+        "model": "google/gemma-3-4b-it", "mmproj": "m.gguf", "int4": True, "device": "cuda", "dtype": "bfloat16",
         "host": "0.0.0.0", "port": 7000, "share": False, "mcp": True, "auth": ("me", "a:b"),
         "also": ("a/b", "c d"), "keep": 3, "at_once": 2, "forgetful": True, "frame_ancestors": "'none'",
     }  # fmt: skip

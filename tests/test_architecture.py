@@ -15,7 +15,8 @@ from places import REPOSITORY
 ROOMS = {
     "gemma3_core": (
         "errors",
-        "files model_inputs kernels",
+        "gguf model_inputs kernels",
+        "files",
         "config images",
         "nn",
         "int4 tokenizer",

@@ -34,7 +34,8 @@ def build_tokenizer(
     _check(tokens, scores, kinds, bos_id, unk_id)
     # The converter writes runs of spaces, which are user-defined, as they stand in a text.
     spelled = [
-        token.replace(" ", _SPACE) if kind == _USER_DEFINED else token for token, kind in zip(tokens, kinds, strict=True)
+        token.replace(" ", _SPACE) if kind == _USER_DEFINED else token
+        for token, kind in zip(tokens, kinds, strict=True)
     ]
     vocabulary = {token: number for number, token in enumerate(spelled)}
     if len(vocabulary) != len(spelled):

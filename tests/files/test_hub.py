@@ -1,5 +1,6 @@
 """A folder wins over a Hub id; what can't be had is told in words, without a stack behind it."""
 
+import re
 from fnmatch import fnmatch
 
 import huggingface_hub
@@ -8,6 +9,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import httpx
 
 from gemma3_core.errors import CheckpointError
+from gemma3_core.files import hub
 from gemma3_core.files.hub import resolve_folder
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 
@@ -38,7 +40,7 @@ def test_a_folder_may_be_in_the_home_directory(tmp_path, monkeypatch):
 def test_a_file_is_not_a_folder(tmp_path):
     path = tmp_path / "model.safetensors"
     path.touch()
-    with pytest.raises(CheckpointError, match="is a file; give the folder"):
+    with pytest.raises(CheckpointError, match="is no GGUF file"):
         resolve_folder(path)
 
 
@@ -104,6 +106,7 @@ def test_each_failure_of_a_download_says_what_to_do(monkeypatch, raised, words):
 
 def test_only_what_is_read_is_fetched_and_never_pickles(monkeypatch, tmp_path):
     asked = {}
+    (tmp_path / "config.json").touch()
 
     def record(repo_id, **options):
         asked.update(options, repo_id=repo_id)
@@ -119,6 +122,7 @@ def test_only_what_is_read_is_fetched_and_never_pickles(monkeypatch, tmp_path):
 
 def test_without_weights_only_small_files_are_fetched(monkeypatch, tmp_path):
     asked = {}
+    (tmp_path / "config.json").touch()
 
     def record(repo_id, **options):
         asked.update(options, repo_id=repo_id)
@@ -128,6 +132,59 @@ def test_without_weights_only_small_files_are_fetched(monkeypatch, tmp_path):
     resolve_folder("some/model", weights=False)
     files = {"config.json": True, "tokenizer.json": True, "chat_template.jinja": True, "model.safetensors": False}
     assert {f: any(fnmatch(f, pattern) for pattern in asked["allow_patterns"]) for f in files} == files
+
+
+REPOSITORY_FILES = (
+    "README.md", "gemma-3-4b-it-Q4_K_M.gguf", "gemma-3-4b-it-Q8_0.gguf", "gemma-3-4b-it-f16-00001-of-00002.gguf",
+    "gemma-3-4b-it-f16-00002-of-00002.gguf", "mmproj-model-Q8_0.gguf", "mmproj-model-f16.gguf",
+)  # fmt: skip
+
+
+@pytest.fixture
+def gguf_repository(monkeypatch, tmp_path):
+    """A repository of GGUF files, as ungated copies are; gives the patterns that are downloaded from it."""
+    downloads = []
+
+    def download(repo_id, allow_patterns, **_):
+        assert repo_id == "some/model-GGUF"
+        downloads.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: list(REPOSITORY_FILES))
+    monkeypatch.setattr(hub, "find_checkpoint", lambda model, mmproj: (model, mmproj))
+    monkeypatch.setattr(hub, "folder_of", lambda found: found)
+    return downloads
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "files"),
+    [
+        ("", "gemma-3-4b-it-Q4_K_M.gguf", 1),
+        (":q8_0", "gemma-3-4b-it-Q8_0.gguf", 1),
+        (":gemma-3-4b-it-Q8_0.gguf", "gemma-3-4b-it-Q8_0.gguf", 1),
+        (":F16", "gemma-3-4b-it-f16-00001-of-00002.gguf", 2),
+    ],
+)
+def test_a_file_of_a_gguf_repository(gguf_repository, tmp_path, asked, model, files):
+    found = resolve_folder(f"some/model-GGUF{asked}")
+    assert found == (tmp_path / model, tmp_path / "mmproj-model-f16.gguf")
+    assert gguf_repository[-1][0] == model
+    assert len(gguf_repository[-1]) == files + 1
+
+
+@pytest.mark.usefixtures("gguf_repository")
+def test_a_file_that_a_gguf_repository_does_not_have():
+    with pytest.raises(CheckpointError) as error:
+        resolve_folder("some/model-GGUF:Q2_K")
+    assert re.match("some/model-GGUF has no GGUF file Q2_K. It has .*Q4_K_M.gguf, .* after a colon", str(error.value))
+
+
+def test_offline_a_gguf_repository_is_what_the_cache_has_of_it(monkeypatch, gguf_repository, tmp_path):
+    (tmp_path / "gemma-3-4b-it-Q8_0.gguf").touch()
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: 1 / 0)
+    assert resolve_folder("some/model-GGUF") == (tmp_path / "gemma-3-4b-it-Q8_0.gguf", None)
+    assert gguf_repository[-1] == ["gemma-3-4b-it-Q8_0.gguf"]
 
 
 def test_a_folder_without_a_checkpoint_says_which_file_is_missing_and_not_where(tmp_path):

@@ -37,10 +37,13 @@ def _convert(source: Path, target: Path, kind: str, *more: str) -> None:
 
 
 def write_sentencepiece(folder: Path) -> None:
-    """tokenizer.model, which published checkpoints have beside tokenizer.json."""
+    """tokenizer.model and the list of added tokens, which published checkpoints have beside tokenizer.json."""
     from sentencepiece import sentencepiece_model_pb2 as protobuf
 
     data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["added_tokens_decoder"] = {entry["id"]: entry for entry in data["added_tokens"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     added = {entry["content"]: CONTROL if entry["special"] else USER_DEFINED for entry in data["added_tokens"]}
     ranks = {"".join(pair): -float(rank) for rank, pair in enumerate(data["model"]["merges"])}
     model = protobuf.ModelProto()
