@@ -38,7 +38,8 @@ _MAX_LAYERS = 1024
 
 @dataclass(frozen=True)
 class GgufCheckpoint:
-    """The headers of a model's files: all parts of the decoder, and the mmproj file if there is one."""
+    """The headers of a model's files: all parts of the decoder, and the mmproj file if there is one. Without lists of
+    texts."""
 
     parts: tuple[Header, ...]
     mmproj: Header | None = None
@@ -58,7 +59,7 @@ def find_checkpoint(source: Path, mmproj: Path | None = None) -> GgufCheckpoint:
     Raises CheckpointError.
     """
     path = _model_in(source) if source.is_dir() else source
-    parts = tuple(read_header(part) for part in _parts_of(path))
+    parts = tuple(read_header(part, lists_of_texts=False) for part in _parts_of(path))
     first = parts[0]
     if first.architecture != ARCHITECTURE:
         raise CheckpointError(_other_architecture(first))
@@ -229,7 +230,7 @@ def _number(header: Header, key: str, default: int | None = None) -> int:
 
 def _contents(checkpoint: GgufCheckpoint) -> dict[str, Any]:
     """The files of the folder by name: texts, or objects of JSON."""
-    text, vision = checkpoint.text, checkpoint.mmproj
+    text, vision = read_header(checkpoint.text.path), checkpoint.mmproj
     tokens = [str(token) for token in _list(text, "tokenizer.ggml.tokens")]
     ids = {token: number for number, token in enumerate(tokens)}
     stops = _stop_ids(text, ids)

@@ -91,7 +91,7 @@ def _is_shifted(name: str) -> bool:
 
 def hub_tensors(path: Path) -> Iterator[tuple[str, GgufTensor]]:
     """The tensors of one file with the Hub's names. Raises CheckpointError for one that Gemma 3 does not have."""
-    header = read_header(path)
+    header = read_header(path, lists_of_texts=False)
     for name, info in header.tensors.items():
         if not _LEFT_OUT.fullmatch(name):
             yield _hub_name(header, info), GgufTensor(header, info)

@@ -50,6 +50,15 @@ def test_it_finds_what_llama_cpps_reader_finds(path):
         assert header.data(info).numpy().tobytes() == theirs.data.tobytes()
 
 
+def test_lists_of_texts_can_be_skipped(path):
+    whole, quick = read_header(path), read_header(path, lists_of_texts=False)
+    assert quick.metadata.keys() == whole.metadata.keys()
+    assert quick.metadata["a.texts"] == []
+    assert quick.tensors == whole.tensors
+    with pytest.raises(CheckpointError, match="cut off"):
+        read_header(changed(path, place(path, b"a.texts") + 16, "<Q", 2**63), lists_of_texts=False)
+
+
 def test_other_files_are_told_from_gguf(path, tmp_path):
     other = tmp_path / "model.bin"
     other.write_bytes(b"PK\x03\x04" + bytes(100))
