@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gemma3_core.engine import Turn
+from gemma3_core.engine import ModelInfo, Turn
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "examples"
 _WIDTH, _HEIGHT = 536, 335
@@ -55,6 +55,27 @@ def load_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
         )
         for entry in entries
     )
+
+
+TEXT_EXAMPLES = (
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "Explain to a child why the sky is blue.",
+    "Name three fruits that are not red.",
+)
+BEGINNINGS = (
+    "The capital of France is",
+    "Plants create energy through a process known as",
+    "Once upon a time, in a village by the sea, there lived",
+    "The three primary colors are",
+)
+
+
+def examples_for(info: ModelInfo) -> tuple[Example, ...]:
+    """The cards that suit a model: pictures for one that sees, and beginnings of texts for a base model."""
+    if info.continues_text:
+        return tuple(Example((), "", (beginning,)) for beginning in BEGINNINGS)
+    return load_examples() if info.multimodal else tuple(Example((), "", (text,)) for text in TEXT_EXAMPLES)
 
 
 def card_address(picture: Path) -> str:

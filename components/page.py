@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -18,21 +19,18 @@ from components.chat.panel import badge, build_chat
 from components.chat.previews import Previews
 from components.chat.returning import Returning
 from components.endpoint import build_ask_endpoint
-from components.examples import Example, load_examples
+from components.examples import Example, examples_for
 from components.inside.handlers import InsideHandlers
 from components.inside.panel import OPENED, Inside, build_inside
 from components.serving.server import Page
-from components.settings import (
-    Settings,
-    build_settings,
-)
+from components.settings import Settings, build_settings
 from components.shown.conversation_list import conversation_list
 from components.shown.image_strip import build_image_strip, build_token_count
 from components.shown.picker import build_picker
 from components.shown.share_menu import share_menu
 from gemma3_core.engine import Engine, ModelRegistry
 
-TITLE = "Gemma 3 and pictures"
+TITLE, TEXT_TITLE = "Gemma 3 and pictures", "Gemma 3"
 
 # The browser reports which files the composer holds, so that the strip is drawn again only when they change, not with
 # each letter of the question. The report is used for nothing else.
@@ -78,21 +76,21 @@ def build_page(
     """
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
-    cards = load_examples() if examples is None else tuple(examples)
-    cards = cards if info.multimodal else ()
-    with Page(title=TITLE, fill_height=True, fill_width=True, analytics_enabled=False) as page:
+    cards = examples_for(info) if examples is None else tuple(examples)
+    title = TITLE if info.multimodal else TEXT_TITLE
+    with Page(title=title, fill_height=True, fill_width=True, analytics_enabled=False) as page:
         page.forgetful, page.frame_ancestors = forgetful, frame_ancestors
         conversation = gr.State(Conversation())
         settings = build_settings(info, models.entries, "" if forgetful else conversation_list())
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
-                head = gr.HTML(_head(badge(info)))
+                head = gr.HTML(_head(title, badge(info)))
                 gr.HTML(share_menu(cards), elem_id="share")
                 clear = gr.Button("New chat", elem_id="clear", size="sm", scale=0, min_width=96)
             chat = build_chat(info, cards, models.names)
             notice = build_notice()
             picker = build_picker()
-            composer = build_composer(info)
+            composer = build_composer(info, attaches=info.multimodal or len(models.names) > 1)
             if info.multimodal:
                 gr.HTML(SOURCES, elem_id="sources")
             image_strip, token_count = build_image_strip(), build_token_count()
@@ -108,7 +106,7 @@ def build_page(
         _connect_token_count(chat_handlers.previews, panels, changes)
         inside_handlers = InsideHandlers(models)
         _connect_inside(inside_handlers, inside, panels, changes)
-        _connect_model_choice(ModelChoiceHandlers(models, _head), panels, head, changes)
+        _connect_model_choice(ModelChoiceHandlers(models, partial(_head, title)), panels, head, changes)
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
         page.periodic_tasks.append(models.evict)
@@ -118,8 +116,8 @@ def build_page(
     return page
 
 
-def _head(badge_line: str) -> str:
-    return f'<h1>{TITLE}</h1><p class="badge">{badge_line}</p>'
+def _head(title: str, badge_line: str) -> str:
+    return f'<h1>{title}</h1><p class="badge">{badge_line}</p>'
 
 
 def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: Panels) -> list[Any]:

@@ -20,7 +20,8 @@ class Choices:
     """The settings' values, in the order of `Settings.inputs`. With an empty `seed` each answer draws a new one.
 
     `int4` is None where the engine leaves no choice: the server's setting holds. `model` names the model that should
-    answer; None is the server's first. `shown` names the model whose defaults the settings started from.
+    answer; None is the server's first. `shown` names the model whose defaults the settings started from. With
+    `continue_text` the model goes on with the text instead of answering it; None is the model's own way.
     """
 
     pan_and_scan: bool
@@ -33,6 +34,7 @@ class Choices:
     int4: bool | None = None
     model: str | None = None
     shown: str | None = None
+    continue_text: bool | None = None
 
     def own_sampling(self, shown: ModelInfo | None) -> PartialSampling:
         """What the visitor has set; values that still stand at the defaults of `shown` are left open.
@@ -90,7 +92,7 @@ class Settings:
     @property
     def chosen(self) -> gr.components.Component:
         """The component that holds the chosen model's name, or None where there is no choice."""
-        return self.inputs[-2]
+        return self.inputs[-3]
 
     @property
     def set_by_example(self) -> list[gr.components.Component | gr.Accordion]:
@@ -127,6 +129,7 @@ def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = (), beneath:
             visible=info.multimodal,
         )
         int4 = None if info.int4 is None else _build_int4(info.int4)
+        goes_on = _build_continue_text() if info.continues_text else None
         with gr.Accordion("System prompt", open=False) as fold:
             system_prompt = gr.Textbox(
                 elem_id="system-prompt",
@@ -142,8 +145,19 @@ def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = (), beneath:
             gr.HTML(beneath, elem_id="conversations")
         theme.change(None, theme, js="(theme) => window.ask.useTheme(theme)", api_visibility="private")
     chosen, shown = gr.State(None) if int4 is None else int4, gr.State(info.name)
-    inputs = (pan_and_scan, system_prompt, *sampling, chosen, gr.State(None) if model is None else model, shown)
+    chosen_model, continue_text = (gr.State(None) if one is None else one for one in (model, goes_on))
+    inputs = (pan_and_scan, system_prompt, *sampling, chosen, chosen_model, shown, continue_text)
     return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown)
+
+
+def _build_continue_text() -> gr.Checkbox:
+    return gr.Checkbox(
+        value=True,
+        label="Continue the text",
+        info="This model was trained to continue texts. Off, it gets your text as a question in a chat, which it was "
+        "not trained on.",
+        elem_id="continue-text",
+    )
 
 
 def _build_model(info: ModelInfo, entries: Sequence[ModelEntry]) -> tuple[gr.Dropdown, gr.HTML]:

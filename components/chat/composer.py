@@ -14,10 +14,11 @@ SOURCES = '<p><button type="button" data-from="camera">Take a photo</button></p>
 _MAX_PASTED = 1_000_000
 
 
-def build_composer(info: ModelInfo) -> gr.MultimodalTextbox:
-    """Pictures by button, drop and paste; Enter sends, Shift+Enter breaks the line."""
+def build_composer(info: ModelInfo, attaches: bool = True) -> gr.MultimodalTextbox:
+    """Pictures by button (if it `attaches`), drop and paste; Enter sends, Shift+Enter breaks the line."""
     return gr.MultimodalTextbox(
         elem_id="composer",
+        elem_classes=[] if attaches else ["text-only"],
         label="Your question",
         show_label=False,
         container=False,
@@ -32,6 +33,8 @@ def build_composer(info: ModelInfo) -> gr.MultimodalTextbox:
 
 def hint(info: ModelInfo) -> str:
     """The placeholder of an empty composer."""
+    if info.continues_text:
+        return "Begin a text, and the model goes on"
     return "Ask about a picture: add, drop or paste one" if info.multimodal else "Ask a question"
 
 

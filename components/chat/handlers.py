@@ -357,4 +357,5 @@ def _request(
         sampling=choices.own_sampling(shown),
         visitor=window,
         confidence=True,
+        continue_text=choices.continue_text,
     )

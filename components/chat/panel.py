@@ -77,6 +77,12 @@ def _card(picture: Path, alt: str) -> Any:
 
 def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
     """Markdown of the page's first lines: what this is and what the model can do; `models` are those to choose from."""
+    if info.continues_text:
+        pictures = "" if info.multimodal else " It reads text only."
+        return (
+            f"## Begin a text, and watch it go on\n\n{literal(info.name)} continues what you write. It is a base "
+            f"model, not trained to answer questions.{pictures}{_BORROWED if info.borrowed else ''}"
+        )
     if not info.multimodal:
         return (
             f"## Ask a question, and watch the answer come in\n\n{literal(info.name)} answers. "

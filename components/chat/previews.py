@@ -80,7 +80,8 @@ class Previews:
         if window_of(request) in self._running or question == NOTHING:
             return ""
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
-        asked = Request(kept.turns(question), choices.system_prompt or "", bool(choices.pan_and_scan))
+        turns, system_prompt = kept.turns(question), choices.system_prompt or ""
+        asked = Request(turns, system_prompt, bool(choices.pan_and_scan), continue_text=choices.continue_text)
         try:
             with self._models.held(choices.model) as engine:
                 if engine is None:

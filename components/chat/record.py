@@ -89,6 +89,7 @@ class _KeptSettings(_Strict):
     top_k: int | None
     top_p: float | None
     seed: int | None
+    continue_text: bool | None = None
 
 
 class _KeptExchange(_Strict):
@@ -134,6 +135,7 @@ def document(exchange: Exchange, example_of: Callable[[Path], str]) -> dict[str,
             "int4": request.int4,
             "max_new_tokens": request.max_new_tokens,
             **asdict(sampling),
+            **({} if request.continue_text is None else {"continue_text": request.continue_text}),
         },
         "answer": done.text,
         "token_ids": list(done.token_ids),
@@ -184,6 +186,7 @@ def _exchange(kept: _KeptExchange, question: Turn, before: Conversation, visitor
         sampling=PartialSampling(settings.temperature, settings.top_k, settings.top_p, settings.seed),
         visitor=visitor,
         confidence=True,
+        continue_text=settings.continue_text,
     )
     choices = TokenChoices(
         TokenChoice(*token, tuple(Alternative(*other) for other in others)) for token, others in kept.choices

@@ -76,6 +76,7 @@ def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, i
         f"    pan_and_scan={request.pan_and_scan},\n"
         f"    int4={int4},\n"
         f"    max_new_tokens={request.max_new_tokens},\n"
+        f"{'' if request.continue_text is None else f'    continue_text={request.continue_text},{chr(10)}'}"
         f"    sampling=SamplingSettings({_arguments(sampling)}),\n"
         ")\n"
         "*_, done = engine.stream(request)\n"

@@ -66,8 +66,9 @@ class Request:
     With `confidence`, each token comes with its probability and the likeliest alternatives. The queue takes turns among
     `visitor`s. With `reuse`, the engine keeps the KV cache for this visitor's next question; without, it prefills the
     whole prompt and keeps nothing. `answer_so_far` are the tokens of an answer that was cut: the new one goes on from
-    there, and its DoneEvent has the whole text. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns
-    together.
+    there, and its DoneEvent has the whole text. `continue_text` says whether the model goes on with the texts as they
+    stand, or answers in a chat's form; open, it is as the model was trained (`ModelInfo`). `MAX_PICTURES` and the other
+    bounds in prompts.py apply to all turns together.
     """
 
     turns: tuple[Turn, ...]
@@ -81,6 +82,7 @@ class Request:
     reuse: bool = True
     int4_or_default: bool = False
     answer_so_far: tuple[int, ...] = ()
+    continue_text: bool | None = None
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
         """The answer's sampling settings; the model's `default` fills in what the request leaves open."""
@@ -202,7 +204,8 @@ class ModelInfo:
     layer kinds, "local" or "global", first layer first. `vocabulary` is equal for two models that have the same tokens
     under the same ids; only their tokens can be compared. `borrowed` means that a GPU is lent for each answer, so that
     no KV cache is kept between answers. `revision` tells two checkpoints of one name apart; `hub_id` is empty for one
-    that is not of the Hub. `why_text_only` says why a model that could read pictures does not.
+    that is not of the Hub. `why_text_only` says why a model that could read pictures does not. A
+    base model, which was not trained on chats, `continues_text`.
     """
 
     name: str
@@ -223,3 +226,4 @@ class ModelInfo:
     revision: str = ""
     hub_id: str = ""
     why_text_only: str = ""
+    continues_text: bool = False

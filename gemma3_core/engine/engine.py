@@ -1,6 +1,7 @@
 """What an app needs: load a checkpoint, queue questions, stream answers, preview pictures."""
 
 import logging
+import re
 import secrets
 import threading
 from collections import Counter
@@ -88,6 +89,8 @@ logger = logging.getLogger(__name__)
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 DEMO_NAME = "demo model"
 
+_BASE = re.compile(r"-pt\b")
+"""In the names of published base models. They hold a chat template too, which they were not trained on."""
 _LOOKED_AT = 1280  # pixels of the longer side of a picture for display
 NO_MEMORY = (
     "There is not enough memory for this conversation. Send fewer pictures, switch pan & scan off, or start "
@@ -200,6 +203,7 @@ class Engine:
             revision="" if folder is None else revision_of(folder),
             hub_id="" if folder is None else hub_id_of(folder),
             why_text_only="" if folder is None else why_text_only(folder),
+            continues_text=self._processor.chat_template is None or _BASE.search(name) is not None,
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
@@ -323,7 +327,7 @@ class Engine:
         Decodes the pictures while others are answered, so that a broken picture fails at once and a large one delays
         nobody.
         """
-        prompt = self._with_length(read_prompt(request, self._processor))
+        prompt = self._with_length(self._read_prompt(request))
         tiles = Tiles(prompt, self._processor.image_processor)
         while not self._tiles.hold(ticket, tiles.num_bytes, _TICK_S):
             yield StageEvent("queued", "Waiting until there is room for these pictures")
@@ -339,6 +343,9 @@ class Engine:
         self.queue.make_ready(ticket, cache_bytes(self._model.text_config, length, self._model.dtype))
         yield from self._wait_for_turn(ticket)
         return tiles.prompt()
+
+    def _read_prompt(self, request: Request) -> Prompt:
+        return read_prompt(request, self._processor, self.info.continues_text)
 
     def _checked(self, request: Request, asked: bool = True) -> Request:
         """Fills in the request and checks everything that can be checked before a picture is decoded.
@@ -417,7 +424,7 @@ class Engine:
         what `stream` raises before it answers, except for damage behind a picture's header.
         """
         request = self._checked(request, asked=False)
-        return view_prompt(read_prompt(request, self._processor), self._processor)
+        return view_prompt(self._read_prompt(request), self._processor)
 
     def mask(self, request: Request) -> MaskView:
         """The attention masks of a request's prompt, as the forward pass uses them.
@@ -425,7 +432,7 @@ class Engine:
         As fast as `inspect`, and raises the same errors.
         """
         request = self._checked(request)
-        return view_mask(read_prompt(request, self._processor), self._processor, self._model)
+        return view_mask(self._read_prompt(request), self._processor, self._model)
 
     def attention(
         self,

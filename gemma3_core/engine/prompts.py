@@ -31,6 +31,24 @@ MAX_CHARACTERS_PER_TOKEN = 16  # of the context; longer text can't fit, so it is
 
 _DIGEST_BYTES = 16
 
+_PARTS = (
+    "{% for part in message.content %}"
+    "{{ '<start_of_image>' if part.type == 'image' else part.text | trim }}"
+    "{% endfor %}"
+)
+_PLAIN_TEXT = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role != 'assistant' and not loop.first %}{{ '\n' }}{% endif %}" + _PARTS + "{% endfor %}"
+)
+"""For base models: the texts one after the other, each of the visitor's on a line of its own."""
+_TURNS = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<start_of_turn>' + ('model' if message.role == 'assistant' else 'user') + '\n' }}"
+    + _PARTS
+    + "{{ '<end_of_turn>\n' }}{% endfor %}{{ '<start_of_turn>model\n' }}"
+)
+"""Gemma 3's chats, for base models that are asked for them."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -97,8 +115,10 @@ def check_size(request: Request, context_length: int) -> None:
         )
 
 
-def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
+def read_prompt(request: Request, processor: Gemma3Processor, continue_text: bool = False) -> Prompt:
     """The prompt without tiles, from the pictures' headers alone.
+
+    `continue_text` is what the request's being open means.
 
     Visitors' text can't act as special tokens. Raises ImageError naming the broken picture, and ContextLengthError if
     the pictures exceed a request's bounds.
@@ -115,12 +135,18 @@ def read_prompt(request: Request, processor: Gemma3Processor) -> Prompt:
             "Send fewer, switch pan & scan off, or start a new conversation."
         )
     tokenizer = processor.tokenizer
-    text = processor.apply_chat_template(processor.escape_messages(_messages(request)), add_generation_prompt=True)
+    continues = continue_text if request.continue_text is None else request.continue_text
+    text = processor.apply_chat_template(
+        processor.escape_messages(_messages(request)),
+        add_generation_prompt=True,
+        chat_template=_PLAIN_TEXT if continues else processor.chat_template or _TURNS,
+    )
     texts = processor.expand_images([text], [len(picture.crops) for picture in pictures])
     ids = tokenizer(texts, add_special_tokens=not text.startswith(tokenizer.bos_token), return_tensors="pt")[
         "input_ids"
     ]
-    prompt = Prompt(request, pictures, ids, (ids == tokenizer.image_token_id).long())
+    soft = tokenizer.image_token_id  # None in a vocabulary of text alone
+    prompt = Prompt(request, pictures, ids, torch.zeros_like(ids) if soft is None else (ids == soft).long())
     return followed_by(prompt, request.answer_so_far)
 
 

@@ -245,7 +245,8 @@ def _contents(checkpoint: GgufCheckpoint) -> dict[str, Any]:
         "tokenizer.json": _tokenizer(text, tokens, with_images=vision is not None),
         "tokenizer_config.json": _tokenizer_config(text, tokens),
     }
-    if template := text.metadata.get("tokenizer.chat_template"):
+    template = text.metadata.get("tokenizer.chat_template")
+    if template and text.metadata.get("general.finetune") != "pt":  # a base model was not trained on it
         files["chat_template.jinja"] = str(template)
     shared = {"dtype": _dtype(checkpoint), **_quantization(checkpoint)}
     if vision is None:

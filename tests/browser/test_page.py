@@ -621,7 +621,9 @@ def test_a_conversation_that_outgrows_the_context_stays_whole(browser, chat_fold
 def test_a_text_only_checkpoint_answers_text_and_refuses_pictures(browser, text_chat_folder):
     engine = Engine.load(text_chat_folder, device="cpu")
     with served(engine) as address, opened(browser, address) as page:
-        assert page.locator("#chat button.example").count() == 0
+        assert page.title() == page.locator("h1").inner_text() == "Gemma 3"
+        assert page.locator("#chat button.example").first.inner_text() == "What is the capital of France?"
+        assert not page.locator("#composer .upload-button").is_visible()
         assert "text only" in page.locator("#chat .placeholder-content").inner_text()
         write(page, "what", EXAMPLES / "night.png")
         page.locator("#strip .failure", has_text="reads text only").wait_for()

@@ -1,0 +1,132 @@
+"""A checkpoint that Google published, from its GGUF file: as transformers computes it, and in the app."""
+
+import lzma
+from copy import deepcopy
+
+import pytest
+import torch
+from browsing import answered
+from places import REPOSITORY
+from running_app import opened, running_app
+from tokenizers import Tokenizer
+
+from gemma3_core import AutoModelForCausalLM, TorchAoConfig
+from gemma3_core.int4.linear import Int4Linear
+
+pytestmark = pytest.mark.long
+
+PROMPTS = (
+    "Plants create energy through a process known as",
+    "The first president of the United States was George",
+    "def fibonacci(n):\n    if n < 2:\n        return",
+    "天地玄黃，宇宙洪荒。",
+)
+NEXT_WORDS = {
+    "Plants create energy through a process known as": " photosynthesis",
+    "Monday, Tuesday, Wednesday,": " Thursday",
+    "The opposite of hot is": " cold",
+    "Paris is the capital of": " France",
+    "Romeo and": " Juliet",
+    "The first president of the United States was George": " Washington",
+    "Once upon a": " time",
+}
+
+
+@pytest.fixture(scope="module")
+def text_ids(tokenizer):
+    """A text of ours, longer than the sliding window of 512 tokens."""
+    text = (REPOSITORY / "SECURITY.md").read_text(encoding="utf-8")
+    return tokenizer(text, return_tensors="pt")["input_ids"][:, :700]
+
+
+def logits_of(model, ids) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids).logits[0].float()
+
+
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    return torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]).exp().item()
+
+
+@pytest.fixture(scope="module")
+def expected(reference, text_ids):
+    return logits_of(reference, text_ids)
+
+
+def test_its_tokenizer_gives_the_published_ids(tokenizer, shared_data):
+    packed = (shared_data / "gemma3_tokenizer.json.xz").read_bytes()
+    theirs = Tokenizer.from_str(lzma.decompress(packed).decode())
+    for file in (*REPOSITORY.glob("*.md"), *REPOSITORY.glob("assets/*.js"), *REPOSITORY.glob("assets/words/*.json")):
+        text = file.read_text(encoding="utf-8")
+        assert tokenizer.encode(text) == theirs.encode(text).ids, file.name
+
+
+def test_logits_and_perplexity_are_transformers(model, expected, text_ids):
+    ours = logits_of(model, text_ids)
+    assert apart(ours, expected) <= 1e-5
+    assert perplexity(ours, text_ids) == pytest.approx(perplexity(expected, text_ids), rel=1e-4)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_64_greedy_tokens_are_transformers(model, reference, tokenizer, prompt):
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ours, theirs = (
+        one.generate(**dict(inputs), max_new_tokens=64, do_sample=False)[0].tolist() for one in (model, reference)
+    )
+    assert ours == theirs
+
+
+def test_the_likeliest_next_word_is_one_that_a_person_expects(model, tokenizer):
+    for beginning, word in NEXT_WORDS.items():
+        logits = logits_of(model, tokenizer(beginning, return_tensors="pt")["input_ids"])[-1]
+        assert tokenizer.decode([int(logits.argmax())]) == word, beginning
+
+
+def test_bfloat16_is_as_near_to_float32_as_transformers(published, reference, expected, text_ids):
+    model = AutoModelForCausalLM.from_pretrained(published)
+    assert model.dtype == torch.bfloat16
+    ours, theirs = logits_of(model, text_ids), logits_of(deepcopy(reference).bfloat16(), text_ids)
+    assert (ours - expected).norm() <= 1.1 * (theirs - expected).norm()
+    assert perplexity(ours, text_ids) == pytest.approx(perplexity(expected, text_ids), rel=0.01)
+
+
+def test_int4_computes_what_transformers_computes_with_the_same_weights(published, reference, text_ids):
+    model = AutoModelForCausalLM.from_pretrained(published, dtype="float32", quantization_config=TorchAoConfig(32))
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int4Linear)}
+    assert len(layers) == 7 * 18 + 1
+    before = {name: reference.get_submodule(name).weight for name in layers}
+    try:
+        for name, layer in layers.items():
+            weight = torch.nn.Parameter(layer.int4_weight().dequantize(), requires_grad=False)
+            reference.get_submodule(name).weight = weight
+        theirs = logits_of(reference, text_ids)
+    finally:
+        for name, weight in before.items():
+            reference.get_submodule(name).weight = weight
+    ours = logits_of(model, text_ids)
+    assert apart(ours, theirs) <= 1e-4
+    assert perplexity(ours, text_ids) == pytest.approx(perplexity(theirs, text_ids), rel=1e-3)
+
+
+def test_a_chat_page_that_continues_text(published, browser):
+    with running_app("--model", str(published)) as url, opened(browser, url) as page:
+        assert "It is a base model" in page.locator("#chat .placeholder-content").inner_text()
+        assert page.locator("#continue-text input").is_checked()
+        page.set_default_timeout(120_000)
+        page.locator("#settings").get_by_role("button", name="Sampling").click()
+        page.get_by_label("number input for Temperature").fill("0")
+        page.get_by_label("number input for Longest answer").fill("12")
+        page.get_by_label("number input for Longest answer").press("Tab")
+        page.locator("#chat button.example", has_text="Plants create energy").click()
+        assert answered(page).startswith("photosynthesis. The process of photosynthesis is a process that")
+        page.get_by_role("button", name="Look inside answer 1").click()
+        page.locator("#inside button", has_text="photosynthesis").first.wait_for()
+        # The switch asks it as a chat, for which it was not trained.
+        page.locator("#continue-text input").uncheck()
+        page.locator("#composer textarea").fill("Plants create energy through a process known as")
+        page.locator("#composer textarea").press("Enter")
+        assert not answered(page, 2).startswith("photosynthesis. The process of photosynthesis")
