@@ -25,7 +25,7 @@ from gemma3_core.gguf.vocabulary import build_tokenizer
 WEIGHTS_FILE = "weights.json"
 ARCHITECTURE = "gemma3"
 IMAGE_TOKEN = "<image_soft_token>"
-_FORMAT = 1
+_FORMAT = 2
 """Of the folders; a new number makes them anew."""
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _DECODER_WEIGHT = re.compile(r"blk\.(\d+)\.(\w+)\.weight")

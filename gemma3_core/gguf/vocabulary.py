@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -11,9 +12,11 @@ from gemma3_core.errors import CheckpointError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # SentencePiece's types of tokens; 6 is a byte
 _SPACE = "▁"
-_LONGEST = 1000  # characters of a token
+_LONGEST, _LONGEST_ALL = 1000, 8_000_000  # characters of a token, and of all; Gemma 3's have 1.5 million
 _NOT_SPECIAL = re.compile(r"<unused\d+>|<mask>|\[multimodal\]")
 """Control tokens that the published tokenizer.json does not call special, so that decoding keeps them."""
+_SPECIAL = ("<start_of_image>", "<end_of_image>")
+"""User-defined tokens that it does call special."""
 
 
 def build_tokenizer(
@@ -40,10 +43,7 @@ def build_tokenizer(
     vocabulary = {token: number for number, token in enumerate(spelled)}
     if len(vocabulary) != len(spelled):
         raise CheckpointError("The file's vocabulary holds a token twice. Download it again.")
-    by_score = sorted((number for number, kind in enumerate(kinds) if kind == _NORMAL), key=lambda n: -float(scores[n]))
-    runs = [token for token, kind in zip(spelled, kinds, strict=True) if kind == _USER_DEFINED and len(set(token)) == 1]
-    longest_first = sorted(runs, key=len, reverse=True)
-    merges = _merges([*longest_first, *(spelled[number] for number in by_score)], vocabulary)
+    merges = _merges(spelled, scores, kinds, vocabulary)
     model = BPE(vocabulary, merges, unk_token=spelled[unk_id], fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
@@ -51,6 +51,10 @@ def build_tokenizer(
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     if add_bos and bos_id is not None:
         bos = spelled[bos_id]
+        if any(letter in bos for letter in " :$"):  # they have a meaning in the template
+            raise CheckpointError(
+                f"The file's bos token is {bos[:40]!r}, which is no special token. Download it again."
+            )
         single, pair = f"{bos} $A", f"{bos} $A {bos}:1 $B:1"
         tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=[(bos, bos_id)])
     tokenizer.add_tokens(list(_added(spelled, kinds)))
@@ -67,27 +71,41 @@ def _check(
         )
     if longest := next((token for token in tokens if len(token) > _LONGEST), ""):
         raise CheckpointError(f"The file's vocabulary has a token of {len(longest):,} characters. Download it again.")
+    if (size := sum(map(len, tokens))) > _LONGEST_ALL:
+        raise CheckpointError(f"The file's vocabulary has {size:,} characters in all. Download it again.")
     for name, number in (("bos", bos_id), ("unknown", unk_id)):
         if number is not None and (not isinstance(number, int) or not 0 <= number < len(tokens)):
             raise CheckpointError(f"The file's {name} token is {number}, beyond its vocabulary. Download it again.")
 
 
-def _merges(best_first: Iterable[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """All pairs of tokens whose join is a token, best first, those with a longer left part before the others.
+def _merges(
+    tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int], vocabulary: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """All pairs of tokens whose join is a token: best score first, then longer left part, longer right part, lower id.
 
-    This is the order of the published merges. Ties between tokens of one score can't change how a text is split.
+    This is exactly the order of the published merges. SentencePiece scores user-defined tokens 0, as its best normal
+    token; llama.cpp's converter writes -1000 for them.
     """
-    return [
-        (left, right)
-        for token in best_first
-        for end in range(len(token) - 1, 0, -1)
-        if (left := token[:end]) in vocabulary and (right := token[end:]) in vocabulary
-    ]
+    pairs: list[tuple[str, str]] = []
+    joins: list[int] = []
+    for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
+        if kind not in (_NORMAL, _USER_DEFINED):
+            continue
+        for end in range(len(token) - 1, 0, -1):
+            if (left := token[:end]) in vocabulary and (right := token[end:]) in vocabulary:
+                pairs.append((left, right))
+                joins.append(number)
+    score = np.asarray(scores, np.float64)
+    normal = np.asarray(kinds) == _NORMAL
+    score = np.where(normal, score, score[normal].max(initial=-np.inf))
+    lefts, rights = (np.fromiter((len(pair[side]) for pair in pairs), np.int64, len(pairs)) for side in (0, 1))
+    order = np.lexsort((-rights, -lefts, -score[np.array(joins, np.int64)]))
+    return [pairs[place] for place in order.tolist()]
 
 
 def _added(tokens: Sequence[str], kinds: Sequence[int]) -> Iterable[AddedToken]:
     """The tokens that are found in a text before it is split."""
     for token, kind in zip(tokens, kinds, strict=True):
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
-            special = kind != _USER_DEFINED and not _NOT_SPECIAL.fullmatch(token)
+            special = token in _SPECIAL or (kind != _USER_DEFINED and not _NOT_SPECIAL.fullmatch(token))
             yield AddedToken(token, special=special, normalized=False)
