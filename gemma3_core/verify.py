@@ -251,6 +251,9 @@ def _inputs(processor: Any, case: Case, sees: bool) -> Any:
     if case.pan_and_scan:
         how["processor_kwargs"] = {"do_pan_and_scan": True}
     messages = case.messages
+    if not sees and processor.chat_template is None:  # a base model
+        texts = [message["content"][0]["text"] for message in messages]
+        return ModelInputs(dict(processor("\n".join(texts), return_tensors="pt")))
     if not sees:
         messages = [{**message, "content": message["content"][0]["text"]} for message in messages]
     return ModelInputs(dict(processor.apply_chat_template(messages, **how)))

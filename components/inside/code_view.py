@@ -16,6 +16,8 @@ from gemma3_core.engine import ModelInfo, Request, SamplingSettings, Turn
 _ASK = SamplingSettings()
 _EARLIER = "# /ask takes one question, and this one had others before it: use one of the first two programs."
 
+_GGUF_PICTURES = "# transformers reads no mmproj file, and so no pictures with this model: use the first program.\n"
+_GGUF = ".gguf"
 _CAPTIONS = (
     "# /ask puts no times before pictures, as they stand before a video's frames: use one of the first two programs."
 )
@@ -107,6 +109,8 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
         notes.append("# Pan & scan was on for some of these pictures only; here it is on for all.")
     if not sampling.greedy:
         notes.append("# transformers draws its tokens in another way, so a sampled answer has other words.")
+    if info.multimodal and info.name.endswith(_GGUF):
+        return _GGUF_PICTURES
     kind = "Gemma3ForConditionalGeneration" if info.multimodal else "AutoModelForCausalLM"
     reader = "AutoProcessor" if info.multimodal else "AutoTokenizer"
     crops = f", do_pan_and_scan={True in cut or request.pan_and_scan}" if info.multimodal else ""
@@ -116,18 +120,34 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
         else f"do_sample=True, temperature={sampling.temperature}, top_k={sampling.top_k}, top_p={sampling.top_p}"
     )
     source = repr("assets/demo_model" if info.is_demo else _source(info))
+    if info.name.endswith(_GGUF):
+        source = f"'path/to', gguf_file={info.name!r}"
+    if not info.multimodal and (info.continues_text if request.continue_text is None else request.continue_text):
+        asked = _continued(request)
+    else:
+        asked = (
+            f"messages = [\n{messages}]\n"
+            "inputs = processor.apply_chat_template(\n"
+            '    messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True'
+            f"{crops}\n).to(model.device, dtype=model.dtype)\n"
+        )
     return "".join(f"{note}\n" for note in notes) + (
         "import torch\n"
         f"from transformers import {', '.join(sorted((kind, reader)))}\n\n"
         f"model = {kind}.from_pretrained({source}, dtype=torch.{dtype})\n"
         f"processor = {reader}.from_pretrained({source})\n"
-        f"messages = [\n{messages}]\n"
-        "inputs = processor.apply_chat_template(\n"
-        '    messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True'
-        f"{crops}\n).to(model.device, dtype=model.dtype)\n"
+        f"{asked}"
         f"answer = model.generate(**inputs, max_new_tokens={request.max_new_tokens}, {how})\n"
         'print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n'
     )
+
+
+def _continued(request: Request) -> str:
+    """The lines that make inputs of a text that goes on, for a model that reads text only."""
+    text = request.system_prompt.strip()
+    for turn in request.turns:
+        text += turn.text if turn.role == "assistant" else ("\n" if text else "") + turn.text.strip()
+    return f'inputs = processor({text!r}, return_tensors="pt").to(model.device)\n'
 
 
 def _message_of(turn: Turn) -> str:

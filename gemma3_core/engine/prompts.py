@@ -33,12 +33,13 @@ _DIGEST_BYTES = 16
 
 _PARTS = (
     "{% for part in message.content %}"
-    "{{ '<start_of_image>' if part.type == 'image' else part.text | trim }}"
+    "{{ '<start_of_image>' if part.type == 'image' else part.text if keep else part.text | trim }}"
     "{% endfor %}"
 )
 _PLAIN_TEXT = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role != 'assistant' and not loop.first %}{{ '\n' }}{% endif %}" + _PARTS + "{% endfor %}"
+    "{% set keep = message.role == 'assistant' %}"
+    "{% if not keep and not loop.first %}{{ '\n' }}{% endif %}" + _PARTS + "{% endfor %}"
 )
 """For base models: the texts one after the other, each of the visitor's on a line of its own."""
 _TURNS = (

@@ -114,4 +114,7 @@ def _hub_name(header: Header, info: TensorInfo) -> str:
 
 def _fully_connected(header: Header, info: TensorInfo) -> str:
     """fc1 widens and fc2 narrows. Older converters called them the other way round, so the shape decides."""
-    return "fc1" if info.shape[0] == header.metadata.get("clip.vision.feed_forward_length") else "fc2"
+    width, inner = (header.metadata.get(f"clip.vision.{key}") for key in ("embedding_length", "feed_forward_length"))
+    if width == inner:
+        return "fc1" if ".ffn_up." in info.name else "fc2"
+    return "fc1" if info.shape[0] == inner else "fc2"

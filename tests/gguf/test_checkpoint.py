@@ -12,7 +12,7 @@ from gguf_files import rewritten
 from PIL import Image
 from places import EXAMPLES, REPOSITORY
 
-from gemma3_core import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, TorchAoConfig
+from gemma3_core import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, TorchAoConfig, pipeline
 from gemma3_core.engine import DoneEvent, Engine, ModelRegistry, Request, SamplingSettings, Turn
 from gemma3_core.errors import CheckpointError, Gemma3Error, PromptError, UnsupportedOptionError
 from gemma3_core.files.hub import resolve_folder
@@ -96,6 +96,24 @@ def in_types(name: str, weights: np.ndarray) -> str:
         return "F32"
     kinds = ("Q8_0", "Q5_0", "Q5_1", "Q4_1", "F16", "BF16")
     return kinds[sum(name.encode()) % len(kinds)]
+
+
+def test_older_mmproj_files_call_the_encoders_layers_the_other_way_round(demo_gguf, tmp_path):
+    def swapped(name: str) -> str:
+        other = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
+        return re.sub("ffn_(up|down)", lambda match: other[match[0]], name)
+
+    older = rewritten(demo_gguf.with_name("mmproj-model.gguf"), tmp_path / "older.gguf", lambda *_: "F32", swapped)
+    ours = Gemma3ForConditionalGeneration.from_pretrained(demo_gguf, mmproj=older, dtype="float32")
+    original = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype="float32")
+    name = "model.vision_tower.encoder.layers.2.mlp.fc1.weight"
+    assert torch.equal(ours.get_parameter(name), original.get_parameter(name))
+
+
+def test_a_pipeline_takes_one(demo_gguf):
+    pipe = pipeline("image-text-to-text", model=demo_gguf)
+    written = pipe(text=MESSAGES, max_new_tokens=12, do_sample=False, return_full_text=False)
+    assert written[0]["generated_text"] == "There are three hearts."
 
 
 def test_quantised_weights_are_those_that_llama_cpp_computes_with(demo_gguf, tmp_path):

@@ -61,9 +61,15 @@ def write_sentencepiece(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
 
 
-def rewritten(source: Path, target: Path, kind_of: Callable[[str, np.ndarray], str], **changed: object) -> Path:
-    """A GGUF file with its tensors in other types: `kind_of` names the type of each. `changed` are metadata (with
-    dots written as two underscores) in place of the file's; None leaves an entry out."""
+def rewritten(
+    source: Path,
+    target: Path,
+    kind_of: Callable[[str, np.ndarray], str],
+    rename: Callable[[str], str] = str,
+    **changed: object,
+) -> Path:
+    """A GGUF file with its tensors in other types, and under other names: `kind_of` names the type of each. `changed`
+    are metadata (with dots written as two underscores) in place of the file's; None leaves an entry out."""
     reader = gguf.GGUFReader(source)
     metadata = {name.replace("__", "."): value for name, value in changed.items()}
     writer = gguf.GGUFWriter(target, str(metadata.pop("general.architecture", _text(reader, "general.architecture"))))
@@ -80,7 +86,7 @@ def rewritten(source: Path, target: Path, kind_of: Callable[[str, np.ndarray], s
     for tensor in reader.tensors:
         weights = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
         kind = gguf.GGMLQuantizationType[kind_of(tensor.name, weights)]
-        writer.add_tensor(tensor.name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+        writer.add_tensor(rename(tensor.name), gguf.quants.quantize(weights, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
