@@ -54,6 +54,10 @@ class Choices:
             }
         return PartialSampling(**own, seed=int(text) if text else None)
 
+    def continues(self, info: ModelInfo | None) -> bool | None:
+        """What the switch says, for a model that has it; None for others, which answer as they were trained."""
+        return self.continue_text if info is not None and info.continues_text else None
+
     def own_int4(self, shown: ModelInfo | None) -> bool | None:
         """The precision that the visitor has chosen; None where the switch still stands at the default of `shown`."""
         untouched = shown is not None and (shown.int4 is None or self.int4 == shown.int4.default)

@@ -257,7 +257,8 @@ class ChatHandlers:
         draft = _Draft() if cut is None else _Draft([cut.answer], list(cut.choices))
         again = again or cut is not None
         try:
-            asked = _request(question, kept, choices, self._models.info(choices.shown), window)
+            shown, model = (self._models.info(name) for name in (choices.shown, choices.model))
+            asked = replace(_request(question, kept, choices, shown, window), continue_text=choices.continues(model))
             if cut is not None:
                 so_far, longest = cut.answered.done.token_ids, asked.max_new_tokens
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
@@ -357,5 +358,4 @@ def _request(
         sampling=choices.own_sampling(shown),
         visitor=window,
         confidence=True,
-        continue_text=choices.continue_text,
     )

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -80,12 +81,12 @@ class Previews:
         if window_of(request) in self._running or question == NOTHING:
             return ""
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
-        turns, system_prompt = kept.turns(question), choices.system_prompt or ""
-        asked = Request(turns, system_prompt, bool(choices.pan_and_scan), continue_text=choices.continue_text)
+        asked = Request(kept.turns(question), choices.system_prompt or "", bool(choices.pan_and_scan))
         try:
             with self._models.held(choices.model) as engine:
                 if engine is None:
                     return ""
+                asked = replace(asked, continue_text=choices.continues(engine.info))
                 room = engine.info.context_length - int(choices.max_new_tokens)
                 return token_count_html(engine.inspect(asked), room, bool(opened))
         except ContextLengthError as error:

@@ -89,7 +89,7 @@ logger = logging.getLogger(__name__)
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "assets" / "demo_model"
 DEMO_NAME = "demo model"
 
-_BASE = re.compile(r"-pt\b")
+_BASE = re.compile(r"\d+[bm]-pt(?![a-z]|[-_]?br\b)", re.IGNORECASE)
 """In the names of published base models. They hold a chat template too, which they were not trained on."""
 _LOOKED_AT = 1280  # pixels of the longer side of a picture for display
 NO_MEMORY = (
@@ -203,7 +203,7 @@ class Engine:
             revision="" if folder is None else revision_of(folder),
             hub_id="" if folder is None else hub_id_of(folder),
             why_text_only="" if folder is None else why_text_only(folder),
-            continues_text=self._processor.chat_template is None or _BASE.search(name) is not None,
+            continues_text=self._processor.chat_template is None or is_base_name(name),
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
@@ -540,6 +540,11 @@ class Engine:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that a pass ran out of memory, on a GPU or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def is_base_name(name: str) -> bool:
+    """Whether a model's name says that it is a base model, as "gemma-3-4b-pt" does."""
+    return _BASE.search(name) is not None and re.search(r"[-_]it\b", name, re.IGNORECASE) is None
 
 
 def check_picture(source: ImageSource) -> None:

@@ -80,6 +80,8 @@ class ModelVariants:
             return cls(read(None, device), config)
         if stored is not None:
             own = TorchAoConfig.from_dict(stored)
+            if not int4 and int4_obstacle(device):  # such as Apple's GPUs: a GGUF file is dequantised there
+                return cls(read(None, device, dequantize=True), own)
             every = TorchAoConfig(own.group_size) if int4 else None
             return cls(read(every, device), own, lambda: read(None, torch.device("cpu"), dequantize=True))
         return cls(read(config if int4 else None, device), config, lambda: read(None, torch.device("cpu")))

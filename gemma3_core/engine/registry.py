@@ -31,6 +31,8 @@ from gemma3_core.errors import (
 )
 from gemma3_core.files.hub import resolve_folder
 from gemma3_core.files.weight_files import weight_files
+from gemma3_core.gguf.checkpoint import weights_of
+from gemma3_core.gguf.tensors import hub_tensors
 
 PUBLISHED = "google/gemma-3-4b-it"
 _KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
@@ -87,10 +89,13 @@ def _numbered(name: str) -> Iterator[str]:
 def _identity(source: str) -> str:
     """A folder's or file's full path, so that it is never looked up on the Hub later; a Hub id unchanged."""
     path = Path(source).expanduser()
-    if path.exists():
+    if path.is_dir():
         return str(path.resolve())
+    if path.exists():  # in the Hub's cache a file is a link, beside which lies what belongs to it
+        return str(path.absolute())
     try:
-        validate_repo_id(source.partition(":")[0])
+        repo_id, _, _ = source.partition(":")
+        validate_repo_id(repo_id if "/" in repo_id else source)
     except HFValidationError:
         raise CheckpointError(
             f"{source} is neither a folder or GGUF file on this machine nor a Hub id of the form owner/name. Check its "
@@ -416,8 +421,15 @@ def _folder(entry: ModelEntry) -> Path:
     return resolve_folder(entry.source)
 
 
+def _bytes_needed(folder: Path) -> int:
+    """Bytes of the checkpoint's weights in memory."""
+    if (gguf := weights_of(folder)) is not None:
+        return sum(tensor.loaded_bytes for path in gguf for _, tensor in hub_tensors(path))
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
 def _require_room(folder: Path, name: str, device: torch.device) -> None:
     """Raises UnsupportedOptionError if a GPU has less memory left than the checkpoint's files need."""
     free = free_bytes(device)
-    if free is not None and sum(file.stat().st_size for file in weight_files(folder)) > free:
+    if free is not None and _bytes_needed(folder) > free:
         raise UnsupportedOptionError(_NO_ROOM.format(name))

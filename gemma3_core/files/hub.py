@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from gemma3_core.errors import CheckpointError, require_known
-from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of, holds_models
+from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of, holds_models, weights_of
 from gemma3_core.gguf.header import is_gguf
 
 # Only files that this program reads. Pickled weights are not among them: unpickling can run code.
@@ -62,7 +62,8 @@ def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[Hu
         if is_gguf(folder):
             return folder_of(find_checkpoint(folder, mmproj))
         raise CheckpointError(
-            f"{folder.name} is no GGUF file. Give one, or the folder that holds config.json and the safetensors files."
+            f"{folder.name} is not a GGUF file. Give one, or the folder that holds config.json and the safetensors "
+            "files."
         )
     return _from_hub(str(source), given, weights, mmproj)
 
@@ -84,11 +85,11 @@ def _from_hub(source: str, given: dict[str, Any], weights: bool, mmproj: Path | 
     """A repository's snapshot, or the folder that stands for its GGUF file."""
     from huggingface_hub import snapshot_download
 
-    repo_id, _, asked = source.partition(":")
+    repo_id, _, asked = source.partition(":") if "/" in source.partition(":")[0] else (source, "", "")
     patterns = [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES
     try:
         folder = None if asked else Path(snapshot_download(repo_id, allow_patterns=patterns, **given))
-        if folder is not None and any(folder.glob("*.json")):
+        if folder is not None and any(folder.glob("*.safetensors" if weights else "*.json")):
             return _without_mmproj(folder, mmproj)
         names = _gguf_names(repo_id, given)
         if folder is not None and not names:
@@ -131,9 +132,8 @@ def _chosen_gguf(repo_id: str, names: Sequence[str], asked: str) -> str:
         if fitting := [name for name in models if wanted.lower() in name.lower()]:
             return fitting[0]
     listed = ", ".join(models[:12]) or "none"
-    raise CheckpointError(
-        f"{repo_id} has no GGUF file {asked or 'of a model'}. It has {listed}. Name one of them after a colon."
-    )
+    what = f"file {asked}" if asked else "model file"
+    raise CheckpointError(f"{repo_id} has no GGUF {what}. It has {listed}. Name one of them after a colon.")
 
 
 def _parts_of(model: str, names: Sequence[str]) -> list[str]:
@@ -163,7 +163,8 @@ def revision_of(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.name
     digest = hashlib.sha256()
-    for file in sorted(path for pattern in (*_SMALL_FILES, *_WEIGHT_FILES) for path in folder.glob(pattern)):
+    files = sorted(path for pattern in (*_SMALL_FILES, *_WEIGHT_FILES) for path in folder.glob(pattern))
+    for file in weights_of(folder) or files:  # the folder of a GGUF file names paths, which say nothing of the weights
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode())
         with open(file, "rb") as content:

@@ -7,20 +7,22 @@ user's cache until the files change.
 
 import hashlib
 import json
+import logging
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gemma3_core.errors import CheckpointError
+from gemma3_core.errors import CheckpointError, Gemma3Error
 from gemma3_core.gguf.header import Header, is_gguf, read_architecture, read_header
 from gemma3_core.gguf.tensors import DECODER_PARTS, Q4_0, Q4_0_GROUP_SIZE, VISION_ARCHITECTURE
 from gemma3_core.gguf.vocabulary import build_tokenizer
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "weights.json"
 ARCHITECTURE = "gemma3"
@@ -69,16 +71,26 @@ def find_checkpoint(source: Path, mmproj: Path | None = None) -> GgufCheckpoint:
         if problem := _misfit(vision, width):
             raise CheckpointError(f"{mmproj.name} {problem}. Give the mmproj file of {path.name}.")
         return GgufCheckpoint(parts, vision)
-    beside = [
-        read_header(other) for other in _others_in(path.parent) if _architecture_or_none(other) == VISION_ARCHITECTURE
-    ]
-    fitting = [header for header in beside if not _misfit(header, width)]
-    return GgufCheckpoint(parts, fitting[0] if fitting else None)
+    return GgufCheckpoint(parts, next(_fitting(path.parent, width), None))
+
+
+def _fitting(folder: Path, width: int) -> Iterator[Header]:
+    """The mmproj files in a folder that belong to a decoder of this width."""
+    for path in _others_in(folder):
+        if _architecture_or_none(path) != VISION_ARCHITECTURE:
+            continue
+        try:
+            header = read_header(path)
+        except CheckpointError as error:
+            logger.warning("%s is passed over: %s", path.name, error)
+            continue
+        if not _misfit(header, width):
+            yield header
 
 
 def holds_models(folder: Path) -> bool:
-    """Whether a folder holds GGUF files, and no checkpoint in the Hub's layout."""
-    return not (folder / "config.json").exists() and any(folder.glob("*.gguf"))
+    """Whether a folder holds GGUF files, and no weights in the Hub's layout."""
+    return any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))
 
 
 def folder_of(checkpoint: GgufCheckpoint) -> Path:
@@ -88,23 +100,34 @@ def folder_of(checkpoint: GgufCheckpoint) -> Path:
     folder = _cache_folder() / name
     if (folder / WEIGHTS_FILE).is_file():
         return folder
-    contents = _contents(checkpoint)
-    contents[WEIGHTS_FILE] = {"files": [file[0] for file in files], "text_only": _why_text_only(checkpoint)}
+    texts = _texts(checkpoint)
+    texts[WEIGHTS_FILE] = json.dumps({"files": [file[0] for file in files], "text_only": _why_text_only(checkpoint)})
     try:
         with tempfile.TemporaryDirectory(dir=_cache_folder(), prefix=".", ignore_cleanup_errors=True) as unfinished:
-            for file, content in contents.items():
-                text = content if isinstance(content, str) else json.dumps(content, indent=1)
+            for file, text in texts.items():
                 (Path(unfinished) / file).write_text(text, encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(unfinished, folder)
+            os.rename(unfinished, folder)  # an error if another process has made it meanwhile
     except OSError as error:
         if (folder / WEIGHTS_FILE).is_file():  # another process made it meanwhile
             return folder
         raise CheckpointError(
-            f"There is no room to unpack {checkpoint.text.path.name}'s tokenizer ({error.strerror}). Free some disk "
-            "space, or set XDG_CACHE_HOME to a folder with room."
+            f"{checkpoint.text.path.name}'s tokenizer could not be unpacked ({error.strerror}). Free some disk space, or "
+            "set XDG_CACHE_HOME to a folder that can be written to."
         ) from None
     return folder
+
+
+def _texts(checkpoint: GgufCheckpoint) -> dict[str, str]:
+    """The folder's files by name. Raises CheckpointError, also for metadata of types that no file should have."""
+    try:
+        contents = _contents(checkpoint)
+        return {file: one if isinstance(one, str) else json.dumps(one, indent=1) for file, one in contents.items()}
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        if isinstance(error, Gemma3Error):
+            raise
+        raise CheckpointError(
+            f"{checkpoint.text.path.name} or its mmproj file has metadata of a wrong type. Download it again."
+        ) from None
 
 
 def weights_of(folder: Path) -> list[Path] | None:
@@ -113,7 +136,7 @@ def weights_of(folder: Path) -> list[Path] | None:
         return None
     files = [Path(file) for file in json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))["files"]]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise CheckpointError(f"{', '.join(missing)} is no longer there. Put it back, or name another file.")
+        raise CheckpointError(f"No longer there: {', '.join(missing)}. Put the files back, or name another model.")
     return files
 
 
@@ -203,7 +226,7 @@ def _misfit(vision: Header, width: int) -> str:
     if vision.architecture != VISION_ARCHITECTURE:
         return f"is no mmproj file, but a model of the architecture {vision.architecture[:40]!r}"
     kind = vision.metadata.get("clip.projector_type", vision.metadata.get("clip.vision.projector_type"))
-    if kind != ARCHITECTURE:
+    if not isinstance(kind, str) or kind != ARCHITECTURE:
         return f"belongs to another kind of model ({str(kind)[:40]!r})"
     projection = vision.tensors.get("mm.input_projection.weight")
     if projection is None or len(projection.shape) != 2 or projection.shape[1] != width:
@@ -386,7 +409,9 @@ def _tokenizer_config(header: Header, tokens: Sequence[str]) -> dict[str, str]:
     """The names of the special tokens whose ids the file gives, but for the end: chat models name that of a turn."""
     keys = {"bos_token": "bos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: tokens[number] for name, number in ids.items() if isinstance(number, int) and number < len(tokens)}
+    return {
+        name: tokens[number] for name, number in ids.items() if isinstance(number, int) and 0 <= number < len(tokens)
+    }
 
 
 def _id_of(token: str, ids: Mapping[str, int], header: Header) -> int:

@@ -177,7 +177,7 @@ def _read(path: Path, reading: Callable[[_Cursor], Any]) -> Any:
 
 def _check_beginning(cursor: _Cursor) -> None:
     if cursor.take(len(MAGIC)) != MAGIC:
-        raise CheckpointError(f"{cursor.name} is no GGUF file. Give a .gguf file, or a folder with a checkpoint.")
+        raise CheckpointError(f"{cursor.name} is not a GGUF file. Give a .gguf file, or a folder with a checkpoint.")
     version = cursor.number("I")
     if version not in _VERSIONS:
         big = not version & 0xFFFF
@@ -227,6 +227,11 @@ def _header(path: Path, cursor: _Cursor) -> Header:
         if placed.start + placed.num_bytes > size:
             raise CheckpointError(f"{cursor.name} is cut off: {info.name} lies beyond its end. Download it again.")
         tensors[info.name] = placed
+    end = begin
+    for placed in sorted(tensors.values(), key=lambda info: info.start):
+        if placed.start < end:
+            raise cursor.damaged(f"{placed.name} lies over another tensor")
+        end = placed.start + placed.num_bytes
     return Header(path, metadata, tensors)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import torch
@@ -69,6 +70,11 @@ class GgufTensor:
     @property
     def is_q4_0(self) -> bool:
         return self._info.kind.name == Q4_0
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What it takes in memory: as int4 weights, or dequantised."""
+        return self._info.num_bytes if self.is_q4_0 else prod(self.shape) * self.dtype.itemsize
 
     def to(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """The weights. In the file's own type and on a CPU they stay mapped."""

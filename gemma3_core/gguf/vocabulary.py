@@ -13,6 +13,7 @@ from gemma3_core.errors import CheckpointError
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # SentencePiece's types of tokens; 6 is a byte
 _SPACE = "▁"
 _LONGEST, _LONGEST_ALL = 1000, 8_000_000  # characters of a token, and of all; Gemma 3's have 1.5 million
+_MOST_MERGES = 2_000_000  # Gemma 3 has half a million
 _NOT_SPECIAL = re.compile(r"<unused\d+>|<mask>|\[multimodal\]")
 """Control tokens that the published tokenizer.json does not call special, so that decoding keeps them."""
 _SPECIAL = ("<start_of_image>", "<end_of_image>")
@@ -66,8 +67,8 @@ def _check(
 ) -> None:
     if not tokens or not len(tokens) == len(scores) == len(kinds):
         raise CheckpointError(
-            f"The file's vocabulary has {len(tokens):,} tokens, {len(scores):,} scores and {len(kinds):,} types, which "
-            "must be as many. Download it again."
+            f"The file's vocabulary has {len(tokens):,} tokens, {len(scores):,} scores and {len(kinds):,} types; "
+            "these numbers must be equal. Download it again."
         )
     if longest := next((token for token in tokens if len(token) > _LONGEST), ""):
         raise CheckpointError(f"The file's vocabulary has a token of {len(longest):,} characters. Download it again.")
@@ -92,9 +93,12 @@ def _merges(
         if kind not in (_NORMAL, _USER_DEFINED):
             continue
         for end in range(len(token) - 1, 0, -1):
-            if (left := token[:end]) in vocabulary and (right := token[end:]) in vocabulary:
-                pairs.append((left, right))
+            left, right = vocabulary.get(token[:end]), vocabulary.get(token[end:])
+            if left is not None and right is not None:
+                pairs.append((tokens[left], tokens[right]))
                 joins.append(number)
+        if len(pairs) > _MOST_MERGES:
+            raise CheckpointError("The file's vocabulary has too many tokens within tokens. Download it again.")
     score = np.asarray(scores, np.float64)
     normal = np.asarray(kinds) == _NORMAL
     score = np.where(normal, score, score[normal].max(initial=-np.inf))

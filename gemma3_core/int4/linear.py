@@ -145,8 +145,8 @@ class Int4Linear(nn.Module):
     """
 
     symmetric = False
-    """Whether scale_and_zero holds the two parts of a float16 scale. Never on CUDA, whose kernel takes bfloat16: there
-    the scale is rounded."""
+    """Whether scale_and_zero holds the two parts of a float16 scale. torch's kernels take bfloat16, and so the scale is
+    rounded where they multiply: on CUDA, and few rows on a CPU without ours."""
     qdata: torch.Tensor  # None until `pack`, like scale_and_zero
     scale_and_zero: torch.Tensor
 
@@ -194,14 +194,10 @@ class Int4Linear(nn.Module):
             return cpu_kernels.multiply(kernels, x, self.qdata, self.scale_and_zero, self.group_size, self.symmetric)
         kernel = ops._weight_int4pack_mm_for_cpu if on_cpu else ops._weight_int4pack_mm
         narrow = x.to(torch.bfloat16).contiguous()
-        products = [kernel(narrow, self.qdata, self.group_size, numbers) for numbers in self._kernel_numbers()]
-        return sum(products[1:], products[0]).to(x.dtype)
-
-    def _kernel_numbers(self) -> list[torch.Tensor]:
-        """scale_and_zero for each call of torch's kernel, whose results are added: two for a symmetric weight."""
-        if not self.symmetric:
-            return [self.scale_and_zero]
-        return [torch.stack((part, torch.zeros_like(part)), dim=-1) for part in self.scale_and_zero.unbind(dim=-1)]
+        numbers = self.scale_and_zero
+        if self.symmetric:  # the kernel takes one bfloat16 scale, the rounded one
+            numbers = torch.stack((numbers[..., 0], torch.zeros_like(numbers[..., 1])), dim=-1)
+        return kernel(narrow, self.qdata, self.group_size, numbers).to(x.dtype)
 
     def _wide_numbers(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Scale and zero of some rows, [K/G, rows, 2]."""
@@ -309,6 +305,9 @@ class Int4Linear(nn.Module):
             if tuple(state_dict[name].shape) != shape:
                 error_msgs.append(f"{name} is {list(state_dict[name].shape)}, expected {list(shape)}")
                 return
+        if state_dict[names[1]].dtype == SYMMETRIC_SCALE_DTYPE and bool(state_dict[names[2]].any()):
+            error_msgs.append(f"{names[2]} must be 0 beside a scale in float16")
+            return
         self.pack(Int4Weight(*(state_dict[name] for name in names)))
 
     def extra_repr(self) -> str:

@@ -40,7 +40,7 @@ def test_a_folder_may_be_in_the_home_directory(tmp_path, monkeypatch):
 def test_a_file_is_not_a_folder(tmp_path):
     path = tmp_path / "model.safetensors"
     path.touch()
-    with pytest.raises(CheckpointError, match="is no GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file"):
         resolve_folder(path)
 
 
@@ -106,7 +106,8 @@ def test_each_failure_of_a_download_says_what_to_do(monkeypatch, raised, words):
 
 def test_only_what_is_read_is_fetched_and_never_pickles(monkeypatch, tmp_path):
     asked = {}
-    (tmp_path / "config.json").touch()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
 
     def record(repo_id, **options):
         asked.update(options, repo_id=repo_id)
@@ -122,7 +123,8 @@ def test_only_what_is_read_is_fetched_and_never_pickles(monkeypatch, tmp_path):
 
 def test_without_weights_only_small_files_are_fetched(monkeypatch, tmp_path):
     asked = {}
-    (tmp_path / "config.json").touch()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
 
     def record(repo_id, **options):
         asked.update(options, repo_id=repo_id)

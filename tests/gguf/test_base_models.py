@@ -6,6 +6,7 @@ from gguf_files import converted, rewritten
 from components.chat.conversation import Exchange
 from components.inside.code_view import Address, scripts
 from gemma3_core.engine import Answered, DoneEvent, Engine, Request, SamplingSettings, Turn
+from gemma3_core.engine.engine import is_base_name
 from gemma3_core.verify import main
 
 
@@ -67,3 +68,13 @@ def test_its_program_for_transformers_reads_the_file_and_uses_no_chat(engine):
 
 def test_it_is_the_same_as_transformers(base, capsys):
     assert main([str(base), "--device", "cpu"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gemma-3-4b-pt", "gemma-3-27b-pt-q4_0.gguf", "Gemma-3-1B-PT_Q8_0.gguf"])
+def test_names_of_base_models(name):
+    assert is_base_name(name)
+
+
+@pytest.mark.parametrize("name", ["gemma-3-4b-it", "gemma-3-4b-pt-br-it", "gemma-3-4b-it-pt-BR", "gemma-3-4b-ptune"])
+def test_names_of_other_models(name):
+    assert not is_base_name(name)

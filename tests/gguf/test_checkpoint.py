@@ -13,9 +13,10 @@ from PIL import Image
 from places import EXAMPLES, REPOSITORY
 
 from gemma3_core import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, TorchAoConfig, pipeline
-from gemma3_core.engine import DoneEvent, Engine, ModelRegistry, Request, SamplingSettings, Turn
+from gemma3_core.engine import DoneEvent, Engine, ModelRegistry, Request, SamplingSettings, Turn, precisions
 from gemma3_core.errors import CheckpointError, Gemma3Error, PromptError, UnsupportedOptionError
-from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.hub import resolve_folder, revision_of
+from gemma3_core.gguf import checkpoint
 from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of
 from gemma3_core.int4.linear import Int4Linear
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
@@ -237,7 +238,7 @@ def test_the_folder_is_kept_until_a_file_changes(demo_gguf, tmp_path):
     shutil.copy(demo_gguf.with_name("mmproj-model.gguf"), tmp_path)
     assert resolve_folder(path) != folder
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"copy\.gguf is no longer there"):
+    with pytest.raises(CheckpointError, match=r"No longer there: copy\.gguf"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -288,6 +289,8 @@ def test_files_that_do_not_fit(demo_gguf, tmp_path):
         ({"tokenizer__ggml__tokens": None}, "does not say tokenizer.ggml.tokens"),
         ({"gemma3__attention__head_count": 0}, "0 heads"),
         ({"gemma3__block_count": 13}, "missing: .*layers.12"),
+        ({"gemma3__rope__freq_base": "much"}, "metadata of a wrong type"),
+        ({"gemma3__rope__scaling__factor": [1.0, 2.0]}, "metadata of a wrong type"),
     ],
 )
 def test_metadata_that_fits_no_model(demo_gguf, tmp_path, changed, says):
@@ -295,6 +298,45 @@ def test_metadata_that_fits_no_model(demo_gguf, tmp_path, changed, says):
     with pytest.raises(Gemma3Error, match=says) as error:
         AutoModelForCausalLM.from_pretrained(path)
     assert str(tmp_path) not in str(error.value)
+
+
+def test_a_damaged_file_beside_the_model_is_passed_over(demo_gguf, tmp_path):
+    path = shutil.copy(demo_gguf, tmp_path / "model.gguf")
+    whole = demo_gguf.with_name("mmproj-model.gguf").read_bytes()
+    (tmp_path / "mmproj-a.gguf").write_bytes(whole[: len(whole) // 2])
+    assert find_checkpoint(path).mmproj is None
+    (tmp_path / "mmproj-b.gguf").write_bytes(whole)
+    assert find_checkpoint(path).mmproj.path.name == "mmproj-b.gguf"
+
+
+def test_two_processes_that_make_the_same_folder(demo_gguf, tmp_path, monkeypatch):
+    path = shutil.copy(demo_gguf, tmp_path / "twice.gguf")
+    found, texts = find_checkpoint(path), checkpoint._texts
+    first = []
+
+    def other_process_is_faster(*given):
+        monkeypatch.setattr(checkpoint, "_texts", texts)
+        first.append(folder_of(found))
+        return texts(*given)
+
+    monkeypatch.setattr(checkpoint, "_texts", other_process_is_faster)
+    made = (folder_of(found) / "config.json").stat().st_ino
+    assert first[0] == folder_of(found)
+    assert (first[0] / "config.json").stat().st_ino == made
+
+
+def test_other_weights_under_one_name_have_another_revision(demo_gguf, q4_0, tmp_path):
+    path = tmp_path / "model.gguf"
+    revisions = [revision_of(resolve_folder(shutil.copy(source, path))) for source in (demo_gguf, q4_0, demo_gguf)]
+    assert revisions[0] == revisions[2] != revisions[1]
+
+
+def test_where_int4_has_no_kernel_a_q4_0_file_is_dequantised(q4_0, monkeypatch):
+    monkeypatch.setattr(precisions, "int4_obstacle", lambda _: "int4 has no kernel here.")
+    engine = Engine.load(q4_0)
+    assert engine.info.quantization == "none"
+    assert "no kernel" in engine.info.int4.obstacle
+    assert answer(engine, "How many hearts are there?", EXAMPLES / "hearts.png") == "There are three hearts."
 
 
 def test_tensors_of_no_gemma_are_named(demo_gguf, tmp_path):

@@ -65,7 +65,7 @@ def test_other_files_are_told_from_gguf(path, tmp_path):
     assert is_gguf(path)
     assert not is_gguf(other)
     assert not is_gguf(tmp_path / "absent")
-    with pytest.raises(CheckpointError, match=r"model\.bin is no GGUF file\. Give"):
+    with pytest.raises(CheckpointError, match=r"model\.bin is not a GGUF file\. Give"):
         read_header(other)
 
 
@@ -130,11 +130,17 @@ def test_hostile_numbers_of_a_tensor(path, offset, form, value, says):
     assert says in str(error.value)
 
 
+def test_tensors_that_lie_over_one_another(path):
+    two = place(path, b"two.weight")
+    with pytest.raises(CheckpointError, match="lies over another tensor"):
+        read_header(changed(path, two + 24, "<Q", 0))
+
+
 def test_a_file_that_was_cut_off_anywhere(path):
     data = path.read_bytes()
     for size in (0, 3, 4, 23, 24, 40, 100, 200, len(data) - 400, len(data) - 200):
         path.write_bytes(data[:size])
-        with pytest.raises(CheckpointError, match=r"cut off|can't be read|no GGUF"):
+        with pytest.raises(CheckpointError, match=r"cut off|can't be read|not a GGUF"):
             read_header(path)
 
 
