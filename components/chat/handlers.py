@@ -257,8 +257,8 @@ class ChatHandlers:
         draft = _Draft() if cut is None else _Draft([cut.answer], list(cut.choices))
         again = again or cut is not None
         try:
-            shown, model = (self._models.info(name) for name in (choices.shown, choices.model))
-            asked = replace(_request(question, kept, choices, shown, window), continue_text=choices.continues(model))
+            asked = _request(question, kept, choices, self._models.info(choices.shown), window)
+            asked = replace(asked, continue_text=choices.continues(self._models.info(choices.model)))
             if cut is not None:
                 so_far, longest = cut.answered.done.token_ids, asked.max_new_tokens
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)

@@ -111,8 +111,8 @@ def folder_of(checkpoint: GgufCheckpoint) -> Path:
         if (folder / WEIGHTS_FILE).is_file():  # another process made it meanwhile
             return folder
         raise CheckpointError(
-            f"{checkpoint.text.path.name}'s tokenizer could not be unpacked ({error.strerror}). Free some disk space, or "
-            "set XDG_CACHE_HOME to a folder that can be written to."
+            f"{checkpoint.text.path.name}'s tokenizer could not be unpacked ({error.strerror}). Free some disk "
+            "space, or set XDG_CACHE_HOME to a folder that can be written to."
         ) from None
     return folder
 
@@ -182,7 +182,7 @@ def _model_in(folder: Path) -> Path:
     if len(models) == 1:
         return models[0]
     if not models:
-        raise CheckpointError(f"{folder.name} holds no GGUF file with a model. Give the file itself.")
+        raise CheckpointError(f"{folder.name} holds no GGUF model file. Give the file itself.")
     listed = ", ".join(path.name for path in models[:8])
     raise CheckpointError(f"{folder.name} holds {len(models)} GGUF models: {listed}. Name one of the files.")
 

@@ -290,7 +290,7 @@ def test_files_that_do_not_fit(demo_gguf, tmp_path):
         ({"gemma3__attention__head_count": 0}, "0 heads"),
         ({"gemma3__block_count": 13}, "missing: .*layers.12"),
         ({"gemma3__rope__freq_base": "much"}, "metadata of a wrong type"),
-        ({"gemma3__rope__scaling__factor": [1.0, 2.0]}, "metadata of a wrong type"),
+        ({"tokenizer__ggml__padding_token_id": -100}, "pad_token_id"),
     ],
 )
 def test_metadata_that_fits_no_model(demo_gguf, tmp_path, changed, says):

@@ -76,10 +76,9 @@ def rewritten(
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
-        value = metadata.pop(name, field.contents())
-        if value is not None:
+        if name not in metadata:
             item = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, field.types[0], sub_type=item)
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=item)
     for name, value in metadata.items():
         if value is not None:
             writer.add_key_value(name, value, gguf.GGUFValueType.get_type(value))
