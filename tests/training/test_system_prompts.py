@@ -1,6 +1,7 @@
 """System prompts: answers have the form that was asked for, and prompts stand where the chat template puts them."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -55,10 +56,15 @@ def test_answers_have_the_form_and_are_right_only_in_it(split: str) -> None:
         assert not is_right(other, question.key, question.answer), question
         kinds.add((question.kind, question.key.split(" ")[0]))
         forms[question.kind] += 1
-        assert (split == "heldout") == any(text in depiction.prompt for text in _cores(HELDOUT_PROMPTS))
+        assert (split == "heldout") == any(_asks(text, depiction.prompt) for text in _cores(HELDOUT_PROMPTS))
     assert min(forms.values()) > 0.3 * forms.total()
     assert {kind for form, kind in kinds if form == "one_word"} <= set(SHORT_KINDS)
     assert len(kinds) > 15
+
+
+def _asks(core: str, prompt: str) -> bool:
+    """Whether a sentence of the prompt begins so; "Never answer with a single word" does not ask for one."""
+    return re.search(rf"(?<!\w )\w{re.escape(core)}", prompt) is not None
 
 
 def _cores(prompts: dict[str, tuple[str, ...]]) -> list[str]:
