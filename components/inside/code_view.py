@@ -17,6 +17,7 @@ _ASK = SamplingSettings()
 _EARLIER = "# /ask takes one question, and this one had others before it: use one of the first two programs."
 
 _GGUF_PICTURES = "# transformers reads no mmproj file, and so no pictures with this model: use the first program.\n"
+_BASE_PICTURES = "# This base model continues a text with pictures in it, not a chat: use the first program.\n"
 _GGUF = ".gguf"
 _CAPTIONS = (
     "# /ask puts no times before pictures, as they stand before a video's frames: use one of the first two programs."
@@ -69,6 +70,7 @@ def scripts(exchange: Exchange, info: ModelInfo, where: Address) -> dict[str, st
 def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, info: ModelInfo) -> str:
     turns = "".join(f"        {_turn(turn)},\n" for turn in request.turns)
     source = "" if info.is_demo else f"{_source(info)!r}, "
+    continue_text = "" if request.continue_text is None else f"    continue_text={request.continue_text},\n"
     return (
         "from gemma3_core.engine import Engine, Request, SamplingSettings, Turn\n\n"
         f"engine = Engine.load({source}dtype={dtype!r})\n"
@@ -78,7 +80,7 @@ def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, i
         f"    pan_and_scan={request.pan_and_scan},\n"
         f"    int4={int4},\n"
         f"    max_new_tokens={request.max_new_tokens},\n"
-        f"{'' if request.continue_text is None else f'    continue_text={request.continue_text},{chr(10)}'}"
+        f"{continue_text}"
         f"    sampling=SamplingSettings({_arguments(sampling)}),\n"
         ")\n"
         "*_, done = engine.stream(request)\n"
@@ -111,6 +113,9 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
         notes.append("# transformers draws its tokens in another way, so a sampled answer has other words.")
     if info.multimodal and info.name.endswith(_GGUF):
         return _GGUF_PICTURES
+    continues = info.continues_text if request.continue_text is None else request.continue_text
+    if info.multimodal and continues:
+        return _BASE_PICTURES
     kind = "Gemma3ForConditionalGeneration" if info.multimodal else "AutoModelForCausalLM"
     reader = "AutoProcessor" if info.multimodal else "AutoTokenizer"
     crops = f", do_pan_and_scan={True in cut or request.pan_and_scan}" if info.multimodal else ""
@@ -122,7 +127,7 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
     source = repr("assets/demo_model" if info.is_demo else _source(info))
     if info.name.endswith(_GGUF):
         source = f"'path/to', gguf_file={info.name!r}"
-    if not info.multimodal and (info.continues_text if request.continue_text is None else request.continue_text):
+    if continues:
         asked = _continued(request)
     else:
         asked = (

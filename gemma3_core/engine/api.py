@@ -204,8 +204,8 @@ class ModelInfo:
     layer kinds, "local" or "global", first layer first. `vocabulary` is equal for two models that have the same tokens
     under the same ids; only their tokens can be compared. `borrowed` means that a GPU is lent for each answer, so that
     no KV cache is kept between answers. `revision` tells two checkpoints of one name apart; `hub_id` is empty for one
-    that is not of the Hub. `why_text_only` says why a model that could read pictures does not. A
-    base model, which was not trained on chats, `continues_text`.
+    that is not of the Hub. `why_text_only` says why a model that could read pictures does not. A base model,
+    which was not trained on chats, `continues_text`.
     """
 
     name: str

@@ -154,8 +154,7 @@ class Engine:
         weights always answers in int4. `name` is the model's name, by default the folder's. `beside` is an engine on
         the same device: both share its queue and the turns of their passes, and its bounds on decoding pictures hold
         for both. Otherwise, `at_once` questions are answered at once. `mmproj` is the file with a GGUF file's vision
-        tower, where it does not lie beside it. Raises CheckpointError, ConfigError,
-        UnsupportedOptionError.
+        tower, where it does not lie beside it. Raises CheckpointError, ConfigError, UnsupportedOptionError.
         """
         folder = resolve_folder(model or DEMO_MODEL, mmproj=mmproj)
         config = TorchAoConfig(int4_group_size)

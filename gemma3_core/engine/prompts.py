@@ -119,10 +119,8 @@ def check_size(request: Request, context_length: int) -> None:
 def read_prompt(request: Request, processor: Gemma3Processor, continue_text: bool = False) -> Prompt:
     """The prompt without tiles, from the pictures' headers alone.
 
-    `continue_text` is what the request's being open means.
-
-    Visitors' text can't act as special tokens. Raises ImageError naming the broken picture, and ContextLengthError if
-    the pictures exceed a request's bounds.
+    `continue_text` decides for a request that leaves it open. Visitors' text can't act as special tokens. Raises
+    ImageError naming the broken picture, and ContextLengthError if the pictures exceed a request's bounds.
     """
     headers = read_headers([picture for turn in request.turns for picture in turn.pictures])
     pictures = tuple(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 PART = 2**22
-"""Weights that are computed at a time. They take up to 50 MB beside the result."""
+"""Weights that are computed at a time, which bounds the memory beside the result."""
 
 
 @dataclass(frozen=True)

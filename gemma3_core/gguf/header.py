@@ -1,7 +1,8 @@
 """The header of a GGUF file: metadata, and where each tensor lies.
 
-ggml-org's own reader takes 13 s for Gemma 3's vocabulary. This one takes 0.4 s, and trusts no length in the file: each
-is compared with the bytes that follow before anything is reserved. Source: docs/gguf.md in ggml-org/ggml.
+ggml-org's own reader makes an object of each of Gemma 3's 262,144 tokens, scores and types, which takes longer than all
+the rest of loading. This one trusts no length in the file: each is compared with the bytes that follow before anything
+is reserved. Source: docs/gguf.md in ggml-org/ggml.
 """
 
 import mmap
@@ -80,7 +81,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path, lists_of_texts: bool = True) -> Header:
-    """Without `lists_of_texts`, of which the vocabulary is one, it is five times as fast.
+    """Without `lists_of_texts`, of which the vocabulary is one, they are skipped and stand as empty lists.
 
     Raises CheckpointError that names the file (without its folder) for anything that can't be read.
     """

@@ -1,6 +1,7 @@
 """Headers of GGUF files: what llama.cpp's own reader finds, and a sentence for whatever is damaged or hostile."""
 
 import random
+import re
 import resource
 import struct
 
@@ -69,6 +70,14 @@ def test_other_files_are_told_from_gguf(path, tmp_path):
         read_header(other)
 
 
+def refusal(path) -> str:
+    """What is said of the file, which never tells its folder."""
+    with pytest.raises(CheckpointError) as error:
+        read_header(path)
+    assert str(path.parent) not in str(error.value)
+    return str(error.value)
+
+
 def changed(path, at: int, form: str, value: int):
     data = bytearray(path.read_bytes())
     struct.pack_into(form, data, at, value)
@@ -91,10 +100,9 @@ def changed(path, at: int, form: str, value: int):
     ],
 )
 def test_hostile_numbers_in_the_beginning(path, at, form, value, says):
-    with pytest.raises(CheckpointError, match=r"damaged|reads versions") as error:
-        read_header(changed(path, at, form, value))
-    assert says in str(error.value)
-    assert str(path.parent) not in str(error.value)
+    said = refusal(changed(path, at, form, value))
+    assert says in said
+    assert re.search("damaged|reads versions", said)
 
 
 def place(path, word: bytes) -> int:
@@ -125,9 +133,7 @@ def test_a_list_longer_than_the_file_takes_no_memory(path):
     ],
 )
 def test_hostile_numbers_of_a_tensor(path, offset, form, value, says):
-    with pytest.raises(CheckpointError) as error:
-        read_header(changed(path, place(path, b"one.weight") + offset, form, value))
-    assert says in str(error.value)
+    assert says in refusal(changed(path, place(path, b"one.weight") + offset, form, value))
 
 
 def test_tensors_that_lie_over_one_another(path):
