@@ -34,7 +34,7 @@ def build_composer(info: ModelInfo, attaches: bool = True) -> gr.MultimodalTextb
 def hint(info: ModelInfo) -> str:
     """The placeholder of an empty composer."""
     if info.continues_text:
-        return "Start a text, and the model continues it"
+        return "Start a text to be continued"
     return "Ask about a picture: add, drop or paste one" if info.multimodal else "Ask a question"
 
 
