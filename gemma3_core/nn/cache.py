@@ -11,7 +11,7 @@ import torch
 
 from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3Config, Gemma3TextConfig
 from gemma3_core.errors import ConfigError
-from gemma3_core.nn.masks import PADDING
+from gemma3_core.nn.masks import NO_BLOCK, PADDING
 
 _LEAST_GROWTH = 256
 
@@ -36,6 +36,11 @@ class GrowingBuffer:
     def rows(self) -> int | None:
         return None if self._buffer is None else self._buffer.shape[0]
 
+    def held(self, length: int) -> torch.Tensor:
+        """The columns that hold the first `length` tokens, as far as they are kept, in the buffer's order (a view)."""
+        assert self._buffer is not None
+        return self._buffer.narrow(self._dim, 0, min(length, self._buffer.shape[self._dim]))
+
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns every column so far (a view)."""
         end = start + new.shape[self._dim]
@@ -55,6 +60,7 @@ class GrowingBuffer:
         with torch.inference_mode(False):
             self._buffer = like.new_zeros(shape)
         if old is not None:
+            keep = min(keep, old.shape[self._dim])
             self._buffer.narrow(self._dim, 0, keep).copy_(old.narrow(self._dim, 0, keep))
         return self._buffer
 
@@ -122,6 +128,11 @@ class KVCache:
             columns.reserve = max(columns.reserve, tokens)
 
     @property
+    def reserved(self) -> int:
+        """The tokens that `reserve` asked room for, or that the cache holds."""
+        return max(self.length, *(columns.reserve for columns in self._all_columns()))
+
+    @property
     def batch_size(self) -> int | None:
         """Rows in the cache; None while it is empty."""
         return self._positions[GLOBAL].rows
@@ -179,6 +190,21 @@ class KVCache:
         """Counts the announced tokens as read, once every layer has stored them."""
         self.length += self._new
         self._new = 0
+
+    def stored(self, layer_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, KV heads, S, D] that a layer holds, in the order of its buffer (a view)."""
+        return self._keys[layer_index].held(self.length), self._values[layer_index].held(self.length)
+
+    def restore(self, start: int, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Stores text tokens from `start` to `length`, which were counted elsewhere: for each layer the keys and values
+        [B, KV heads, T, D] of all, or of the last ones that a ring holds."""
+        for layer, both in enumerate(layers):
+            for columns, new in zip((self._keys[layer], self._values[layer]), both, strict=True):
+                columns.write(new, self.length - new.shape[2])
+        positions = torch.arange(start, self.length, device=layers[0][0].device)[None].expand(self.batch_size or 1, -1)
+        for kind in (LOCAL, GLOBAL):
+            self._positions[kind].write(positions, start)
+            self._blocks[kind].write(torch.full_like(positions, NO_BLOCK), start)
 
 
 class RowCaches:
