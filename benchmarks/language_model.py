@@ -157,10 +157,7 @@ def _our_decoding_together(model: Gemma3ForCausalLM, prompt: torch.Tensor, new_t
     def run() -> None:
         tokens = [prompt[:, -1]] * TOGETHER
         for _ in range(new_tokens):
-            steps = [
-                DecodePass(model, cache, token, torch.tensor([cache.length]))
-                for cache, token in zip(caches, tokens, strict=True)
-            ]
+            steps = [DecodePass(model, cache, token) for cache, token in zip(caches, tokens, strict=True)]
             decode_together(steps)
             tokens = [sample(step.logits, GREEDY, None) for step in steps if step.logits is not None]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -11,18 +12,20 @@ from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
+from gemma3_core.engine.slot_runner import SlotRunner
 from gemma3_core.errors import NonFiniteError
 from gemma3_core.generation.loop import (
     PREFILL_CHUNK_SIZE,
     DecodePass,
     PrefillProgress,
-    SharedDecoder,
+    RowSampler,
     Step,
     generate_tokens,
 )
-from gemma3_core.inspection.confidence import token_choice
+from gemma3_core.generation.row_sampler import SamplingRow
+from gemma3_core.inspection.confidence import choice_of
 from gemma3_core.inspection.non_finite import first_not_finite
-from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.processor import Gemma3Processor
 
@@ -37,8 +40,9 @@ class AnswerWriter:
     """Writes answers; the caller runs their passes one at a time, in one thread. `kept` holds the caches between
     answers."""
 
-    def __init__(self, precisions: ModelVariants, processor: Gemma3Processor):
-        self._precisions, self._processor = precisions, processor
+    def __init__(self, precisions: ModelVariants, processor: Gemma3Processor, at_once: int):
+        self._precisions, self._processor, self._at_once = precisions, processor, at_once
+        self._slots: dict[int, SlotRunner | None] = {}
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
         self.kept = PrefixCache(*cache_budget(self._model.device))
@@ -80,8 +84,7 @@ class AnswerWriter:
         self, running: RunningRequest, steps: Iterator[Step | PrefillProgress | DecodePass]
     ) -> Iterator[Event | DecodePass]:
         """Yields the answer's text in pieces, and the decode steps between them, then its end."""
-        stops, tokenizer = self._model.generation_config.stop_ids, self._processor.tokenizer
-        stopped = False
+        tokenizer, stopped = self._processor.tokenizer, False
         for step in steps:
             if isinstance(step, PrefillProgress):
                 yield StageEvent("reading", f"Reading {step.read:,} of {step.total:,} tokens")
@@ -90,11 +93,11 @@ class AnswerWriter:
                 yield step
                 continue
             running.count()
-            token_id = int(step.tokens[0])
-            if stopped := token_id in stops:
+            assert step.sampled is not None
+            if stopped := step.ended:
                 break
-            confident = running.request.confidence
-            yield running.push(token_id, token_choice(tokenizer, step.logits[0], token_id) if confident else None)
+            choice = choice_of(tokenizer, step.sampled) if running.request.confidence else None
+            yield running.push(step.sampled.token_id, choice)
         if rest := running.rest():
             yield rest
         yield running.done("stop" if stopped else "length")
@@ -140,7 +143,7 @@ class AnswerWriter:
         model = self._precisions.model(bool(request.int4))
         total = prompt.num_tokens + longest
         cache = KVCache(self._model.text_config, reserve=total) if lent.cache is None else lent.cache
-        began, read = cache.length, list(keys)
+        began, read, is_good = cache.length, list(keys), False
         # A single row has no padding. Without a mask, torch's fused attention reads less memory.
         ids = prompt.input_ids.to(model.device)
         fields = {"input_ids": ids[:, began:]}
@@ -150,17 +153,32 @@ class AnswerWriter:
             fields["soft_tokens"] = soft_tokens
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
         settings, stops = request.settings(self._model.generation_config.sampling()), model.generation_config.stop_ids
+        row = SamplingRow.of(settings, ids, model.text_config.vocab_size, request.confidence)
+        slots = self._slots_of(model)
+        sampler = RowSampler(model, cache, row, stops, None if slots is None else slots.decode)
         try:
-            tokens = generate_tokens(model, fields, settings, longest, stops, cache, chunk, ids, SharedDecoder)
+            tokens = generate_tokens(model, fields, settings, longest, stops, cache, chunk, sampler)
             del fields, soft_tokens
             for step in tokens:
-                if isinstance(step, Step):
-                    read.append(int(step.tokens[0]))
+                if isinstance(step, Step) and step.sampled is not None:
+                    read.append(step.sampled.token_id)
                 yield step
+            is_good = True
         except GeneratorExit:  # closed between two passes
-            lent.back = Kept(cache, tuple(read[: cache.length]), began)
+            is_good = True
             raise
-        lent.back = Kept(cache, tuple(read[: cache.length]), began)
+        finally:
+            if slots is not None:
+                slots.release(cache)
+            if is_good:
+                lent.back = Kept(cache, tuple(read[: cache.length]), began)
+
+    def _slots_of(self, model: Model) -> SlotRunner | None:
+        """What decodes the model's answers on CUDA; called in the loop's thread, since it fuses weights."""
+        if id(model) not in self._slots:
+            free = partial(_share_of_free, model.device)
+            self._slots[id(model)] = SlotRunner.for_model(model, self._at_once, free)
+        return self._slots[id(model)]
 
 
 def _result(steps: Generator[Any, None, T]) -> T:
@@ -170,6 +188,10 @@ def _result(steps: Generator[Any, None, T]) -> T:
             next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+
+
+def _share_of_free(device: torch.device) -> int:
+    return cache_budget(device)[0]
 
 
 def _count(number: int, noun: str) -> str:

@@ -172,7 +172,7 @@ def run_alone(passes: Passes) -> Iterator[Event]:
     """Runs an answer's passes in this thread; yields its events."""
     for item in passes:
         if isinstance(item, DecodePass):
-            decode_together([item])
+            (item.run or decode_together)([item])
         else:
             yield item
 
@@ -208,7 +208,7 @@ def _decode(answers: list[_Task]) -> None:
     steps = [answer.waiting for answer in answers if answer.waiting is not None]
     failed = False
     try:
-        decode_together(steps)
+        (steps[0].run or decode_together)(steps)
     except Exception as error:  # noqa: BLE001  raised where the answer goes on
         failed = True
         if len(steps) == 1:

@@ -130,7 +130,7 @@ class Engine:
         budget = cache_budget(self._model.device)[0]
         self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
-        self._writer = AnswerWriter(precisions, processor)
+        self._writer = AnswerWriter(precisions, processor, self.queue.max_running)
         if self.info.why_text_only:
             logger.warning(self.info.why_text_only)
 

@@ -12,6 +12,7 @@ from gemma3_core.generation.inputs import GenerationInputs, inputs_of_next_pass,
 from gemma3_core.generation.loop import (
     PREFILL_CHUNK_SIZE,
     AnyDecoder,
+    BatchSampler,
     DecodePass,
     Decoder,
     Plan,
@@ -97,7 +98,8 @@ class GenerationMixin:
         plan = _plan(self, config, beside, prompt)
         decoder, cache = _decoder(self, config, beside, prompt, plan)
         numbers = _random_numbers(self, beside, plan)
-        steps = generate_steps(decoder, plan, numbers, prompt.ids, prompt.mask)
+        sampler = BatchSampler(plan, numbers, prompt.ids, prompt.mask)
+        steps = generate_steps(decoder, sampler, plan.max_new_tokens)
         result = _collected(steps, config, prompt.ids, streamer)
         result.past_key_values = cache
         # Ids return to the device they came from.
@@ -293,6 +295,7 @@ def _collected(
         if step.scores is not None:
             scores.append(step.scores.float().clone())
         if config.output_logits:
+            assert step.logits is not None
             logits.append(step.logits.float().clone())
         if streamer is not None:
             streamer.put(step.tokens.cpu())

@@ -1,6 +1,6 @@
 """Prefill, decode and generate: plain functions over a model that yield tokens one by one."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ import torch
 from gemma3_core.config.gemma3 import Gemma3TextConfig
 from gemma3_core.errors import ContextLengthError, NonFiniteError, UnsupportedOptionError
 from gemma3_core.generation.chunks import PicturesByColumn, chunk_ends, soft_token_places
+from gemma3_core.generation.row_sampler import Sampled, SamplingRow, on_device, sample_rows
 from gemma3_core.generation.sampling import SamplingParams, process_logits, sample, seen_tokens
 from gemma3_core.generation.stop_strings import StopStrings
 from gemma3_core.nn.cache import KVCache, RowCaches
@@ -141,10 +142,14 @@ class DecodePass:
     cache: KVCache
     token_ids: torch.Tensor
     """[1]"""
-    position_ids: torch.Tensor
-    """[1]"""
+    row: SamplingRow | None = None
+    """How the next token is sampled."""
+    run: "Callable[[Sequence[DecodePass]], None] | None" = None
+    """Runs such passes of the model; None is `decode_together`."""
     logits: torch.Tensor | None = None
-    """[1, vocabulary], once it has been run."""
+    """[1, vocabulary], once it has been run without a row."""
+    sampled: Sampled | None = None
+    """The next token, once it has been run with a row."""
     error: Exception | None = None
     """Why it could not be run; it is raised where the answer goes on."""
 
@@ -152,17 +157,24 @@ class DecodePass:
 def decode_together(passes: Sequence[DecodePass]) -> None:
     """Runs decode steps of one model as one batch. After an error none counts, and each may be run again."""
     lengths = [one.cache.length for one in passes]
-    if len(passes) == 1:
-        cache: KVCache | RowCaches = passes[0].cache
-    else:
-        cache = RowCaches([one.cache for one in passes])
-    tokens, positions = (torch.cat(rows) for rows in zip(*((p.token_ids, p.position_ids) for p in passes), strict=True))
+    cache = passes[0].cache if len(passes) == 1 else RowCaches([one.cache for one in passes])
+    positions = on_device(lengths, passes[0].token_ids.device)
     try:
-        logits = decode_step(passes[0].model, cache, tokens, positions)
+        logits = decode_step(passes[0].model, cache, torch.cat([one.token_ids for one in passes]), positions)
+        hand_out(passes, logits)
     except BaseException:
         for one, length in zip(passes, lengths, strict=True):
             one.cache.length = length  # the pass may have failed after it was counted
         raise
+
+
+def hand_out(passes: Sequence[DecodePass], logits: torch.Tensor) -> None:
+    """Gives each pass its logits, of [R, vocabulary], or the token sampled from them."""
+    rows = [one.row for one in passes if one.row is not None]
+    if len(rows) == len(passes):
+        for one, sampled in zip(passes, sample_rows(logits, rows).read(), strict=True):
+            one.sampled = sampled
+        return
     for one, row in zip(passes, logits.split(1), strict=True):
         one.logits = row
 
@@ -195,19 +207,6 @@ class Decoder:
         logits = decode_step(self._model, self._cache, tokens, self._positions)
         self._positions = self._positions + 1
         return logits
-
-
-class SharedDecoder(Decoder):
-    """A Decoder of one row that leaves its decode steps to the caller."""
-
-    def decode(self, tokens: torch.Tensor) -> Generator[DecodePass, None, torch.Tensor]:
-        step = DecodePass(self._model, self._cache, tokens, self._positions)
-        yield step
-        if step.error is not None:
-            raise step.error
-        assert step.logits is not None
-        self._positions = self._positions + 1
-        return step.logits
 
 
 class UncachedDecoder:
@@ -260,59 +259,130 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """One new token per row: tokens [B], their logits [B, vocabulary] and, if requested, the processed logits."""
+    """One new token per row: tokens [B], and whether every row has ended."""
 
     tokens: torch.Tensor
-    logits: torch.Tensor
-    scores: torch.Tensor | None
+    ended: bool
+    logits: torch.Tensor | None = None
+    """[B, vocabulary], of `BatchSampler`."""
+    scores: torch.Tensor | None = None
+    """The processed logits, if requested."""
+    sampled: Sampled | None = None
+    """Of `RowSampler`: what the host knows of the token."""
+
+
+class AnySampler(Protocol):
+    """Chooses the next tokens; `count` is their number in the answer, from 1."""
+
+    def first(self, logits: torch.Tensor) -> Step: ...
+    def next(self, decoder: AnyDecoder, tokens: torch.Tensor, count: int) -> Generator[DecodePass, None, Step]: ...
+
+
+class BatchSampler:
+    """Samples a batch of rows with one plan, from what a decoder computes.
+
+    The repetition penalty and stop strings also look at prompt_ids [B, T]; prompt_mask is 0 on padding. With
+    `generator` None, samples come from torch's default generator.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        generator: torch.Generator | None,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor | None = None,
+    ):
+        self._plan, self._generator = plan, generator
+        self._tail, self._prompt = prompt_ids, (prompt_ids, prompt_mask)
+        self._seen: torch.Tensor | None = None
+        self._ended = torch.zeros(())
+        self._stops = torch.zeros(())
+
+    def first(self, logits: torch.Tensor) -> Step:
+        if self._plan.sampling.penalises:
+            self._seen = seen_tokens(*self._prompt, logits.shape[-1])
+        self._ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+        self._stops = torch.tensor(self._plan.stop_ids, device=logits.device, dtype=torch.long)
+        return self._step(logits, 1)
+
+    def next(self, decoder: AnyDecoder, tokens: torch.Tensor, count: int) -> Generator[DecodePass, None, Step]:
+        logits = yield from decoder.decode(tokens)
+        return self._step(logits, count)
+
+    def _step(self, logits: torch.Tensor, count: int) -> Step:
+        plan = self._plan
+        _require_finite(logits)
+        banned = plan.stop_ids if count <= plan.min_new_tokens else ()
+        tokens = sample(logits, plan.sampling, self._generator, self._seen, banned)
+        scores = process_logits(logits, plan.sampling, self._seen, banned) if plan.with_scores else None
+        if plan.pad_id is not None:
+            tokens = tokens.masked_fill(self._ended, plan.pad_id)
+        self._ended = self._ended | torch.isin(tokens, self._stops)
+        if plan.stop_strings is not None:
+            self._tail = torch.cat([self._tail, tokens[:, None]], dim=1)[:, -plan.stop_strings.longest :]
+            self._ended = self._ended | plan.stop_strings.ended(self._tail)
+        if self._seen is not None:
+            self._seen = self._seen.scatter(1, tokens[:, None], True)
+        return Step(tokens, bool(self._ended.all()), logits, scores)
+
+
+class RowSampler:
+    """Samples one row in the passes that it leaves to the caller, together with other answers' rows."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: KVCache,
+        row: SamplingRow,
+        stop_ids: tuple[int, ...],
+        run: Callable[[Sequence[DecodePass]], None] | None = None,
+    ):
+        self._model, self._cache, self._row, self._stop_ids, self._run = model, cache, row, stop_ids, run
+
+    def first(self, logits: torch.Tensor) -> Step:
+        return self._step(sample_rows(logits, [self._row]).read()[0])
+
+    def next(self, decoder: AnyDecoder, tokens: torch.Tensor, count: int) -> Generator[DecodePass, None, Step]:
+        del decoder, count  # the caller runs the pass
+        one = DecodePass(self._model, self._cache, tokens, self._row, self._run)
+        yield one
+        if one.error is not None:
+            raise one.error
+        assert one.sampled is not None
+        return self._step(one.sampled)
+
+    def _step(self, sampled: Sampled) -> Step:
+        if not sampled.is_finite:
+            raise NonFiniteError(NOT_FINITE)
+        self._row.push(sampled.token)
+        return Step(sampled.token, sampled.token_id in self._stop_ids, sampled=sampled)
 
 
 def generate_steps(
-    decoder: AnyDecoder,
-    plan: Plan,
-    generator: torch.Generator | None,
-    prompt_ids: torch.Tensor,
-    prompt_mask: torch.Tensor | None = None,
+    decoder: AnyDecoder, sampler: AnySampler, max_new_tokens: int
 ) -> Iterator[Step | PrefillProgress | DecodePass]:
     """Yields PrefillProgress between the chunks of a long prompt, then Steps until every row has ended; in between, the
-    passes that the decoder leaves to the caller.
-
-    The repetition penalty and stop strings also look at prompt_ids [B, T]; prompt_mask is 0 on padding. With
-    `generator` None, samples come from torch's default generator. Closing the iterator stops before the next chunk or
-    token.
-    """
-    logits = yield from decoder.prefill()
-    params, tail = plan.sampling, prompt_ids
-    seen = seen_tokens(prompt_ids, prompt_mask, logits.shape[-1]) if params.penalises else None
-    ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
-    stops = torch.tensor(plan.stop_ids, device=logits.device, dtype=torch.long)
-    for count in range(1, plan.max_new_tokens + 1):
-        _require_finite(logits)
-        banned = plan.stop_ids if count <= plan.min_new_tokens else ()
-        tokens = sample(logits, params, generator, seen, banned)
-        scores = process_logits(logits, params, seen, banned) if plan.with_scores else None
-        if plan.pad_id is not None:
-            tokens = tokens.masked_fill(ended, plan.pad_id)
-        ended = ended | torch.isin(tokens, stops)
-        if plan.stop_strings is not None:
-            tail = torch.cat([tail, tokens[:, None]], dim=1)[:, -plan.stop_strings.longest :]
-            ended = ended | plan.stop_strings.ended(tail)
-        if seen is not None:
-            seen = seen.scatter(1, tokens[:, None], True)
-        yield Step(tokens, logits, scores)
-        if count == plan.max_new_tokens or bool(ended.all()):
+    passes that the sampler leaves to the caller. Closing the iterator stops before the next chunk or token."""
+    step = sampler.first((yield from decoder.prefill()))
+    for count in range(2, max_new_tokens + 1):
+        yield step
+        if step.ended:
             return
-        logits = yield from decoder.decode(tokens)
+        step = yield from sampler.next(decoder, step.tokens, count)
+    yield step
+
+
+NOT_FINITE = (
+    "The model computes NaN or infinity. Its weights are damaged, or too large for their type: "
+    "download the checkpoint again, or load it in float32."
+)
 
 
 def _require_finite(logits: torch.Tensor) -> None:
     """Raises NonFiniteError; otherwise the answer would be empty, or CUDA's sampling would fail for good."""
     low, high = torch.aminmax(logits)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise NonFiniteError(
-            "The model computes NaN or infinity. Its weights are damaged, or too large for their type: "
-            "download the checkpoint again, or load it in float32."
-        )
+        raise NonFiniteError(NOT_FINITE)
 
 
 def generate_tokens(
@@ -323,13 +393,11 @@ def generate_tokens(
     stop_ids: tuple[int, ...],
     cache: KVCache | None = None,
     prefill_chunk_size: int = PREFILL_CHUNK_SIZE,
-    prompt_ids: torch.Tensor | None = None,
-    decoder_type: type[Decoder] = Decoder,
+    sampler: AnySampler | None = None,
 ) -> Iterator[Step | PrefillProgress | DecodePass]:
     """`generate_steps` with a KV cache and without further options; `inputs` are the tokens that `cache` lacks.
 
-    `prompt_ids` [B, T] is the whole prompt if the cache holds a part of it. Stop tokens are yielded too. A row that has
-    stopped keeps generating, so cut it at its stop token.
+    Stop tokens are yielded too. A row that has stopped keeps generating, so cut it at its stop token.
     """
     if max_new_tokens < 1:
         raise UnsupportedOptionError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
@@ -338,10 +406,11 @@ def generate_tokens(
     check_length(model.text_config, total - max_new_tokens, max_new_tokens)
     cache = cache if cache is not None else KVCache(model.text_config)
     cache.reserve(total)
-    decoder = decoder_type(model, cache, inputs, prefill_chunk_size)
-    plan = Plan(params, max_new_tokens, stop_ids)
-    ids = inputs["input_ids"] if prompt_ids is None else prompt_ids
-    return generate_steps(decoder, plan, params.generator(model.device), ids)
+    decoder = Decoder(model, cache, inputs, prefill_chunk_size)
+    if sampler is None:
+        plan = Plan(params, max_new_tokens, stop_ids)
+        sampler = BatchSampler(plan, params.generator(model.device), inputs["input_ids"])
+    return generate_steps(decoder, sampler, max_new_tokens)
 
 
 def positions_in_row(mask: torch.Tensor) -> torch.Tensor:

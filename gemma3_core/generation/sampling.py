@@ -126,7 +126,7 @@ def _candidates(
     """
     scores, ids = logits.float(), None
     if seen is not None and params.penalises:
-        scores = _penalised(scores, seen, params.repetition_penalty)
+        scores = penalised(scores, seen, params.repetition_penalty)
     if known := [token for token in banned if 0 <= token < scores.shape[-1]]:
         scores = scores.index_fill(-1, torch.tensor(known, device=scores.device), -torch.inf)
     if params.greedy:
@@ -136,9 +136,9 @@ def _candidates(
     if 0 < params.top_k < scores.shape[-1]:
         scores, ids = _keep_top_k(scores, params.top_k)
     if params.top_p < 1.0:
-        scores = _keep_top_p(scores, params.top_p)
+        scores = keep_top_p(scores, params.top_p)
     if params.min_p is not None:
-        scores = _keep_min_p(scores, params.min_p)
+        scores = keep_min_p(scores, params.min_p)
     return scores, ids
 
 
@@ -151,7 +151,7 @@ def seen_tokens(ids: torch.Tensor, mask: torch.Tensor | None, vocabulary: int) -
     return seen.scatter_(1, ids.clamp(max=vocabulary), True)[:, :vocabulary]
 
 
-def _penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+def penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
     """Divides positive scores of seen tokens by the penalty and multiplies negative ones (CTRL, arXiv 1909.05858)."""
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
@@ -170,15 +170,20 @@ def _keep_top_k(scores: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.T
     return best.masked_fill(best < least, -torch.inf), ids
 
 
-def _keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
+def keep_top_p(scores: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
+    """-inf for all scores [B, C] but the smallest set whose probabilities reach top_p, a number or one a row [B, 1]."""
     # Ascending and stable, so that the same logits always keep the same tokens. The best always stays.
     ordered, places = scores.sort(dim=-1, stable=True)
-    dropped = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
+    rest = 1.0 - top_p
+    rest = rest.to(scores.dtype) if isinstance(rest, torch.Tensor) else rest
+    dropped = ordered.softmax(dim=-1).cumsum(dim=-1) <= rest
     dropped[:, -1] = False
     return scores.masked_fill(dropped.scatter(-1, places, dropped), -torch.inf)
 
 
-def _keep_min_p(scores: torch.Tensor, min_p: float) -> torch.Tensor:
+def keep_min_p(scores: torch.Tensor, min_p: float | torch.Tensor) -> torch.Tensor:
+    """-inf for scores [B, C] less than min_p times as likely as the best; min_p is a number or one a row [B, 1]."""
     probabilities = scores.softmax(dim=-1)
     # The best token always stays: min_p is at most 1.
-    return scores.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
+    least = probabilities.amax(dim=-1, keepdim=True) * min_p
+    return scores.masked_fill(probabilities < least.to(scores.dtype), -torch.inf)

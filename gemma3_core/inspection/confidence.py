@@ -9,11 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-import torch
-
+from gemma3_core.generation.row_sampler import Sampled
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
-
-DEFAULT_ALTERNATIVES = 5
 
 
 @dataclass(frozen=True)
@@ -86,19 +83,10 @@ class TokenChoices(Sequence[TokenChoice]):
             yield TokenChoice(chosen.token_id, chosen.text, chosen.probability, tuple(alternatives))
 
 
-def token_choice(
-    tokenizer: Gemma3Tokenizer, logits: torch.Tensor, token_id: int, count: int = DEFAULT_ALTERNATIVES
-) -> TokenChoice:
-    """The choice of `token_id`, with `count` alternatives, from the logits [vocabulary] that it was sampled from."""
-    probabilities = logits.float().softmax(dim=-1)
-    likeliest = probabilities.topk(min(count, probabilities.shape[-1]))
-    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-    return TokenChoice(
-        token_id,
-        token_text(tokenizer, token_id),
-        float(probabilities[token_id]),
-        tuple(Alternative(other, token_text(tokenizer, other), probability) for other, probability in pairs),
-    )
+def choice_of(tokenizer: Gemma3Tokenizer, sampled: Sampled) -> TokenChoice:
+    """The choice of a sampled token, with its alternatives."""
+    others = (Alternative(token_id, token_text(tokenizer, token_id), p) for token_id, p in sampled.likeliest)
+    return TokenChoice(sampled.token_id, token_text(tokenizer, sampled.token_id), sampled.probability, tuple(others))
 
 
 def token_text(tokenizer: Gemma3Tokenizer, token_id: int) -> str:

@@ -152,10 +152,7 @@ def test_in_bfloat16_and_int4_rows_decoded_together_differ_by_rounding_alone(
     for _ in range(20):
         tokens = torch.randint(4, model.text_config.vocab_size - 4, (5,), generator=numbers)
         passes = {
-            name: [
-                DecodePass(model, cache, token, torch.tensor([cache.length]))
-                for cache, token in zip(rows, tokens.split(1), strict=True)
-            ]
+            name: [DecodePass(model, cache, token) for cache, token in zip(rows, tokens.split(1), strict=True)]
             for name, rows in caches.items()
         }
         for alone in passes["alone"]:

@@ -1,0 +1,196 @@
+"""Decode steps on CUDA: answers in slots of static shapes, the fused step captured once for each number of rows, and
+the next step launched before the host has read the last one's tokens.
+
+An answer that has no slot (too long, or no memory) is decoded plainly, as on a CPU. `GEMMA_CUDA_GRAPHS=0` leaves slots
+out altogether.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gemma3_core.generation.fused_decoder import FusedDecoder, why_not_fused
+from gemma3_core.generation.loop import DecodePass, decode_together
+from gemma3_core.generation.row_sampler import SampledRows, on_device, sample_rows
+from gemma3_core.nn.cache import KVCache
+from gemma3_core.nn.slots import Slot, SlotCache, slot_bytes
+
+log = logging.getLogger(__name__)
+LENGTHS = (1024, 4096, 16384, 65536, 131072)
+"""Tokens of a slot: an answer gets one of the shortest that its prompt and its longest answer fit into."""
+_OFF = "GEMMA_CUDA_GRAPHS"
+_STEPS_BEFORE_CAPTURE = 3
+"""They compile the kernels; a capture must not."""
+
+
+@dataclass
+class _Ahead:
+    """A step that was launched before the tokens that it reads were known to the host."""
+
+    slots: list[Slot]
+    tokens: list[torch.Tensor]
+    """What it reads: the very tensors that its passes will bring."""
+    lengths: list[int]
+    sampled: SampledRows
+
+
+class _Group:
+    """Slots of one length, and the captured steps of 1, 2, 4 … of their rows."""
+
+    def __init__(self, step: FusedDecoder, cache: SlotCache, device: torch.device, captures: bool):
+        self.cache, self.slots = cache, dict[int, Slot]()
+        self.ahead: _Ahead | None = None
+        self._step, self._captures = step, captures
+        self._pool = torch.cuda.graph_pool_handle() if captures else None
+        self._tokens = torch.zeros(cache.rows, dtype=torch.long, device=device)
+        self._lengths = torch.zeros(cache.rows, dtype=torch.long, device=device)
+        self._captured: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._runs: dict[int, int] = {}
+
+    def logits(self, slots: Sequence[Slot], tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Logits [n, vocabulary] of the slots' tokens [n]."""
+        device, numbers = self._tokens.device, [slot.row for slot in slots]
+        # Rows that wait read a token too: what it stores is written over by their own next step.
+        waiting = [0] * self.cache.rows
+        for slot in self.slots.values():
+            waiting[slot.row] = slot.cache.length
+        for number, length in zip(numbers, lengths, strict=True):
+            waiting[number] = length
+        places = on_device(numbers, device)
+        self._lengths.copy_(on_device(waiting, device))
+        self._tokens.index_copy_(0, places, tokens)
+        rows = 1
+        while rows <= max(numbers):
+            rows *= 2
+        return self._run(min(rows, self.cache.rows))[places]
+
+    def _run(self, rows: int) -> torch.Tensor:
+        if rows in self._captured:
+            graph, logits = self._captured[rows]
+            graph.replay()
+            return logits
+        self._runs[rows] = self._runs.get(rows, 0) + 1
+        if self._captures and self._runs[rows] > _STEPS_BEFORE_CAPTURE:
+            self._capture(rows)
+            if rows in self._captured:
+                return self._run(rows)
+        return self._step(self._tokens[:rows], self._lengths[:rows], self.cache)
+
+    def _capture(self, rows: int) -> None:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        try:
+            # Other threads may use the device meanwhile, to resize pictures.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                logits = self._step(self._tokens[:rows], self._lengths[:rows], self.cache)
+        except RuntimeError as error:
+            self._captures = False
+            log.warning("A decode step of %d rows can't be captured, so it is launched part by part: %s", rows, error)
+            return
+        self._captured[rows] = graph, logits
+
+
+class SlotRunner:
+    """Runs the decode steps of one model; in one thread."""
+
+    def __init__(self, model: Any, rows: int, free_bytes: Callable[[], int], captures: bool = True):
+        """`free_bytes` says how much memory the slots of a further length may take."""
+        self._model, self._rows, self._free_bytes, self._captures = model, rows, free_bytes, captures
+        self._step = FusedDecoder(model)
+        self._groups: dict[int, _Group | None] = {}
+        self._plain: set[int] = set()
+
+    @classmethod
+    def for_model(cls, model: Any, rows: int, free_bytes: Callable[[], int]) -> "SlotRunner | None":
+        """None on other devices than CUDA, and for a model whose decode step can't be fused, which the log explains."""
+        if model.device.type != "cuda" or os.environ.get(_OFF, "1") == "0":
+            return None
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            reason: str | None = "Triton is not installed"
+        else:
+            reason = why_not_fused(model)
+        if reason is not None:
+            log.warning("Answers are decoded without captured steps: %s.", reason)
+            return None
+        return cls(model, rows, free_bytes)
+
+    def decode(self, passes: Sequence[DecodePass]) -> None:
+        """Runs the passes, those in slots of one length together; the others as `decode_together` does."""
+        by_group: dict[_Group, list[DecodePass]] = {}
+        plain: list[DecodePass] = []
+        for one in passes:
+            group = None if one.row is None else self._admitted(one.cache)
+            (plain if group is None else by_group.setdefault(group, [])).append(one)
+        for group, some in by_group.items():
+            self._decode(group, some)
+        if plain:
+            decode_together(plain)
+
+    def _admitted(self, cache: KVCache) -> _Group | None:
+        """The group in which the cache has a slot, admitting it if there is room; else None."""
+        for group in self._groups.values():
+            if group is not None and id(cache) in group.slots:
+                return group
+        if id(cache) in self._plain:
+            return None  # it began without a slot, and stays so
+        # A step that is launched ahead stores one token more than the answer has.
+        length = next((length for length in LENGTHS if length > cache.reserved), None)
+        group = None if length is None else self._group(length)
+        slot = None if group is None else group.cache.admit(cache)
+        if group is None or slot is None:
+            self._plain.add(id(cache))
+            return None
+        group.slots[id(cache)] = slot
+        return group
+
+    def _group(self, length: int) -> _Group | None:
+        """The slots of that length; None if there is no memory for them."""
+        if length not in self._groups:
+            config, dtype, device = self._model.text_config, self._model.dtype, self._model.device
+            self._groups[length] = None
+            if slot_bytes(config, self._rows, length, dtype) <= self._free_bytes():
+                slots = SlotCache(config, self._rows, length, dtype, device)
+                self._groups[length] = _Group(self._step, slots, device, self._captures)
+        return self._groups[length]
+
+    def release(self, cache: KVCache) -> None:
+        """Ends an answer: what was decoded goes to its cache, and its slot is free."""
+        self._plain.discard(id(cache))
+        for group in self._groups.values():
+            if group is not None and (slot := group.slots.pop(id(cache), None)) is not None:
+                group.ahead = None
+                group.cache.release(slot)
+
+    def _decode(self, group: _Group, passes: list[DecodePass]) -> None:
+        slots = [group.slots[id(one.cache)] for one in passes]
+        tokens, lengths = [one.token_ids for one in passes], [one.cache.length for one in passes]
+        rows = [one.row for one in passes if one.row is not None]
+        ahead, group.ahead = group.ahead, None
+        if ahead is not None and _same(ahead, slots, tokens, lengths):
+            sampled = ahead.sampled
+        else:
+            sampled = sample_rows(group.logits(slots, torch.cat(tokens), lengths), rows)
+        following: SampledRows | None = None
+        if not sampled.needs_host:
+            longer = [length + 1 for length in lengths]
+            following = sample_rows(group.logits(slots, sampled.tokens, longer), rows, ahead=1)
+        found = sampled.read()
+        for one, token in zip(passes, found, strict=True):
+            one.sampled = token
+            one.cache.length += 1
+        if following is not None and not sampled.needs_host:  # reading may have changed a token
+            group.ahead = _Ahead(slots, [token.token for token in found], longer, following)
+
+
+def _same(ahead: _Ahead, slots: list[Slot], tokens: list[torch.Tensor], lengths: list[int]) -> bool:
+    """Whether that step is the one that is needed now."""
+    if len(slots) != len(ahead.slots) or lengths != ahead.lengths:
+        return False
+    pairs = [*zip(slots, ahead.slots, strict=True), *zip(tokens, ahead.tokens, strict=True)]
+    return all(one is other for one, other in pairs)
