@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gemma3_core.config.gemma3 import GLOBAL, LOCAL
-from gemma3_core.int4.linear import Int4Linear
+from gemma3_core.int4.linear import Int4Linear, block_outputs
 from gemma3_core.kernels import decode as kernels
 from gemma3_core.nn.layers import Linear, RMSNorm, rotary_tables
 from gemma3_core.nn.slots import SlotCache
@@ -87,6 +87,8 @@ def why_not_fused(model: Any) -> str | None:
     for name, module in decoder.named_modules():
         if name.endswith("_proj") and type(module) not in (Linear, Int4Linear):
             return f"{name} is a {type(module).__name__}"
+        if isinstance(module, Int4Linear) and module.out_features % block_outputs(module.qdata.device):
+            return f"{name} has {module.out_features} outputs, no whole blocks of its int4 kernel"
     return None
 
 
@@ -116,8 +118,8 @@ def fused(parts: Sequence[Any]) -> nn.Module:
 
 def _fused_int4(parts: Sequence[Any], outputs: int, bias: nn.Parameter | None) -> Int4Linear:
     first = parts[0]
+    assert not any(part.out_features % block_outputs(part.qdata.device) for part in parts[:-1])
     whole = Int4Linear(first.in_features, outputs, first.group_size, bias)
-    # The kernels' orders are blocks of outputs, one after the other.
     whole.qdata = torch.cat([part.qdata for part in parts])
     whole.scale_and_zero = torch.cat([part.scale_and_zero for part in parts], dim=1)
     whole.symmetric = first.symmetric

@@ -314,6 +314,11 @@ class Int4Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, group_size={self.group_size}"
 
 
+def block_outputs(device: torch.device) -> int:
+    """Outputs of a block in the order of the device's kernel. The blocks of a weight follow one another."""
+    return _BLOCK_ROWS if device.type == "cpu" else _TILE_ROWS
+
+
 def _unpacked(packed: torch.Tensor) -> torch.Tensor:
     """uint8 [N, K/2] -> int32 [N, K], 0 to 15."""
     return torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1).int()

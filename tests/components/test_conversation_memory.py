@@ -8,8 +8,10 @@ from places import DEMO_MODEL
 from window import STATS
 
 from components.chat.conversation import Exchange
-from gemma3_core.engine import Answered, DoneEvent, Request, TokenChoices, Turn
-from gemma3_core.inspection.confidence import token_choice
+from gemma3_core.engine import Answered, DoneEvent, Request, TokenChoice, TokenChoices, Turn
+from gemma3_core.generation.row_sampler import SamplingRow, sample_rows
+from gemma3_core.generation.sampling import SamplingParams
+from gemma3_core.inspection.confidence import choice_of
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 MOST_BYTES_PER_TOKEN = 200
@@ -20,13 +22,18 @@ def bytes_per_token(num_tokens: int) -> float:
     tokenizer = Gemma3Tokenizer.from_pretrained(DEMO_MODEL)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(num_tokens, len(tokenizer.get_vocab()), generator=generator)
-    token_choice(tokenizer, logits[0], int(logits[0].argmax()))  # what the first call alone allocates is not counted
+    greedy = SamplingRow(SamplingParams(), None)
+
+    def chosen(row: torch.Tensor) -> TokenChoice:
+        return choice_of(tokenizer, sample_rows(row[None], [greedy]).read()[0])
+
+    chosen(logits[0])  # what the first call alone allocates is not counted
     question = Turn("user", "How many hearts are there?")
     gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        choices = tuple(token_choice(tokenizer, row, int(row.argmax())) for row in logits)
+        choices = tuple(chosen(row) for row in logits)
         ids = tuple(choice.token_id for choice in choices)
         text = "".join(choice.text for choice in choices)
         answered = Answered(Request((question,)), DoneEvent(text, STATS, ids))

@@ -15,6 +15,8 @@ from PIL import Image
 
 from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, TokenEvent, Turn, device_loop
 from gemma3_core.engine.device_loop import DeviceLoop
+from gemma3_core.engine.slot_runner import SlotRunner
+from gemma3_core.generation.fused_decoder import why_not_fused
 from gemma3_core.generation.loop import DecodePass, decode_together, prefill
 from gemma3_core.int4.quantize import TorchAoConfig
 from gemma3_core.kernels import cpu as cpu_kernels
@@ -29,11 +31,17 @@ def engine(chat_folder) -> Engine:
     return Engine.load(chat_folder, device="cpu", int4_group_size=32)
 
 
-@pytest.fixture
-def batches(monkeypatch):
-    """How many answers each decode step served."""
-    sizes, together = [], device_loop.decode_together
-    monkeypatch.setattr(device_loop, "decode_together", lambda passes: sizes.append(len(passes)) or together(passes))
+@pytest.fixture(params=["plainly", "in slots"])
+def batches(request, engine, monkeypatch):
+    """How many answers each decode step served: decoded as on a CPU, and in slots, as on CUDA."""
+    sizes, together, in_slots = [], device_loop.decode_together, SlotRunner.decode
+    monkeypatch.setattr(device_loop, "decode_together", lambda steps: sizes.append(len(steps)) or together(steps))
+    if request.param == "in slots":
+        monkeypatch.setattr(SlotRunner, "decode", lambda self, steps: sizes.append(len(steps)) or in_slots(self, steps))
+        # The int4 layers of this checkpoint are too small to be fused.
+        runner = lambda model, *given: None if why_not_fused(model) else SlotRunner(model, *given, captures=False)  # noqa: E731
+        monkeypatch.setattr(SlotRunner, "for_model", runner)
+        monkeypatch.setattr(engine._writer, "_slots", {})
     return sizes
 
 

@@ -784,8 +784,8 @@ def test_without_memory_at_all_the_visitor_is_told_what_to_lower_and_others_go_o
 
 
 def test_memory_that_runs_out_in_the_middle_of_an_answer_is_told(engine, monkeypatch):
-    confidence = FullOnce(answer_writer.token_choice, FULL[0], 0)
-    monkeypatch.setattr(answer_writer, "token_choice", confidence)
+    confidence = FullOnce(answer_writer.choice_of, FULL[0], 0)
+    monkeypatch.setattr(answer_writer, "choice_of", confidence)
     events = engine.stream(ask("what is a color", confidence=True))
     while not isinstance(next(events), TokenEvent):
         pass

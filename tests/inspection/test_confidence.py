@@ -5,8 +5,15 @@ import pickle
 
 import torch
 
-from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenChoices, token_choice, token_text
+from gemma3_core.generation.row_sampler import SamplingRow, sample_rows
+from gemma3_core.generation.sampling import SamplingParams
+from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenChoices, choice_of, token_text
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
+
+
+def sampled(logits: torch.Tensor):
+    """The greedy token."""
+    return sample_rows(logits[None], [SamplingRow(SamplingParams(), None)]).read()[0]
 
 
 def test_probabilities_are_the_softmax_of_the_logits(small_tokenizer_folder):
@@ -15,21 +22,18 @@ def test_probabilities_are_the_softmax_of_the_logits(small_tokenizer_folder):
     logits = torch.randn(len(tokenizer) + 3, generator=generator)
     exact = logits.double().softmax(dim=-1)
     order = exact.argsort(descending=True).tolist()
-    for chosen in (order[0], order[3], order[-1]):
-        choice = token_choice(tokenizer, logits, chosen)
-        assert choice.token_id == chosen
-        assert math.isclose(choice.probability, exact[chosen].item(), rel_tol=1e-5)
-        assert [other.token_id for other in choice.alternatives] == order[:5]
-        for other in choice.alternatives:
-            assert math.isclose(other.probability, exact[other.token_id].item(), rel_tol=1e-5)
-            assert other.text == token_text(tokenizer, other.token_id)
-    assert len(token_choice(tokenizer, logits[:3], 0).alternatives) == 3
+    choice = choice_of(tokenizer, sampled(logits))
+    assert (choice.token_id, choice.text) == (order[0], token_text(tokenizer, order[0]))
+    assert math.isclose(choice.probability, exact[order[0]].item(), rel_tol=1e-5)
+    assert [other.token_id for other in choice.alternatives] == order[:5]
+    for other in choice.alternatives:
+        assert math.isclose(other.probability, exact[other.token_id].item(), rel_tol=1e-5)
+        assert other.text == token_text(tokenizer, other.token_id)
+    assert len(choice_of(tokenizer, sampled(logits[:3])).alternatives) == 3
 
 
-def test_bfloat16_logits_are_read_in_float32(small_tokenizer_folder):
-    tokenizer = Gemma3Tokenizer.from_pretrained(small_tokenizer_folder)
-    logits = torch.zeros(1000, dtype=torch.bfloat16)
-    assert math.isclose(token_choice(tokenizer, logits, 7).probability, 1e-3, rel_tol=1e-5)
+def test_bfloat16_logits_are_read_in_float32():
+    assert math.isclose(sampled(torch.zeros(1000, dtype=torch.bfloat16)).probability, 1e-3, rel_tol=1e-5)
 
 
 def test_the_text_of_a_token_keeps_its_space(small_tokenizer_folder):
