@@ -1,0 +1,64 @@
+"""The operations of a decode step: torch's against the layers that they stand for, Triton's against torch's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from places import REPOSITORY
+from torch.nn import functional as F
+
+from gemma3_core.kernels import decode
+
+SCRIPT = Path(__file__).with_name("decode_on_triton.py")
+
+
+def test_the_triton_kernels_compute_what_torch_computes():
+    """In Triton's interpreter where there is no CUDA: every kernel, in float32 and bfloat16, in several shapes."""
+    pytest.importorskip("triton", reason="Triton is for Linux only")
+    without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = without if torch.cuda.is_available() else {**without, "TRITON_INTERPRET": "1"}
+    # numpy warns of exp(-inf), which is 0 as it should be.
+    command = [sys.executable, "-W", "ignore", str(SCRIPT)]
+    run = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    for name in ("rms_norm", "add_norms", "gelu_multiply", "queries", "keys", "values", "attend_slots"):
+        for dtype in ("float32", "bfloat16"):
+            assert run.stdout.count(f"{name} torch.{dtype}") >= 3
+
+
+@pytest.mark.parametrize("operation", ["rms_norm", "add_norms", "rotate_and_store", "attend_slots", "gelu_multiply"])
+def test_torch_knows_shapes_and_what_is_written(operation):
+    """What a compiler needs: shapes without numbers, and which tensors an operation writes to."""
+    numbers = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=numbers)
+
+    lengths, store = torch.tensor([0, 9]), (drawn(3, 2, 5, 8), drawn(3, 2, 5, 8))
+    given = {
+        "rms_norm": (drawn(2, 6), drawn(6), 1e-6),
+        "add_norms": (drawn(2, 6), drawn(2, 6), drawn(6), drawn(6), 1e-6),
+        "rotate_and_store": (drawn(2, 64), drawn(8), drawn(8), drawn(2, 8), drawn(2, 8), lengths, *store, 1e-6),
+        "attend_slots": (drawn(2, 2, 2, 8), *store, lengths, 0.3),
+        "gelu_multiply": (drawn(2, 12),),
+    }
+    torch.library.opcheck(getattr(torch.ops.gemma3, operation).default, given[operation])
+
+
+def test_a_row_attends_to_what_it_has_stored_and_no_further():
+    keys, values = torch.randn(2, 1, 6, 4), torch.randn(2, 1, 6, 4)
+    queries, lengths = torch.randn(2, 1, 3, 4), torch.tensor([2, 40])
+    out = decode.attend_slots(queries, keys, values, lengths, 0.5)
+    for row, columns in ((0, 3), (1, 6)):
+        weights = F.softmax(queries[row, 0] @ keys[row, 0, :columns].T * 0.5, dim=-1)
+        torch.testing.assert_close(out[row, 0], weights @ values[row, 0, :columns])
