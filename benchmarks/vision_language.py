@@ -2,7 +2,7 @@
 
 Both share the same tensors. transformers runs with its defaults, and with a static cache, for which it compiles the
 decode step; both in bfloat16, and in int4 with torchao's CUDA packing. Decode is also given as a share of the memory
-bandwidth that a plain copy reaches.
+bandwidth that a plain copy reaches. "In slots" is how the engine decodes: 1, 8 and 32 answers at once.
 """
 
 import time
@@ -14,9 +14,18 @@ import torch
 from benchmarks.language_model import quantize_reference
 from benchmarks.timing import in_turns
 from gemma3_core.config.gemma3 import Gemma3Config
+from gemma3_core.engine.slot_runner import SlotRunner
+from gemma3_core.generation.fused_decoder import why_not_fused
+from gemma3_core.generation.loop import DecodePass, prefill
+from gemma3_core.generation.row_sampler import SamplingRow
+from gemma3_core.generation.sampling import SamplingParams
 from gemma3_core.int4.quantize import TorchAoConfig, quantized
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.weights import build_on_meta, module_name
+from gemma3_core.nn.cache import KVCache
+
+IN_SLOTS = (1, 8, 32)
+"""Answers that are decoded at once."""
 
 FOUR_BILLION = Gemma3Config.from_dict(
     {
@@ -67,7 +76,13 @@ def measure(
             ours = quantized(ours, TorchAoConfig(128))
             quantize_reference(theirs)
         seconds = _seconds(ours, theirs, prompt_tokens, new_tokens, rounds)
-        report[precision] = _figures(seconds, prompt_tokens, new_tokens, decoded_bytes(ours) / bandwidth)
+        floor = decoded_bytes(ours) / bandwidth
+        report[precision] = _figures(seconds, prompt_tokens, new_tokens, floor)
+        for rows in IN_SLOTS if why_not_fused(ours) is None else ():
+            once = in_turns({"slots": _in_slots(ours, prompt_tokens, new_tokens, rows)}, rounds)["slots"] / new_tokens
+            others = report[precision]["decode"] if rows == 1 else {"default": None, "static": None}
+            report[precision][f"decode_in_slots_{rows}"] = {**others, "ours": round(rows / once, 2)}
+            report[precision]["share_of_bandwidth"][f"in_slots_{rows}"] = round(floor / once, 3)
     return report
 
 
@@ -163,6 +178,30 @@ def _theirs(model: Any, prompt: dict[str, torch.Tensor], tokens: int, way: str) 
     def run() -> None:
         with torch.inference_mode(way != "static"):  # compiled steps need ordinary tensors
             model.generate(**prompt, max_new_tokens=tokens, do_sample=False, **options)
+
+    return run
+
+
+def _in_slots(model: Any, prompt_tokens: int, new_tokens: int, rows: int) -> Callable[[], Any]:
+    """Decodes `new_tokens` of each of some answers, greedily, as the engine does on CUDA."""
+    runner = SlotRunner(model, rows, lambda: 2**62, captures=model.device.type == "cuda")
+    ids = _text_prompt(model, prompt_tokens)["input_ids"]
+    caches, samplers = [KVCache(model.text_config, reserve=2 * prompt_tokens) for _ in range(rows)], []
+    for cache in caches:
+        prefill(model, cache, input_ids=ids)
+        row = SamplingRow.of(SamplingParams(), ids, model.text_config.vocab_size, with_alternatives=False)
+        samplers.append(row)
+
+    def run() -> None:
+        tokens = [ids[:, -1]] * rows
+        for _ in range(new_tokens):
+            passes = [DecodePass(model, *given) for given in zip(caches, tokens, samplers, strict=True)]
+            runner.decode(passes)
+            tokens = [one.sampled.token for one in passes if one.sampled is not None]
+            for row, token in zip(samplers, tokens, strict=True):
+                row.push(token)
+        for cache in caches:
+            cache.length = prompt_tokens  # the slots go on from here
 
     return run
 

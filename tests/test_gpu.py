@@ -1,9 +1,13 @@
 """What must hold on a CUDA device: `pytest -m gpu`. Left out where there is none; asked for there, skipped."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from places import REPOSITORY
 from reference import (
     NEVER,
     WINDOW,
@@ -20,9 +24,14 @@ from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 
 from gemma3_core import AutoProcessor, TorchAoConfig, pipeline
 from gemma3_core.engine import DoneEvent, Engine, Request, Turn
+from gemma3_core.engine.slot_runner import SlotRunner
+from gemma3_core.generation.loop import DecodePass, decode_together, prefill
+from gemma3_core.generation.row_sampler import SamplingRow, sample_rows
+from gemma3_core.generation.sampling import SamplingParams
 from gemma3_core.int4.linear import Int4Linear, quantize_weight
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.layers import attend
 from training.examples import EXAMPLES, FOLDER
 
@@ -219,3 +228,76 @@ def answered(engine, request):
     *_, end = engine.stream(request)
     assert isinstance(end, DoneEvent)
     return end
+
+
+def test_the_triton_kernels_compute_what_torch_computes():
+    environment = os.environ | {"PYTHONPATH": "."}
+    command = [sys.executable, "tests/kernels/decode_on_triton.py"]
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def in_slots(model, rows: int, captures: bool, steps: int):
+    """The tokens of greedy and of sampled answers of several lengths, and the runner."""
+    runner = SlotRunner(model, 8, lambda: 2**40, captures)
+    prompts = [picture_prompt("t5", seed=number)["input_ids"][:, : 3 + 2 * number].to(CUDA) for number in range(rows)]
+    caches, samplers, tokens = [], [], []
+    for number, prompt in enumerate(prompts):
+        caches.append(KVCache(model.text_config, reserve=200))
+        settings = SamplingParams(1.0, 20, 0.95, seed=number) if number % 2 else SamplingParams()
+        samplers.append(SamplingRow.of(settings, prompt, model.text_config.vocab_size))
+        tokens.append(sample_rows(prefill(model, caches[-1], input_ids=prompt), samplers[-1:]).read()[0].token)
+        samplers[-1].push(tokens[-1])
+    found = [[int(token)] for token in tokens]
+    for _ in range(steps):
+        passes = [DecodePass(model, *given) for given in zip(caches, tokens, samplers, strict=True)]
+        runner.decode(passes)
+        tokens = [one.sampled.token for one in passes]
+        for answer, row, one in zip(found, samplers, passes, strict=True):
+            row.push(one.sampled.token)
+            answer.append(one.sampled.token_id)
+    for cache in caches:
+        runner.release(cache)
+    return found, runner
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_captured_steps_write_the_tokens_of_launched_ones_and_of_plain_ones(sharp_weights, rows):
+    model = Gemma3ForConditionalGeneration.from_pretrained(sharp_weights.both, device_map="auto")
+    captured, runner = in_slots(model, rows, True, 3 * WINDOW)
+    assert [group._captured.keys() for group in runner._groups.values()], "nothing was captured"
+    assert all(group._captures for group in runner._groups.values()), "a capture failed"
+    assert captured == in_slots(model, rows, False, 3 * WINDOW)[0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SlotRunner, "decode", lambda _, passes: decode_together(passes))
+        assert captured == in_slots(model, rows, False, 3 * WINDOW)[0]
+
+
+def test_a_step_in_slots_waits_for_the_device_in_one_place_alone(sharp_weights):
+    """torch raises where the host would wait for the device, but for the event that `read` waits for."""
+    model = Gemma3ForConditionalGeneration.from_pretrained(sharp_weights.both, device_map="auto")
+    _, runner = in_slots(model, 2, True, 6)
+    prompt = picture_prompt("t5")["input_ids"].to(CUDA)
+    settings = SamplingParams(1.0, 20, seed=1)
+    cache, row = KVCache(model.text_config, reserve=200), SamplingRow.of(settings, prompt, model.text_config.vocab_size)
+    first = sample_rows(prefill(model, cache, input_ids=prompt), [row]).read()[0]
+    row.push(first.token)
+    runner.decode([step := DecodePass(model, cache, first.token, row)])
+    row.push(step.sampled.token)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            runner.decode([step := DecodePass(model, cache, step.sampled.token, row)])
+            row.push(step.sampled.token)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_stays_as_it_is_over_many_answers():
+    engine = Engine.load(device=CUDA, dtype="bfloat16")
+    taken = []
+    for number in range(120):
+        request = Request((Turn("user", f"What is {number}?"),), max_new_tokens=8, visitor=str(number), reuse=False)
+        answered(engine, request)
+        taken.append(torch.cuda.memory_allocated())
+    assert max(taken[60:]) <= max(taken[20:60]) + 2**20

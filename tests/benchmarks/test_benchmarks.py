@@ -74,7 +74,8 @@ def test_the_picture_benchmark_runs_each_way_in_each_precision(config: Gemma3Con
     monkeypatch.setattr(vision_language, "in_turns", each_once)
     report = vision_language.measure(config, "cpu", prompt_tokens=40, new_tokens=4, rounds=3)
     every = {f"{part}/{way}" for part in ("first", "all", "picture") for way in ("ours", "default", "static")}
-    assert asked == [every, every]
+    assert asked == [every, *[{"slots"}] * 3] * 2
+    assert {f"decode_in_slots_{rows}" for rows in (1, 8, 32)} <= set(report["bfloat16"]) & set(report["int4"])
     assert set(report) == {"copy_gb_per_s", "bfloat16", "int4"}
     assert report["copy_gb_per_s"] > 0
 
