@@ -7,6 +7,7 @@ allocations are no launches.
 """
 
 import argparse
+import os
 from collections import Counter
 from typing import Any
 
@@ -74,6 +75,7 @@ def count(model: Gemma3ForCausalLM) -> tuple[Counter[str], Counter[str]]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    os.environ["GEMMA_CPU_KERNELS"] = "0"  # CUDA launches torch's operations
     plain, fused = count(narrow_model())
     print(f"| {NARROW['num_hidden_layers']} layers | launches of a decode step |\n|---|---|")
     print(f"| plain forward | {plain.total():,} |\n| fused step | {fused.total():,} |")

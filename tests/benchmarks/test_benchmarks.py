@@ -1,13 +1,16 @@
 """The benchmarks run, on shapes small enough for a test, and compare what they say they compare."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
-from places import DEMO_MODEL
+from places import DEMO_MODEL, REPOSITORY
 
-from benchmarks import attention, attention_memory, language_model, mask_view, next_question, vision_language
+from benchmarks import attention, attention_memory, chart, language_model, mask_view, next_question, vision_language
 from benchmarks.timing import in_turns
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.engine import AttentionMap, Box, Engine, TileMap
@@ -130,3 +133,20 @@ def test_the_memory_benchmark_counts_what_is_allocated_at_the_peak(tmp_path):
     assert 0.5 < figures["allocated_mb"] < 60  # tiles are decoded elsewhere and encoded one by one
     rows = 32 * 8 * figures["tokens"] * 2 + 262_208 * 2
     assert figures["further_layers_mb"] == round(rows / 1e6, 1)
+
+
+def test_the_chart_shows_the_results_that_are_committed(tmp_path):
+    """Drawn anew with `python -m benchmarks.chart` whenever they are measured."""
+    results = json.loads((chart.RESULTS / "cpu.json").read_text(encoding="utf-8"))["1b"]
+    chart.draw(results, tmp_path / "drawn.svg")
+    for drawn in (tmp_path / "drawn.svg", chart.CHART):
+        text = drawn.read_text(encoding="utf-8")
+        for values in chart.ratios(results).values():
+            assert all(f">{value:.2f}<" in text for value in values)
+
+
+def test_llama_cpp_is_asked_for_in_a_sentence():
+    program = "import sys; sys.modules['llama_cpp'] = None; from benchmarks.llama_cpp import main; main()"
+    command = [sys.executable, "-c", program, "x.gguf"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, "llama.cpp is not here: pip install llama-cpp-python builds it.\n")
