@@ -47,6 +47,15 @@ class AnswerWriter:
         self._model = precisions.default
         self.kept = PrefixCache(*cache_budget(self._model.device))
 
+    def make_room(self) -> None:
+        """Frees what is held between answers: kept caches, and slots that nobody is in."""
+        self.kept.clear()
+        for slots in self._slots.values():
+            if slots is not None:
+                slots.give_back()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def answer(self, running: RunningRequest, prompt: Prompt) -> Iterator[Event | DecodePass]:
         """Yields the stages, the tokens and the end of `running`, and the decode steps that it needs. `prompt` must
         have its tiles, and its precision must be prepared. Each stage stands before one pass."""

@@ -310,9 +310,7 @@ class Engine:
             if running.has_tokens:
                 raise OutOfMemoryError(NO_MEMORY) from None
         # Outside `except`: the error keeps the failed pass and its memory alive.
-        self._writer.kept.clear()
-        if self._model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._writer.make_room()
         try:
             yield from self._writer.answer(running, prompt)
         except (RuntimeError, MemoryError) as error:

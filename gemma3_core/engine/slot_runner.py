@@ -155,9 +155,19 @@ class SlotRunner:
             config, dtype, device = self._model.text_config, self._model.dtype, self._model.device
             self._groups[length] = None
             if slot_bytes(config, self._rows, length, dtype) <= self._free_bytes():
-                slots = SlotCache(config, self._rows, length, dtype, device)
-                self._groups[length] = _Group(self._step, slots, device, self._captures)
+                try:
+                    slots = SlotCache(config, self._rows, length, dtype, device)
+                except torch.OutOfMemoryError:
+                    log.warning(
+                        "There is no memory for slots of %d tokens, so such answers are decoded plainly.", length
+                    )
+                else:
+                    self._groups[length] = _Group(self._step, slots, device, self._captures)
         return self._groups[length]
+
+    def give_back(self) -> None:
+        """Frees the slots of each length of which none is in use. They are made again when they are needed."""
+        self._groups = {length: group for length, group in self._groups.items() if group is not None and group.slots}
 
     def release(self, cache: KVCache) -> None:
         """Ends an answer: what was decoded goes to its cache, and its slot is free."""

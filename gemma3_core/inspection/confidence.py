@@ -97,5 +97,8 @@ def token_text(tokenizer: Gemma3Tokenizer, token_id: int) -> str:
 
 def vocabulary_fingerprint(tokenizer: Gemma3Tokenizer) -> str:
     """Equal for two tokenizers if and only if every id stands for the same token, so that their ids can be compared."""
-    tokens = sorted((number, token) for token, number in tokenizer.get_vocab().items())
-    return hashlib.sha256(repr(tokens).encode()).hexdigest()
+    numbers = tokenizer.get_vocab()
+    tokens = sorted(numbers, key=numbers.__getitem__)
+    together = hashlib.sha256(repr(tokens).encode())
+    together.update(array("q", sorted(numbers.values())).tobytes())
+    return together.hexdigest()

@@ -1,0 +1,173 @@
+"""Who gets a slot, and what happens without room. That answers stay what they are is in test_device_loop.py."""
+
+import pytest
+import torch
+from reference import TEXT, image_prompt, randomise
+
+from gemma3_core import Gemma3ForCausalLM, Gemma3TextConfig
+from gemma3_core.engine import slot_runner
+from gemma3_core.engine.slot_runner import LENGTHS, SlotRunner
+from gemma3_core.generation.loop import DecodePass, decode_together, prefill
+from gemma3_core.generation.row_sampler import SamplingRow, sample_rows
+from gemma3_core.generation.sampling import SamplingParams
+from gemma3_core.nn.cache import KVCache
+
+PLENTY = 2**40
+CONFIG = Gemma3TextConfig(**{**TEXT, "max_position_embeddings": 10_000})
+
+
+@pytest.fixture(scope="module")
+def model() -> Gemma3ForCausalLM:
+    made = Gemma3ForCausalLM(CONFIG)
+    randomise(made)
+    return made.eval()
+
+
+class Answer:
+    """An answer that is decoded step by step."""
+
+    def __init__(self, model: Gemma3ForCausalLM, seed: int, reserve: int = 100, params: SamplingParams | None = None):
+        prompt = image_prompt("t5", seed)[0]
+        self.model, self.cache = model, KVCache(CONFIG, reserve)
+        self.row = SamplingRow.of(params or SamplingParams(), prompt, CONFIG.vocab_size)
+        (first,) = sample_rows(prefill(model, self.cache, input_ids=prompt), [self.row]).read()
+        self.row.push(first.token)
+        self.tokens, self.last = [first.token_id], first.token
+
+    def step(self) -> DecodePass:
+        return DecodePass(self.model, self.cache, self.last, self.row)
+
+    def take(self, done: DecodePass) -> None:
+        assert done.sampled is not None
+        self.row.push(done.sampled.token)
+        self.tokens.append(done.sampled.token_id)
+        self.last = done.sampled.token
+
+
+def decode(run, answers: list[Answer], steps: int = 12) -> list[list[int]]:
+    for _ in range(steps):
+        passes = [answer.step() for answer in answers]
+        run(passes)
+        for answer, done in zip(answers, passes, strict=True):
+            answer.take(done)
+    return [answer.tokens for answer in answers]
+
+
+SETTINGS = (
+    None,
+    SamplingParams(1.0, 20, 0.9, seed=1),
+    SamplingParams(1.0, 0, 1.0, seed=2),
+    SamplingParams(repetition_penalty=1.4),
+    SamplingParams(1.0, 20, 0.9, seed=3, repetition_penalty=1.4),
+)
+
+
+@pytest.mark.parametrize("some", [SETTINGS, SETTINGS[:2]], ids=["read before the next", "launched ahead"])
+def test_answers_of_every_kind_of_sampling_are_as_if_alone(model, some):
+    runner = SlotRunner(model, 8, lambda: PLENTY, captures=False)
+    together = decode(runner.decode, [Answer(model, seed, params=params) for seed, params in enumerate(some)])
+    alone = [decode(decode_together, [Answer(model, seed, params=params)])[0] for seed, params in enumerate(some)]
+    assert together == alone
+    assert len({tuple(tokens) for tokens in alone}) == len(some)
+
+
+def test_a_step_is_launched_once_a_token_though_it_is_launched_ahead(model, monkeypatch):
+    runner, lengths = SlotRunner(model, 8, lambda: PLENTY, captures=False), []
+    step = runner._step.__call__
+
+    def counted(tokens, at, cache):
+        lengths.append(at.tolist())
+        return step(tokens, at, cache)
+
+    monkeypatch.setattr(runner, "_step", counted)
+    decode(runner.decode, [Answer(model, 0)], steps=5)
+    begins = lengths[0][0]
+    assert [at[0] for at in lengths] == [begins + number for number in range(6)]
+
+
+def test_a_newcomer_and_one_who_leaves_change_nobodys_tokens(model):
+    runner = SlotRunner(model, 8, lambda: PLENTY, captures=False)
+    sampled = SamplingParams(1.0, 20, 0.9, seed=7)
+    stays, leaves = Answer(model, 0, params=sampled), Answer(model, 1)
+    decode(runner.decode, [stays, leaves], 5)
+    comes = Answer(model, 2, params=sampled)
+    decode(runner.decode, [stays, leaves, comes], 5)
+    runner.release(leaves.cache)
+    decode(runner.decode, [stays, comes], 5)
+    assert stays.tokens == decode(decode_together, [Answer(model, 0, params=sampled)], 15)[0]
+    assert comes.tokens == decode(decode_together, [Answer(model, 2, params=sampled)], 10)[0]
+    assert leaves.tokens == decode(decode_together, [Answer(model, 1)], 10)[0]
+
+
+def test_a_step_that_fails_can_be_run_again(model, monkeypatch):
+    runner = SlotRunner(model, 8, lambda: PLENTY, captures=False)
+    answers = [Answer(model, 0), Answer(model, 1)]
+    decode(runner.decode, answers, 3)
+    step, failing = runner._step.__call__, [True]
+
+    def sometimes(*given):
+        if failing.pop() if failing else False:
+            raise RuntimeError("broken")
+        return step(*given)
+
+    for group in runner._groups.values():
+        monkeypatch.setattr(group, "_step", sometimes)
+        group.ahead = None
+    with pytest.raises(RuntimeError, match="broken"):
+        runner.decode([answer.step() for answer in answers])
+    for answer in answers:  # each alone, as the loop does after a failure
+        decode(runner.decode, [answer], 4)
+    assert [answer.tokens for answer in answers] == [
+        decode(decode_together, [Answer(model, seed)], 7)[0] for seed in (0, 1)
+    ]
+
+
+def slots_of(runner: SlotRunner, answer: Answer) -> list[int]:
+    return [length for length, group in runner._groups.items() if group and id(answer.cache) in group.slots]
+
+
+def test_each_answer_gets_the_shortest_slot_that_it_fits_into(model):
+    runner = SlotRunner(model, 2, lambda: PLENTY, captures=False)
+    exact = [Answer(model, 0, LENGTHS[0] - 1), Answer(model, 1, LENGTHS[0]), Answer(model, 2, LENGTHS[-1])]
+    decode(runner.decode, exact, 2)
+    assert [slots_of(runner, one) for one in exact] == [[LENGTHS[0]], [LENGTHS[1]], []]
+    for one in exact:
+        runner.release(one.cache)
+    assert [slots_of(runner, one) for one in exact] == [[], [], []]
+
+
+def test_who_finds_no_slot_is_decoded_plainly_and_stays_so(model):
+    runner = SlotRunner(model, 2, lambda: PLENTY, captures=False)
+    answers = [Answer(model, seed) for seed in range(3)]
+    decode(runner.decode, answers, 4)
+    runner.release(answers[0].cache)
+    decode(runner.decode, answers[1:], 4)
+    assert [bool(slots_of(runner, one)) for one in answers] == [False, True, False]
+    assert answers[2].tokens == decode(decode_together, [Answer(model, 2)], 8)[0]
+
+
+@pytest.mark.parametrize("when", ["it is known before", "it shows"])
+def test_without_memory_answers_are_decoded_plainly(model, monkeypatch, when):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if when == "it shows":
+        monkeypatch.setattr(slot_runner, "SlotCache", full)
+    runner = SlotRunner(model, 2, lambda: 1000 if when == "it is known before" else PLENTY, captures=False)
+    assert decode(runner.decode, [Answer(model, 0)]) == decode(decode_together, [Answer(model, 0)])
+    assert runner._groups == {LENGTHS[0]: None}
+
+
+def test_slots_that_nobody_is_in_can_be_given_back(model):
+    runner = SlotRunner(model, 2, lambda: PLENTY, captures=False)
+    short, long = Answer(model, 0), Answer(model, 1, LENGTHS[0])
+    decode(runner.decode, [short, long], 2)
+    runner.release(short.cache)
+    runner.give_back()
+    assert list(runner._groups) == [LENGTHS[1]]
+    decode(runner.decode, [long], 2)
+    assert long.tokens == decode(decode_together, [Answer(model, 1)], 4)[0]
+
+
+def test_there_are_none_but_on_cuda(model):
+    assert SlotRunner.for_model(model, 8, lambda: PLENTY) is None
