@@ -72,6 +72,12 @@ def read_login(value: str) -> tuple[str, str]:
     return user, password
 
 
+def read_key(value: str) -> str:
+    if not re.fullmatch(r"[!-~]{8,}", value):
+        raise argparse.ArgumentTypeError("must have 8 characters or more, without spaces")  # it stays out of logs
+    return value
+
+
 def read_sources(value: str) -> str:
     """Sources of the policy's frame-ancestors; anything else in there could add to the policy."""
     sources = value.split()
@@ -112,6 +118,7 @@ OPTIONS = (
     Option("forgetful", read_switch, "keep no conversations in visitors' browsers", default=False),
     Option("frame_ancestors", read_sources, "the sites that may show the page in a frame", "", "SITES"),
     Option("mcp", read_switch, "serve the question as a tool for programs that speak MCP", default=False),
+    Option("api_key", read_key, "a key that programs must send to /v1/, OpenAI's interface", (), "KEY", many=True),
     Option("auth", read_login, "the login that the page asks for", metavar="USER:PASSWORD"),
 )
 
@@ -175,7 +182,12 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
     lend = lender() if is_zero_gpu(os.environ) else None
     options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once, settings.mmproj)
     models = ModelRegistry.load(settings.model, settings.also, *options)
-    return build_page(models, forgetful=settings.forgetful, frame_ancestors=settings.frame_ancestors)
+    return build_page(
+        models,
+        forgetful=settings.forgetful,
+        frame_ancestors=settings.frame_ancestors,
+        api_keys=settings.api_key,
+    )
 
 
 def main() -> None:

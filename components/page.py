@@ -22,6 +22,7 @@ from components.endpoint import build_ask_endpoint
 from components.examples import Example, examples_for
 from components.inside.handlers import InsideHandlers
 from components.inside.panel import OPENED, Inside, build_inside
+from components.openai.app import Completions
 from components.serving.server import Page
 from components.settings import Settings, build_settings
 from components.shown.conversation_list import conversation_list
@@ -68,11 +69,12 @@ def build_page(
     examples: Sequence[Example] | None = None,
     forgetful: bool = False,
     frame_ancestors: str = "",
+    api_keys: Sequence[str] = (),
 ) -> gr.Blocks:
     """Builds the whole page for one loaded engine or for several models; the caller launches it.
 
     Visitors' browsers keep their conversations, unless the page is `forgetful`. `frame_ancestors` says whose pages may
-    show this one in a frame (see `Page`).
+    show this one in a frame (see `Page`). With `api_keys`, programs must send one of them to `/v1/`.
     """
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
@@ -112,6 +114,8 @@ def build_page(
         page.periodic_tasks.append(models.evict)
         build_ask_endpoint(models)
         page.readers["ask"] = read_arguments
+        has_login, is_shared = (lambda: page.auth is not None), (lambda: page.is_shared)
+        page.programs = Completions(models, api_keys, has_login, is_shared)
     page.queue(default_concurrency_limit=None)
     return page
 

@@ -93,6 +93,8 @@ ROUTES = (
     _Route("GET", f"{_API}/call/(v2/)?ask/{_HASH}", "stream"),
     _Route("POST", f"{_API}/(cancel|reset)/?", "small"),
     _Route("POST GET DELETE", f"{_API}/mcp/?", "tool"),
+    _Route("POST", "/v1/chat/completions/?", "programs"),
+    _Route("GET", "/v1/models(/.+)?", "programs"),
     # "Use via API" asks for these two.
     _Route("GET", f"{_API}/mcp/schema", "schema"),
     _Route("GET", "/monitoring/summary", "summary"),
@@ -106,6 +108,8 @@ class Served(Protocol):
     mcp_server: bool
     theme_css: str
     theme_hash: str
+    programs: ASGIApp
+    """Answers programs that speak OpenAI's interface."""
 
     def kinds(self) -> frozenset[str]: ...
 
@@ -389,6 +393,9 @@ class Gate:
         body = await _body(receive, MAX_BODY_BYTES)
         await run_in_threadpool(_json, body)
         await self._app(scope, _replayed(body, receive), _plain(send))
+
+    async def _programs(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._served.programs(scope, receive, send)
 
     async def _schema(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The MCP server's tools. Without `--mcp` the answer is no success, which Gradio's page takes for a server, and

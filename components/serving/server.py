@@ -19,10 +19,12 @@ import gradio as gr
 from anyio import to_thread
 from gradio_client.utils import async_traverse, is_file_obj_with_meta, is_http_url_like
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
 
 from components.chat.conversation import Conversation
 from components.chat.panel import prepare
-from components.serving.gate import MAX_REQUESTS, UNREADABLE, Gate
+from components.serving.gate import MAX_REQUESTS, NOTHING_HERE, UNREADABLE, Gate
 from components.serving.limits import allow_open_files, close_silent, limit_logs
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
 from components.theme import build_theme
@@ -88,6 +90,7 @@ class Page(gr.Blocks):
         self._fetching = ThreadPoolExecutor(_MAX_FETCHES, "fetch")
         self.readers: dict[str, Callable[[list[Any]], list[Any]]] = {}
         """By an event's name for programs: turns the arguments that they send into what its components take."""
+        self.programs: ASGIApp = PlainTextResponse(NOTHING_HERE, 404)
         self.is_shared = False
         self.forgetful = False
         """Whether visitors' browsers keep nothing beyond a tab."""

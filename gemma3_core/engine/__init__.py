@@ -22,7 +22,7 @@ from gemma3_core.engine.engine import DEMO_MODEL, Engine, check_picture
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry
 from gemma3_core.engine.zero_gpu import Lend
-from gemma3_core.errors import ContextLengthError, Gemma3Error, StoppedError
+from gemma3_core.errors import ContextLengthError, Gemma3Error, QueueFullError, StoppedError
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
 from gemma3_core.images.fetch import fetch_image
@@ -60,6 +60,7 @@ __all__ = [
     "PicturePreview",
     "PromptToken",
     "PromptView",
+    "QueueFullError",
     "Request",
     "SamplingSettings",
     "StageEvent",

@@ -1,0 +1,211 @@
+"""`/v1/chat/completions` and `/v1/models`: OpenAI's interface, so that programs made for it can ask this server.
+
+Pictures come as data URLs, or from public addresses within the bounds of `fetch_image`; a path is never read.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import orjson
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from components.openai.asked import Asked, WrongError, error_of, read_request
+from components.openai.told import pieces, streamed_answer, whole_answer
+from components.serving.receiving import TOO_LARGE, UNREADABLE, RefusedError, chunks
+from gemma3_core.engine import Gemma3Error, ModelRegistry, fetch_image, read_data_url
+
+MAX_BODY_BYTES = 64_000_000
+"""One request's JSON, with its pictures in base64."""
+MAX_ARRIVING_BYTES = 256_000_000
+"""Bodies that are arriving or being answered, for all programs together."""
+MAX_FETCHES = 4
+"""Pictures that are fetched at the same time."""
+
+
+class Completions:
+    """The ASGI app behind `/v1/`.
+
+    With `keys`, programs must send one of them. Without, everybody may ask, unless the page `has_login`. Where it
+    `is_shared` by a public link, a caller on this machine may be anybody.
+    """
+
+    def __init__(
+        self,
+        models: ModelRegistry,
+        keys: Sequence[str] = (),
+        has_login: Callable[[], bool] = lambda: False,
+        is_shared: Callable[[], bool] = lambda: False,
+    ):
+        self._models, self._keys, self._has_login, self._is_shared = models, tuple(keys), has_login, is_shared
+        self._arriving = 0
+        self._running: Counter[str] = Counter()
+        self._fetching = asyncio.Semaphore(MAX_FETCHES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            caller, is_trusted = self._caller(scope)
+            path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+            if scope["method"] == "GET":
+                await self._listed(path)(scope, receive, send)
+                return
+            with self._arrives() as arrived:
+                body = await self._body(scope, receive, arrived)
+                picture = partial(self._picture, arrived)
+                asked = await read_request(await run_in_threadpool(_read, body), self._models.names, picture)
+                del body
+                with self._as_visitor(caller, is_trusted) as (visitor, reuse):
+                    await self._answer(asked, visitor, reuse, scope, receive, send)
+        except WrongError as wrong:
+            await wrong.response()(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> tuple[str, bool]:
+        """The caller's name for the queue, and whether it is somebody whom the operator knows. Raises WrongError."""
+        headers = dict(scope["headers"])
+        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        host = (scope.get("client") or ("",))[0]
+        if self._keys:
+            known = [number for number, own in enumerate(self._keys) if hmac.compare_digest(own.encode(), key.encode())]
+            if scheme.lower() != "bearer" or not known:
+                raise WrongError("Give an API key of this server.", status=401, code="invalid_api_key")
+            return f"v1 key {known[0]}", True
+        if self._has_login():
+            raise WrongError(
+                "This server has a login. Its operator can let programs in with --api-key.", status=401, code="no_keys"
+            )
+        if b"x-forwarded-for" in headers:  # from which the server takes the address, so that it may be anything
+            return "v1 behind a proxy", False
+        return f"v1 {host}", _is_loopback(host) and not self._is_shared()
+
+    @contextmanager
+    def _as_visitor(self, caller: str, is_trusted: bool) -> Iterator[tuple[str, bool]]:
+        """The visitor for the queue, which answers one question of each at a time, and whether to keep the KV cache.
+
+        A known caller's further requests run beside the first. A stranger may stand behind the same address as
+        another, who must not learn from a cache what was asked before.
+        """
+        if not is_trusted:
+            yield caller, False
+            return
+        self._running[caller] += 1
+        is_first = self._running[caller] == 1
+        try:
+            yield (caller, True) if is_first else (f"{caller} {uuid.uuid4().hex}", False)
+        finally:
+            self._running[caller] -= 1
+
+    @contextmanager
+    def _arrives(self) -> Iterator[list[int]]:
+        """A list of one number, the bytes that a request holds; they count until it is answered."""
+        held = [0]
+        try:
+            yield held
+        finally:
+            self._arriving -= held[0]
+
+    async def _body(self, scope: Scope, receive: Receive, held: list[int]) -> bytes:
+        # Other sites' pages can send JSON only after the browser has asked, and it is told no.
+        if b"application/json" not in dict(scope["headers"]).get(b"content-type", b""):
+            raise WrongError("Send JSON, with the header Content-Type: application/json.", status=415)
+        body = bytearray()
+        try:
+            async for chunk in chunks(receive):
+                body += chunk
+                self._hold(held, len(chunk))
+                if len(body) > MAX_BODY_BYTES:
+                    raise WrongError(TOO_LARGE, status=413)
+        except RefusedError as refused:
+            raise WrongError(str(refused), status=refused.status) from None
+        return bytes(body)
+
+    async def _picture(self, held: list[int], address: str) -> bytes:
+        """The picture's file. Raises Gemma3Error, WrongError."""
+        if address.startswith("data:"):
+            return await run_in_threadpool(read_data_url, address)
+        async with self._fetching:
+            data = await run_in_threadpool(fetch_image, address)
+        self._hold(held, len(data))
+        return data
+
+    def _hold(self, held: list[int], num_bytes: int) -> None:
+        """Counts bytes of a request. Raises WrongError if all requests together have too many."""
+        held[0] += num_bytes
+        self._arriving += num_bytes
+        if self._arriving > MAX_ARRIVING_BYTES:
+            raise WrongError("The server receives too much at once. Try again in a minute.", status=503)
+
+    def _listed(self, path: str) -> Response:
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "gemma3"} for name in self._models.names]
+        if path.endswith("/models"):
+            return JSONResponse({"object": "list", "data": models})
+        name = path.rpartition("/models/")[2]
+        found = next((model for model in models if model["id"] == name), None)
+        if found is None:
+            raise WrongError(f"There is no model {name[:80]!r} here.", "model", 404, "model_not_found")
+        return JSONResponse(found)
+
+    async def _answer(
+        self, asked: Asked, visitor: str, reuse: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        request, stop = replace(asked.request, visitor=visitor, reuse=reuse), threading.Event()
+        async with aclosing(self._models.astream(asked.model, request, stop)) as events:
+            told = pieces(events, asked.stops, stop)
+            try:
+                first = await anext(told)  # what can't be asked at all fails here, before an answer has begun
+                if asked.stream:
+                    sent = streamed_answer(first, told, asked)
+                    await StreamingResponse(sent, media_type="text/event-stream")(scope, receive, send)
+                    return
+                whole = await _unless_left(whole_answer(first, told, asked), receive)
+            except Gemma3Error as error:
+                raise error_of(error) from None
+            finally:
+                await told.aclose()
+        if whole is not None:
+            await JSONResponse(whole)(scope, receive, send)
+
+
+async def _unless_left(answer: Any, receive: Receive) -> Any:
+    """The awaited answer; None once the program has left, which ends the answer."""
+    writing = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(_left(receive))
+    await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+    for task in (writing, leaving):
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+    return None if writing.cancelled() else writing.result()
+
+
+async def _left(receive: Receive) -> None:
+    message: Message = {}
+    while message.get("type") != "http.disconnect":
+        message = await receive()
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    try:
+        content = orjson.loads(body)
+    except (orjson.JSONDecodeError, RecursionError):
+        raise WrongError(UNREADABLE) from None
+    if not isinstance(content, dict):
+        raise WrongError("Send an object with model and messages.")
+    return content
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,203 @@
+"""What a program asks in OpenAI's form, as a request to the engine.
+
+An option that is not supported is refused by name.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from components.settings import MOST_NEW_TOKENS
+from gemma3_core.engine import Gemma3Error, PartialSampling, QueueFullError, Request, Turn
+
+MAX_ADDRESSES = 16
+"""Pictures by address in one request."""
+MOST_STOPS = 4
+MOST_ALTERNATIVES = 5
+_TAKEN = frozenset(
+    (
+        *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"),
+        *("temperature", "top_p", "top_k", "seed", "logprobs", "top_logprobs"),
+        *("pan_and_scan", "int4", "continue_text"),
+    )
+)
+_WITHOUT_EFFECT = frozenset(
+    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+)
+"""What clients say about themselves, and hints."""
+_DEFAULTS: dict[str, Any] = {
+    "n": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+}
+"""Options that are not supported, but harmless with these values."""
+
+
+class WrongError(Exception):
+    """A request that can't be answered, in OpenAI's form."""
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None):
+        super().__init__(message)
+        self.param, self.status, self.code = param, status, code
+
+    def response(self) -> Response:
+        headers = {"www-authenticate": "Bearer"} if self.status == 401 else None
+        return JSONResponse(self.content(), self.status, headers)
+
+    def content(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def error_of(error: Gemma3Error) -> WrongError:
+    """What the engine says, in OpenAI's form."""
+    status = 429 if isinstance(error, QueueFullError) else 400
+    return WrongError(str(error), status=status)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request in the engine's form, and how its answer is sent."""
+
+    model: str
+    request: Request
+    stream: bool
+    with_usage: bool
+    stops: tuple[str, ...]
+    alternatives: int | None
+    """None without log probabilities."""
+
+
+async def read_request(
+    body: dict[str, Any], models: Sequence[str], picture: Callable[[str], Awaitable[bytes]]
+) -> Asked:
+    """The request; `picture` gives the bytes behind an address or a data URL. Raises WrongError."""
+    for name, value in body.items():
+        if name in _TAKEN or name in _WITHOUT_EFFECT or value is None or value == _DEFAULTS.get(name):
+            continue
+        raise WrongError(f"{name} is not supported here. Leave it out.", name, code="unsupported_parameter")
+    model = body.get("model")
+    if model not in models:
+        named = ", ".join(models)
+        raise WrongError(
+            f"There is no model {str(model)[:80]!r} here. Ask one of {named}.", "model", 404, "model_not_found"
+        )
+    longest = _number(body, "max_completion_tokens", int, 1, MOST_NEW_TOKENS)
+    longest = longest or _number(body, "max_tokens", int, 1, MOST_NEW_TOKENS)
+    system, turns = await _turns(body.get("messages"), picture)
+    alternatives = _number(body, "top_logprobs", int, 0, MOST_ALTERNATIVES)
+    with_logprobs = bool(_switch(body, "logprobs"))
+    try:
+        sampling = PartialSampling(
+            temperature=_number(body, "temperature", float, 0, 2),
+            top_k=_number(body, "top_k", int, 0, 2**31),
+            top_p=_number(body, "top_p", float, 0, 1),
+            seed=_number(body, "seed", int, 0, 2**63 - 1),
+        )
+    except Gemma3Error as error:
+        raise WrongError(str(error)) from None
+    request = Request(
+        turns=turns,
+        system_prompt=system,
+        pan_and_scan=bool(_switch(body, "pan_and_scan")),
+        int4=_switch(body, "int4"),
+        continue_text=_switch(body, "continue_text"),
+        max_new_tokens=longest,
+        sampling=sampling,
+        confidence=with_logprobs,
+    )
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise WrongError("stream_options must be an object.", "stream_options")
+    stream, usage = bool(_switch(body, "stream")), bool(_switch(options, "include_usage"))
+    shown = (alternatives or 0) if with_logprobs else None
+    return Asked(str(model), request, stream, usage, _stops(body.get("stop")), shown)
+
+
+async def _turns(messages: Any, picture: Callable[[str], Awaitable[bytes]]) -> tuple[str, tuple[Turn, ...]]:
+    """The system prompt, and the turns with their pictures as bytes. Raises WrongError."""
+    if not isinstance(messages, list) or not messages:
+        raise WrongError("messages must be a list with a question.", "messages")
+    system: list[str] = []
+    turns: list[Turn] = []
+    addresses = 0
+    for place, message in enumerate(messages):
+        where = f"messages.{place}"
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise WrongError("A message needs a role, and content that is a text or a list of parts.", where)
+        pictures, texts = [], [""]
+        for part in parts:
+            address = _address(part, where)
+            if address is None:
+                texts[-1] += part["text"]
+                continue
+            addresses += not address.startswith("data:")
+            if addresses > MAX_ADDRESSES:
+                raise WrongError(
+                    f"At most {MAX_ADDRESSES} pictures may be given by address. Send the others as data.", where
+                )
+            pictures.append(await _picture(address, where, picture))
+            texts.append("")
+        if role in ("system", "developer") and not turns and not pictures:
+            system.append(texts[0])
+        elif role in ("user", "assistant") and (role == "user" or not pictures):
+            captions = tuple(texts[:-1]) if any(texts[:-1]) else ()
+            turns.append(Turn(role, texts[-1], tuple(pictures), captions=captions))
+        else:
+            raise WrongError(
+                "A message's role is system (first, and without pictures), user, or assistant (without pictures).",
+                where,
+            )
+    return "\n\n".join(system), tuple(turns)
+
+
+async def _picture(address: str, where: str, read: Callable[[str], Awaitable[bytes]]) -> bytes:
+    try:
+        return await read(address)
+    except Gemma3Error as error:
+        raise WrongError(str(error), where) from None
+
+
+def _address(part: dict[str, Any], where: str) -> str | None:
+    """The address of a picture's part; None for text. Raises WrongError."""
+    kind, text, picture = part.get("type"), part.get("text"), part.get("image_url")
+    if kind == "text" and isinstance(text, str):
+        return None
+    address = picture.get("url") if isinstance(picture, dict) else picture
+    if kind == "image_url" and isinstance(address, str) and address.startswith(("data:", "http://", "https://")):
+        return address
+    raise WrongError('A part is {"type": "text", "text": …} or {"type": "image_url", "image_url": {"url": …}}.', where)
+
+
+def _stops(given: Any) -> tuple[str, ...]:
+    stops = [given] if isinstance(given, str) else given or []
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise WrongError(f"stop must be a text, or a list of at most {MOST_STOPS}.", "stop")
+    return tuple(stops)
+
+
+def _number(body: dict[str, Any], name: str, kind: type, least: float, most: float) -> Any:
+    value = body.get(name)
+    if value is None:
+        return None
+    fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not fits or not least <= value <= most:
+        number = "a whole number" if kind is int else "a number"
+        raise WrongError(f"{name} must be {number} from {least:,} to {most:,}.", name)
+    return value
+
+
+def _switch(body: dict[str, Any], name: str) -> bool | None:
+    value = body.get(name)
+    if not isinstance(value, bool | None):
+        raise WrongError(f"{name} must be true or false.", name)
+    return value

@@ -1,0 +1,385 @@
+"""OpenAI's interface, asked by OpenAI's own client about real pictures, and by raw HTTP."""
+
+import asyncio
+import base64
+import json
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+from places import EXAMPLES
+from running_app import ScriptedEngine, free_port, launch, require_demo_model
+from window import DEMO, STATS
+
+from components.openai import app as openai_app
+from components.openai.told import pieces
+from components.page import build_page
+from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, SamplingSettings, TokenEvent, Turn
+
+HEARTS, WIDE = EXAMPLES / "hearts.png", EXAMPLES / "wide.png"
+QUESTION = "How many hearts are there?"
+MODEL = "demo model"
+SECRET = "root:"  # of /etc/passwd
+KEY = "one-of-our-keys"
+PATIENCE_S = 30
+
+
+@pytest.fixture(scope="module")
+def engine():
+    require_demo_model()
+    return Engine.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    page = build_page(engine)
+    launch(page)
+    yield page.local_url.rstrip("/")
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none is needed", max_retries=0, timeout=60)
+
+
+def data_url(path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def part(path) -> dict:
+    return {"type": "image_url", "image_url": {"url": data_url(path), "detail": "auto"}}
+
+
+def picture_at(address: str) -> dict:
+    return {"type": "image_url", "image_url": {"url": address}}
+
+
+def about(*parts) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}]
+
+
+def own(engine, question: str, *pictures, **options) -> DoneEvent:
+    request = Request((Turn("user", question, tuple(str(p) for p in pictures)),), reuse=False, **options)
+    *_, done = engine.stream(request)
+    return done
+
+
+def post(url, body, **options):
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, **options)
+
+
+def test_models_are_listed(client):
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "gemma3"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4o")
+
+
+def test_a_question_about_pictures_is_answered_as_on_the_page(engine, client):
+    for question, paths in ((QUESTION, (HEARTS,)), ("What is the same?", (HEARTS, WIDE))):
+        asked = about(*map(part, paths), question)
+        answer = client.chat.completions.create(model=MODEL, messages=asked, temperature=0)
+        expected = own(engine, question, *paths)
+        assert answer.choices[0].message.content == expected.text
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.prompt_tokens == expected.stats.prompt_tokens
+        assert answer.usage.completion_tokens == expected.stats.new_tokens
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_streamed_answer_is_the_same_and_its_usage_comes_if_it_is_asked_for(engine, client):
+    asked = about(part(HEARTS), QUESTION)
+    chunks = list(
+        client.chat.completions.create(model=MODEL, messages=asked, stream=True, stream_options={"include_usage": True})
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == own(engine, QUESTION, HEARTS).text
+    assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) > 2
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].usage.completion_tokens > 2
+    without = list(client.chat.completions.create(model=MODEL, messages=asked, stream=True))
+    assert all(chunk.usage is None for chunk in without)
+
+
+def test_a_conversation_reuses_what_was_read(client):
+    """Of a caller on this machine, who is nobody else."""
+    asked = about(part(HEARTS), QUESTION)
+    first = client.chat.completions.create(model=MODEL, messages=asked)
+    asked += [{"role": "assistant", "content": first.choices[0].message.content}]
+    asked += [{"role": "user", "content": "What colors are there?"}]
+    second = client.chat.completions.create(model=MODEL, messages=asked)
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+
+
+def test_log_probabilities_are_those_of_the_page(engine, client):
+    asked = about(part(HEARTS), QUESTION)
+    answer = client.chat.completions.create(model=MODEL, messages=asked, logprobs=True, top_logprobs=3)
+    request = Request((Turn("user", QUESTION, (str(HEARTS),)),), confidence=True, reuse=False)
+    choices = [event.choice for event in engine.stream(request) if isinstance(event, TokenEvent) and event.choice]
+    told = answer.choices[0].logprobs.content
+    assert [token.token for token in told] == [choice.text for choice in choices]
+    for token, choice in zip(told, choices, strict=True):
+        assert math.isclose(token.logprob, math.log(choice.probability), abs_tol=1e-3)
+        assert bytes(token.bytes).decode() == token.token
+        assert [other.token for other in token.top_logprobs] == [other.text for other in choice.alternatives[:3]]
+    streamed = client.chat.completions.create(model=MODEL, messages=asked, stream=True, logprobs=True)
+    parts = [chunk.choices[0].logprobs for chunk in streamed]
+    assert [token.token for part in parts if part for token in part.content] == [token.token for token in told]
+
+
+def test_settings_reach_the_model(engine, client):
+    asked = about(part(HEARTS), QUESTION)
+    cut = client.chat.completions.create(model=MODEL, messages=asked, max_completion_tokens=2)
+    assert (cut.usage.completion_tokens, cut.choices[0].finish_reason) == (2, "length")
+    describe = "What is in the picture?"
+    sampled = []
+    for seed in (1, 2, 3):
+        answer = client.chat.completions.create(
+            model=MODEL, messages=about(part(HEARTS), describe), temperature=2.0, top_p=1.0, seed=seed,
+            extra_body={"top_k": 50},
+        )  # fmt: skip
+        sampled.append(answer.choices[0].message.content)
+        settings = SamplingSettings(temperature=2.0, top_k=50, top_p=1.0, seed=seed)
+        assert sampled[-1] == own(engine, describe, HEARTS, sampling=settings).text
+    assert len(set(sampled)) > 1
+    wide = about(part(WIDE), QUESTION)
+    plain, with_crops = (
+        client.chat.completions.create(model=MODEL, messages=wide, extra_body={"pan_and_scan": crops})
+        for crops in (False, True)
+    )
+    assert with_crops.usage.prompt_tokens > plain.usage.prompt_tokens
+    int4 = client.chat.completions.create(model=MODEL, messages=asked, extra_body={"int4": True})
+    assert int4.choices[0].message.content == own(engine, QUESTION, HEARTS, int4=True).text
+
+
+def test_system_prompts_and_texts_between_pictures_are_kept(engine, client):
+    system = "Answer with a single word."
+    asked = [{"role": "system", "content": system}, *about("First: ", part(HEARTS), "second: ", part(WIDE), QUESTION)]
+    answer = client.chat.completions.create(model=MODEL, messages=asked)
+    turn = Turn("user", QUESTION, (str(HEARTS), str(WIDE)), captions=("First: ", "second: "))
+    *_, done = engine.stream(Request((turn,), system_prompt=system, reuse=False))
+    assert answer.choices[0].message.content == done.text
+    assert answer.usage.prompt_tokens == done.stats.prompt_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_the_answer_before_it(client, stream):
+    asked = about(part(HEARTS), QUESTION)
+    whole = client.chat.completions.create(model=MODEL, messages=asked).choices[0].message.content
+    stop = whole[4:7]  # across tokens
+    options = {"model": MODEL, "messages": asked, "stop": [stop, "never"]}
+    if stream:
+        chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+        cut = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        reason, usage = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1], chunks[-1].usage
+    else:
+        answer = client.chat.completions.create(**options)
+        cut, reason, usage = answer.choices[0].message.content, answer.choices[0].finish_reason, answer.usage
+    assert (cut, reason) == (whole[: whole.index(stop)], "stop")
+    assert usage.completion_tokens > 0
+
+
+def told(*texts: str, stops: tuple[str, ...] = ()) -> list[str]:
+    """The pieces of an answer that comes in these texts."""
+
+    async def events():
+        for text in texts:
+            yield TokenEvent(text)
+        yield DoneEvent("", STATS)
+
+    async def collected() -> list[str]:
+        return [piece.text async for piece in pieces(events(), stops, threading.Event())]
+
+    return asyncio.run(collected())
+
+
+def test_text_that_may_begin_a_stop_string_waits_for_the_next():
+    assert told("a", "b<", "/", "c", "d") == ["a", "b<", "/", "c", "d", ""]
+    assert told("a", "b<", "/", "c", "d", stops=("</s>",)) == ["a", "b", "</c", "d", ""]
+    assert told("a", "b<", "/", "s>x", "d", stops=("</s>",)) == ["a", "b", "", ""]
+    assert told("ab", "ab", stops=("abac", "bb")) == ["ab", "ab"]
+
+
+def test_several_requests_of_one_caller_run_beside_one_another():
+    scripted = ScriptedEngine(DEMO)
+    page = build_page(scripted)
+    launch(page)
+    try:
+        body = {"model": DEMO.name, "messages": about("What is this?")}
+        scripted.let_through("queued", "encoding", "reading")
+        with ThreadPoolExecutor(3) as threads:
+            asked = [threads.submit(post, page.local_url.rstrip("/"), body) for _ in range(3)]
+            wait_for(lambda: len(scripted.requests) == 3)
+            scripted.let_through("writing")
+            assert [one.result(PATIENCE_S).status_code for one in asked] == [200, 200, 200]
+        assert len({request.visitor for request in scripted.requests}) == 3
+        assert [request.reuse for request in scripted.requests].count(True) == 1
+    finally:
+        page.close(verbose=False)
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+GOOD = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "gpt-4o"}, 404, "model"),
+        ({"model": None}, 404, "model"),
+        ({"model": ["demo model"]}, 404, "model"),
+        ({"messages": None}, 400, "messages"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": ["hello"]}, 400, "messages.0"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0"),
+        ({"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]}, 400, "messages.1"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, 400, None),
+        ({"messages": about(picture_at("/etc/passwd"))}, 400, "messages.0"),
+        ({"messages": about(picture_at("file:///etc/passwd"))}, 400, "messages.0"),
+        ({"messages": about(picture_at("http://127.0.0.1/x.png"))}, 400, "messages.0"),
+        ({"messages": about(picture_at("data:image/png;base64,AAAA"), "x")}, 400, None),
+        ({"messages": about({"type": "input_audio", "input_audio": {}})}, 400, "messages.0"),
+        ({"messages": about(*[picture_at("http://x.invalid/")] * 17)}, 400, "messages.0"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"temperature": True}, 400, "temperature"),
+        ({"top_p": 0}, 400, None),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": 10**9}, 400, "max_tokens"),
+        ({"seed": -1}, 400, "seed"),
+        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"stop": ""}, 400, "stop"),
+        ({"stop": [""]}, 400, "stop"),
+        ({"top_logprobs": 20, "logprobs": True}, 400, "top_logprobs"),
+        ({"stream": "yes"}, 400, "stream"),
+        ({"stream_options": [1]}, 400, "stream_options"),
+        ({"n": 2}, 400, "n"),
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"an_option_of_tomorrow": 1}, 400, "an_option_of_tomorrow"),
+        ({"frequency_penalty": 0, "n": 1, "tools": [], "user": "me", "presence_penalty": None}, 200, None),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_asked_is_refused_in_openais_form(url, change, status, param):
+    reply = post(url, {**GOOD, **change})
+    assert reply.status_code == status, reply.text
+    if status != 200:
+        error = reply.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert error["param"] == param
+        assert error["message"].endswith(".")
+        assert SECRET not in reply.text
+        assert "/" not in error["message"].replace("Content-Type: application/json", "")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 10**6, b'"x"', b"\xff", b'{"model": NaN}'])
+def test_what_is_no_json_is_refused(url, body):
+    reply = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_another_sites_page_can_not_ask(url):
+    """A browser lets any page post a form or plain text; JSON only after it has asked, and no answer allows it."""
+    reply = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(GOOD), headers={"content-type": "text/plain"})
+    assert reply.status_code == 415
+    asked = httpx.options(f"{url}/v1/chat/completions", headers={"origin": "https://example.org"})
+    assert asked.status_code == 404
+    assert "access-control-allow-origin" not in asked.headers
+
+
+def test_bodies_are_bounded_each_and_together(url, monkeypatch):
+    monkeypatch.setattr(openai_app, "MAX_BODY_BYTES", 1000)
+    long = {**GOOD, "messages": [{"role": "user", "content": "x" * 2000}]}
+    assert post(url, long).status_code == 413
+    monkeypatch.setattr(openai_app, "MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr(openai_app, "MAX_ARRIVING_BYTES", 1000)
+    assert post(url, long).status_code == 503
+    assert post(url, GOOD).status_code == 200  # what was refused counts no longer
+
+
+@pytest.fixture
+def guarded(engine):
+    """A page with keys, for the same engine; and the requests that came to it."""
+    page = build_page(engine, api_keys=(KEY, "another-of-our-keys"))
+    launch(page)
+    yield page.local_url.rstrip("/")
+    page.close(verbose=False)
+
+
+def test_with_keys_a_program_must_send_one(guarded):
+    for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"}):
+        for reply in (post(guarded, GOOD, headers=wrong), httpx.get(f"{guarded}/v1/models", headers=wrong)):
+            assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert KEY not in reply.text
+    client = openai.OpenAI(base_url=f"{guarded}/v1", api_key=KEY, max_retries=0)
+    assert client.chat.completions.create(**GOOD).choices[0].message.content
+
+
+def test_a_page_with_a_login_is_closed_to_programs_without_a_key(engine):
+    page = build_page(engine)
+    page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, auth=("me", "a password"))
+    try:
+        reply = post(page.local_url.rstrip("/"), GOOD)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (401, "no_keys")
+    finally:
+        page.close(verbose=False)
+
+
+@pytest.mark.parametrize("stranger", ["through a public link", "through a proxy"])
+def test_strangers_share_a_place_in_the_queue_and_no_cache(stranger):
+    scripted = ScriptedEngine(DEMO)
+    scripted.let_through("queued", "encoding", "reading", "writing")
+    page = build_page(scripted)
+    launch(page)
+    try:
+        page.is_shared = stranger == "through a public link"
+        for number in range(2):
+            headers = {} if page.is_shared else {"x-forwarded-for": f"127.0.0.{number}"}
+            assert post(page.local_url.rstrip("/"), {**GOOD, "model": DEMO.name}, headers=headers).status_code == 200
+        assert len({request.visitor for request in scripted.requests}) == 1
+        assert not any(request.reuse for request in scripted.requests)
+    finally:
+        page.close(verbose=False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_program_that_leaves_ends_its_answer(stream):
+    scripted = ScriptedEngine(DEMO)
+    page = build_page(scripted)
+    launch(page)
+    try:
+        scripted.let_through("queued", "encoding", "reading")
+        body = {**GOOD, "model": DEMO.name, "stream": stream}
+        with httpx.Client() as client, pytest.raises(httpx.TimeoutException):
+            client.post(f"{page.local_url}v1/chat/completions", json=body, timeout=httpx.Timeout(20, read=1))
+        scripted.wait_until_closed(1)
+    finally:
+        scripted.let_through("writing")
+        page.close(verbose=False)
+
+
+def test_an_error_in_the_middle_of_a_stream_is_told(engine, url, monkeypatch):
+    def failing(*_):
+        yield TokenEvent("A ")
+        raise Gemma3Error("It broke. Ask again.")
+
+    monkeypatch.setattr(engine, "stream", failing)
+    reply = post(url, {**GOOD, "stream": True})
+    events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
+    assert json.loads(events[-2])["error"]["message"] == "It broke. Ask again."
+    assert events[-1] == "[DONE]"
+    assert post(url, GOOD).json()["error"]["message"] == "It broke. Ask again."
