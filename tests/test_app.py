@@ -14,7 +14,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
     expected = {
         "model": None, "mmproj": None, "also": (), "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
-        "forgetful": False, "frame_ancestors": "",
+        "forgetful": False, "frame_ancestors": "", "api_key": (),
     }  # fmt: skip
     assert vars(settings) == expected
 
@@ -22,13 +22,14 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
 def test_each_option_can_be_given():
     line = "--model some/folder --also a/b --also c --keep 2 --int4 --device cpu --dtype float32 --host 0.0.0.0 "
     line += "--mmproj m.gguf --port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
+    line += " --api-key one-of-our-keys --api-key 12345678"
     settings = app.parse(line.split(), {})
     assert (settings.forgetful, settings.frame_ancestors) == (True, "https://*.a.org:*")
     assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
     assert (settings.host, settings.port, settings.share, settings.mcp) == ("0.0.0.0", 8000, True, True)
     assert (settings.also, settings.keep) == (("a/b", "c"), 2)
     assert settings.auth == ("me", "secret")
-    assert settings.mmproj == "m.gguf"
+    assert (settings.mmproj, settings.api_key) == ("m.gguf", ("one-of-our-keys", "12345678"))
 
 
 def test_each_option_can_come_from_the_environment():
@@ -37,12 +38,14 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_HOST": "0.0.0.0", "GEMMA_PORT": "7000", "GEMMA_SHARE": "0", "GEMMA_AUTH": "me:a:b",
         "GEMMA_ALSO": "a/b, c d", "GEMMA_KEEP": "3", "GEMMA_MMPROJ": "m.gguf", "GEMMA_AT_ONCE": "2",
         "GEMMA_MCP": "true", "GEMMA_FORGETFUL": "on", "GEMMA_FRAME_ANCESTORS": "none",
+        "GEMMA_API_KEY": "one-of-our-keys,12345678",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
         "model": "google/gemma-3-4b-it", "mmproj": "m.gguf", "int4": True, "device": "cuda", "dtype": "bfloat16",
         "host": "0.0.0.0", "port": 7000, "share": False, "mcp": True, "auth": ("me", "a:b"),
         "also": ("a/b", "c d"), "keep": 3, "at_once": 2, "forgetful": True, "frame_ancestors": "'none'",
+        "api_key": ("one-of-our-keys", "12345678"),
     }  # fmt: skip
 
 
@@ -57,6 +60,7 @@ def test_the_command_line_wins():
         (["--device", "tpu"], "--device: 'tpu' is not one of auto, cuda, mps, cpu"),
         (["--dtype", "float16"], "--dtype: 'float16' is not one of auto, bfloat16, float32"),
         (["--port", "70000"], "--port: '70000' is not a port"),
+        (["--api-key", "secret"], "--api-key: must have 8 characters or more, without spaces"),
         (["--auth", "nobody"], "--auth: must have the form USER:PASSWORD"),
         (["--frame-ancestors", "https://a.org; script-src *"], "names no sites"),
         (["--frame-ancestors", "* https://a.org"], "names no sites"),
