@@ -1,5 +1,6 @@
-"""An adapter's tensors and a model's modules brought together, or one error that names every tensor that does not fit."""
+"""An adapter's tensors and a model's modules brought together, or one error that names what does not fit."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -79,10 +80,12 @@ def bind(
             scale = config.scale(name, parts[a].shape[0])
             low_rank[module] = kind, LowRank(parts[a], parts[b], scale, parts.get(BIAS))
     whole, followed = _whole(stored, modules, parameters, our_name, problems)
-    _find_missing(stored, modules, low_rank, whole, our_name, their_name, problems)
+    _find_missing(stored, modules, whole, our_name, their_name, problems)
     if complaints := list(problems.complaints()):
         base = shown_source(config.base)
-        belongs = f"It was trained on {base}; this model is {model_name}." if base else "Name the base it was trained on."
+        belongs = f"It was trained on {base}; this model is {model_name}."
+        if not base:
+            belongs = f"Name the model that it was trained on; this is {model_name}."
         raise CheckpointError(f"The adapter {stored.name} does not fit ({'; '.join(complaints)}). {belongs}")
     return BoundAdapter(_facts(stored, low_rank, whole), low_rank, whole, followed)
 
@@ -152,7 +155,8 @@ def _whole(
             problems.misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(expected)}")
         elif _is_saved(name, stored.config):
             found[ours] = nn.Parameter(tensor, requires_grad=False)
-        elif held is None or not torch.equal(tensor.to(held), held.detach()):  # peft may save the base's embedding too
+        elif held is None or not torch.equal(tensor.to(held.dtype), held.detach().cpu()):
+            # Else it is the base's own embedding, which peft saves beside an adapter of it.
             found[ours] = nn.Parameter(tensor, requires_grad=False)
             followed.add(ours)
     return found, frozenset(followed)
@@ -166,7 +170,6 @@ def _is_saved(name: str, config: AdapterConfig) -> bool:
 def _find_missing(
     stored: StoredAdapter,
     modules: Mapping[str, nn.Module],
-    low_rank: Mapping[str, object],
     whole: Mapping[str, object],
     our_name: Callable[[str], str],
     their_name: Callable[[str], str],
@@ -191,14 +194,14 @@ def _find_missing(
 def _facts(
     stored: StoredAdapter, low_rank: Mapping[str, tuple[type[Adapted], LowRank]], whole: Mapping[str, nn.Parameter]
 ) -> AdapterFacts:
+    layers = Counter(map(_part, low_rank))
     tensors = [p for _, factors in low_rank.values() for p in factors.parameters()] + list(whole.values())
     return AdapterFacts(
         name=stored.name,
         base=shown_source(stored.config.base),
         ranks=tuple(sorted({factors.a.shape[0] for _, factors in low_rank.values()})),
         targets=tuple(dict.fromkeys(name.rpartition(".")[2] for name in low_rank)),
-        parts=tuple(part for part in _PARTS.values() if part in {_part(name) for name in (*low_rank, *whole)}),
-        layers=len(low_rank),
+        layers=tuple((part, layers[part]) for part in _PARTS.values() if layers[part]),
         replaced=tuple(whole),
         num_parameters=sum(tensor.numel() for tensor in tensors),
         num_bytes=sum(tensor.nbytes for tensor in tensors),
@@ -207,8 +210,8 @@ def _facts(
     )
 
 
-_PARTS = {"vision_tower": "vision tower", "multi_modal_projector": "projector", "": "decoder"}
+_PARTS = {"": "decoder", "vision_tower": "vision tower", "multi_modal_projector": "projector"}
 
 
 def _part(name: str) -> str:
-    return next(part for key, part in _PARTS.items() if not key or f"{key}." in f"{name}.")
+    return next((part for key, part in _PARTS.items() if key and f"{key}." in f"{name}."), _PARTS[""])

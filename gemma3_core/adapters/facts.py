@@ -6,18 +6,18 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class AdapterFacts:
     """`base` is the folder's name or Hub id that the adapter was trained on, empty where unknown. `ranks` are the
-    different ranks, smallest first. `targets` are the last parts of the changed layers' names ("q_proj"), `parts` where
-    they stand ("decoder", "vision tower"), `layers` how many they are. `replaced` names the weights that the adapter
-    holds whole. `num_parameters` and `num_bytes` count what the adapter adds in memory. `merged` says that it is part
-    of the weights. `revision` tells two adapters of one name apart; `hub_id` is empty for one from a folder.
+    different ranks, smallest first. `targets` are the last parts of the changed layers' names ("q_proj"), `layers` how
+    many of them are in each part of the model ("decoder", "vision tower", "projector"). `replaced` names the weights
+    that the adapter holds whole. `num_parameters` and `num_bytes` count what the adapter adds in memory. `merged` says
+    that it is part of the weights. `revision` tells two adapters of one name apart; `hub_id` is empty for one from a
+    folder.
     """
 
     name: str
     base: str
     ranks: tuple[int, ...]
     targets: tuple[str, ...]
-    parts: tuple[str, ...]
-    layers: int
+    layers: tuple[tuple[str, int], ...]
     replaced: tuple[str, ...]
     num_parameters: int
     num_bytes: int

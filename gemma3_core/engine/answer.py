@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from gemma3_core.engine.adapted import AnyVariants
 from gemma3_core.engine.api import Event, StageEvent
-from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
@@ -37,7 +37,7 @@ class AnswerWriter:
     """Writes answers; the caller runs their passes one at a time, in one thread. `kept` holds the caches between
     answers."""
 
-    def __init__(self, precisions: ModelVariants, processor: Gemma3Processor):
+    def __init__(self, precisions: AnyVariants, processor: Gemma3Processor):
         self._precisions, self._processor = precisions, processor
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default

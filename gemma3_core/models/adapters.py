@@ -201,7 +201,8 @@ class AdaptersMixin(nn.Module):
         module: Any = self.get_submodule(path)
         if isinstance(module, Int4Linear):
             full = Linear(module.in_features, module.out_features, bias=False, device="meta")
-            full.weight, full.bias = weight, module.bias
+            full.weight = weight
+            full.register_parameter("bias", module.bias)
             self._own_modules.setdefault(path, module)
             self.set_submodule(path, full)
         else:
@@ -219,9 +220,9 @@ class AdaptersMixin(nn.Module):
         """The config of a model whose head and embedding share no weight any more says so."""
         head: Any = getattr(self, "lm_head", None)
         decoder: Any = self.decoder  # type: ignore[attr-defined]
-        if isinstance(head, nn.Linear) and head.weight is not decoder.embed_tokens.weight:
-            if self.config.tie_word_embeddings:
-                self._take_config(self.config.replace(tie_word_embeddings=False))  # type: ignore[operator]
+        tied = isinstance(head, nn.Linear) and self.config.tie_word_embeddings
+        if tied and head.weight is not decoder.embed_tokens.weight:
+            self._take_config(self.config.replace(tie_word_embeddings=False))  # type: ignore[operator]
 
     @staticmethod
     def _device_of(layer: nn.Module) -> torch.device:

@@ -121,7 +121,8 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin, TrainingMixin, nn.Module):
         weights without any loss, unless `dequantize` asks for full precision; with a TorchAoConfig of their group size,
         32, the other layers become int4 too. The log names layers that could be int4 but stay in full precision.
         `config` replaces the folder's config.json. Of an adapter's folder or repository, the base that it names is
-        loaded, and the adapter beside it. Other options are HubOptions. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        loaded, and the adapter beside it. Other options are HubOptions. Raises CheckpointError, ConfigError,
+        UnsupportedOptionError.
         """
         hub = pop_hub_options(unknown)
         refuse_options("from_pretrained", unknown, LOADING)
@@ -129,7 +130,7 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin, TrainingMixin, nn.Module):
             raise UnsupportedOptionError(f"dtype={dtype} and torch_dtype={torch_dtype} differ. Give dtype alone.")
         folder = resolve_folder(pretrained_model_name_or_path, **hub)
         if (base := base_of(folder)) is not None:
-            asked = {
+            asked: dict[str, Any] = {
                 "config": config,
                 "dtype": dtype if torch_dtype is None else torch_dtype,
                 "device_map": device_map,
@@ -137,9 +138,9 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin, TrainingMixin, nn.Module):
                 "quantization_config": quantization_config,
                 "dequantize": dequantize,
             }
-            model = cls.from_pretrained(base.source, **base.hub_options(hub), **asked)
-            model.load_adapter(folder)
-            return model
+            adapted = cls.from_pretrained(base.source, **base.hub_options(hub), **asked)
+            adapted.load_adapter(folder)
+            return adapted
         config = read_config(folder) if config is None else config
         if isinstance(config, Gemma3Config):
             _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read

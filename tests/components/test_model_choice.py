@@ -90,7 +90,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     assert "reads text only" in first["placeholder"]
     assert box["placeholder"] == "Ask a question"
     with gr.Blocks():
-        settings = build_settings(DEMO, models.entries)
+        settings = build_settings(DEMO, models.names)
         outputs = following.outputs(settings, gr.HTML(), gr.Chatbot(), gr.MultimodalTextbox())
     assert len(outputs) == len(following.follow(Conversation(), *values)) == 9
 
