@@ -78,7 +78,10 @@ def bind(
         elif _fits(name, parts, _shapes(modules[module], config.rank(name)), problems):
             a, b = (A, B) if A in parts else (EMBEDDING_A, EMBEDDING_B)
             scale = config.scale(name, parts[a].shape[0])
-            low_rank[module] = kind, LowRank(parts[a], parts[b], scale, parts.get(BIAS))
+            factors = LowRank(parts[a], parts[b], scale, parts.get(BIAS))
+            if not all(bool(tensor.isfinite().all()) for tensor in factors.parameters()):
+                raise CheckpointError(f"{name}.{b} times its scale {scale:g} is infinite. Check lora_alpha.")
+            low_rank[module] = kind, factors
     whole, followed = _whole(stored, modules, parameters, our_name, problems)
     _find_missing(stored, modules, whole, our_name, their_name, problems)
     if complaints := list(problems.complaints()):

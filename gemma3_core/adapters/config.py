@@ -5,6 +5,7 @@ The meaning of the fields is peft's (its LoraConfig and `tuners.tuners_utils`).
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,10 +101,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     _refuse_variants(data)
     targets = data.get("target_modules")
     return AdapterConfig(
-        r=_whole(data, "r", 8),
+        r=_whole("r", data.get("r", 8)),
         alpha=_number("lora_alpha", data.get("lora_alpha", 8)),
         rslora=_switch(data, "use_rslora"),
-        rank_pattern={key: _whole({"r": one}, "r", 8) for key, one in _patterns(data, "rank_pattern").items()},
+        rank_pattern={key: _whole("rank_pattern", one) for key, one in _patterns(data, "rank_pattern").items()},
         alpha_pattern={key: _number("alpha_pattern", one) for key, one in _patterns(data, "alpha_pattern").items()},
         targets=None if targets is None else _names(data, "target_modules"),
         excluded=_names(data, "exclude_modules"),
@@ -223,15 +224,14 @@ def _switch(data: Mapping[str, Any], field: str) -> bool:
     return value
 
 
-def _whole(data: Mapping[str, Any], field: str, otherwise: int) -> int:
-    value = data.get(field, otherwise)
+def _whole(field: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _wrong(field, value, "a whole number of 1 or more")
     return value
 
 
 def _number(field: str, value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise _wrong(field, value, "a finite number")
     return float(value)
 
