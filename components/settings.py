@@ -218,7 +218,9 @@ def adapter_note(adapter: AdapterFacts) -> str:
         "merged into the model" if adapter.merged else "kept beside the model",
     ]
     names = ", ".join([*adapter.targets, *own][:_MOST_TARGETS])
-    return f'<p class="note">{escape(" · ".join(facts))}</p><p class="note" translate="no">{escape(names)}</p>'
+    # A fact, an element: words.js translates each by itself.
+    line = " · ".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    return f'<p class="note">{line}</p><p class="note" translate="no">{escape(names)}</p>'
 
 
 def pan_and_scan_line(info: ModelInfo) -> str:
