@@ -158,11 +158,18 @@ def _whole(
             problems.misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(expected)}")
         elif _is_saved(name, stored.config):
             found[ours] = nn.Parameter(tensor, requires_grad=False)
-        elif held is None or not torch.equal(tensor.to(held.dtype), held.detach().cpu()):
-            # Else it is the base's own embedding, which peft saves beside an adapter of it.
+        elif not _is_the_bases_own(name, tensor, held):
             found[ours] = nn.Parameter(tensor, requires_grad=False)
             followed.add(ours)
     return found, frozenset(followed)
+
+
+def _is_the_bases_own(name: str, tensor: torch.Tensor, held: nn.Parameter | None) -> bool:
+    """Whether it is the base's weight, as peft saves that of an embedding or a head beside an adapter of it.
+
+    Of int4 weights that is not known, but LoRA trains no weight that it wraps.
+    """
+    return unwrapped(name) != name if held is None else torch.equal(tensor.to(held.dtype), held.detach().cpu())
 
 
 def _is_saved(name: str, config: AdapterConfig) -> bool:

@@ -119,23 +119,25 @@ class AdaptersMixin(nn.Module):
         """Forgets adapters; if one of them was in use, the model's own weights or the rest of them answer."""
         names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
         self._require(names)
-        self._use((), True)
-        for name in names:
+        self._use(tuple(name for name in self._chosen if name not in names), self._switched_on)
+        for name in set(names):
             del self._adapters[name]
-        self._use(tuple(name for name in self._chosen if name in self._adapters), self._switched_on)
 
     def merge_and_unload(self) -> Self:
-        """Makes the adapters in use part of the weights, which are computed in float32, and forgets all adapters.
+        """Makes the chosen adapters part of the weights, which are computed in float32, and forgets all adapters.
 
         Returns the model. Raises UnsupportedOptionError for int4 weights.
         """
         self._require(self._chosen)
         if self._has_int4():
             raise UnsupportedOptionError(NO_INT4)
+        self._use(self._chosen, True)
         for name in self._own_modules:
             layer = self.get_submodule(name)
             assert isinstance(layer, Adapted)
             self.set_submodule(name, layer.merged())
+        for name, own in self._own_parameters.items():
+            self.get_parameter(name).requires_grad_(own.requires_grad)
         self._own_modules, self._own_parameters = {}, {}
         self._adapters, self._chosen, self._switched_on = {}, (), True
         self._untie_if_changed()
@@ -180,16 +182,22 @@ class AdaptersMixin(nn.Module):
             setattr(self.get_submodule(path), leaf, parameter)
         self._own_modules, self._own_parameters = {}, {}
         self._chosen, self._switched_on = names, switched_on
-        for name in names if switched_on else ():
-            self._put_on(self._adapters[name])
+        used = [self._adapters[name] for name in names] if switched_on else []
+        for adapter in used:
+            self._put_whole(adapter)
+        for adapter in used:
+            self._put_low_rank(adapter)
 
-    def _put_on(self, adapter: BoundAdapter) -> None:
+    def _put_whole(self, adapter: BoundAdapter) -> None:
         for name, weight in adapter.whole.items():
-            module: Any = self.get_submodule(name.rpartition(".")[0])
-            own = None if isinstance(module, Int4Linear) else getattr(module, name.rpartition(".")[2])
-            placed = _as(weight, self._device_of(module), self.dtype if own is None else own.dtype)
+            path, _, leaf = name.rpartition(".")
+            module: Any = self.get_submodule(path)
+            dtype = self.dtype if _is_int4(module, leaf) else getattr(module, leaf).dtype
+            placed = _as(weight, self._device_of(module), dtype)
             for place in (name, *(self._tied_to(name) if name in adapter.followed else ())):
                 self._replace_weight(place, placed)
+
+    def _put_low_rank(self, adapter: BoundAdapter) -> None:
         for name, (kind, low_rank) in adapter.low_rank.items():
             layer: Any = self.get_submodule(name)
             self._own_modules.setdefault(name, layer)
@@ -199,7 +207,7 @@ class AdaptersMixin(nn.Module):
         """Weights in full precision take the place of int4 weights too."""
         path, _, leaf = name.rpartition(".")
         module: Any = self.get_submodule(path)
-        if isinstance(module, Int4Linear):
+        if _is_int4(module, leaf):
             full = Linear(module.in_features, module.out_features, bias=False, device="meta")
             full.weight = weight
             full.register_parameter("bias", module.bias)
@@ -246,6 +254,10 @@ class _Bare:
 
     def __exit__(self, *_: Any) -> None:
         self._model._use(*self._state)
+
+
+def _is_int4(module: nn.Module, leaf: str) -> bool:
+    return isinstance(module, Int4Linear) and leaf == "weight"
 
 
 def _as(weight: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:

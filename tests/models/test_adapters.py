@@ -220,9 +220,30 @@ def test_several_adapters_are_chosen_as_in_peft(saved, reference_folder):
             ours.set_adapter(names)
         assert ours.active_adapters() == names
         assert_equal(logits_of(ours), logits_of(theirs))
+    ours.disable_adapters()
     assert_equal(logits_of(ours.merge_and_unload()), logits_of(theirs))
     with pytest.raises(UnsupportedOptionError, match="No adapter is loaded"):
         ours.set_adapter("second")
+
+
+def test_an_adapter_that_is_deleted_leaves_the_others_in_use(saved, reference_folder):
+    model = Gemma3ForConditionalGeneration.from_pretrained(reference_folder)
+    alone, expected = logits_of(model), {}
+    for name in ("rslora", "saved_head", "biases"):
+        model.load_adapter(saved(name), name)
+        model.set_adapter(name)
+        expected[name] = logits_of(model)
+    model.set_adapter(["rslora", "biases"])  # the second holds weights of layers that the first changes
+    both = logits_of(model)
+    model.set_adapter(["biases", "rslora"])
+    assert_equal(logits_of(model), both)
+    model.delete_adapter("saved_head")
+    assert_equal(logits_of(model), both)
+    model.delete_adapter("biases")
+    assert torch.equal(logits_of(model), expected["rslora"])
+    assert model.active_adapters() == ["rslora"]
+    model.delete_adapter(["rslora"])
+    assert torch.equal(logits_of(model), alone)
 
 
 def test_what_adapters_are_asked_and_are_not(saved, reference_folder):
@@ -315,28 +336,42 @@ print(sum(p.nbytes for p in model.parameters()), facts.num_bytes, held() - befor
     assert grown < 3 * added + 8_000_000
 
 
+@pytest.fixture(scope="module")
+def folder_for_int4(reference_folder, tmp_path_factory) -> Path:
+    """With a vocabulary whose head can be int4."""
+    folder = tmp_path_factory.mktemp("even")
+    model = Gemma3ForConditionalGeneration.from_pretrained(reference_folder)
+    model.resize_token_embeddings(256)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", ["decoder_and_vision", "saved_head", "head", "saved_embedding"])
-def test_int4_weights_take_an_adapter_beside_them(name, saved, reference_folder):
+def test_int4_weights_take_an_adapter_beside_them(name, folder_for_int4, tmp_path):
+    adapter = save_adapter(reference(folder_for_int4), tmp_path, **ADAPTERS[name])
     prompt = picture_prompt("t60 i t70 i t30")  # so many rows are multiplied by dequantised weights, in float32
     config = TorchAoConfig(group_size=32)
-    int4 = Gemma3ForConditionalGeneration.from_pretrained(reference_folder, quantization_config=config)
-    full = Gemma3ForConditionalGeneration.from_pretrained(reference_folder)
-    for path, layer in int4.named_modules():
-        if isinstance(layer, Int4Linear):
-            weight = torch.nn.Parameter(layer.int4_weight().dequantize(), requires_grad=False)
-            full.get_submodule(path).weight = weight
-    assert_equal(logits_of(int4, prompt), logits_of(full, prompt))
+    int4 = Gemma3ForConditionalGeneration.from_pretrained(folder_for_int4, quantization_config=config)
     alone = logits_of(int4, prompt)
+    layers = {path: layer for path, layer in int4.named_modules() if isinstance(layer, Int4Linear)}
+    full = Gemma3ForConditionalGeneration.from_pretrained(folder_for_int4)
     for model in (int4, full):
-        model.load_adapter(saved(name))
+        model.load_adapter(adapter)
+    if name == "saved_head":
+        del layers["lm_head"]
+    for path, layer in layers.items():
+        wrapped: Any = full.get_submodule(path)
+        weight = torch.nn.Parameter(layer.int4_weight().dequantize(), requires_grad=False)
+        getattr(wrapped, "base_layer", wrapped).weight = weight
     assert_equal(logits_of(int4, prompt), logits_of(full, prompt))
+    assert {id(layer) for layer in int4.modules() if isinstance(layer, Int4Linear)} == set(map(id, layers.values()))
     with pytest.raises(UnsupportedOptionError, match="int4 weights can't take up an adapter"):
         int4.merge_and_unload()
     int4.disable_adapters()
     assert torch.equal(logits_of(int4, prompt), alone)
     with pytest.raises(UnsupportedOptionError, match="int4 weights can't take up an adapter"):
-        Gemma3ForConditionalGeneration.from_pretrained(reference_folder, quantization_config=config).load_adapter(
-            saved(name), merge=True
+        Gemma3ForConditionalGeneration.from_pretrained(folder_for_int4, quantization_config=config).load_adapter(
+            adapter, merge=True
         )
 
 

@@ -23,7 +23,7 @@ def save_adapter(model: torch.nn.Module, folder: Path, seed: int = 3, size: floa
                 noise = torch.randn(parameter.shape, generator=generator) * size
                 if "lora_" in name:  # B begins as zeros, which would hide everything
                     parameter.copy_(noise)
-                elif "modules_to_save" in name:
+                elif parameter.requires_grad:  # of modules_to_save, and biases
                     parameter.add_(noise)
         adapted.save_pretrained(folder)
     return folder
