@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from gemma3_core.adapters.config import base_of, shown_source
 from gemma3_core.adapters.facts import AdapterFacts
 from gemma3_core.adapters.files import StoredAdapter
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.engine.memory import free_bytes
-from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.files.hub import hub_id_of
 from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.int4.linear import int4_obstacle
 from gemma3_core.int4.quantize import (
@@ -78,6 +80,11 @@ class ModelVariants:
         `merge` becomes part of the weights, before int4 is made of them. Raises CheckpointError, ConfigError,
         UnsupportedOptionError.
         """
+        if (base := base_of(folder)) is not None:
+            raise CheckpointError(
+                f"{hub_id_of(folder) or folder.name} is an adapter for {shown_source(base.source)}. Name that as the "
+                "model, and this one with --adapter."
+            )
         if dtype == "auto" and device.type == "cuda":
             dtype = auto_dtype(torch.cuda.get_device_capability(device))
         model_config = read_config(folder)

@@ -206,6 +206,8 @@ def test_what_can_not_be_started(chat_folder, text_chat_folder, adapter, other_a
     ]:
         with pytest.raises((CheckpointError, UnsupportedOptionError), match=says):
             ModelRegistry.load(chat_folder, device="cpu", **options)
+    with pytest.raises(CheckpointError, match=r"mine is an adapter for small-model. Name that as the model, and this"):
+        ModelRegistry.load(adapter, device="cpu")
     with pytest.raises(CheckpointError, match=r"mine does not fit .* this model is small-text-model"):
         ModelRegistry.load(text_chat_folder, device="cpu", adapters=[adapter])
     engine = Engine.load(chat_folder, device="cpu", adapter=adapter)
