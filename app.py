@@ -106,6 +106,8 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 OPTIONS = (
     Option("model", read_text, "a Gemma 3 checkpoint (default: the demo model in assets)", metavar="SOURCE"),
     Option("mmproj", read_text, "the file that reads pictures for a GGUF model (default: the one beside it)"),
+    Option("adapter", read_text, "a LoRA adapter for the model: a folder or Hub id", (), "SOURCE", many=True),
+    Option("merge_adapter", read_switch, "make the adapter part of the weights", default=False),
     Option("also", read_text, "another model that visitors may choose", (), "SOURCE", many=True),
     Option("keep", read_count, "how many of these stay in memory besides the first (default: 1)", default=1),
     Option("at_once", read_count, "how many questions are answered at once (default: 8)", default=8),
@@ -181,7 +183,8 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
 
     lend = lender() if is_zero_gpu(os.environ) else None
     options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once, settings.mmproj)
-    models = ModelRegistry.load(settings.model, settings.also, *options)
+    adapters = (settings.adapter, settings.merge_adapter)
+    models = ModelRegistry.load(settings.model, settings.also, *options, *adapters)
     return build_page(
         models,
         forgetful=settings.forgetful,

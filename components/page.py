@@ -83,7 +83,7 @@ def build_page(
     with Page(title=title, fill_height=True, fill_width=True, analytics_enabled=False) as page:
         page.forgetful, page.frame_ancestors = forgetful, frame_ancestors
         conversation = gr.State(Conversation())
-        settings = build_settings(info, models.entries, "" if forgetful else conversation_list())
+        settings = build_settings(info, models.names, "" if forgetful else conversation_list())
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
                 head = gr.HTML(_head(title, badge(info)))

@@ -8,10 +8,19 @@ from typing import Any
 import gradio as gr
 
 from components.examples import Example
-from gemma3_core.engine import Gemma3Error, Int4Choice, ModelEntry, ModelInfo, PartialSampling, SamplingSettings
+from gemma3_core.engine import (
+    AdapterFacts,
+    Gemma3Error,
+    Int4Choice,
+    ModelEntry,
+    ModelInfo,
+    PartialSampling,
+    SamplingSettings,
+)
 
 MOST_NEW_TOKENS = 2048
 
+_MOST_TARGETS = 24
 _ROUNDING = 1e-6  # a slider's value comes back from the browser slightly rounded
 
 
@@ -119,13 +128,14 @@ def with_brought(choices: Choices, example: Example) -> Choices:
     )
 
 
-def build_settings(info: ModelInfo, entries: Sequence[ModelEntry] = (), beneath: str = "") -> Settings:
-    """Model (if there are several), pan & scan and int4 in front; the rest is folded away. `beneath` is HTML that
-    stands below them, with the id "conversations"."""
+def build_settings(info: ModelInfo, names: Sequence[str] = (), beneath: str = "") -> Settings:
+    """Model (if there are several `names`), pan & scan and int4 in front; the rest is folded away. `beneath` is HTML
+    that stands below them, with the id "conversations"."""
     # Closed at first, which suits a phone; page.js opens it where there is room.
     with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
         gr.HTML("<h2>Settings</h2>")
-        model, note = _build_model(info, entries) if entries else (None, None)
+        model = _build_model(info, names) if len(names) > 1 else None
+        note = gr.HTML(model_note(None, info, in_memory=True), elem_id="model-note") if model or info.adapter else None
         pan_and_scan = gr.Checkbox(
             label="Pan & scan",
             info=pan_and_scan_line(info),
@@ -164,23 +174,22 @@ def _build_continue_text() -> gr.Checkbox:
     )
 
 
-def _build_model(info: ModelInfo, entries: Sequence[ModelEntry]) -> tuple[gr.Dropdown, gr.HTML]:
-    names = [info.name, *(entry.name for entry in entries)]
-    model = gr.Dropdown(
-        names,
+def _build_model(info: ModelInfo, names: Sequence[str]) -> gr.Dropdown:
+    return gr.Dropdown(
+        list(names),
         value=info.name,
         label="Model",
         info="This model answers your next question.",
         filterable=False,
         elem_id="model",
     )
-    return model, gr.HTML(elem_id="model-note")
 
 
 def model_note(entry: ModelEntry | None, known: ModelInfo | None, in_memory: bool) -> str:
-    """HTML on what choosing this model means, as far as that is known. `entry` is None for the server's first model."""
+    """HTML on what choosing this model means, as far as that is known, and on its adapter. `entry` is None for models
+    that are always in memory."""
     if entry is None or in_memory:
-        return ""
+        return "" if known is None or known.adapter is None else adapter_note(known.adapter)
     lines = ["Your next question loads this model, which takes a while."]
     if entry.from_hub and known is None:
         size = "" if entry.download_bytes is None else f": {_size(entry.download_bytes)}"
@@ -191,6 +200,27 @@ def model_note(entry: ModelEntry | None, known: ModelInfo | None, in_memory: boo
     if known is None:
         lines.append("Settings that you have not changed will take this model's defaults.")
     return f'<p class="note">{escape(" ".join(lines))}</p>'
+
+
+def adapter_note(adapter: AdapterFacts) -> str:
+    """HTML of an adapter's name, rank, targets and size."""
+    ranks = [f"rank {adapter.ranks[0]}"] if adapter.ranks else []
+    if len(adapter.ranks) > 1:
+        ranks = [f"rank {adapter.ranks[0]} to {adapter.ranks[-1]}"]
+    own = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in adapter.replaced)
+    facts = [
+        f"Adapter {adapter.name}",
+        *ranks,
+        *(f"{part}: {number:,} of its layers" for part, number in adapter.layers),
+        *(["weights of its own"] if own else []),
+        f"{adapter.num_parameters:,} weights",
+        _size(adapter.num_bytes),
+        "merged into the model" if adapter.merged else "kept beside the model",
+    ]
+    names = ", ".join([*adapter.targets, *own][:_MOST_TARGETS])
+    # A fact, an element: words.js translates each by itself.
+    line = " · ".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    return f'<p class="note">{line}</p><p class="note" translate="no">{escape(names)}</p>'
 
 
 def pan_and_scan_line(info: ModelInfo) -> str:

@@ -12,7 +12,8 @@ import app
 def test_defaults_are_the_demo_model_on_this_machine_only():
     settings = app.parse([], {})
     expected = {
-        "model": None, "mmproj": None, "also": (), "keep": 1, "at_once": 8, "int4": False, "device": "auto",
+        "model": None, "mmproj": None, "adapter": (), "merge_adapter": False, "also": (),
+        "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
         "forgetful": False, "frame_ancestors": "", "api_key": (),
     }  # fmt: skip
@@ -21,6 +22,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
 
 def test_each_option_can_be_given():
     line = "--model some/folder --also a/b --also c --keep 2 --int4 --device cpu --dtype float32 --host 0.0.0.0 "
+    line += "--adapter an/adapter --adapter c --merge-adapter "
     line += "--mmproj m.gguf --port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
     line += " --api-key one-of-our-keys --api-key 12345678"
     settings = app.parse(line.split(), {})
@@ -30,6 +32,7 @@ def test_each_option_can_be_given():
     assert (settings.also, settings.keep) == (("a/b", "c"), 2)
     assert settings.auth == ("me", "secret")
     assert (settings.mmproj, settings.api_key) == ("m.gguf", ("one-of-our-keys", "12345678"))
+    assert (settings.adapter, settings.merge_adapter) == (("an/adapter", "c"), True)
 
 
 def test_each_option_can_come_from_the_environment():
@@ -39,6 +42,7 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_ALSO": "a/b, c d", "GEMMA_KEEP": "3", "GEMMA_MMPROJ": "m.gguf", "GEMMA_AT_ONCE": "2",
         "GEMMA_MCP": "true", "GEMMA_FORGETFUL": "on", "GEMMA_FRAME_ANCESTORS": "none",
         "GEMMA_API_KEY": "one-of-our-keys,12345678",
+        "GEMMA_ADAPTER": "an/adapter,c", "GEMMA_MERGE_ADAPTER": "1",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -46,6 +50,7 @@ def test_each_option_can_come_from_the_environment():
         "host": "0.0.0.0", "port": 7000, "share": False, "mcp": True, "auth": ("me", "a:b"),
         "also": ("a/b", "c d"), "keep": 3, "at_once": 2, "forgetful": True, "frame_ancestors": "'none'",
         "api_key": ("one-of-our-keys", "12345678"),
+        "adapter": ("an/adapter", "c"), "merge_adapter": True,
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ ROOMS = {
         "files",
         "config images",
         "nn",
-        "int4 tokenizer",
+        "adapters int4 tokenizer",
         "generation processor_options",
         "processor models",
         "inspection hf",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from adapters import DECODER, PROJECTOR, save_adapter, with_peft
 from places import REPOSITORY
 from reference import (
     NEVER,
@@ -189,6 +190,16 @@ def test_masked_attention_has_a_kernel_that_needs_little_memory():
         out, _ = attend(queries, keys, values, mask, 0.0625, False)
     exact, _ = attend(queries.double(), keys.double(), values.double(), mask, 0.0625, True)
     assert (out.double() - exact).norm() <= 1e-2 * exact.norm()
+
+
+def test_an_adapter_gives_pefts_logits(weights, tmp_path):
+    options = {"target_modules": [*DECODER, "fc1"], "target_parameters": [PROJECTOR], "modules_to_save": ["lm_head"]}
+    save_adapter(ReferenceModel.from_pretrained(weights.both), tmp_path, r=4, **options)
+    ours, theirs = both_models(weights.both)
+    ours.load_adapter(tmp_path)
+    prompt = {name: tensor.to(CUDA) for name, tensor in picture_prompt("t9 i t5").items()}
+    with torch.inference_mode():
+        assert_equal(ours(**prompt).logits, with_peft(theirs, tmp_path)(**prompt).logits)
 
 
 def test_processor_model_and_pipeline_work_together(chat_folder, gradient_picture):

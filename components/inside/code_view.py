@@ -11,7 +11,7 @@ from pathlib import Path
 
 from components.chat.conversation import Exchange
 from components.examples import FOLDER as EXAMPLES
-from gemma3_core.engine import ModelInfo, Request, SamplingSettings, Turn
+from gemma3_core.engine import DEMO_NAME, AdapterFacts, ModelInfo, Request, SamplingSettings, Turn
 
 _ASK = SamplingSettings()
 _EARLIER = "# /ask takes one question, and this one had others before it: use one of the first two programs."
@@ -69,7 +69,10 @@ def scripts(exchange: Exchange, info: ModelInfo, where: Address) -> dict[str, st
 
 def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, info: ModelInfo) -> str:
     turns = "".join(f"        {_turn(turn)},\n" for turn in request.turns)
-    source = "" if info.is_demo else f"{_source(info)!r}, "
+    source = "" if _is_demo(info) else f"{_source(info)!r}, "
+    if info.adapter is not None:
+        merged = ", merge_adapter=True" if info.adapter.merged else ""
+        source += f"adapter={_adapter_source(info.adapter)!r}{merged}, "
     continue_text = "" if request.continue_text is None else f"    continue_text={request.continue_text},\n"
     return (
         "from gemma3_core.engine import Engine, Request, SamplingSettings, Turn\n\n"
@@ -111,7 +114,8 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
         notes.append("# Pan & scan was on for some of these pictures only; here it is on for all.")
     if not sampling.greedy:
         notes.append("# transformers draws its tokens in another way, so a sampled answer has other words.")
-    if info.multimodal and info.name.endswith(_GGUF):
+    name = info.base_name or info.name
+    if info.multimodal and name.endswith(_GGUF):
         return _GGUF_PICTURES
     continues = info.continues_text if request.continue_text is None else request.continue_text
     if info.multimodal and continues:
@@ -124,9 +128,11 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
         if sampling.greedy
         else f"do_sample=True, temperature={sampling.temperature}, top_k={sampling.top_k}, top_p={sampling.top_p}"
     )
-    source = repr("assets/demo_model" if info.is_demo else _source(info))
-    if info.name.endswith(_GGUF):
-        source = f"'path/to', gguf_file={info.name!r}"
+    source = repr("assets/demo_model" if _is_demo(info) else _source(info))
+    if name.endswith(_GGUF):
+        source = f"'path/to', gguf_file={name!r}"
+    # With peft installed, transformers loads it.
+    adapter = "" if info.adapter is None else f"model.load_adapter({_adapter_source(info.adapter)!r})\n"
     if continues:
         asked = _continued(request)
     else:
@@ -140,6 +146,7 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
         "import torch\n"
         f"from transformers import {', '.join(sorted((kind, reader)))}\n\n"
         f"model = {kind}.from_pretrained({source}, dtype=torch.{dtype})\n"
+        f"{adapter}"
         f"processor = {reader}.from_pretrained({source})\n"
         f"{asked}"
         f"answer = model.generate(**inputs, max_new_tokens={request.max_new_tokens}, {how})\n"
@@ -226,4 +233,13 @@ def _name(picture: object) -> str:
 
 
 def _source(info: ModelInfo) -> str:
-    return info.hub_id or f"path/to/{info.name}"
+    return info.hub_id or f"path/to/{info.base_name or info.name}"
+
+
+def _is_demo(info: ModelInfo) -> bool:
+    """Whether the weights are the demo model's, with or without an adapter."""
+    return info.is_demo or info.base_name == DEMO_NAME
+
+
+def _adapter_source(adapter: AdapterFacts) -> str:
+    return adapter.hub_id or f"path/to/{adapter.name}"

@@ -4,6 +4,7 @@ Everything that serves more than one person belongs here: requests, the queue, c
 and the models that a server offers. Components import from this package and from nowhere below it.
 """
 
+from gemma3_core.adapters.facts import AdapterFacts
 from gemma3_core.engine.api import (
     Answered,
     DoneEvent,
@@ -18,7 +19,7 @@ from gemma3_core.engine.api import (
     TokenEvent,
     Turn,
 )
-from gemma3_core.engine.engine import DEMO_MODEL, Engine, check_picture
+from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_picture
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry
 from gemma3_core.engine.zero_gpu import Lend
@@ -36,8 +37,10 @@ from gemma3_core.inspection.prompt import PromptToken
 
 __all__ = [
     "DEMO_MODEL",
+    "DEMO_NAME",
     "MAX_TAKEN",
     "PUBLISHED",
+    "AdapterFacts",
     "Alternative",
     "Answered",
     "AttentionMap",

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from gemma3_core.engine.adapted import AnyVariants
 from gemma3_core.engine.api import Event, StageEvent
-from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
@@ -40,7 +40,7 @@ class AnswerWriter:
     """Writes answers; the caller runs their passes one at a time, in one thread. `kept` holds the caches between
     answers."""
 
-    def __init__(self, precisions: ModelVariants, processor: Gemma3Processor, at_once: int):
+    def __init__(self, precisions: AnyVariants, processor: Gemma3Processor, at_once: int):
         self._precisions, self._processor, self._at_once = precisions, processor, at_once
         self._slots: dict[int, SlotRunner | None] = {}
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
+from gemma3_core.adapters.facts import AdapterFacts
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.load import ImageSource
 from gemma3_core.images.pan_and_scan import Box
@@ -205,7 +206,7 @@ class ModelInfo:
     under the same ids; only their tokens can be compared. `borrowed` means that a GPU is lent for each answer, so that
     no KV cache is kept between answers. `revision` tells two checkpoints of one name apart; `hub_id` is empty for one
     that is not of the Hub. `why_text_only` says why a model that could read pictures does not. A base model,
-    which was not trained on chats, `continues_text`.
+    which was not trained on chats, `continues_text`. `adapter` changes what the model `base_name` answers.
     """
 
     name: str
@@ -227,3 +228,5 @@ class ModelInfo:
     hub_id: str = ""
     why_text_only: str = ""
     continues_text: bool = False
+    adapter: AdapterFacts | None = None
+    base_name: str = ""

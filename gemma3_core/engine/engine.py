@@ -11,11 +11,13 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 
+from gemma3_core.adapters.files import StoredAdapter, read_adapter
 from gemma3_core.config.gemma3 import GLOBAL
+from gemma3_core.engine.adapted import AdaptedVariants, AnyVariants
 from gemma3_core.engine.answer import AnswerWriter
 from gemma3_core.engine.api import (
     MAX_NEW_TOKENS,
@@ -108,7 +110,7 @@ class Engine:
 
     def __init__(
         self,
-        precisions: ModelVariants,
+        precisions: AnyVariants,
         processor: Gemma3Processor,
         name: str,
         is_demo: bool = False,
@@ -121,7 +123,7 @@ class Engine:
     ):
         if at_once < 1:
             raise UnsupportedOptionError(f"At least 1 question must be answered at once, got {at_once}.")
-        self._precisions, self._processor = precisions, processor
+        self._precisions, self._processor, self._folder = precisions, processor, folder
         self._pictures = PictureReader() if pictures is None else pictures
         self._tiles = HeldTiles() if tiles is None else tiles
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
@@ -147,28 +149,50 @@ class Engine:
         beside: "Engine | None" = None,
         at_once: int = AT_ONCE,
         mmproj: str | Path | None = None,
-    ) -> "Engine":
+        adapter: str | Path | StoredAdapter | None = None,
+        merge_adapter: bool = False,
+    ) -> Self:
         """Loads a checkpoint folder, a GGUF file or a Hub id; None is the embedded demo model and downloads nothing.
 
         `int4` is the default precision; the other one is made when it is first requested. A checkpoint with int4
         weights always answers in int4. `name` is the model's name, by default the folder's. `beside` is an engine on
         the same device: both share its queue and the turns of their passes, and its bounds on decoding pictures hold
         for both. Otherwise, `at_once` questions are answered at once. `mmproj` is the file with a GGUF file's vision
-        tower, where it does not lie beside it. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        tower, where it does not lie beside it. With `adapter`, a folder or Hub id, this is what `adapted` gives, or
+        with `merge_adapter` an engine whose weights the adapter is part of. Raises CheckpointError, ConfigError,
+        UnsupportedOptionError.
         """
+        # Before the model, since it is small and may be the wrong one.
+        stored = read_adapter(adapter) if isinstance(adapter, str | Path) else adapter
         folder = resolve_folder(model or DEMO_MODEL, mmproj=mmproj)
         config = TorchAoConfig(int4_group_size)
-        load = partial(ModelVariants.load, folder, dtype, pick_device(device), int4, config)
+        merged = stored if merge_adapter else None
+        load = partial(ModelVariants.load, folder, dtype, pick_device(device), int4, config, merged)
         precisions = cls._loaded(load)
         name = name or (DEMO_NAME if model is None else Path(model).name)
         processor = Gemma3Processor.from_pretrained(folder, device=cls._resizes_on(precisions.default.device))
         own = (precisions, processor, name, model is None, folder)
         if beside is None:
-            return cls(*own, at_once=at_once)
-        return cls(*own, beside.queue, beside._pictures, beside._tiles, beside._loop)
+            engine = cls(*own, at_once=at_once)
+        else:
+            engine = cls(*own, beside.queue, beside._pictures, beside._tiles, beside._loop)
+        return engine if stored is None or merge_adapter else engine.adapted(stored)
+
+    def adapted(self, adapter: str | Path | StoredAdapter) -> Self:
+        """An engine that answers with an adapter, whose model shares all weights of this one's, and its queue.
+
+        The two answer side by side; neither keeps caches for the other. Raises CheckpointError if the adapter does not
+        fit this model, UnsupportedOptionError.
+        """
+        stored = read_adapter(adapter) if isinstance(adapter, str | Path) else adapter
+        if not isinstance(self._precisions, ModelVariants) or self._precisions.adapter is not None:
+            raise UnsupportedOptionError(f"{self.info.name} has an adapter already. Start from the base.")
+        precisions = self._loaded(partial(AdaptedVariants, self._precisions, stored))
+        shared = (self.queue, self._pictures, self._tiles, self._loop)
+        return type(self)(precisions, self._processor, self.info.name, self.info.is_demo, self._folder, *shared)
 
     @staticmethod
-    def _loaded(load: Callable[[], ModelVariants]) -> ModelVariants:
+    def _loaded(load: Callable[[], T]) -> T:
         return start_in_own_thread(load, "loading").result()
 
     @staticmethod
@@ -178,13 +202,14 @@ class Engine:
 
     def _describe(self, name: str, is_demo: bool, folder: Path | None) -> ModelInfo:
         model, precisions = self._model, self._precisions
+        adapter, revision = precisions.adapter, "" if folder is None else revision_of(folder)
         return ModelInfo(
-            name=name,
+            name=name if adapter is None else f"{name} + {adapter.name}",
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             quantization=quantization_name(precisions.default_int4),
             multimodal=isinstance(model, Gemma3ForConditionalGeneration),
-            is_demo=is_demo,
+            is_demo=is_demo and adapter is None,
             num_parameters=count_weights(model),
             context_length=model.text_config.max_position_embeddings,
             tokens_per_picture=self._processor.image_seq_length,
@@ -199,10 +224,12 @@ class Engine:
             layers=tuple("global" if kind == GLOBAL else "local" for kind in model.text_config.layer_types or ()),
             heads=model.text_config.num_attention_heads,
             vocabulary=vocabulary_fingerprint(self._processor.tokenizer),
-            revision="" if folder is None else revision_of(folder),
+            revision=revision if adapter is None else f"{revision}+{adapter.revision}",
             hub_id="" if folder is None else hub_id_of(folder),
             why_text_only="" if folder is None else why_text_only(folder),
             continues_text=self._processor.chat_template is None or is_base_name(name),
+            adapter=adapter,
+            base_name="" if adapter is None else name,
         )
 
     def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:

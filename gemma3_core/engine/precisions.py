@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 
+from gemma3_core.adapters.config import base_of, shown_source
+from gemma3_core.adapters.facts import AdapterFacts
+from gemma3_core.adapters.files import StoredAdapter
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.engine.memory import free_bytes
-from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.errors import CheckpointError, UnsupportedOptionError
+from gemma3_core.files.hub import hub_id_of
 from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.int4.linear import int4_obstacle
 from gemma3_core.int4.quantize import (
@@ -18,6 +22,7 @@ from gemma3_core.int4.quantize import (
     TorchAoConfig,
     count_weights,
     int4_layer_bytes,
+    quantized,
     weight_bytes,
     with_tensors_of,
 )
@@ -25,6 +30,10 @@ from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.models.weights import build_on_meta, check_layers
 
+NO_MERGING = (
+    "The checkpoint holds int4 weights, which can't take up an adapter. Leave out --merge-adapter to keep it beside "
+    "them, or name a checkpoint in full precision."
+)
 ONLY_INT4 = "This checkpoint holds int4 weights only, so full precision is not available."
 
 # Above this many weights a CPU keeps bfloat16: doubling the memory costs more than faster products gain.
@@ -36,6 +45,9 @@ class ModelVariants:
 
     The two are separate models, so making one does not disturb answers from the other.
     """
+
+    adapter: AdapterFacts | None = None
+    """The adapter that is merged into the weights."""
 
     def __init__(self, default: Model, config: TorchAoConfig, load_full: Callable[[], Model] | None = None):
         """`load_full` reads the checkpoint in full precision onto the CPU, in `default`'s dtype.
@@ -54,11 +66,25 @@ class ModelVariants:
             self.full_bytes, self.int4_bytes = weight_bytes(default, self._plan)
 
     @classmethod
-    def load(cls, folder: Path, dtype: str, device: torch.device, int4: bool, config: TorchAoConfig) -> "ModelVariants":
+    def load(
+        cls,
+        folder: Path,
+        dtype: str,
+        device: torch.device,
+        int4: bool,
+        config: TorchAoConfig,
+        merge: StoredAdapter | None = None,
+    ) -> "ModelVariants":
         """Loads the checkpoint in `folder`; dtype "auto" is its own, or float32 if the device is slow in bfloat16.
 
-        Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        `merge` becomes part of the weights, before int4 is made of them. Raises CheckpointError, ConfigError,
+        UnsupportedOptionError.
         """
+        if (base := base_of(folder)) is not None:
+            raise CheckpointError(
+                f"{hub_id_of(folder) or folder.name} is an adapter for {shown_source(base.source)}. Name that as the "
+                "model, and this one with --adapter."
+            )
         if dtype == "auto" and device.type == "cuda":
             dtype = auto_dtype(torch.cuda.get_device_capability(device))
         model_config = read_config(folder)
@@ -76,6 +102,10 @@ class ModelVariants:
             )
             return model
 
+        if merge is not None:
+            if stored is not None:
+                raise UnsupportedOptionError(NO_MERGING)
+            return cls._merged(read, merge, device, int4, config)
         if stored is not None and weights_of(folder) is None:
             return cls(read(None, device), config)
         if stored is not None:
@@ -85,6 +115,26 @@ class ModelVariants:
             every = TorchAoConfig(own.group_size) if int4 else None
             return cls(read(every, device), own, lambda: read(None, torch.device("cpu"), dequantize=True))
         return cls(read(config if int4 else None, device), config, lambda: read(None, torch.device("cpu")))
+
+    @classmethod
+    def _merged(
+        cls,
+        read: Callable[[None, torch.device], Model],
+        adapter: StoredAdapter,
+        device: torch.device,
+        int4: bool,
+        config: TorchAoConfig,
+    ) -> "ModelVariants":
+        """The weights with an adapter in them, which it gets on the CPU."""
+
+        def merged() -> tuple[Model, AdapterFacts]:
+            model = read(None, torch.device("cpu"))
+            return model, model.load_adapter(adapter, merge=True)
+
+        model, facts = merged()
+        variants = cls((quantized(model, config, device) if int4 else model).to(device), config, lambda: merged()[0])
+        variants.adapter = facts
+        return variants
 
     @property
     def _plan(self) -> Int4Plan | None:

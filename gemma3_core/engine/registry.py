@@ -16,6 +16,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from gemma3_core.adapters.files import StoredAdapter, read_adapter
 from gemma3_core.engine.api import Event, ModelInfo, Request, StageEvent
 from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.engine import AT_ONCE, DEMO_MODEL, Engine
@@ -62,13 +63,15 @@ class ModelEntry:
     download_bytes: int | None = None
 
 
-def entries_of(also: Sequence[str], first: str | None = None, first_name: str = "") -> tuple[ModelEntry, ...]:
+def entries_of(
+    also: Sequence[str], first: str | None = None, first_name: str = "", taken_names: Sequence[str] = ()
+) -> tuple[ModelEntry, ...]:
     """The models offered besides the one a server starts with (`first`: folder, Hub id, or None for the demo).
 
     A name is the last part of a folder or id; equal names are numbered. Repeated sources, and `first` itself, are left
     out. Raises CheckpointError for a source that is neither a folder nor a possible Hub id.
     """
-    taken, seen, found = {first_name}, {_identity(str(DEMO_MODEL) if first is None else first)}, []
+    taken, seen, found = {first_name, *taken_names}, {_identity(str(DEMO_MODEL) if first is None else first)}, []
     for source in also:
         identity = _identity(source)
         if identity in seen:
@@ -140,8 +143,11 @@ class ModelRegistry:
         others: Sequence[ModelEntry] = (),
         load: Callable[[ModelEntry], Engine] | None = None,
         keep: int = 1,
+        beside: Sequence[Engine] = (),
     ):
         """`load` makes the engine of an entry; at most `keep` of them stay in memory besides the first.
+
+        The engines `beside` the first share its weights, and stay too.
 
         Raises UnsupportedOptionError if `keep` is less than 1.
         """
@@ -153,7 +159,8 @@ class ModelRegistry:
             )
         self.first, self._load, self._keep = first, load, keep
         self._slots = {entry.name: _Slot(entry) for entry in others}
-        self._infos: dict[str, ModelInfo] = {first.info.name: first.info}
+        self._staying = {engine.info.name: engine for engine in (first, *beside)}
+        self._infos: dict[str, ModelInfo] = {name: engine.info for name, engine in self._staying.items()}
         self._changed = threading.Condition()
         self._uses = itertools.count(1)
         self._waiting = 0
@@ -170,6 +177,8 @@ class ModelRegistry:
         lend: Lend | None = None,
         at_once: int = AT_ONCE,
         mmproj: str | Path | None = None,
+        adapters: Sequence[str | Path] = (),
+        merge_adapter: bool = False,
     ) -> "ModelRegistry":
         """Loads the first model as `Engine.load` does; `also` lists folders, GGUF files and Hub ids that visitors may
         choose.
@@ -178,23 +187,34 @@ class ModelRegistry:
         and CheckpointError for an entry of `also` that is neither a folder nor a possible Hub id. Where a GPU is lent
         for each call (`lend`), they answer one at a time, and all of them are loaded now, since a child sees only what
         was there before it.
+
+        `adapters` are folders or Hub ids of LoRA adapters for the first model. The first of them answers unless a
+        visitor chooses another or the model without them; with `merge_adapter` the one adapter is part of the weights.
         """
+        if merge_adapter and len(adapters) != 1:
+            raise UnsupportedOptionError(f"--merge-adapter merges one adapter, got {len(adapters)}. Name one.")
         source = None if model is None else str(model)
         if also:
             entries_of(also, source)  # reports a wrong entry before the first model loads, which can take minutes
-        first = _engine(lend, model, device, dtype, int4, at_once=at_once if lend is None else 1, mmproj=mmproj)
-        others = entries_of(also, source, first.info.name) if also else ()
+        stored = [read_adapter(adapter) for adapter in adapters]  # before the model, which can take minutes to load
+        merged = {"adapter": stored[0], "merge_adapter": True} if merge_adapter else {}
+        options = {"at_once": at_once if lend is None else 1, "mmproj": mmproj, **merged}
+        base = first = _engine(lend, model, device, dtype, int4, **options)
+        beside: list[Engine] = []
+        if adapters and not merge_adapter:
+            first, *beside = [*_adapted(base, stored), base]
+        others = entries_of(also, source, base.info.name, [engine.info.name for engine in (first, *beside)])
 
         def load(entry: ModelEntry) -> Engine:
             folder = _folder(entry)
             if not int4:  # the size of int4 weights is known only after they are made
                 _require_room(folder, entry.name, torch.device(first.info.device))
             try:
-                return _engine(lend, folder, device, dtype, int4, name=entry.name, beside=first)
+                return _engine(lend, folder, device, dtype, int4, name=entry.name, beside=base)
             except torch.OutOfMemoryError:
                 raise UnsupportedOptionError(_NO_ROOM.format(entry.name)) from None
 
-        registry = cls(first, others, load, keep if lend is None else max(keep, len(others)))
+        registry = cls(first, others, load, keep if lend is None else max(keep, len(others)), beside)
         if lend is not None:
             registry._load_all()
         return registry
@@ -214,7 +234,7 @@ class ModelRegistry:
     @property
     def names(self) -> tuple[str, ...]:
         """All names that can be chosen; the first model comes first."""
-        return (self.first.info.name, *self._slots)
+        return (*self._staying, *self._slots)
 
     def info(self, name: str | None = None) -> ModelInfo | None:
         """What is known of a model (None is the first); None if it isn't offered or has never been loaded."""
@@ -225,8 +245,8 @@ class ModelRegistry:
     def held(self, name: str | None = None) -> Iterator[Engine | None]:
         """The engine of that name, or None if it is not in memory; the `with` block keeps it there."""
         name = self._checked(name)
-        if name == self.first.info.name:
-            yield self.first
+        if name in self._staying:
+            yield self._staying[name]
             return
         slot = self._slots[name]
         with self._changed:
@@ -261,8 +281,8 @@ class ModelRegistry:
         UnsupportedOptionError for a name that isn't offered, QueueFullError if too many requests wait for a model.
         """
         name = self._checked(name)
-        if name == self.first.info.name:
-            yield from self.first.stream(request, stop)
+        if name in self._staying:
+            yield from self._staying[name].stream(request, stop)
             return
         slot = self._slots[name]
         with self._changed:
@@ -299,7 +319,9 @@ class ModelRegistry:
     def _engines(self) -> list[Engine]:
         """The engines in memory; the caller holds the lock."""
         return [
-            engine for engine in (self.first, *(slot.engine for slot in self._slots.values())) if engine is not None
+            engine
+            for engine in (*self._staying.values(), *(slot.engine for slot in self._slots.values()))
+            if engine is not None
         ]
 
     def _checked(self, name: str | None) -> str:
@@ -394,6 +416,16 @@ def _engine(lend: Lend | None, *arguments: Any, **options: Any) -> Engine:
         raise UnsupportedOptionError(NO_INT4_TO_LEND) from None
     assert isinstance(engine, BorrowingEngine)
     return engine.borrow(lend)
+
+
+def _adapted(base: Engine, adapters: Sequence[StoredAdapter]) -> list[Engine]:
+    """The base's engine with each adapter. Raises what `Engine.adapted` raises, and UnsupportedOptionError for two of
+    one name."""
+    engines = [base.adapted(adapter) for adapter in adapters]
+    names = [engine.info.name for engine in engines]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UnsupportedOptionError(f"Two adapters are {twice}. Give one of them another folder's name.")
+    return engines
 
 
 def _evict(slot: _Slot) -> None:

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from gemma3_core.adapters.files import StoredAdapter
 from gemma3_core.engine.api import DoneEvent, Event, ModelInfo, StageEvent, TokenEvent
 from gemma3_core.engine.device_loop import run_alone
 from gemma3_core.engine.engine import NO_MEMORY, Engine, check_stop, is_out_of_memory
 from gemma3_core.engine.explain import Look
-from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.engine.prompts import Prompt
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.errors import Gemma3Error, OutOfMemoryError
@@ -81,19 +81,23 @@ class _Found:
 class BorrowingEngine(Engine):
     """`borrow` must be called once, before the first request and before the process starts to serve."""
 
+    _lend: Lend
     _call: Call
 
     def borrow(self, lend: Lend) -> "BorrowingEngine":
         """Runs all passes through `lend`."""
-        self._call = lend(self._in_child)
+        self._lend, self._call = lend, lend(self._in_child)
         return self
 
     def _describe(self, name: str, is_demo: bool, folder: Path | None) -> ModelInfo:
         return replace(super()._describe(name, is_demo, folder), borrowed=True)
 
     @staticmethod
-    def _loaded(load: Callable[[], ModelVariants]) -> ModelVariants:
+    def _loaded(load: Callable[[], T]) -> T:
         return load()  # `spaces` stands in for CUDA in the main thread only
+
+    def adapted(self, adapter: str | Path | StoredAdapter) -> "BorrowingEngine":
+        return super().adapted(adapter).borrow(self._lend)
 
     @staticmethod
     def _resizes_on(_device: torch.device) -> torch.device:

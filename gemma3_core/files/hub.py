@@ -14,6 +14,7 @@ from gemma3_core.gguf.header import is_gguf
 # Only files that this program reads. Pickled weights are not among them: unpickling can run code.
 _SMALL_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
+_ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 _SAMPLE = 64 * 1024  # bytes
 _GGUF_FILES = "*.gguf"
 _PART, _LATER_PART = re.compile(r"-\d{5}-of-\d{5}\."), re.compile(r"-(?!00001)\d{5}-of-\d{5}\.")
@@ -66,6 +67,25 @@ def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[Hu
             "files."
         )
     return _from_hub(str(source), given, weights, mmproj)
+
+
+def resolve_adapter(source: str | Path, **hub: Unpack[HubOptions]) -> Path:
+    """As `resolve_folder`, of an adapter: only its config and its weights are downloaded."""
+    require_known("The Hub", hub, set(HubOptions.__annotations__) - {"mmproj"})
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise CheckpointError(f"An adapter is a folder or a Hub id such as owner/name, got {source!r}.")
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder.name} is a file. Give the adapter's folder, which holds {_ADAPTER_FILES[0]}.")
+    from huggingface_hub import snapshot_download
+
+    given: Any = {name: value for name, value in hub.items() if value is not None}
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=_ADAPTER_FILES, **given))
+    except Exception as error:  # noqa: BLE001  network errors belong to the HTTP library that the Hub's client picks
+        raise CheckpointError(_why_not_downloaded(error, str(source), given.get("revision"))) from None
 
 
 def _existing(mmproj: str | Path | None) -> Path | None:

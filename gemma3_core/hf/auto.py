@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from gemma3_core.adapters.config import base_of
 from gemma3_core.config.base import CONFIG_FILE
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.errors import UnsupportedOptionError
@@ -41,7 +42,7 @@ class _AutoModel:
         config = options.get("config")
         if config is None:
             # Without weights first, so that the wrong kind of checkpoint is refused before a large download.
-            config = read_config(resolve_folder(pretrained_model_name_or_path, weights=False, **hub))
+            config = _config_of(pretrained_model_name_or_path, hub)
         return cls._kind(config).from_pretrained(pretrained_model_name_or_path, **hub, **options)
 
     @classmethod
@@ -57,6 +58,14 @@ class _AutoModel:
             advice = ": 270M and 1B read text only, use AutoModelForCausalLM." if got == "Gemma3TextConfig" else "."
             raise UnsupportedOptionError(f"{cls.__name__} takes {taken}, got {got}{advice}")
         return kind
+
+
+def _config_of(source: str | Path, hub: HubOptions) -> AnyConfig:
+    """The config of a checkpoint, or of the base that an adapter names."""
+    folder = resolve_folder(source, weights=False, **hub)
+    if (base := base_of(folder)) is not None:
+        folder = resolve_folder(base.source, weights=False, **base.hub_options(hub))
+    return read_config(folder)
 
 
 class AutoModelForCausalLM(_AutoModel):

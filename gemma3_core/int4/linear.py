@@ -32,8 +32,8 @@ SYMMETRIC_SCALE_DTYPE = torch.float16
 OUTPUTS_MULTIPLE = 16
 """The CPU kernel needs a multiple of this many outputs; CUDA's kernel needs 8."""
 TRAINING_ADVICE = (
-    "Load the model in full precision (without quantization_config) to train it or to add adapters, and make int4 "
-    "weights of the result."
+    "Load the model in full precision (without quantization_config) to train it or an adapter. A finished adapter goes "
+    "beside int4 weights by load_adapter."
 )
 _STEPS = 16
 _SMALLEST_SCALE = 1e-6  # as in torchao: a group of equal weights has no range
@@ -239,7 +239,7 @@ class Int4Linear(nn.Module):
     def weight(self) -> torch.Tensor:
         """There is none to read or to train. Adapters ask for it first, so they are refused here, in a sentence."""
         raise UnsupportedOptionError(
-            f"This layer has int4 weights, which take no adapter and have no `weight`. {TRAINING_ADVICE}"
+            f"This layer has int4 weights, which take no adapter to train and have no `weight`. {TRAINING_ADVICE}"
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -257,6 +257,11 @@ def with_tensors_of(model: Any, other: Any) -> Any:
     return _copy_with(model, {id(p): theirs[name] for name, p in model.named_parameters() if name in theirs})
 
 
+def sharing_copy(model: Any) -> Any:
+    """A model of its own that shares all tensors with `model`."""
+    return _copy_with(model, {})
+
+
 def _copy_with(model: Any, replaced: dict[int, Any]) -> Any:
     """A copy of `model` that shares its tensors, except for the objects replaced by id."""
     shared = [*model.parameters(), *model.buffers(), model.config]

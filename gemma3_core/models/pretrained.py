@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from gemma3_core.adapters.config import base_of
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, read_config
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
 from gemma3_core.files.hub import pop_hub_options, resolve_folder
@@ -17,6 +18,7 @@ from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.int4.linear import Int4Linear, require_int4
 from gemma3_core.int4.quantize import Int4Plan, TorchAoConfig, count_weights, install_int4, quantized
 from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.models.adapters import AdaptersMixin
 from gemma3_core.models.device_map import DeviceMap, mapped_device, pick_device
 from gemma3_core.models.embeddings import EmbeddingsMixin
 from gemma3_core.models.training import TrainingMixin
@@ -37,7 +39,7 @@ LOADING: Mapping[str, tuple[Any, ...]] = {
 """Options of transformers' from_pretrained, with the values at which they have no effect."""
 
 
-class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
+class PreTrainedModel(AdaptersMixin, EmbeddingsMixin, TrainingMixin, nn.Module):
     """Base of the model classes."""
 
     config: Any
@@ -118,14 +120,27 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
         in full precision; a checkpoint saved with int4 weights needs none. Of a GGUF file, weights in Q4_0 are int4
         weights without any loss, unless `dequantize` asks for full precision; with a TorchAoConfig of their group size,
         32, the other layers become int4 too. The log names layers that could be int4 but stay in full precision.
-        `config` replaces the folder's config.json. Other options are
-        HubOptions. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+        `config` replaces the folder's config.json. Of an adapter's folder or repository, the base that it names is
+        loaded, and the adapter beside it. Other options are HubOptions. Raises CheckpointError, ConfigError,
+        UnsupportedOptionError.
         """
         hub = pop_hub_options(unknown)
         refuse_options("from_pretrained", unknown, LOADING)
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise UnsupportedOptionError(f"dtype={dtype} and torch_dtype={torch_dtype} differ. Give dtype alone.")
         folder = resolve_folder(pretrained_model_name_or_path, **hub)
+        if (base := base_of(folder)) is not None:
+            asked: dict[str, Any] = {
+                "config": config,
+                "dtype": dtype if torch_dtype is None else torch_dtype,
+                "device_map": device_map,
+                "attn_implementation": attn_implementation,
+                "quantization_config": quantization_config,
+                "dequantize": dequantize,
+            }
+            adapted = cls.from_pretrained(base.source, **base.hub_options(hub), **asked)
+            adapted.load_adapter(folder)
+            return adapted
         config = read_config(folder) if config is None else config
         if isinstance(config, Gemma3Config):
             _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read
@@ -185,6 +200,11 @@ class PreTrainedModel(EmbeddingsMixin, TrainingMixin, nn.Module):
         weights are written in a format for any device. Weights of an earlier save in the folder are replaced. Raises
         CheckpointError, UnsupportedOptionError.
         """
+        if self.is_adapted:
+            raise UnsupportedOptionError(
+                "This model has an adapter beside its weights. Call merge_and_unload() to save both as one checkpoint, "
+                "or disable_adapters() to save the weights alone."
+            )
         if self.int4_plan is None and any(isinstance(module, Int4Linear) for module in self.modules()):
             raise UnsupportedOptionError("A part of an int4 model can't be saved alone. Save the whole model.")
         shard_bytes(max_shard_size)

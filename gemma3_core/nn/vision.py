@@ -108,7 +108,15 @@ class MultiModalProjector(nn.Module):
         self.mm_soft_emb_norm = RMSNorm(vision.hidden_size, vision.layer_norm_eps)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.project(self.pooled(features)).type_as(features)
+
+    def pooled(self, features: torch.Tensor) -> torch.Tensor:
+        """Patch features [N, patches, width] -> their normalised means [N, mm_tokens_per_image, width]."""
         side = self.config.vision_config.patches_per_side
         grid = features.transpose(1, 2).unflatten(2, (side, side))  # [N, width, side, side]
         pooled = F.avg_pool2d(grid, side // self.config.tokens_per_side).flatten(2).transpose(1, 2)
-        return (self.mm_soft_emb_norm(pooled) @ self.mm_input_projection_weight).type_as(features)
+        return self.mm_soft_emb_norm(pooled)
+
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[..., width] -> [..., E]"""
+        return pooled @ self.mm_input_projection_weight

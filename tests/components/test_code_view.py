@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from adapters import save_adapter
 from places import EXAMPLES, REPOSITORY
 from running_app import running_app
 from window import DEMO, STATS, exchange_of
 
 from components.chat.conversation import Conversation, Exchange
 from components.inside.code_view import Address, address, code_html, scripts
-from gemma3_core.engine import Answered, DoneEvent, Engine, PartialSampling, Request, SamplingSettings, Turn
+from gemma3_core import Gemma3ForConditionalGeneration
+from gemma3_core.engine import DEMO_MODEL, Answered, DoneEvent, Engine, PartialSampling, Request, SamplingSettings, Turn
 
 QUESTION = 'How many hearts are there? It\'s "$HOME"'
 
@@ -62,6 +64,22 @@ def test_each_program_gives_the_answer(engine, greedy, served, name):
     if name == "curl":
         said = re.findall(r'data: \["(.*?)", \{', said)[-1]
     assert said.splitlines()[-1] == greedy.answer
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_programs_load_the_adapter_that_answered(merged, tmp_path):
+    model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL)
+    folder = save_adapter(model, tmp_path / "mine", seed=5, size=0.15, r=8, target_modules=["q_proj", "v_proj", "fc1"])
+    engine = Engine.load(device="cpu", dtype="float32", adapter=folder, merge_adapter=merged)
+    answer = exchange(engine)
+    programs = scripts(answer, engine.info, Address("", ""))
+    own = "adapter='path/to/mine', merge_adapter=True, dtype" if merged else "adapter='path/to/mine', dtype"
+    for name, loads in (("gemma3_core", own), ("transformers", "model.load_adapter('path/to/mine')")):
+        assert loads in programs[name]
+        assert run(programs[name].replace("path/to/mine", str(folder))) == answer.answer
+    of_hub = replace(engine.info.adapter, hub_id="me/mine")
+    program = scripts(answer, replace(engine.info, adapter=of_hub, base_name="a.gguf"), Address("", ""))["gemma3_core"]
+    assert "Engine.load('path/to/a.gguf', adapter='me/mine'" in program
 
 
 def test_a_frames_time_stands_before_it(engine, served):

@@ -1,6 +1,8 @@
 """What follows the choice of a model, without a browser: settings, notes, two models compared by their words."""
 
 import asyncio
+import html
+import re
 from dataclasses import replace
 
 import gradio as gr
@@ -12,8 +14,17 @@ from components.chat.conversation import Conversation
 from components.chat.handlers import ChatHandlers
 from components.chat.model_choice import ModelChoiceHandlers
 from components.inside.compare import _Side, both_requests, comparison_html, parting
-from components.settings import Choices, build_settings, model_note
-from gemma3_core.engine import Int4Choice, ModelEntry, ModelRegistry, PartialSampling, Request, SamplingSettings, Turn
+from components.settings import Choices, adapter_note, build_settings, model_note
+from gemma3_core.engine import (
+    AdapterFacts,
+    Int4Choice,
+    ModelEntry,
+    ModelRegistry,
+    PartialSampling,
+    Request,
+    SamplingSettings,
+    Turn,
+)
 from gemma3_core.errors import CheckpointError
 
 DEMO = replace(INFO, sampling=SamplingSettings(0.0, 0, 1.0))
@@ -55,6 +66,32 @@ def test_a_note_says_what_a_choice_means_and_nothing_where_the_model_is_there():
     assert model_note(HUB, DEMO, in_memory=True) == model_note(None, DEMO, in_memory=False) == ""
 
 
+ADAPTER = AdapterFacts(
+    name="<b>mine", base="google/gemma-3-4b-it", ranks=(4, 16), targets=("q_proj", "fc1"),
+    layers=(("decoder", 34), ("vision tower", 27)), replaced=("lm_head.weight",), num_parameters=31_680,
+    num_bytes=126_720,
+)  # fmt: skip
+
+
+def test_the_note_on_an_adapter_says_name_rank_targets_and_size():
+    adapted = replace(DEMO, adapter=ADAPTER)
+    note = model_note(None, adapted, in_memory=True)
+    words = html.unescape(re.sub("<[^>]*>", "", note.replace("</p>", "\n")))
+    assert words.splitlines() == [
+        "Adapter <b>mine · rank 4 to 16 · decoder: 34 of its layers · vision tower: 27 of its layers · "
+        "weights of its own · 31,680 weights · 0.1 MB · kept beside the model",
+        "q_proj, fc1, lm_head",
+    ]
+    assert "<b>" not in note
+    whole = replace(ADAPTER, ranks=(), layers=(), merged=True)
+    assert "rank" not in adapter_note(whole)
+    assert "merged into the model" in adapter_note(whole)
+    with gr.Blocks():
+        settings = build_settings(adapted)
+        assert (settings.model, settings.model_note.value) == (None, note)
+        assert build_settings(DEMO).model_note is None
+
+
 class Engine:
     """An engine that is asked nothing but its facts, or refuses."""
 
@@ -90,7 +127,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     assert "reads text only" in first["placeholder"]
     assert box["placeholder"] == "Ask a question"
     with gr.Blocks():
-        settings = build_settings(DEMO, models.entries)
+        settings = build_settings(DEMO, models.names)
         outputs = following.outputs(settings, gr.HTML(), gr.Chatbot(), gr.MultimodalTextbox())
     assert len(outputs) == len(following.follow(Conversation(), *values)) == 9
 

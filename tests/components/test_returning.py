@@ -14,7 +14,7 @@ from components.chat.conversation import Conversation
 from components.chat.returning import Returning
 from components.examples import load_examples
 from components.settings import build_settings
-from gemma3_core.engine import ModelEntry, Turn
+from gemma3_core.engine import Turn
 
 MINE = "/uploads/mine.png"
 LEFT = Conversation().add(exchange_of(Turn("user", "What?", (Path(MINE),)), "A star."))
@@ -29,7 +29,7 @@ JSON = st.recursive(
 @pytest.fixture(scope="module")
 def returning():
     with gr.Blocks():
-        settings = build_settings(DEMO, [ModelEntry("other", "/secret")])
+        settings = build_settings(DEMO, [DEMO.name, "other"])
     return Returning(
         {"secret name": LEFT}.get,
         {MINE}.__contains__,

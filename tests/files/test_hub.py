@@ -10,7 +10,7 @@ from huggingface_hub.utils import httpx
 
 from gemma3_core.errors import CheckpointError
 from gemma3_core.files import hub
-from gemma3_core.files.hub import resolve_folder
+from gemma3_core.files.hub import resolve_adapter, resolve_folder
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 
 
@@ -134,6 +134,27 @@ def test_without_weights_only_small_files_are_fetched(monkeypatch, tmp_path):
     resolve_folder("some/model", weights=False)
     files = {"config.json": True, "tokenizer.json": True, "chat_template.jinja": True, "model.safetensors": False}
     assert {f: any(fnmatch(f, pattern) for pattern in asked["allow_patterns"]) for f in files} == files
+
+
+def test_of_an_adapter_only_its_config_and_its_weights_are_fetched(monkeypatch, tmp_path):
+    asked = {}
+
+    def record(repo_id, **options):
+        asked.update(options, repo_id=repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
+    assert resolve_adapter("some/adapter", revision="v2") == tmp_path
+    assert asked == {
+        "repo_id": "some/adapter", "revision": "v2",
+        "allow_patterns": ["adapter_config.json", "adapter_model.safetensors"],
+    }  # fmt: skip
+
+
+def test_an_adapter_that_is_not_there_says_what_to_do():
+    with pytest.raises(CheckpointError) as error:
+        resolve_adapter("some/adapter")
+    assert_plain(error.value, "some/adapter", "not on this machine")
 
 
 REPOSITORY_FILES = (

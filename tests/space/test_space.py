@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from adapters import PROJECTOR, save_adapter
 from browsing import answered, choose, send, write
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -25,6 +26,8 @@ from places import EXAMPLES, REPOSITORY
 from running_app import chromium, free_port, require_demo_model, unfold, wait_until_ready
 
 from components.serving.zero_gpu import told
+from gemma3_core import Gemma3ForConditionalGeneration
+from gemma3_core.engine import DEMO_MODEL, Engine, Request, Turn
 
 VISITOR = {"x-ip-token": "a.e30.c"}
 """The header by which the Hub tells a ZeroGPU Space who its visitor is."""
@@ -151,6 +154,23 @@ def test_on_zero_gpu_a_program_gets_the_answer_of_a_child(zero_gpu, hub):
     call = next(path for path in hub.asked if path.startswith("/schedule"))
     assert "token=a.e30.c" in call  # the visitor's time, not the Space's
     assert 4 <= int(call.partition("durationSeconds=")[2].partition("&")[0]) < 30
+
+
+def test_on_zero_gpu_an_adapter_answers(hub, tmp_path):
+    model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL)
+    options = {"target_modules": ["q_proj", "v_proj", "down_proj", "fc1"], "target_parameters": [PROJECTOR], "r": 8}
+    adapter = save_adapter(model, tmp_path / "mine", seed=5, size=0.2, **options)
+    expected = Engine.load(device="cpu", adapter=adapter)
+    question = "What color is the star?"
+    asked = Request((Turn("user", question, (EXAMPLES / "night.png",)),), max_new_tokens=8)
+    *_, done = expected.stream(asked)
+    variables = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": hub.url, "GEMMA_DTYPE": "float32"}
+    with space(tmp_path / "log.txt", **variables, GEMMA_ADAPTER=str(adapter)) as url:
+        client = Client(url, headers=VISITOR, verbose=False)
+        picture = handle_file(EXAMPLES / "night.png")
+        answer, stats = client.predict([picture], question, max_new_tokens=8, api_name="/ask")
+    assert (answer, stats["model"], stats["device"]) == (done.text, "demo model + mine", "cuda:0")
+    assert answer != "The star is yellow."
 
 
 def test_on_zero_gpu_a_visitor_looks_inside_and_compares(zero_gpu, hub, browser):
