@@ -25,7 +25,13 @@ ROOMS = {
         "inspection hf",
         "verify engine",
     ),
-    "components": ("bridge theme examples arguments", "shown settings", "chat", "inside serving endpoint", "page"),
+    "components": (
+        "bridge theme examples arguments",
+        "shown settings",
+        "chat",
+        "inside serving endpoint models",
+        "page",
+    ),
 }
 CORE = sorted((REPOSITORY / "gemma3_core").rglob("*.py"))
 VERIFY = REPOSITORY / "gemma3_core" / "verify.py"

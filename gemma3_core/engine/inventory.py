@@ -15,6 +15,7 @@ from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, Gemma3TextConfig,
 from gemma3_core.engine.memory import free_bytes, free_bytes_of_machine
 from gemma3_core.engine.precisions import model_class, usual_dtype
 from gemma3_core.errors import CheckpointError, Gemma3Error, UnsupportedOptionError
+from gemma3_core.files.download import size_of
 from gemma3_core.files.hub import read_json
 from gemma3_core.files.weight_files import INDEX_FILE, weight_files
 from gemma3_core.gguf.checkpoint import ARCHITECTURE, config_of, find_checkpoint, is_later_part
@@ -44,7 +45,7 @@ class FoundModel:
 
     `needs` are bytes of memory by precision ("bfloat16", "float32", "int4"), with a conversation of
     `CONVERSATION_TOKENS` tokens; the first of `ways` is the precision that suits the file and the device. `problem`
-    says why it can't run; `note` why it reads no pictures.
+    says why it can't run; `note` why it reads no pictures. `repo_id` names the repository of one in the Hub's cache.
     """
 
     name: str
@@ -57,13 +58,14 @@ class FoundModel:
     needs: Mapping[str, int] = field(default_factory=dict)
     ways: tuple[str, ...] = ()
     problem: str = ""
+    repo_id: str = ""
 
 
 def find_models(
     folders: Sequence[str | Path] = (), everywhere: bool = False, device: str = "auto", dtype: str = "auto"
 ) -> list[FoundModel]:
-    """The Gemma 3 models in the Hub's cache and in these folders; `everywhere` looks where llama.cpp and LM Studio put
-    theirs, too.
+    """The Gemma 3 models in the Hub's cache and in these folders and files; `everywhere` looks where llama.cpp and
+    LM Studio put theirs, too.
 
     Only headers are read. A file that is damaged is listed with its problem. Raises UnsupportedOptionError for an
     unknown device.
@@ -74,6 +76,23 @@ def find_models(
         if key not in found and (model := _look_at(place, name, path, picked, dtype)) is not None:
             found[key] = model
     return list(found.values())
+
+
+def listing(found: Sequence[FoundModel], free: int | None) -> str:
+    """The models as lines of text, with the memory that each needs against what is free."""
+    told = "" if free is None else f" {size_of(free)} of memory are free."
+    lines = [f"Gemma 3 models on this machine: {len(found)}.{told}"]
+    for model in found:
+        lines.append(f"\n{model.name} ({model.kind}, {size_of(model.num_bytes)}, in {model.place})\n  {model.source}")
+        if model.problem:
+            lines.append(f"  {model.problem}")
+            continue
+        reads = "text and pictures" if model.reads_pictures else "text only"
+        needs = ", ".join(f"{size_of(model.needs[way])} in {way}" for way in model.ways)
+        lines.append(f"  Reads {reads}. Needs {needs}. {model.note}".rstrip())
+        if free is not None and min(model.needs[way] for way in model.ways) > free:
+            lines.append("  That is more than is free.")
+    return "\n".join(lines)
 
 
 def free_memory(device: str = "auto") -> int | None:
@@ -106,10 +125,10 @@ def _candidates(folders: Sequence[str | Path], everywhere: bool) -> Iterator[tup
         yield from ((HUB_CACHE, repo_id, path) for path in _models_in(snapshot))
     places = [(NAMED, Path(folder).expanduser()) for folder in folders]
     for _, folder in places:
-        if not folder.is_dir():
+        if not folder.exists():
             raise CheckpointError(f"There is no folder {folder.name} to look for models in. Check its place.")
     for place, folder in [*places, *(usual_places() if everywhere else ())]:
-        yield from ((place, "", path) for path in _models_in(folder))
+        yield from ((place, "", path) for path in ([folder] if folder.is_file() else _models_in(folder)))
 
 
 def _snapshots() -> Iterator[tuple[str, Path]]:
@@ -147,10 +166,10 @@ def _look_at(place: str, repo_id: str, path: Path, device: torch.device, dtype: 
         facts = _facts_of_file(path, device, dtype) if is_file else _facts_of_folder(path, device, dtype)
     except Gemma3Error as error:
         size = path.stat().st_size if is_file else sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        return FoundModel(name, str(path), place, "GGUF" if is_file else "safetensors", size, problem=str(error))
+        facts = {"kind": "GGUF" if is_file else "safetensors", "num_bytes": size, "problem": str(error)}
     except OSError as error:
-        return FoundModel(name, str(path), place, problem=f"{path.name} can't be read ({error.strerror}).")
-    return None if facts is None else FoundModel(name, str(path), place, **facts)
+        facts = {"problem": f"{path.name} can't be read ({error.strerror}). Check its permissions."}
+    return None if facts is None else FoundModel(name, str(path), place, repo_id=repo_id, **facts)
 
 
 def _facts_of_file(path: Path, device: torch.device, dtype: str) -> dict[str, Any] | None:

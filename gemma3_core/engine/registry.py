@@ -27,6 +27,7 @@ from gemma3_core.errors import (
     CheckpointError,
     Gemma3Error,
     QueueFullError,
+    StoppedError,
     UnsupportedOptionError,
 )
 from gemma3_core.files.download import Watch
@@ -35,9 +36,11 @@ from gemma3_core.files.hub import resolve_folder
 from gemma3_core.files.weight_files import weight_files
 from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.gguf.tensors import hub_tensors
+from gemma3_core.int4.linear import int4_obstacle
 
 PUBLISHED = "google/gemma-3-4b-it"
-UNGATED = f"{UNGATED_REPOSITORY}:gemma-3-4b-it-Q4_K_M.gguf"
+UNGATED_NAME = "gemma-3-4b-it-Q4_K_M"
+UNGATED = f"{UNGATED_REPOSITORY}:{UNGATED_NAME}.gguf"
 """Gemma 3 4B for those without a licence and without a token: a file of 2.5 GB, and one of 0.8 GB for pictures."""
 _KNOWN_BYTES = {PUBLISHED: 8_600_158_944, UNGATED: 3_341_000_000}
 """Approximate download sizes of Hub ids: the weights in bfloat16, or of the file's two parts."""
@@ -82,7 +85,8 @@ def entries_of(also: Sequence[str], first: str | None = None, first_name: str = 
         name = next(name for name in _numbered(_last_part(identity)) if name not in taken)
         taken.add(name)
         from_hub = not Path(identity).exists()
-        found.append(ModelEntry(name, identity, from_hub, _KNOWN_BYTES.get(identity)))
+        in_int4 = True if identity == UNGATED else None
+        found.append(ModelEntry(name, identity, from_hub, _KNOWN_BYTES.get(identity), in_int4))
     return tuple(found)
 
 
@@ -115,26 +119,34 @@ def _identity(source: str) -> str:
     return source
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How far a model is that is being loaded, in words; `share` of its download, or None once that is done."""
+
+    text: str
+    share: float | None = None
+
+
 @dataclass
 class _Load:
     """One attempt to load a model; everyone who waits for the model shares its result.
 
-    `stop` ends its download. `counts` says that the stage itself tells how far it is.
+    `stop` ends its download, of which `share` is done; None where there is none.
     """
 
     stage: str
     began: float
-    counts: bool = False
+    share: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     engine: Engine | None = None
     error: Exception | None = None
     ended: bool = False
 
     def text(self) -> str:
-        return self.stage + ("" if self.counts else _so_far(self.began))
+        return self.stage + (_so_far(self.began) if self.share is None else "")
 
-    def tell(self, stage: str) -> None:
-        self.stage, self.counts = stage, True
+    def tell(self, stage: str, share: float) -> None:
+        self.stage, self.share = stage, share
 
 
 @dataclass
@@ -213,6 +225,8 @@ class ModelRegistry:
 
         def load(entry: ModelEntry) -> Engine:
             folder, in_int4 = _folder(entry), int4 if entry.int4 is None else entry.int4
+            if entry.int4 and int4_obstacle(torch.device(first.info.device)):  # such as Apple's GPUs
+                in_int4 = False
             if not in_int4:  # the size of int4 weights is known only after they are made
                 _require_room(folder, entry.name, torch.device(first.info.device))
             try:
@@ -236,7 +250,7 @@ class ModelRegistry:
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
         """The models that can be chosen besides the first."""
-        return tuple(slot.entry for slot in self._slots.values())
+        return tuple(slot.entry for slot in list(self._slots.values()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -265,10 +279,14 @@ class ModelRegistry:
             self._slots[named.name] = _Slot(named)
             return named
 
-    def prepare(self, name: str, stop: threading.Event | None = None) -> Iterator[StageEvent]:
-        """Loads a model before it is asked, and tells how far it is. `stop` ends the waiting, not the loading.
+    def aprepare(self, name: str) -> AsyncGenerator[Event]:
+        """`prepare` for an event loop."""
+        return in_event_loop(self.prepare(name))
 
-        Raises as `stream`.
+    def prepare(self, name: str, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Loads a model before it is asked, and tells how far it is; `stop` ends the waiting, not the loading.
+
+        Raises as `stream`, and StoppedError after `stop_loading`.
         """
         name = self._checked(name)
         if name == self.first.info.name:
@@ -278,18 +296,16 @@ class ModelRegistry:
             slot.users += 1
             slot.used = next(self._uses)
         try:
-            for event in self._loaded(slot, stop):
-                assert isinstance(event, StageEvent)
-                yield event
+            yield from self._loaded(slot, stop)
         finally:
             self._release(slot)
 
     @property
-    def loading(self) -> dict[str, str]:
-        """The models that are being downloaded or loaded, and how far each is, in words."""
+    def loading(self) -> dict[str, Loading]:
+        """The models that are being downloaded or loaded, by name."""
         with self._changed:
             loads = {name: slot.load for name, slot in self._slots.items()}
-            return {name: load.text() for name, load in loads.items() if load is not None}
+            return {name: Loading(load.text(), load.share) for name, load in loads.items() if load is not None}
 
     @property
     def in_memory(self) -> tuple[str, ...]:
@@ -310,6 +326,7 @@ class ModelRegistry:
             slot = self._slots.get(name)
             if slot is not None and slot.load is not None:
                 slot.load.stop.set()
+                self._changed.notify_all()
 
     def info(self, name: str | None = None) -> ModelInfo | None:
         """What is known of a model (None is the first); None if it isn't offered or has never been loaded."""
@@ -453,8 +470,8 @@ class ModelRegistry:
             assert self._load is not None
             if self._fetch is not None:
                 self._fetch(slot.entry, Watch(attempt.tell, attempt.stop))
-            if attempt.counts:  # something was downloaded
-                attempt.stage, attempt.began, attempt.counts = _loading(slot.entry), time.monotonic(), False
+            if attempt.share is not None:  # something was downloaded
+                attempt.stage, attempt.began, attempt.share = _loading(slot.entry), time.monotonic(), None
             attempt.engine = self._load(slot.entry)
         except Exception as error:  # noqa: BLE001  raised again where an answer waits for the model
             attempt.error = error
@@ -479,6 +496,8 @@ class ModelRegistry:
                 names = " and ".join(other.entry.name for other in kept)
                 attempt.stage = f"Waiting for memory: {names} still at work"
                 self._changed.wait()
+                if attempt.stop.is_set():
+                    raise StoppedError(f"Loading {slot.entry.name} was stopped. Start it again when you like.")
             slot.load = None
             return False
 

@@ -28,9 +28,10 @@ NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 @dataclass
 class Watch:
-    """What a download tells while it runs, and how it is stopped: `stop` ends it with the next bytes."""
+    """What a download tells while it runs, in words and as a share of the whole, and how it is stopped: `stop` ends it
+    with the next bytes."""
 
-    tell: Callable[[str], None] = lambda _text: None
+    tell: Callable[[str, float], None] = lambda _text, _share: None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -76,7 +77,7 @@ class _Progress:
             self._told = now
             self._marks = [mark for mark in self._marks if now - mark[0] <= _RATE_S] or self._marks[-1:]
             self._marks.append((now, self.done))
-            self._watch.tell(self.text())
+            self._watch.tell(self.text(), self.done / self.total)
 
     def text(self) -> str:
         began, before = self._marks[0]
@@ -89,7 +90,7 @@ class _Progress:
             raise StoppedError("The download was stopped. What has arrived is kept; start it again to continue.")
 
     def pause(self) -> None:
-        self._watch.tell(f"{self.text()}. The connection broke and is tried again")
+        self._watch.tell(f"The connection broke after {size_of(self.done)}, and is tried again", self.done / self.total)
         self._watch.stop.wait(_PAUSE_S)
         self.check()
 

@@ -41,7 +41,7 @@ def partials(blobs: Path) -> list[int]:
 def test_a_repository_is_downloaded_once_and_told_on_the_way(hub: LocalHub):
     told: list[str] = []
     hub.pause_s = 0.05
-    folder = resolve_folder(REPO, watch=Watch(told.append))
+    folder = resolve_folder(REPO, watch=Watch(lambda text, _share: told.append(text)))
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder.name, sorted(path.name for path in folder.iterdir())) == (
         COMMIT,
@@ -80,7 +80,7 @@ def test_a_server_without_ranges_begins_again(hub: LocalHub):
 
 def test_stopped_it_keeps_what_has_arrived(hub: LocalHub, blobs: Path):
     watch = Watch()
-    watch.tell = lambda _text: watch.stop.set()
+    watch.tell = lambda _text, _share: watch.stop.set()
     hub.pause_s = 0.1
     with pytest.raises(StoppedError, match="What has arrived is kept"):
         resolve_folder(REPO, watch=watch)
