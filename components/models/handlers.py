@@ -19,6 +19,7 @@ from gemma3_core.engine import (
     Gemma3Error,
     ModelEntry,
     ModelRegistry,
+    StoppedError,
     find_models,
     free_memory,
 )
@@ -90,7 +91,7 @@ class ModelsHandlers:
         index = -1 if number is None else int(number)
         if not 0 <= index < len(self._choices):
             raise Gemma3Error(GONE)
-        choice, failure, name = self._choices[index], "", None
+        choice, failure, remark, name = self._choices[index], "", "", None
         try:
             if choice.model is not None:
                 self._require_room(choice.model, choice.way)
@@ -99,18 +100,21 @@ class ModelsHandlers:
             async with aclosing(self._models.aprepare(entry.name)) as stages:
                 told = ""
                 async for _ in stages:
-                    now = self._progress()
-                    yield self._update(progress=now if now != told else None)
+                    now = progress_html(self._models.loading)
+                    yield self._update(gr.skip() if now == told else now)
                     told = now
             name = entry.name
             if entry.from_hub:  # now it is in the Hub's cache
                 self._found = await asyncio.to_thread(self._find)
+        except StoppedError as error:
+            remark = str(error)
         except Gemma3Error as error:
             failure = str(error)
         except Exception:
             logger.exception("loading a model failed")
             failure = UNEXPECTED
-        yield self._update(failure, await asyncio.to_thread(self._list), chosen=name)
+        ended = progress_html(self._models.loading, failure, remark)
+        yield self._update(ended, await asyncio.to_thread(self._list), chosen=name)
 
     def stop(self, request: gr.Request) -> None:
         """Ends the downloads; what has arrived is kept."""
@@ -118,16 +122,12 @@ class ModelsHandlers:
         for name in self._models.loading:
             self._models.stop_loading(name)
 
-    def _progress(self, failure: str = "") -> str:
-        return progress_html(self._models.loading, failure)
-
-    def _update(
-        self, failure: str = "", list_: str | None = None, progress: str | None = None, chosen: str | None = None
-    ) -> Update:
+    def _update(self, progress: Any = None, list_: str | None = None, chosen: str | None = None) -> Update:
         stops = any(one.share is not None for one in self._models.loading.values())
         shown = gr.skip() if list_ is None else list_
         names = gr.skip() if chosen is None else gr.update(choices=list(self._models.names), value=chosen)
-        return progress or self._progress(failure), gr.update(visible=stops), shown, names
+        progress = progress_html(self._models.loading) if progress is None else progress
+        return progress, gr.update(visible=stops), shown, names
 
     def _list(self) -> str:
         found, room = self._found or [], self._room()
@@ -142,7 +142,7 @@ class ModelsHandlers:
             if os.path.realpath(model.source) == os.path.realpath(self._models.first_source):
                 continue
             entry = self._entry(model)
-            state = "in memory" if entry.name in loaded else ""
+            state = "loaded now" if entry.name in loaded else ""
             ways = [self._way(model, way, room) for way in model.ways]
             if ways and all(way.obstacle for way in ways):
                 ways = [min(zip(model.ways, ways, strict=True), key=lambda pair: model.needs[pair[0]])[1]]

@@ -49,20 +49,22 @@ def models_html(
     return f"{told}<ul>{''.join(parts)}</ul>{more}"
 
 
-def progress_html(loading: dict[str, Loading], failure: str = "") -> str:
-    """What is being downloaded or loaded, and why the last attempt failed."""
+def progress_html(loading: dict[str, Loading], failure: str = "", remark: str = "") -> str:
+    """What is being downloaded or loaded, and how the last attempt ended if no model came of it."""
     parts = []
     for name, one in loading.items():
         bar = "" if one.share is None else f'<progress value="{one.share:.3f}" aria-label="Download"></progress>'
         parts.append(f"<p><b translate=no>{escape(name)}</b></p><p class='note'>{escape(one.text)}</p>{bar}")
     if failure:
         parts.append(f'<p class="failure" role="alert">{escape(failure)}</p>')
+    if remark:
+        parts.append(f'<p class="note" role="status">{escape(remark)}</p>')
     return "".join(parts)
 
 
 def _offer(entry: ModelEntry, way: Way) -> str:
     what, size, needs = _OFFERED.get(entry.source, ("", "", 0))
-    terms = f'<p class="note"><a href="{TERMS}" target="_blank" rel="noreferrer">Gemma\'s terms of use</a> apply.</p>'
+    terms = f'<p class="note"><a href="{TERMS}" target="_blank" rel="noreferrer">Gemma\'s terms of use apply</a></p>'
     facts = f"<p class='note'>Download: {size} · memory: {size_of(needs)}</p>" if size else ""
     return f"<li><b translate=no>{escape(entry.name)}</b><p class='note'>{what}</p>{facts}{terms}{_button(way)}</li>"
 

@@ -1,4 +1,4 @@
-"""The models on this machine, in Debian's chromium and against a Hub on this machine: offered, downloaded, run, asked."""
+"""The models on this machine, in Debian's chromium, against a Hub on this machine: offered, downloaded, run, asked."""
 
 import shutil
 
@@ -74,14 +74,14 @@ def test_the_ungated_file_is_offered_first_downloaded_and_answers_about_a_pictur
         page.locator("#machine-progress progress").wait_for()
         page.locator("#machine-progress", has_text="Downloading: ").wait_for()
         page.get_by_role("button", name="Stop the download").click()
-        page.locator("#machine-progress .failure", has_text="What has arrived is kept").wait_for()
+        page.locator("#machine-progress .note", has_text="What has arrived is kept").wait_for()
         page.locator("#machine-stop").wait_for(state="hidden")
         hub.ranges.clear()
         hub.pause_s = 0.01
         run(page, NAME, "Download and run")
         chosen(page, NAME)
         assert not hub.ranges[0].endswith(" from 0"), hub.ranges
-        page.locator("#machine-models li", has_text=NAME).get_by_text("in memory").wait_for()
+        page.locator("#machine-models li", has_text=NAME).get_by_text("loaded now").wait_for()
         page.locator("#head .badge", has_text=f"{NAME} · ").wait_for()
         add(page, EXAMPLES / "night.png")
         write(page, "What color is the star?")

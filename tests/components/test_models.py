@@ -17,7 +17,7 @@ from components.models.machine import NOT_YOURS, Machine
 from components.page import build_page
 from gemma3_core.engine import PUBLISHED, UNGATED, FoundModel, Gemma3Error, ModelRegistry
 from gemma3_core.engine.registry import entries_of
-from gemma3_core.errors import CheckpointError
+from gemma3_core.errors import CheckpointError, StoppedError
 
 GB = 10**9
 NEEDS = {"bfloat16": 8 * GB, "float32": 17 * GB, "int4": 4 * GB}
@@ -54,7 +54,7 @@ class Loader:
         while not self.go_on.wait(0.02):
             if watch.stop.is_set():
                 self.stopped = True
-                raise CheckpointError("The download was stopped. What has arrived is kept.")
+                raise StoppedError("The download was stopped. What has arrived is kept.")
 
     def __call__(self, entry):
         if self.failure:
@@ -136,7 +136,7 @@ def test_the_list_says_what_each_is_and_needs(handlers):
         "GGUF, Q4_K · 3.0 GB · text and pictures · in LM Studio",
         "Memory: 8.0 GB in bfloat16 · 17.0 GB in float32 · 4.0 GB in int4",
         "broken.gguf is cut off.",
-        "Gemma's terms of use</a> apply",
+        "Gemma's terms of use apply</a>",
         "ggml-org",
         "2.5 GB, and 0.8 GB for pictures",
         "--find",
@@ -169,7 +169,7 @@ def test_a_model_that_was_found_runs_without_a_new_start(handlers, models, loade
     assert updates[-1][3]["value"] == "gemma-<b>"
     assert updates[-1][3]["choices"] == [*models.names]
     assert (loader.entries[0].source, loader.entries[0].int4) == ("/models/gemma.gguf", True)
-    assert "in memory" in updates[-1][2]
+    assert "loaded now" in updates[-1][2]
     assert handlers.names(Owner())["choices"][-1] == "gemma-<b>"
     # In another precision it is loaded again, under the same name.
     all_of(handlers.run(number_of(handlers, "Run in bfloat16"), Owner()))
@@ -201,6 +201,7 @@ def test_progress_is_shown_and_can_be_stopped(handlers, models, loader):
     shown = [str(update[0]) for update in updates]
     assert any('<progress value="0.300"' in html and "2 min left" in html for html in shown)
     assert "What has arrived is kept." in shown[-1]
+    assert "failure" not in shown[-1]
     assert updates[-1][1]["visible"] is False
     assert models.loading == {}
 
