@@ -54,7 +54,7 @@ def test_a_german_browser_reads_german_everywhere(browser, url, width):
     page.locator("#share summary").click()
     assert english(page) == []
     if width > 1100:
-        page.locator("#settings").get_by_role("button", name="Modelle auf diesem Rechner").click()
+        page.locator("#settings").get_by_role("button", name="Lokale Modelle").click()
         page.locator("#machine-models li").nth(2).wait_for()
         page.wait_for_timeout(500)
         assert english(page) == []
