@@ -118,6 +118,8 @@ OPTIONS = (
     Option("port", read_port, "default: the first free one from 7860 on"),
     Option("share", read_switch, "make a public link that works for up to a week", default=False),
     Option("forgetful", read_switch, "keep no conversations in visitors' browsers", default=False),
+    Option("find", read_switch, "list the models of llama.cpp and LM Studio on this machine too", default=False),
+    Option("look_in", read_text, "a folder whose models are listed on the page", (), "FOLDER", many=True),
     Option("frame_ancestors", read_sources, "the sites that may show the page in a frame", "", "SITES"),
     Option("mcp", read_switch, "serve the question as a tool for programs that speak MCP", default=False),
     Option("api_key", read_key, "a key that programs must send to /v1/, OpenAI's interface", (), "KEY", many=True),
@@ -190,20 +192,41 @@ def build(settings: argparse.Namespace) -> "gr.Blocks":
         forgetful=settings.forgetful,
         frame_ancestors=settings.frame_ancestors,
         api_keys=settings.api_key,
+        machine=_machine(settings) if getattr(settings, "owned", False) else None,
     )
+
+
+def _machine(settings: argparse.Namespace) -> Any:
+    from components.models.machine import Machine
+
+    where = (settings.look_in, settings.find, settings.device, settings.dtype)
+    return Machine(*where, offers=settings.model is None)
+
+
+def print_models(settings: argparse.Namespace) -> None:
+    """Prints the models on this machine. Raises Gemma3Error for a folder that is not there."""
+    from gemma3_core.engine import find_models, free_memory, listing
+
+    found = find_models(settings.look_in, settings.find, settings.device, settings.dtype)
+    print(listing(found, free_memory(settings.device)), flush=True)
 
 
 def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a normal exit also deletes the uploads
-    from gemma3_core.engine import PUBLISHED, Gemma3Error
+    from gemma3_core.engine import PUBLISHED, UNGATED, Gemma3Error
 
-    if settings.model is None and listens_here_only(settings, os.environ):
-        # Asking this model starts a download. On a public page a stranger could do that.
-        settings.also = (*settings.also, PUBLISHED)
+    here_only = listens_here_only(settings, os.environ)
+    if settings.model is None and here_only:
+        # Asking these models starts a download. On a public page a stranger could do that.
+        settings.also = (*settings.also, UNGATED, PUBLISHED)
+    # Whoever started the program is the only one to come: no login for others, no other site's frame around the page.
+    settings.owned = here_only and not settings.auth and not settings.frame_ancestors
 
     try:
+        if settings.find or settings.look_in:
+            print_models(settings)
         if settings.mcp:
             from components.serving.tool import prepare_tool
 

@@ -22,6 +22,8 @@ from components.endpoint import build_ask_endpoint
 from components.examples import Example, examples_for
 from components.inside.handlers import InsideHandlers
 from components.inside.panel import OPENED, Inside, build_inside
+from components.models.handlers import ModelsHandlers
+from components.models.machine import Machine
 from components.openai.app import Completions
 from components.serving.server import Page
 from components.settings import Settings, build_settings
@@ -70,11 +72,13 @@ def build_page(
     forgetful: bool = False,
     frame_ancestors: str = "",
     api_keys: Sequence[str] = (),
+    machine: Machine | None = None,
 ) -> gr.Blocks:
     """Builds the whole page for one loaded engine or for several models; the caller launches it.
 
     Visitors' browsers keep their conversations, unless the page is `forgetful`. `frame_ancestors` says whose pages may
-    show this one in a frame (see `Page`). With `api_keys`, programs must send one of them to `/v1/`.
+    show this one in a frame (see `Page`). With `api_keys`, programs must send one of them to `/v1/`. With `machine`,
+    for a page that only this machine reaches, whoever started the program sees the models here and can run them.
     """
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
@@ -83,7 +87,8 @@ def build_page(
     with Page(title=title, fill_height=True, fill_width=True, analytics_enabled=False) as page:
         page.forgetful, page.frame_ancestors = forgetful, frame_ancestors
         conversation = gr.State(Conversation())
-        settings = build_settings(info, models.names, "" if forgetful else conversation_list())
+        listed = "" if forgetful else conversation_list()
+        settings = build_settings(info, models.names, listed, lists_machine=machine is not None)
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
                 head = gr.HTML(_head(title, badge(info)))
@@ -92,7 +97,7 @@ def build_page(
             chat = build_chat(info, cards, models.names)
             notice = build_notice()
             picker = build_picker()
-            composer = build_composer(info, attaches=info.multimodal or len(models.names) > 1)
+            composer = build_composer(info, attaches=info.multimodal or len(models.names) > 1 or machine is not None)
             if info.multimodal:
                 gr.HTML(SOURCES, elem_id="sources")
             image_strip, token_count = build_image_strip(), build_token_count()
@@ -109,6 +114,8 @@ def build_page(
         inside_handlers = InsideHandlers(models)
         _connect_inside(inside_handlers, inside, panels, changes)
         _connect_model_choice(ModelChoiceHandlers(models, partial(_head, title)), panels, head, changes)
+        if machine is not None:
+            _connect_machine(page, ModelsHandlers(models, machine), settings)
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
         page.periodic_tasks.append(models.evict)
@@ -242,6 +249,25 @@ def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: g
             followed = change.then(**follow)
             if settings.int4 is not None:  # which may have been switched since `follow` was asked
                 followed.then(**show_head)
+
+
+def _connect_machine(page: gr.Blocks, handlers: ModelsHandlers, settings: Settings) -> None:
+    """The models on this machine. The handlers refuse everybody but whoever started the program."""
+    parts, number = settings.machine, gr.Number(visible="hidden", precision=0)
+    assert parts is not None
+    run = gr.Button("Run", elem_id="model-run", visible="hidden")
+    common: dict[str, Any] = {
+        "outputs": [parts.progress, parts.stop, parts.listed, settings.model],
+        "show_progress": "hidden",
+        "concurrency_limit": None,
+        "api_visibility": "private",
+    }
+    parts.fold.expand(handlers.open, None, **common)
+    parts.again.click(handlers.look_again, None, **common)
+    run.click(handlers.run, [number], js=_NUMBER_JS.format("model-run"), trigger_mode="multiple", **common)
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    parts.stop.click(handlers.stop, None, None, **quiet)
+    page.load(handlers.names, None, settings.model, **quiet)
 
 
 def _connect_empty_button(composer: gr.MultimodalTextbox) -> None:

@@ -9,6 +9,7 @@ import gradio as gr
 
 from components.examples import Example
 from gemma3_core.engine import (
+    UNGATED,
     AdapterFacts,
     Gemma3Error,
     Int4Choice,
@@ -16,6 +17,7 @@ from gemma3_core.engine import (
     ModelInfo,
     PartialSampling,
     SamplingSettings,
+    size_of,
 )
 
 MOST_NEW_TOKENS = 2048
@@ -89,6 +91,17 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class MachineModels:
+    """The fold with the models on this machine, which only whoever started the program sees."""
+
+    fold: gr.Accordion
+    progress: gr.HTML
+    stop: gr.Button
+    listed: gr.HTML
+    again: gr.Button
+
+
+@dataclass(frozen=True)
 class Settings:
     """The sidebar's components that other parts of the page use."""
 
@@ -101,6 +114,7 @@ class Settings:
     model: gr.Dropdown | None
     model_note: gr.HTML | None
     shown: gr.State
+    machine: "MachineModels | None" = None
 
     @property
     def chosen(self) -> gr.components.Component:
@@ -128,14 +142,17 @@ def with_brought(choices: Choices, example: Example) -> Choices:
     )
 
 
-def build_settings(info: ModelInfo, names: Sequence[str] = (), beneath: str = "") -> Settings:
+def build_settings(
+    info: ModelInfo, names: Sequence[str] = (), beneath: str = "", lists_machine: bool = False
+) -> Settings:
     """Model (if there are several `names`), pan & scan and int4 in front; the rest is folded away. `beneath` is HTML
-    that stands below them, with the id "conversations"."""
+    that stands below them, with the id "conversations". `lists_machine` adds the models on this machine."""
     # Closed at first, which suits a phone; page.js opens it where there is room.
     with gr.Sidebar(label="Settings", width=304, open=False, elem_id="settings"):
         gr.HTML("<h2>Settings</h2>")
-        model = _build_model(info, names) if len(names) > 1 else None
+        model = _build_model(info, names) if len(names) > 1 or lists_machine else None
         note = gr.HTML(model_note(None, info, in_memory=True), elem_id="model-note") if model or info.adapter else None
+        machine = _build_machine_models() if lists_machine else None
         pan_and_scan = gr.Checkbox(
             label="Pan & scan",
             info=pan_and_scan_line(info),
@@ -161,7 +178,7 @@ def build_settings(info: ModelInfo, names: Sequence[str] = (), beneath: str = ""
     chosen, shown = gr.State(None) if int4 is None else int4, gr.State(info.name)
     chosen_model, continue_text = (gr.State(None) if one is None else one for one in (model, goes_on))
     inputs = (pan_and_scan, system_prompt, *sampling, chosen, chosen_model, shown, continue_text)
-    return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown)
+    return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown, machine)
 
 
 def _build_continue_text() -> gr.Checkbox:
@@ -172,6 +189,15 @@ def _build_continue_text() -> gr.Checkbox:
         "not trained on.",
         elem_id="continue-text",
     )
+
+
+def _build_machine_models() -> MachineModels:
+    with gr.Accordion("Models on this machine", open=False, elem_id="machine") as fold:
+        progress = gr.HTML(elem_id="machine-progress")
+        stop = gr.Button("Stop the download", size="sm", visible=False, elem_id="machine-stop")
+        listed = gr.HTML(elem_id="machine-models")
+        again = gr.Button("Look again", size="sm", elem_id="machine-again")
+    return MachineModels(fold, progress, stop, listed, again)
 
 
 def _build_model(info: ModelInfo, names: Sequence[str]) -> gr.Dropdown:
@@ -185,6 +211,16 @@ def _build_model(info: ModelInfo, names: Sequence[str]) -> gr.Dropdown:
     )
 
 
+_FROM_HUB = (
+    "Your next question downloads this model from the Hub, if it is not on this machine yet{}. The download needs "
+    "HF_TOKEN in this app's environment, from an account that accepted the model's license."
+)
+_UNGATED = (
+    "Gemma 3 4B as a file of 4 bits. Google made the model, and ggml-org, who make llama.cpp, this file; Gemma's terms "
+    "of use apply. Your next question downloads it, if it is not on this machine yet{}."
+)
+
+
 def model_note(entry: ModelEntry | None, known: ModelInfo | None, in_memory: bool) -> str:
     """HTML on what choosing this model means, as far as that is known, and on its adapter. `entry` is None for models
     that are always in memory."""
@@ -192,11 +228,8 @@ def model_note(entry: ModelEntry | None, known: ModelInfo | None, in_memory: boo
         return "" if known is None or known.adapter is None else adapter_note(known.adapter)
     lines = ["Your next question loads this model, which takes a while."]
     if entry.from_hub and known is None:
-        size = "" if entry.download_bytes is None else f": {_size(entry.download_bytes)}"
-        lines = [
-            f"Your next question downloads this model from the Hub, if it is not on this machine yet{size}. "
-            "The download needs HF_TOKEN in this app's environment, from an account that accepted the model's license."
-        ]
+        size = "" if entry.download_bytes is None else f": {size_of(entry.download_bytes)}"
+        lines = [(_UNGATED if entry.source == UNGATED else _FROM_HUB).format(size)]
     if known is None:
         lines.append("Settings that you have not changed will take this model's defaults.")
     return f'<p class="note">{escape(" ".join(lines))}</p>'
@@ -214,7 +247,7 @@ def adapter_note(adapter: AdapterFacts) -> str:
         *(f"{part}: {number:,} of its layers" for part, number in adapter.layers),
         *(["weights of its own"] if own else []),
         f"{adapter.num_parameters:,} weights",
-        _size(adapter.num_bytes),
+        size_of(adapter.num_bytes),
         "merged into the model" if adapter.merged else "kept beside the model",
     ]
     names = ", ".join([*adapter.targets, *own][:_MOST_TARGETS])
@@ -245,18 +278,14 @@ def int4_line(choice: Int4Choice) -> str:
     """What the int4 switch does and saves, or why it is fixed."""
     if choice.obstacle:
         return choice.obstacle
+    int4, full = size_of(choice.int4_bytes), size_of(choice.full_bytes)
     line = (
-        f"4-bit weights in the decoder: {_size(choice.int4_bytes)} of memory instead of {_size(choice.full_bytes)}, "
+        f"4-bit weights in the decoder: {int4} of memory instead of {full}, "
         "a little less exact. If both precisions are used, the server keeps both in memory."
     )
     if choice.left:
         line += f" {len(choice.left)} of its layers can't be int4 and keep full precision."
     return line
-
-
-def _size(num_bytes: int) -> str:
-    """A size in decimal units, as memory is sold: "8.6 GB"."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _build_sampling(default: SamplingSettings) -> tuple[gr.components.Component, ...]:

@@ -15,14 +15,14 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "model": None, "mmproj": None, "adapter": (), "merge_adapter": False, "also": (),
         "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
-        "forgetful": False, "frame_ancestors": "", "api_key": (),
+        "forgetful": False, "frame_ancestors": "", "api_key": (), "find": False, "look_in": (),
     }  # fmt: skip
     assert vars(settings) == expected
 
 
 def test_each_option_can_be_given():
     line = "--model some/folder --also a/b --also c --keep 2 --int4 --device cpu --dtype float32 --host 0.0.0.0 "
-    line += "--adapter an/adapter --adapter c --merge-adapter "
+    line += "--adapter an/adapter --adapter c --merge-adapter --find --look-in a --look-in b "
     line += "--mmproj m.gguf --port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
     line += " --api-key one-of-our-keys --api-key 12345678"
     settings = app.parse(line.split(), {})
@@ -33,6 +33,7 @@ def test_each_option_can_be_given():
     assert settings.auth == ("me", "secret")
     assert (settings.mmproj, settings.api_key) == ("m.gguf", ("one-of-our-keys", "12345678"))
     assert (settings.adapter, settings.merge_adapter) == (("an/adapter", "c"), True)
+    assert (settings.find, settings.look_in) == (True, ("a", "b"))
 
 
 def test_each_option_can_come_from_the_environment():
@@ -43,6 +44,7 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_MCP": "true", "GEMMA_FORGETFUL": "on", "GEMMA_FRAME_ANCESTORS": "none",
         "GEMMA_API_KEY": "one-of-our-keys,12345678",
         "GEMMA_ADAPTER": "an/adapter,c", "GEMMA_MERGE_ADAPTER": "1",
+        "GEMMA_FIND": "1", "GEMMA_LOOK_IN": "a,b c",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -51,6 +53,7 @@ def test_each_option_can_come_from_the_environment():
         "also": ("a/b", "c d"), "keep": 3, "at_once": 2, "forgetful": True, "frame_ancestors": "'none'",
         "api_key": ("one-of-our-keys", "12345678"),
         "adapter": ("an/adapter", "c"), "merge_adapter": True,
+        "find": True, "look_in": ("a", "b c"),
     }  # fmt: skip
 
 
@@ -111,10 +114,13 @@ def test_whether_strangers_reach_the_page(line, environment, here):
     assert app.listens_here_only(app.parse(line.split(), environment), environment) is here
 
 
+OFFERED = ("ggml-org/gemma-3-4b-it-GGUF:gemma-3-4b-it-Q4_K_M.gguf", "google/gemma-3-4b-it")  # the ungated one first
+
+
 @pytest.mark.parametrize(
     ("line", "also"),
     [
-        ("app.py", ("google/gemma-3-4b-it",)), ("app.py --also a/b", ("a/b", "google/gemma-3-4b-it")),
+        ("app.py", OFFERED), ("app.py --also a/b", ("a/b", *OFFERED)),
         ("app.py --model a/b", ()), ("app.py --host 0.0.0.0", ()), ("app.py --share --also c", ("c",)),
     ],
 )  # fmt: skip
@@ -136,6 +142,40 @@ def test_the_published_model_is_offered_only_where_no_model_is_named_and_no_stra
     assert (built[0], built[-1]) == (also, "served")
 
 
+@pytest.mark.parametrize(
+    ("line", "owned"),
+    [
+        ("app.py", True), ("app.py --model a/b", True), ("app.py --host 0.0.0.0", False), ("app.py --share", False),
+        ("app.py --auth me:secret", False), ("app.py --frame-ancestors https://a.org", False),
+    ],
+)  # fmt: skip
+def test_the_machines_models_are_shown_only_to_whoever_started_the_program(line, owned, monkeypatch):
+    built = []
+
+    class Page:
+        share_url = None
+
+        def launch(self, **_):
+            pass
+
+        def block_thread(self):
+            pass
+
+    monkeypatch.setattr(app, "build", lambda settings: built.append(settings.owned) or Page())
+    monkeypatch.setattr("sys.argv", line.split())
+    app.main()
+    assert built == [owned]
+
+
+def test_the_models_that_are_found_are_printed_at_the_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    settings = app.parse(["--look-in", str(REPOSITORY / "assets" / "demo_model"), "--device", "cpu"], {})
+    app.print_models(settings)
+    printed = capsys.readouterr().out
+    assert "demo_model (safetensors, bfloat16, 26.6 MB, in a folder that was named)" in printed
+    assert "Reads text and pictures. Needs 60.1 MB in float32, 41.2 MB in int4." in printed
+
+
 def test_importing_the_app_loads_nothing_heavy():
     code = "import sys, app; sys.exit(' '.join({'torch', 'gradio', 'gemma3_core'} & set(sys.modules)) or 0)"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -149,6 +189,7 @@ def test_importing_the_app_loads_nothing_heavy():
         ["--model", "no/such/folder/anywhere"],
         ["--also", "/no/such/folder"],
         ["--mcp", "--auth", "me:secret"],
+        ["--look-in", "/no/such/folder"],
     ],
 )
 def test_what_the_engine_refuses_ends_in_one_line(option):

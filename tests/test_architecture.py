@@ -29,7 +29,7 @@ ROOMS = {
         "bridge theme examples arguments",
         "shown settings",
         "chat",
-        "inside serving endpoint",
+        "inside serving endpoint models",
         "openai",
         "page",
     ),

@@ -18,7 +18,6 @@ class ModelChoiceHandlers:
 
     def __init__(self, models: ModelRegistry, head: Callable[[str], str]):
         self._models, self._head = models, head
-        self._entries = {entry.name: entry for entry in models.entries}
 
     def outputs(self, settings: Settings, head: gr.HTML, chat: gr.Chatbot, composer: Any) -> list[Any]:
         """The components that `follow` updates, in that order."""
@@ -55,7 +54,8 @@ class ModelChoiceHandlers:
 
     def _note(self, model: str | None, info: ModelInfo | None) -> str:
         with self._models.held(model) as engine:
-            return model_note(self._entries.get(model or ""), info, engine is not None)
+            entry = next((entry for entry in self._models.entries if entry.name == model), None)
+            return model_note(entry, info, engine is not None)
 
 
 def _int4(info: ModelInfo, value: bool | None) -> Any:

@@ -13,7 +13,7 @@ from components.chat.conversation import Conversation, Exchange
 from components.examples import Example, card_address
 from components.shown.markdown import literal, of_model
 from components.shown.stats import count, figures_line, short_line
-from gemma3_core.engine import ModelInfo, Turn
+from gemma3_core.engine import UNGATED_NAME, ModelInfo, Turn
 
 
 class Message(dict[str, Any]):
@@ -32,7 +32,7 @@ _DEMO_LIMITS = (
     "charts. Asked about anything else, it says that it doesn't know. {}"
 )
 _ONWARD = "For photographs and everything else, {}"
-_CHOOSE_PUBLISHED = "choose gemma-3-4b-it under Model in the settings."
+_CHOOSE_PUBLISHED = f"choose {UNGATED_NAME} under Model in the settings."
 _START_PUBLISHED = "start Gemma 3 4B: `python app.py --model google/gemma-3-4b-it`"
 _DUPLICATE = "duplicate this Space, on a GPU, and set its variable GEMMA_MODEL to google/gemma-3-4b-it."
 _BORROWED = (
@@ -97,7 +97,7 @@ def first_sight(info: ModelInfo, models: Sequence[str] = ()) -> str:
 
 def onward(models: Sequence[str]) -> str:
     """Which model reads what the demo model can't; `models` are those to choose from."""
-    return _ONWARD.format(_CHOOSE_PUBLISHED if "gemma-3-4b-it" in models else _start())
+    return _ONWARD.format(_CHOOSE_PUBLISHED if UNGATED_NAME in models else _start())
 
 
 def _start() -> str:

@@ -294,7 +294,11 @@ AnyConfig = Gemma3Config | Gemma3TextConfig
 
 def read_config(folder: Path) -> AnyConfig:
     """Reads config.json of a checkpoint folder. Raises CheckpointError, ConfigError."""
-    data = read_json(folder / CONFIG_FILE)
+    return config_from(read_json(folder / CONFIG_FILE))
+
+
+def config_from(data: dict[str, Any]) -> AnyConfig:
+    """The configuration that a config.json describes. Raises ConfigError."""
     kind = data.get("model_type")
     if kind == Gemma3Config.model_type:
         return Gemma3Config.from_dict(data)

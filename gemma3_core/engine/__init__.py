@@ -21,9 +21,11 @@ from gemma3_core.engine.api import (
 )
 from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_picture
 from gemma3_core.engine.explain import OcclusionReport, PromptView
-from gemma3_core.engine.registry import PUBLISHED, ModelEntry, ModelRegistry
+from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
+from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import ContextLengthError, Gemma3Error, QueueFullError, StoppedError
+from gemma3_core.files.download import size_of
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
 from gemma3_core.images.fetch import fetch_image
@@ -40,6 +42,8 @@ __all__ = [
     "DEMO_NAME",
     "MAX_TAKEN",
     "PUBLISHED",
+    "UNGATED",
+    "UNGATED_NAME",
     "AdapterFacts",
     "Alternative",
     "Answered",
@@ -50,10 +54,12 @@ __all__ = [
     "DoneEvent",
     "Engine",
     "Event",
+    "FoundModel",
     "Gemma3Error",
     "Int4Choice",
     "LayerMask",
     "Lend",
+    "Loading",
     "MaskView",
     "ModelEntry",
     "ModelInfo",
@@ -79,8 +85,12 @@ __all__ = [
     "check_picture",
     "enough_pixels",
     "fetch_image",
+    "find_models",
+    "free_memory",
+    "listing",
     "open_document",
     "read_data_url",
+    "size_of",
     "take_frames",
     "take_pages",
 ]

@@ -10,7 +10,7 @@ import torch
 from gemma3_core.adapters.config import base_of, shown_source
 from gemma3_core.adapters.facts import AdapterFacts
 from gemma3_core.adapters.files import StoredAdapter
-from gemma3_core.config.gemma3 import Gemma3Config, read_config
+from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, read_config
 from gemma3_core.engine.memory import free_bytes
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.files.hub import hub_id_of
@@ -85,16 +85,15 @@ class ModelVariants:
                 f"{hub_id_of(folder) or folder.name} is an adapter for {shown_source(base.source)}. Name that as the "
                 "model, and this one with --adapter."
             )
-        if dtype == "auto" and device.type == "cuda":
-            dtype = auto_dtype(torch.cuda.get_device_capability(device))
         model_config = read_config(folder)
-        kind: Any = Gemma3ForConditionalGeneration if isinstance(model_config, Gemma3Config) else Gemma3ForCausalLM
+        kind = model_class(model_config)
         stored = model_config.extra.get("quantization_config")
-        if dtype == "auto" and device.type == "cpu":
+
+        def weights() -> int:
             check_layers(model_config, folder)  # before anything of a size that config.json only promises is built
-            weights = count_weights(build_on_meta(lambda: kind(model_config)))
-            # On CPUs without bfloat16 matrix units, small models are faster in float32.
-            dtype = "float32" if weights <= _LARGEST_FLOAT32_ON_CPU else dtype
+            return count_weights(build_on_meta(lambda: kind(model_config)))
+
+        dtype = usual_dtype(dtype, device, weights)
 
         def read(quantization_config: TorchAoConfig | None, where: torch.device, dequantize: bool = False) -> Model:
             model: Model = kind.from_pretrained(
@@ -197,6 +196,21 @@ class ModelVariants:
     def model(self, int4: bool) -> Model:
         """The model of that precision, once it is prepared."""
         return self._models[int4]
+
+
+def model_class(config: AnyConfig) -> Any:
+    """The class that answers with a checkpoint of this configuration."""
+    return Gemma3ForConditionalGeneration if isinstance(config, Gemma3Config) else Gemma3ForCausalLM
+
+
+def usual_dtype(dtype: str, device: torch.device, weights: Callable[[], int]) -> str:
+    """What "auto" means on a device for a model of so many weights; "auto" remains where it is the checkpoint's own."""
+    if dtype == "auto" and device.type == "cuda":
+        return auto_dtype(torch.cuda.get_device_capability(device))
+    if dtype == "auto" and device.type == "cpu":
+        # On CPUs without bfloat16 matrix units, small models are faster in float32.
+        return "float32" if weights() <= _LARGEST_FLOAT32_ON_CPU else dtype
+    return dtype
 
 
 def auto_dtype(capability: tuple[int, int]) -> str:

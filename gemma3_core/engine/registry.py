@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,23 @@ from gemma3_core.errors import (
     CheckpointError,
     Gemma3Error,
     QueueFullError,
+    StoppedError,
     UnsupportedOptionError,
 )
+from gemma3_core.files.download import Watch
+from gemma3_core.files.hub import UNGATED as UNGATED_REPOSITORY
 from gemma3_core.files.hub import resolve_folder
 from gemma3_core.files.weight_files import weight_files
 from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.gguf.tensors import hub_tensors
+from gemma3_core.int4.linear import int4_obstacle
 
 PUBLISHED = "google/gemma-3-4b-it"
-_KNOWN_BYTES = {PUBLISHED: 8_600_158_944}
-"""Approximate download sizes of Hub ids: the weights in bfloat16."""
+UNGATED_NAME = "gemma-3-4b-it-Q4_K_M"
+UNGATED = f"{UNGATED_REPOSITORY}:{UNGATED_NAME}.gguf"
+"""Gemma 3 4B for those without a licence and without a token: a file of 2.5 GB, and one of 0.8 GB for pictures."""
+_KNOWN_BYTES = {PUBLISHED: 8_600_158_944, UNGATED: 3_341_000_000}
+"""Approximate download sizes of Hub ids: the weights in bfloat16, or of the file's two parts."""
 
 NO_INT4_TO_LEND = (
     "A server whose GPU is lent for each call can't start with int4 weights. Start it in full precision (without "
@@ -54,13 +61,14 @@ class ModelEntry:
     """A model that visitors may choose by name; do not show them `source`, which may be a folder.
 
     A `from_hub` model is downloaded when it is first chosen, unless it is in the Hub's cache; `download_bytes` is the
-    size, or None if unknown.
+    size, or None if unknown. `int4` is the precision that it is loaded in, or None for the server's setting.
     """
 
     name: str
     source: str
     from_hub: bool = False
     download_bytes: int | None = None
+    int4: bool | None = None
 
 
 def entries_of(
@@ -77,11 +85,18 @@ def entries_of(
         if identity in seen:
             continue
         seen.add(identity)
-        name = next(name for name in _numbered(Path(identity).name) if name not in taken)
+        name = next(name for name in _numbered(_last_part(identity)) if name not in taken)
         taken.add(name)
         from_hub = not Path(identity).exists()
-        found.append(ModelEntry(name, identity, from_hub, _KNOWN_BYTES.get(identity)))
+        in_int4 = True if identity == UNGATED else None
+        found.append(ModelEntry(name, identity, from_hub, _KNOWN_BYTES.get(identity), in_int4))
     return tuple(found)
+
+
+def _last_part(source: str) -> str:
+    """The last part of a folder, file or id; of a GGUF file on the Hub its name."""
+    name = Path(source.rpartition(":")[2] if source.endswith(".gguf") else source)
+    return name.stem if name.suffix == ".gguf" and ":" in source else name.name
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -107,15 +122,34 @@ def _identity(source: str) -> str:
     return source
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How far a model is that is being loaded, in words; `share` of its download, or None once that is done."""
+
+    text: str
+    share: float | None = None
+
+
 @dataclass
 class _Load:
-    """One attempt to load a model; everyone who waits for the model shares its result."""
+    """One attempt to load a model; everyone who waits for the model shares its result.
+
+    `stop` ends its download, of which `share` is done; None where there is none.
+    """
 
     stage: str
     began: float
+    share: float | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
     engine: Engine | None = None
     error: Exception | None = None
     ended: bool = False
+
+    def text(self) -> str:
+        return self.stage + (_so_far(self.began) if self.share is None else "")
+
+    def tell(self, stage: str, share: float) -> None:
+        self.stage, self.share = stage, share
 
 
 @dataclass
@@ -144,8 +178,10 @@ class ModelRegistry:
         load: Callable[[ModelEntry], Engine] | None = None,
         keep: int = 1,
         beside: Sequence[Engine] = (),
+        fetch: Callable[[ModelEntry, Watch], object] | None = None,
     ):
-        """`load` makes the engine of an entry; at most `keep` of them stay in memory besides the first.
+        """`load` makes the engine of an entry; at most `keep` of them stay in memory besides the first. `fetch` brings
+        its files to this machine before.
 
         The engines `beside` the first share its weights, and stay too.
 
@@ -157,7 +193,9 @@ class ModelRegistry:
             raise UnsupportedOptionError(
                 "Models besides the first need a `load` function that makes their engines. Pass one."
             )
-        self.first, self._load, self._keep = first, load, keep
+        self.first, self._load, self._fetch, self._keep = first, load, fetch, keep
+        self.first_source = ""
+        """Where the first model's files are: a folder, a GGUF file or a Hub id."""
         self._slots = {entry.name: _Slot(entry) for entry in others}
         self._staying = {engine.info.name: engine for engine in (first, *beside)}
         self._infos: dict[str, ModelInfo] = {name: engine.info for name, engine in self._staying.items()}
@@ -206,15 +244,18 @@ class ModelRegistry:
         others = entries_of(also, source, base.info.name, [engine.info.name for engine in (first, *beside)])
 
         def load(entry: ModelEntry) -> Engine:
-            folder = _folder(entry)
-            if not int4:  # the size of int4 weights is known only after they are made
+            folder, in_int4 = _folder(entry), int4 if entry.int4 is None else entry.int4
+            if entry.int4 and int4_obstacle(torch.device(first.info.device)):  # such as Apple's GPUs
+                in_int4 = False
+            if not in_int4:  # the size of int4 weights is known only after they are made
                 _require_room(folder, entry.name, torch.device(first.info.device))
             try:
-                return _engine(lend, folder, device, dtype, int4, name=entry.name, beside=base)
+                return _engine(lend, folder, device, dtype, in_int4, name=entry.name, beside=base)
             except torch.OutOfMemoryError:
                 raise UnsupportedOptionError(_NO_ROOM.format(entry.name)) from None
 
-        registry = cls(first, others, load, keep if lend is None else max(keep, len(others)), beside)
+        registry = cls(first, others, load, keep if lend is None else max(keep, len(others)), beside, _fetch)
+        registry.first_source = _identity(str(DEMO_MODEL) if source is None else source)
         if lend is not None:
             registry._load_all()
         return registry
@@ -229,12 +270,83 @@ class ModelRegistry:
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
         """The models that can be chosen besides the first."""
-        return tuple(slot.entry for slot in self._slots.values())
+        return tuple(slot.entry for slot in list(self._slots.values()))
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names that can be chosen; the first model comes first."""
         return (*self._staying, *self._slots)
+
+    def offer(self, entry: ModelEntry) -> ModelEntry:
+        """Offers a further model from now on; gives the entry under a name of its own.
+
+        An entry of the same source that is not in memory is replaced, so that it may be loaded in another precision.
+        Raises UnsupportedOptionError where nothing more can be offered.
+        """
+        if self._load is None:
+            raise UnsupportedOptionError(
+                "This server can't load further models. Start it with the model that you want."
+            )
+        with self._changed:
+            for slot in self._slots.values():
+                if slot.entry.source == entry.source:
+                    if slot.entry.int4 != entry.int4 and not slot.users and slot.load is None:
+                        if slot.engine is not None:
+                            _evict(slot)
+                        slot.entry = replace(slot.entry, int4=entry.int4)
+                    return slot.entry
+            named = replace(entry, name=next(name for name in _numbered(entry.name) if name not in self.names))
+            self._slots[named.name] = _Slot(named)
+            return named
+
+    def aprepare(self, name: str) -> AsyncGenerator[Event]:
+        """`prepare` for an event loop."""
+        return in_event_loop(self.prepare(name))
+
+    def prepare(self, name: str, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Loads a model before it is asked, and tells how far it is; `stop` ends the waiting, not the loading.
+
+        Raises as `stream`, and StoppedError after `stop_loading`.
+        """
+        name = self._checked(name)
+        if name in self._staying:
+            return
+        slot = self._slots[name]
+        with self._changed:
+            slot.users += 1
+            slot.used = next(self._uses)
+        try:
+            yield from self._loaded(slot, stop)
+        finally:
+            self._release(slot)
+
+    @property
+    def loading(self) -> dict[str, Loading]:
+        """The models that are being downloaded or loaded, by name."""
+        with self._changed:
+            loads = {name: slot.load for name, slot in self._slots.items()}
+            return {name: Loading(load.text(), load.share) for name, load in loads.items() if load is not None}
+
+    @property
+    def in_memory(self) -> tuple[str, ...]:
+        """The models that are loaded; the first one always is."""
+        with self._changed:
+            return (*self._staying, *(name for name, slot in self._slots.items() if slot.engine is not None))
+
+    def makes_way(self) -> tuple[str, ...]:
+        """The models that would leave memory for another one."""
+        with self._changed:
+            kept = [slot for slot in self._slots.values() if slot.takes_room]
+            idle = sorted((slot for slot in kept if slot.engine and not slot.users), key=lambda slot: slot.used)
+            return tuple(slot.entry.name for slot in idle[: max(0, len(kept) - self._keep + 1)])
+
+    def stop_loading(self, name: str) -> None:
+        """Ends the download of a model; everyone who waits for it gets a StoppedError. What has arrived is kept."""
+        with self._changed:
+            slot = self._slots.get(name)
+            if slot is not None and slot.load is not None:
+                slot.load.stop.set()
+                self._changed.notify_all()
 
     def info(self, name: str | None = None) -> ModelInfo | None:
         """What is known of a model (None is the first); None if it isn't offered or has never been loaded."""
@@ -357,7 +469,7 @@ class ModelRegistry:
         try:
             while not attempt.ended:
                 # Sent again each tick: the server notices a closed page only when it sends something.
-                yield StageEvent("loading", attempt.stage + _so_far(attempt.began))
+                yield StageEvent("loading", attempt.text())
                 if stop is not None and stop.is_set():
                     return None
                 with self._changed:
@@ -378,6 +490,10 @@ class ModelRegistry:
             if not self._takes_room(slot, attempt):
                 return
             assert self._load is not None
+            if self._fetch is not None:
+                self._fetch(slot.entry, Watch(attempt.tell, attempt.stop))
+            if attempt.share is not None:  # something was downloaded
+                attempt.stage, attempt.began, attempt.share = _loading(slot.entry), time.monotonic(), None
             attempt.engine = self._load(slot.entry)
         except Exception as error:  # noqa: BLE001  raised again where an answer waits for the model
             attempt.error = error
@@ -402,6 +518,8 @@ class ModelRegistry:
                 names = " and ".join(other.entry.name for other in kept)
                 attempt.stage = f"Waiting for memory: {names} still at work"
                 self._changed.wait()
+                if attempt.stop.is_set():
+                    raise StoppedError(f"Loading {slot.entry.name} was stopped. Start it again when you like.")
             slot.load = None
             return False
 
@@ -434,9 +552,13 @@ def _evict(slot: _Slot) -> None:
     slot.engine, slot.takes_room = None, False
 
 
+def _loading(entry: ModelEntry) -> str:
+    return f"Loading {entry.name}"
+
+
 def _stage(entry: ModelEntry) -> str:
     if not entry.from_hub:
-        return f"Loading {entry.name}"
+        return _loading(entry)
     size = "" if entry.download_bytes is None else f" of {entry.download_bytes / 1e9:.1f} GB"
     return f"Loading {entry.name}, after a download{size} if it is not on this machine yet"
 
@@ -451,6 +573,11 @@ def _folder(entry: ModelEntry) -> Path:
     if not entry.from_hub and not Path(entry.source).exists():
         raise CheckpointError(f"{entry.name} is no longer there. Choose another model.")
     return resolve_folder(entry.source)
+
+
+def _fetch(entry: ModelEntry, watch: Watch) -> None:
+    if entry.from_hub:
+        resolve_folder(entry.source, watch=watch)
 
 
 def _bytes_needed(folder: Path) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from gemma3_core.errors import CheckpointError, require_known
+from gemma3_core.errors import CheckpointError, StoppedError, require_known
+from gemma3_core.files.download import NO_SPACE, Watch, fetch
 from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of, holds_models, weights_of
 from gemma3_core.gguf.header import is_gguf
 
@@ -18,6 +19,8 @@ _ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 _SAMPLE = 64 * 1024  # bytes
 _GGUF_FILES = "*.gguf"
 _PART, _LATER_PART = re.compile(r"-\d{5}-of-\d{5}\."), re.compile(r"-(?!00001)\d{5}-of-\d{5}\.")
+UNGATED = "ggml-org/gemma-3-4b-it-GGUF"
+"""A copy of Gemma 3 4B that anybody may download, by the makers of llama.cpp. Gemma's terms apply to it too."""
 PREFERRED_GGUF = ("Q4_0", "Q4_K_M", "Q8_0", "")
 """Which file of a repository is taken if none is named: Q4_0 is our int4, without any loss."""
 
@@ -43,13 +46,17 @@ def pop_hub_options(options: dict[str, Any]) -> HubOptions:
     return hub
 
 
-def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[HubOptions]) -> Path:
+def resolve_folder(
+    source: str | Path, *, weights: bool = True, watch: Watch | None = None, **hub: Unpack[HubOptions]
+) -> Path:
     """An existing folder or GGUF file wins over a Hub id; a Hub id is downloaded (or found in the cache).
+
+    A download that broke off continues where it was; `watch` is told how far it is, and can stop it.
 
     A GGUF file, a folder that holds one, and `OWNER/REPO:FILE` for one on the Hub become a folder as `gguf.checkpoint`
     makes it. Without `weights` only the small files are fetched: configs, tokenizer, chat template. Raises
-    CheckpointError where there is neither a folder nor a repository, UnsupportedOptionError for options other than
-    the Hub's.
+    CheckpointError where there is neither a folder nor a repository, StoppedError, UnsupportedOptionError for options
+    other than the Hub's.
     """
     require_known("The Hub", hub, HubOptions.__annotations__)
     if not isinstance(source, str | Path) or not str(source).strip():
@@ -66,7 +73,7 @@ def resolve_folder(source: str | Path, *, weights: bool = True, **hub: Unpack[Hu
             f"{folder.name} is not a GGUF file. Give one, or the folder that holds config.json and the safetensors "
             "files."
         )
-    return _from_hub(str(source), given, weights, mmproj)
+    return _from_hub(str(source), given, weights, mmproj, watch)
 
 
 def resolve_adapter(source: str | Path, **hub: Unpack[HubOptions]) -> Path:
@@ -101,14 +108,15 @@ def _without_mmproj(folder: Path, mmproj: Path | None) -> Path:
     return folder
 
 
-def _from_hub(source: str, given: dict[str, Any], weights: bool, mmproj: Path | None) -> Path:
+def _from_hub(
+    source: str, given: dict[str, Any], weights: bool, mmproj: Path | None, watch: Watch | None = None
+) -> Path:
     """A repository's snapshot, or the folder that stands for its GGUF file."""
-    from huggingface_hub import snapshot_download
 
     repo_id, _, asked = source.partition(":") if "/" in source.partition(":")[0] else (source, "", "")
     patterns = [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES
     try:
-        folder = None if asked else Path(snapshot_download(repo_id, allow_patterns=patterns, **given))
+        folder = None if asked else _snapshot(repo_id, patterns, given, watch)
         if folder is not None and any(folder.glob("*.safetensors" if weights else "*.json")):
             return _without_mmproj(folder, mmproj)
         names = _gguf_names(repo_id, given)
@@ -116,14 +124,22 @@ def _from_hub(source: str, given: dict[str, Any], weights: bool, mmproj: Path | 
             return folder
         model = _chosen_gguf(repo_id, names, asked)
         projectors = sorted(filter(_is_mmproj, names), key=_mmproj_order)
-        snapshot = Path(snapshot_download(repo_id, allow_patterns=[*_parts_of(model, names), *projectors[:1]], **given))
-    except CheckpointError:
+        snapshot = _snapshot(repo_id, [*_parts_of(model, names), *projectors[:1]], given, watch)
+    except (CheckpointError, StoppedError):
         raise
     except Exception as error:  # noqa: BLE001  network errors belong to the HTTP library that the Hub's client picks
         raise CheckpointError(_why_not_downloaded(error, repo_id, given.get("revision"))) from None
     if mmproj is None and projectors:
         mmproj = snapshot / projectors[0]
     return folder_of(find_checkpoint(snapshot / model, mmproj))
+
+
+def _snapshot(repo_id: str, patterns: list[str], given: dict[str, Any], watch: Watch | None) -> Path:
+    """The repository's folder in the Hub's cache, with the files that fit the patterns."""
+    from huggingface_hub import snapshot_download
+
+    fetch(repo_id, patterns, given, watch)
+    return Path(snapshot_download(repo_id, allow_patterns=patterns, **given))
 
 
 def _gguf_names(repo_id: str, given: dict[str, Any]) -> list[str]:
@@ -199,11 +215,15 @@ def _why_not_downloaded(error: Exception, repo_id: str, revision: str | None) ->
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"The disk is full, so {repo_id} could not be downloaded. Free some space, and start again."
     if isinstance(error, errors.HFValidationError):
         return f"{repo_id} is neither a folder on this machine nor a Hub id of the form owner/name."
     if isinstance(error, errors.GatedRepoError):
-        advice = "Accept its licence on the model's page of the Hub, then set HF_TOKEN to your token."
-        return f"{repo_id} is gated. {advice}"
+        return (
+            f"{repo_id} is gated: accept its licence at huggingface.co/{repo_id}, then run `hf auth login` or set "
+            f"HF_TOKEN. {UNGATED} is a copy of Gemma 3 4B that needs neither."
+        )
     if isinstance(error, errors.LocalEntryNotFoundError):
         advice = "Check the network and local_files_only, or give a folder."
         return f"{repo_id} is not on this machine and could not be downloaded. {advice}"

@@ -88,6 +88,12 @@ def _fitting(folder: Path, width: int) -> Iterator[Header]:
             yield header
 
 
+def is_later_part(name: str) -> bool:
+    """Whether a file of this name is a further part of a split model, which its first part stands for."""
+    part = _PART.fullmatch(name)
+    return part is not None and int(part[2]) != 1
+
+
 def holds_models(folder: Path) -> bool:
     """Whether a folder holds GGUF files, and no weights in the Hub's layout."""
     return any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))
@@ -177,7 +183,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 def _model_in(folder: Path) -> Path:
     """The one model of a folder; of a split one its first part. Raises CheckpointError."""
-    named = [path for path in _others_in(folder) if (part := _PART.fullmatch(path.name)) is None or int(part[2]) == 1]
+    named = [path for path in _others_in(folder) if not is_later_part(path.name)]
     models = [path for path in named if _architecture_or_none(path) != VISION_ARCHITECTURE]
     if len(models) == 1:
         return models[0]
@@ -255,43 +261,58 @@ def _contents(checkpoint: GgufCheckpoint) -> dict[str, Any]:
     """The files of the folder by name: texts, or objects of JSON."""
     text, vision = read_header(checkpoint.text.path), checkpoint.mmproj
     tokens = [str(token) for token in _list(text, "tokenizer.ggml.tokens")]
-    ids = {token: number for number, token in enumerate(tokens)}
-    stops = _stop_ids(text, ids)
-    config = _text_config(checkpoint, len(tokens), stops)
+    config = _config(checkpoint, text, tokens)
+    decoder = config.get("text_config", config)
     files: dict[str, Any] = {
         "generation_config.json": {
             **_SAMPLING,
-            "bos_token_id": config["bos_token_id"],
-            "pad_token_id": config["pad_token_id"],
-            "eos_token_id": stops,
+            "bos_token_id": decoder["bos_token_id"],
+            "pad_token_id": decoder["pad_token_id"],
+            "eos_token_id": decoder["eos_token_id"],
         },
         "tokenizer.json": _tokenizer(text, tokens, with_images=vision is not None),
         "tokenizer_config.json": _tokenizer_config(text, tokens),
+        "config.json": config,
     }
     template = text.metadata.get("tokenizer.chat_template")
     if template and text.metadata.get("general.finetune") != "pt":  # a base model was not trained on it
         files["chat_template.jinja"] = str(template)
+    if vision is not None:
+        files["preprocessor_config.json"] = _image_config(vision, _tokens_per_image(vision))
+    return files
+
+
+def config_of(checkpoint: GgufCheckpoint) -> dict[str, Any]:
+    """The checkpoint's config.json, without unpacking its tokenizer. Raises CheckpointError."""
+    text = read_header(checkpoint.text.path)
+    return _config(checkpoint, text, [str(token) for token in _list(text, "tokenizer.ggml.tokens")])
+
+
+def _config(checkpoint: GgufCheckpoint, text: Header, tokens: Sequence[str]) -> dict[str, Any]:
+    ids = {token: number for number, token in enumerate(tokens)}
+    stops = _stop_ids(text, ids)
+    config, vision = _text_config(checkpoint, len(tokens), stops), checkpoint.mmproj
     shared = {"dtype": _dtype(checkpoint), **_quantization(checkpoint)}
     if vision is None:
-        files["config.json"] = {**config, **shared, "architectures": ["Gemma3ForCausalLM"]}
-        return files
-    per_side = _number(vision, "clip.vision.image_size") // max(1, _number(vision, "clip.vision.patch_size"))
-    tokens_per_image = (per_side // max(1, _number(vision, "clip.vision.projector.scale_factor", 4))) ** 2
-    files["config.json"] = {
+        return {**config, **shared, "architectures": ["Gemma3ForCausalLM"]}
+    return {
         **shared,
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
         "text_config": config,
         "vision_config": _vision_config(vision),
-        "mm_tokens_per_image": tokens_per_image,
+        "mm_tokens_per_image": _tokens_per_image(vision),
         "boi_token_index": _id_of("<start_of_image>", ids, text),
         "eoi_token_index": _id_of("<end_of_image>", ids, text),
         "image_token_index": ids.get(IMAGE_TOKEN, len(tokens)),
         "eos_token_id": stops,
         "tie_word_embeddings": config["tie_word_embeddings"],
     }
-    files["preprocessor_config.json"] = _image_config(vision, tokens_per_image)
-    return files
+
+
+def _tokens_per_image(vision: Header) -> int:
+    per_side = _number(vision, "clip.vision.image_size") // max(1, _number(vision, "clip.vision.patch_size"))
+    return (per_side // max(1, _number(vision, "clip.vision.projector.scale_factor", 4))) ** 2
 
 
 def _text_config(checkpoint: GgufCheckpoint, num_tokens: int, stops: list[int]) -> dict[str, Any]:

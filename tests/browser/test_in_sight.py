@@ -172,7 +172,7 @@ def test_what_the_demo_model_does_not_know_gets_a_way_onward(page, photos, tmp_p
     write(page, "What is on this picture?", tmp_path / "photo.jpg")
     send(page)
     answered(page)
-    page.locator("#chat .advice").get_by_text("choose gemma-3-4b-it under Model").wait_for()
+    page.locator("#chat .advice").get_by_text("choose gemma-3-4b-it-Q4_K_M under Model").wait_for()
 
 
 def test_stop_is_no_error(browser, scripted_url):

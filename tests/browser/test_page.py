@@ -73,7 +73,7 @@ def test_first_sight_and_an_example(page):
     assert not limits.get_by_text("eleven colors").is_visible()
     limits.locator("summary").click()
     limits.get_by_text("eleven colors").wait_for()
-    assert "choose gemma-3-4b-it under Model" in limits.inner_text()
+    assert "choose gemma-3-4b-it-Q4_K_M under Model" in limits.inner_text()
     assert page.locator("#chat button.example").count() >= 4
     choose(page)
     assert answered(page).strip()

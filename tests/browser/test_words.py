@@ -53,6 +53,11 @@ def test_a_german_browser_reads_german_everywhere(browser, url, width):
     assert page.title() == "Gemma 3 und Bilder"
     page.locator("#share summary").click()
     assert english(page) == []
+    if width > 1100:
+        page.locator("#settings").get_by_role("button", name="Lokale Modelle").click()
+        page.locator("#machine-models li").nth(2).wait_for()
+        page.wait_for_timeout(500)
+        assert english(page) == []
     write(page, QUESTION, NIGHT)
     send(page)
     assert answered(page) == ANSWER  # the model's words are its own
