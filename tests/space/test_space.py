@@ -26,6 +26,8 @@ from running_app import chromium, free_port, require_demo_model, unfold, wait_un
 
 from components.serving.zero_gpu import told
 
+pytestmark = pytest.mark.long
+
 VISITOR = {"x-ip-token": "a.e30.c"}
 """The header by which the Hub tells a ZeroGPU Space who its visitor is."""
 
