@@ -4,6 +4,7 @@ import json
 import lzma
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: each process has a core, and its apps too
+# Some forty processes import gradio and torch; where bytecode is not kept, or is out of date, each compiles them anew.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    sys.dont_write_bytecode = False
 
 import pytest
 import torch

@@ -3,6 +3,7 @@ connection), and a shared link brings its question and settings."""
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ class Returning:
         sent, draft = self._turn(kept.get("sent")), self._turn(kept.get("draft"))
         if any(sent.text == exchange.question.text for exchange in found.exchanges[-1:]):
             sent = NOTHING  # its answer was complete
-        held = joined(sent, joined(found.returned, draft))
+        returned = found.returned
+        if returned.text == sent.text:  # stopped before its first word, as the window closed: it came back here as well
+            returned = replace(returned, text="")
+        held = joined(sent, joined(returned, draft))
         link = _object(kept.get("link")) if held == NOTHING and not found.exchanges else {}
         if link:
             held = self._asked_by(link)

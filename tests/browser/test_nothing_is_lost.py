@@ -144,23 +144,38 @@ def test_a_reload_finds_conversation_draft_and_settings_again(page):
 
 
 def test_a_question_without_its_answer_comes_back_after_a_lost_connection(browser, scripted, scripted_url):
+    """Whether the server first learns that the window has closed, and stops the answer, or that nobody reads it: before
+    the first word, nothing of it is kept."""
     with opened(browser, scripted_url) as page:
         scripted.let_through("queued", "encoding", "reading", "writing")
         write(page, "How many?", HEARTS)
         send(page)
         answered(page)
-        scripted.go_on["writing"].clear()
+        scripted.go_on["reading"].clear()
         write(page, "And the stars?")
         send(page)
-        page.locator("#chat .bot-row").nth(1).get_by_text("There").wait_for()
+        page.locator("#chat .bot-row").nth(1).get_by_text("Reading 90 tokens").wait_for()
         page.reload()  # what Gradio does once a broken connection is back
-        scripted.wait_until_closed(2)
-        scripted.go_on["writing"].set()
         answered(page)
         page.get_by_text("did not arrive").wait_for()
         composer_becomes(page, "And the stars?")
+        assert len(scripted.wait_until_closed(2)) == 2
+        scripted.go_on["reading"].set()
         send(page)
         answered(page, 2)
+
+
+def test_of_an_answer_that_had_begun_its_words_stay_or_its_question_comes_back(browser, scripted, scripted_url):
+    """It is kept like any stopped answer where the server first learns that the window has closed."""
+    with opened(browser, scripted_url) as page:
+        scripted.let_through("queued", "encoding", "reading")
+        write(page, "How many?", HEARTS)
+        send(page)
+        page.locator("#chat .bot-row").get_by_text("There").wait_for()
+        page.reload()
+        begun, lost = page.locator("#chat .bot-row", has_text="There"), page.get_by_text("did not arrive")
+        begun.or_(lost).first.wait_for()
+        composer_becomes(page, "How many?" if lost.count() else "", 1 if lost.count() else 0)
 
 
 def test_where_the_browser_keeps_nothing_the_page_works_all_the_same(browser, url):

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from adapters import save_adapter
 from places import EXAMPLES, REPOSITORY
 from running_app import running_app
+from warm import ran
 from window import DEMO, STATS, exchange_of
 
 from components.chat.conversation import Conversation, Exchange
@@ -48,26 +48,34 @@ def served() -> Iterator[str]:
         yield url
 
 
-def run(script: str, program: str = sys.executable) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
-    done = subprocess.run(
-        [program, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
+@pytest.fixture
+def run(tmp_path):
+    """Runs a program of Python; returns what it prints."""
+
+    def printed(script: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
+        (tmp_path / "program.py").write_text(script)
+        status, output, errors = ran(tmp_path / "program.py", [], environment, tmp_path)
+        assert status == 0, errors[-2000:]
+        return output.strip()
+
+    return printed
 
 
 @pytest.mark.parametrize("name", ["gemma3_core", "transformers", "gradio_client", "curl"])
-def test_each_program_gives_the_answer(engine, greedy, served, name):
+def test_each_program_gives_the_answer(engine, greedy, served, run, name):
     script = scripts(greedy, engine.info, Address(served, served))[name]
-    said = run(script, "sh" if name == "curl" else sys.executable)
     if name == "curl":
-        said = re.findall(r'data: \["(.*?)", \{', said)[-1]
+        command = ["sh", "-c", script]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=300)
+        said = re.findall(r'data: \["(.*?)", \{', done.stdout)[-1]
+    else:
+        said = run(script)
     assert said.splitlines()[-1] == greedy.answer
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_programs_load_the_adapter_that_answered(merged, tmp_path):
+def test_programs_load_the_adapter_that_answered(merged, tmp_path, run):
     model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL)
     folder = save_adapter(model, tmp_path / "mine", seed=5, size=0.15, r=8, target_modules=["q_proj", "v_proj", "fc1"])
     engine = Engine.load(device="cpu", dtype="float32", adapter=folder, merge_adapter=merged)
@@ -82,7 +90,7 @@ def test_programs_load_the_adapter_that_answered(merged, tmp_path):
     assert "Engine.load('path/to/a.gguf', adapter='me/mine'" in program
 
 
-def test_a_frames_time_stands_before_it(engine, served):
+def test_a_frames_time_stands_before_it(engine, served, run):
     timed = exchange(engine, ("0:12",))
     programs = scripts(timed, engine.info, Address(served, served))
     assert run(programs["gemma3_core"]).splitlines()[-1] == timed.answer
@@ -90,7 +98,7 @@ def test_a_frames_time_stands_before_it(engine, served):
     assert "no times" in programs["curl"]
 
 
-def test_a_sampled_answer_is_given_again_by_its_seed(engine):
+def test_a_sampled_answer_is_given_again_by_its_seed(engine, run):
     hot = exchange(engine, system_prompt="Answer in one word.", pan_and_scan=True, int4=True,
                    sampling=PartialSampling(temperature=2.0, top_k=0, top_p=1.0))  # fmt: skip
     assert hot.stats.seed is not None

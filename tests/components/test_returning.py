@@ -1,6 +1,7 @@
 """What a page that opens again takes from its browser: nothing that is not the visitor's own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -18,6 +19,7 @@ from gemma3_core.engine import Turn
 
 MINE = "/uploads/mine.png"
 LEFT = Conversation().add(exchange_of(Turn("user", "What?", (Path(MINE),)), "A star."))
+STOPPED = replace(LEFT, returned=Turn("user", "And?", (Path(MINE),)))
 KEYS = ("session", "sent", "draft", "link", "text", "files", "path", "q", "example", "model", "int4", "pan_and_scan")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["hearts", "a"]),
@@ -31,7 +33,7 @@ def returning():
     with gr.Blocks():
         settings = build_settings(DEMO, [DEMO.name, "other"])
     return Returning(
-        {"secret name": LEFT}.get,
+        {"secret name": LEFT, "stopped": STOPPED}.get,
         {MINE}.__contains__,
         chat.messages,
         settings,
@@ -62,6 +64,15 @@ def test_a_question_without_an_answer_comes_back_before_the_draft(returning):
     assert "did not arrive" in notice
     _, box, _, notice, _ = opened(returning, session="secret name", sent={"text": "What?", "files": []})
     assert (box, notice) == (gr.skip(), gr.skip())  # its answer is there
+
+
+def test_a_question_that_was_stopped_before_its_first_word_comes_back_once(returning):
+    sent = {"text": "And?", "files": [{"path": MINE}]}
+    _, box, _, notice, _ = opened(returning, session="stopped", sent=sent)
+    assert box["value"] == {"text": "And?", "files": [MINE]}
+    assert "did not arrive" in notice
+    _, box, _, _, _ = opened(returning, session="stopped", draft={"text": "half", "files": []})
+    assert box["value"] == {"text": "And?\n\nhalf", "files": [MINE]}
 
 
 def test_only_uploads_and_examples_come_back(returning):

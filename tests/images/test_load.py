@@ -2,8 +2,8 @@
 
 import base64
 import io
+import os
 import re
-import subprocess
 import sys
 import threading
 import warnings
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from places import REPOSITORY
 from png import png_header
+from warm import ran
 
 from gemma3_core.errors import ImageError
 from gemma3_core.images import fetch
@@ -221,8 +221,10 @@ def peak_bytes_per_pixel(path, size):
         "picture = load_image(source)\n"
         "print(peak() - before, header.decoding_bytes)\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    taken, told = map(int, out.stdout.split())
+    (program := path.with_suffix(".py")).write_text(code)
+    status, output, errors = ran(program, [], os.environ, path.parent)
+    assert status == 0, errors
+    taken, told = map(int, output.split())
     return taken / size, told / size
 
 

@@ -24,7 +24,7 @@ SHAPE = {
     "vocab_size": 2048,
     "hidden_size": 1024,
     "intermediate_size": 6144,
-    "num_hidden_layers": 10,
+    "num_hidden_layers": 7,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 256,
@@ -57,7 +57,7 @@ print(most - before)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A text model of 230 million weights in bfloat16."""
+    """A text model of 156 million weights in bfloat16."""
     folder = tmp_path_factory.mktemp("large")
     (folder / "config.json").write_text(json.dumps({**SHAPE, "architectures": ["Gemma3ForCausalLM"]}))
     model = build_on_meta(lambda: Gemma3ForCausalLM(Gemma3TextConfig.from_dict(SHAPE)))

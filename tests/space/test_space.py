@@ -29,6 +29,8 @@ from components.serving.zero_gpu import told
 from gemma3_core import Gemma3ForConditionalGeneration
 from gemma3_core.engine import DEMO_MODEL, Engine, Request, Turn
 
+pytestmark = pytest.mark.long
+
 VISITOR = {"x-ip-token": "a.e30.c"}
 """The header by which the Hub tells a ZeroGPU Space who its visitor is."""
 

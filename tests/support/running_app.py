@@ -5,7 +5,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from places import REPOSITORY
+from warm import Program
 
 READY_WITHIN_S = 120.0  # on a busy machine; an idle one takes under 20
 _CHROMIUM_OPTIONS = (
@@ -32,11 +32,10 @@ def require_demo_model() -> None:
 
 @contextmanager
 def running_app(*arguments: str, **environment: str) -> Iterator[str]:
-    """Runs `python app.py` with the demo model in its own process; yields its address."""
+    """Runs app.py with the demo model in its own process; yields its address."""
     require_demo_model()
     port = free_port()
-    command = [sys.executable, str(REPOSITORY / "app.py"), "--port", str(port), *arguments]
-    process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=REPOSITORY)
+    process = Program(REPOSITORY / "app.py", ["--port", str(port), *arguments], {**os.environ, **environment})
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)
@@ -129,7 +128,7 @@ def _leaves(address: str, url: str) -> bool:
     return not re.match(rf"({re.escape(url)}|data:|blob:)", address)
 
 
-def wait_until_ready(url: str, process: subprocess.Popen) -> None:
+def wait_until_ready(url: str, process: subprocess.Popen | Program) -> None:
     end = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < end:
         assert process.poll() is None, f"app.py ended with {process.returncode}"

@@ -29,6 +29,8 @@ from training.ship import MOST_BYTES, ship
 from training.train import dense_mix_of, mix_of, parse
 from training.worlds.scenes.scenes import HELDOUT_PAIRS
 
+pytestmark = pytest.mark.long
+
 ONE_PICTURE = Mix(questions=4, second_picture=0.0, pan_and_scan=0.0, no_picture=0.0, question_first=0.0, unnamed=0.0)
 FAN, CHAIN = replace(ONE_PICTURE, apart=1.0), replace(ONE_PICTURE, apart=0.0)
 
@@ -220,7 +222,7 @@ def test_the_shipped_model_has_the_shape_that_training_builds(model: Gemma3ForCo
 
 def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     trainer = Trainer(Settings(tmp_path))
-    batch = collate([ConversationWriter(trainer.tokenizer).write(random.Random(n), FAN) for n in range(4)])
+    batch = collate([ConversationWriter(trainer.tokenizer).write(random.Random(n), FAN) for n in range(2)])
     losses = [trainer.train_step(batch)["answer"] for _ in range(12)]
     assert losses[-1] < 0.7 * losses[0]
     trainer.step = 12

@@ -1,0 +1,84 @@
+"""Programs in processes of their own that need not import torch and Gradio again: forked from one that has.
+
+An import of both takes some five seconds of a processor, and the tests start some forty such programs.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from places import REPOSITORY
+
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["components.page", "gemma3_core.engine", "gemma3_core.models.multimodal"])
+
+
+class Program:
+    """A running program, with what the tests use of `subprocess.Popen`."""
+
+    def __init__(self, file: Path, arguments: Sequence[str], environment: Mapping[str, str], into: Path | None = None):
+        """Starts a Python file in the repository. Its output and its errors go to `stdout` and `stderr` in this folder,
+        or to this process's."""
+        with _path_of_the_repository():
+            self._process = _FORKED.Process(target=_run, args=(file, list(arguments), dict(environment), into))
+            self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def wait(self, timeout: float) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        return self._process.exitcode
+
+
+def ran(file: Path, arguments: Sequence[str], environment: Mapping[str, str], into: Path) -> tuple[int, str, str]:
+    """Runs a Python file to its end: its status, its output and its errors, which lie in the folder `into`."""
+    status = Program(file, arguments, environment, into).wait(timeout=300)
+    return status, (into / "stdout").read_text(), (into / "stderr").read_text()
+
+
+@contextlib.contextmanager
+def _path_of_the_repository():
+    """The first program starts the server from which all are forked: it imports from here."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    yield
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def _run(file: Path, arguments: list[str], environment: dict[str, str], into: Path | None) -> None:
+    """Runs the file as `python file arguments` does, to its exit handlers."""
+    for number, name in ((1, "stdout"), (2, "stderr")) if into is not None else ():
+        with (into / name).open("wb") as said:
+            os.dup2(said.fileno(), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(REPOSITORY)
+    tempfile.tempdir = None  # the environment may name another one
+    sys.argv = [str(file), *arguments]
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
