@@ -184,7 +184,7 @@ def _theirs(model: Any, prompt: dict[str, torch.Tensor], tokens: int, way: str) 
 
 def _in_slots(model: Any, prompt_tokens: int, new_tokens: int, rows: int) -> Callable[[], Any]:
     """Decodes `new_tokens` of each of some answers, greedily, as the engine does on CUDA."""
-    runner = SlotRunner(model, rows, lambda: 2**62, captures=model.device.type == "cuda")
+    runner = SlotRunner(model, rows, 2**62, captures=model.device.type == "cuda")
     ids = _text_prompt(model, prompt_tokens)["input_ids"]
     caches, samplers = [KVCache(model.text_config, reserve=2 * prompt_tokens) for _ in range(rows)], []
     for cache in caches:

@@ -6,13 +6,13 @@ Pictures come as data URLs, or from public addresses within the bounds of `fetch
 import asyncio
 import hmac
 import ipaddress
+import logging
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import orjson
@@ -20,17 +20,61 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from components.openai.asked import Asked, WrongError, error_of, read_request
+from components.openai.asked import UNEXPECTED, Asked, WrongError, error_of, read_request
 from components.openai.told import pieces, streamed_answer, whole_answer
-from components.serving.receiving import TOO_LARGE, UNREADABLE, RefusedError, chunks
+from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, RefusedError, chunks
 from gemma3_core.engine import Gemma3Error, ModelRegistry, fetch_image, read_data_url
+
+logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64_000_000
 """One request's JSON, with its pictures in base64."""
-MAX_ARRIVING_BYTES = 256_000_000
-"""Bodies that are arriving or being answered, for all programs together."""
-MAX_FETCHES = 4
-"""Pictures that are fetched at the same time."""
+MAX_HELD_BYTES = 128_000_000
+"""Bodies and fetched pictures of requests that arrive or are answered: of all strangers together, and of all known
+programs together, so that strangers leave room for these."""
+MAX_FETCHES = 2
+"""Pictures that are fetched at the same time, for each of the two."""
+MAX_VALUES = 200_000
+"""Values in one request's JSON, each of which takes far more memory than its text."""
+_PROXY_HEADERS = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via")
+
+
+class _Room:
+    """What the requests of some callers hold together."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.fetching = asyncio.Semaphore(MAX_FETCHES)
+
+
+class _Held:
+    """What one request holds of its callers' room until it is answered."""
+
+    def __init__(self, room: _Room):
+        self._room, self._num_bytes = room, 0
+
+    def __enter__(self) -> "_Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.num_bytes -= self._num_bytes
+
+    def add(self, num_bytes: int) -> None:
+        """Counts bytes. Raises WrongError if all requests together hold too many."""
+        self._num_bytes += num_bytes
+        self._room.num_bytes += num_bytes
+        if self._room.num_bytes > MAX_HELD_BYTES:
+            raise WrongError("The server receives too much at once. Try again in a minute.", status=503)
+
+    async def picture(self, address: str) -> bytes:
+        """The picture's file, from a data URL or an address. Raises Gemma3Error, WrongError."""
+        if address.startswith("data:"):
+            data = await run_in_threadpool(read_data_url, address)
+        else:
+            async with self._room.fetching:
+                data = await run_in_threadpool(fetch_image, address)
+        self.add(len(data))
+        return data
 
 
 class Completions:
@@ -48,26 +92,30 @@ class Completions:
         is_shared: Callable[[], bool] = lambda: False,
     ):
         self._models, self._keys, self._has_login, self._is_shared = models, tuple(keys), has_login, is_shared
-        self._arriving = 0
         self._running: Counter[str] = Counter()
-        self._fetching = asyncio.Semaphore(MAX_FETCHES)
+        self._rooms = {is_known: _Room() for is_known in (True, False)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            caller, is_trusted = self._caller(scope)
+            caller, is_known = self._caller(scope)
             path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
             if scope["method"] == "GET":
                 await self._listed(path)(scope, receive, send)
                 return
-            with self._arrives() as arrived:
-                body = await self._body(scope, receive, arrived)
-                picture = partial(self._picture, arrived)
-                asked = await read_request(await run_in_threadpool(_read, body), self._models.names, picture)
-                del body
-                with self._as_visitor(caller, is_trusted) as (visitor, reuse):
-                    await self._answer(asked, visitor, reuse, scope, receive, send)
+            with _Held(self._rooms[is_known]) as held:
+                content = await run_in_threadpool(_read, await _body(scope, receive, held))
+                asked = await _unless_left(read_request(content, self._models.names, held.picture), receive)
+                del content
+                if asked is not None:
+                    with self._as_visitor(caller, is_known) as (visitor, reuse):
+                        await self._answer(asked, visitor, reuse, scope, receive, send)
         except WrongError as wrong:
             await wrong.response()(scope, receive, send)
+        except GoneError:
+            return
+        except Exception:
+            logger.exception("a program's request failed")
+            await WrongError(UNEXPECTED, status=500).response()(scope, receive, send)
 
     def _caller(self, scope: Scope) -> tuple[str, bool]:
         """The caller's name for the queue, and whether it is somebody whom the operator knows. Raises WrongError."""
@@ -83,18 +131,18 @@ class Completions:
             raise WrongError(
                 "This server has a login. Its operator can let programs in with --api-key.", status=401, code="no_keys"
             )
-        if b"x-forwarded-for" in headers:  # from which the server takes the address, so that it may be anything
+        if any(name in headers for name in _PROXY_HEADERS):  # from one of these the server takes the address
             return "v1 behind a proxy", False
         return f"v1 {host}", _is_loopback(host) and not self._is_shared()
 
     @contextmanager
-    def _as_visitor(self, caller: str, is_trusted: bool) -> Iterator[tuple[str, bool]]:
+    def _as_visitor(self, caller: str, is_known: bool) -> Iterator[tuple[str, bool]]:
         """The visitor for the queue, which answers one question of each at a time, and whether to keep the KV cache.
 
         A known caller's further requests run beside the first. A stranger may stand behind the same address as
         another, who must not learn from a cache what was asked before.
         """
-        if not is_trusted:
+        if not is_known:
             yield caller, False
             return
         self._running[caller] += 1
@@ -103,46 +151,6 @@ class Completions:
             yield (caller, True) if is_first else (f"{caller} {uuid.uuid4().hex}", False)
         finally:
             self._running[caller] -= 1
-
-    @contextmanager
-    def _arrives(self) -> Iterator[list[int]]:
-        """A list of one number, the bytes that a request holds; they count until it is answered."""
-        held = [0]
-        try:
-            yield held
-        finally:
-            self._arriving -= held[0]
-
-    async def _body(self, scope: Scope, receive: Receive, held: list[int]) -> bytes:
-        # Other sites' pages can send JSON only after the browser has asked, and it is told no.
-        if b"application/json" not in dict(scope["headers"]).get(b"content-type", b""):
-            raise WrongError("Send JSON, with the header Content-Type: application/json.", status=415)
-        body = bytearray()
-        try:
-            async for chunk in chunks(receive):
-                body += chunk
-                self._hold(held, len(chunk))
-                if len(body) > MAX_BODY_BYTES:
-                    raise WrongError(TOO_LARGE, status=413)
-        except RefusedError as refused:
-            raise WrongError(str(refused), status=refused.status) from None
-        return bytes(body)
-
-    async def _picture(self, held: list[int], address: str) -> bytes:
-        """The picture's file. Raises Gemma3Error, WrongError."""
-        if address.startswith("data:"):
-            return await run_in_threadpool(read_data_url, address)
-        async with self._fetching:
-            data = await run_in_threadpool(fetch_image, address)
-        self._hold(held, len(data))
-        return data
-
-    def _hold(self, held: list[int], num_bytes: int) -> None:
-        """Counts bytes of a request. Raises WrongError if all requests together have too many."""
-        held[0] += num_bytes
-        self._arriving += num_bytes
-        if self._arriving > MAX_ARRIVING_BYTES:
-            raise WrongError("The server receives too much at once. Try again in a minute.", status=503)
 
     def _listed(self, path: str) -> Response:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "gemma3"} for name in self._models.names]
@@ -175,6 +183,23 @@ class Completions:
             await JSONResponse(whole)(scope, receive, send)
 
 
+async def _body(scope: Scope, receive: Receive, held: _Held) -> bytes:
+    kind = dict(scope["headers"]).get(b"content-type", b"").split(b";")[0].strip().lower()
+    # Other sites' pages can send this kind only after the browser has asked, and it is told no.
+    if kind != b"application/json":
+        raise WrongError("Send JSON, with the header Content-Type: application/json.", status=415)
+    body = bytearray()
+    try:
+        async for chunk in chunks(receive):
+            body += chunk
+            held.add(len(chunk))
+            if len(body) > MAX_BODY_BYTES:
+                raise WrongError(TOO_LARGE, status=413)
+    except RefusedError as refused:
+        raise WrongError(str(refused), status=refused.status) from None
+    return bytes(body)
+
+
 async def _unless_left(answer: Any, receive: Receive) -> Any:
     """The awaited answer; None once the program has left, which ends the answer."""
     writing = asyncio.ensure_future(answer)
@@ -195,6 +220,9 @@ async def _left(receive: Receive) -> None:
 
 
 def _read(body: bytes) -> dict[str, Any]:
+    # There are at least as many values. Texts hold commas too, but no more than a context has tokens.
+    if sum(map(body.count, (b"{", b"[", b","))) > MAX_VALUES:
+        raise WrongError(TOO_LARGE, status=413)
     try:
         content = orjson.loads(body)
     except (orjson.JSONDecodeError, RecursionError):

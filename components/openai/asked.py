@@ -10,11 +10,22 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from components.settings import MOST_NEW_TOKENS
-from gemma3_core.engine import Gemma3Error, PartialSampling, QueueFullError, Request, Turn
+from gemma3_core.engine import (
+    CheckpointError,
+    Gemma3Error,
+    NonFiniteError,
+    OutOfMemoryError,
+    PartialSampling,
+    QueueFullError,
+    Request,
+    StoppedError,
+    Turn,
+)
 
+UNEXPECTED = "Something went wrong. Try again; if it happens again, see the server's log."
 MAX_ADDRESSES = 16
 """Pictures by address in one request."""
-MOST_STOPS = 4
+MOST_STOPS, LONGEST_STOP = 4, 500
 MOST_ALTERNATIVES = 5
 _TAKEN = frozenset(
     (
@@ -34,7 +45,7 @@ _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
     "response_format": {"type": "text"},
     "tools": [],
-    "tool_choice": "none",
+    "tool_choice": "auto",
     "parallel_tool_calls": True,
 }
 """Options that are not supported, but harmless with these values."""
@@ -56,9 +67,19 @@ class WrongError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+_STATUS: dict[type[Gemma3Error], int] = {
+    QueueFullError: 429,
+    OutOfMemoryError: 503,
+    StoppedError: 503,
+    NonFiniteError: 500,
+    CheckpointError: 500,
+}
+"""Of what is no fault of the request. Clients try again after 429 and 5xx."""
+
+
 def error_of(error: Gemma3Error) -> WrongError:
     """What the engine says, in OpenAI's form."""
-    status = 429 if isinstance(error, QueueFullError) else 400
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
     return WrongError(str(error), status=status)
 
 
@@ -82,6 +103,7 @@ async def read_request(
     for name, value in body.items():
         if name in _TAKEN or name in _WITHOUT_EFFECT or value is None or value == _DEFAULTS.get(name):
             continue
+        name = name[:80]
         raise WrongError(f"{name} is not supported here. Leave it out.", name, code="unsupported_parameter")
     model = body.get("model")
     if model not in models:
@@ -89,8 +111,7 @@ async def read_request(
         raise WrongError(
             f"There is no model {str(model)[:80]!r} here. Ask one of {named}.", "model", 404, "model_not_found"
         )
-    longest = _number(body, "max_completion_tokens", int, 1, MOST_NEW_TOKENS)
-    longest = longest or _number(body, "max_tokens", int, 1, MOST_NEW_TOKENS)
+    longest = _number(body, "max_completion_tokens", int, 1, 2**31) or _number(body, "max_tokens", int, 1, 2**31)
     system, turns = await _turns(body.get("messages"), picture)
     alternatives = _number(body, "top_logprobs", int, 0, MOST_ALTERNATIVES)
     with_logprobs = bool(_switch(body, "logprobs"))
@@ -99,7 +120,7 @@ async def read_request(
             temperature=_number(body, "temperature", float, 0, 2),
             top_k=_number(body, "top_k", int, 0, 2**31),
             top_p=_number(body, "top_p", float, 0, 1),
-            seed=_number(body, "seed", int, 0, 2**63 - 1),
+            seed=None if (seed := _number(body, "seed", int, -(2**63), 2**63 - 1)) is None else seed % 2**63,
         )
     except Gemma3Error as error:
         raise WrongError(str(error)) from None
@@ -109,7 +130,7 @@ async def read_request(
         pan_and_scan=bool(_switch(body, "pan_and_scan")),
         int4=_switch(body, "int4"),
         continue_text=_switch(body, "continue_text"),
-        max_new_tokens=longest,
+        max_new_tokens=None if longest is None else min(longest, MOST_NEW_TOKENS),
         sampling=sampling,
         confidence=with_logprobs,
     )
@@ -134,19 +155,23 @@ async def _turns(messages: Any, picture: Callable[[str], Awaitable[bytes]]) -> t
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise WrongError("A message needs a role, and content that is a text or a list of parts.", where)
-        pictures, texts = [], [""]
+        pictures: list[bytes] = []
+        texts: list[str] = []  # one before each picture, and one behind the last
+        pieces: list[str] = []
         for part in parts:
             address = _address(part, where)
             if address is None:
-                texts[-1] += part["text"]
+                pieces.append(part["text"])
                 continue
+            texts.append("".join(pieces))
+            pieces = []
             addresses += not address.startswith("data:")
             if addresses > MAX_ADDRESSES:
                 raise WrongError(
                     f"At most {MAX_ADDRESSES} pictures may be given by address. Send the others as data.", where
                 )
             pictures.append(await _picture(address, where, picture))
-            texts.append("")
+        texts.append("".join(pieces))
         if role in ("system", "developer") and not turns and not pictures:
             system.append(texts[0])
         elif role in ("user", "assistant") and (role == "user" or not pictures):
@@ -180,8 +205,11 @@ def _address(part: dict[str, Any], where: str) -> str | None:
 
 def _stops(given: Any) -> tuple[str, ...]:
     stops = [given] if isinstance(given, str) else given or []
-    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise WrongError(f"stop must be a text, or a list of at most {MOST_STOPS}.", "stop")
+    fit = isinstance(stops, list) and all(isinstance(one, str) and 0 < len(one) <= LONGEST_STOP for one in stops)
+    if not fit or len(stops) > MOST_STOPS:
+        raise WrongError(
+            f"stop must be a text of at most {LONGEST_STOP} characters, or a list of at most {MOST_STOPS}.", "stop"
+        )
     return tuple(stops)
 
 

@@ -1,7 +1,9 @@
 """An answer in OpenAI's form: whole, or as server-sent events."""
 
 import json
+import logging
 import math
+import re
 import threading
 import time
 import uuid
@@ -9,9 +11,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.openai.asked import Asked, error_of
+from components.openai.asked import UNEXPECTED, Asked, WrongError, error_of
 from gemma3_core.engine import DoneEvent, Event, Gemma3Error, TokenChoice, TokenEvent
 
+logger = logging.getLogger(__name__)
 _LEAST_LOGPROB = -9999.0
 """OpenAI's value for a probability of 0."""
 
@@ -54,7 +57,7 @@ def _first_of(text: str, stops: tuple[str, ...]) -> int | None:
 
 def _may_begin(text: str, stops: tuple[str, ...]) -> int:
     """How many characters at the end of the text may be the beginning of a stop string."""
-    lengths = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    lengths = (n for stop in stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
     return max(lengths, default=0)
 
 
@@ -96,6 +99,9 @@ async def streamed_answer(first: Piece, rest: AsyncIterator[Piece], asked: Asked
             piece = following
     except Gemma3Error as error:
         yield _event(error_of(error).content())
+    except Exception:
+        logger.exception("a streamed answer failed")
+        yield _event(WrongError(UNEXPECTED, status=500).content())
     else:
         if asked.with_usage:
             yield _event({**head, "choices": [], "usage": _usage(piece)})
@@ -139,4 +145,5 @@ def _logprobs(choices: Sequence[TokenChoice], asked: Asked) -> dict[str, Any] | 
 
 def _logprob(text: str, probability: float) -> dict[str, Any]:
     logprob = math.log(probability) if probability > 0 else _LEAST_LOGPROB
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", text)  # a part of a character
+    return {"token": text, "logprob": logprob, "bytes": [int(byte[1], 16)] if byte else list(text.encode())}

@@ -24,7 +24,15 @@ from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
 from gemma3_core.engine.zero_gpu import Lend
-from gemma3_core.errors import ContextLengthError, Gemma3Error, QueueFullError, StoppedError
+from gemma3_core.errors import (
+    CheckpointError,
+    ContextLengthError,
+    Gemma3Error,
+    NonFiniteError,
+    OutOfMemoryError,
+    QueueFullError,
+    StoppedError,
+)
 from gemma3_core.files.download import size_of
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
@@ -49,6 +57,7 @@ __all__ = [
     "Answered",
     "AttentionMap",
     "Box",
+    "CheckpointError",
     "ContextLengthError",
     "Document",
     "DoneEvent",
@@ -64,7 +73,9 @@ __all__ = [
     "ModelEntry",
     "ModelInfo",
     "ModelRegistry",
+    "NonFiniteError",
     "OcclusionReport",
+    "OutOfMemoryError",
     "PartialSampling",
     "PicturePreview",
     "PromptToken",

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext, suppress
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -185,8 +184,8 @@ class AnswerWriter:
     def _slots_of(self, model: Model) -> SlotRunner | None:
         """What decodes the model's answers on CUDA; called in the loop's thread, since it fuses weights."""
         if id(model) not in self._slots:
-            free = partial(_share_of_free, model.device)
-            self._slots[id(model)] = SlotRunner.for_model(model, self._at_once, free)
+            most_bytes = cache_budget(model.device)[0]
+            self._slots[id(model)] = SlotRunner.for_model(model, self._at_once, most_bytes)
         return self._slots[id(model)]
 
 
@@ -197,10 +196,6 @@ def _result(steps: Generator[Any, None, T]) -> T:
             next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-
-
-def _share_of_free(device: torch.device) -> int:
-    return cache_budget(device)[0]
 
 
 def _count(number: int, noun: str) -> str:

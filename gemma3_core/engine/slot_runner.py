@@ -7,7 +7,7 @@ out altogether.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from gemma3_core.generation.fused_decoder import FusedDecoder, why_not_fused
 from gemma3_core.generation.loop import DecodePass, decode_together
 from gemma3_core.generation.row_sampler import SampledRows, on_device, sample_rows
+from gemma3_core.kernels import decode as kernels
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.slots import Slot, SlotCache, slot_bytes
 
@@ -81,13 +82,14 @@ class _Group:
         return self._step(self._tokens[:rows], self._lengths[:rows], self.cache)
 
     def _capture(self, rows: int) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         torch.cuda.synchronize()
         try:
             # Other threads may use the device meanwhile, to resize pictures.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logits = self._step(self._tokens[:rows], self._lengths[:rows], self.cache)
         except RuntimeError as error:
+            torch.cuda.set_stream(before)  # torch leaves the stream of a capture that fails in place
             self._captures = False
             log.warning("A decode step of %d rows can't be captured, so it is launched part by part: %s", rows, error)
             return
@@ -97,15 +99,16 @@ class _Group:
 class SlotRunner:
     """Runs the decode steps of one model; in one thread."""
 
-    def __init__(self, model: Any, rows: int, free_bytes: Callable[[], int], captures: bool = True):
-        """`free_bytes` says how much memory the slots of a further length may take."""
-        self._model, self._rows, self._free_bytes, self._captures = model, rows, free_bytes, captures
+    def __init__(self, model: Any, rows: int, most_bytes: int, captures: bool = True):
+        """All slots together may take `most_bytes`."""
+        self._model, self._rows, self._captures = model, rows, captures
+        self._most_bytes = most_bytes
         self._step = FusedDecoder(model)
         self._groups: dict[int, _Group | None] = {}
         self._plain: set[int] = set()
 
     @classmethod
-    def for_model(cls, model: Any, rows: int, free_bytes: Callable[[], int]) -> "SlotRunner | None":
+    def for_model(cls, model: Any, rows: int, most_bytes: int) -> "SlotRunner | None":
         """None on other devices than CUDA, and for a model whose decode step can't be fused, which the log explains."""
         if model.device.type != "cuda" or os.environ.get(_OFF, "1") == "0":
             return None
@@ -114,23 +117,31 @@ class SlotRunner:
         except ImportError:
             reason: str | None = "Triton is not installed"
         else:
-            reason = why_not_fused(model)
+            reason = why_not_fused(model) or why_no_kernels(model)
         if reason is not None:
             log.warning("Answers are decoded without captured steps: %s.", reason)
             return None
-        return cls(model, rows, free_bytes)
+        return cls(model, rows, most_bytes)
 
     def decode(self, passes: Sequence[DecodePass]) -> None:
         """Runs the passes, those in slots of one length together; the others as `decode_together` does."""
         by_group: dict[_Group, list[DecodePass]] = {}
         plain: list[DecodePass] = []
-        for one in passes:
-            group = None if one.row is None else self._admitted(one.cache)
-            (plain if group is None else by_group.setdefault(group, [])).append(one)
-        for group, some in by_group.items():
-            self._decode(group, some)
-        if plain:
-            decode_together(plain)
+        lengths = [one.cache.length for one in passes]
+        try:
+            for one in passes:
+                group = None if one.row is None else self._admitted(one.cache)
+                (plain if group is None else by_group.setdefault(group, [])).append(one)
+            for group, some in by_group.items():
+                self._decode(group, some)
+            if plain:
+                decode_together(plain)
+        except BaseException:  # none counts, since each is run again
+            for one, length in zip(passes, lengths, strict=True):
+                one.cache.length = length
+            for group in by_group:
+                group.ahead = None
+            raise
 
     def _admitted(self, cache: KVCache) -> _Group | None:
         """The group in which the cache has a slot, admitting it if there is room; else None."""
@@ -154,7 +165,8 @@ class SlotRunner:
         if length not in self._groups:
             config, dtype, device = self._model.text_config, self._model.dtype, self._model.device
             self._groups[length] = None
-            if slot_bytes(config, self._rows, length, dtype) <= self._free_bytes():
+            taken = sum(slot_bytes(config, self._rows, other, dtype) for other, group in self._groups.items() if group)
+            if taken + slot_bytes(config, self._rows, length, dtype) <= self._most_bytes:
                 try:
                     slots = SlotCache(config, self._rows, length, dtype, device)
                 except torch.OutOfMemoryError:
@@ -196,6 +208,27 @@ class SlotRunner:
             one.cache.length += 1
         if following is not None and not sampled.needs_host:  # reading may have changed a token
             group.ahead = _Ahead(slots, [token.token for token in found], longer, following)
+
+
+def why_no_kernels(model: Any) -> str | None:
+    """Why the kernels of a decode step can't run here; None if they can. They are built the first time, which needs a C
+    compiler."""
+    config, dtype, device = model.text_config, model.dtype, model.device
+    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    x, weight = torch.ones(1, config.hidden_size, dtype=dtype, device=device), torch.ones(1, device=device)
+    table, lengths = torch.ones(1, width, dtype=dtype, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    keys = torch.zeros(1, kv_heads, 2, width, dtype=dtype, device=device)
+    norm, head_norm = weight.expand(config.hidden_size).contiguous(), weight.expand(width).contiguous()
+    qkv = torch.ones(1, (heads + 2 * kv_heads) * width, dtype=dtype, device=device)
+    try:
+        kernels.rms_norm(x, norm, 1e-6)
+        kernels.add_norms(x, x, norm, norm, 1e-6)
+        kernels.gelu_multiply(torch.cat((x, x), dim=1))
+        queries = kernels.rotate_and_store(qkv, head_norm, head_norm, table, table, lengths, keys, keys.clone(), 1e-6)
+        out = kernels.attend_slots(queries, keys, keys, lengths, 1.0)
+        return None if bool(out.isfinite().all()) else "their kernels compute NaN"
+    except Exception as error:  # noqa: BLE001  Triton raises any error where it can't build or launch
+        return f"their kernels can't run: {type(error).__name__}: {str(error)[:200]}"
 
 
 def _same(ahead: _Ahead, slots: list[Slot], tokens: list[torch.Tensor], lengths: list[int]) -> bool:

@@ -68,9 +68,8 @@ class _Layer:
 
     def __init__(self, layer: Any):
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = fused([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.qkv, self.gate_up = (fused(parts) for parts in _fused_parts(layer))
         self.out, self.down = attention.o_proj, mlp.down_proj
-        self.gate_up = fused([mlp.gate_proj, mlp.up_proj])
         self.query_norm, self.key_norm = _folded(attention.q_norm), _folded(attention.k_norm)
         self.attention_norms = _folded(layer.post_attention_layernorm), _folded(layer.pre_feedforward_layernorm)
         self.mlp_norm = _folded(layer.post_feedforward_layernorm)
@@ -84,12 +83,30 @@ def why_not_fused(model: Any) -> str | None:
     devices = {parameter.device for parameter in decoder.parameters()}
     if len(devices) > 1:
         return "its layers lie on several devices"
+    if model.device.type == "cuda" and model.device.index not in (None, torch.cuda.current_device()):
+        return "its device is not the current one"
     for name, module in decoder.named_modules():
         if name.endswith("_proj") and type(module) not in (Linear, Int4Linear):
             return f"{name} is a {type(module).__name__}"
         if isinstance(module, Int4Linear) and module.out_features % block_outputs(module.qdata.device):
             return f"{name} has {module.out_features} outputs, no whole blocks of its int4 kernel"
+    for layer in decoder.layers:
+        for parts in _fused_parts(layer):
+            if len({_form(part) for part in parts}) > 1:  # as in many GGUF files
+                return "weights that would become one are of several types"
     return None
+
+
+def _fused_parts(layer: Any) -> tuple[list[Any], list[Any]]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
+
+
+def _form(part: Any) -> tuple[Any, ...]:
+    """What the parts of one weight must have in common."""
+    if isinstance(part, Int4Linear):
+        return Int4Linear, part.group_size, part.symmetric, part.bias is None
+    return Linear, part.weight.dtype, part.bias is None
 
 
 def _folded(norm: RMSNorm) -> torch.Tensor:

@@ -68,14 +68,14 @@ def _rotate_and_store_kernel(
             weight, weight_of_other = tl.load(query_weight + place, mask=inside), tl.load(query_weight + other)
         else:
             weight, weight_of_other = tl.load(key_weight + place, mask=inside), tl.load(key_weight + other)
-        x = x.to(tl.float32)
-        scale = 1.0 / tl.sqrt(tl.sum(x * x) / width + eps)
+        wide = x.to(tl.float32)
+        scale = 1.0 / tl.sqrt(tl.sum(wide * wide) / width + eps)
         partner = (tl.load(start + other).to(tl.float32) * scale * weight_of_other).to(kind).to(tl.float32)
         partner = tl.where(place < width // 2, -partner, partner)
-        x = (x * scale * weight).to(kind).to(tl.float32)
+        wide = (wide * scale * weight).to(kind).to(tl.float32)
         by_cos = tl.load(cos + row * width + place, mask=inside, other=0.0).to(tl.float32)
         by_sin = tl.load(sin + row * width + place, mask=inside, other=0.0).to(tl.float32)
-        turned = (x * by_cos).to(kind).to(tl.float32) + (partner * by_sin).to(kind).to(tl.float32)
+        turned = (wide * by_cos).to(kind).to(tl.float32) + (partner * by_sin).to(kind).to(tl.float32)
         if head < heads:
             tl.store(queries + (row * heads + head) * width + place, turned.to(kind), mask=inside)
         else:

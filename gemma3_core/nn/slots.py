@@ -50,12 +50,13 @@ class SlotCache:
 
     def release(self, slot: Slot) -> None:
         """Copies the tokens that were decoded, up to `cache.length`, to the slot's cache, and frees the row."""
-        new = slot.cache.length - slot.admitted
-        if new:
-            tokens = torch.arange(slot.admitted, slot.cache.length, device=self.keys[0].device)
-            layers = [self._tokens(layer, slot.row, tokens) for layer in range(len(self.keys))]
-            slot.cache.restore(slot.admitted, layers)
-        self._free.add(slot.row)
+        try:
+            if slot.cache.length > slot.admitted:
+                tokens = torch.arange(slot.admitted, slot.cache.length, device=self.keys[0].device)
+                layers = [self._tokens(layer, slot.row, tokens) for layer in range(len(self.keys))]
+                slot.cache.restore(slot.admitted, layers)
+        finally:
+            self._free.add(slot.row)
 
     def _tokens(self, layer: int, row: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [1, KV heads, T, D] of the tokens [T] that the layer still holds, in their order."""

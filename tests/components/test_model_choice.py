@@ -79,7 +79,7 @@ def test_the_note_on_an_adapter_says_name_rank_targets_and_size():
     words = html.unescape(re.sub("<[^>]*>", "", note.replace("</p>", "\n")))
     assert words.splitlines() == [
         "Adapter <b>mine · rank 4 to 16 · decoder: 34 of its layers · vision tower: 27 of its layers · "
-        "weights of its own · 31,680 weights · 0.1 MB · kept beside the model",
+        "weights of its own · 31,680 weights · 127 kB · kept beside the model",
         "q_proj, fc1, lm_head",
     ]
     assert "<b>" not in note

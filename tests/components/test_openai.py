@@ -16,9 +16,21 @@ from running_app import ScriptedEngine, free_port, launch, require_demo_model
 from window import DEMO, STATS
 
 from components.openai import app as openai_app
-from components.openai.told import pieces
+from components.openai.told import _logprob, pieces
 from components.page import build_page
-from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, SamplingSettings, TokenEvent, Turn
+from gemma3_core.engine import (
+    DoneEvent,
+    Engine,
+    Gemma3Error,
+    NonFiniteError,
+    OutOfMemoryError,
+    QueueFullError,
+    Request,
+    SamplingSettings,
+    TokenEvent,
+    Turn,
+)
+from gemma3_core.errors import PromptError
 
 HEARTS, WIDE = EXAMPLES / "hearts.png", EXAMPLES / "wide.png"
 QUESTION = "How many hearts are there?"
@@ -258,8 +270,11 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
         ({"temperature": True}, 400, "temperature"),
         ({"top_p": 0}, 400, None),
         ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"max_tokens": 10**9}, 400, "max_tokens"),
-        ({"seed": -1}, 400, "seed"),
+        ({"max_tokens": 10**12}, 400, "max_tokens"),
+        ({"max_tokens": 1.5}, 400, "max_tokens"),
+        ({"seed": -1}, 200, None),
+        ({"seed": 1.5}, 400, "seed"),
+        ({"stop": "a" * 501}, 400, "stop"),
         ({"stop": ["a"] * 5}, 400, "stop"),
         ({"stop": ""}, 400, "stop"),
         ({"stop": [""]}, 400, "stop"),
@@ -285,20 +300,26 @@ def test_what_can_not_be_asked_is_refused_in_openais_form(url, change, status, p
         assert "/" not in error["message"].replace("Content-Type: application/json", "")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 10**6, b'"x"', b"\xff", b'{"model": NaN}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"model": NaN}'])
 def test_what_is_no_json_is_refused(url, body):
     reply = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 400
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_another_sites_page_can_not_ask(url):
-    """A browser lets any page post a form or plain text; JSON only after it has asked, and no answer allows it."""
-    reply = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(GOOD), headers={"content-type": "text/plain"})
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain; application/json", "text/plain;x=application/json", ""])
+def test_another_sites_page_can_not_ask(url, kind):
+    """A browser lets any page send a form or plain text; JSON only after it has asked, and no answer allows it."""
+    reply = httpx.post(f"{url}/v1/chat/completions", content=json.dumps(GOOD), headers={"content-type": kind})
     assert reply.status_code == 415
     asked = httpx.options(f"{url}/v1/chat/completions", headers={"origin": "https://example.org"})
     assert asked.status_code == 404
     assert "access-control-allow-origin" not in asked.headers
+
+
+def test_the_kind_of_json_may_be_written_in_any_way(url):
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert httpx.post(f"{url}/v1/chat/completions", content=json.dumps(GOOD), headers=headers).status_code == 200
 
 
 def test_bodies_are_bounded_each_and_together(url, monkeypatch):
@@ -306,9 +327,87 @@ def test_bodies_are_bounded_each_and_together(url, monkeypatch):
     long = {**GOOD, "messages": [{"role": "user", "content": "x" * 2000}]}
     assert post(url, long).status_code == 413
     monkeypatch.setattr(openai_app, "MAX_BODY_BYTES", 10_000)
-    monkeypatch.setattr(openai_app, "MAX_ARRIVING_BYTES", 1000)
+    monkeypatch.setattr(openai_app, "MAX_HELD_BYTES", 1000)
     assert post(url, long).status_code == 503
     assert post(url, GOOD).status_code == 200  # what was refused counts no longer
+
+
+def test_fetched_pictures_count_too(url, monkeypatch):
+    fetched = []
+
+    def fetch(address: str) -> bytes:
+        fetched.append(address)
+        return HEARTS.read_bytes() + bytes(100_000)
+
+    monkeypatch.setattr(openai_app, "fetch_image", fetch)
+    asked = {**GOOD, "messages": about(*[picture_at("https://example.org/a.png")] * 3, QUESTION)}
+    assert post(url, asked).status_code == 200
+    assert len(fetched) == 3
+    monkeypatch.setattr(openai_app, "MAX_HELD_BYTES", 250_000)
+    assert post(url, asked).status_code == 503
+    assert post(url, GOOD).status_code == 200
+
+
+def test_strangers_leave_room_for_known_programs(url, monkeypatch):
+    monkeypatch.setattr(openai_app, "MAX_HELD_BYTES", 1000)
+    large = b'{"model": "' + b"x" * 2000
+    with httpx.Client() as stranger:
+        headers = {"content-type": "application/json", "via": "a proxy"}
+        assert stranger.post(f"{url}/v1/chat/completions", content=large, headers=headers).status_code == 503
+    assert post(url, GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "demo model", "messages": [' + b"{}," * 300_000 + b"{}]}",
+        b'{"model": "demo model", "messages": ' + b"[" * 300_000 + b"]" * 300_000 + b"}",
+    ],
+)
+def test_a_request_of_very_many_values_is_refused_before_it_is_read(url, body):
+    reply = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 413
+
+
+def test_a_text_in_many_parts_takes_no_longer_than_its_length(url):
+    parts = [{"type": "text", "text": "hello there " * 20}] * 40_000
+    begin = time.monotonic()
+    reply = post(url, {**GOOD, "messages": [{"role": "user", "content": parts}]})
+    assert reply.status_code == 400  # too long for the model
+    assert time.monotonic() < begin + 10
+
+
+def test_a_long_name_of_an_option_does_not_come_back(url):
+    reply = post(url, {**GOOD, "x" * 100_000: 1})
+    assert reply.status_code == 400
+    assert len(reply.text) < 1000
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (QueueFullError("Full. Wait."), 429),
+        (OutOfMemoryError("Full. Wait."), 503),
+        (PromptError("Wrong. Mend it."), 400),
+        (NonFiniteError("NaN. Load it again."), 500),
+        (RuntimeError("/a/path"), 500),
+    ],
+)
+def test_whose_fault_an_error_is(engine, url, monkeypatch, error, status):
+    def failing(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(engine, "stream", failing)
+    reply = post(url, GOOD)
+    assert reply.status_code == status
+    assert "path" not in reply.text
+    assert reply.json()["error"]["message"].endswith(".")
+
+
+def test_a_part_of_a_character_is_told_by_its_byte():
+    assert _logprob("<0xE5>", 0.5)["bytes"] == [0xE5]
+    assert _logprob("å", 0.0) == {"token": "å", "logprob": -9999.0, "bytes": [0xC3, 0xA5]}
 
 
 @pytest.fixture
@@ -339,16 +438,17 @@ def test_a_page_with_a_login_is_closed_to_programs_without_a_key(engine):
         page.close(verbose=False)
 
 
-@pytest.mark.parametrize("stranger", ["through a public link", "through a proxy"])
-def test_strangers_share_a_place_in_the_queue_and_no_cache(stranger):
+@pytest.mark.parametrize("proxy", ["", "x-forwarded-for", "forwarded", "x-real-ip", "via"])
+def test_strangers_share_a_place_in_the_queue_and_no_cache(proxy):
+    """Through a public link, or through a proxy."""
     scripted = ScriptedEngine(DEMO)
     scripted.let_through("queued", "encoding", "reading", "writing")
     page = build_page(scripted)
     launch(page)
     try:
-        page.is_shared = stranger == "through a public link"
+        page.is_shared = not proxy
         for number in range(2):
-            headers = {} if page.is_shared else {"x-forwarded-for": f"127.0.0.{number}"}
+            headers = {} if page.is_shared else {proxy: f"127.0.0.{number}"}
             assert post(page.local_url.rstrip("/"), {**GOOD, "model": DEMO.name}, headers=headers).status_code == 200
         assert len({request.visitor for request in scripted.requests}) == 1
         assert not any(request.reuse for request in scripted.requests)

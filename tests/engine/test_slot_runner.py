@@ -64,7 +64,7 @@ SETTINGS = (
 
 @pytest.mark.parametrize("some", [SETTINGS, SETTINGS[:2]], ids=["read before the next", "launched ahead"])
 def test_answers_of_every_kind_of_sampling_are_as_if_alone(model, some):
-    runner = SlotRunner(model, 8, lambda: PLENTY, captures=False)
+    runner = SlotRunner(model, 8, PLENTY, captures=False)
     together = decode(runner.decode, [Answer(model, seed, params=params) for seed, params in enumerate(some)])
     alone = [decode(decode_together, [Answer(model, seed, params=params)])[0] for seed, params in enumerate(some)]
     assert together == alone
@@ -72,7 +72,7 @@ def test_answers_of_every_kind_of_sampling_are_as_if_alone(model, some):
 
 
 def test_a_step_is_launched_once_a_token_though_it_is_launched_ahead(model, monkeypatch):
-    runner, lengths = SlotRunner(model, 8, lambda: PLENTY, captures=False), []
+    runner, lengths = SlotRunner(model, 8, PLENTY, captures=False), []
     step = runner._step.__call__
 
     def counted(tokens, at, cache):
@@ -86,7 +86,7 @@ def test_a_step_is_launched_once_a_token_though_it_is_launched_ahead(model, monk
 
 
 def test_a_newcomer_and_one_who_leaves_change_nobodys_tokens(model):
-    runner = SlotRunner(model, 8, lambda: PLENTY, captures=False)
+    runner = SlotRunner(model, 8, PLENTY, captures=False)
     sampled = SamplingParams(1.0, 20, 0.9, seed=7)
     stays, leaves = Answer(model, 0, params=sampled), Answer(model, 1)
     decode(runner.decode, [stays, leaves], 5)
@@ -100,7 +100,7 @@ def test_a_newcomer_and_one_who_leaves_change_nobodys_tokens(model):
 
 
 def test_a_step_that_fails_can_be_run_again(model, monkeypatch):
-    runner = SlotRunner(model, 8, lambda: PLENTY, captures=False)
+    runner = SlotRunner(model, 8, PLENTY, captures=False)
     answers = [Answer(model, 0), Answer(model, 1)]
     decode(runner.decode, answers, 3)
     step, failing = runner._step.__call__, [True]
@@ -122,12 +122,63 @@ def test_a_step_that_fails_can_be_run_again(model, monkeypatch):
     ]
 
 
+def test_a_failure_in_one_length_counts_no_token_in_another(model, monkeypatch):
+    runner = SlotRunner(model, 8, PLENTY, captures=False)
+    answers = [Answer(model, 0), Answer(model, 1, LENGTHS[0])]
+    decode(runner.decode, answers, 3)
+    groups = list(runner._groups.values())
+    assert len(groups) == 2
+
+    def broken(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(groups[1], "_step", broken)
+        groups[1].ahead = None
+        with pytest.raises(torch.OutOfMemoryError):
+            runner.decode([answer.step() for answer in answers])
+    for answer in answers:  # each alone, as the loop does after a failure
+        decode(runner.decode, [answer], 4)
+    assert [answer.tokens for answer in answers] == [
+        decode(decode_together, [Answer(model, seed)], 7)[0] for seed in (0, 1)
+    ]
+
+
+def test_a_row_is_free_again_even_if_its_tokens_can_not_be_copied_back(model, monkeypatch):
+    runner = SlotRunner(model, 1, PLENTY, captures=False)
+    answer = Answer(model, 0)
+    decode(runner.decode, [answer], 2)
+
+    def broken(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KVCache, "restore", broken)
+        with pytest.raises(torch.OutOfMemoryError):
+            runner.release(answer.cache)
+    following = Answer(model, 1)
+    decode(runner.decode, [following], 2)
+    assert slots_of(runner, following) == [LENGTHS[0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_that_can_not_run_are_found_before_the_first_answer(model, monkeypatch, dtype):
+    other = Gemma3ForCausalLM(CONFIG).to(dtype)
+    assert slot_runner.why_no_kernels(other) is None
+
+    def broken(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(slot_runner.kernels, "attend_slots", broken)
+    assert slot_runner.why_no_kernels(model) == "their kernels can't run: RuntimeError: Failed to find C compiler"
+
+
 def slots_of(runner: SlotRunner, answer: Answer) -> list[int]:
     return [length for length, group in runner._groups.items() if group and id(answer.cache) in group.slots]
 
 
 def test_each_answer_gets_the_shortest_slot_that_it_fits_into(model):
-    runner = SlotRunner(model, 2, lambda: PLENTY, captures=False)
+    runner = SlotRunner(model, 2, PLENTY, captures=False)
     exact = [Answer(model, 0, LENGTHS[0] - 1), Answer(model, 1, LENGTHS[0]), Answer(model, 2, LENGTHS[-1])]
     decode(runner.decode, exact, 2)
     assert [slots_of(runner, one) for one in exact] == [[LENGTHS[0]], [LENGTHS[1]], []]
@@ -137,7 +188,7 @@ def test_each_answer_gets_the_shortest_slot_that_it_fits_into(model):
 
 
 def test_who_finds_no_slot_is_decoded_plainly_and_stays_so(model):
-    runner = SlotRunner(model, 2, lambda: PLENTY, captures=False)
+    runner = SlotRunner(model, 2, PLENTY, captures=False)
     answers = [Answer(model, seed) for seed in range(3)]
     decode(runner.decode, answers, 4)
     runner.release(answers[0].cache)
@@ -153,13 +204,13 @@ def test_without_memory_answers_are_decoded_plainly(model, monkeypatch, when):
 
     if when == "it shows":
         monkeypatch.setattr(slot_runner, "SlotCache", full)
-    runner = SlotRunner(model, 2, lambda: 1000 if when == "it is known before" else PLENTY, captures=False)
+    runner = SlotRunner(model, 2, 1000 if when == "it is known before" else PLENTY, captures=False)
     assert decode(runner.decode, [Answer(model, 0)]) == decode(decode_together, [Answer(model, 0)])
     assert runner._groups == {LENGTHS[0]: None}
 
 
 def test_slots_that_nobody_is_in_can_be_given_back(model):
-    runner = SlotRunner(model, 2, lambda: PLENTY, captures=False)
+    runner = SlotRunner(model, 2, PLENTY, captures=False)
     short, long = Answer(model, 0), Answer(model, 1, LENGTHS[0])
     decode(runner.decode, [short, long], 2)
     runner.release(short.cache)
@@ -170,4 +221,4 @@ def test_slots_that_nobody_is_in_can_be_given_back(model):
 
 
 def test_there_are_none_but_on_cuda(model):
-    assert SlotRunner.for_model(model, 8, lambda: PLENTY) is None
+    assert SlotRunner.for_model(model, 8, PLENTY) is None

@@ -11,6 +11,7 @@ from benchmarks.decode_step import LaunchCounter, count, narrow_model
 from gemma3_core import Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma3TextConfig, TorchAoConfig
 from gemma3_core.generation.fused_decoder import FusedDecoder, why_not_fused
 from gemma3_core.generation.loop import decode_step, prefill
+from gemma3_core.int4.linear import Int4Linear, quantize_weight
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.slots import SlotCache
 
@@ -137,5 +138,8 @@ def test_what_can_not_be_fused_is_told():
     model = text_model()
     assert why_not_fused(model) is None
     assert why_not_fused(model.model) == "it has no head"
+    few = text_model(num_key_value_heads=2, num_attention_heads=4, head_dim=32)
+    few.model.layers[1].self_attn.q_proj = Int4Linear.from_weight(quantize_weight(torch.randn(128, 64), 32), None)
+    assert why_not_fused(few) == "weights that would become one are of several types"  # as in GGUF files
     model.model.layers[0].mlp.up_proj = torch.nn.Linear(4, 4)
     assert why_not_fused(model) == "layers.0.mlp.up_proj is a Linear"

@@ -12,28 +12,37 @@ from torch.nn import functional as F
 
 from gemma3_core.kernels import decode
 
-SCRIPT = Path(__file__).with_name("decode_on_triton.py")
+HERE = Path(__file__).parent
 
 
-def test_the_triton_kernels_compute_what_torch_computes():
-    """In Triton's interpreter where there is no CUDA: every kernel, in float32 and bfloat16, in several shapes."""
+def printed_by(script: str, **environment: str) -> str:
+    """What a script beside this file prints."""
     pytest.importorskip("triton", reason="Triton is for Linux only")
     without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment = without if torch.cuda.is_available() else {**without, "TRITON_INTERPRET": "1"}
     # numpy warns of exp(-inf), which is 0 as it should be.
-    command = [sys.executable, "-W", "ignore", str(SCRIPT)]
     run = subprocess.run(
-        command,
+        [sys.executable, "-W", "ignore", str(HERE / script)],
         cwd=REPOSITORY,
-        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        env={**without, "PYTHONPATH": str(REPOSITORY), **environment},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+def test_the_triton_kernels_compute_what_torch_computes():
+    """In Triton's interpreter where there is no CUDA: every kernel, in float32 and bfloat16, in several shapes."""
+    printed = printed_by("decode_on_triton.py", **({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}))
     for name in ("rms_norm", "add_norms", "gelu_multiply", "queries", "keys", "values", "attend_slots"):
         for dtype in ("float32", "bfloat16"):
-            assert run.stdout.count(f"{name} torch.{dtype}") >= 3
+            assert printed.count(f"{name} torch.{dtype}") >= 3
+
+
+def test_the_triton_kernels_compile_for_nvidias_gpus(tmp_path):
+    compiled = printed_by("compiled_for_cuda.py", TRITON_CACHE_DIR=str(tmp_path)).split("\n")
+    assert len([line for line in compiled if line]) == 9 * 2 * 2
 
 
 @pytest.mark.parametrize("operation", ["rms_norm", "add_norms", "rotate_and_store", "attend_slots", "gelu_multiply"])
