@@ -49,7 +49,7 @@ def test_the_page_says_what_the_adapter_is_and_each_answer_is_by_the_chosen_one(
         note = page.locator("#model-note").inner_text()
         assert note.startswith("Adapter my-adapter · rank 4 to 8 · decoder: ")
         assert re.search(
-            r"vision tower: \d+ of its layers · [\d,]+ weights · [\d.]+ MB · kept beside the model\s", note
+            r"vision tower: \d+ of its layers · [\d,]+ weights · [\d.]+ (kB|MB) · kept beside the model\s", note
         )
         assert "q_proj" in note
         adapted, figures = ask(page, 1)
