@@ -205,7 +205,9 @@ def multiply(
     x, qdata, scale_and_zero = x.contiguous(), qdata.contiguous(), scale_and_zero.contiguous()
     out = x.new_empty(len(x), outputs)
     weights = (qdata.data_ptr(), scale_and_zero.data_ptr())
-    for some, part in zip(x.split(_ROWS_AT_A_TIME), out.split(_ROWS_AT_A_TIME), strict=True):
+    few = len(x) <= _ROWS_AT_A_TIME  # no slices in a decode step, which calls this a hundred times
+    parts = ((x, out),) if few else zip(x.split(_ROWS_AT_A_TIME), out.split(_ROWS_AT_A_TIME), strict=True)
+    for some, part in parts:
         sizes = (len(some), inputs, outputs, group_size)
         flags = (int(symmetric), int(x.dtype == torch.bfloat16), torch.get_num_threads())
         if kernels.int4_multiply(some.data_ptr(), *weights, part.data_ptr(), *sizes, *flags):
