@@ -1,7 +1,6 @@
 """Starts the app: `python app.py`, with options on the command line or in the environment."""
 
 import argparse
-import ipaddress
 import os
 import re
 import signal
@@ -159,12 +158,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> argparse.
 def listens_here_only(settings: argparse.Namespace, environment: Mapping[str, str]) -> bool:
     """Whether only programs on this machine can reach the page, as far as the app can tell."""
     host = settings.host or environment.get("GRADIO_SERVER_NAME") or "127.0.0.1"  # the order that Gradio uses
-    if settings.share or "SPACE_ID" in environment:
-        return False
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    from components.serving.callers import is_loopback
+
+    return not settings.share and "SPACE_ID" not in environment and is_loopback(host.strip("[]"))
 
 
 def _from_environment(parser: argparse.ArgumentParser, option: Option, environment: Mapping[str, str]) -> Any:

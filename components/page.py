@@ -1,7 +1,7 @@
 """The page: the panels and the events that connect them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,7 +106,8 @@ def build_page(
         panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
         keeping = None if forgetful else Keeping(chat_handlers, page.uploads.__contains__, cards)
         changes = _connect_chat(chat_handlers, keeping, panels)
-        _connect_return(page, chat_handlers, panels, models.names, cards)
+        owners = None if machine is None else ModelsHandlers(models, machine)
+        _connect_return(page, chat_handlers, panels, models, None if owners is None else owners.names, cards)
         _connect_examples(cards, panels)
         _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
@@ -114,8 +115,8 @@ def build_page(
         inside_handlers = InsideHandlers(models)
         _connect_inside(inside_handlers, inside, panels, changes)
         _connect_model_choice(ModelChoiceHandlers(models, partial(_head, title)), panels, head, changes)
-        if machine is not None:
-            _connect_machine(page, ModelsHandlers(models, machine), settings)
+        if owners is not None:
+            _connect_machine(owners, settings)
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
         page.periodic_tasks.append(models.evict)
@@ -190,7 +191,12 @@ def _connect_keeping(keeping: Keeping, panels: Panels, common: dict[str, Any]) -
 
 
 def _connect_return(
-    page: Page, chat_handlers: ChatHandlers, panels: Panels, models: Sequence[str], cards: Sequence[Example]
+    page: Page,
+    chat_handlers: ChatHandlers,
+    panels: Panels,
+    models: ModelRegistry,
+    names: Callable[[gr.Request], Sequence[str]] | None,
+    cards: Sequence[Example],
 ) -> None:
     """A page that opens again shows the conversation, the draft and the settings that it had, which the browser's tab
     keeps until it is closed. A shared link brings a question and settings."""
@@ -200,7 +206,7 @@ def _connect_return(
         page.uploads.__contains__,
         chat_handlers.messages,
         panels.settings,
-        models,
+        names or (lambda _: models.names),
         cards,
     )
     left, window = (gr.Textbox(elem_id=name, visible="hidden") for name in ("left", "window"))
@@ -209,7 +215,7 @@ def _connect_return(
     back = page.load(returning.open, [left], shown, js="async () => [await window.ask.left()]", **common)
     back.then(None, window, js="(told) => window.ask.opened(told)", **common)
     settings = [one for one in panels.settings.inputs if not isinstance(one, gr.State)]
-    offer = json.dumps(json.dumps([*models, panels.settings.int4 is not None]))
+    offer = json.dumps(json.dumps([*models.names, panels.settings.int4 is not None]))
     page.load(None, settings, settings, js=f"(...values) => window.ask.settingsBack({offer}, ...values)", **common)
     changes = [one.change for one in settings]  # type: ignore[attr-defined]
     gr.on(changes, None, settings, js=f"(...values) => window.ask.keepSettings({offer}, ...values)", **common)
@@ -251,7 +257,7 @@ def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: g
                 followed.then(**show_head)
 
 
-def _connect_machine(page: gr.Blocks, handlers: ModelsHandlers, settings: Settings) -> None:
+def _connect_machine(handlers: ModelsHandlers, settings: Settings) -> None:
     """The models on this machine. The handlers refuse everybody but whoever started the program."""
     parts, number = settings.machine, gr.Number(visible="hidden", precision=0)
     assert parts is not None
@@ -267,7 +273,6 @@ def _connect_machine(page: gr.Blocks, handlers: ModelsHandlers, settings: Settin
     run.click(handlers.run, [number], js=_NUMBER_JS.format("model-run"), trigger_mode="multiple", **common)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     parts.stop.click(handlers.stop, None, None, **quiet)
-    page.load(handlers.names, None, settings.model, **quiet)
 
 
 def _connect_empty_button(composer: gr.MultimodalTextbox) -> None:

@@ -29,8 +29,8 @@ ROOMS = {
         "bridge theme examples arguments",
         "shown settings",
         "chat",
-        "inside serving endpoint models",
-        "openai",
+        "inside serving endpoint",
+        "models openai",
         "page",
     ),
 }

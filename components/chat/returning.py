@@ -26,7 +26,8 @@ class Returning:
     """The handler of a page that opens.
 
     `left_by` gives the conversation of a window that was closed a short time ago, by its secret name; `is_upload` says
-    whether a path is one of the visitors' pictures. Links may name `models` and the pictures of `examples`.
+    whether a path is one of the visitors' pictures. Links may name the pictures of `examples`, and the `models` that a
+    visitor may choose now.
     """
 
     def __init__(
@@ -35,14 +36,15 @@ class Returning:
         is_upload: Callable[[str], bool],
         messages: Callable[[Conversation], list[Message]],
         settings: Settings,
-        models: Sequence[str],
+        models: Callable[[gr.Request], Sequence[str]],
         examples: Sequence[Example],
     ):
         self._left_by, self._is_upload, self._messages = left_by, is_upload, messages
         names = ("pan_and_scan", "system_prompt", "int4", "model")
         self.brought = {name: one for name in names if (one := getattr(settings, name)) is not None}
         """The settings that a link may bring."""
-        self._models = frozenset(models)
+        self._models = models
+        self._shown_models = None if settings.model is None else [name for name, _ in settings.model.choices]
         self._pictures = {picture.stem: picture for example in examples for picture in example.pictures}
 
     def open(self, left: str, request: gr.Request) -> tuple[Any, ...]:
@@ -67,14 +69,18 @@ class Returning:
         link = _object(kept.get("link")) if held == NOTHING and not found.exchanges else {}
         if link:
             held = self._asked_by(link)
-        conversation = Conversation(found.exchanges)
+        conversation, models = Conversation(found.exchanges), list(self._models(request))
+        brought = self._settings_of(link, models)
+        if self._shown_models not in (None, models):  # some have come since the program started
+            chosen = {} if brought["model"] is None else {"value": brought["model"]}
+            brought["model"] = gr.update(choices=models, **chosen)
         return (
             self._messages(conversation) if conversation.exchanges else gr.skip(),
             gr.skip() if held == NOTHING else composer.holding(held),
             conversation,
             gr.skip() if sent == NOTHING else composer.missing(NOT_ARRIVED),
             json.dumps({"window": window, "found": bool(found.exchanges)}),
-            *(gr.skip() if value is None else value for value in map(self._settings_of(link).get, self.brought)),
+            *(gr.skip() if value is None else value for value in map(brought.get, self.brought)),
         )
 
     def _asked_by(self, link: dict[str, Any]) -> Turn:
@@ -82,14 +88,14 @@ class Returning:
         picture = self._pictures.get(str(link.get("example")))
         return Turn("user", _text(link.get("q")), () if picture is None else (Path(picture),))
 
-    def _settings_of(self, link: dict[str, Any]) -> dict[str, Any]:
+    def _settings_of(self, link: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
         """A link's settings; None for what it leaves out or what does not exist."""
         model = link.get("model")
         return {
             "pan_and_scan": _SWITCHES.get(str(link.get("pan_and_scan"))),
             "system_prompt": _text(link.get("system_prompt")) or None,
             "int4": _SWITCHES.get(str(link.get("int4"))),
-            "model": model if isinstance(model, str) and model in self._models else None,
+            "model": model if isinstance(model, str) and model in models else None,
         }
 
     def _turn(self, message: Any) -> Turn:

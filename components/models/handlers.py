@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.models.machine import Machine, require_owner
+from components.models.machine import Machine, is_owner, require_owner
 from components.models.panel import Way, models_html, progress_html, too_large
 from gemma3_core.engine import (
     PUBLISHED,
@@ -50,6 +50,7 @@ class ModelsHandlers:
     ) -> None:
         self._models, self._machine = models, machine
         self._find = find or self._look
+        self._at_start = models.names
         self._found: list[FoundModel] | None = None
         self._choices: list[_Choice] = []
 
@@ -60,13 +61,9 @@ class ModelsHandlers:
         ]
         return find_models([*machine.folders, *offered], machine.everywhere, machine.device, machine.dtype)
 
-    def names(self, request: gr.Request) -> Any:
-        """The choice as a page opens: models may have come since the program started."""
-        try:
-            require_owner(request)
-        except Gemma3Error:
-            return gr.skip()
-        return gr.update(choices=list(self._models.names))
+    def names(self, request: gr.Request) -> tuple[str, ...]:
+        """The models that can be chosen as a page opens: for the owner also those that have come since the start."""
+        return self._models.names if is_owner(request) else self._at_start
 
     async def open(self, request: gr.Request, again: bool = False) -> AsyncGenerator[Update]:
         """Lists the models, and follows what is being loaded."""

@@ -5,7 +5,6 @@ Pictures come as data URLs, or from public addresses within the bounds of `fetch
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 import threading
 import uuid
@@ -20,9 +19,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from components.openai.asked import UNEXPECTED, Asked, WrongError, error_of, read_request
+from components.openai.asked import Asked, WrongError, error_of, read_request
 from components.openai.told import pieces, streamed_answer, whole_answer
+from components.serving.callers import PROXY_HEADERS, is_from_here
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, RefusedError, chunks
+from components.serving.server import UNEXPECTED
 from gemma3_core.engine import Gemma3Error, ModelRegistry, fetch_image, read_data_url
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ MAX_FETCHES = 2
 """Pictures that are fetched at the same time, for each of the two."""
 MAX_VALUES = 200_000
 """Values in one request's JSON, each of which takes far more memory than its text."""
-_PROXY_HEADERS = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via")
 
 
 class _Room:
@@ -119,8 +119,8 @@ class Completions:
 
     def _caller(self, scope: Scope) -> tuple[str, bool]:
         """The caller's name for the queue, and whether it is somebody whom the operator knows. Raises WrongError."""
-        headers = dict(scope["headers"])
-        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        scheme, _, key = headers.get("authorization", "").partition(" ")
         host = (scope.get("client") or ("",))[0]
         if self._keys:
             known = [number for number, own in enumerate(self._keys) if hmac.compare_digest(own.encode(), key.encode())]
@@ -131,9 +131,9 @@ class Completions:
             raise WrongError(
                 "This server has a login. Its operator can let programs in with --api-key.", status=401, code="no_keys"
             )
-        if any(name in headers for name in _PROXY_HEADERS):  # from one of these the server takes the address
+        if PROXY_HEADERS.intersection(headers):
             return "v1 behind a proxy", False
-        return f"v1 {host}", _is_loopback(host) and not self._is_shared()
+        return f"v1 {host}", is_from_here(headers, host) and not self._is_shared()
 
     @contextmanager
     def _as_visitor(self, caller: str, is_known: bool) -> Iterator[tuple[str, bool]]:
@@ -230,10 +230,3 @@ def _read(body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WrongError("Send an object with model and messages.")
     return content
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

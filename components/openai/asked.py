@@ -22,7 +22,6 @@ from gemma3_core.engine import (
     Turn,
 )
 
-UNEXPECTED = "Something went wrong. Try again; if it happens again, see the server's log."
 MAX_ADDRESSES = 16
 """Pictures by address in one request."""
 MOST_STOPS, LONGEST_STOP = 4, 500
@@ -38,15 +37,15 @@ _WITHOUT_EFFECT = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 )
 """What clients say about themselves, and hints."""
-_DEFAULTS: dict[str, Any] = {
-    "n": 1,
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logit_bias": {},
-    "response_format": {"type": "text"},
-    "tools": [],
-    "tool_choice": "auto",
-    "parallel_tool_calls": True,
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
 }
 """Options that are not supported, but harmless with these values."""
 
@@ -101,7 +100,7 @@ async def read_request(
 ) -> Asked:
     """The request; `picture` gives the bytes behind an address or a data URL. Raises WrongError."""
     for name, value in body.items():
-        if name in _TAKEN or name in _WITHOUT_EFFECT or value is None or value == _DEFAULTS.get(name):
+        if name in _TAKEN or name in _WITHOUT_EFFECT or value is None or value in _DEFAULTS.get(name, ()):
             continue
         name = name[:80]
         raise WrongError(f"{name} is not supported here. Leave it out.", name, code="unsupported_parameter")

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.openai.asked import UNEXPECTED, Asked, WrongError, error_of
+from components.openai.asked import Asked, WrongError, error_of
+from components.serving.server import UNEXPECTED
 from gemma3_core.engine import DoneEvent, Event, Gemma3Error, TokenChoice, TokenEvent
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from gemma3_core.nn.slots import Slot, SlotCache, slot_bytes
 
 log = logging.getLogger(__name__)
 LENGTHS = (1024, 4096, 16384, 65536, 131072)
-"""Tokens of a slot: an answer gets one of the shortest that its prompt and its longest answer fit into."""
+"""Tokens of a slot: an answer gets the shortest that its prompt and its longest answer fit into."""
 _OFF = "GEMMA_CUDA_GRAPHS"
 _STEPS_BEFORE_CAPTURE = 3
 """They compile the kernels; a capture must not."""

@@ -19,13 +19,18 @@ _MOST_SPLITS = 64
 
 
 @triton.jit
+def _normed(value, weight, inside, width, eps):
+    """A row of float32 over its root mean square, times its weight."""
+    return value * (1.0 / tl.sqrt(tl.sum(value * value) / width + eps)) * tl.load(weight, mask=inside, other=0.0)
+
+
+@triton.jit
 def _rms_norm_kernel(x, weight, out, width, eps, BLOCK: tl.constexpr):
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     at = tl.program_id(0).to(tl.int64) * width + columns
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    value = value * (1.0 / tl.sqrt(tl.sum(value * value) / width + eps))
-    value = value * tl.load(weight + columns, mask=inside, other=0.0)
+    value = _normed(value, weight + columns, inside, width, eps)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -35,14 +40,12 @@ def _add_norms_kernel(x, residual, weight, next_weight, total, normed, width, ep
     inside = columns < width
     at = tl.program_id(0).to(tl.int64) * width + columns
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    value = value * (1.0 / tl.sqrt(tl.sum(value * value) / width + eps))
-    value = value * tl.load(weight + columns, mask=inside, other=0.0)
+    value = _normed(value, weight + columns, inside, width, eps)
     value = value.to(total.dtype.element_ty).to(tl.float32)
     value = (tl.load(residual + at, mask=inside, other=0.0).to(tl.float32) + value).to(total.dtype.element_ty)
     tl.store(total + at, value, mask=inside)
     value = value.to(tl.float32)
-    value = value * (1.0 / tl.sqrt(tl.sum(value * value) / width + eps))
-    value = value * tl.load(next_weight + columns, mask=inside, other=0.0)
+    value = _normed(value, next_weight + columns, inside, width, eps)
     tl.store(normed + at, value.to(normed.dtype.element_ty), mask=inside)
 
 

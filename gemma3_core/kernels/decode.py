@@ -8,6 +8,9 @@ Here they are computed by torch, which says what they mean. CUDA has kernels of 
 Triton; it comes with torch's builds for CUDA.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -105,36 +108,14 @@ def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
 
-@rms_norm.register_kernel("cuda")
-def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    from gemma3_core.kernels import cuda
+def _by_triton(name: str) -> Callable[..., Any]:
+    def launched(*given: Any) -> Any:
+        from gemma3_core.kernels import cuda
 
-    return cuda.rms_norm(x, weight, eps)
+        return getattr(cuda, name)(*given)
 
-
-@add_norms.register_kernel("cuda")
-def _(x: Tensor, residual: Tensor, weight: Tensor, next_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    from gemma3_core.kernels import cuda
-
-    return cuda.add_norms(x, residual, weight, next_weight, eps)
+    return launched
 
 
-@rotate_and_store.register_kernel("cuda")
-def _(qkv, query_weight, key_weight, cos, sin, lengths, keys, values, eps):  # type: ignore[no-untyped-def]
-    from gemma3_core.kernels import cuda
-
-    return cuda.rotate_and_store(qkv, query_weight, key_weight, cos, sin, lengths, keys, values, eps)
-
-
-@attend_slots.register_kernel("cuda")
-def _(queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    from gemma3_core.kernels import cuda
-
-    return cuda.attend_slots(queries, keys, values, lengths, scale)
-
-
-@gelu_multiply.register_kernel("cuda")
-def _(gate_up: Tensor) -> Tensor:
-    from gemma3_core.kernels import cuda
-
-    return cuda.gelu_multiply(gate_up)
+for _operation in (rms_norm, add_norms, rotate_and_store, attend_slots, gelu_multiply):
+    _operation.register_kernel("cuda")(_by_triton(_operation._name))

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.first_load import first_load
 from benchmarks.watched_app import watched_app
 
-MOST_REQUESTS, MOST_KILOBYTES, MOST_SHIFT = 60, 450, 0.05
+MOST_REQUESTS, MOST_KILOBYTES, MOST_SHIFT = 59, 450, 0.05
 
 
 @pytest.fixture(scope="module")

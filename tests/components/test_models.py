@@ -109,7 +109,7 @@ def test_a_stranger_sees_nothing_loads_nothing_and_stops_nothing(handlers, loade
             all_of(updates)
     with pytest.raises(Gemma3Error, match=NOT_YOURS):
         handlers.stop(stranger)
-    assert "choices" not in handlers.names(stranger)
+    assert handlers.names(stranger) == models.names
     assert loader.entries == []
     assert handlers._found is None
     assert len(models.entries) == 2
@@ -170,7 +170,8 @@ def test_a_model_that_was_found_runs_without_a_new_start(handlers, models, loade
     assert updates[-1][3]["choices"] == [*models.names]
     assert (loader.entries[0].source, loader.entries[0].int4) == ("/models/gemma.gguf", True)
     assert "loaded now" in updates[-1][2]
-    assert handlers.names(Owner())["choices"][-1] == "gemma-<b>"
+    assert handlers.names(Owner())[-1] == "gemma-<b>"
+    assert "gemma-<b>" not in handlers.names(STRANGERS[0])
     # In another precision it is loaded again, under the same name.
     all_of(handlers.run(number_of(handlers, "Run in bfloat16"), Owner()))
     assert [(entry.name, entry.int4) for entry in loader.entries] == [("gemma-<b>", True), ("gemma-<b>", False)]

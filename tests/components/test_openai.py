@@ -285,7 +285,7 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"an_option_of_tomorrow": 1}, 400, "an_option_of_tomorrow"),
-        ({"frequency_penalty": 0, "n": 1, "tools": [], "user": "me", "presence_penalty": None}, 200, None),
+        ({"frequency_penalty": 0, "n": 1, "tools": [], "user": "me", "tool_choice": "none"}, 200, None),
     ],
 )  # fmt: skip
 def test_what_can_not_be_asked_is_refused_in_openais_form(url, change, status, param):
@@ -438,9 +438,9 @@ def test_a_page_with_a_login_is_closed_to_programs_without_a_key(engine):
         page.close(verbose=False)
 
 
-@pytest.mark.parametrize("proxy", ["", "x-forwarded-for", "forwarded", "x-real-ip", "via"])
+@pytest.mark.parametrize("proxy", ["", "x-forwarded-for", "forwarded", "x-real-ip", "via", "host"])
 def test_strangers_share_a_place_in_the_queue_and_no_cache(proxy):
-    """Through a public link, or through a proxy."""
+    """Through a public link, through a proxy, or from another site's page whose name leads here."""
     scripted = ScriptedEngine(DEMO)
     scripted.let_through("queued", "encoding", "reading", "writing")
     page = build_page(scripted)
@@ -448,7 +448,8 @@ def test_strangers_share_a_place_in_the_queue_and_no_cache(proxy):
     try:
         page.is_shared = not proxy
         for number in range(2):
-            headers = {} if page.is_shared else {proxy: f"127.0.0.{number}"}
+            name = "evil.example" if proxy == "host" else f"127.0.0.{number}"
+            headers = {} if page.is_shared else {proxy: name}
             assert post(page.local_url.rstrip("/"), {**GOOD, "model": DEMO.name}, headers=headers).status_code == 200
         assert len({request.visitor for request in scripted.requests}) == 1
         assert not any(request.reuse for request in scripted.requests)

@@ -29,7 +29,13 @@ JSON = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def returning():
+def names():
+    """The models that can be chosen now."""
+    return ["demo model", "other"]
+
+
+@pytest.fixture(scope="module")
+def returning(names):
     with gr.Blocks():
         settings = build_settings(DEMO, [DEMO.name, "other"])
     return Returning(
@@ -37,7 +43,7 @@ def returning():
         {MINE}.__contains__,
         chat.messages,
         settings,
-        ["demo model", "other"],
+        lambda _: names,
         load_examples(),
     )
 
@@ -101,3 +107,14 @@ def test_whatever_a_browser_sends_is_read_or_ignored(returning, left):
         files = [] if box == gr.skip() else box["value"]["files"]
         assert all(Path(file).parent.name == "examples" or file == MINE for file in files)
         assert isinstance(conversation, Conversation)
+
+
+def test_models_that_came_since_the_program_started_can_be_chosen(returning, names):
+    assert "choices" not in opened(returning)[4]["model"]
+    names.append("a newcomer")
+    try:
+        assert opened(returning)[4]["model"]["choices"] == ["demo model", "other", "a newcomer"]
+        link = {"q": "Hello?", "model": "a newcomer"}
+        assert opened(returning, link=link)[4]["model"]["value"] == "a newcomer"
+    finally:
+        names.pop()

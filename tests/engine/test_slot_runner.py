@@ -99,6 +99,14 @@ def test_a_newcomer_and_one_who_leaves_change_nobodys_tokens(model):
     assert leaves.tokens == decode(decode_together, [Answer(model, 1)], 10)[0]
 
 
+def go_on_alone(runner: SlotRunner, answers: list[Answer]) -> None:
+    """After three tokens and a failure, each alone, as the loop does: they are the tokens of undisturbed answers."""
+    for answer in answers:
+        decode(runner.decode, [answer], 4)
+    alone = [decode(decode_together, [Answer(answer.model, seed)], 7)[0] for seed, answer in enumerate(answers)]
+    assert [answer.tokens for answer in answers] == alone
+
+
 def test_a_step_that_fails_can_be_run_again(model, monkeypatch):
     runner = SlotRunner(model, 8, PLENTY, captures=False)
     answers = [Answer(model, 0), Answer(model, 1)]
@@ -115,11 +123,7 @@ def test_a_step_that_fails_can_be_run_again(model, monkeypatch):
         group.ahead = None
     with pytest.raises(RuntimeError, match="broken"):
         runner.decode([answer.step() for answer in answers])
-    for answer in answers:  # each alone, as the loop does after a failure
-        decode(runner.decode, [answer], 4)
-    assert [answer.tokens for answer in answers] == [
-        decode(decode_together, [Answer(model, seed)], 7)[0] for seed in (0, 1)
-    ]
+    go_on_alone(runner, answers)
 
 
 def test_a_failure_in_one_length_counts_no_token_in_another(model, monkeypatch):
@@ -137,11 +141,7 @@ def test_a_failure_in_one_length_counts_no_token_in_another(model, monkeypatch):
         groups[1].ahead = None
         with pytest.raises(torch.OutOfMemoryError):
             runner.decode([answer.step() for answer in answers])
-    for answer in answers:  # each alone, as the loop does after a failure
-        decode(runner.decode, [answer], 4)
-    assert [answer.tokens for answer in answers] == [
-        decode(decode_together, [Answer(model, seed)], 7)[0] for seed in (0, 1)
-    ]
+    go_on_alone(runner, answers)
 
 
 def test_a_row_is_free_again_even_if_its_tokens_can_not_be_copied_back(model, monkeypatch):
