@@ -1,6 +1,7 @@
 """Starts the app: `python app.py`, with options on the command line or in the environment."""
 
 import argparse
+import logging
 import os
 import re
 import signal
@@ -211,6 +212,8 @@ def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a normal exit also deletes the uploads
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("gemma3_core.engine").setLevel(logging.INFO)  # its progress
     from gemma3_core.engine import PUBLISHED, UNGATED, Gemma3Error
 
     here_only = listens_here_only(settings, os.environ)
