@@ -156,10 +156,7 @@ def _print_demo(figures: dict[str, Any]) -> None:
     print(f"| first token, int4 | {figures['int4']['first_token_s']} s |")
     print(f"| tokens a second, int4 | {figures['int4']['tokens_per_s']} |")
     new = figures["newcomer"]
-    print(
-        f"| first token beside {new['running']} running answers, less one chunk of a prompt: times as late as alone | "
-        f"{new['times_alone']} |"
-    )
+    print(f"| first token beside {new['running']} running answers: times as late as alone | {new['times_alone']} |")
     further = figures["next_question"]
     print(
         f"| first token of a further question, {further['reused_tokens']} of {further['prompt_tokens']} tokens reused: "

@@ -223,14 +223,13 @@ def _their_decoding(
         else:
             cache = StaticCache(config=model.config, max_cache_len=room)
             model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            # Past the limit the step would no longer be compiled, silently.
-            dynamo: Any = torch._dynamo.config
-            dynamo.recompile_limit, dynamo.fail_on_recompile_limit_hit = 64, True
             step = torch.compile(model, backend=backend)
 
     def run() -> None:
         token = prompt[:, -1:]
-        with torch.inference_mode() if backend is None else torch.no_grad():
+        # Past its limit torch would no longer compile the step, silently.
+        limits: Any = torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
+        with limits, torch.inference_mode() if backend is None else torch.no_grad():
             for _ in range(new_tokens):
                 logits = step(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1].float()
                 if sampling.greedy:

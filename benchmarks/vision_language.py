@@ -220,8 +220,7 @@ def _our_second_turn(
     new = {name: again[name][:, known:] for name in ("input_ids", "token_type_ids")}
 
     def run() -> None:
-        prefill(model, cache, **new).argmax(dim=-1)
-        cache.truncate(known)
+        prefill(model, cache, **new).argmax(dim=-1)  # each round is one turn further
 
     return run
 

@@ -287,9 +287,11 @@ def _warming_up(alive: "weakref.ref[_Group]", length: int, sizes: Sequence[int])
             if group is None or not group.captures.go_on:
                 return
             group.warm(rows, capture)
+            if capture and group.captures.go_on:
+                done, total = number, len(sizes)
+                log.info("Decode steps of answers up to %s tokens: %d of %d captured.", f"{length:,}", done, total)
             del group
             yield
-        log.info("Decode steps of answers up to %s tokens: %d of %d captured.", f"{length:,}", number, len(sizes))
 
 
 def why_no_kernels(model: Any) -> str | None:
