@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
-from typing import Any
 
 from gemma3_core.engine.api import PicturePreview
 from gemma3_core.engine.picture_reader import PictureReader
@@ -29,9 +28,9 @@ def picture_previews(
     """
     headers = read_headers(pictures)
     times = Counter(header.digest for header in headers)
-    several: dict[tuple[bytes, Any], PicturePreview] = {}
+    several: dict[tuple[bytes, str], PicturePreview] = {}
     for number, (header, own) in enumerate(zip_longest(headers, crops)):
-        key = header.digest, own
+        key = header.digest, str(own)  # callers may give lists
         preview = several.get(key)
         if preview is None:
             with numbered(number, len(headers)):
