@@ -57,6 +57,7 @@
     const tab = { "inside-open": "attention", code: "code" }[button.dataset.act];
     const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
+    delete control.dataset.region;
     control.click();
     if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
     if (["retry", "continue", "look-closer"].includes(button.dataset.act)) toComposer();
