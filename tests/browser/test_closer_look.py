@@ -47,4 +47,4 @@ def test_a_region_of_ones_own_is_looked_at_closer(page):
     row.locator(".figures").wait_for()
     assert row.locator(".message-content").count() == 2  # whatever the demo model makes of one crop: it never saw one
     page.locator("#inside .maps figcaption").get_by_text("crop 1").wait_for()  # Inside follows
-    page.locator("#strip .box").wait_for()
+    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
