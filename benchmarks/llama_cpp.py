@@ -4,12 +4,11 @@
 
 Needs `pip install llama-cpp-python`, which builds llama.cpp, for half an hour on two cores. Ours runs the file in
 bfloat16 and in int4 (group size 32); a Q4_0 that llama.cpp makes from the file runs in both programs too, in ours
-without another rounding. Both use all cores, and take turns. Writes benchmarks/results/llama_cpp.json.
+without another rounding. Both use as many threads, and take turns. Writes benchmarks/results/llama_cpp.json.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -46,7 +45,7 @@ class LlamaCpp:
     def __init__(self, path: Path, context: int = 2 * PROMPT_TOKENS):
         import llama_cpp
 
-        cores = os.cpu_count() or 1
+        threads = torch.get_num_threads()  # as many as ours
         options: dict[str, Any] = {
             "n_ctx": context,
             "n_batch": PROMPT_TOKENS,
