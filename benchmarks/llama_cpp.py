@@ -49,8 +49,8 @@ class LlamaCpp:
         options: dict[str, Any] = {
             "n_ctx": context,
             "n_batch": PROMPT_TOKENS,
-            "n_threads": cores,
-            "n_threads_batch": cores,
+            "n_threads": threads,
+            "n_threads_batch": threads,
         }
         self.model = llama_cpp.Llama(str(path), verbose=False, n_ctx=context, **options)
 
