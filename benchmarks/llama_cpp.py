@@ -46,13 +46,8 @@ class LlamaCpp:
         import llama_cpp
 
         threads = torch.get_num_threads()  # as many as ours
-        options: dict[str, Any] = {
-            "n_ctx": context,
-            "n_batch": PROMPT_TOKENS,
-            "n_threads": threads,
-            "n_threads_batch": threads,
-        }
-        self.model = llama_cpp.Llama(str(path), verbose=False, n_ctx=context, **options)
+        options: dict[str, Any] = {"n_ctx": context, "n_batch": PROMPT_TOKENS, "n_threads": threads}
+        self.model = llama_cpp.Llama(str(path), verbose=False, n_threads_batch=threads, **options)
 
     def prefill(self, ids: torch.Tensor) -> None:
         self.model.reset()
