@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -282,6 +283,17 @@ def test_captured_steps_write_the_tokens_of_launched_ones_and_of_plain_ones(shar
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SlotRunner, "decode", lambda _, passes: decode_together(passes))
         assert captured == in_slots(model, rows, False, 3 * WINDOW)[0]
+
+
+def test_steps_are_captured_in_the_background_while_an_answer_is_written():
+    engine = Engine.load(device=CUDA, dtype="bfloat16", at_once=6)
+    request = Request((Turn("user", "How are you?"),), max_new_tokens=20, visitor="early", reuse=False)
+    early = answered(engine, request)
+    while engine._loop._thread is not None:
+        time.sleep(0.01)
+    (slots,) = engine._writer._slots.values()
+    assert [sorted(group._captured) for group in slots._groups.values()] == [[1, 2, 4, 6]]
+    assert answered(engine, request).token_ids == early.token_ids
 
 
 def test_a_step_in_slots_waits_for_the_device_in_one_place_alone(sharp_weights):

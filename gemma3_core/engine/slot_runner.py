@@ -45,7 +45,8 @@ class _Ahead:
 
 
 class _Captures:
-    """Captures the decode steps of one model, all in one memory pool, until one can't be captured."""
+    """Captures the decode steps of one model, until one can't be captured. All share one memory pool: they are replayed
+    one after another, and each one's logits are copied before the next."""
 
     def __init__(self, wanted: bool):
         self.go_on, self._pool = wanted, None
@@ -89,7 +90,7 @@ class _Group:
     """Slots of one length, and the captured steps of 1, 2, 4 … of their rows."""
 
     def __init__(self, step: FusedDecoder, cache: SlotCache, device: torch.device, captures: _Captures, later: bool):
-        """With `later`, steps are captured by `warm_up` alone, otherwise as soon as they have run a few times."""
+        """With `later`, steps are captured by `warm` alone, otherwise as soon as they have run a few times."""
         self.cache, self.slots = cache, dict[int, Slot]()
         self.ahead: _Ahead | None = None
         self._step, self.captures, self._later = step, captures, later
