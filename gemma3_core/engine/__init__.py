@@ -31,9 +31,11 @@ from gemma3_core.errors import (
     NonFiniteError,
     OutOfMemoryError,
     QueueFullError,
+    SchemaError,
     StoppedError,
 )
 from gemma3_core.files.download import size_of
+from gemma3_core.generation.grammar import ANY_OBJECT
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
 from gemma3_core.images.fetch import fetch_image
@@ -46,6 +48,7 @@ from gemma3_core.inspection.mask_view import LayerMask, MaskView
 from gemma3_core.inspection.prompt import PromptToken
 
 __all__ = [
+    "ANY_OBJECT",
     "DEMO_MODEL",
     "DEMO_NAME",
     "MAX_TAKEN",
@@ -83,6 +86,7 @@ __all__ = [
     "QueueFullError",
     "Request",
     "SamplingSettings",
+    "SchemaError",
     "StageEvent",
     "Stats",
     "StoppedError",

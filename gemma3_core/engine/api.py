@@ -68,8 +68,9 @@ class Request:
     `visitor`s. With `reuse`, the engine keeps the KV cache for this visitor's next question; without, it prefills the
     whole prompt and keeps nothing. `answer_so_far` are the tokens of an answer that was cut: the new one goes on from
     there, and its DoneEvent has the whole text. `continue_text` says whether the model goes on with the texts as they
-    stand, or answers in a chat's form; open, it is as the model was trained (`ModelInfo`). `MAX_PICTURES` and the other
-    bounds in prompts.py apply to all turns together.
+    stand, or answers in a chat's form; open, it is as the model was trained (`ModelInfo`). With `json_schema`, a JSON
+    Schema as text, only what fits is sampled, so that an answer that ends with "stop" is JSON of that form; the prompt
+    is unchanged. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together.
     """
 
     turns: tuple[Turn, ...]
@@ -84,6 +85,7 @@ class Request:
     int4_or_default: bool = False
     answer_so_far: tuple[int, ...] = ()
     continue_text: bool | None = None
+    json_schema: str | None = None
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
         """The answer's sampling settings; the model's `default` fills in what the request leaves open."""
