@@ -46,7 +46,9 @@
     const button = event.target.closest("[data-act]");
     if (!button) return;
     if (button.dataset.act === "copy") {
-      await copy(button.closest(".message-row").querySelector(".message-content").innerText.trim());
+      const said = button.closest(".message-row");
+      const json = said.querySelector(".fields-json")?.textContent;
+      await copy(json ?? said.querySelector(".message-content").innerText.trim());
       const name = button.ariaLabel;
       button.textContent = button.ariaLabel = "Copied";
       setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
@@ -56,6 +58,7 @@
     const tab = { "inside-open": "attention", code: "code" }[button.dataset.act];
     const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
+    control.dataset.token = button.dataset.token ?? "";
     control.click();
     if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
     if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();

@@ -81,6 +81,11 @@ def _switch(name: str, value: Any) -> bool | None:
     return _WORDS[word]
 
 
+def _schema(name: str, value: Any) -> str | None:
+    """A JSON schema as text, also where it is given as an object."""
+    return json.dumps(value) if isinstance(value, dict) else _text(name, value)
+
+
 def _short(value: Any) -> str:
     """A wrong value for a message: its beginning, or what it is, in JSON's words."""
     if isinstance(value, list | dict):
@@ -98,5 +103,6 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "max_new_tokens": _whole,
     "temperature": _number,
     "seed": _whole,
+    "json_schema": _schema,
 }
 """By the arguments' names, in their order."""

@@ -24,6 +24,7 @@ ROOMS = {
         "processor models",
         "inspection hf",
         "verify engine",
+        "ask",
     ),
     "components": (
         "bridge theme examples arguments",

@@ -11,6 +11,7 @@ from gradio.processing_utils import move_files_to_cache
 
 from components.chat.conversation import Conversation, Exchange
 from components.examples import Example, card_address
+from components.shown.fields_view import fields_html
 from components.shown.markdown import literal, of_model
 from components.shown.stats import count, figures_line, short_line
 from gemma3_core.engine import UNGATED_NAME, ModelInfo, Turn
@@ -189,7 +190,9 @@ def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advic
     line = f'<div class="figures">{figures}<span class="acts">{"".join(buttons)}</span></div>'
     if advice:
         line = f'<p class="advice">{escape(advice.replace("`", ""))}</p>{line}'
-    return Message(role="assistant", content=[_text(of_model(exchange.answer)), gr.HTML(line)])
+    values = exchange.values
+    shown = gr.HTML(fields_html(values, exchange.answer, number)) if values else _text(of_model(exchange.answer))
+    return Message(role="assistant", content=[shown, gr.HTML(line)])
 
 
 def _button(act: str, text: str, name: str, number: int = 0) -> str:

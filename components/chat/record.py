@@ -27,6 +27,8 @@ from gemma3_core.engine import (
     TokenChoice,
     TokenChoices,
     Turn,
+    ask_in_fields,
+    read_fields,
 )
 
 VERSION = 1
@@ -90,6 +92,8 @@ class _KeptSettings(_Strict):
     top_p: float | None
     seed: int | None
     continue_text: bool | None = None
+    fields: Annotated[str, Field(max_length=20_000)] = ""
+    fields_named: bool = True
 
 
 class _KeptExchange(_Strict):
@@ -136,12 +140,18 @@ def document(exchange: Exchange, example_of: Callable[[Path], str]) -> dict[str,
             "max_new_tokens": request.max_new_tokens,
             **asdict(sampling),
             **({} if request.continue_text is None else {"continue_text": request.continue_text}),
+            **({"fields": exchange.fields, "fields_named": _named(exchange)} if exchange.fields else {}),
         },
         "answer": done.text,
         "token_ids": list(done.token_ids),
         "choices": [(_token(choice), [_token(other) for other in choice.alternatives]) for choice in exchange.choices],
         "stats": done.stats.to_dict(),
     }
+
+
+def _named(exchange: Exchange) -> bool:
+    """Whether the fields stood behind the question."""
+    return exchange.answered.request.turns[-1].text != exchange.question.text
 
 
 def key_of(exchange: dict[str, Any]) -> str:
@@ -188,11 +198,12 @@ def _exchange(kept: _KeptExchange, question: Turn, before: Conversation, visitor
         confidence=True,
         continue_text=settings.continue_text,
     )
+    request = ask_in_fields(request, read_fields(settings.fields), settings.fields_named)
     choices = TokenChoices(
         TokenChoice(*token, tuple(Alternative(*other) for other in others)) for token, others in kept.choices
     )
     done = DoneEvent(kept.answer, Stats(**kept.stats.model_dump()), tuple(kept.token_ids))
-    return Exchange(question, kept.pan_and_scan, Answered(request, done), choices)
+    return Exchange(question, kept.pan_and_scan, Answered(request, done), choices, settings.fields)
 
 
 def _picture(path: Path, example_of: Callable[[Path], str]) -> dict[str, str]:

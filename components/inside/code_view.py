@@ -74,6 +74,7 @@ def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, i
         merged = ", merge_adapter=True" if info.adapter.merged else ""
         source += f"adapter={_adapter_source(info.adapter)!r}{merged}, "
     continue_text = "" if request.continue_text is None else f"    continue_text={request.continue_text},\n"
+    continue_text += "" if request.json_schema is None else f"    json_schema={request.json_schema!r},\n"
     return (
         "from gemma3_core.engine import Engine, Request, SamplingSettings, Turn\n\n"
         f"engine = Engine.load({source}dtype={dtype!r})\n"
@@ -112,6 +113,8 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
     notes = ["# In full precision; the answer on the page was in int4."] if int4 else []
     if len(cut) > 1:
         notes.append("# Pan & scan was on for some of these pictures only; here it is on for all.")
+    if request.json_schema is not None:
+        notes.append("# transformers keeps to no JSON schema, so its answer may have another form.")
     if not sampling.greedy:
         notes.append("# transformers draws its tokens in another way, so a sampled answer has other words.")
     name = info.base_name or info.name
@@ -217,7 +220,9 @@ def _ask_arguments(request: Request, sampling: SamplingSettings, int4: bool) -> 
     """The arguments of `/ask` after the pictures."""
     seed = 0 if sampling.seed is None else sampling.seed
     text = request.turns[0].text
-    return text, request.system_prompt, request.pan_and_scan, int4, request.max_new_tokens, sampling.temperature, seed
+    schema = () if request.json_schema is None else (request.json_schema,)
+    rest = (request.max_new_tokens, sampling.temperature, seed, *schema)
+    return text, request.system_prompt, request.pan_and_scan, int4, *rest
 
 
 def _sampled(sampling: SamplingSettings) -> str:

@@ -21,6 +21,7 @@ from gemma3_core.engine.api import (
 )
 from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_picture
 from gemma3_core.engine.explain import OcclusionReport, PromptView
+from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fields, schema_of, values_of
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
 from gemma3_core.engine.zero_gpu import Lend
@@ -66,6 +67,8 @@ __all__ = [
     "DoneEvent",
     "Engine",
     "Event",
+    "Field",
+    "FieldValue",
     "FoundModel",
     "Gemma3Error",
     "Int4Choice",
@@ -96,6 +99,7 @@ __all__ = [
     "TokenChoices",
     "TokenEvent",
     "Turn",
+    "ask_in_fields",
     "check_document",
     "check_picture",
     "enough_pixels",
@@ -105,7 +109,10 @@ __all__ = [
     "listing",
     "open_document",
     "read_data_url",
+    "read_fields",
+    "schema_of",
     "size_of",
     "take_frames",
     "take_pages",
+    "values_of",
 ]
