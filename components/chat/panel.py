@@ -216,6 +216,8 @@ def _text(text: str) -> dict[str, str]:
 
 def badge(info: ModelInfo, int4: bool | None = None) -> str:
     """HTML of the line with the model's name, size, precision and device. `int4` None is the server's setting."""
+    if info.outside:
+        return f"<span>{escape(info.name)} · <span>on another server</span></span>"
     if int4 is None:
         int4 = info.quantization == "int4"
     exact = f"{'int4' if int4 else info.dtype} on {info.device}"

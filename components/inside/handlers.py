@@ -107,8 +107,10 @@ class InsideHandlers:
         exchange = conversation.exchanges[index]
         token = _first_looked_at(exchange, first)
         selected = Selected(exchange, token, index)
+        info = self._models.info(exchange.stats.model)
+        outside = f'<p class="note">{escape(info.outside)}</p>' if info is not None and info.outside else ""
         yield _opened(
-            title=f"<h2>Inside answer {index + 1}</h2>",
+            title=f"<h2>Inside answer {index + 1}</h2>{outside}",
             inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
             words=answer_html(exchange.choices, token, values_in(exchange)),
             maps=CHOOSE_WORD,
@@ -118,7 +120,7 @@ class InsideHandlers:
             code=self._code(exchange, request),
             selected=selected,
             # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-            **model_updates(self._models.info(exchange.stats.model), self._models.names, token is not None),
+            **model_updates(info, self._models.names, token is not None),
         )
         if token is None:
             return

@@ -23,6 +23,7 @@ from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_pictu
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fields, schema_of, values_of
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
+from gemma3_core.engine.outside import OutsideEngine
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import (
@@ -82,6 +83,7 @@ __all__ = [
     "NonFiniteError",
     "OcclusionReport",
     "OutOfMemoryError",
+    "OutsideEngine",
     "PartialSampling",
     "PicturePreview",
     "PromptToken",

@@ -208,7 +208,8 @@ class ModelInfo:
     under the same ids; only their tokens can be compared. `borrowed` means that a GPU is lent for each answer, so that
     no KV cache is kept between answers. `revision` tells two checkpoints of one name apart; `hub_id` is empty for one
     that is not of the Hub. `why_text_only` says why a model that could read pictures does not. A base model,
-    which was not trained on chats, `continues_text`. `adapter` changes what the model `base_name` answers.
+    which was not trained on chats, `continues_text`. `adapter` changes what the model `base_name` answers. Where
+    another server answers, `outside` says what Inside shows, or why it shows nothing.
     """
 
     name: str
@@ -232,3 +233,4 @@ class ModelInfo:
     continues_text: bool = False
     adapter: AdapterFacts | None = None
     base_name: str = ""
+    outside: str = ""

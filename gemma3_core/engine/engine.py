@@ -250,7 +250,7 @@ class Engine:
             preview = several.get(header.digest)
             if preview is None:
                 with numbered(number, len(headers)):
-                    work = partial(self._previewed, header, images)
+                    work = partial(previewed, header, images, self._processor.image_seq_length)
                     preview = self._pictures.submit(work, header.decoding_bytes).result()
             if times[header.digest] > 1:
                 several[header.digest] = preview
@@ -260,20 +260,6 @@ class Engine:
         """What a picture of this size costs in the prompt, crops included."""
         images = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
         return (1 + len(images.boxes(width, height))) * self._processor.image_seq_length
-
-    def _previewed(self, header: PictureHeader, images: ImageProcessor) -> PicturePreview:
-        picture = load_picture(header)
-        tiles = tuple(images.tile_pictures(picture))
-        picture.thumbnail((_LOOKED_AT, _LOOKED_AT))
-        return PicturePreview(
-            width=header.width,
-            height=header.height,
-            original=picture,
-            tiles=tiles,
-            boxes=tuple(images.boxes(header.width, header.height)),
-            tokens=len(tiles) * self._processor.image_seq_length,
-            note=images.explain(header.width, header.height),
-        )
 
     def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
         """Yields stages, pieces of the answer's text, and a DoneEvent with its figures.
@@ -572,6 +558,22 @@ class Engine:
         """Frees the model's memory; running answers fail."""
         self._writer.kept.clear()
         del self._model, self._precisions, self._writer
+
+
+def previewed(header: PictureHeader, images: ImageProcessor, tokens_per_tile: int) -> PicturePreview:
+    """What the encoder would get of a picture. Raises ImageError."""
+    picture = load_picture(header)
+    tiles = tuple(images.tile_pictures(picture))
+    picture.thumbnail((_LOOKED_AT, _LOOKED_AT))
+    return PicturePreview(
+        width=header.width,
+        height=header.height,
+        original=picture,
+        tiles=tiles,
+        boxes=tuple(images.boxes(header.width, header.height)),
+        tokens=len(tiles) * tokens_per_tile,
+        note=images.explain(header.width, header.height),
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -461,7 +461,7 @@ WRONG = [
     (["A" * 4000, "Hi"], "These 3,000 bytes are not a picture that can be read."),
     (["data:image/png,AAAA", "Hi"], "This data URL holds no base64 picture."),
     ([[PICTURE] * 17, "Hi"], "At most 16 pictures may be given by address or as data."),
-    ([None, "Hi", *[None] * 7], "At most 8 arguments are taken"),
+    ([None, "Hi", *[None] * 8], "At most 9 arguments are taken"),
 ]
 
 
