@@ -168,7 +168,7 @@ def build_settings(
             label="Pan & scan",
             info=pan_and_scan_line(info),
             elem_id="pan-and-scan",
-            visible=info.multimodal,
+            visible=info.multimodal and not info.outside,
         )
         int4 = None if info.int4 is None else _build_int4(info.int4)
         goes_on = _build_continue_text() if info.continues_text else None

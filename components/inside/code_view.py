@@ -59,9 +59,12 @@ def scripts(exchange: Exchange, info: ModelInfo, where: Address) -> dict[str, st
     if stats.seed is not None:
         sampling = SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, stats.seed)
     int4 = stats.quantization == "int4"
-    return {
+    here = {
         "gemma3_core": _own(request, sampling, int4, stats.dtype, info),
         "transformers": _transformers(request, sampling, int4, stats.dtype, info),
+    }
+    return {
+        **({} if info.outside else here),  # another server's weights and precision are not known
         "gradio_client": _client(request, sampling, int4, where.client),
         "curl": _curl(request, sampling, int4, where.url),
     }

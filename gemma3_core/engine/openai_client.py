@@ -210,5 +210,6 @@ def _pair(told: dict[str, Any]) -> tuple[bytes, float] | None:
     data, text, logprob = told.get("bytes"), told.get("token"), told.get("logprob")
     if not isinstance(logprob, int | float) or not isinstance(text, str):
         return None
-    fits = isinstance(data, list) and all(isinstance(one, int) and 0 <= one < 256 for one in data)
-    return (bytes(data) if fits else text.encode()), min(0.0, float(logprob))
+    if isinstance(data, list) and all(isinstance(one, int) and 0 <= one < 256 for one in data):
+        return bytes(data), min(0.0, float(logprob))
+    return text.encode(), min(0.0, float(logprob))

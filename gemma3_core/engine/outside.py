@@ -74,7 +74,7 @@ NO_CROPS = (
 
 
 class OutsideEngine(Engine):
-    """The door of `Engine`, with answers of a server. Nothing of this program's own answers is inherited but the door.
+    """An `Engine` whose answers a server writes; every method that needs a model of this machine is its own.
 
     `local` is an engine of this machine for Inside; it is used only if it has the server's checkpoint.
     """
@@ -310,7 +310,9 @@ class _Writing:
         self._told: list[TokenTold] = []
         self._usage: dict[str, Any] = {}
         self._pieces = 0
-        self.text, self.reason, self.seed = "", None, None
+        self.text = ""
+        self.reason: str | None = None
+        self.seed: int | None = None
 
     def take(self, delta: Delta) -> Iterator[Event]:
         self._usage = delta.usage or self._usage

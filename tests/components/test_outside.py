@@ -12,7 +12,9 @@ from gradio_client import Client, handle_file
 from places import EXAMPLES
 from running_app import free_port, launch, require_demo_model
 
+from components.chat.conversation import Exchange
 from components.chat.panel import badge
+from components.inside.code_view import Address, scripts
 from components.page import build_page
 from gemma3_core.engine import (
     Answered,
@@ -90,6 +92,8 @@ def test_inside_reads_the_answer_again_with_the_same_checkpoint_and_says_so(outs
     assert outside.inspect(ASKED).tokens == engine.inspect(ASKED).tokens
     assert "reading its tokens again with demo model" in outside.info.outside
     assert "on another server" in badge(outside.info)
+    exchange = Exchange(ASKED.turns[0], False, Answered(ASKED, done))
+    assert list(scripts(exchange, outside.info, Address("here", "here"))) == ["gradio_client", "curl"]
 
 
 def test_schemas_lengths_and_seeds_reach_the_server(outside):
