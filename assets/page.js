@@ -47,8 +47,9 @@
     if (!button) return;
     if (button.dataset.act === "copy") {
       const said = button.closest(".message-row");
+      const texts = said.querySelectorAll(".message-content");
       const json = said.querySelector(".fields-json")?.textContent;
-      await copy(json ?? said.querySelector(".message-content").innerText.trim());
+      await copy(json ?? texts[texts.length - 1].innerText.trim());  // after a closer look, the last answer
       const name = button.ariaLabel;
       button.textContent = button.ariaLabel = "Copied";
       setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
@@ -59,9 +60,10 @@
     const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
     control.dataset.token = button.dataset.token ?? "";
+    delete control.dataset.region;
     control.click();
     if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
-    if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();
+    if (["retry", "continue", "look-closer"].includes(button.dataset.act)) toComposer();
   });
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");

@@ -35,14 +35,17 @@ from gemma3_core.engine.api import (
     Turn,
 )
 from gemma3_core.engine.async_bridge import in_event_loop
-from gemma3_core.engine.engine import AT_ONCE, Engine, previewed
+from gemma3_core.engine.engine import AT_ONCE, Engine
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.fair_queue import FairQueue
 from gemma3_core.engine.openai_client import Delta, OpenAIClient, TokenTold
+from gemma3_core.engine.picture_previews import picture_previews
+from gemma3_core.engine.picture_reader import PictureReader
 from gemma3_core.engine.prompts import check_size, load_picture, numbered, ordinal, read_headers
 from gemma3_core.errors import AttentionError, CheckpointError, PromptError, UnsupportedOptionError
 from gemma3_core.generation.grammar import check_schema
 from gemma3_core.generation.sampling import SamplingSettings
+from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource, PictureHeader
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import Gemma3ImageProcessor, ImageProcessor
@@ -68,8 +71,7 @@ OTHER_LOCAL = (
     "Another server answered with {}, and the checkpoint here is {}. Inside needs the same one: name it with --model."
 )
 NO_CROPS = (
-    "Pan & scan can't be asked of the server that answers, which prepares pictures itself. Switch it off in the "
-    "settings."
+    "Pan & scan and crops can't be asked of the server that answers, which prepares pictures itself. Leave them out."
 )
 
 
@@ -90,7 +92,7 @@ class OutsideEngine(Engine):
         self._tokenizer: Gemma3Tokenizer | None = None
         if self._local is not None:
             self._images, self._tokenizer = self._local._processor.image_processor, self._local._processor.tokenizer
-        self.queue = FairQueue(max_running=at_once)
+        self.queue, self._pictures = FairQueue(max_running=at_once), PictureReader()
         self.info = self._info(offered)
 
     @classmethod
@@ -164,7 +166,7 @@ class OutsideEngine(Engine):
             )
         if request.continue_text:
             raise UnsupportedOptionError(f"{self.info.name} answers as a chat here. Leave out continue_text.")
-        if request.pan_and_scan or any(turn.pan_and_scan for turn in request.turns):
+        if request.pan_and_scan or any(turn.pan_and_scan or any(turn.crops) for turn in request.turns):
             raise UnsupportedOptionError(NO_CROPS)
         if not request.turns or request.turns[-1].role != "user" or not request.turns[-1].text.strip():
             raise PromptError("There is no question. Write one and send again.")
@@ -235,13 +237,13 @@ class OutsideEngine(Engine):
                 parts.append({"type": "image_url", "image_url": {"url": _data_url(next(headers))}})
         return {"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]}
 
-    def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
+    def preview(
+        self, pictures: Sequence[ImageSource], pan_and_scan: bool, crops: Sequence[Crops] = ()
+    ) -> Iterator[PicturePreview]:
         check_size(Request((Turn("user", "", tuple(pictures)),)), self.info.context_length)
         images = self._images.with_options(do_pan_and_scan=False)
-        for number, header in enumerate(read_headers(pictures)):
-            with numbered(number, len(pictures)):
-                preview = previewed(header, images, self.info.tokens_per_picture)
-            yield replace(preview, note=NO_CROPS) if pan_and_scan else preview
+        for preview in picture_previews(pictures, (), images, self.info.tokens_per_picture, self._pictures):
+            yield replace(preview, note=NO_CROPS) if pan_and_scan or any(crops) else preview
 
     def picture_tokens(self, width: int, height: int, pan_and_scan: bool) -> int:
         del width, height, pan_and_scan

@@ -16,6 +16,7 @@ from components.chat.keeping import MISSING, STILL_WRITING, Keeping
 from components.examples import load_examples
 from gemma3_core.engine import (
     Answered,
+    Box,
     DoneEvent,
     PartialSampling,
     Request,
@@ -88,11 +89,27 @@ def test_an_answer_in_fields_comes_back_with_them_and_with_the_prompt_that_it_ha
     asked = ask_in_fields(asked, read_fields(fields), named)
     tokens = TokenChoices([choice(1, '{"count": ', 1.0), choice(2, "3", 0.5), choice(3, "}", 0.5)])
     done = DoneEvent('{"count": 3}', STATS, (1, 2, 3))
-    before = Conversation().add(Exchange(question, False, Answered(asked, done), tokens, fields))
+    before = Conversation().add(Exchange(question, False, Answered(asked, done), tokens, None, fields))
     _, _, after, _ = keeping.brought(document_of(keeping.given("[]", before)), Conversation(), Window())
     assert after == before
     (count,) = after.exchanges[0].values
     assert (count.name, count.value, count.probability) == ("count", 3, 0.25)
+
+
+def test_a_closer_look_comes_back_with_its_crops_and_the_answer_before_it(keeping):
+    first = conversation_of_two().exchanges[0]
+    closer = replace(first.question, crops=((Box(1, 2, 300, 400),), "auto"))
+    asked = replace(first.answered.request, turns=(closer,))
+    exchange = Exchange(closer, True, Answered(asked, DoneEvent("Four", STATS, (7,))), TokenChoices(), first)
+    before = Conversation((exchange,))
+    kept = document_of(keeping.given("[]", before))
+    assert keeping.brought(kept, Conversation(), Window())[2] == before
+    hostile = json.loads(kept)
+    hostile["exchanges"][0]["crops"] = [[[0, 0, 9, 9]] * 17]
+    assert keeping.brought(json.dumps(hostile), Conversation(), Window())[3] != ""
+    deep = json.loads(kept)
+    deep["exchanges"][0]["first"]["first"] = dict(deep["exchanges"][0]["first"])
+    assert keeping.brought(json.dumps(deep), Conversation(), Window())[2].exchanges[0].first.first is None
 
 
 def test_only_what_is_new_is_given(keeping):
