@@ -94,8 +94,11 @@ class Grammars:
             raise UnsupportedOptionError(_MISSING) from None
         with self._lock:
             if self._words is None:
-                text = self._tokenizer.backend.to_str()
-                self._words = llguidance.LLTokenizer(text, n_vocab=self._vocabulary, eos_token=list(self._stop_ids))
+                backend = self._tokenizer.backend
+                # A text model has no logit for the soft token that its tokenizer knows.
+                tokens = max(self._vocabulary, backend.get_vocab_size())
+                stops = list(self._stop_ids)
+                self._words = llguidance.LLTokenizer(backend.to_str(), n_vocab=tokens, eos_token=stops)
         try:
             source = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(content), overrides=_OPTIONS)
         except ValueError as error:

@@ -111,6 +111,13 @@ def test_nothing_but_the_end_follows_a_whole_value(grammars, tokenizer, vocabula
     assert grammars.compile(ANY_OBJECT).begin().allowed(vocabulary).sum() > 0
 
 
+def test_a_text_model_has_a_logit_less_than_its_tokenizer_has_tokens(tokenizer, vocabulary, stops):
+    fewer = Grammars(tokenizer, vocabulary - 1, stops).compile('{"type": "boolean"}').begin()
+    allowed = fewer.allowed(vocabulary - 1)
+    assert len(allowed) == vocabulary - 1
+    assert allowed.any()
+
+
 def many(number: int) -> dict:
     return {f"p{place}": {"type": "string"} for place in range(number)}
 
