@@ -273,9 +273,9 @@ class Engine:
 
     def _events(self, running: RunningRequest, stop: threading.Event | None) -> Generator[Event]:
         request = running.request
-        yield from self._compiled(running)
         ticket = self.queue.enter(request.visitor, ready=False)
         try:
+            yield from self._compiled(running)  # within the queue's bounds for each visitor
             running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))

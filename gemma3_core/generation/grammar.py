@@ -71,7 +71,7 @@ def _depth(content: Any) -> int:
 
 
 class Grammars:
-    """Compiles schemas for one tokenizer; safe to use from many threads."""
+    """Compiles schemas for one tokenizer, one at a time; safe to use from many threads."""
 
     def __init__(self, tokenizer: Gemma3Tokenizer, vocabulary: int, stop_ids: Sequence[int]):
         """`vocabulary` counts the model's logits; an answer that fits ends with one of `stop_ids`."""
@@ -99,13 +99,13 @@ class Grammars:
                 tokens = max(self._vocabulary, backend.get_vocab_size())
                 stops = list(self._stop_ids)
                 self._words = llguidance.LLTokenizer(backend.to_str(), n_vocab=tokens, eos_token=stops)
-        try:
-            source = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(content), overrides=_OPTIONS)
-        except ValueError as error:
-            raise _refused(str(error)) from None
-        limits = llguidance.LLParserLimits(**_LIMITS)
-        grammar = Grammar(llguidance.LLMatcher(self._words, source, log_level=0, limits=limits), self._stop_ids)
-        grammar.begin()  # finds what the first token shows
+            try:
+                source = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(content), overrides=_OPTIONS)
+            except ValueError as error:
+                raise _refused(str(error)) from None
+            limits = llguidance.LLParserLimits(**_LIMITS)
+            grammar = Grammar(llguidance.LLMatcher(self._words, source, log_level=0, limits=limits), self._stop_ids)
+            grammar.begin()  # finds what the first token shows
         return grammar
 
 
