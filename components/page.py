@@ -26,7 +26,7 @@ from components.models.handlers import ModelsHandlers
 from components.models.machine import Machine
 from components.openai.app import Completions
 from components.serving.server import Page
-from components.settings import Settings, build_settings
+from components.settings import FieldsForm, Settings, build_settings
 from components.shown.conversation_list import conversation_list
 from components.shown.image_strip import build_image_strip, build_token_count
 from components.shown.picker import build_picker
@@ -47,6 +47,10 @@ _SEND_JS = """async (message, ...rest) => {
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
+_INSIDE_JS = """(_, conversation) => {
+  const { number, token } = document.querySelector("#inside-open").dataset;
+  return [Number(number), conversation, token ? Number(token) : null];
+}"""
 _CLOSER_JS = """(number, region, ...rest) => {
   const { number: answer, region: drawn } = document.querySelector("#look-closer").dataset;
   return [Number(answer), drawn ?? "", ...rest];
@@ -112,6 +116,7 @@ def build_page(
         changes = _connect_chat(chat_handlers, keeping, panels)
         owners = None if machine is None else ModelsHandlers(models, machine)
         _connect_return(page, chat_handlers, panels, models, None if owners is None else owners.names, cards)
+        _connect_fields(settings.fields)
         _connect_examples(cards, panels)
         _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
@@ -224,6 +229,14 @@ def _connect_return(
     page.load(None, settings, settings, js=f"(...values) => window.ask.settingsBack({offer}, ...values)", **common)
     changes = [one.change for one in settings]  # type: ignore[attr-defined]
     gr.on(changes, None, settings, js=f"(...values) => window.ask.keepSettings({offer}, ...values)", **common)
+
+
+def _connect_fields(form: FieldsForm) -> None:
+    """fields.js draws the form from its text, and clicks the hidden button after each change."""
+    changed = gr.Button("Fields", elem_id="fields-changed", visible="hidden")
+    changed.click(None, None, form.text, js="() => window.ask.fields.text()", api_visibility="private")
+    show: dict[str, Any] = {"js": "(text) => window.ask.fields.show(text)", "api_visibility": "private"}
+    gr.on([form.text.change, form.fold.expand], None, form.text, **show)
 
 
 def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:
@@ -357,7 +370,7 @@ def _connect_token_count(previews: Previews, panels: Panels, changes: Sequence[A
 
 def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels, changes: Sequence[Any]) -> None:
     """Connects the buttons that open Inside for an answer, and those inside it."""
-    selected, number = gr.State(None), gr.Number(visible="hidden", precision=0)
+    selected, number, first = gr.State(None), *(gr.Number(visible="hidden", precision=0) for _ in range(2))
     show, close, look = (
         gr.Button(act, elem_id=act, visible="hidden") for act in ("inside-open", "inside-close", "look")
     )
@@ -376,9 +389,9 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     choice = [selected, inside.layer, inside.head]
     show.click(
         inside_handlers.open,
-        [number, panels.conversation],
+        [number, panels.conversation, first],
         shown,
-        js=_NUMBER_JS.format("inside-open"),
+        js=_INSIDE_JS,
         **waits,
     )
     for change in changes:

@@ -18,6 +18,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
         "forgetful": False, "frame_ancestors": "", "api_key": (), "find": False, "look_in": (),
+        "openai": None, "openai_model": None, "openai_key": None,
     }  # fmt: skip
     assert vars(settings) == expected
 
@@ -27,7 +28,9 @@ def test_each_option_can_be_given():
     line += "--adapter an/adapter --adapter c --merge-adapter --find --look-in a --look-in b "
     line += "--mmproj m.gguf --port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
     line += " --api-key one-of-our-keys --api-key 12345678"
+    line += " --openai http://there/v1 --openai-model m --openai-key secret"
     settings = app.parse(line.split(), {})
+    assert (settings.openai, settings.openai_model, settings.openai_key) == ("http://there/v1", "m", "secret")
     assert (settings.forgetful, settings.frame_ancestors) == (True, "https://*.a.org:*")
     assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
     assert (settings.host, settings.port, settings.share, settings.mcp) == ("0.0.0.0", 8000, True, True)
@@ -47,6 +50,7 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_API_KEY": "one-of-our-keys,12345678",
         "GEMMA_ADAPTER": "an/adapter,c", "GEMMA_MERGE_ADAPTER": "1",
         "GEMMA_FIND": "1", "GEMMA_LOOK_IN": "a,b c",
+        "GEMMA_OPENAI": "http://there", "GEMMA_OPENAI_MODEL": "m", "GEMMA_OPENAI_KEY": "secret",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -56,6 +60,7 @@ def test_each_option_can_come_from_the_environment():
         "api_key": ("one-of-our-keys", "12345678"),
         "adapter": ("an/adapter", "c"), "merge_adapter": True,
         "find": True, "look_in": ("a", "b c"),
+        "openai": "http://there", "openai_model": "m", "openai_key": "secret",
     }  # fmt: skip
 
 

@@ -33,6 +33,8 @@ from gemma3_core.engine import (
     TokenChoices,
     TokenEvent,
     Turn,
+    ask_in_fields,
+    read_fields,
 )
 
 logger = logging.getLogger(__name__)
@@ -300,9 +302,11 @@ class ChatHandlers:
         again = again or cut is not None
         try:
             asked = _request(question, kept, choices, self._models.info(choices.shown), window)
-            asked = replace(asked, continue_text=choices.continues(self._models.info(choices.model)))
+            info, fields = self._models.info(choices.model), choices.fields or ""
+            asked = replace(asked, continue_text=choices.continues(info))
+            asked = ask_in_fields(asked, read_fields(fields), named=info is None or not info.is_demo)
             if cut is not None:
-                so_far, longest = cut.answered.done.token_ids, asked.max_new_tokens
+                so_far, longest, fields = cut.answered.done.token_ids, asked.max_new_tokens, cut.fields
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
             with self.running.entry(window) as running:
                 yield page_update([*shown, draft.message()], composer.waiting(), notice="")
@@ -327,7 +331,8 @@ class ChatHandlers:
             yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
             complete = Answered(replace(asked, answer_so_far=()), done)
-            exchange = Exchange(question, asked.pan_and_scan, complete, TokenChoices(draft.choices), first)
+            choices_told = TokenChoices(draft.choices)
+            exchange = Exchange(question, asked.pan_and_scan, complete, choices_told, first, fields)
             answered = replace(kept.add(exchange), returned=conversation.aside)
             notice = ""
             stands_beside = first is not None and first is conversation.exchanges[-1]

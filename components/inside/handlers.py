@@ -69,6 +69,20 @@ class Selected:
     """The exchange's place in its conversation."""
 
 
+def values_in(exchange: Exchange) -> list[range]:
+    """The tokens of each value of an answer in fields."""
+    return [value.tokens for value in exchange.values]
+
+
+def _first_looked_at(exchange: Exchange, first: float | None) -> int | None:
+    """The token with this number; else that of the first value, or of the word that says most."""
+    if first is not None and 0 <= first < len(exchange.choices):
+        return int(first)
+    if values := values_in(exchange):
+        return values[0].start
+    return word_of_content(list(exchange.choices), exchange.question.text)
+
+
 class InsideHandlers:
     """Inside's handlers. They show only the visitor's own exchanges, and ask the model that gave the answer."""
 
@@ -79,10 +93,10 @@ class InsideHandlers:
         self._calls = Calls(self._threads)
 
     async def open(
-        self, number: float | None, conversation: Conversation, request: gr.Request
+        self, number: float | None, conversation: Conversation, request: gr.Request, first: float | None = None
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Updates of the parts in OPENED and of the selected exchange: first the panel, then where the model looked for
-        a word of content, as the mean of layers and heads."""
+        the word with the token `first`, or for a word of content, as the mean of layers and heads."""
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
             yield _opened()
@@ -90,12 +104,14 @@ class InsideHandlers:
         window = window_of(request)
         self._calls.give_up(window)
         exchange = conversation.exchanges[index]
-        token = word_of_content(list(exchange.choices), exchange.question.text)
+        token = _first_looked_at(exchange, first)
         selected = Selected(exchange, token, index)
+        info = self._models.info(exchange.stats.model)
+        outside = f'<p class="note">{escape(info.outside)}</p>' if info is not None and info.outside else ""
         yield _opened(
-            title=f"<h2>Inside answer {index + 1}</h2>",
+            title=f"<h2>Inside answer {index + 1}</h2>{outside}",
             inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
-            words=answer_html(exchange.choices, token),
+            words=answer_html(exchange.choices, token, values_in(exchange)),
             maps=CHOOSE_WORD,
             rest="",
             mask="",
@@ -103,7 +119,7 @@ class InsideHandlers:
             code=self._code(exchange, request),
             selected=selected,
             # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-            **model_updates(self._models.info(exchange.stats.model), self._models.names, token is not None),
+            **model_updates(info, self._models.names, token is not None),
         )
         if token is None:
             return
@@ -164,9 +180,10 @@ class InsideHandlers:
             yield tuple(gr.skip() for _ in range(6))
             return
         choices = selected.exchange.choices
-        chosen = replace(selected, token=word_at(choices, token).start)
+        values = values_in(selected.exchange)
+        chosen = replace(selected, token=word_at(choices, token, values).start)
         self._calls.give_up(window_of(request), _LOOK, _HIDE)
-        yield answer_html(choices, token), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
+        yield answer_html(choices, token, values), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
         async with aclosing(self._maps(chosen, layer, head, window_of(request))) as drawings:
             async for maps, rest in drawings:
                 yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
@@ -290,7 +307,7 @@ class InsideHandlers:
         """HTML of where the model looked for the word, and of the rest: the likeliest tokens, the prompt's words."""
         answered, choices = selected.exchange.answered, list(selected.exchange.choices)
         assert selected.token is not None
-        word = word_at(choices, selected.token)
+        word = word_at(choices, selected.token, values_in(selected.exchange))
         rest: list[str] = []
 
         def draw(engine: Engine, call: Call) -> str:
@@ -301,7 +318,9 @@ class InsideHandlers:
             rest.append(f"<h3>On the words of the prompt</h3>{prompt_html(engine.inspect(answered.request), weights)}")
             return maps_html(attention, _previews(engine, answered))
 
-        alternatives = alternatives_html(choices[word.start])
+        is_value = word in values_in(selected.exchange)  # where the model was least sure says most about it
+        least = min(word, key=lambda place: choices[place].probability) if is_value else word.start
+        alternatives = alternatives_html(choices[least])
         async with aclosing(self._called(window, _LOOK, selected.exchange, draw)) as drawings:
             async for html in drawings:
                 yield html, alternatives + "".join(rest) if isinstance(html, str) else gr.skip()
