@@ -9,6 +9,11 @@ from contextvars import copy_context
 
 import gradio as gr
 
+from gemma3_core.engine import Event, Request
+
+Ask = Callable[[gr.Request, str | None, Request, threading.Event | None], AsyncGenerator[Event]]
+"""Asks a model, by its name, a question for whoever is at the page; setting the event stops the answer."""
+
 _SOON_S, _TICK_S = 0.25, 0.5
 
 

@@ -8,8 +8,9 @@ import gradio as gr
 
 from components.chat.conversation import question_of
 from components.chat.running import Pace
+from components.serving.desk import FrontDesk
 from components.settings import MOST_NEW_TOKENS
-from gemma3_core.engine import DoneEvent, Gemma3Error, ModelRegistry, Request, SamplingSettings, TokenEvent
+from gemma3_core.engine import DoneEvent, Gemma3Error, Request, SamplingSettings, TokenEvent
 
 _DESCRIPTION = (
     "Answers a question about pictures. Greedy at temperature 0; int4=None is the server's setting. "
@@ -21,10 +22,10 @@ _LONGEST = 256
 
 
 class AskEndpoint:
-    """The endpoint's handler; it always asks the server's first model."""
+    """The endpoint's handler, also of the MCP tool; it always asks the server's first model."""
 
-    def __init__(self, models: ModelRegistry):
-        self._models = models
+    def __init__(self, desk: FrontDesk):
+        self._desk = desk
 
     async def ask(
         self,
@@ -43,6 +44,9 @@ class AskEndpoint:
 
         Raises gr.Error.
         """
+        caller = self._desk.callers.of(request)
+        # All programs of the MCP server share one session of Gradio's.
+        visitor = caller.visitor if caller.door == "mcp" else caller.window
         try:
             if (max_new_tokens or 0) > MOST_NEW_TOKENS:
                 raise Gemma3Error(f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.12g}.")
@@ -53,11 +57,11 @@ class AskEndpoint:
                 int4=int4,
                 max_new_tokens=_LONGEST if max_new_tokens is None else int(max_new_tokens),
                 sampling=SamplingSettings(temperature=temperature or 0.0, seed=int(seed or 0)),
-                visitor=request.session_hash or "",
+                visitor=visitor,
                 reuse=False,  # no further question can follow
             )
             text, pace = "", Pace()
-            async with aclosing(self._models.astream(None, asked)) as answer:
+            async with aclosing(self._desk.astream(caller, None, asked)) as answer:
                 async for event in answer:
                     if isinstance(event, DoneEvent):
                         yield event.text, event.stats.to_dict()
@@ -69,7 +73,7 @@ class AskEndpoint:
             raise gr.Error(str(error), print_exception=False) from error
 
 
-def build_ask_endpoint(models: ModelRegistry) -> None:
+def build_ask_endpoint(desk: FrontDesk) -> None:
     """Hidden components that check and document the endpoint's inputs and outputs; `read_arguments` comes before."""
     with gr.Column(visible=False):
         int4 = gr.Checkbox(label="int4; None is the server's setting")
@@ -86,7 +90,7 @@ def build_ask_endpoint(models: ModelRegistry) -> None:
         ]
         outputs = [gr.Textbox(label="Answer"), gr.JSON(label="Stats")]
         gr.Button("Ask").click(
-            AskEndpoint(models).ask,
+            AskEndpoint(desk).ask,
             inputs,
             outputs,
             api_name="ask",

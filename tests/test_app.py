@@ -10,6 +10,12 @@ from warm import ran
 
 import app
 
+OPERATION = {
+    "questions_per_hour": None, "pictures_per_day": None, "tokens_per_day": None, "streams_per_address": None,
+    "share_budget": None, "trusted_proxy": (), "metrics": False, "metrics_token": None, "log_format": "text",
+    "trace_to": None, "drain_seconds": 8,
+}  # fmt: skip
+
 
 def test_defaults_are_the_demo_model_on_this_machine_only():
     settings = app.parse([], {})
@@ -18,6 +24,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
         "forgetful": False, "frame_ancestors": "", "api_key": (), "find": False, "look_in": (),
+        **OPERATION,
     }  # fmt: skip
     assert vars(settings) == expected
 
@@ -55,7 +62,7 @@ def test_each_option_can_come_from_the_environment():
         "also": ("a/b", "c d"), "keep": 3, "at_once": 2, "forgetful": True, "frame_ancestors": "'none'",
         "api_key": ("one-of-our-keys", "12345678"),
         "adapter": ("an/adapter", "c"), "merge_adapter": True,
-        "find": True, "look_in": ("a", "b c"),
+        "find": True, "look_in": ("a", "b c"), **OPERATION,
     }  # fmt: skip
 
 
@@ -130,7 +137,7 @@ def test_the_published_model_is_offered_only_where_no_model_is_named_and_no_stra
     built = []
 
     class Page:
-        share_url = None
+        share_url = desk = None
 
         def launch(self, **options):
             built.append(options)
@@ -155,7 +162,7 @@ def test_the_machines_models_are_shown_only_to_whoever_started_the_program(line,
     built = []
 
     class Page:
-        share_url = None
+        share_url = desk = None
 
         def launch(self, **_):
             pass
@@ -223,6 +230,7 @@ def test_demo_is_built_when_it_is_asked_for(monkeypatch):
 def test_a_public_link_is_told_with_its_code(monkeypatch, capsys):
     class Page:
         share_url = "https://0123456789.gradio.live"
+        desk = None
 
         def launch(self, **options):
             assert options["share"]

@@ -26,11 +26,11 @@ ROOMS = {
         "verify engine",
     ),
     "components": (
-        "bridge theme examples arguments",
+        "bridge theme examples arguments watch",
         "shown settings",
         "chat",
-        "inside serving endpoint",
-        "models openai",
+        "inside serving",
+        "endpoint models openai",
         "page",
     ),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.bridge import Call, Calls, window_of
+from components.bridge import Ask, Call, Calls, window_of
 from components.chat.composer import missing
 from components.chat.conversation import Conversation, Exchange
 from components.inside.answer_card import make_card
@@ -37,9 +37,11 @@ from gemma3_core.engine import (
     AttentionMap,
     Box,
     Engine,
+    Event,
     Gemma3Error,
     ModelRegistry,
     PicturePreview,
+    Request,
     StoppedError,
 )
 
@@ -73,8 +75,10 @@ class Selected:
 class InsideHandlers:
     """Inside's handlers. They show only the visitor's own exchanges, and ask the model that gave the answer."""
 
-    def __init__(self, models: ModelRegistry):
+    def __init__(self, models: ModelRegistry, ask: Ask | None = None):
+        """`ask` takes the questions of comparisons; without, the models do."""
         self._models = models
+        self._ask = (lambda _asker, *asked: models.astream(*asked)) if ask is None else ask
         # Not the event loop's own few threads: calls that wait in the engine's queue would block them for everyone.
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
         self._calls = Calls(self._threads)
@@ -226,7 +230,7 @@ class InsideHandlers:
             yield gr.skip()
             return
         model, asked = selected.exchange.stats.model, selected.exchange.answered.request
-        both = compared(self._models, model, asked, setting, other)
+        both = compared(self._models, model, asked, setting, other, partial(self._asked, request))
         async with aclosing(self._drawn(both, window_of(request))) as drawings:
             async for html in drawings:
                 yield html
@@ -236,9 +240,13 @@ class InsideHandlers:
         if selected is None:
             yield gr.skip()
             return
-        async with aclosing(self._drawn(replayed(self._models, selected.exchange), window_of(request))) as drawings:
+        again = replayed(self._models, selected.exchange, partial(self._asked, request))
+        async with aclosing(self._drawn(again, window_of(request))) as drawings:
             async for html in drawings:
                 yield html
+
+    def _asked(self, asker: gr.Request, model: str | None, request: Request) -> AsyncGenerator[Event]:
+        return self._ask(asker, model, request, None)
 
     async def _drawn(self, drawings: AsyncGenerator[str, None], window: str) -> AsyncGenerator[Any, None]:
         """The drawings of a comparison, or why it failed; the window's earlier comparison ends."""

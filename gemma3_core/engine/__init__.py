@@ -23,6 +23,7 @@ from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_pictu
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
+from gemma3_core.engine.usage import Usage, usage_of
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import (
     CheckpointError,
@@ -92,6 +93,7 @@ __all__ = [
     "TokenChoices",
     "TokenEvent",
     "Turn",
+    "Usage",
     "check_document",
     "check_picture",
     "enough_pixels",
@@ -104,4 +106,5 @@ __all__ = [
     "size_of",
     "take_frames",
     "take_pages",
+    "usage_of",
 ]
