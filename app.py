@@ -253,11 +253,12 @@ def _operation(settings: argparse.Namespace) -> Any:
     """How much visitors may ask, and who watches. Raises Gemma3Error where a package is missing."""
     from components.serving.desk import Operation
     from components.serving.ledger import MemoryLedger
-    from components.watch.logs import QuestionLog
+    from components.serving.limits import LogLimit
+    from components.watch.logs import MOST_QUESTIONS, QuestionLog
     from components.watch.metrics import Metrics
     from components.watch.spans import Spans
 
-    watchers: list[Any] = [QuestionLog()] if settings.log_format == "json" else []
+    watchers: list[Any] = [QuestionLog(LogLimit(MOST_QUESTIONS))] if settings.log_format == "json" else []
     if settings.trace_to:
         watchers.append(Spans(settings.trace_to))
     return Operation(

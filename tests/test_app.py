@@ -66,6 +66,48 @@ def test_each_option_can_come_from_the_environment():
     }  # fmt: skip
 
 
+def test_what_an_operator_sets_is_read():
+    line = "--questions-per-hour 30 --pictures-per-day 0 --streams-per-address 2 --trusted-proxy 10.1.2.3/8 "
+    line += "--metrics --metrics-token 12345678 --log-format json --drain-seconds 0 --trace-to http://127.0.0.1:4318/v1/traces"
+    settings = app.parse(
+        line.split(),
+        {"GEMMA_SHARE_BUDGET": "500 questions, 9 tokens", "GEMMA_TRUSTED_PROXY": "::1", "GEMMA_SHARE": "1"},
+    )
+    assert (settings.questions_per_hour, settings.pictures_per_day, settings.streams_per_address) == (30, 0, 2)
+    assert settings.share_budget == {"questions": 500, "tokens": 9}
+    assert (settings.trusted_proxy, settings.drain_seconds) == (("10.0.0.0/8",), 0)
+    assert (settings.metrics, settings.metrics_token, settings.log_format) == (True, "12345678", "json")
+    told = [(one.what, one.most, one.period_s, one.together) for one in app.allowances(settings, {})]
+    assert told == [
+        ("questions", 30, 3600, False), ("streams", 2, None, False),
+        ("questions", 500, None, True), ("tokens", 9, None, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "questions"),
+    [
+        ("", {}, None), ("--host 0.0.0.0", {}, None), ("--share", {}, 240), ("", {"SPACE_ID": "me/space"}, 240),
+        ("--share --questions-per-hour 0", {}, None), ("--questions-per-hour 5", {}, 5),
+    ],
+)  # fmt: skip
+def test_questions_are_limited_where_strangers_come_and_nothing_else_was_said(line, environment, questions):
+    limits = app.allowances(app.parse(line.split(), environment), environment)
+    assert [limit.most for limit in limits] == ([] if questions is None else [questions])
+
+
+@pytest.mark.parametrize(
+    ("line", "knows", "behind"),
+    [
+        ("", False, False), ("--host 0.0.0.0", True, False), ("--share", False, False),
+        ("--trusted-proxy 127.0.0.1", True, True), ("--share --trusted-proxy ::1", True, True),
+    ],
+)  # fmt: skip
+def test_an_address_is_believed_where_a_proxy_is_named_or_none_can_be_between(line, knows, behind):
+    operation = app._operation(app.parse(line.split(), {}))
+    assert (operation.knows_addresses, operation.behind_proxy, operation.metrics) == (knows, behind, None)
+
+
 def test_the_command_line_wins():
     assert app.parse(["--port", "8001"], {"GEMMA_PORT": "8000"}).port == 8001
     assert app.parse(["--int4"], {"GEMMA_INT4": "0"}).int4 is True
@@ -85,6 +127,11 @@ def test_the_command_line_wins():
         (["--also", ""], "--also: is empty"),
         (["--keep", "0"], "--keep: '0' is not a whole number of 1 or more"),
         (["--prot", "1"], "--prot"),
+        (["--share-budget", "5 answers"], "'5 answers' is no budget"),
+        (["--share-budget", "5 tokens, 5 tokens"], "is no budget"),
+        (["--trusted-proxy", "nginx"], "'nginx' is no address or network"),
+        (["--tokens-per-day", "-1"], "'-1' is not a whole number; 0 is no limit"),
+        (["--trace-to", "collector:4318"], "--trace-to: is no address"),
     ],
 )
 def test_a_bad_option_is_named(arguments, says, capsys):
@@ -203,6 +250,7 @@ def test_what_the_engine_refuses_ends_in_one_line():
         ["--model", "no/such/folder/anywhere"],
         ["--also", "/no/such/folder"],
         ["--mcp", "--auth", "me:secret"],
+        ["--share-budget", "5 questions"],
         ["--look-in", "/no/such/folder"],
     ],
 )

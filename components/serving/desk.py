@@ -123,10 +123,19 @@ class FrontDesk:
         if self.is_draining:
             raise NotNowError(DRAINING, "draining", _DRAINED_S)
         # In a thread, because the ledger may stand on another machine.
-        begun = await asyncio.shield(asyncio.to_thread(self._ledger.begin, visitor, pictures))
+        beginning = asyncio.ensure_future(asyncio.to_thread(self._ledger.begin, visitor, pictures))
+        try:
+            begun = await asyncio.shield(beginning)
+        except asyncio.CancelledError:  # the visitor left
+            beginning.add_done_callback(self._give_back)
+            raise
         if isinstance(begun, Refusal):
             raise told(begun, datetime.now(UTC))
         return begun
+
+    def _give_back(self, beginning: asyncio.Future[int | Refusal]) -> None:
+        if isinstance(number := beginning.result(), int):
+            self._ledger.end(number, 0, False)
 
     def _tokens_per_picture(self, model: str | None) -> int:
         info = self._models.info(model)

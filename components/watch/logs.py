@@ -5,27 +5,31 @@ import logging
 import sys
 import threading
 import traceback
+import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from components.watch.record import Record
 
 QUESTIONS = "questions"
 """The logger that writes a line for each question."""
+MOST_QUESTIONS = 1000
+"""Lines of questions in a minute. Refused ones cost whoever sends them nothing."""
 _FIGURES = "figures"
 
 
 class JsonLines(logging.Formatter):
     """A record as one line of JSON.
 
-    Of a message only the form is kept ("%s %s failed"), and of an error its kind and where it was raised: what they are
-    filled with may be a visitor's.
+    Of a message only the first line's form is kept ("%s %s failed"), and of an error its kind and where it was raised:
+    what they are filled with may be a visitor's.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "logger": record.name}
-        line["message"] = str(record.msg)
+        line["message"] = str(record.msg).partition("\n")[0]
         line |= getattr(record, _FIGURES, {})
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
@@ -43,18 +47,24 @@ def log_as_json() -> None:
         logger = logging.getLogger(name)
         if logger.handlers:
             logger.handlers, logger.propagate = [], True
-    logging.captureWarnings(True)
+    warnings.showwarning = _log_warning
     sys.excepthook = lambda kind, error, trace: logging.critical("uncaught", exc_info=(kind, error, trace))
     threading.excepthook = lambda args: logging.critical(
         "uncaught in a thread", exc_info=(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
     )
 
 
-class QuestionLog:
-    """A watcher that writes a line for each question."""
+def _log_warning(_message: Any, kind: type[Warning], file: str, line: int, *_: Any) -> None:
+    logging.warning("warning", extra={_FIGURES: {"error": kind.__name__, "where": [f"{Path(file).name} {line}"]}})
 
-    def __init__(self) -> None:
+
+class QuestionLog:
+    """A watcher that writes a line for each question, except those that `limit` keeps out."""
+
+    def __init__(self, limit: logging.Filter | None = None) -> None:
         self._logger = logging.getLogger(QUESTIONS)
+        if limit is not None:
+            self._logger.addFilter(limit)
         self._logger.setLevel(logging.INFO)
 
     def __call__(self, record: Record) -> None:

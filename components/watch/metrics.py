@@ -23,9 +23,17 @@ class Metrics:
 
     def __init__(self) -> None:
         try:
-            from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, make_asgi_app
+            from prometheus_client import (
+                CollectorRegistry,
+                Counter,
+                Histogram,
+                ProcessCollector,
+                disable_created_metrics,
+                make_asgi_app,
+            )
         except ImportError:
             raise Gemma3Error(MISSING) from None
+        disable_created_metrics()  # a further value of each counter, which no query needs
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
 
