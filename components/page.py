@@ -116,7 +116,7 @@ def build_page(
         _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
         _connect_token_count(chat_handlers.previews, panels, changes)
-        inside_handlers = InsideHandlers(models, desk.on_page)
+        inside_handlers = InsideHandlers(models, desk.on_page, desk.looking)
         _connect_inside(inside_handlers, inside, panels, changes)
         _connect_model_choice(ModelChoiceHandlers(models, partial(_head, title)), panels, head, changes)
         if owners is not None:

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.bridge import Ask, Call, Calls, window_of
+from components.bridge import Ask, Call, Calls, Look, window_of
 from components.chat.composer import missing
 from components.chat.conversation import Conversation, Exchange
 from components.inside.answer_card import make_card
@@ -75,9 +75,10 @@ class Selected:
 class InsideHandlers:
     """Inside's handlers. They show only the visitor's own exchanges, and ask the model that gave the answer."""
 
-    def __init__(self, models: ModelRegistry, ask: Ask | None = None):
-        """`ask` takes the questions of comparisons; without, the models do."""
+    def __init__(self, models: ModelRegistry, ask: Ask | None = None, look: Look | None = None):
+        """`ask` takes the questions of comparisons, and `look` lets looks begin; without, the models do."""
         self._models = models
+        self._look = (lambda *_: nullcontext()) if look is None else look
         self._ask = (lambda _asker, *asked: models.astream(*asked)) if ask is None else ask
         # Not the event loop's own few threads: calls that wait in the engine's queue would block them for everyone.
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
@@ -112,7 +113,7 @@ class InsideHandlers:
         )
         if token is None:
             return
-        async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, window)) as drawings:
+        async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, request)) as drawings:
             async for maps, rest in drawings:
                 yield _opened(maps=maps, rest=rest)
 
@@ -172,7 +173,7 @@ class InsideHandlers:
         chosen = replace(selected, token=word_at(choices, token).start)
         self._calls.give_up(window_of(request), _LOOK, _HIDE)
         yield answer_html(choices, token), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
-        async with aclosing(self._maps(chosen, layer, head, window_of(request))) as drawings:
+        async with aclosing(self._maps(chosen, layer, head, request)) as drawings:
             async for maps, rest in drawings:
                 yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
 
@@ -183,7 +184,7 @@ class InsideHandlers:
         if selected is None or selected.token is None:
             yield gr.skip(), gr.skip()
             return
-        async with aclosing(self._maps(selected, layer, head, window_of(request))) as drawings:
+        async with aclosing(self._maps(selected, layer, head, request)) as drawings:
             async for maps, rest in drawings:
                 yield maps, rest
 
@@ -208,7 +209,7 @@ class InsideHandlers:
             preview = next(islice(_previews(engine, answered), report.picture, None))
             return occlusion_html(report, preview)
 
-        async with aclosing(self._called(window_of(request), _HIDE, selected.exchange, draw)) as drawings:
+        async with aclosing(self._called(request, _HIDE, selected.exchange, draw)) as drawings:
             async for effect in drawings:
                 yield effect
 
@@ -283,7 +284,7 @@ class InsideHandlers:
             card = make_card(engine, exchange, _previews(engine, exchange.answered), attention, call.tell)
             return ""
 
-        async with aclosing(self._called(window_of(request), _CARD, exchange, draw)) as drawings:
+        async with aclosing(self._called(request, _CARD, exchange, draw)) as drawings:
             async for notice in drawings:
                 yield notice, card
 
@@ -294,7 +295,7 @@ class InsideHandlers:
         return code_html(exchange, info, address(getattr(request, "headers", {})))
 
     async def _maps(
-        self, selected: Selected, layer: str, head: int, window: str
+        self, selected: Selected, layer: str, head: int, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any], None]:
         """HTML of where the model looked for the word, and of the rest: the likeliest tokens, the prompt's words."""
         answered, choices = selected.exchange.answered, list(selected.exchange.choices)
@@ -311,12 +312,12 @@ class InsideHandlers:
             return maps_html(attention, _previews(engine, answered))
 
         alternatives = alternatives_html(choices[word.start])
-        async with aclosing(self._called(window, _LOOK, selected.exchange, draw)) as drawings:
+        async with aclosing(self._called(request, _LOOK, selected.exchange, draw)) as drawings:
             async for html in drawings:
                 yield html, alternatives + "".join(rest) if isinstance(html, str) else gr.skip()
 
     async def _called(
-        self, window: str, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]
+        self, request: gr.Request, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]
     ) -> AsyncGenerator[Any, None]:
         """HTML of what the call waits for, then of what `draw` returns or why it failed.
 
@@ -329,11 +330,14 @@ class InsideHandlers:
                 f'<button type="button" data-act="{kind}-stop">Stop</button></p>'
             )
 
-        async with aclosing(
-            self._calls.results(window, kind, partial(self._shown, exchange, draw), waiting)
-        ) as drawings:
-            async for html in drawings:
-                yield gr.skip() if html is None else html
+        window, stats = window_of(request), exchange.stats
+        drawn = self._calls.results(window, kind, partial(self._shown, exchange, draw), waiting)
+        try:
+            async with self._look(request, stats.model, stats.prompt_tokens + stats.new_tokens), aclosing(drawn):
+                async for html in drawn:
+                    yield gr.skip() if html is None else html
+        except Gemma3Error as error:
+            yield _problem(str(error))
 
     async def _html(self, exchange: Exchange, draw: Callable[[Engine], str]) -> str:
         """Runs `draw` in a thread with the engine that gave the answer; returns its HTML, or why it failed."""

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -93,12 +93,12 @@ class FrontDesk:
         """As `ModelRegistry.astream`. Raises NotNowError for a question that the caller may not ask now."""
         # A page's earlier turns were asked before; what a program sends it says for the first time.
         pictures = len(request.turns[-1].pictures) if caller.door == "page" and request.turns else request.num_images
-        account = Account(caller.door, model or self._models.first.info.name, pictures)
+        account = Account(caller.door, self._named(model), pictures)
         number: int | None = None
         with self._changed:
             self._running += 1
         try:
-            number = await self._begun(caller.visitor, pictures)
+            number = await self._begun(caller.visitor, 1, pictures)
             async with aclosing(self._models.astream(model, request, stop)) as events:
                 async for event in events:
                     account.take(event)
@@ -110,20 +110,47 @@ class FrontDesk:
             account.fail(error)
             raise
         finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-            if number is not None:
-                counts = account.reason != _QUEUE_FULL
-                self._ledger.end(number, account.tokens(request, self._tokens_per_picture(model)), counts)
-            self._tell(account)
+            self._end(account, number, account.tokens(request, self._tokens_per_picture(model)))
 
-    async def _begun(self, visitor: str, pictures: int) -> int:
+    @asynccontextmanager
+    async def looking(self, asker: Any, model: str, tokens: int) -> AsyncIterator[None]:
+        """For the time of a look inside an answer of so many tokens, which the model reads again.
+
+        Raises NotNowError for one that the visitor may not have now.
+        """
+        account = Account("inside", self._named(model), 0)
+        number: int | None = None
+        with self._changed:
+            self._running += 1
+        try:
+            number = await self._begun(self.callers.of_page(asker).visitor, 0, 0)
+            yield
+            account.outcome = "stop"
+        except NotNowError as error:
+            account.refuse(error.reason)
+            raise
+        finally:
+            self._end(account, number, tokens)
+
+    def _end(self, account: Account, number: int | None, tokens: int) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+        if number is not None:
+            self._ledger.end(number, tokens, account.reason != _QUEUE_FULL)
+        record = account.record()
+        for watcher in self._watchers:
+            try:
+                watcher(record)
+            except Exception:
+                logger.exception("a watcher failed")
+
+    async def _begun(self, visitor: str, questions: int, pictures: int) -> int:
         """The question's number in the ledger. Raises NotNowError."""
         if self.is_draining:
             raise NotNowError(DRAINING, "draining", _DRAINED_S)
         # In a thread, because the ledger may stand on another machine.
-        beginning = asyncio.ensure_future(asyncio.to_thread(self._ledger.begin, visitor, pictures))
+        beginning = asyncio.ensure_future(asyncio.to_thread(self._ledger.begin, visitor, questions, pictures))
         try:
             begun = await asyncio.shield(beginning)
         except asyncio.CancelledError:  # the visitor left
@@ -135,19 +162,16 @@ class FrontDesk:
 
     def _give_back(self, beginning: asyncio.Future[int | Refusal]) -> None:
         if isinstance(number := beginning.result(), int):
-            self._ledger.end(number, 0, False)
+            self._ledger.end(number, 0, counts=False)
+
+    def _named(self, model: str | None) -> str:
+        """The model's name, which is one of few, whatever was asked for."""
+        name = self._models.first.info.name if model is None else model
+        return name if name in self._models.names else "unknown"
 
     def _tokens_per_picture(self, model: str | None) -> int:
         info = self._models.info(model)
         return 0 if info is None else info.tokens_per_picture
-
-    def _tell(self, account: Account) -> None:
-        record = account.record()
-        for watcher in self._watchers:
-            try:
-                watcher(record)
-            except Exception:
-                logger.exception("a watcher failed")
 
     def drain(self) -> None:
         """Refuses new questions from now on. Running answers go on."""

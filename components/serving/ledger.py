@@ -44,8 +44,11 @@ class Refusal:
 class Ledger(Protocol):
     """What visitors have used, on this machine or in one place for several. Values in and out are plain and small."""
 
-    def begin(self, visitor: str, pictures: int) -> int | Refusal:
-        """Counts a question, or says why it may not be asked; a number to `end` it with. May wait for a network."""
+    def begin(self, visitor: str, questions: int, pictures: int) -> int | Refusal:
+        """Counts a question, or says why it may not be asked; a number to `end` it with. May wait for a network.
+
+        A look inside an answer is no question (0), and takes tokens alone.
+        """
         ...
 
     def end(self, number: int, tokens: int, counts: bool) -> None:
@@ -71,9 +74,14 @@ class _Account:
 
 
 @dataclass(frozen=True)
-class _Question:
+class _Asked:
     visitor: str
+    questions: int
     pictures: int
+
+    def amount(self, what: What) -> int:
+        """What it takes at its beginning; of tokens at least one."""
+        return {"questions": self.questions, "streams": self.questions, "pictures": self.pictures, "tokens": 1}[what]
 
 
 class MemoryLedger:
@@ -90,41 +98,41 @@ class MemoryLedger:
         self._numbers = itertools.count(1)
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._together = _Account()
-        self._running: dict[int, _Question] = {}
+        self._running: dict[int, _Asked] = {}
 
     def __len__(self) -> int:
         """The visitors who are remembered."""
         return len(self._accounts)
 
-    def begin(self, visitor: str, pictures: int) -> int | Refusal:
-        now, question = self._now(), _Question(visitor, pictures)
+    def begin(self, visitor: str, questions: int, pictures: int) -> int | Refusal:
+        now, asked = self._now(), _Asked(visitor, questions, pictures)
         with self._lock:
             self._forget_lost_streams(now)
             accounts = self._accounts_of(visitor)
             refusals = [
                 refusal
                 for place, allowance in enumerate(self._allowances)
-                if (refusal := _refusal(place, allowance, accounts[allowance.together], pictures, now)) is not None
+                if (refusal := _refusal(place, allowance, accounts[allowance.together], asked, now)) is not None
             ]
             if refusals:  # the one that lasts longest
                 return max(refusals, key=_end)
             number = next(self._numbers)
-            self._running[number] = question
-            for account in accounts.values():
+            self._running[number] = asked
+            for account in accounts.values() if questions else ():
                 account.streams[number] = now
-            self._count(question, {"questions": 1, "pictures": pictures}, now)
+            self._count(asked, {"questions": questions, "pictures": pictures}, now)
             return number
 
     def end(self, number: int, tokens: int, counts: bool) -> None:
         with self._lock:
-            question = self._running.pop(number, None)
-            if question is None:  # so long ago that it was forgotten
+            asked = self._running.pop(number, None)
+            if asked is None:  # so long ago that it was forgotten
                 return
-            for account in (self._together, self._accounts.get(question.visitor)):
+            for account in (self._together, self._accounts.get(asked.visitor)):
                 if account is not None:
                     account.streams.pop(number, None)
-            change = {"tokens": tokens} if counts else {"questions": -1, "pictures": -question.pictures}
-            self._count(question, change, self._now())
+            change = {"tokens": tokens} if counts else {"questions": -asked.questions, "pictures": -asked.pictures}
+            self._count(asked, change, self._now())
 
     def _accounts_of(self, visitor: str) -> dict[bool, _Account]:
         """The visitor's own account, and that of all together; makes room for a new one."""
@@ -135,21 +143,20 @@ class MemoryLedger:
             del self._accounts[next(name for name, other in self._accounts.items() if not other.streams)]
         return {False: account, True: self._together}
 
-    def _count(self, question: _Question, amounts: dict[str, int], now: float) -> None:
+    def _count(self, asked: _Asked, amounts: dict[str, int], now: float) -> None:
         for place, allowance in enumerate(self._allowances):
-            account = self._together if allowance.together else self._accounts.get(question.visitor)
+            account = self._together if allowance.together else self._accounts.get(asked.visitor)
             amount = amounts.get(allowance.what, 0)
             if account is not None and amount:
                 use = _use(place, allowance, account, now)
                 use.used = max(0, use.used + amount)
 
     def _forget_lost_streams(self, now: float) -> None:
-        while self._running:
-            number, question = next(iter(self._running.items()))  # the oldest
-            if now - self._together.streams[number] <= LONGEST_STREAM_S:
-                return
-            del self._running[number], self._together.streams[number]
-            if (account := self._accounts.get(question.visitor)) is not None:
+        old = itertools.takewhile(lambda one: now - one[1] > LONGEST_STREAM_S, self._together.streams.items())
+        for number in [number for number, _ in old]:  # the oldest come first
+            asked = self._running.pop(number)
+            del self._together.streams[number]
+            if (account := self._accounts.get(asked.visitor)) is not None:
                 account.streams.pop(number, None)
 
 
@@ -161,15 +168,14 @@ def _use(place: int, allowance: Allowance, account: _Account, now: float) -> _Us
     return use
 
 
-def _refusal(place: int, allowance: Allowance, account: _Account, pictures: int, now: float) -> Refusal | None:
+def _refusal(place: int, allowance: Allowance, account: _Account, asked: _Asked, now: float) -> Refusal | None:
+    wanted = asked.amount(allowance.what)
     if allowance.what == "streams":
-        used = len(account.streams)
-        return Refusal(allowance, used) if used >= allowance.most else None
-    use = _use(place, allowance, account, now)
-    wanted = pictures if allowance.what == "pictures" else 1
-    if not wanted or use.used + wanted <= allowance.most:
-        return None
-    return Refusal(allowance, use.used, None if allowance.period_s is None else use.began + allowance.period_s)
+        used, back_at = len(account.streams), None
+    else:
+        use = _use(place, allowance, account, now)
+        used, back_at = use.used, None if allowance.period_s is None else use.began + allowance.period_s
+    return Refusal(allowance, used, back_at) if wanted and used + wanted > allowance.most else None
 
 
 def _end(refusal: Refusal) -> float:

@@ -54,8 +54,17 @@ def log_as_json() -> None:
     )
 
 
-def _log_warning(_message: Any, kind: type[Warning], file: str, line: int, *_: Any) -> None:
-    logging.warning("warning", extra={_FIGURES: {"error": kind.__name__, "where": [f"{Path(file).name} {line}"]}})
+def _log_warning(
+    message: Any,  # noqa: ARG001  as Python calls it
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    logging.warning(
+        "warning", extra={_FIGURES: {"error": category.__name__, "where": [f"{Path(filename).name} {lineno}"]}}
+    )
 
 
 class QuestionLog:

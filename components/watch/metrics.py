@@ -68,7 +68,7 @@ class Metrics:
         self._questions.labels(record.door, model, record.outcome).inc()
         if record.reason:
             self._refusals.labels(record.door, record.reason).inc()
-        if record.outcome == "refused":
+        if record.outcome == "refused" or record.door == "inside":
             return
         self._answer.labels(model).observe(record.ended - record.began)
         if stats is None:

@@ -51,7 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Record:
-    """A question at its end; times in Unix seconds.
+    """A question at its end, or a look inside an answer (by the door "inside"); times in Unix seconds.
 
     "left" means that the visitor closed the page before the answer's end. `reason` says why a question was refused or
     failed, in a word, and is empty otherwise. `stats` are None where no answer came to its end.

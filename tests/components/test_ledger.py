@@ -28,7 +28,7 @@ def clock():
 
 def asked(ledger, visitor="a", pictures=0, tokens=0, counts=True):
     """A question from its beginning to its end; the refusal if there was one."""
-    begun = ledger.begin(visitor, pictures)
+    begun = ledger.begin(visitor, 1, pictures)
     if isinstance(begun, Refusal):
         return begun
     ledger.end(begun, tokens, counts)
@@ -73,15 +73,29 @@ def test_pictures_that_are_too_many_leave_room_for_fewer_and_for_none(clock):
 
 def test_streams_are_those_that_have_not_ended(clock):
     ledger = MemoryLedger([Allowance("streams", 2)], clock)
-    first, second = ledger.begin("a", 0), ledger.begin("a", 0)
-    assert isinstance(ledger.begin("a", 0), Refusal)
-    assert not isinstance(ledger.begin("b", 0), Refusal)
+    first, second = ledger.begin("a", 1, 0), ledger.begin("a", 1, 0)
+    assert isinstance(ledger.begin("a", 1, 0), Refusal)
+    assert not isinstance(ledger.begin("b", 1, 0), Refusal)
     ledger.end(first, 0, True)
     ledger.end(first, 0, True)  # twice is harmless
-    assert not isinstance(ledger.begin("a", 0), Refusal)
+    assert not isinstance(ledger.begin("a", 1, 0), Refusal)
     clock.now += LONGEST_STREAM_S + 1  # whoever would have ended these is gone
-    assert not isinstance(ledger.begin("a", 0), Refusal)
+    assert not isinstance(ledger.begin("a", 1, 0), Refusal)
     ledger.end(second, 0, True)
+
+
+def test_a_look_takes_tokens_alone(clock):
+    ledger = MemoryLedger(
+        [Allowance("questions", 1, HOUR_S), Allowance("tokens", 9, DAY_S), Allowance("streams", 1)], clock
+    )
+    assert asked(ledger) is None
+    looks = [ledger.begin("a", 0, 0) for _ in range(2)]
+    clock.now += HOUR_S + 1
+    ledger.begin("a", 1, 0)  # no look holds it up
+    assert isinstance(ledger.begin("a", 1, 0), Refusal)
+    for look in looks:
+        ledger.end(look, 5, True)
+    assert ledger.begin("a", 0, 0).used == 10
 
 
 def test_a_budget_is_for_all_together_and_has_no_end(clock):
@@ -95,10 +109,10 @@ def test_a_budget_is_for_all_together_and_has_no_end(clock):
 def test_the_refusal_is_the_one_that_lasts_longest(clock):
     day, hour = Allowance("tokens", 1, DAY_S), Allowance("questions", 1, HOUR_S)
     ledger = MemoryLedger([hour, day, Allowance("streams", 1)], clock)
-    number = ledger.begin("a", 0)
-    assert ledger.begin("a", 0).allowance is hour
+    number = ledger.begin("a", 1, 0)
+    assert ledger.begin("a", 1, 0).allowance is hour
     ledger.end(number, 5, True)
-    assert ledger.begin("a", 0).allowance is day
+    assert ledger.begin("a", 1, 0).allowance is day
 
 
 def test_a_question_that_does_not_count_is_given_back(clock):
@@ -110,11 +124,11 @@ def test_a_question_that_does_not_count_is_given_back(clock):
 
 def test_memory_is_bounded_over_all_visitors_and_running_ones_stay(clock):
     ledger = MemoryLedger([Allowance("questions", 1, HOUR_S), Allowance("streams", 1)], clock, most_visitors=50)
-    running = ledger.begin("runs", 0)
+    running = ledger.begin("runs", 1, 0)
     for number in range(1000):
         assert asked(ledger, f"visitor {number}") is None
     assert len(ledger) == 50
-    assert isinstance(ledger.begin("runs", 0), Refusal)
+    assert isinstance(ledger.begin("runs", 1, 0), Refusal)
     ledger.end(running, 0, True)
     assert asked(ledger, "visitor 999") is not None  # the latest are remembered
     assert asked(ledger, "visitor 0") is None
@@ -125,7 +139,7 @@ def test_many_threads_together_get_no_more_than_is_allowed():
 
     def ask():
         for _ in range(20):
-            begun = ledger.begin("a", 0)
+            begun = ledger.begin("a", 1, 0)
             if not isinstance(begun, Refusal):
                 taken.append(begun)
                 ledger.end(begun, random.randrange(9), True)

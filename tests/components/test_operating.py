@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from contextlib import aclosing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -25,8 +26,9 @@ from places import EXAMPLES, REPOSITORY
 from prometheus_client.parser import text_string_to_metric_families
 from running_app import ScriptedEngine, free_port, require_demo_model, wait_until_ready
 from warm import Program
-from window import DEMO
+from window import DEMO, choice, exchange_of
 
+from components.inside.handlers import InsideHandlers, Selected
 from components.page import build_page
 from components.serving.callers import Caller, Callers
 from components.serving.desk import DRAINING, FrontDesk, NotNowError, Operation
@@ -38,6 +40,7 @@ from components.watch.logs import JsonLines, QuestionLog
 from components.watch.metrics import Metrics
 from components.watch.spans import Spans
 from gemma3_core.engine import (
+    Answered,
     ContextLengthError,
     Engine,
     Gemma3Error,
@@ -45,6 +48,7 @@ from gemma3_core.engine import (
     OutOfMemoryError,
     QueueFullError,
     Request,
+    TokenChoices,
     TokenEvent,
     Turn,
 )
@@ -498,7 +502,7 @@ def test_whoever_leaves_before_the_ledger_has_answered_uses_nothing():
 
     asyncio.run(leave())
     assert desk.running == 0
-    assert isinstance(MemoryLedger.begin(ledger, "address 192.0.2.1", 0), int)
+    assert isinstance(MemoryLedger.begin(ledger, "address 192.0.2.1", 1, 0), int)
 
 
 def test_the_page_counts_a_pictures_first_question_alone_and_programs_each():
@@ -509,6 +513,27 @@ def test_the_page_counts_a_pictures_first_question_alone_and_programs_each():
     answered(desk, question(), Caller("v1", "192.0.2.2"))
     with pytest.raises(NotNowError):
         answered(desk, question(), Caller("v1", "192.0.2.2"))
+
+
+def test_looks_inside_take_tokens_and_end_with_them(page):
+    records = []
+    desk = FrontDesk(
+        page.desk._models, Operation(MemoryLedger([Allowance("tokens", 150, DAY_S)]), watchers=[records.append])
+    )
+    request = Request((Turn("user", "What color is the star?", (str(EXAMPLES / "night.png"),)),), confidence=True)
+    done = answered(desk, request)[-1]
+    exchange = exchange_of(request.turns[0], done.text, done.stats)
+    choices = tuple(choice(token) for token in done.token_ids)
+    exchange = replace(exchange, answered=Answered(request, done), choices=TokenChoices(choices))
+    handlers = InsideHandlers(page.desk._models, desk.on_page, desk.looking)
+
+    async def looked():
+        return [maps async for maps, _ in handlers.look_again(Selected(exchange, 0), "global", -1, Asker("one"))][-1]
+
+    assert "<figure" in asyncio.run(looked())
+    assert "You have used as many tokens as a visitor may in a day: 150." in asyncio.run(looked())
+    assert [(record.door, record.outcome) for record in records[1:]] == [("inside", "stop"), ("inside", "refused")]
+    assert desk.running == 0
 
 
 def test_a_watcher_that_fails_spoils_no_answer(caplog):
