@@ -66,7 +66,7 @@ class Callers:
         return Caller("page", self._address_of(request), request.session_hash or "")
 
     def _address_of(self, request: Any) -> str:
-        client = getattr(request, "client", None)  # tests and Gradio's own calls have none
+        client = getattr(request, "client", None)  # a call that came by no connection has none
         return "" if client is None else self.address(dict(request.headers), client.host or "")
 
     def marked(self, scope: Scope) -> Scope:

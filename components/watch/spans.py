@@ -24,7 +24,8 @@ class Spans:
         except ImportError:
             raise Gemma3Error(MISSING) from None
         self._trace, self._context = trace, Context
-        self._tracer = (provider or _exporting(endpoint)).get_tracer("gemma3")
+        self.provider = _exporting(endpoint) if provider is None else provider
+        self._tracer = self.provider.get_tracer("gemma3")
 
     def __call__(self, record: Record) -> None:
         status, tracer = self._trace.Status, self._tracer

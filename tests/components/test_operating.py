@@ -2,16 +2,19 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import logging
 import re
 import signal
 import socket
+import threading
 import time
 import uuid
 from contextlib import aclosing
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import httpx
@@ -327,7 +330,8 @@ def test_sigterm_lets_a_running_answer_end(tmp_path):
     require_demo_model()
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    options = ["--port", str(port), "--log-format", "json", "--metrics", "--drain-seconds", "60"]
+    options = ["--port", str(port), "--log-format", "json", "--drain-seconds", "60", "--metrics"]
+    options += ["--trusted-proxy", "127.0.0.1", "--questions-per-hour", "1"]
     program = Program(REPOSITORY / "app.py", options, {}, tmp_path)
     try:
         wait_until_ready(url, program)
@@ -339,6 +343,10 @@ def test_sigterm_lets_a_running_answer_end(tmp_path):
             while "content" not in next(lines):
                 pass
             next(lines)
+            # The proxy appends who asked it; what stands before that was made up by them.
+            asked = [on_v1(url, f"{made_up}, 203.0.113.16") for made_up in ("203.0.113.1", "203.0.113.2")]
+            assert [one.status_code for one in asked] == [200, 429]
+            assert httpx.get(f"{url}/metrics").status_code == 404  # the proxy is on this machine
             program.terminate()
             end = time.monotonic() + 10
             while httpx.get(f"{url}/readyz").status_code == 200 and time.monotonic() < end:
@@ -352,10 +360,10 @@ def test_sigterm_lets_a_running_answer_end(tmp_path):
         program.wait(timeout=20)
     said = (tmp_path / "stderr").read_text()
     questions = [json.loads(line) for line in said.splitlines() if line]
-    assert [(one["door"], one["outcome"], one["reason"]) for one in questions if one["message"] == "question"] == [
-        ("v1", "refused", "draining"),
-        ("v1", questions[-1]["outcome"], ""),
-    ]
+    ends = [(one["outcome"], one["reason"]) for one in questions if one["message"] == "question"]
+    assert ends[0][0] in ("stop", "length")
+    assert ends[1:3] == [("refused", "questions_per_hour"), ("refused", "draining")]
+    assert ends[3][0] in ("stop", "length")
     assert "zebras" not in said
     assert "203.0.113" not in said
 
@@ -431,6 +439,33 @@ def test_a_question_becomes_spans_of_its_parts_without_content():
     assert len({span.context.trace_id for span in exporter.get_finished_spans()}) == 2
     said = "".join(span.to_json() for span in exporter.get_finished_spans())
     assert not re.search("zebras|hearts|png|192[.]0", said)
+
+
+def test_spans_reach_a_collector():
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        watcher = Spans(f"http://127.0.0.1:{server.server_port}/v1/traces")
+        engine, desk = scripted(watcher)
+        engine.let_through(*engine.go_on)
+        answered(desk, question())
+        watcher.provider.shutdown()
+        server.shutdown()
+    ((path, sent),) = received
+    assert path == "/v1/traces"
+    spans_sent = gzip.decompress(sent) if sent.startswith(b"\x1f\x8b") else sent
+    assert all(name in spans_sent for name in (b"question", b"queue", b"picture", b"prefill", b"decode"))
+    assert b"zebras" not in spans_sent
 
 
 class Failing(ScriptedEngine):
