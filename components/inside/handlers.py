@@ -365,7 +365,7 @@ def _opened(**updates: Any) -> tuple[Any, ...]:
 
 def _inputs(engine: Engine, exchange: Exchange) -> str:
     pictures = exchange.question.pictures
-    previews = engine.preview(pictures, exchange.pan_and_scan)
+    previews = engine.preview(pictures, exchange.pan_and_scan, exchange.question.crops)
     tiles = strip_html(previews, len(pictures), exchange.pan_and_scan, answered=True)
     prompt = engine.inspect(exchange.answered.request)
     return f"{tiles}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
