@@ -221,6 +221,22 @@
     enlarge(opened.querySelector("img"), opened.ariaLabel ?? "Picture");
   }, true);
 
+  // The server says in UTC when to come back; visitors look at their own clock.
+  const ownClock = (_, hours, minutes) => {
+    const then = new Date();
+    then.setUTCHours(hours, minutes, 0, 0);
+    if (then < Date.now() - 60_000) then.setUTCDate(then.getUTCDate() + 1);
+    return then.toLocaleTimeString([], { hour: "numeric", minute: "2-digit" });
+  };
+  const tellTimes = () => {
+    for (const said of document.querySelectorAll(".failure")) {
+      const text = said.textContent.replace(/\b(\d\d):(\d\d) UTC\b/, ownClock);
+      if (text !== said.textContent) said.textContent = text;
+    }
+  };
+  for (const part of ["#chat", "#inside"])
+    new MutationObserver(tellTimes).observe(find(part), { childList: true, subtree: true });
+
   new MutationObserver(ask.showCost).observe(find("#picker"), { childList: true, subtree: true });
 
   // The strip is open while pictures are chosen, folds once they are sent, and stays as its visitor left it.

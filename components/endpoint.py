@@ -10,11 +10,11 @@ import gradio as gr
 from components.arguments import crops_of
 from components.chat.conversation import question_of
 from components.chat.running import Pace
+from components.serving.desk import FrontDesk
 from components.settings import MOST_NEW_TOKENS
 from gemma3_core.engine import (
     DoneEvent,
     Gemma3Error,
-    ModelRegistry,
     Request,
     SamplingSettings,
     TokenChoice,
@@ -32,10 +32,10 @@ _LONGEST = 256
 
 
 class AskEndpoint:
-    """The endpoint's handler; it always asks the server's first model."""
+    """The endpoint's handler, also of the MCP tool; it always asks the server's first model."""
 
-    def __init__(self, models: ModelRegistry):
-        self._models = models
+    def __init__(self, desk: FrontDesk):
+        self._desk = desk
 
     async def ask(
         self,
@@ -57,6 +57,9 @@ class AskEndpoint:
 
         Raises gr.Error.
         """
+        caller = self._desk.callers.of(request)
+        # All programs of the MCP server share one session of Gradio's.
+        visitor = caller.visitor if caller.door == "mcp" else caller.window
         try:
             if (max_new_tokens or 0) > MOST_NEW_TOKENS:
                 raise Gemma3Error(f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.12g}.")
@@ -68,13 +71,13 @@ class AskEndpoint:
                 int4=int4,
                 max_new_tokens=_LONGEST if max_new_tokens is None else int(max_new_tokens),
                 sampling=SamplingSettings(temperature=temperature or 0.0, seed=int(seed or 0)),
-                visitor=request.session_hash or "",
+                visitor=visitor,
                 reuse=False,  # no further question can follow
                 confidence=bool(json_schema),
                 json_schema=json_schema or None,
             )
             text, pace, choices = "", Pace(), list[TokenChoice]()
-            async with aclosing(self._models.astream(None, asked)) as answer:
+            async with aclosing(self._desk.astream(caller, None, asked)) as answer:
                 async for event in answer:
                     if isinstance(event, DoneEvent):
                         yield event.text, {**event.stats.to_dict(), **_fields(event.text, choices)}
@@ -94,7 +97,7 @@ def _fields(text: str, choices: Sequence[TokenChoice]) -> dict[str, Any]:
     return {"fields": told} if told else {}
 
 
-def build_ask_endpoint(models: ModelRegistry) -> None:
+def build_ask_endpoint(desk: FrontDesk) -> None:
     """Hidden components that check and document the endpoint's inputs and outputs; `read_arguments` comes before."""
     with gr.Column(visible=False):
         int4 = gr.Checkbox(label="int4; None is the server's setting")
@@ -113,7 +116,7 @@ def build_ask_endpoint(models: ModelRegistry) -> None:
         ]
         outputs = [gr.Textbox(label="Answer"), gr.JSON(label="Stats")]
         gr.Button("Ask").click(
-            AskEndpoint(models).ask,
+            AskEndpoint(desk).ask,
             inputs,
             outputs,
             api_name="ask",

@@ -25,6 +25,7 @@ from components.inside.panel import OPENED, Inside, build_inside
 from components.models.handlers import ModelsHandlers
 from components.models.machine import Machine
 from components.openai.app import Completions
+from components.serving.desk import FrontDesk, Operation
 from components.serving.server import Page
 from components.settings import FieldsForm, Settings, build_settings
 from components.shown.conversation_list import conversation_list
@@ -81,18 +82,21 @@ def build_page(
     frame_ancestors: str = "",
     api_keys: Sequence[str] = (),
     machine: Machine | None = None,
-) -> gr.Blocks:
+    operation: Operation | None = None,
+) -> Page:
     """Builds the whole page for one loaded engine or for several models; the caller launches it.
 
     Visitors' browsers keep their conversations, unless the page is `forgetful`. `frame_ancestors` says whose pages may
     show this one in a frame (see `Page`). With `api_keys`, programs must send one of them to `/v1/`. With `machine`,
     for a page that only this machine reaches, whoever started the program sees the models here and can run them.
+    `operation` says how much visitors may ask and who watches; by default nobody watches, and nothing is counted.
     """
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
     cards = examples_for(info) if examples is None else tuple(examples)
     title = TITLE if info.multimodal else TEXT_TITLE
-    with Page(title=title, fill_height=True, fill_width=True, analytics_enabled=False) as page:
+    with Page(title=title, fill_height=True, fill_width=True, analytics_enabled=False, operation=operation) as page:
+        page.desk = desk = FrontDesk(models, page.operation)
         page.forgetful, page.frame_ancestors = forgetful, frame_ancestors
         conversation = gr.State(Conversation())
         listed = "" if forgetful else conversation_list()
@@ -110,7 +114,7 @@ def build_page(
                 gr.HTML(SOURCES, elem_id="sources")
             image_strip, token_count = build_image_strip(), build_token_count()
         inside = build_inside(info, models.names)
-        chat_handlers = ChatHandlers(models, cards, page.uploads.caption)
+        chat_handlers = ChatHandlers(models, cards, page.uploads.caption, desk.on_page)
         panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
         keeping = None if forgetful else Keeping(chat_handlers, page.uploads.__contains__, cards)
         changes = _connect_chat(chat_handlers, keeping, panels)
@@ -121,7 +125,7 @@ def build_page(
         _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
         _connect_token_count(chat_handlers.previews, panels, changes)
-        inside_handlers = InsideHandlers(models)
+        inside_handlers = InsideHandlers(models, desk.on_page, desk.looking)
         _connect_inside(inside_handlers, inside, panels, changes)
         _connect_model_choice(ModelChoiceHandlers(models, partial(_head, title)), panels, head, changes)
         if owners is not None:
@@ -129,10 +133,10 @@ def build_page(
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
         page.periodic_tasks.append(models.evict)
-        build_ask_endpoint(models)
+        build_ask_endpoint(desk)
         page.readers["ask"] = read_arguments
         has_login, is_shared = (lambda: page.auth is not None), (lambda: page.is_shared)
-        page.programs = Completions(models, api_keys, has_login, is_shared)
+        page.programs = Completions(models, api_keys, has_login, is_shared, desk)
     page.queue(default_concurrency_limit=None)
     return page
 

@@ -27,11 +27,11 @@ ROOMS = {
         "ask",
     ),
     "components": (
-        "bridge theme examples arguments",
+        "bridge theme examples arguments watch",
         "shown settings",
         "chat",
-        "inside serving endpoint",
-        "models openai",
+        "inside serving",
+        "endpoint models openai",
         "page",
     ),
 }

@@ -233,8 +233,9 @@ def _ask_arguments(request: Request, sampling: SamplingSettings, int4: bool) -> 
     seed = 0 if sampling.seed is None else sampling.seed
     turn, system, most = request.turns[0], request.system_prompt, request.max_new_tokens
     crops = json.loads(json.dumps(_boxes(turn))) if turn.crops else None
-    rest = () if crops is None and request.json_schema is None else (crops,)
-    rest += () if request.json_schema is None else (request.json_schema,)
+    rest = [crops, request.json_schema]
+    while rest and rest[-1] is None:
+        rest.pop()
     return turn.text, system, request.pan_and_scan, int4, most, sampling.temperature, seed, *rest
 
 

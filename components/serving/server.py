@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from components.chat.conversation import Conversation
 from components.chat.panel import prepare
+from components.serving.desk import FrontDesk, Operation
 from components.serving.gate import MAX_REQUESTS, NOTHING_HERE, UNREADABLE, Gate
 from components.serving.limits import allow_open_files, close_silent, limit_logs
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
@@ -83,7 +84,11 @@ class Page(gr.Blocks):
     It implements `gate.Served`.
     """
 
-    def __init__(self, **options: Any):
+    desk: FrontDesk
+    """Takes the questions; set before the page is launched."""
+
+    def __init__(self, operation: Operation | None = None, **options: Any):
+        self.operation = Operation() if operation is None else operation
         self.uploads = Uploads(private_folder())  # before a component asks Gradio for its folder
         self.periodic_tasks: list[Callable[[], None]] = []
         """Called every SWEEP_S while the server runs."""

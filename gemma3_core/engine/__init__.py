@@ -25,6 +25,7 @@ from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fie
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
 from gemma3_core.engine.outside import OutsideEngine
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
+from gemma3_core.engine.usage import Usage, usage_of
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import (
     CheckpointError,
@@ -104,6 +105,7 @@ __all__ = [
     "TokenChoices",
     "TokenEvent",
     "Turn",
+    "Usage",
     "ask_in_fields",
     "check_document",
     "check_picture",
@@ -119,5 +121,6 @@ __all__ = [
     "size_of",
     "take_frames",
     "take_pages",
+    "usage_of",
     "values_of",
 ]

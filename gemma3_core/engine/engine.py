@@ -423,6 +423,11 @@ class Engine:
         """Evicts what is kept for a visitor's next question; call it when the visitor has left."""
         self._writer.kept.forget(visitor)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the caches that are kept for visitors' next questions."""
+        return self._writer.kept.num_bytes
+
     def evict(self) -> None:
         """Evicts what is kept for visitors who have not come back for a while; call it regularly."""
         self._writer.kept.evict()
