@@ -233,7 +233,7 @@ def _ask_arguments(request: Request, sampling: SamplingSettings, int4: bool) -> 
     seed = 0 if sampling.seed is None else sampling.seed
     turn, system, most = request.turns[0], request.system_prompt, request.max_new_tokens
     crops = json.loads(json.dumps(_boxes(turn))) if turn.crops else None
-    rest = () if crops is None and request.json_schema is None else (crops,)
+    rest: tuple[object, ...] = () if crops is None and request.json_schema is None else (crops,)
     rest += () if request.json_schema is None else (request.json_schema,)
     return turn.text, system, request.pan_and_scan, int4, most, sampling.temperature, seed, *rest
 
