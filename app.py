@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import logging
 import os
 import re
 import signal
@@ -333,6 +334,8 @@ def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a normal exit also deletes the uploads
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("gemma3_core.engine").setLevel(logging.INFO)  # its progress
     from gemma3_core.engine import PUBLISHED, UNGATED, Gemma3Error
 
     if settings.log_format == "json":

@@ -56,6 +56,7 @@ from gemma3_core.engine.prompts import (
     read_prompt,
 )
 from gemma3_core.engine.sequence import RunningRequest
+from gemma3_core.engine.slot_runner import Background
 from gemma3_core.errors import (
     AttentionError,
     ContextLengthError,
@@ -129,7 +130,7 @@ class Engine:
         budget = cache_budget(self._model.device)[0]
         self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
-        self._writer = AnswerWriter(precisions, processor, self.queue.max_running)
+        self._writer = AnswerWriter(precisions, processor, self.queue.max_running, self._background)
         stops = self._model.generation_config.stop_ids
         self._grammars = Grammars(processor.tokenizer, self._model.text_config.vocab_size, stops)
         if self.info.why_text_only:
@@ -189,6 +190,10 @@ class Engine:
         precisions = self._loaded(partial(AdaptedVariants, self._precisions, stored))
         shared = (self.queue, self._pictures, self._tiles, self._loop)
         return type(self)(precisions, self._processor, self.info.name, self.info.is_demo, self._folder, *shared)
+
+    @property
+    def _background(self) -> Background | None:
+        return self._loop.in_background
 
     @staticmethod
     def _loaded(load: Callable[[], T]) -> T:

@@ -92,6 +92,10 @@ class BorrowingEngine(Engine):
     def _describe(self, name: str, is_demo: bool, folder: Path | None) -> ModelInfo:
         return replace(super()._describe(name, is_demo, folder), borrowed=True)
 
+    @property
+    def _background(self) -> None:
+        """Passes run in a child, which has no loop."""
+
     @staticmethod
     def _loaded(load: Callable[[], T]) -> T:
         return load()  # `spaces` stands in for CUDA in the main thread only

@@ -260,5 +260,63 @@ def test_slots_that_nobody_is_in_can_be_given_back(model):
     assert long.tokens == decode(decode_together, [Answer(model, 1)], 4)[0]
 
 
+def warmed(model, monkeypatch, capture) -> tuple[SlotRunner, list]:
+    """A runner whose steps are captured by that function in place of CUDA, and its work in the background."""
+    work: list = []
+    monkeypatch.setattr(slot_runner, "new_pool", object)
+    monkeypatch.setattr(slot_runner, "captured", capture)
+    runner = SlotRunner(model, 4, PLENTY, background=work.append)
+    runner.warm_up()
+    return runner, work
+
+
+def test_a_step_that_can_not_be_captured_is_launched_and_the_log_says_so(model, monkeypatch, caplog):
+    caplog.set_level("INFO", "gemma3_core.engine")
+
+    def no_capture(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    runner, (work,) = warmed(model, monkeypatch, no_capture)
+    answer = Answer(model, 0)
+    decode(runner.decode, [answer], 3)
+    assert len(list(work)) == 2  # launched, then one attempt; the next number of rows is not tried
+    assert "1 of 3 captured" not in caplog.text
+    assert "A decode step of 1 rows can't be captured, so it is launched part by part: operation not" in caplog.text
+    decode(runner.decode, [answer], 3)
+    assert answer.tokens == decode(decode_together, [Answer(model, 0)], 6)[0]
+    decode(runner.decode, [Answer(model, 1, LENGTHS[0])], 2)
+    assert len(runner._groups) == 2  # slots of another length are not captured either
+
+
+def test_capturing_between_any_two_steps_changes_no_token(model, monkeypatch):
+    replays, pools = [], []
+
+    def capture(run, pool):
+        pools.append(pool)
+        return lambda: replays.append(1) or run()
+
+    sampled = SamplingParams(1.0, 20, 0.9, seed=7)
+    runner, (work,) = warmed(model, monkeypatch, capture)
+    answers = [Answer(model, 0), Answer(model, 1, params=sampled), Answer(model, 2)]
+    for done in range(6):
+        assert len(pools) == done // 2
+        decode(runner.decode, answers, 2)
+        next(work)
+    assert list(work) == []
+    assert replays == []  # three rows need the step of four, which came last
+    decode(runner.decode, answers, 2)
+    assert len(replays) == 2  # the first was launched ahead, before the capture
+    assert len(set(pools)) == 1
+    alone = [Answer(model, 0), Answer(model, 1, params=sampled), Answer(model, 2)]
+    assert [one.tokens for one in answers] == [decode(decode_together, [one], 14)[0] for one in alone]
+
+
+def test_slots_that_are_given_back_are_not_captured_further(model, monkeypatch):
+    runner, (work,) = warmed(model, monkeypatch, lambda run, _pool: run)
+    next(work)
+    runner.give_back()
+    assert list(work) == []
+
+
 def test_there_are_none_but_on_cuda(model):
     assert SlotRunner.for_model(model, 8, PLENTY) is None
