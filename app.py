@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
+CONFIGS = ("serve", "kuberay")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,11 @@ OPTIONS = (
     Option("also", read_text, "another model that visitors may choose", (), "SOURCE", many=True),
     Option("keep", read_count, "how many of these stay in memory besides the first (default: 1)", default=1),
     Option("at_once", read_count, "how many questions are answered at once (default: 8)", default=8),
+    Option("replicas", read_count, "how many engines answer, each in a process of its own (needs Ray)"),
+    Option("min_replicas", read_count, "at least so many, where their number follows the questions"),
+    Option("max_replicas", read_count, "at most so many, where their number follows the questions"),
+    Option("ray", read_text, "the address of a Ray cluster whose machines answer, or auto", metavar="ADDRESS"),
+    Option("print_config", one_of(CONFIGS), "print the replicas as a file for `serve deploy` or KubeRay, and end"),
     Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
     Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
     Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
@@ -173,16 +180,51 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
         parser.error(f"environment variable {option.variable}: {error}")
 
 
+def has_replicas(settings: argparse.Namespace) -> bool:
+    """Whether other processes answer."""
+    chosen = (settings.replicas, settings.min_replicas, settings.max_replicas, settings.ray, settings.print_config)
+    return any(one is not None for one in chosen)
+
+
+def replica_options(settings: argparse.Namespace) -> Any:
+    """The settings as gemma3_core.replicas takes them. Raises Gemma3Error for those that exclude one another."""
+    from gemma3_core.engine import Gemma3Error
+    from gemma3_core.replicas.options import ReplicaOptions
+
+    if settings.find or settings.look_in:
+        raise Gemma3Error("--find and --look-in list one machine's models. Leave them out, or the replicas.")
+
+    def source(name: str) -> str:
+        return os.path.abspath(name) if os.path.exists(name) else name
+
+    models = {name: getattr(settings, name) for name in ("device", "dtype", "int4", "keep", "at_once", "merge_adapter")}
+    for name, value in (("model", settings.model), ("mmproj", settings.mmproj)):
+        models[name] = None if value is None else source(value)
+    models |= {"also": [*map(source, settings.also)], "adapters": [*map(source, settings.adapter)]}
+    numbers = (settings.replicas, settings.min_replicas, settings.max_replicas)
+    return ReplicaOptions(models, *numbers, settings.ray)
+
+
 def build(settings: argparse.Namespace) -> "gr.Blocks":
-    """Loads the model and builds the page. Raises Gemma3Error if the checkpoint can't be used."""
+    """Loads the model, or starts replicas that do until `settings.until_end` is closed, and builds the page.
+
+    Raises Gemma3Error if the checkpoint can't be used.
+    """
     from components.page import build_page
     from components.serving.zero_gpu import is_zero_gpu, lender
-    from gemma3_core.engine import ModelRegistry
+    from gemma3_core.engine import Gemma3Error, ModelRegistry
 
     lend = lender() if is_zero_gpu(os.environ) else None
-    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once, settings.mmproj)
-    adapters = (settings.adapter, settings.merge_adapter)
-    models = ModelRegistry.load(settings.model, settings.also, *options, *adapters)
+    if has_replicas(settings):
+        from gemma3_core.replicas.start import replicas
+
+        if "SPACE_ID" in os.environ or not hasattr(settings, "until_end"):
+            raise Gemma3Error("A Space answers by itself. Leave out the replicas.")
+        models: ModelRegistry = settings.until_end.enter_context(replicas(replica_options(settings)))
+    else:
+        options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once)
+        adapters = (settings.adapter, settings.merge_adapter)
+        models = ModelRegistry.load(settings.model, settings.also, *options, settings.mmproj, *adapters)
     return build_page(
         models,
         forgetful=settings.forgetful,
@@ -207,31 +249,51 @@ def print_models(settings: argparse.Namespace) -> None:
     print(listing(found, free_memory(settings.device)), flush=True)
 
 
+def print_config(settings: argparse.Namespace) -> None:
+    """Prints the file for `serve deploy`, or KubeRay's manifest. Ends the program for settings that are no good."""
+    from gemma3_core.engine import Gemma3Error
+    from gemma3_core.replicas.options import printed
+
+    try:
+        print(printed(replica_options(settings), settings.print_config), end="")
+    except Gemma3Error as error:
+        sys.exit(f"app.py: {error}")
+
+
 def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a normal exit also deletes the uploads
     from gemma3_core.engine import PUBLISHED, UNGATED, Gemma3Error
 
-    here_only = listens_here_only(settings, os.environ)
+    if settings.print_config:
+        print_config(settings)
+        return
+    here_only = listens_here_only(settings, os.environ) and not has_replicas(settings)
     if settings.model is None and here_only:
         # Asking these models starts a download. On a public page a stranger could do that.
         settings.also = (*settings.also, UNGATED, PUBLISHED)
     # Whoever started the program is the only one to come: no login for others, no other site's frame around the page.
     settings.owned = here_only and not settings.auth and not settings.frame_ancestors
 
-    try:
-        if settings.find or settings.look_in:
-            print_models(settings)
-        if settings.mcp:
-            from components.serving.tool import prepare_tool
+    with ExitStack() as settings.until_end:
+        try:
+            if settings.find or settings.look_in:
+                print_models(settings)
+            if settings.mcp:
+                from components.serving.tool import prepare_tool
 
-            if settings.auth:
-                raise Gemma3Error("--mcp serves programs without a login. Leave out --mcp or --auth.")
-            prepare_tool()
-        page = build(settings)
-    except Gemma3Error as error:
-        sys.exit(f"app.py: {error}")
+                if settings.auth:
+                    raise Gemma3Error("--mcp serves programs without a login. Leave out --mcp or --auth.")
+                prepare_tool()
+            page = build(settings)
+        except Gemma3Error as error:
+            sys.exit(f"app.py: {error}")
+        serve(page, settings)
+
+
+def serve(page: "gr.Blocks", settings: argparse.Namespace) -> None:
+    """Serves the page until the program is interrupted."""
     where = {"server_name": settings.host, "server_port": settings.port}
     how = {"share": settings.share, "auth": settings.auth, "mcp_server": settings.mcp}
     page.launch(**where, **how, prevent_thread_lock=True)

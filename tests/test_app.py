@@ -18,6 +18,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
         "forgetful": False, "frame_ancestors": "", "api_key": (), "find": False, "look_in": (),
+        "replicas": None, "min_replicas": None, "max_replicas": None, "ray": None, "print_config": None,
     }  # fmt: skip
     assert vars(settings) == expected
 
@@ -47,6 +48,8 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_API_KEY": "one-of-our-keys,12345678",
         "GEMMA_ADAPTER": "an/adapter,c", "GEMMA_MERGE_ADAPTER": "1",
         "GEMMA_FIND": "1", "GEMMA_LOOK_IN": "a,b c",
+        "GEMMA_REPLICAS": "2", "GEMMA_MIN_REPLICAS": "1", "GEMMA_MAX_REPLICAS": "4", "GEMMA_RAY": "auto",
+        "GEMMA_PRINT_CONFIG": "serve",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -56,6 +59,7 @@ def test_each_option_can_come_from_the_environment():
         "api_key": ("one-of-our-keys", "12345678"),
         "adapter": ("an/adapter", "c"), "merge_adapter": True,
         "find": True, "look_in": ("a", "b c"),
+        "replicas": 2, "min_replicas": 1, "max_replicas": 4, "ray": "auto", "print_config": "serve",
     }  # fmt: skip
 
 

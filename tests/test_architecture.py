@@ -24,6 +24,7 @@ ROOMS = {
         "processor models",
         "inspection hf",
         "verify engine",
+        "replicas",
     ),
     "components": (
         "bridge theme examples arguments",
@@ -39,9 +40,9 @@ VERIFY = REPOSITORY / "gemma3_core" / "verify.py"
 COMPONENTS = sorted((REPOSITORY / "components").rglob("*.py"))
 # What is imported when the program runs; the tests' and the training's own needs are not.
 RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib"}
-BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx"}
-# In requirements/pictures.txt, and imported only where a file needs it; with torch's builds for CUDA.
-OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton"}
+BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx", "yaml"}
+# In files under requirements, and imported only where they are needed; with torch's builds for CUDA.
+OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton", "ray", "grpc"}
 
 
 def name_of(path: Path) -> str:

@@ -437,6 +437,11 @@ class Engine:
         """Evicts what is kept for a visitor's next question; call it when the visitor has left."""
         self._writer.kept.forget(visitor)
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the device last began a pass; 0 while nothing runs."""
+        return self._loop.silent_s
+
     def evict(self) -> None:
         """Evicts what is kept for visitors who have not come back for a while; call it regularly."""
         self._writer.kept.evict()
