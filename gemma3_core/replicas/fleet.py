@@ -204,6 +204,13 @@ class Fleet:
 
         asyncio.run_coroutine_threadsafe(told(), self._loop)
 
+    def ask_all(self, method: str, *arguments: Any, seconds: float = SILENT_S) -> list[Any]:
+        """What a method of every replica gives; nothing if one of them does not answer in time."""
+        try:
+            return list(self._handle.broadcast(method, *arguments).results(timeout_s=seconds))
+        except (RayError, RayServeException, grpc.RpcError, TimeoutError):
+            return []
+
     def drain(self, seconds: float) -> bool:
         """Takes no further question and waits for the running ones; False if some are left."""
         self.queue.close()
