@@ -28,6 +28,8 @@ SILENT_S = 25.0
 ATTEMPTS = 4
 MAX_IN_FLIGHT_BYTES = 256_000_000
 """Pictures of all questions that are being answered, as a page in front holds them while it sends them."""
+MOST_WAITING = 256
+"""Questions that wait at one page. Each looks at its place ten times a second, which costs with the square of them."""
 _TICK_S = 0.1
 _COUNTED_EACH_S = 2.0
 
@@ -138,7 +140,8 @@ class Fleet:
             self._reached = False
             return
         self._reached = True
-        self.queue.resize(max(1, self._running) * self._at_once, max(1, self._running) * 64)
+        running = max(1, self._running)
+        self.queue.resize(running * self._at_once, min(MOST_WAITING, running * 64))
 
     @property
     def health(self) -> FleetHealth:

@@ -31,7 +31,7 @@ from gemma3_core.replicas.fleet import ATTEMPTS, NO_REPLICA, Fleet, Gone, new_ke
 from gemma3_core.replicas.wire import Failed, Parcel, sent_pictures
 
 _TICK_S = 0.1
-_STOP_AGAIN_S = 1.0
+_STOP_AGAIN_S, _STOPS_WITHIN_S = 1.0, 5.0
 LOST = "The machine that was writing this answer has failed. Ask again: another one will answer."
 
 
@@ -97,13 +97,15 @@ class RemoteEngine(Engine):
 
     def _attempt(self, request: Request, stop: threading.Event | None, attempt: int) -> Iterator[Event]:
         """One replica's events up to the DoneEvent. Raises Gone, and the Gemma3Error that ended the answer there."""
-        key, told = new_key(), 0.0
+        key, stopped, told = new_key(), 0.0, 0.0
+        pieces: list[str] = []
         stage: StageEvent | None = StageEvent("queued", "Sending the question")
         call = self._fleet.start("stream", key, self.info.name, request, visitor=request.visitor, attempt=attempt)
         try:
             for batch in call.batches():
-                if stop is not None and stop.is_set() and time.monotonic() > told + _STOP_AGAIN_S:
-                    told = time.monotonic()
+                now = time.monotonic()
+                if stop is not None and stop.is_set() and now > told + _STOP_AGAIN_S:
+                    stopped, told = stopped or now, now
                     self._fleet.tell_all("stop", key)
                 for event in batch:
                     if isinstance(event, Failed):
@@ -112,6 +114,11 @@ class RemoteEngine(Engine):
                     if isinstance(event, DoneEvent):
                         return
                     stage = event if isinstance(event, StageEvent) else None
+                    if isinstance(event, TokenEvent):
+                        pieces.append(event.text)
+                if stopped and now > stopped + _STOPS_WITHIN_S:  # nobody answers, or a replica that hangs
+                    yield replace(never_begun(request, self.info.name), text="".join(pieces))
+                    return
                 if not batch and stage is not None:
                     yield stage  # a server notices a closed page only when it sends something
         finally:

@@ -1,14 +1,18 @@
 """Calls that hang or break, as a page in front sees them, without a Ray that runs."""
 
 import asyncio
+import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements/ray.txt)")
 
+from gemma3_core.engine import DoneEvent, Request, StageEvent, TokenEvent, Turn
 from gemma3_core.replicas import fleet as fleets
 from gemma3_core.replicas.fleet import Call, Fleet, Gone
+from gemma3_core.replicas.remote import RemoteEngine
 
 
 @contextmanager
@@ -29,6 +33,9 @@ def calls(monkeypatch, answers):
 
         def options(self, **_options):
             return self
+
+        def broadcast(self, *_arguments):
+            raise TimeoutError
 
         def shutdown(self):
             pass
@@ -57,9 +64,10 @@ def test_a_replica_that_is_silent_is_given_up(monkeypatch):
     with calls(monkeypatch, silent) as fleet:
         call = fleet.start("stream", "key", "model")
         assert isinstance(call, Call)
+        batches = call.batches()
+        assert ["first"] in [next(batches) for _ in range(3)]
         with pytest.raises(Gone, match="silent"):
-            for batch in call.batches():
-                assert batch in (["first"], [])
+            list(batches)
         call.close()
 
 
@@ -78,6 +86,25 @@ def test_a_broken_connection_is_a_lost_replica_and_a_bug_is_a_bug(monkeypatch):
         list(fleet.start("stream", "key", "model").batches())
     with calls(monkeypatch, broken) as fleet, pytest.raises(KeyError):
         list(fleet.start("stream", "key", "model").batches())
+
+
+def test_stop_ends_an_answer_whose_replica_hangs(monkeypatch):
+    from gemma3_core.replicas import remote
+
+    async def hangs():
+        yield [StageEvent("reading", "Reading"), TokenEvent("So far")]
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(remote, "_STOPS_WITHIN_S", 0.3)
+    stop = threading.Event()
+    with calls(monkeypatch, hangs) as fleet:
+        engine = RemoteEngine(fleet, SimpleNamespace(name="model", context_length=512))
+        for event in engine.stream(Request((Turn("user", "what"),)), stop):
+            if isinstance(event, TokenEvent):
+                stop.set()
+        assert isinstance(event, DoneEvent)
+        assert (event.text, event.stats.stop_reason) == ("So far", "cancelled")
+        assert fleet.queue.wait_until_empty(1)
 
 
 def test_the_queue_grows_with_the_replicas_and_stays_while_the_head_node_is_away(monkeypatch):
