@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -49,8 +51,11 @@ def replicas(options: ReplicaOptions) -> Iterator[RemoteRegistry]:
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    handler = signal.getsignal(signal.SIGTERM)
     _join(options)
     try:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         registry = _registry(options.settled(has_gpus, os.cpu_count() if options.address is None else None))
         try:
