@@ -23,6 +23,7 @@ from gemma3_core.engine.engine import Engine, check_stop
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.sequence import never_begun
 from gemma3_core.errors import AttentionError, Gemma3Error, ImageError, ReplicaLostError, UnsupportedOptionError
+from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
@@ -131,9 +132,11 @@ class RemoteEngine(Engine):
     def evict(self) -> None:
         """Replicas evict by themselves."""
 
-    def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
+    def preview(
+        self, pictures: Sequence[ImageSource], pan_and_scan: bool, crops: Sequence[Crops] = ()
+    ) -> Iterator[PicturePreview]:
         self._check_sees(len(pictures))
-        yield from self._values("preview", sent_pictures(pictures), pan_and_scan)
+        yield from self._values("preview", sent_pictures(pictures), pan_and_scan, tuple(crops))
 
     def picture_tokens(self, width: int, height: int, pan_and_scan: bool) -> int:
         return self._value("picture_tokens", width, height, pan_and_scan)  # type: ignore[no-any-return]
