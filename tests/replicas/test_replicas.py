@@ -227,9 +227,8 @@ def test_a_replica_that_dies_costs_running_answers_a_sentence_and_what_was_not_s
         try:
             for event in engine.stream(request):
                 shown = shown or isinstance(event, TokenEvent)
-        except ReplicaLostError as error:
+        except ReplicaLostError:
             assert shown, "a question without a token was not asked again"
-            assert "Ask again" in str(error)
             return None
         return event.token_ids
 
