@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 LOG_FORMATS = ("text", "json")
 STRANGERS_QUESTIONS = 240
 """Questions of a visitor in an hour, where anybody may come and nothing else was said: one every 15 seconds."""
+CONFIGS = ("serve", "kuberay")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ OPTIONS = (
     Option("also", read_text, "another model that visitors may choose", (), "SOURCE", many=True),
     Option("keep", read_count, "how many of these stay in memory besides the first (default: 1)", default=1),
     Option("at_once", read_count, "how many questions are answered at once (default: 8)", default=8),
+    Option("replicas", read_count, "how many engines answer, each in a process of its own (needs Ray)"),
+    Option("min_replicas", read_count, "at least so many, where their number follows the questions"),
+    Option("max_replicas", read_count, "at most so many, where their number follows the questions"),
+    Option("ray", read_text, "the address of a Ray cluster whose machines answer, or auto", metavar="ADDRESS"),
+    Option("print_config", one_of(CONFIGS), "print the replicas as a file for `serve deploy` or KubeRay, and end"),
     Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
     Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
     Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
@@ -227,20 +234,56 @@ def _from_environment(parser: argparse.ArgumentParser, option: Option, environme
         parser.error(f"environment variable {option.variable}: {error}")
 
 
+def has_replicas(settings: argparse.Namespace) -> bool:
+    """Whether other processes answer."""
+    chosen = (settings.replicas, settings.min_replicas, settings.max_replicas, settings.ray, settings.print_config)
+    return any(one is not None for one in chosen)
+
+
+def replica_options(settings: argparse.Namespace) -> Any:
+    """The settings as gemma3_core.replicas takes them. Raises Gemma3Error for those that exclude one another."""
+    from gemma3_core.engine import Gemma3Error
+    from gemma3_core.replicas.options import ReplicaOptions
+
+    if settings.openai:
+        raise Gemma3Error("--openai asks another server. Leave it out, or the replicas.")
+    if settings.find or settings.look_in:
+        raise Gemma3Error("--find and --look-in list one machine's models. Leave them out, or the replicas.")
+
+    def source(name: str) -> str:
+        return os.path.abspath(name) if os.path.exists(name) else name
+
+    models = {name: getattr(settings, name) for name in ("device", "dtype", "int4", "keep", "at_once", "merge_adapter")}
+    for name, value in (("model", settings.model), ("mmproj", settings.mmproj)):
+        models[name] = None if value is None else source(value)
+    models |= {"also": [*map(source, settings.also)], "adapters": [*map(source, settings.adapter)]}
+    numbers = (settings.replicas, settings.min_replicas, settings.max_replicas)
+    return ReplicaOptions(models, *numbers, settings.ray)
+
+
 def build(settings: argparse.Namespace) -> "Page":
-    """Loads the model and builds the page. Raises Gemma3Error if the checkpoint can't be used."""
+    """Loads the model, or starts replicas that do until `settings.until_end` is closed, and builds the page.
+
+    Raises Gemma3Error if the checkpoint can't be used.
+    """
     from components.page import build_page
     from components.serving.zero_gpu import is_zero_gpu, lender
-    from gemma3_core.engine import ModelRegistry
+    from gemma3_core.engine import Gemma3Error, ModelRegistry
 
     operation = _operation(settings)  # before the model, which can take minutes to load
     lend = lender() if is_zero_gpu(os.environ) else None
-    options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once, settings.mmproj)
-    adapters = (settings.adapter, settings.merge_adapter)
-    if getattr(settings, "openai", None):
+    if has_replicas(settings):
+        from gemma3_core.replicas.start import replicas
+
+        if "SPACE_ID" in os.environ or not hasattr(settings, "until_end"):
+            raise Gemma3Error("A Space answers by itself. Leave out the replicas.")
+        models: ModelRegistry = settings.until_end.enter_context(replicas(replica_options(settings)))
+    elif getattr(settings, "openai", None):
         models = _outside(settings)
     else:
-        models = ModelRegistry.load(settings.model, settings.also, *options, *adapters)
+        options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once)
+        adapters = (settings.adapter, settings.merge_adapter)
+        models = ModelRegistry.load(settings.model, settings.also, *options, settings.mmproj, *adapters)
     return build_page(
         models,
         forgetful=settings.forgetful,
@@ -330,6 +373,17 @@ def print_models(settings: argparse.Namespace) -> None:
     print(listing(found, free_memory(settings.device)), flush=True)
 
 
+def print_config(settings: argparse.Namespace) -> None:
+    """Prints the file for `serve deploy`, or KubeRay's manifest. Ends the program for settings that are no good."""
+    from gemma3_core.engine import Gemma3Error
+    from gemma3_core.replicas.options import printed
+
+    try:
+        print(printed(replica_options(settings), settings.print_config), end="")
+    except Gemma3Error as error:
+        sys.exit(f"app.py: {error}")
+
+
 def main() -> None:
     """`python app.py`: serves the page until it is interrupted."""
     settings = parse(sys.argv[1:], os.environ)
@@ -338,6 +392,9 @@ def main() -> None:
     logging.getLogger("gemma3_core.engine").setLevel(logging.INFO)  # its progress
     from gemma3_core.engine import PUBLISHED, UNGATED, Gemma3Error
 
+    if settings.print_config:
+        print_config(settings)
+        return
     if settings.log_format == "json":
         from components.watch.logs import log_as_json
 
@@ -345,31 +402,39 @@ def main() -> None:
     if settings.trusted_proxy:
         # uvicorn reads it when the server starts, and takes visitors' addresses from these proxies' headers.
         os.environ["FORWARDED_ALLOW_IPS"] = ",".join(settings.trusted_proxy)
-    here_only = listens_here_only(settings, os.environ)
+    here_only = listens_here_only(settings, os.environ) and not has_replicas(settings)
     if settings.model is None and here_only and not settings.openai:
         # Asking these models starts a download. On a public page a stranger could do that.
         settings.also = (*settings.also, UNGATED, PUBLISHED)
     # Whoever started the program is the only one to come: no login for others, no other site's frame around the page.
     settings.owned = here_only and not (settings.auth or settings.frame_ancestors or settings.openai)
 
+    with ExitStack() as settings.until_end:
+        try:
+            if settings.find or settings.look_in:
+                print_models(settings)
+            if settings.mcp:
+                from components.serving.tool import prepare_tool
+
+                if settings.auth:
+                    raise Gemma3Error("--mcp serves programs without a login. Leave out --mcp or --auth.")
+                prepare_tool()
+            page = build(settings)
+        except Gemma3Error as error:
+            sys.exit(f"app.py: {error}")
+        serve(page, settings)
+
+
+def serve(page: "Page", settings: argparse.Namespace) -> None:
+    """Serves the page until the program is interrupted."""
     from components.serving.stopping import Stopping
 
-    try:
-        if settings.find or settings.look_in:
-            print_models(settings)
-        if settings.mcp:
-            from components.serving.tool import prepare_tool
-
-            if settings.auth:
-                raise Gemma3Error("--mcp serves programs without a login. Leave out --mcp or --auth.")
-            prepare_tool()
-        page = build(settings)
-    except Gemma3Error as error:
-        sys.exit(f"app.py: {error}")
     where = {"server_name": settings.host, "server_port": settings.port}
     how = {"share": settings.share, "auth": settings.auth, "mcp_server": settings.mcp}
     page.launch(**where, **how, prevent_thread_lock=True)
     if settings.log_format == "json":
+        from components.watch.logs import log_as_json
+
         log_as_json()  # the server has set up handlers of its own
     signal.signal(signal.SIGTERM, Stopping(page.desk, settings.drain_seconds))
     if page.share_url:

@@ -71,6 +71,10 @@ class QueueFullError(Gemma3Error, RuntimeError):
     """The queue is full; try again in a moment."""
 
 
+class ReplicaLostError(Gemma3Error, RuntimeError):
+    """The machine that was answering has failed, or none answers; asking again may reach another one."""
+
+
 def require_known(where: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Raises UnsupportedOptionError that names the unknown options and lists the known ones."""
     if unknown := sorted(set(names) - set(known)):

@@ -26,6 +26,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "forgetful": False, "frame_ancestors": "", "api_key": (), "find": False, "look_in": (),
         "openai": None, "openai_model": None, "openai_key": None,
         **OPERATION,
+        "replicas": None, "min_replicas": None, "max_replicas": None, "ray": None, "print_config": None,
     }  # fmt: skip
     assert vars(settings) == expected
 
@@ -58,6 +59,8 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_ADAPTER": "an/adapter,c", "GEMMA_MERGE_ADAPTER": "1",
         "GEMMA_FIND": "1", "GEMMA_LOOK_IN": "a,b c",
         "GEMMA_OPENAI": "http://there", "GEMMA_OPENAI_MODEL": "m", "GEMMA_OPENAI_KEY": "secret",
+        "GEMMA_REPLICAS": "2", "GEMMA_MIN_REPLICAS": "1", "GEMMA_MAX_REPLICAS": "4", "GEMMA_RAY": "auto",
+        "GEMMA_PRINT_CONFIG": "serve",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -69,6 +72,7 @@ def test_each_option_can_come_from_the_environment():
         "find": True, "look_in": ("a", "b c"),
         "openai": "http://there", "openai_model": "m", "openai_key": "secret",
         **OPERATION,
+        "replicas": 2, "min_replicas": 1, "max_replicas": 4, "ray": "auto", "print_config": "serve",
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ ROOMS = {
         "processor models",
         "inspection hf",
         "verify engine",
-        "ask",
+        "ask replicas",
     ),
     "components": (
         "bridge theme examples arguments watch",
@@ -40,9 +40,9 @@ VERIFY = REPOSITORY / "gemma3_core" / "verify.py"
 COMPONENTS = sorted((REPOSITORY / "components").rglob("*.py"))
 # What is imported when the program runs; the tests' and the training's own needs are not.
 RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib"}
-BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx"}
+BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx", "yaml"}
 # In requirements/, and imported only where a file or an answer needs it; with torch's builds for CUDA.
-OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton", "llguidance"}
+OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton", "llguidance", "ray", "grpc"}
 
 
 def name_of(path: Path) -> str:

@@ -433,6 +433,11 @@ class Engine:
         """Bytes of the caches that are kept for visitors' next questions."""
         return self._writer.kept.num_bytes
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the device last began a pass; 0 while nothing runs."""
+        return self._loop.silent_s
+
     def evict(self) -> None:
         """Evicts what is kept for visitors who have not come back for a while; call it regularly."""
         self._writer.kept.evict()
