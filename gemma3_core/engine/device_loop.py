@@ -86,10 +86,18 @@ class DeviceLoop:
         self._background: deque[Iterator[None]] = deque()
         self._thread: threading.Thread | None = None
         self._answers: list[_Task] = []  # of the loop's thread alone
+        self._round_began = 0.0
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the loop's thread last began a round; 0 where it has nothing to do."""
+        with self._changed:
+            return 0.0 if self._thread is None else time.monotonic() - self._round_began
 
     def _begin(self) -> None:
         """Starts the thread if there is none; the caller holds the lock, for which the thread waits."""
         if self._thread is None:
+            self._round_began = time.monotonic()
             thread = threading.Thread(target=self._work, name="device", daemon=False)
             thread.start()
             self._thread = thread
@@ -154,6 +162,7 @@ class DeviceLoop:
     def _serve(self) -> None:
         """A round of the answers, with those that have arrived."""
         with self._changed:
+            self._round_began = time.monotonic()
             self._answers += self._arrived
             self._arrived.clear()
         try:
