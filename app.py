@@ -159,6 +159,11 @@ OPTIONS = (
     Option("frame_ancestors", read_sources, "the sites that may show the page in a frame", "", "SITES"),
     Option("mcp", read_switch, "serve the question as a tool for programs that speak MCP", default=False),
     Option("api_key", read_key, "a key that programs must send to /v1/, OpenAI's interface", (), "KEY", many=True),
+    Option(
+        "openai", read_text, "a server of OpenAI's interface that answers instead (vLLM, llama.cpp, …)", None, "URL"
+    ),
+    Option("openai_model", read_text, "the server's model (default: its first)", metavar="NAME"),
+    Option("openai_key", read_text, "the server's API key", metavar="KEY"),
     Option("auth", read_login, "the login that the page asks for", metavar="USER:PASSWORD"),
     Option("questions_per_hour", read_limit, "a visitor's questions in an hour (with --share or on a Space: 240)"),
     Option("pictures_per_day", read_limit, "a visitor's pictures in a day"),
@@ -231,7 +236,10 @@ def build(settings: argparse.Namespace) -> "Page":
     lend = lender() if is_zero_gpu(os.environ) else None
     options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once, settings.mmproj)
     adapters = (settings.adapter, settings.merge_adapter)
-    models = ModelRegistry.load(settings.model, settings.also, *options, *adapters)
+    if getattr(settings, "openai", None):
+        models = _outside(settings)
+    else:
+        models = ModelRegistry.load(settings.model, settings.also, *options, *adapters)
     return build_page(
         models,
         forgetful=settings.forgetful,
@@ -240,6 +248,19 @@ def build(settings: argparse.Namespace) -> "Page":
         machine=_machine(settings) if getattr(settings, "owned", False) else None,
         operation=operation,
     )
+
+
+def _outside(settings: argparse.Namespace) -> Any:
+    """The models of a page whose answers come from another server; --model is for Inside."""
+    from gemma3_core.engine import Engine, Gemma3Error, ModelRegistry, OutsideEngine
+
+    if settings.adapter or settings.int4:
+        raise Gemma3Error("--adapter and --int4 are for models on this machine. Leave them out, or --openai.")
+    local = None
+    if settings.model is not None:
+        local = Engine.load(settings.model, settings.device, settings.dtype, mmproj=settings.mmproj)
+    there = (settings.openai, settings.openai_model, settings.openai_key)
+    return ModelRegistry(OutsideEngine.connect(*there, local=local, at_once=settings.at_once))
 
 
 def _machine(settings: argparse.Namespace) -> Any:
@@ -322,11 +343,11 @@ def main() -> None:
         # uvicorn reads it when the server starts, and takes visitors' addresses from these proxies' headers.
         os.environ["FORWARDED_ALLOW_IPS"] = ",".join(settings.trusted_proxy)
     here_only = listens_here_only(settings, os.environ)
-    if settings.model is None and here_only:
+    if settings.model is None and here_only and not settings.openai:
         # Asking these models starts a download. On a public page a stranger could do that.
         settings.also = (*settings.also, UNGATED, PUBLISHED)
     # Whoever started the program is the only one to come: no login for others, no other site's frame around the page.
-    settings.owned = here_only and not settings.auth and not settings.frame_ancestors
+    settings.owned = here_only and not (settings.auth or settings.frame_ancestors or settings.openai)
 
     from components.serving.stopping import Stopping
 

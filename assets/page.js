@@ -46,8 +46,10 @@
     const button = event.target.closest("[data-act]");
     if (!button) return;
     if (button.dataset.act === "copy") {
-      const texts = button.closest(".message-row").querySelectorAll(".message-content");
-      await copy(texts[texts.length - 1].innerText.trim());  // after a closer look, the last answer
+      const said = button.closest(".message-row");
+      const texts = said.querySelectorAll(".message-content");
+      const json = said.querySelector(".fields-json")?.textContent;
+      await copy(json ?? texts[texts.length - 1].innerText.trim());  // after a closer look, the last answer
       const name = button.ariaLabel;
       button.textContent = button.ariaLabel = "Copied";
       setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
@@ -57,6 +59,8 @@
     const tab = { "inside-open": "attention", code: "code" }[button.dataset.act];
     const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
+    control.dataset.token = button.dataset.token ?? "";
+    delete control.dataset.region;
     control.click();
     if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
     if (["retry", "continue", "look-closer"].includes(button.dataset.act)) toComposer();

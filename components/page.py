@@ -27,7 +27,7 @@ from components.models.machine import Machine
 from components.openai.app import Completions
 from components.serving.desk import FrontDesk, Operation
 from components.serving.server import Page
-from components.settings import Settings, build_settings
+from components.settings import FieldsForm, Settings, build_settings
 from components.shown.conversation_list import conversation_list
 from components.shown.image_strip import build_image_strip, build_token_count
 from components.shown.picker import build_picker
@@ -48,6 +48,14 @@ _SEND_JS = """async (message, ...rest) => {
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
+_INSIDE_JS = """(_, conversation) => {
+  const { number, token } = document.querySelector("#inside-open").dataset;
+  return [Number(number), conversation, token ? Number(token) : null];
+}"""
+_CLOSER_JS = """(number, region, ...rest) => {
+  const { number: answer, region: drawn } = document.querySelector("#look-closer").dataset;
+  return [Number(answer), drawn ?? "", ...rest];
+}"""
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
 _OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#token-count details')?.open)]"
 _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
@@ -112,6 +120,7 @@ def build_page(
         changes = _connect_chat(chat_handlers, keeping, panels)
         owners = None if machine is None else ModelsHandlers(models, machine)
         _connect_return(page, chat_handlers, panels, models, None if owners is None else owners.names, cards)
+        _connect_fields(settings.fields)
         _connect_examples(cards, panels)
         _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
@@ -140,7 +149,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
     """Connects what starts, changes or stops an answer; returns the events after which the conversation has changed."""
     acts = ("retry", "undo", "edit", "keep", "restore", "continue", "look-closer")
     retry, undo, edit, keep, restore, go_on, closer = (gr.Button(act, elem_id=act, visible="hidden") for act in acts)
-    number = gr.Number(visible="hidden", precision=0)
+    number, looked_at = gr.Number(visible="hidden", precision=0), gr.Textbox(visible="hidden")
     state, composer, values = panels.conversation, panels.composer, panels.settings.inputs
     # No limit here: the engine's own queue decides the order. "multiple" lets each click reach the server, even one
     # that comes before the browser knows that the last answer is complete.
@@ -157,9 +166,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
         composer.submit(chat_handlers.send, [composer, state, *values], js=_SEND_JS, **common),
         panels.chat.example_select(chat_handlers.ask_example, [state, *values], **common),
         retry.click(chat_handlers.retry, [number, state, *values], js=_NUMBER_JS.format("retry"), **common),
-        closer.click(
-            chat_handlers.look_closer, [number, state, *values], js=_NUMBER_JS.format("look-closer"), **common
-        ),
+        closer.click(chat_handlers.look_closer, [number, looked_at, state, *values], js=_CLOSER_JS, **common),
         go_on.click(chat_handlers.go_on, [state, *values], **common),
         undo.click(chat_handlers.undo, [composer, state], **common),
         edit.click(chat_handlers.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),
@@ -226,6 +233,14 @@ def _connect_return(
     page.load(None, settings, settings, js=f"(...values) => window.ask.settingsBack({offer}, ...values)", **common)
     changes = [one.change for one in settings]  # type: ignore[attr-defined]
     gr.on(changes, None, settings, js=f"(...values) => window.ask.keepSettings({offer}, ...values)", **common)
+
+
+def _connect_fields(form: FieldsForm) -> None:
+    """fields.js draws the form from its text, and clicks the hidden button after each change."""
+    changed = gr.Button("Fields", elem_id="fields-changed", visible="hidden")
+    changed.click(None, None, form.text, js="() => window.ask.fields.text()", api_visibility="private")
+    show: dict[str, Any] = {"js": "(text) => window.ask.fields.show(text)", "api_visibility": "private"}
+    gr.on([form.text.change, form.fold.expand], None, form.text, **show)
 
 
 def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:
@@ -359,7 +374,7 @@ def _connect_token_count(previews: Previews, panels: Panels, changes: Sequence[A
 
 def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels, changes: Sequence[Any]) -> None:
     """Connects the buttons that open Inside for an answer, and those inside it."""
-    selected, number = gr.State(None), gr.Number(visible="hidden", precision=0)
+    selected, number, first = gr.State(None), *(gr.Number(visible="hidden", precision=0) for _ in range(2))
     show, close, look = (
         gr.Button(act, elem_id=act, visible="hidden") for act in ("inside-open", "inside-close", "look")
     )
@@ -378,9 +393,9 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     choice = [selected, inside.layer, inside.head]
     show.click(
         inside_handlers.open,
-        [number, panels.conversation],
+        [number, panels.conversation, first],
         shown,
-        js=_NUMBER_JS.format("inside-open"),
+        js=_INSIDE_JS,
         **waits,
     )
     for change in changes:

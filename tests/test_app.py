@@ -24,6 +24,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
         "forgetful": False, "frame_ancestors": "", "api_key": (), "find": False, "look_in": (),
+        "openai": None, "openai_model": None, "openai_key": None,
         **OPERATION,
     }  # fmt: skip
     assert vars(settings) == expected
@@ -34,7 +35,9 @@ def test_each_option_can_be_given():
     line += "--adapter an/adapter --adapter c --merge-adapter --find --look-in a --look-in b "
     line += "--mmproj m.gguf --port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
     line += " --api-key one-of-our-keys --api-key 12345678"
+    line += " --openai http://there/v1 --openai-model m --openai-key secret"
     settings = app.parse(line.split(), {})
+    assert (settings.openai, settings.openai_model, settings.openai_key) == ("http://there/v1", "m", "secret")
     assert (settings.forgetful, settings.frame_ancestors) == (True, "https://*.a.org:*")
     assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
     assert (settings.host, settings.port, settings.share, settings.mcp) == ("0.0.0.0", 8000, True, True)
@@ -54,6 +57,7 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_API_KEY": "one-of-our-keys,12345678",
         "GEMMA_ADAPTER": "an/adapter,c", "GEMMA_MERGE_ADAPTER": "1",
         "GEMMA_FIND": "1", "GEMMA_LOOK_IN": "a,b c",
+        "GEMMA_OPENAI": "http://there", "GEMMA_OPENAI_MODEL": "m", "GEMMA_OPENAI_KEY": "secret",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -62,7 +66,9 @@ def test_each_option_can_come_from_the_environment():
         "also": ("a/b", "c d"), "keep": 3, "at_once": 2, "forgetful": True, "frame_ancestors": "'none'",
         "api_key": ("one-of-our-keys", "12345678"),
         "adapter": ("an/adapter", "c"), "merge_adapter": True,
-        "find": True, "look_in": ("a", "b c"), **OPERATION,
+        "find": True, "look_in": ("a", "b c"),
+        "openai": "http://there", "openai_model": "m", "openai_key": "secret",
+        **OPERATION,
     }  # fmt: skip
 
 

@@ -4,9 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from components.chat.conversation import Exchange
-from gemma3_core.engine import ModelInfo, TokenChoice, Turn
+from gemma3_core.engine import Box, Crops, ModelInfo, TokenChoice, Turn
 
 TOO_SMALL = "The model says that it can't read this."
 UNSURE = "The model was unsure of this answer."
@@ -25,6 +26,7 @@ def reason_to_look_closer(exchange: Exchange, info: ModelInfo | None) -> str:
     The demo model has learnt to read crops of writing, and nothing else: of other pictures they would mislead it.
     """
     closer = exchange.first is not None or any(exchange.question.crops)
+    closer = closer or (info is not None and bool(info.outside))  # which takes no crops
     if info is None or closer or not exchange.answered.request.num_images or exchange.stats.stop_reason != "stop":
         return ""
     if _CANT_READ.search(exchange.answer):
@@ -38,11 +40,31 @@ def sureness(choices: Sequence[TokenChoice]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else 1.0
 
 
-def closer_question(exchange: Exchange) -> Turn:
-    """The exchange's question with an even tiling of its pictures. A question without any takes those of the latest
-    turn before it that has some."""
+def closer_question(exchange: Exchange, region: tuple[int, Box] | None = None) -> Turn:
+    """The exchange's question with an even tiling of its pictures, or with one crop: a `region`, as the number of a
+    picture in the conversation so far and a box in its pixels. A question without pictures takes those of the latest
+    turn before it that has some, or the region's."""
     question = exchange.question
+    if region is not None:
+        number, box = region
+        earlier = exchange.answered.request.num_images - len(question.pictures)
+        if number < earlier:
+            (picture,) = _pictures(exchange)[number : number + 1]
+            return replace(
+                question, pictures=(picture, *question.pictures), captions=(), crops=((box,), *_own(question))
+            )
+        own = list(_own(question))
+        own[number - earlier] = (box,)
+        return replace(question, crops=tuple(own))
     if not question.pictures:
         seen = [turn for turn in exchange.answered.request.turns if turn.pictures]
         question = replace(question, pictures=seen[-1].pictures, captions=seen[-1].captions)
     return replace(question, crops=tuple("auto" for _ in question.pictures))
+
+
+def _own(question: Turn) -> tuple[Crops, ...]:
+    return question.crops or tuple(None for _ in question.pictures)
+
+
+def _pictures(exchange: Exchange) -> list[Any]:
+    return [picture for turn in exchange.answered.request.turns for picture in turn.pictures]

@@ -1,5 +1,6 @@
 """From a click to the streamed answer: what the page's controls do."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -17,8 +18,10 @@ from components.chat.previews import Previews
 from components.chat.running import Pace, RunningAnswers
 from components.examples import Example
 from components.settings import Choices, chosen_example, with_brought
+from components.shown.regions import drawn_box
 from gemma3_core.engine import (
     Answered,
+    Box,
     DoneEvent,
     Event,
     Gemma3Error,
@@ -30,6 +33,8 @@ from gemma3_core.engine import (
     TokenChoices,
     TokenEvent,
     Turn,
+    ask_in_fields,
+    read_fields,
 )
 
 logger = logging.getLogger(__name__)
@@ -145,9 +150,10 @@ class ChatHandlers:
                 yield update
 
     async def look_closer(
-        self, number: float | None, conversation: Conversation, request: gr.Request, *values: Any
+        self, number: float | None, region: str, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks the question with this index again with crops of its pictures; both answers stay in sight.
+        """Asks the question with this index again with crops of its pictures, or with the one `region` that the visitor
+        has drawn (see `drawn_box`); both answers stay in sight.
 
         The question after it reads the new answer. What came after the earlier one is replaced.
         """
@@ -160,7 +166,12 @@ class ChatHandlers:
             yield page_update()
             return
         choices, first = replace(Choices(*values), model=exchange.stats.model), exchange.first or exchange
-        question = closer_question(exchange)
+        try:
+            drawn = await asyncio.to_thread(self._drawn, exchange, region) if region else None
+        except Gemma3Error as error:
+            yield page_update(notice=composer.missing(str(error)))
+            return
+        question = closer_question(exchange, drawn)
         async with aclosing(
             self._ask(question, conversation, kept, choices, request, again=True, first=first)
         ) as updates:
@@ -187,6 +198,12 @@ class ChatHandlers:
         ) as updates:
             async for update in updates:
                 yield update
+
+    def _drawn(self, exchange: Exchange, region: str) -> tuple[int, Box]:
+        """The number of a picture of the conversation, and the box on it. Raises Gemma3Error."""
+        with self._models.that_answered(exchange.stats.model) as engine:
+            tiles = engine.inspect(exchange.answered.request).tiles
+        return drawn_box(region, [(tile.box.right, tile.box.bottom) for tile in tiles if tile.crop is None])
 
     def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Brings back what the last action replaced."""
@@ -292,9 +309,11 @@ class ChatHandlers:
         again = again or cut is not None
         try:
             asked = _request(question, kept, choices, self._models.info(choices.shown), window)
-            asked = replace(asked, continue_text=choices.continues(self._models.info(choices.model)))
+            info, fields = self._models.info(choices.model), choices.fields or ""
+            asked = replace(asked, continue_text=choices.continues(info))
+            asked = ask_in_fields(asked, read_fields(fields), named=info is None or not info.is_demo)
             if cut is not None:
-                so_far, longest = cut.answered.done.token_ids, asked.max_new_tokens
+                so_far, longest, fields = cut.answered.done.token_ids, asked.max_new_tokens, cut.fields
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
             with self.running.entry(window) as running:
                 yield page_update([*shown, draft.message()], composer.waiting(), notice="")
@@ -319,7 +338,8 @@ class ChatHandlers:
             yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
             complete = Answered(replace(asked, answer_so_far=()), done)
-            exchange = Exchange(question, asked.pan_and_scan, complete, TokenChoices(draft.choices), first)
+            choices_told = TokenChoices(draft.choices)
+            exchange = Exchange(question, asked.pan_and_scan, complete, choices_told, first, fields)
             answered = replace(kept.add(exchange), returned=conversation.aside)
             notice = ""
             stands_beside = first is not None and first is conversation.exchanges[-1]

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext
@@ -31,11 +30,11 @@ from components.inside.panel import (
     model_updates,
 )
 from components.shown.image_strip import strip_html
+from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
 from gemma3_core.engine import (
     Answered,
     AttentionMap,
-    Box,
     Engine,
     Event,
     Gemma3Error,
@@ -72,6 +71,20 @@ class Selected:
     """The exchange's place in its conversation."""
 
 
+def values_in(exchange: Exchange) -> list[range]:
+    """The tokens of each value of an answer in fields."""
+    return [value.tokens for value in exchange.values]
+
+
+def _first_looked_at(exchange: Exchange, first: float | None) -> int | None:
+    """The token with this number; else that of the first value, or of the word that says most."""
+    if first is not None and 0 <= first < len(exchange.choices):
+        return int(first)
+    if values := values_in(exchange):
+        return values[0].start
+    return word_of_content(list(exchange.choices), exchange.question.text)
+
+
 class InsideHandlers:
     """Inside's handlers. They show only the visitor's own exchanges, and ask the model that gave the answer."""
 
@@ -85,10 +98,10 @@ class InsideHandlers:
         self._calls = Calls(self._threads)
 
     async def open(
-        self, number: float | None, conversation: Conversation, request: gr.Request
+        self, number: float | None, conversation: Conversation, request: gr.Request, first: float | None = None
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Updates of the parts in OPENED and of the selected exchange: first the panel, then where the model looked for
-        a word of content, as the mean of layers and heads."""
+        the word with the token `first`, or for a word of content, as the mean of layers and heads."""
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
             yield _opened()
@@ -96,12 +109,14 @@ class InsideHandlers:
         window = window_of(request)
         self._calls.give_up(window)
         exchange = conversation.exchanges[index]
-        token = word_of_content(list(exchange.choices), exchange.question.text)
+        token = _first_looked_at(exchange, first)
         selected = Selected(exchange, token, index)
+        info = self._models.info(exchange.stats.model)
+        outside = f'<p class="note">{escape(info.outside)}</p>' if info is not None and info.outside else ""
         yield _opened(
-            title=f"<h2>Inside answer {index + 1}</h2>",
+            title=f"<h2>Inside answer {index + 1}</h2>{outside}",
             inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
-            words=answer_html(exchange.choices, token),
+            words=answer_html(exchange.choices, token, values_in(exchange)),
             maps=CHOOSE_WORD,
             rest="",
             mask="",
@@ -109,7 +124,7 @@ class InsideHandlers:
             code=self._code(exchange, request),
             selected=selected,
             # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-            **model_updates(self._models.info(exchange.stats.model), self._models.names, token is not None),
+            **model_updates(info, self._models.names, token is not None),
         )
         if token is None:
             return
@@ -170,9 +185,10 @@ class InsideHandlers:
             yield tuple(gr.skip() for _ in range(6))
             return
         choices = selected.exchange.choices
-        chosen = replace(selected, token=word_at(choices, token).start)
+        values = values_in(selected.exchange)
+        chosen = replace(selected, token=word_at(choices, token, values).start)
         self._calls.give_up(window_of(request), _LOOK, _HIDE)
-        yield answer_html(choices, token), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
+        yield answer_html(choices, token, values), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
         async with aclosing(self._maps(chosen, layer, head, request)) as drawings:
             async for maps, rest in drawings:
                 yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
@@ -300,7 +316,7 @@ class InsideHandlers:
         """HTML of where the model looked for the word, and of the rest: the likeliest tokens, the prompt's words."""
         answered, choices = selected.exchange.answered, list(selected.exchange.choices)
         assert selected.token is not None
-        word = word_at(choices, selected.token)
+        word = word_at(choices, selected.token, values_in(selected.exchange))
         rest: list[str] = []
 
         def draw(engine: Engine, call: Call) -> str:
@@ -311,7 +327,9 @@ class InsideHandlers:
             rest.append(f"<h3>On the words of the prompt</h3>{prompt_html(engine.inspect(answered.request), weights)}")
             return maps_html(attention, _previews(engine, answered))
 
-        alternatives = alternatives_html(choices[word.start])
+        is_value = word in values_in(selected.exchange)  # where the model was least sure says most about it
+        least = min(word, key=lambda place: choices[place].probability) if is_value else word.start
+        alternatives = alternatives_html(choices[least])
         async with aclosing(self._called(request, _LOOK, selected.exchange, draw)) as drawings:
             async for html in drawings:
                 yield html, alternatives + "".join(rest) if isinstance(html, str) else gr.skip()
@@ -375,31 +393,6 @@ def _previews(engine: Engine, answered: Answered) -> Iterator[PicturePreview]:
     """The pictures of an answer's prompt, in order, one at a time."""
     paths = [picture for turn in answered.request.turns for picture in turn.pictures]
     return engine.preview(paths, pan_and_scan=False)
-
-
-def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
-    """Parses "number left top right bottom" into the picture's number and a box in its pixels.
-
-    The last four are shares of the picture's sides; `sizes` are the pictures' widths and heights. Raises Gemma3Error
-    for anything else, since browsers can send anything.
-    """
-    try:
-        number, *shares = region.split()
-        left, top, right, bottom = (min(1.0, max(0.0, _finite(share))) for share in shares)
-        width, height = dict(enumerate(sizes))[int(number)]
-    except (ValueError, KeyError):
-        raise Gemma3Error("This region is not on a picture. Draw a box on one of the pictures.") from None
-    box = Box(int(left * width), int(top * height), int(right * width), int(bottom * height))
-    if box.right - box.left < 2 or box.bottom - box.top < 2:
-        raise Gemma3Error("The box is too small. Draw a larger one.")
-    return int(number), box
-
-
-def _finite(text: str) -> float:
-    """Raises ValueError unless the text is a finite number."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(text)
-    return number
 
 
 def _problem(reason: str) -> str:

@@ -3,6 +3,7 @@
 An option that is not supported is refused by name.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +15,7 @@ from components.arguments import crops_of
 from components.serving.desk import NotNowError
 from components.settings import MOST_NEW_TOKENS
 from gemma3_core.engine import (
+    ANY_OBJECT,
     CheckpointError,
     Gemma3Error,
     NonFiniteError,
@@ -21,6 +23,7 @@ from gemma3_core.engine import (
     PartialSampling,
     QueueFullError,
     Request,
+    SchemaError,
     StoppedError,
     Turn,
 )
@@ -33,7 +36,7 @@ _LONGEST_RETRY_S = 60
 _TAKEN = frozenset(
     (
         *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"),
-        *("temperature", "top_p", "top_k", "seed", "logprobs", "top_logprobs"),
+        *("temperature", "top_p", "top_k", "seed", "logprobs", "top_logprobs", "response_format"),
         *("pan_and_scan", "crops", "int4", "continue_text"),
     )
 )
@@ -46,7 +49,6 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -95,7 +97,7 @@ def error_of(error: Gemma3Error) -> WrongError:
     if isinstance(error, NotNowError):
         return _not_now(error)
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
-    return WrongError(str(error), status=status)
+    return WrongError(str(error), "response_format" if isinstance(error, SchemaError) else None, status)
 
 
 def _not_now(error: NotNowError) -> WrongError:
@@ -164,6 +166,7 @@ async def read_request(
         max_new_tokens=None if longest is None else min(longest, MOST_NEW_TOKENS),
         sampling=sampling,
         confidence=with_logprobs,
+        json_schema=_schema(body.get("response_format")),
     )
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
@@ -251,6 +254,27 @@ def _stops(given: Any) -> tuple[str, ...]:
             f"stop must be a text of at most {LONGEST_STOP} characters, or a list of at most {MOST_STOPS}.", "stop"
         )
     return tuple(stops)
+
+
+def _schema(given: Any) -> str | None:
+    """The JSON schema of a `response_format`, as text; None for plain text. Raises WrongError."""
+    kind = given.get("type") if isinstance(given, dict) else given
+    if kind is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return ANY_OBJECT
+    inner = given.get("json_schema") if isinstance(given, dict) else None
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if kind != "json_schema" or not isinstance(schema, dict | bool):
+        raise WrongError(
+            'response_format is {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "json_schema": '
+            '{"name": …, "schema": {…}}}.',
+            "response_format",
+        )
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise WrongError("The JSON schema is nested too deep. Make it flatter.", "response_format") from None
 
 
 def _number(body: dict[str, Any], name: str, kind: type, least: float, most: float) -> Any:

@@ -17,7 +17,7 @@ from PIL import Image
 from window import DEMO, STATS, Window, choice, exchange_of, run, typed
 
 from components.chat import panel as chat
-from components.chat.closer_look import TOO_SMALL, UNSURE, reason_to_look_closer
+from components.chat.closer_look import TOO_SMALL, UNSURE, closer_question, reason_to_look_closer
 from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
 from components.chat.handlers import ChatHandlers
 from components.examples import FOLDER, Example, load_examples
@@ -34,6 +34,7 @@ from components.shown.stats import figures_line, short_line
 from components.theme import build_theme
 from gemma3_core.engine import (
     Answered,
+    Box,
     DoneEvent,
     Gemma3Error,
     Int4Choice,
@@ -355,7 +356,7 @@ def test_a_closer_look_asks_again_with_crops_and_keeps_both_answers():
     engine = Speaking("The sign says 30.", "And that is all.")
     handlers = ChatHandlers(ModelRegistry(engine), ())
     small = seen("The writing is too small to read.")
-    shown, after, notice = run(handlers.look_closer(0, Conversation((small,)), Window(), *VALUES))
+    shown, after, notice = run(handlers.look_closer(0, "", Conversation((small,)), Window(), *VALUES))
     (exchange,) = after.exchanges
     assert (exchange.answer, exchange.first, exchange.question.crops, notice) == (
         "The sign says 30.", small, ("auto",), ""
@@ -380,16 +381,29 @@ def test_a_closer_look_at_a_question_without_pictures_takes_the_latest_ones():
     asked = Request(conversation.turns(question_of("Read it", [])))
     unread = Exchange(asked.turns[-1], False, Answered(asked, DoneEvent("I cannot read it.", STATS)))
     _, after, _ = run(
-        ChatHandlers(ModelRegistry(engine), ()).look_closer(1, conversation.add(unread), Window(), *VALUES)
+        ChatHandlers(ModelRegistry(engine), ()).look_closer(1, "", conversation.add(unread), Window(), *VALUES)
     )
     assert after.exchanges[1].question == replace(question_of("Read it", ["/cache/a.png"]), crops=("auto",))
+
+
+def test_a_region_becomes_a_crop_of_the_picture_that_it_is_on():
+    turns = (
+        Turn("user", "Look", (Path("a.png"),)),
+        Turn("assistant", "Yes."),
+        question_of("Read it", ["b.png", "c.png"]),
+    )
+    asked = Exchange(turns[-1], False, Answered(Request(turns), DoneEvent("I cannot read it.", STATS)))
+    box = Box(1, 2, 30, 40)
+    assert closer_question(asked, (2, box)) == replace(turns[-1], crops=(None, (box,)))
+    earlier = closer_question(asked, (0, box))
+    assert (earlier.pictures, earlier.crops) == ((Path("a.png"), *turns[-1].pictures), ((box,), None, None))
 
 
 @pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])
 def test_a_closer_look_without_an_answer_keeps_the_earlier_one(answer):
     before = Conversation((seen("It is too small."),))
     handlers = ChatHandlers(ModelRegistry(Speaking(answer)), ())
-    _, after, _ = run(handlers.look_closer(0, before, Window(), *VALUES))
+    _, after, _ = run(handlers.look_closer(0, "", before, Window(), *VALUES))
     assert after.exchanges == before.exchanges
     assert after.returned == NOTHING
 
@@ -399,7 +413,7 @@ def test_what_is_not_there_is_not_looked_at_closer(number):
     text = Conversation((exchange_of(question_of("What?", []), "A star."),))
     for place in (number, 0):
         shown, after, _ = run(
-            ChatHandlers(ModelRegistry(Speaking("No.")), ()).look_closer(place, text, Window(), *VALUES)
+            ChatHandlers(ModelRegistry(Speaking("No.")), ()).look_closer(place, "", text, Window(), *VALUES)
         )
         assert (shown, after) == (None, None)
 
