@@ -24,14 +24,14 @@ ROOMS = {
         "processor models",
         "inspection hf",
         "verify engine",
-        "replicas",
+        "ask replicas",
     ),
     "components": (
-        "bridge theme examples arguments",
+        "bridge theme examples arguments watch",
         "shown settings",
         "chat",
-        "inside serving endpoint",
-        "models openai",
+        "inside serving",
+        "endpoint models openai",
         "page",
     ),
 }
@@ -41,8 +41,8 @@ COMPONENTS = sorted((REPOSITORY / "components").rglob("*.py"))
 # What is imported when the program runs; the tests' and the training's own needs are not.
 RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib"}
 BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx", "yaml"}
-# In files under requirements, and imported only where they are needed; with torch's builds for CUDA.
-OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton", "ray", "grpc"}
+# In requirements/, and imported only where a file or an answer needs it; with torch's builds for CUDA.
+OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton", "llguidance", "ray", "grpc"}
 
 
 def name_of(path: Path) -> str:

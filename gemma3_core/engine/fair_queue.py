@@ -65,6 +65,11 @@ class FairQueue:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._running, timeout=seconds)
 
+    def counts(self) -> tuple[int, int]:
+        """How many run, and how many wait."""
+        with self._changed:
+            return len(self._running), len(self._waiting)
+
     def remember(self, seconds: float) -> None:
         """Updates the mean with a turn's duration."""
         mean = self.mean_turn_s

@@ -53,6 +53,10 @@ class RemoteEngine(Engine):
     def silent_s(self) -> float:
         return 0.0  # the replicas look after their own devices
 
+    @property
+    def kept_bytes(self) -> int:
+        return 0  # they are in the replicas' memory
+
     def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
         """`Engine.stream`. A replica that is lost before the first token costs the visitor time, later the answer."""
         parcel, entered = Parcel(request, self.info.context_length), time.monotonic()
