@@ -139,3 +139,18 @@ def test_lists_of_this_machines_models_and_replicas_exclude_one_another(monkeypa
     monkeypatch.setattr(sys, "argv", ["app.py", "--replicas", "2", "--print-config", "serve", "--find"])
     with pytest.raises(SystemExit, match="--find and --look-in"):
         app.main()
+
+
+def test_what_a_visitor_may_be_told_is_said_in_german_too():
+    import json
+
+    from places import REPOSITORY
+
+    from gemma3_core.replicas.replica import OTHER_VERSION
+
+    pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements/ray.txt)")
+    from gemma3_core.replicas.fleet import NO_REPLICA
+    from gemma3_core.replicas.remote import LOST
+
+    words = json.loads((REPOSITORY / "assets" / "words" / "de.json").read_text(encoding="utf-8"))
+    assert {LOST, NO_REPLICA, OTHER_VERSION} <= words.keys()
