@@ -24,6 +24,7 @@ from torch import nn
 
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.kernels.cpu_layer import Weight, int4_weight
 from gemma3_core.nn.layers import MANY_ROWS, has_bfloat16_tiles, multiplies_bfloat16_fast
 
 PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
@@ -215,6 +216,12 @@ class Int4Linear(nn.Module):
         kernels = cpu_kernels.library_for(x)
         fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0
         return kernels if kernels is not None and kernels.has_int4() and fits and _in_plain_blocks() else None
+
+    def for_kernel(self, _dtype: torch.dtype) -> Weight | None:
+        """The weight for `kernels.cpu_layer`, or None where it does not fit; activations may be of any type."""
+        if type(self) is not Int4Linear or self.bias is not None or not _in_plain_blocks():
+            return None
+        return int4_weight(self.qdata, self.scale_and_zero, self.group_size, self.symmetric)
 
     def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] on a CPU: dequantises a part of the weight at a time and multiplies by it."""
