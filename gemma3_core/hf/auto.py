@@ -62,8 +62,10 @@ class _AutoModel:
 
 def _config_of(source: str | Path, hub: HubOptions) -> AnyConfig:
     """The config of a checkpoint, or of the base that an adapter names."""
-    source, of_base = _base_of(source, hub)
-    return read_config(resolve_folder(source, weights=False, **of_base))
+    folder = resolve_folder(source, weights=False, **hub)
+    if (base := base_of(folder)) is not None:
+        folder = resolve_folder(base.source, weights=False, **base.hub_options(hub))
+    return read_config(folder)
 
 
 def _base_of(source: str | Path, hub: Mapping[str, Any]) -> tuple[str | Path, dict[str, Any]]:
