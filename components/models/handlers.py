@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from components.models.machine import Machine, is_owner, require_owner
-from components.models.panel import Way, models_html, progress_html, too_large
+from components.models.panel import Way, models_html, offer_too_large, progress_html, too_large
 from gemma3_core.engine import (
     PUBLISHED,
     UNGATED,
@@ -90,8 +90,7 @@ class ModelsHandlers:
             raise Gemma3Error(GONE)
         choice, failure, remark, name = self._choices[index], "", "", None
         try:
-            if choice.model is not None:
-                self._require_room(choice.model, choice.way)
+            self._require_room(choice)
             entry = self._models.offer(choice.entry)
             yield self._update()
             async with aclosing(self._models.aprepare(entry.name)) as stages:
@@ -134,7 +133,8 @@ class ModelsHandlers:
         for source in (UNGATED, PUBLISHED) if self._machine.offers else ():
             entry = next((one for one in entries if one.source == source), None)
             if entry is not None and source.partition(":")[0] not in here:
-                offers.append((entry, Way(self._number(_Choice(entry)), "Download and run")))
+                obstacle = "" if entry.name in loaded else offer_too_large(source, room)
+                offers.append((entry, Way(self._number(_Choice(entry)), "Download and run", obstacle)))
         for model in found:
             if os.path.realpath(model.source) == os.path.realpath(self._models.first_source):
                 continue
@@ -180,7 +180,12 @@ class ModelsHandlers:
                 free += model.needs[way]
         return free
 
-    def _require_room(self, model: FoundModel, way: str) -> None:
-        room = self._room()
-        if room is not None and model.needs[way] > room and self._entry(model).name not in self._models.in_memory:
-            raise Gemma3Error(too_large(model, way, room))
+    def _require_room(self, choice: _Choice) -> None:
+        """Raises Gemma3Error for a model that takes more than is free, before anything is downloaded."""
+        room, model = self._room(), choice.model
+        if (choice.entry if model is None else self._entry(model)).name in self._models.in_memory:
+            return
+        if model is None and (obstacle := offer_too_large(choice.entry.source, room)):
+            raise Gemma3Error(obstacle)
+        if model is not None and room is not None and model.needs[choice.way] > room:
+            raise Gemma3Error(too_large(model, choice.way, room))

@@ -86,6 +86,15 @@ def _button(way: Way) -> str:
     return f'<button type="button" data-act="model-run" data-number="{way.number}">{escape(way.text)}</button> '
 
 
+def offer_too_large(source: str, free: int | None) -> str:
+    """Why an offered model would not run once it is downloaded; empty if it would, or if that is not known."""
+    needs = _OFFERED[source][2] if source in _OFFERED else 0
+    if free is None or needs <= free:
+        return ""
+    how = f"Needs {size_of(needs)} of memory, and {size_of(free)} are free"
+    return f"{how}. Close other programs, or choose a smaller model."
+
+
 def too_large(model: FoundModel, way: str, free: int) -> str:
     """Why a model doesn't run in a precision, and which one would fit."""
     fitting = next((other for other in model.ways if model.needs[other] <= free), None)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
-from gemma3_core.files.hub import HubOptions, read_json
+from gemma3_core.files.hub import read_json
 
 CONFIG_FILE = "adapter_config.json"
 ALL_LINEAR = "all-linear"
@@ -123,10 +123,10 @@ class Base:
     source: str
     revision: str | None
 
-    def hub_options(self, given: HubOptions) -> dict[str, Any]:
+    def hub_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options for the base, where `given` are those for the adapter."""
         shared = ("token", "cache_dir", "local_files_only", "force_download", "mmproj")
-        return {"revision": self.revision} | {name: given[name] for name in shared if name in given}  # type: ignore[literal-required]
+        return {"revision": self.revision} | {name: given[name] for name in shared if name in given}
 
 
 def base_of(folder: Path) -> Base | None:

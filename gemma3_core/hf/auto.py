@@ -68,6 +68,12 @@ def _config_of(source: str | Path, hub: HubOptions) -> AnyConfig:
     return read_config(folder)
 
 
+def _base_of(source: str | Path, hub: Mapping[str, Any]) -> tuple[str | Path, dict[str, Any]]:
+    """The checkpoint with config and processor, and its options: `source` itself, or the base that an adapter names."""
+    base = base_of(resolve_folder(source, weights=False, **hub))
+    return (source, dict(hub)) if base is None else (base.source, base.hub_options(hub))
+
+
 class AutoModelForCausalLM(_AutoModel):
     """Gemma3ForCausalLM for text-only checkpoints, else Gemma3ForConditionalGeneration."""
 
@@ -146,9 +152,10 @@ def pipeline(
 ) -> Pipeline:
     """A pipeline for "image-text-to-text" or "text-generation"; the default task is the checkpoint's.
 
-    `model` is a folder, a Hub id, or a model, which needs `processor` (or `tokenizer`) beside it. `device` is a
-    number (-1 is the CPU), a name or a torch.device; without one the first accelerator, else the CPU. model_kwargs go
-    to from_pretrained, `options` to every call. Raises CheckpointError, ConfigError, UnsupportedOptionError.
+    `model` is a folder, a Hub id, or a model, which needs `processor` (or `tokenizer`) beside it. Of an adapter's
+    folder or id, the processor is its base's. `device` is a number (-1 is the CPU), a name or a torch.device; without
+    one the first accelerator, else the CPU. model_kwargs go to from_pretrained, `options` to every call. Raises
+    CheckpointError, ConfigError, UnsupportedOptionError.
     """
     refused: dict[str, Any] = {"config": config, "feature_extractor": feature_extractor}
     refused |= {"video_processor": video_processor, "pipeline_class": pipeline_class}
@@ -160,7 +167,8 @@ def pipeline(
     place = _placement(device, device_map, dtype, options.pop("torch_dtype", None), model_kwargs or {})
     source = model if isinstance(model, str | Path) else None
     hub: HubOptions = {"revision": revision, "token": token}
-    kind = _pipeline_class(task, model, hub)
+    base, of_base = (None, dict(hub)) if source is None else _base_of(source, hub)
+    kind = _pipeline_class(task, model if base is None else base, of_base)
     sees = kind is ImageTextToTextPipeline
     if source is not None:
         models = AutoModelForImageTextToText if sees else AutoModelForCausalLM
@@ -168,21 +176,23 @@ def pipeline(
     elif device is not None or device_map is not None:
         model = model.to(place["device_map"])
     if not sees:
-        chosen = _loaded_part(tokenizer or getattr(processor, "tokenizer", None), AutoTokenizer, source, hub)
+        given = tokenizer or getattr(processor, "tokenizer", None)
+        chosen = _loaded_part(given, AutoTokenizer, base, of_base if given is None else hub)
         return kind(model, chosen, **options)
     if processor is None and isinstance(tokenizer, Gemma3Tokenizer) and image_processor is not None:
         soft_tokens = model.config.mm_tokens_per_image
         processor = Gemma3Processor(image_processor, tokenizer, image_seq_length=soft_tokens)
     elif image_processor is not None or tokenizer is not None:
         raise UnsupportedOptionError("Give processor=, or tokenizer= and image_processor= together, as objects.")
-    chosen = _loaded_part(processor, AutoProcessor, source, {**hub, **({} if use_fast else {"use_fast": False})})
+    part_options = {**(of_base if processor is None else hub), **({} if use_fast else {"use_fast": False})}
+    chosen = _loaded_part(processor, AutoProcessor, base, part_options)
     if not isinstance(chosen, Gemma3Processor):
         raise UnsupportedOptionError(f"image-text-to-text needs a Gemma3Processor, got {type(chosen).__name__}.")
     return kind(model, chosen.tokenizer, chosen, **options)
 
 
 def _pipeline_class(
-    task: str | None, model: Any, hub: HubOptions
+    task: str | None, model: Any, hub: Mapping[str, Any]
 ) -> type[ImageTextToTextPipeline | TextGenerationPipeline]:
     if task is None:
         config = getattr(model, "config", None) or read_config(resolve_folder(model, weights=False, **hub))

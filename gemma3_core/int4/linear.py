@@ -24,6 +24,7 @@ from torch import nn
 
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.kernels.cpu_layer import Weight, int4_weight
 from gemma3_core.nn.layers import MANY_ROWS, has_bfloat16_tiles, multiplies_bfloat16_fast
 
 PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
@@ -40,6 +41,7 @@ _SMALLEST_SCALE = 1e-6  # as in torchao: a group of equal weights has no range
 _TILE_ROWS = 8  # rows of one block of CUDA's kernel
 _BLOCK_ROWS = 64  # rows of the CPU kernel's largest block
 _ELEMENTS_AT_A_TIME = 2**24  # limits the extra memory of quantising and packing
+_QUANTIZED_AT_A_TIME = 2**17  # on a CPU; fits in its cache as float32, twice
 _WIDENED_AT_A_TIME = 2**20  # fits in a processor's cache
 _OLDEST_CUDA = (8, 0)  # compute capability that torch's int4 kernel needs (bfloat16 tensor cores)
 
@@ -98,7 +100,10 @@ def quantize_weight(weight: torch.Tensor, group_size: int) -> Int4Weight:
     q is computed in float32 from the scale and zero that are stored, rounded to bfloat16, so float32 and bfloat16
     models get the same int4 weights. Raises CheckpointError for NaN or infinity.
     """
-    parts = [_quantize_rows(rows, group_size) for rows in weight.detach().split(_rows_at_a_time(weight.shape[1]))]
+    at_a_time = _rows_at_a_time(weight.shape[1])
+    if weight.device.type == "cpu":
+        at_a_time = max(1, _QUANTIZED_AT_A_TIME // weight.shape[1])
+    parts = [_quantize_rows(rows, group_size) for rows in weight.detach().split(at_a_time)]
     packed, scale, zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if not bool(scale.isfinite().all() and zero.isfinite().all()):
         raise CheckpointError("A weight to quantise holds NaN or infinity. Download the checkpoint again.")
@@ -112,7 +117,7 @@ def _quantize_rows(rows: torch.Tensor, group_size: int) -> tuple[torch.Tensor, t
     zero = (least + scale * (_STEPS // 2)).to(SCALE_DTYPE)
     scale = scale.to(SCALE_DTYPE)
     first = zero.float() - scale.float() * (_STEPS // 2)
-    steps = ((groups - first) / scale.float()).round().clamp(0, _STEPS - 1).to(torch.uint8).flatten(1)
+    steps = (groups - first).div_(scale.float()).round_().clamp_(0, _STEPS - 1).to(torch.uint8).flatten(1)
     return steps[:, ::2] << 4 | steps[:, 1::2], scale[:, :, 0], zero[:, :, 0]
 
 
@@ -215,6 +220,12 @@ class Int4Linear(nn.Module):
         kernels = cpu_kernels.library_for(x)
         fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0
         return kernels if kernels is not None and kernels.has_int4() and fits and _in_plain_blocks() else None
+
+    def for_kernel(self, _dtype: torch.dtype) -> Weight | None:
+        """The weight for `kernels.cpu_layer`, or None where it does not fit; activations may be of any type."""
+        if type(self) is not Int4Linear or self.bias is not None or not _in_plain_blocks():
+            return None
+        return int4_weight(self.qdata, self.scale_and_zero, self.group_size, self.symmetric)
 
     def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] on a CPU: dequantises a part of the weight at a time and multiplies by it."""
@@ -329,10 +340,21 @@ def _pack(weight: Int4Weight) -> torch.Tensor:
     device, in_features = weight.packed.device, weight.shape[1]
     require_int4(device)
     if device.type == "cpu":
-        # torch takes int32, 8 times the bytes; blocks of rows follow one another, so parts can be packed one by one.
+        # Blocks of rows follow one another, so parts can be packed one by one.
         parts = weight.packed.split(_rows_at_a_time(in_features))
+        if weight.shape[0] % _BLOCK_ROWS == 0 and _in_plain_blocks():
+            return torch.cat([_packed_in_blocks(part) for part in parts])
+        # torch takes int32, 8 times the bytes.
         return torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpacked(part), 1) for part in parts])
     return _pack_tiles(weight.packed.contiguous(), _inner_k_tiles(in_features))
+
+
+def _packed_in_blocks(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, K/2] in the order of torch's CPU kernel where that is plain blocks: 64 rows each, a column in 32
+    bytes, whose lower halves are the first 32 rows."""
+    low, high = packed.reshape(-1, 2, _BLOCK_ROWS // 2, packed.shape[1]).unbind(dim=1)  # [blocks, 32, K/2]
+    columns = torch.stack((low >> 4 | high & 240, low & 15 | high << 4), dim=-1).flatten(2)  # [blocks, 32, K]
+    return columns.transpose(1, 2).reshape(packed.shape)
 
 
 def _pack_tiles(packed: torch.Tensor, inner_k_tiles: int) -> torch.Tensor:

@@ -12,7 +12,10 @@
  *
  *     out[m, n] = sum over k of x[m, k] * ((q[n, k] - 8) * scale[n, k / G] + zero[n, k / G])
  *
- * Activations become 16-bit integers, one scale for each run of G: 256 times finer than the usual 8 bits, finer than
+ * decoder_layer: a decoder layer for one new token of each row, in one call; of the parts above, with attention over a
+ * cache. Its parts are so small in a small model that calling them takes longer than their work.
+ *
+ * Activations of int4_multiply become 16-bit integers, one scale for each run of G: 256 times finer than the usual 8 bits, finer than
  * bfloat16. An integer is split in two signed bytes, x = 256 * high + low, because what the processor multiplies
  * quickly is bytes, four at a time (vpdpbusd); the sums are exact, and all further arithmetic is in float32.
  *
@@ -32,6 +35,7 @@
 #define VECTORS (BLOCK / 16)
 #define AT_A_TIME 64 /* rows of x: as integers these stay in a processor's own cache */
 #define WORTH_SHARING 32768 /* numbers that take longer than to wake another thread */
+#define TOGETHER 3 /* weights of one input */
 #define LARGEST 32639.0f /* 127 * 256 + 127: what two signed bytes hold */
 
 /* The thread pool that torch has, not one of our own: these come from the OpenMP library it has loaded. */
@@ -39,12 +43,15 @@ extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, un
 extern int omp_get_thread_num(void);
 extern int omp_get_num_threads(void);
 
+static void quantize(void *data);
+AVX512 static void multiply(void *data);
+
 typedef struct {
     const void *x, *weight; /* [M, N] and [N], float32 or bfloat16 */
     void *out;              /* as x */
     int64_t rows, width;
     float eps;
-    int bfloat16;
+    int bfloat16, bfloat16_weight; /* of x and out; of the weight */
 } Norm;
 
 typedef struct {
@@ -69,6 +76,35 @@ typedef struct {
     int64_t rows, inputs, outputs;
     int bfloat16;
 } Dense;
+
+/* A weight [N, K] of a layer: dense, or int4 where there is a group size. */
+typedef struct {
+    const void *weight;
+    const uint32_t *scale_and_zero;
+    int64_t inputs, outputs, group, symmetric;
+} Weight;
+
+typedef struct {
+    Weight q, k, v, o, gate, up, down; /* int4 weights share a group size */
+    const void *input_norm, *query_norm, *key_norm, *after_attention_norm, *before_mlp_norm, *after_mlp_norm;
+    int64_t heads, kv_heads, head_dim;
+    float scale, eps;
+    int bfloat16; /* of all but int4 weights */
+} Layer;
+
+/* The cache of one row: keys and values [KV heads, S, D]. The new token goes to a column, and attends to `seen`. */
+typedef struct {
+    void *keys, *values;
+    int64_t head_stride, column, seen;
+} Place;
+
+/* Where a layer keeps what it computes, [M, ...]. */
+typedef struct {
+    float *state, *normed, *q, *k, *v, *mixed, *gate, *up, *parted, *scores, *scales, *totals;
+    int32_t *sums;
+    int8_t *high, *low;
+    int64_t longest; /* of `seen`, in whole registers */
+} Room;
 
 enum { NOTHING, WITHOUT_INT4, WHOLE };
 static int level;
@@ -144,7 +180,8 @@ AVX512 static inline void store(void *out, int bfloat16, int64_t at, __m512 valu
 /* N is a multiple of 16. */
 void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps, int bfloat16,
               int threads) {
-    Norm p = {.x = x, .weight = weight, .out = out, .rows = rows, .width = width, .eps = eps, .bfloat16 = bfloat16};
+    Norm p = {.x = x, .weight = weight, .out = out, .rows = rows, .width = width, .eps = eps, .bfloat16 = bfloat16,
+              .bfloat16_weight = bfloat16};
     if (threads > rows) threads = (int)rows;
     if (rows * width < WORTH_SHARING) threads = 1;
     GOMP_parallel(level == WHOLE ? normalise_512 : normalise_256, &p, (unsigned)threads, 0);
@@ -311,5 +348,34 @@ int int4_multiply(const void *x, const uint8_t *packed, const uint32_t *scale_an
     GOMP_parallel(quantize, &p, rows > 1 ? (unsigned)threads : 1, 0);
     GOMP_parallel(multiply, &p, (unsigned)threads, 0);
     free(room);
+    return 0;
+}
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* 0, or 1 where there is no memory. x and out [M, E], cosines and sines [M, D]. */
+int decoder_layer(const Layer *l, const void *x, const void *cosines, const void *sines, const Place *places, void *out,
+                  int64_t rows, int threads) {
+    int64_t width = l->q.inputs, inner = l->gate.outputs, queries = l->q.outputs, keys = l->k.outputs, longest = 0;
+    int64_t widest = larger(larger(width, inner), queries);
+    for (int64_t row = 0; row < rows; row++) longest = larger(longest, places[row].seen);
+    longest = (longest + LANES - 1) / LANES * LANES;
+    Room room = {.longest = longest};
+    float **parts[] = {&room.state, &room.normed, &room.q, &room.k, &room.v, &room.mixed, &room.gate, &room.up,
+                       &room.parted, &room.scales, &room.scores, &room.totals};
+    int64_t sizes[] = {rows * width, rows * width, rows * queries, rows * keys, rows * keys, rows * queries,
+                       rows * inner, rows * inner, rows * widest, rows * widest, threads * longest,
+                       threads * AT_A_TIME * BLOCK};
+    int64_t floats = 0, integers = rows * widest;
+    for (size_t n = 0; n < sizeof sizes / sizeof *sizes; n++) floats += sizes[n];
+    float *memory = malloc((size_t)(floats * 4 + integers * 6));
+    if (memory == NULL) return 1;
+    float *next = memory;
+    for (size_t n = 0; n < sizeof sizes / sizeof *sizes; n++) *parts[n] = next, next += sizes[n];
+    room.sums = (int32_t *)next;
+    room.high = (int8_t *)(room.sums + integers);
+    room.low = room.high + integers;
+    (level == WHOLE ? layer_512 : layer_256)(l, &room, x, cosines, sines, places, out, rows, threads);
+    free(memory);
     return 0;
 }

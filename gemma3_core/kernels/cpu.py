@@ -1,4 +1,5 @@
-"""Builds and calls cpu.c: RMSNorm in one pass, a few rows times weights, and rows times int4 weights.
+"""Builds and calls cpu.c: RMSNorm in one pass, a few rows times weights, and rows times int4 weights. `cpu_layer` calls
+it for a whole layer.
 
 torch's RMSNorm on a CPU is a dozen operations, whose launch takes longer than their work for one token. Its product of
 one row with weights reads them at about half the speed of the memory, and for two to eight rows at less; ours reads
@@ -37,6 +38,7 @@ _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, *[_FLAG] * 3]
 _NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
 _DENSE_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 3, _FLAG, _FLAG]
+_LAYER_ARGUMENTS: list[Any] = [*[_POINTER] * 6, _SIZE, _FLAG]
 _ROWS_AT_A_TIME = 2048  # limits the memory for activations as integers in int4_multiply
 _LANES = 16  # numbers in the widest vector register
 _WIDEST_GROUP = 4096  # the sum over a wider group might overflow 32 bits in int4_multiply
@@ -51,7 +53,8 @@ FEW_ROWS = 8
 DTYPES = (torch.float32, torch.bfloat16)
 """Types of activations."""
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors whose memory is what they say."""
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +115,7 @@ def _built() -> ctypes.CDLL:
     kernels.int4_multiply.argtypes = _MULTIPLY_ARGUMENTS
     kernels.rms_norm.argtypes, kernels.rms_norm.restype = _NORM_ARGUMENTS, None
     kernels.dense_multiply.argtypes, kernels.dense_multiply.restype = _DENSE_ARGUMENTS, None
+    kernels.decoder_layer.argtypes = _LAYER_ARGUMENTS
     return kernels
 
 
@@ -126,7 +130,7 @@ def library_for(x: torch.Tensor, *weights: torch.Tensor) -> ctypes.CDLL | None:
         return None
     if x.dtype not in DTYPES or any(weight.dtype != x.dtype for weight in weights):
         return None
-    plain = all(type(one) in _PLAIN and one.is_cpu for one in (x, *weights))
+    plain = all(type(one) in PLAIN and one.is_cpu for one in (x, *weights))
     return library() if plain else None
 
 

@@ -1,4 +1,4 @@
-/* RMSNorm and products with a few rows, for registers of any width. cpu.c includes this once for each: it defines
+/* RMSNorm, products with a few rows, and a decoder layer of these, for registers of any width. cpu.c includes this once for each: it defines
  * TARGET (what the processor must have), LANES (floats in a register), TALL (rows of x at a time), NAMED(name),
  * TOTAL(floats), FUSED(a, b, c), which is a * b + c rounded once, and WIDENED(from), so many numbers in bfloat16 as floats.
  */
@@ -43,7 +43,7 @@ TARGET static void NAMED(normalise)(void *data) {
         float factor = 1.0f / sqrtf(TOTAL(squares) / (float)p->width + p->eps);
         for (int64_t n = 0; n < p->width; n += LANES) {
             NAMED(load)(&value, p->x, p->bfloat16, start + n);
-            NAMED(load)(&weight, p->weight, p->bfloat16, n);
+            NAMED(load)(&weight, p->weight, p->bfloat16_weight, n);
             value = value * factor * (weight + 1.0f);
             NAMED(save)(&value, p->out, p->bfloat16, start + n);
         }
@@ -110,6 +110,8 @@ TARGET static void NAMED(multiply_dense)(void *data) {
     else
         NAMED(multiply_share)(p, from, to, 0);
 }
+
+#include "layer.h"
 
 #undef INLINE
 #undef Halves

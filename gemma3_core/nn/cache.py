@@ -11,6 +11,7 @@ import torch
 
 from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3Config, Gemma3TextConfig
 from gemma3_core.errors import ConfigError
+from gemma3_core.kernels.cpu_layer import CachePlace
 from gemma3_core.nn.masks import NO_BLOCK, PADDING
 
 _LEAST_GROWTH = 256
@@ -41,6 +42,12 @@ class GrowingBuffer:
         assert self._buffer is not None
         return self._buffer.narrow(self._dim, 0, min(length, self._buffer.shape[self._dim]))
 
+    def column(self, start: int) -> tuple[torch.Tensor, int, int]:
+        """For a caller who stores the token of column `start` itself: the buffer, which has held tokens before, the
+        place along `dim`, and how many of the buffer's columns then count."""
+        assert self._buffer is not None
+        return self._with_room(start + 1, self._buffer.narrow(self._dim, 0, 1), keep=start), start, start + 1
+
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns every column so far (a view)."""
         end = start + new.shape[self._dim]
@@ -70,6 +77,13 @@ class RingBuffer(GrowingBuffer):
 
     def __init__(self, dim: int, reserve: int, window: int):
         super().__init__(dim, reserve, most=window)
+
+    def column(self, start: int) -> tuple[torch.Tensor, int, int]:
+        if start < self._most:
+            return super().column(start)
+        assert self._buffer is not None
+        held = min(start, self._buffer.shape[self._dim])
+        return self._with_room(self._most, self._buffer.narrow(self._dim, 0, 1), held), start % self._most, self._most
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns the columns that its queries may need: those kept before, and `new`.
@@ -186,6 +200,15 @@ class KVCache:
             self._values[layer_index].write(values, self.length),
         )
 
+    def places(self, layer_index: int) -> list[CachePlace] | None:
+        """Where the one announced token of each row goes, in place of `update`; None if a row has none before it, or
+        padding."""
+        if self._new != 1 or not self.length or self.has_padding:
+            return None
+        keys, column, seen = self._keys[layer_index].column(self.length)
+        values, _, _ = self._values[layer_index].column(self.length)
+        return [CachePlace(keys, values, column, seen)]
+
     def advance(self) -> None:
         """Counts the announced tokens as read, once every layer has stored them."""
         self.length += self._new
@@ -244,6 +267,11 @@ class RowCaches:
         new = zip(self._rows, keys.split(1), values.split(1), strict=True)
         rows = [row.update(layer_index, key, value) for row, key, value in new]
         return tuple(key for key, _ in rows), tuple(value for _, value in rows)
+
+    def places(self, layer_index: int) -> list[CachePlace] | None:
+        """As of a KVCache, for each row."""
+        rows = [row.places(layer_index) for row in self._rows]
+        return [place for row in rows if row is not None for place in row] if None not in rows else None
 
     def advance(self) -> None:
         """Counts the announced tokens as read."""

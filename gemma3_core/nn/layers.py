@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from gemma3_core.config.gemma3 import Gemma3TextConfig, RopeParameters
 from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.kernels.cpu_layer import Weight, dense_weight
 from gemma3_core.nn.cache import KVCache, RowCaches
 from gemma3_core.nn.checkpointing import CheckpointedLayer
+from gemma3_core.nn.cpu_step import is_untouched, read_token
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
@@ -52,6 +54,10 @@ class Linear(nn.Linear):
                 rows = slice(start, start + at_a_time)
                 out[rows, columns] = F.linear(x_rows[rows].float(), weight, bias)
         return out.view(*x.shape[:-1], self.out_features)
+
+    def for_kernel(self, dtype: torch.dtype) -> Weight | None:
+        """The weight for `kernels.cpu_layer` on activations of this type, or None where it does not fit."""
+        return dense_weight(self.weight, dtype) if type(self) is Linear and self.bias is None else None
 
     def _widens(self, x: torch.Tensor) -> bool:
         if torch.compiler.is_compiling():  # a compiler chooses its own kernels
@@ -239,7 +245,22 @@ class DecoderLayer(CheckpointedLayer):
         cache: KVCache | RowCaches | None,
         with_weights: bool | WeightReader,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if mask is None and cache is not None and not with_weights and x.shape[1] == 1:
+            out = self._read_token(x, rotary, cache)
+            if out is not None:
+                return out, None
         attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, cache, with_weights)
         x = x + self.post_attention_layernorm(attended)
         x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         return x, weights
+
+    def _read_token(self, x: torch.Tensor, rotary: Rotary, cache: KVCache | RowCaches) -> torch.Tensor | None:
+        """`forward` of one new token in one call, x [B, 1, E], or None where the parts are needed one by one."""
+        attention, mlp = self.self_attn, self.mlp
+        if type(attention) is not Attention or type(mlp) is not MLP or not is_untouched((attention, mlp)):
+            return None
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        linears = (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        before = (self.input_layernorm, attention.q_norm, attention.k_norm, self.post_attention_layernorm)
+        norms = (*before, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+        return read_token(x, rotary, cache, attention.layer_index, attention.config, linears, norms)

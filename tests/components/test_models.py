@@ -164,6 +164,22 @@ def test_where_full_precision_does_not_fit_int4_is_offered_and_where_nothing_fit
     assert "Needs 8.0 GB in bfloat16, and 5.0 GB are free: int4 fits." in failure
 
 
+def test_what_would_not_fit_into_memory_is_not_downloaded(handlers, loader, monkeypatch):
+    """4B in int4 needs 4.5 GB, in bfloat16 8.8 GB."""
+    for free, offered in ((10, 2), (6, 1), (4, 0)):
+        monkeypatch.setattr(handlers_module, "free_memory", lambda _device, free=free: free * GB)
+        html = listed(handlers)
+        assert html.count("Download and run") == offered
+        told = f"Needs 8.8 GB of memory, and {free}.0 GB are free. Close other programs, or choose a smaller model."
+        assert (told in html) is (free < 10)
+    # A button of an earlier list is refused on the server.
+    number = next(i for i, c in enumerate(handlers._choices) if c.entry.source == UNGATED)
+    assert "Needs 4.5 GB of memory, and 4.0 GB are free." in all_of(handlers.run(number, Owner()))[-1][0]
+    assert loader.entries == []
+    monkeypatch.setattr(handlers_module, "free_memory", lambda _device: None)  # where the system does not say
+    assert listed(handlers).count("Download and run") == 2
+
+
 def test_a_model_that_was_found_runs_without_a_new_start(handlers, models, loader):
     updates = all_of(handlers.run(number_of(handlers, "Run in int4"), Owner()))
     assert updates[-1][3]["value"] == "gemma-<b>"

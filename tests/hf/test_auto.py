@@ -4,6 +4,7 @@ import json
 
 import huggingface_hub
 import pytest
+from adapters import save_adapter
 
 from gemma3_core import (
     AutoModel,
@@ -25,6 +26,7 @@ from gemma3_core import (
     Gemma3TextModel,
     Gemma3Tokenizer,
     SiglipVisionConfig,
+    pipeline,
 )
 from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
 
@@ -90,6 +92,24 @@ def test_processors_and_tokenizers(chat_folder, text_chat_folder):
     assert type(pil.image_processor) is Gemma3ImageProcessorPil
     assert type(AutoProcessor.from_pretrained(text_chat_folder, padding_side="right")) is Gemma3Tokenizer
     assert AutoTokenizer.from_pretrained(str(chat_folder), use_fast=True).name_or_path == str(chat_folder)
+
+
+def test_a_pipeline_of_an_adapter_takes_its_bases_processor(chat_folder, text_chat_folder, tmp_path):
+    for folder, task in ((chat_folder, "image-text-to-text"), (text_chat_folder, "text-generation")):
+        adapter = save_adapter(
+            AutoModelForCausalLM.from_pretrained(folder), tmp_path / task, r=2, target_modules=["q_proj"],
+            base_model_name_or_path=str(folder),
+        )  # fmt: skip
+        pipe = pipeline(model=str(adapter), dtype="float32")
+        assert (pipe.task, pipe.model.is_adapted) == (task, True)
+        assert pipe.tokenizer.name_or_path == str(folder)
+        assert (pipe.processor is None) is (task == "text-generation")
+        base = pipeline(model=str(folder), dtype="float32")
+        given = {"text" if pipe.processor else "text_inputs": "Hello", "max_new_tokens": 4, "do_sample": False}
+        pipe.model.disable_adapters()
+        assert pipe(**given) == base(**given)
+        own = pipeline(model=str(adapter), **{"processor" if pipe.processor else "tokenizer": str(folder)})
+        assert own.tokenizer.name_or_path == str(folder)
 
 
 @pytest.mark.parametrize("auto", [*MODELS, AutoTokenizer, AutoProcessor])

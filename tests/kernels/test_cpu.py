@@ -99,6 +99,16 @@ def test_it_multiplies_by_the_dequantised_weights(dtype, rows, outputs, inputs, 
 
 
 @needs_vnni
+def test_weights_are_packed_as_by_torch():
+    assert int4_linear._in_plain_blocks()
+    weight = quantize_weight(noise(192, 96), 32)
+    steps = weight.steps()
+    assert steps.unique().tolist() == list(range(16))
+    layer = Int4Linear.from_weight(weight, None)
+    assert torch.equal(layer.qdata, torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1))
+
+
+@needs_vnni
 def test_it_is_closer_than_torchs_in_float32_and_as_close_in_bfloat16():
     layer = layer_of(1024, 1152)
     x = noise(3, 1152, seed=1)

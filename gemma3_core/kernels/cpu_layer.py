@@ -1,0 +1,137 @@
+"""Calls cpu.c's decoder_layer: a decoder layer for one new token of each row in one call.
+
+A layer's parts are a dozen small products and norms, and attention to a cache. In a small model torch and Python take
+longer to call these one by one than a processor takes to compute them.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gemma3_core.kernels.cpu import DTYPES, FEW_ROWS, OUTPUTS_MULTIPLE, PLAIN
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_MULTIPLE = 32
+"""Sizes of a layer are multiples of two vector registers."""
+
+
+class Weight(ctypes.Structure):
+    """A weight [N, K] without bias, as cpu.c takes it. It does not keep the tensors that it points to."""
+
+    _fields_ = (
+        ("weight", _POINTER),
+        ("scale_and_zero", _POINTER),
+        ("inputs", _SIZE),
+        ("outputs", _SIZE),
+        ("group", _SIZE),
+        ("symmetric", _SIZE),
+    )
+    inputs: int
+    outputs: int
+    group: int
+    """The group size of int4 weights; 0 for dense ones."""
+
+
+class Layer(ctypes.Structure):
+    """A decoder layer's weights; norms are pointers to tensors in the model's type."""
+
+    _fields_ = (
+        *((name, Weight) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, _POINTER) for name in ("input_norm", "query_norm", "key_norm")),
+        *((name, _POINTER) for name in ("after_attention_norm", "before_mlp_norm", "after_mlp_norm")),
+        ("heads", _SIZE),
+        ("kv_heads", _SIZE),
+        ("head_dim", _SIZE),
+        ("scale", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("bfloat16", ctypes.c_int),
+    )
+    head_dim: int
+    bfloat16: int
+
+
+class _Place(ctypes.Structure):
+    _fields_ = (("keys", _POINTER), ("values", _POINTER), *((n, _SIZE) for n in ("head_stride", "column", "seen")))
+
+
+@dataclass(frozen=True)
+class CachePlace:
+    """Where rows of one cache store a new token: keys and values [B, KV heads, S, D], a column, and the number of
+    columns that the token attends to, from 0 on and itself among them."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    column: int
+    seen: int
+
+
+def dense_weight(weight: torch.Tensor, dtype: torch.dtype) -> Weight | None:
+    """A dense weight [N, K], or None if it does not fit activations of `dtype`."""
+    outputs, inputs = weight.shape
+    if type(weight) not in PLAIN or weight.dtype != dtype or not weight.is_cpu:
+        return None
+    if inputs % _MULTIPLE or not weight.is_contiguous():
+        return None
+    return Weight(weight.data_ptr(), None, inputs, outputs, 0, 0)
+
+
+def int4_weight(qdata: torch.Tensor, scale_and_zero: torch.Tensor, group_size: int, symmetric: bool) -> Weight | None:
+    """An int4 weight, in the form of `cpu.multiply`, or None if it does not fit."""
+    if not qdata.is_cpu or not scale_and_zero.is_contiguous():
+        return None
+    outputs, halves = qdata.shape
+    if outputs % OUTPUTS_MULTIPLE or 2 * halves % _MULTIPLE:
+        return None
+    return Weight(qdata.data_ptr(), scale_and_zero.data_ptr(), 2 * halves, outputs, group_size, symmetric)
+
+
+def layer_fits(weights: Sequence[Weight], head_dim: int, rows: int) -> bool:
+    """Whether `decoder_layer` takes so many rows through these weights."""
+    groups = {weight.group for weight in weights if weight.group}
+    return 0 < rows <= FEW_ROWS and head_dim % _MULTIPLE == 0 and len(groups) <= 1
+
+
+def decoder_layer(
+    kernels: ctypes.CDLL,
+    layer: Layer,
+    x: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    places: Sequence[CachePlace],
+) -> torch.Tensor:
+    """One new token of each row, x [B, E], through a layer: [B, E] in x's type. `layer` must fit (`layer_fits`).
+
+    cosines and sines [B, D] are the rotary tables. Keys and values are stored at `places`, which hold B rows together.
+    Rows do not depend on one another. Raises MemoryError.
+    """
+    rows = _places(places)
+    assert len(rows) == len(x)
+    assert x.dtype in DTYPES
+    assert layer.bfloat16 == (x.dtype == torch.bfloat16)
+    assert all(t.dtype == x.dtype and t.is_cpu for t in (cosines, sines, *(p.keys for p in places)))
+    assert cosines.shape == sines.shape == (len(x), layer.head_dim)
+    x, cosines, sines = x.contiguous(), cosines.contiguous(), sines.contiguous()
+    out = torch.empty_like(x)
+    tensors = (x.data_ptr(), cosines.data_ptr(), sines.data_ptr())
+    sizes = (len(x), torch.get_num_threads())
+    if kernels.decoder_layer(ctypes.byref(layer), *tensors, (_Place * len(rows))(*rows), out.data_ptr(), *sizes):
+        raise MemoryError("not enough memory for a decoder layer")
+    return out
+
+
+def _places(places: Sequence[CachePlace]) -> list[_Place]:
+    rows = []
+    for place in places:
+        keys, values = place.keys, place.values
+        strides = keys.stride()
+        assert strides == values.stride()
+        assert strides[2:] == (keys.shape[3], 1)
+        assert 0 <= place.column < place.seen <= keys.shape[2]
+        assert keys.dtype == values.dtype
+        for row in range(len(keys)):
+            offset = row * strides[0] * keys.itemsize
+            pointers = (keys.data_ptr() + offset, values.data_ptr() + offset)
+            rows.append(_Place(*pointers, strides[1], place.column, place.seen))
+    return rows

@@ -1,0 +1,188 @@
+"""A decoder layer in one call of our CPU kernels: the same as its parts one by one, and only where these are ours."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from reference import assert_equal
+
+from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3TextConfig
+from gemma3_core.generation.loop import decode_step, prefill
+from gemma3_core.int4.quantize import TorchAoConfig, quantized
+from gemma3_core.kernels import cpu as cpu_kernels
+from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.nn import layers
+from gemma3_core.nn.cache import KVCache, RowCaches
+
+WINDOW = 8
+BOUND = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+pytestmark = pytest.mark.vnni
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[tuple[bool, torch.dtype], Gemma3ForCausalLM]:
+    """By whether the weights are int4, and by type; local and global layers, several heads for one of the keys."""
+    config = Gemma3TextConfig(
+        vocab_size=192, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, sliding_window=WINDOW, layer_types=[LOCAL, GLOBAL, LOCAL],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(std=0.5 if name.endswith("norm.weight") else 0.2)
+    made = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        whole = Gemma3ForCausalLM(config).eval()
+        whole.load_state_dict(model.state_dict(), strict=False)
+        made[False, dtype] = whole.to(dtype)
+        made[True, dtype] = quantized(made[False, dtype], TorchAoConfig(32))
+    return made
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call had."""
+    rows: list[int] = []
+    real = layers.read_token
+
+    def counted(*given: Any) -> torch.Tensor | None:
+        out = real(*given)
+        if out is not None:
+            rows.append(len(out))
+        return out
+
+    monkeypatch.setattr(layers, "read_token", counted)
+    return rows
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.Tensor]:
+    """Runs a function without the call."""
+
+    def run(function: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
+        with monkeypatch.context() as patched:
+            patched.setattr(layers, "read_token", lambda *_: None)
+            return function(*given)
+
+    return run
+
+
+@pytest.fixture(params=[2, 1], ids=["avx512", "avx2"])
+def level(request: pytest.FixtureRequest) -> Iterator[int]:
+    kernels = cpu_kernels.library()
+    assert kernels is not None
+    kernels.choose_level(request.param)
+    yield request.param
+    kernels.choose_level(2)
+
+
+def ids(count: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randint(192, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+def decoded(model: Any, tokens: torch.Tensor, known: int) -> torch.Tensor:
+    """Logits [T, B, vocabulary] of tokens [B, known + T], the first `known` of which are read at once."""
+    cache = KVCache(model.config, reserve=4)  # it must grow
+    prefill(model, cache, input_ids=tokens[:, :known])
+    new = [decode_step(model, cache, one, torch.tensor([cache.length])) for one in tokens[:, known:].T]
+    return torch.stack(new)
+
+
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("int4", [False, True])
+def test_tokens_get_the_logits_that_they_get_part_by_part(models, calls, one_by_one, level, int4, dtype):
+    """On both sides of where the local layers' ring closes, in a batch of two."""
+    model, tokens = models[int4, dtype], ids(2 * WINDOW + 4, rows=2)
+    ours = decoded(model, tokens, 3)
+    used = not int4 or level == 2
+    assert calls == ([2] * 3 * (2 * WINDOW + 1) if used else [])
+    parts = one_by_one(decoded, model, tokens, 3)
+    assert_equal(ours.float(), parts.float(), 5e-4 if int4 and dtype == torch.float32 else BOUND[dtype])
+    if dtype == torch.float32:
+        assert torch.equal(ours.argmax(-1), parts.argmax(-1))
+
+
+def test_in_bfloat16_it_is_closer_to_float32(models, one_by_one):
+    exact, model = models[False, torch.float32], models[False, torch.bfloat16]
+    rounded = Gemma3ForCausalLM(model.config).eval()
+    rounded.load_state_dict(model.state_dict(), strict=False)
+    tokens = ids(40)
+    assert exact.dtype == rounded.dtype == torch.float32
+    true = decoded(rounded, tokens, 3)
+    ours, parts = decoded(model, tokens, 3).float(), one_by_one(decoded, model, tokens, 3).float()
+    assert (ours - true).norm() < (parts - true).norm()
+
+
+@pytest.mark.parametrize("int4", [False, True])
+def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(models, calls, monkeypatch, int4):
+    """Rows of different lengths, with caches of their own; a row with NaN spoils no other."""
+    model = models[int4, torch.float32]
+    lengths, told = (1, 5, 19), []
+    for threads, together in ((1, True), (3, True), (1, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        rows = [KVCache(model.config) for _ in lengths]
+        for cache, length in zip(rows, lengths, strict=True):
+            prefill(model, cache, input_ids=ids(length, seed=length))
+        calls.clear()
+        if together:
+            out = decode_step(model, RowCaches(rows), torch.tensor([7, 8, 9]), torch.tensor(lengths))
+        else:
+            steps = zip(rows, (7, 8, 9), lengths, strict=True)
+            out = torch.cat([decode_step(model, c, torch.tensor([t]), torch.tensor([n])) for c, t, n in steps])
+        assert len(calls) == (3 if together else 9)
+        told.append(out)
+    assert torch.equal(told[0], told[1])
+    assert torch.equal(told[0], told[2])
+    rows[1].stored(1)[0][..., 2, 3] = float("nan")
+    out = decode_step(model, RowCaches(rows), torch.tensor([7, 8, 9]), torch.tensor(lengths) + 1)
+    assert out.isnan().all(dim=-1).tolist() == [False, True, False]
+
+
+def test_where_the_parts_are_not_ours_alone_they_are_called(models, calls, monkeypatch):
+    model, seen = models[False, torch.float32], []
+    tokens = ids(6)
+    plain = decoded(model, tokens, 4)
+    layer = model.model.layers[0]
+
+    def called() -> int:
+        calls.clear()
+        assert_equal(decoded(model, tokens, 4), plain)
+        return len(calls)
+
+    assert called() == 3 * 2
+    for module in (layer.self_attn, layer.mlp.gate_proj, layer.self_attn.q_norm):
+        hook = module.register_forward_hook(lambda *_: seen.append(1))
+        assert called() == 2 * 2
+        hook.remove()
+    assert len(seen) == 3 * 3  # the prompt's pass, and two tokens
+    with monkeypatch.context() as patched:
+        patched.setattr(layer.mlp, "forward", layer.mlp.forward)
+        assert called() == 2 * 2
+    wrapped = torch.nn.Sequential(layer.self_attn.o_proj)
+    with monkeypatch.context() as patched:
+        patched.setitem(layer.self_attn._modules, "o_proj", wrapped)
+        assert called() == 2 * 2
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu_kernels, "library", lambda: None)
+        assert called() == 0
+    assert called() == 3 * 2
+
+
+def test_weights_padding_and_many_rows_go_part_by_part(models, calls):
+    model = models[False, torch.float32]
+    cache = KVCache(model.config)
+    prefill(model, cache, input_ids=ids(5))
+    with torch.inference_mode():
+        out = model(input_ids=ids(1), past_key_values=cache, output_attentions=True)
+        assert [weights.shape for weights in out.attentions] == [(1, 4, 1, 6)] * 3
+        mask = torch.ones(2, 6, dtype=torch.long)
+        mask[0, :2] = 0
+        padded = KVCache(model.config)
+        model(input_ids=ids(5, rows=2), attention_mask=mask[:, :5], past_key_values=padded)
+        model(input_ids=ids(1, rows=2), attention_mask=mask, past_key_values=padded)
+    decoded(model, ids(5, rows=cpu_kernels.FEW_ROWS + 1), 4)
+    with torch.no_grad():  # outside inference mode a gradient may be wanted
+        model(input_ids=ids(1), past_key_values=cache)
+    assert calls == []
