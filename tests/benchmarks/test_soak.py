@@ -99,7 +99,7 @@ def test_what_is_counted_is_what_the_process_holds():
 
 
 def test_a_short_soak_reports_each_resource(tmp_path):
-    report = soak.measure(minutes=0.1, visitors=3, settle_s=1)
+    report = soak.measure(minutes=0.15, visitors=3, settle_s=1)
     assert set(report) == {"machine", "minutes", "visitors", "done", "log_bytes", "resources"}
     assert set(report["resources"]) == RESOURCES
     for row in report["resources"].values():
