@@ -46,7 +46,8 @@
     const button = event.target.closest("[data-act]");
     if (!button) return;
     if (button.dataset.act === "copy") {
-      await copy(button.closest(".message-row").querySelector(".message-content").innerText.trim());
+      const texts = button.closest(".message-row").querySelectorAll(".message-content");
+      await copy(texts[texts.length - 1].innerText.trim());  // after a closer look, the last answer
       const name = button.ariaLabel;
       button.textContent = button.ariaLabel = "Copied";
       setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
@@ -56,9 +57,10 @@
     const tab = { "inside-open": "attention", code: "code" }[button.dataset.act];
     const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
+    delete control.dataset.region;
     control.click();
     if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
-    if (button.dataset.act === "retry" || button.dataset.act === "continue") toComposer();
+    if (["retry", "continue", "look-closer"].includes(button.dataset.act)) toComposer();
   });
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");

@@ -47,8 +47,9 @@
     event.preventDefault();
   });
   document.addEventListener("click", (event) => {
-    if (event.target.matches("#inside .hide-box"))
-      hideRegion(event.target.closest("figure").querySelector(".drawable"));
+    const area = event.target.closest("#inside figure")?.querySelector(".drawable");
+    if (event.target.matches("#inside .hide-box")) hideRegion(area);
+    if (event.target.matches("#inside .closer-box")) lookCloser(area);
   });
 
   // Draws an area's box and says where it is; without a region removes it.
@@ -56,7 +57,7 @@
     const figure = area.closest("figure"), percent = (share) => Math.round(100 * share);
     let box = area.querySelector(".box");
     area.region = region;
-    figure.querySelector(".hide-box").hidden = !region;
+    for (const button of figure.querySelectorAll(".hide-box, .closer-box")) button.hidden = !region;
     figure.querySelector("[role=status]").textContent = region
       ? `Box from ${percent(region[0])} to ${percent(region[2])} % across and ${percent(region[1])} to ${percent(region[3])} % down.`
       : "";
@@ -73,6 +74,13 @@
   function hideRegion(area) {
     const control = document.querySelector("#hide-region");
     control.dataset.region = [area.dataset.picture, ...area.region].join(" ");
+    control.click();
+  }
+
+  function lookCloser(area) {
+    const control = document.querySelector("#look-closer");
+    control.dataset.region = [area.dataset.picture, ...area.region].join(" ");
+    control.dataset.number = document.querySelector("#inside-open").dataset.number;
     control.click();
   }
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gemma3_core.engine import Gemma3Error
+from gemma3_core.engine import Box, Crops, Gemma3Error
 
 _FILE = {"meta": {"_type": "gradio.FileData"}}
 _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -81,6 +81,39 @@ def _switch(name: str, value: Any) -> bool | None:
     return _WORDS[word]
 
 
+def _json(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or value.strip() in ("", "auto"):
+        return None if value == "" else value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Gemma3Error(f"“{name}” is neither “auto” nor JSON: {_short(value)}.") from None
+
+
+def crops_of(value: Any, pictures: int) -> tuple[Crops, ...]:
+    """A question's crops as programs give them: None, "auto" for an even tiling of each picture, or a list with one
+    entry per picture: None, "auto", or boxes [left, top, right, bottom].
+
+    Raises Gemma3Error. The engine refuses boxes outside a picture.
+    """
+    if value is None:
+        return ()
+    if value == "auto":
+        return tuple("auto" for _ in range(pictures))
+    if not isinstance(value, list) or len(value) != pictures:
+        got = f"{len(value)} for {pictures}" if isinstance(value, list) else _short(value)
+        raise Gemma3Error(f"“crops” must be “auto” or a list with one entry per picture, got {got}.")
+    return tuple(_crops(one) for one in value)
+
+
+def _crops(value: Any) -> Crops:
+    if value is None or value == "auto":
+        return None if value is None else "auto"
+    if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
+        raise Gemma3Error("A picture's crops must be a list of boxes [left, top, right, bottom] in its pixels.")
+    return tuple(Box(*box) for box in value)
+
+
 def _short(value: Any) -> str:
     """A wrong value for a message: its beginning, or what it is, in JSON's words."""
     if isinstance(value, list | dict):
@@ -98,5 +131,6 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "max_new_tokens": _whole,
     "temperature": _number,
     "seed": _whole,
+    "crops": _json,
 }
 """By the arguments' names, in their order."""

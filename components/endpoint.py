@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
+from components.arguments import crops_of
 from components.chat.conversation import question_of
 from components.chat.running import Pace
 from components.settings import MOST_NEW_TOKENS
@@ -37,17 +39,19 @@ class AskEndpoint:
         max_new_tokens: float | None = None,
         temperature: float | None = None,
         seed: float | None = None,
+        crops: Any = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yields partial answers with empty figures, then the answer with its figures. None means the argument's
-        default.
+        default; `crops_of` says what crops may be.
 
         Raises gr.Error.
         """
         try:
             if (max_new_tokens or 0) > MOST_NEW_TOKENS:
                 raise Gemma3Error(f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.12g}.")
+            turn = question_of(question or "", images or ())
             asked = Request(
-                turns=(question_of(question or "", images or ()),),
+                turns=(replace(turn, crops=crops_of(crops, len(turn.pictures))),),
                 system_prompt=system_prompt or "",
                 pan_and_scan=bool(pan_and_scan),
                 int4=int4,
@@ -83,6 +87,7 @@ def build_ask_endpoint(models: ModelRegistry) -> None:
             gr.Number(_LONGEST, label="Longest answer, in tokens", precision=0),
             gr.Number(0.0, label="Temperature; 0 is greedy"),
             gr.Number(0, label="Seed", precision=0),
+            gr.JSON(label="Crops in place of pan & scan's: “auto”, or boxes for each picture"),
         ]
         outputs = [gr.Textbox(label="Answer"), gr.JSON(label="Stats")]
         gr.Button("Ask").click(

@@ -47,6 +47,10 @@ _SEND_JS = """async (message, ...rest) => {
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
+_CLOSER_JS = """(number, region, ...rest) => {
+  const { number: answer, region: drawn } = document.querySelector("#look-closer").dataset;
+  return [Number(answer), drawn ?? "", ...rest];
+}"""
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
 _OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#token-count details')?.open)]"
 _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
@@ -134,9 +138,9 @@ def _head(title: str, badge_line: str) -> str:
 
 def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: Panels) -> list[Any]:
     """Connects what starts, changes or stops an answer; returns the events after which the conversation has changed."""
-    acts = ("retry", "undo", "edit", "keep", "restore", "continue")
-    retry, undo, edit, keep, restore, go_on = (gr.Button(act, elem_id=act, visible="hidden") for act in acts)
-    number = gr.Number(visible="hidden", precision=0)
+    acts = ("retry", "undo", "edit", "keep", "restore", "continue", "look-closer")
+    retry, undo, edit, keep, restore, go_on, closer = (gr.Button(act, elem_id=act, visible="hidden") for act in acts)
+    number, looked_at = gr.Number(visible="hidden", precision=0), gr.Textbox(visible="hidden")
     state, composer, values = panels.conversation, panels.composer, panels.settings.inputs
     # No limit here: the engine's own queue decides the order. "multiple" lets each click reach the server, even one
     # that comes before the browser knows that the last answer is complete.
@@ -153,6 +157,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
         composer.submit(chat_handlers.send, [composer, state, *values], js=_SEND_JS, **common),
         panels.chat.example_select(chat_handlers.ask_example, [state, *values], **common),
         retry.click(chat_handlers.retry, [number, state, *values], js=_NUMBER_JS.format("retry"), **common),
+        closer.click(chat_handlers.look_closer, [number, looked_at, state, *values], js=_CLOSER_JS, **common),
         go_on.click(chat_handlers.go_on, [state, *values], **common),
         undo.click(chat_handlers.undo, [composer, state], **common),
         edit.click(chat_handlers.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),
@@ -162,7 +167,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
     ]
     if keeping is not None:
         changes.append(_connect_keeping(keeping, panels, common))
-    for change in changes[4:]:
+    for change in changes[5:]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
     hand_back: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
     ended = [change.then(**{**hand_back, "outputs": [composer, state]}) for change in changes]

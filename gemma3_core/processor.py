@@ -126,7 +126,9 @@ class Gemma3Processor:
         pictures of one text, or a list of pictures for each text. Without a text, one is made that
         holds only its pictures. `options` are those of the tokenizer's call and of the image processor,
         as keywords or in `text_kwargs` and `images_kwargs`; `do_pan_and_scan` may be a list, one
-        setting per picture. Special tokens in the text work as such (see `escape_messages`).
+        setting per picture. `crops` has one entry per picture, in the order of the texts, and replaces pan & scan's
+        crops: boxes (left, top, right, bottom) in pixels, "auto" for an even tiling, or None. Special tokens in the
+        text work as such (see `escape_messages`).
         Raises PromptError where the counts of pictures and places differ, or truncation cuts a picture.
         """
         chosen = split_options(options)
@@ -294,10 +296,10 @@ class Gemma3Processor:
             return self.image_processor(pictures, **options)
         if len(cuts) != len(pictures):
             raise PromptError(f"do_pan_and_scan has {len(cuts)} settings for {len(pictures)} pictures; give as many.")
-        apart = {**options, "return_tensors": None}
+        apart, crops = {**options, "return_tensors": None}, options.get("crops") or [None] * len(pictures)
         parts = [
-            self.image_processor([picture], **{**apart, "do_pan_and_scan": cut})
-            for picture, cut in zip(pictures, cuts, strict=True)
+            self.image_processor([picture], **{**apart, "do_pan_and_scan": cut, "crops": [own]})
+            for picture, cut, own in zip(pictures, cuts, crops, strict=True)
         ]
         return ModelInputs(
             {name: [value for part in parts for value in part[name]] for name in ("pixel_values", "num_crops")},

@@ -11,7 +11,8 @@ from gemma3_core.tokenizer.encoding import TextOptions
 
 _TEXT = frozenset(TextOptions.__annotations__)
 # The image processor refuses steps that Gemma 3 does not have, unless they are off.
-_IMAGE = frozenset(ImageProcessorConfig.__annotations__) | {"do_center_crop", "crop_size", "do_pad", "pad_size"}
+_STEPS = {"do_center_crop", "crop_size", "do_pad", "pad_size"}
+_IMAGE = frozenset(ImageProcessorConfig.__annotations__) | _STEPS | {"crops"}
 _GROUPS = {"text_kwargs": _TEXT, "images_kwargs": _IMAGE}
 
 

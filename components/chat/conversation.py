@@ -14,13 +14,15 @@ NOTHING = Turn("user", "")
 class Exchange:
     """A question, whether pan & scan was on, and its answer.
 
-    `answered` is what the engine needs to inspect the answer later; `choices` are the answer's tokens.
+    `answered` is what the engine needs to inspect the answer later; `choices` are the answer's tokens. After a closer
+    look, `first` is the exchange before it, whose answer stands beside this one and no longer counts.
     """
 
     question: Turn
     pan_and_scan: bool
     answered: Answered
     choices: TokenChoices = field(default_factory=TokenChoices)
+    first: "Exchange | None" = None
 
     @property
     def answer(self) -> str:

@@ -1,5 +1,6 @@
 """From a click to the streamed answer: what the page's controls do."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -11,13 +12,16 @@ import gradio as gr
 from components.bridge import window_of
 from components.chat import composer
 from components.chat import panel as chat
+from components.chat.closer_look import closer_question, reason_to_look_closer
 from components.chat.conversation import NOTHING, Conversation, Exchange, captioned, held, joined
 from components.chat.previews import Previews
 from components.chat.running import Pace, RunningAnswers
 from components.examples import Example
 from components.settings import Choices, chosen_example, with_brought
+from components.shown.regions import drawn_box
 from gemma3_core.engine import (
     Answered,
+    Box,
     DoneEvent,
     Event,
     Gemma3Error,
@@ -129,9 +133,39 @@ class ChatHandlers:
         if index is None or conversation.changing is not None:
             yield page_update()
             return
-        question, kept = conversation.exchanges[index].question, conversation.up_to(index)
+        exchange, kept = conversation.exchanges[index], conversation.up_to(index)
+        question, first = exchange.question, exchange.first
         async with aclosing(
-            self._ask(question, conversation, kept, Choices(*values), window_of(request), again=True)
+            self._ask(question, conversation, kept, Choices(*values), window_of(request), again=True, first=first)
+        ) as updates:
+            async for update in updates:
+                yield update
+
+    async def look_closer(
+        self, number: float | None, region: str, conversation: Conversation, request: gr.Request, *values: Any
+    ) -> AsyncGenerator[Update, None]:
+        """Asks the question with this index again with crops of its pictures, or with the one `region` that the visitor
+        has drawn (see `drawn_box`); both answers stay in sight.
+
+        The question after it reads the new answer. What came after the earlier one is replaced.
+        """
+        index = _index(number, conversation)
+        if index is None or conversation.changing is not None:
+            yield page_update()
+            return
+        exchange, kept = conversation.exchanges[index], conversation.up_to(index)
+        if not exchange.answered.request.num_images:
+            yield page_update()
+            return
+        choices, first = replace(Choices(*values), model=exchange.stats.model), exchange.first or exchange
+        try:
+            drawn = await asyncio.to_thread(self._drawn, exchange, region) if region else None
+        except Gemma3Error as error:
+            yield page_update(notice=composer.missing(str(error)))
+            return
+        question = closer_question(exchange, drawn)
+        async with aclosing(
+            self._ask(question, conversation, kept, choices, window_of(request), again=True, first=first)
         ) as updates:
             async for update in updates:
                 yield update
@@ -156,6 +190,12 @@ class ChatHandlers:
         ) as updates:
             async for update in updates:
                 yield update
+
+    def _drawn(self, exchange: Exchange, region: str) -> tuple[int, Box]:
+        """The number of a picture of the conversation, and the box on it. Raises Gemma3Error."""
+        with self._models.that_answered(exchange.stats.model) as engine:
+            tiles = engine.inspect(exchange.answered.request).tiles
+        return drawn_box(region, [(tile.box.right, tile.box.bottom) for tile in tiles if tile.crop is None])
 
     def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Brings back what the last action replaced."""
@@ -237,13 +277,14 @@ class ChatHandlers:
         window: str,
         again: bool = False,
         cut: Exchange | None = None,
+        first: Exchange | None = None,
     ) -> AsyncGenerator[Update, None]:
         """Answers `question` after `kept`, the part of the conversation that stays; only an answer replaces the rest.
 
-        The answer goes on from `cut` where one is given. Without an answer the conversation stays whole, and the
-        question returns to the composer, or with `again` or `cut` stays where it is. `hand_back` restores Send, because
-        Gradio repeats a generator's last update when it ends: that would take Stop from a question sent in between, and
-        a slow browser sees only the latest of several updates.
+        The answer goes on from `cut` where one is given, and stands beside that of `first`. Without an answer the
+        conversation stays whole, and the question returns to the composer, or with `again` or `cut` stays where it is.
+        `hand_back` restores Send, because Gradio repeats a generator's last update when it ends: that would take Stop
+        from a question sent in between, and a slow browser sees only the latest of several updates.
         """
         if window in self.running:  # sent while an answer is running
             yield page_update(conversation=replace(conversation, returned=question))
@@ -253,7 +294,8 @@ class ChatHandlers:
             notice = composer.missing(reason) + composer.notice(conversation.changing)
             yield page_update(None, composer.waiting(), replace(conversation, returned=question), notice)
             return
-        shown = [*chat.messages(kept, controls=False), *chat.asked(question)]
+        first = cut.first if cut is not None else first
+        shown = [*chat.messages(kept, controls=False), *chat.asked(question), *chat.at_first(first)]
         draft = _Draft() if cut is None else _Draft([cut.answer], list(cut.choices))
         again = again or cut is not None
         try:
@@ -285,21 +327,27 @@ class ChatHandlers:
             yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
             complete = Answered(replace(asked, answer_so_far=()), done)
-            exchange = Exchange(question, asked.pan_and_scan, complete, TokenChoices(draft.choices))
+            exchange = Exchange(question, asked.pan_and_scan, complete, TokenChoices(draft.choices), first)
             answered = replace(kept.add(exchange), returned=conversation.aside)
             notice = ""
-            if cut is None and len(kept.exchanges) < len(conversation.exchanges):
+            stands_beside = first is not None and first is conversation.exchanges[-1]
+            if cut is None and not stands_beside and len(kept.exchanges) < len(conversation.exchanges):
                 answered = answered.replacing(conversation.exchanges)
                 dropped = len(conversation.exchanges) - len(kept.exchanges)
                 notice = composer.brings_back(REPLACED if dropped == 1 else REPLACED_ALL)
             yield page_update(self.messages(answered), composer.waiting(), answered, notice)
 
     def messages(self, conversation: Conversation) -> list[chat.Message]:
-        """The conversation, with advice under a last answer by which the demo model says that it knows nothing."""
+        """The conversation, with advice under a last answer that may be wrong or by which the demo model says that it
+        knows nothing."""
         last = conversation.exchanges[-1] if conversation.exchanges else None
-        info = None if last is None else self._models.info(last.stats.model)
-        lost = last is not None and info is not None and info.is_demo and chat.knows_nothing(last.answer)
-        return chat.messages(conversation, advice=chat.onward(self._models.names) if lost else "")
+        if last is None:
+            return []
+        info = self._models.info(last.stats.model)
+        if info is not None and info.is_demo and chat.knows_nothing(last.answer):
+            return chat.messages(conversation, advice=chat.onward(self._models.names))
+        reason = reason_to_look_closer(last, info)
+        return chat.messages(conversation, advice=reason, looks_closer=bool(reason))
 
     def _without_answer(
         self, question: Turn, conversation: Conversation, said: chat.Message, again: bool, failure: str = ""

@@ -105,11 +105,14 @@ def _start() -> str:
     return _DUPLICATE if "SPACE_ID" in os.environ else _START_PUBLISHED
 
 
-def messages(conversation: Conversation, controls: bool = True, advice: str = "") -> list[Message]:
+def messages(
+    conversation: Conversation, controls: bool = True, advice: str = "", looks_closer: bool = False
+) -> list[Message]:
     """The finished exchanges.
 
     With `controls` each question has a button to edit it, each answer Retry, and the last one Undo and, if it was cut,
-    Continue. While a question is being edited there are none. `advice` stands under the last answer.
+    Continue. While a question is being edited there are none. `advice` stands under the last answer, with a button for
+    a closer look if it `looks_closer`.
     """
     shown: list[Message] = []
     controls = controls and conversation.changing is None
@@ -117,7 +120,7 @@ def messages(conversation: Conversation, controls: bool = True, advice: str = ""
         last = number == len(conversation.exchanges) - 1
         shown += [
             *asked(exchange.question, number if controls else None),
-            _answered(exchange, number, controls, last, advice if last else ""),
+            _answered(exchange, number, controls, last, advice if last else "", looks_closer),
         ]
     return shown
 
@@ -172,7 +175,22 @@ def knows_nothing(answer: str) -> bool:
     return answer.startswith(_KNOWS_NOTHING)
 
 
-def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advice: str) -> Message:
+def at_first(exchange: Exchange | None) -> list[Message]:
+    """The answer before a closer look, while that is being taken."""
+    return [] if exchange is None else [Message(role="assistant", content=_first_look(exchange))]
+
+
+def _first_look(exchange: Exchange) -> list[Any]:
+    return [gr.HTML('<p class="look">At first sight</p>'), _text(of_model(exchange.answer))]
+
+
+def _closer_look(exchange: Exchange, first: Exchange) -> list[Any]:
+    """Both answers, one beside the other on a wide page."""
+    line = f'<p class="look">Looked again, with {count(exchange.stats.num_crops, "crop")}</p>'
+    return [*_first_look(first), gr.HTML(line), _text(of_model(exchange.answer))]
+
+
+def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advice: str, looks_closer: bool) -> Message:
     stats, buttons = exchange.stats, []
     if controls and last and stats.stop_reason == "length":
         buttons.append(_button("continue", "Continue", "Continue the answer where it was cut"))
@@ -188,8 +206,14 @@ def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advic
     figures = f"<details><summary>{escape(short_line(stats))}</summary><span>{escape(rest)}</span></details>"
     line = f'<div class="figures">{figures}<span class="acts">{"".join(buttons)}</span></div>'
     if advice:
-        line = f'<p class="advice">{escape(advice.replace("`", ""))}</p>{line}'
-    return Message(role="assistant", content=[_text(of_model(exchange.answer)), gr.HTML(line)])
+        closer = ""
+        if looks_closer and controls:
+            closer = " " + _button(
+                "look-closer", "Look closer", f"Look closer: ask question {number + 1} again", number
+            )
+        line = f'<p class="advice">{escape(advice.replace("`", ""))}{closer}</p>{line}'
+    said = [_text(of_model(exchange.answer))] if exchange.first is None else _closer_look(exchange, exchange.first)
+    return Message(role="assistant", content=[*said, gr.HTML(line)])
 
 
 def _button(act: str, text: str, name: str, number: int = 0) -> str:

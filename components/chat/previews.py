@@ -13,7 +13,7 @@ from components.chat.running import RunningAnswers
 from components.settings import Choices
 from components.shown import image_strip as strip
 from components.shown.token_view import token_count_html
-from gemma3_core.engine import ContextLengthError, Gemma3Error, ModelRegistry, Request
+from gemma3_core.engine import ContextLengthError, Gemma3Error, ModelRegistry, Request, Turn
 
 
 class Previews:
@@ -48,23 +48,22 @@ class Previews:
         if window in self._running:
             return gr.skip()
         number = self._newest[window] = next(self._numbers)
-        html = self._preview_html(held(message).pictures, pan_and_scan, conversation, model)
+        html = self._preview_html(held(message), pan_and_scan, conversation, model)
         return html if self._newest.get(window) == number else gr.skip()
 
-    def _preview_html(
-        self, pictures: tuple[Any, ...], pan_and_scan: bool, conversation: Conversation, model: str | None
-    ) -> str:
-        answered = not pictures and bool(conversation.exchanges)
+    def _preview_html(self, question: Turn, pan_and_scan: bool, conversation: Conversation, model: str | None) -> str:
+        answered = not question.pictures and bool(conversation.exchanges)
         if answered:
             last = conversation.exchanges[-1]
-            pictures, pan_and_scan, model = last.question.pictures, last.pan_and_scan, last.stats.model
+            question, pan_and_scan, model = last.question, last.pan_and_scan, last.stats.model
             if model not in self._models.names:
                 return ""
         try:
             with self._models.held(model) as engine:
                 if engine is None:
-                    return strip.unloaded_html(model or "") if pictures and not answered else ""
-                return strip.strip_html(engine.preview(pictures, pan_and_scan), len(pictures), pan_and_scan, answered)
+                    return strip.unloaded_html(model or "") if question.pictures and not answered else ""
+                previews = engine.preview(question.pictures, pan_and_scan, question.crops)
+                return strip.strip_html(previews, len(question.pictures), pan_and_scan, answered)
         except Gemma3Error as error:
             return "" if str(error) == conversation.failure else strip.problem_html(str(error))
 

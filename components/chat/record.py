@@ -17,8 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.chat.conversation import Conversation, Exchange
 from gemma3_core.engine import (
+    MAX_CROPS,
     Alternative,
     Answered,
+    Box,
+    Crops,
     DoneEvent,
     Gemma3Error,
     PartialSampling,
@@ -92,15 +95,25 @@ class _KeptSettings(_Strict):
     continue_text: bool | None = None
 
 
-class _KeptExchange(_Strict):
+_Pixel = Annotated[int, Field(ge=0, lt=10**6)]
+_Boxes = Annotated[list[tuple[_Pixel, _Pixel, _Pixel, _Pixel]], Field(max_length=MAX_CROPS)]
+
+
+class _KeptAnswer(_Strict):
     question: _Text
     pictures: Annotated[list[KeptPicture], Field(max_length=64)]
+    crops: Annotated[list[_Boxes | Literal["auto"] | None], Field(max_length=64)] = []
     pan_and_scan: bool
     settings: _KeptSettings
     answer: _Text
     token_ids: list[_Id]
     choices: list[tuple[_Token, Annotated[list[_Token], Field(max_length=20)]]]
     stats: _KeptStats
+
+
+class _KeptExchange(_KeptAnswer):
+    first: _KeptAnswer | None = None
+    """Before a closer look."""
 
 
 class _Versioned(_Strict):
@@ -129,6 +142,8 @@ def document(exchange: Exchange, example_of: Callable[[Path], str]) -> dict[str,
             {**_picture(Path(str(picture)), example_of), "caption": caption}
             for picture, caption in zip_longest(exchange.question.pictures, exchange.question.captions, fillvalue="")
         ],
+        **({"crops": list(exchange.question.crops)} if exchange.question.crops else {}),
+        **({} if exchange.first is None else {"first": document(exchange.first, example_of)}),
         "pan_and_scan": exchange.pan_and_scan,
         "settings": {
             "system_prompt": request.system_prompt,
@@ -164,18 +179,21 @@ def read(text: str, picture_of: Callable[[KeptPicture], Path | None], visitor: s
         raise Gemma3Error(UNREADABLE) from None
     conversation, missing = Conversation(), 0
     for one in kept.exchanges:
-        there = [(path, picture.caption) for picture in one.pictures if (path := picture_of(picture)) is not None]
-        missing += len(one.pictures) - len(there)
-        captions = tuple(caption for _, caption in there)
-        question = Turn(
-            "user", one.question, tuple(path for path, _ in there), captions=captions if any(captions) else ()
-        )
-        conversation = conversation.add(_exchange(one, question, conversation, visitor))
+        first = None if one.first is None else _exchange(one.first, conversation, picture_of, visitor)
+        exchange = _exchange(one, conversation, picture_of, visitor, first)
+        missing += len(one.pictures) - len(exchange.question.pictures)
+        conversation = conversation.add(exchange)
     return Opened(conversation, missing)
 
 
-def _exchange(kept: _KeptExchange, question: Turn, before: Conversation, visitor: str) -> Exchange:
-    settings = kept.settings
+def _exchange(
+    kept: _KeptAnswer,
+    before: Conversation,
+    picture_of: Callable[[KeptPicture], Path | None],
+    visitor: str,
+    first: Exchange | None = None,
+) -> Exchange:
+    settings, question = kept.settings, _question(kept, picture_of)
     request = Request(
         turns=before.turns(question),
         system_prompt=settings.system_prompt,
@@ -192,7 +210,21 @@ def _exchange(kept: _KeptExchange, question: Turn, before: Conversation, visitor
         TokenChoice(*token, tuple(Alternative(*other) for other in others)) for token, others in kept.choices
     )
     done = DoneEvent(kept.answer, Stats(**kept.stats.model_dump()), tuple(kept.token_ids))
-    return Exchange(question, kept.pan_and_scan, Answered(request, done), choices)
+    return Exchange(question, kept.pan_and_scan, Answered(request, done), choices, first)
+
+
+def _question(kept: _KeptAnswer, picture_of: Callable[[KeptPicture], Path | None]) -> Turn:
+    """The question with those of its pictures that are there, each with its crops."""
+    each = zip_longest(kept.pictures, kept.crops[: len(kept.pictures)])
+    there = [(path, one.caption, _crops(crops)) for one, crops in each if (path := picture_of(one)) is not None]
+    pictures, captions, crops = zip(*there, strict=True) if there else ((), (), ())
+    return Turn(
+        "user", kept.question, pictures, captions=captions if any(captions) else (), crops=crops if any(crops) else ()
+    )
+
+
+def _crops(kept: list[tuple[int, int, int, int]] | Literal["auto"] | None) -> Crops:
+    return tuple(Box(*box) for box in kept) if isinstance(kept, list) else kept
 
 
 def _picture(path: Path, example_of: Callable[[Path], str]) -> dict[str, str]:

@@ -49,7 +49,8 @@ def _figure(tile_map: TileMap, preview: PicturePreview, most: float) -> str:
             f'aria-label="Region to hide on {escape(label)}" aria-describedby="region-help"'
         )
         controls = (
-            '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button>'
+            '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button> '
+            '<button type="button" class="closer-box" hidden>Look closer at it</button>'
         )
     caption = f"{escape(label)}: {percent(tile_map.total)} of the attention"
     return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption>{controls}</figure>"

@@ -18,6 +18,7 @@ _EARLIER = "# /ask takes one question, and this one had others before it: use on
 
 _GGUF_PICTURES = "# transformers reads no mmproj file, and so no pictures with this model: use the first program.\n"
 _BASE_PICTURES = "# This base model continues a text with pictures in it, not a chat: use the first program.\n"
+_NO_CROPS = "# transformers takes no crops of one's own, and this answer looked closer: use the first program.\n"
 _GGUF = ".gguf"
 _CAPTIONS = (
     "# /ask puts no times before pictures, as they stand before a video's frames: use one of the first two programs."
@@ -96,7 +97,13 @@ def _turn(turn: Turn) -> str:
     more = f", pictures=({pictures.rstrip()})" if pictures else ""
     more += f", captions={turn.captions!r}" if turn.captions else ""
     more += "" if turn.pan_and_scan is None else f", pan_and_scan={turn.pan_and_scan}"
+    more += f", crops={_boxes(turn)!r}" if turn.crops else ""
     return f"Turn({turn.role!r}, {turn.text!r}{more})"
+
+
+def _boxes(turn: Turn) -> tuple[object, ...]:
+    """The crops of the turn's pictures in plain Python."""
+    return tuple(one if isinstance(one, str | None) else tuple(map(tuple, one)) for one in turn.crops)
 
 
 def _arguments(sampling: SamplingSettings) -> str:
@@ -120,6 +127,8 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
     continues = info.continues_text if request.continue_text is None else request.continue_text
     if info.multimodal and continues:
         return _BASE_PICTURES
+    if any(turn.crops for turn in request.turns):
+        return _NO_CROPS
     kind = "Gemma3ForConditionalGeneration" if info.multimodal else "AutoModelForCausalLM"
     reader = "AutoProcessor" if info.multimodal else "AutoTokenizer"
     crops = f", do_pan_and_scan={True in cut or request.pan_and_scan}" if info.multimodal else ""
@@ -216,8 +225,9 @@ def _beyond_ask(request: Request) -> str:
 def _ask_arguments(request: Request, sampling: SamplingSettings, int4: bool) -> tuple[object, ...]:
     """The arguments of `/ask` after the pictures."""
     seed = 0 if sampling.seed is None else sampling.seed
-    text = request.turns[0].text
-    return text, request.system_prompt, request.pan_and_scan, int4, request.max_new_tokens, sampling.temperature, seed
+    turn, system, most = request.turns[0], request.system_prompt, request.max_new_tokens
+    crops = (json.loads(json.dumps(_boxes(turn))),) if turn.crops else ()
+    return turn.text, system, request.pan_and_scan, int4, most, sampling.temperature, seed, *crops
 
 
 def _sampled(sampling: SamplingSettings) -> str:

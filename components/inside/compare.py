@@ -66,7 +66,7 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
         return replace(one, int4=False), replace(one, int4=True)
     # Earlier turns keep the setting they were asked with.
     *earlier, last = one.turns
-    off, on = ((*earlier, replace(last, pan_and_scan=value)) for value in (False, True))
+    off, on = ((*earlier, replace(last, pan_and_scan=value, crops=())) for value in (False, True))
     return replace(one, turns=off, pan_and_scan=False), replace(one, turns=on, pan_and_scan=True)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -31,11 +30,11 @@ from components.inside.panel import (
     model_updates,
 )
 from components.shown.image_strip import strip_html
+from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
 from gemma3_core.engine import (
     Answered,
     AttentionMap,
-    Box,
     Engine,
     Gemma3Error,
     ModelRegistry,
@@ -353,7 +352,7 @@ def _opened(**updates: Any) -> tuple[Any, ...]:
 
 def _inputs(engine: Engine, exchange: Exchange) -> str:
     pictures = exchange.question.pictures
-    previews = engine.preview(pictures, exchange.pan_and_scan)
+    previews = engine.preview(pictures, exchange.pan_and_scan, exchange.question.crops)
     tiles = strip_html(previews, len(pictures), exchange.pan_and_scan, answered=True)
     prompt = engine.inspect(exchange.answered.request)
     return f"{tiles}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
@@ -363,31 +362,6 @@ def _previews(engine: Engine, answered: Answered) -> Iterator[PicturePreview]:
     """The pictures of an answer's prompt, in order, one at a time."""
     paths = [picture for turn in answered.request.turns for picture in turn.pictures]
     return engine.preview(paths, pan_and_scan=False)
-
-
-def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
-    """Parses "number left top right bottom" into the picture's number and a box in its pixels.
-
-    The last four are shares of the picture's sides; `sizes` are the pictures' widths and heights. Raises Gemma3Error
-    for anything else, since browsers can send anything.
-    """
-    try:
-        number, *shares = region.split()
-        left, top, right, bottom = (min(1.0, max(0.0, _finite(share))) for share in shares)
-        width, height = dict(enumerate(sizes))[int(number)]
-    except (ValueError, KeyError):
-        raise Gemma3Error("This region is not on a picture. Draw a box on one of the pictures.") from None
-    box = Box(int(left * width), int(top * height), int(right * width), int(bottom * height))
-    if box.right - box.left < 2 or box.bottom - box.top < 2:
-        raise Gemma3Error("The box is too small. Draw a larger one.")
-    return int(number), box
-
-
-def _finite(text: str) -> float:
-    """Raises ValueError unless the text is a finite number."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(text)
-    return number
 
 
 def _problem(reason: str) -> str:

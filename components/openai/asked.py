@@ -4,11 +4,13 @@ An option that is not supported is refused by name.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from components.arguments import crops_of
 from components.settings import MOST_NEW_TOKENS
 from gemma3_core.engine import (
     CheckpointError,
@@ -30,7 +32,7 @@ _TAKEN = frozenset(
     (
         *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"),
         *("temperature", "top_p", "top_k", "seed", "logprobs", "top_logprobs"),
-        *("pan_and_scan", "int4", "continue_text"),
+        *("pan_and_scan", "crops", "int4", "continue_text"),
     )
 )
 _WITHOUT_EFFECT = frozenset(
@@ -112,6 +114,7 @@ async def read_request(
         )
     longest = _number(body, "max_completion_tokens", int, 1, 2**31) or _number(body, "max_tokens", int, 1, 2**31)
     system, turns = await _turns(body.get("messages"), picture)
+    turns = _cut(turns, body.get("crops"))
     alternatives = _number(body, "top_logprobs", int, 0, MOST_ALTERNATIVES)
     with_logprobs = bool(_switch(body, "logprobs"))
     try:
@@ -182,6 +185,15 @@ async def _turns(messages: Any, picture: Callable[[str], Awaitable[bytes]]) -> t
                 where,
             )
     return "\n\n".join(system), tuple(turns)
+
+
+def _cut(turns: tuple[Turn, ...], crops: Any) -> tuple[Turn, ...]:
+    """The turns with their crops, which are given in the order of all their pictures. Raises WrongError."""
+    try:
+        coming = iter(crops_of(crops, sum(len(turn.pictures) for turn in turns)))
+    except Gemma3Error as error:
+        raise WrongError(str(error), "crops") from None
+    return tuple(replace(turn, crops=tuple(islice(coming, len(turn.pictures)))) for turn in turns)
 
 
 async def _picture(address: str, where: str, read: Callable[[str], Awaitable[bytes]]) -> bytes:

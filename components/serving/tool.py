@@ -19,6 +19,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"type": "integer", "description": "The longest answer, in tokens.", "default": 256},
     "temperature": {"type": "number", "description": "0 always gives the likeliest answer.", "default": 0},
     "seed": {"type": "integer", "description": "Makes a sampled answer repeatable.", "default": 0},
+    "crops": {
+        "description": "Looks closer: “auto” cuts each picture evenly; or, for each picture, a list of boxes "
+        "[left, top, right, bottom] in its pixels."
+    },
 }
 """JSON schemas of the tool's arguments, by name; `arguments.read_arguments` reads them."""
 

@@ -65,7 +65,7 @@ def _picture(number: int, preview: PicturePreview, explained: bool, several: boo
         name = f"crop {index}" if index else "whole picture"
         image = _image(tile, f"Picture {number}, {name}, as the model gets it")
         figures.append(_figure(image, f"picture {number}" if several and not index else which + name, tokens))
-    note = f'<p class="note">{escape(preview.note)}</p>' if explained else ""
+    note = f'<p class="note">{escape(preview.note)}</p>' if explained and preview.note else ""
     return f'<div class="tiles">{"".join(figures)}</div>{note}'
 
 

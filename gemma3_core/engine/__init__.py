@@ -35,6 +35,7 @@ from gemma3_core.errors import (
 )
 from gemma3_core.files.download import size_of
 from gemma3_core.generation.sampling import SamplingSettings
+from gemma3_core.images.crops import MAX_CROPS, Crops
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
 from gemma3_core.images.fetch import fetch_image
 from gemma3_core.images.load import read_data_url
@@ -48,6 +49,7 @@ from gemma3_core.inspection.prompt import PromptToken
 __all__ = [
     "DEMO_MODEL",
     "DEMO_NAME",
+    "MAX_CROPS",
     "MAX_TAKEN",
     "PUBLISHED",
     "UNGATED",
@@ -59,6 +61,7 @@ __all__ = [
     "Box",
     "CheckpointError",
     "ContextLengthError",
+    "Crops",
     "Document",
     "DoneEvent",
     "Engine",

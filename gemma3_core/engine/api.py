@@ -10,6 +10,7 @@ from PIL.Image import Image
 
 from gemma3_core.adapters.facts import AdapterFacts
 from gemma3_core.generation.sampling import SamplingSettings
+from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.confidence import TokenChoice
@@ -26,7 +27,8 @@ class Turn:
 
     `pan_and_scan` overrides the request's setting, so that an earlier turn keeps the setting it was asked with.
     `captions` are texts before the pictures, one for each and empty where there is none, such as a video frame's time;
-    or there are none at all.
+    or there are none at all. So are `crops`, which replace what pan & scan gives a picture: boxes in its pixels, "auto"
+    for an even tiling, or None.
     """
 
     role: Literal["user", "assistant"]
@@ -34,6 +36,7 @@ class Turn:
     pictures: tuple[ImageSource, ...] = ()
     pan_and_scan: bool | None = None
     captions: tuple[str, ...] = ()
+    crops: tuple[Crops, ...] = ()
 
 
 @dataclass(frozen=True)

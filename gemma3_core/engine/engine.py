@@ -4,7 +4,6 @@ import logging
 import re
 import secrets
 import threading
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import closing
@@ -45,6 +44,7 @@ from gemma3_core.engine.explain import (
 )
 from gemma3_core.engine.fair_queue import FairQueue, Ticket
 from gemma3_core.engine.own_thread import start_in_own_thread
+from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import HeldTiles, PictureReader
 from gemma3_core.engine.precisions import ModelVariants, quantization_name
 from gemma3_core.engine.prefix_cache import cache_budget
@@ -52,10 +52,7 @@ from gemma3_core.engine.prompts import (
     Prompt,
     Tiles,
     check_size,
-    load_picture,
-    numbered,
     ordinal,
-    read_headers,
     read_prompt,
 )
 from gemma3_core.engine.sequence import RunningRequest
@@ -71,9 +68,9 @@ from gemma3_core.errors import (
 from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
 from gemma3_core.generation.loop import DecodePass, check_length
 from gemma3_core.gguf.checkpoint import why_text_only
-from gemma3_core.images.load import ImageSource, PictureHeader, read_header
+from gemma3_core.images.crops import Crops
+from gemma3_core.images.load import ImageSource, read_header
 from gemma3_core.images.pan_and_scan import Box
-from gemma3_core.images.processor import ImageProcessor
 from gemma3_core.inspection.attention import Check
 from gemma3_core.inspection.confidence import vocabulary_fingerprint
 from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
@@ -93,7 +90,6 @@ DEMO_NAME = "demo model"
 
 _BASE = re.compile(r"\d+[bm]-pt(?![a-z]|[-_]?br\b)", re.IGNORECASE)
 """In the names of published base models. They hold a chat template too, which they were not trained on."""
-_LOOKED_AT = 1280  # pixels of the longer side of a picture for display
 NO_MEMORY = (
     "There is not enough memory for this conversation. Send fewer pictures, switch pan & scan off, or start "
     "a new conversation."
@@ -232,45 +228,22 @@ class Engine:
             base_name="" if adapter is None else name,
         )
 
-    def preview(self, pictures: Sequence[ImageSource], pan_and_scan: bool) -> Iterator[PicturePreview]:
-        """Yields what the encoder would get of each picture, in order.
+    def preview(
+        self, pictures: Sequence[ImageSource], pan_and_scan: bool, crops: Sequence[Crops] = ()
+    ) -> Iterator[PicturePreview]:
+        """Yields what the encoder would get of each picture, in order; `crops` as in a Turn.
 
         Raises ImageError naming the broken picture, and PromptError if there are too many or the model reads text only.
         """
         self._check_sees(len(pictures))
         check_size(Request((Turn("user", "", tuple(pictures)),)), self.info.context_length)
         images = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
-        headers = read_headers(pictures)
-        times = Counter(header.digest for header in headers)
-        several: dict[bytes, PicturePreview] = {}
-        for number, header in enumerate(headers):
-            preview = several.get(header.digest)
-            if preview is None:
-                with numbered(number, len(headers)):
-                    work = partial(self._previewed, header, images)
-                    preview = self._pictures.submit(work, header.decoding_bytes).result()
-            if times[header.digest] > 1:
-                several[header.digest] = preview
-            yield preview
+        yield from picture_previews(pictures, crops, images, self._processor.image_seq_length, self._pictures)
 
     def picture_tokens(self, width: int, height: int, pan_and_scan: bool) -> int:
         """What a picture of this size costs in the prompt, crops included."""
         images = self._processor.image_processor.with_options(do_pan_and_scan=pan_and_scan)
         return (1 + len(images.boxes(width, height))) * self._processor.image_seq_length
-
-    def _previewed(self, header: PictureHeader, images: ImageProcessor) -> PicturePreview:
-        picture = load_picture(header)
-        tiles = tuple(images.tile_pictures(picture))
-        picture.thumbnail((_LOOKED_AT, _LOOKED_AT))
-        return PicturePreview(
-            width=header.width,
-            height=header.height,
-            original=picture,
-            tiles=tiles,
-            boxes=tuple(images.boxes(header.width, header.height)),
-            tokens=len(tiles) * self._processor.image_seq_length,
-            note=images.explain(header.width, header.height),
-        )
 
     def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Event]:
         """Yields stages, pieces of the answer's text, and a DoneEvent with its figures.

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 
 from gemma3_core.engine.api import Request
-from gemma3_core.errors import ContextLengthError, ImageError
+from gemma3_core.errors import ContextLengthError, ImageError, PromptError
 from gemma3_core.images.load import ImageSource, PictureHeader, load_image, read_header
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import ImageProcessor, Tile
@@ -120,13 +120,11 @@ def read_prompt(request: Request, processor: Gemma3Processor, continue_text: boo
     """The prompt without tiles, from the pictures' headers alone.
 
     `continue_text` decides for a request that leaves it open. Visitors' text can't act as special tokens. Raises
-    ImageError naming the broken picture, and ContextLengthError if the pictures exceed a request's bounds.
+    ImageError naming the broken picture or a crop outside one, PromptError for crops of other pictures, and
+    ContextLengthError if the pictures exceed a request's bounds.
     """
     headers = read_headers([picture for turn in request.turns for picture in turn.pictures])
-    pictures = tuple(
-        Picture(header, tuple(processor.image_processor.with_options(do_pan_and_scan=cut).boxes(*_size(header))))
-        for header, cut in zip(headers, _pan_and_scan(request), strict=True)
-    )
+    pictures = tuple(_cut(headers, request, processor.image_processor))
     tiles = len(pictures) + sum(len(picture.crops) for picture in pictures)
     if tiles > MAX_TILES:
         raise ContextLengthError(
@@ -225,8 +223,7 @@ class Tiles:
             image = load_picture(picture.header)
         if box is not None:
             image = hidden(image, box)
-        images = self._images.with_options(do_pan_and_scan=bool(picture.crops))
-        self._tiles[self._key(number)] = tuple(images.tiles(image))
+        self._tiles[self._key(number)] = tuple(self._images.tiles(image, picture.crops))
 
 
 @torch.inference_mode()
@@ -262,17 +259,22 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def _size(header: PictureHeader) -> tuple[int, int]:
-    return header.width, header.height
-
-
-def _pan_and_scan(request: Request) -> list[bool]:
-    """For each picture of the request, whether pan & scan applies."""
-    return [
-        request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
-        for turn in request.turns
-        for _ in turn.pictures
-    ]
+def _cut(headers: Sequence[PictureHeader], request: Request, images: ImageProcessor) -> Iterator[Picture]:
+    """Each picture of the request with its crops, chosen ones or pan & scan's. Raises ImageError naming the picture,
+    and PromptError where a turn has crops for more or fewer pictures than it has."""
+    coming = enumerate(headers)
+    for turn in request.turns:
+        if turn.crops and len(turn.crops) != len(turn.pictures):
+            raise PromptError(
+                f"A question has crops for {len(turn.crops)} pictures, and {len(turn.pictures)} pictures. "
+                "Give one entry per picture."
+            )
+        cut = request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
+        by_setting = images.with_options(do_pan_and_scan=cut)
+        for crops in turn.crops or [None] * len(turn.pictures):
+            number, header = next(coming)
+            with numbered(number, len(headers)):
+                yield Picture(header, tuple(by_setting.boxes(header.width, header.height, crops)))
 
 
 def _digest(file: bytes, box: Box) -> bytes:

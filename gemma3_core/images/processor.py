@@ -20,6 +20,7 @@ from gemma3_core.errors import ImageError, UnsupportedOptionError
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json
 from gemma3_core.images.arrays import as_8_bit, flat_pictures, is_array, open_array
+from gemma3_core.images.crops import Crops, checked_crops, even_crops
 from gemma3_core.images.limits import DEFAULT_LIMITS, ImageLimits
 from gemma3_core.images.load import ImageSource, load_image
 from gemma3_core.images.options import ImageProcessorConfig, ImageSize
@@ -95,15 +96,21 @@ class ImageProcessor(ABC):
         write_json(path, self.to_dict())
         return [str(path)]
 
-    def preprocess(self, images: ImageSource | Sequence[Any], **options: Any) -> ModelInputs:
+    def preprocess(
+        self, images: ImageSource | Sequence[Any], crops: Sequence[Crops] | None = None, **options: Any
+    ) -> ModelInputs:
         """`pixel_values`, each picture followed by its crops, and `num_crops`, one count per picture.
 
         `images` is one picture, a batch [N, …] or a list (of lists) of them, in anything `load_image`
-        reads. `options` hold for this call; None means the processor's own. `pixel_values` is a list
-        [3, H, W] by default and one tensor [N, 3, H, W] with `return_tensors="pt"` or "np".
+        reads. `crops` has one entry per picture, which replaces pan & scan's. `options` hold for this call;
+        None means the processor's own. `pixel_values` is a list [3, H, W] by default and one tensor
+        [N, 3, H, W] with `return_tensors="pt"` or "np".
         """
-        processor = self.with_options(**options)
-        groups = [processor.tiles(processor._open(picture)) for picture in flat_pictures(images)]
+        processor, pictures = self.with_options(**options), flat_pictures(images)
+        wanted = [None] * len(pictures) if crops is None else list(crops)
+        if len(wanted) != len(pictures):
+            raise ImageError(f"crops has {len(wanted)} entries for {len(pictures)} pictures; give one per picture.")
+        groups = [processor.tiles(processor._open(one), own) for one, own in zip(pictures, wanted, strict=True)]
         tiles = [tile for group in groups for tile in group]
         return ModelInputs(
             {"pixel_values": processor._collect(tiles), "num_crops": [len(group) - 1 for group in groups]},
@@ -118,8 +125,13 @@ class ImageProcessor(ABC):
             raise UnsupportedOptionError("image_seq_length belongs to Gemma3Processor; give it when you make that.")
         return type(self)(self.config, self.limits, **options)
 
-    def boxes(self, width: int, height: int) -> list[Box]:
-        """The crops that a picture of this size gets under the current settings."""
+    def boxes(self, width: int, height: int, crops: Crops = None) -> list[Box]:
+        """The crops of a picture of this size: `crops`, or those of the current settings. Raises ImageError for boxes
+        that don't fit."""
+        if crops == "auto":
+            return even_crops(width, height, max(self.config.size.for_picture(height, width)))
+        if crops is not None:
+            return checked_crops(crops, width, height)
         return pan_and_scan_boxes(width, height, *self._pan_and_scan) if self.config.do_pan_and_scan else []
 
     def explain(self, width: int, height: int) -> str:
@@ -133,12 +145,13 @@ class ImageProcessor(ABC):
         return config.pan_and_scan_min_crop_size, config.pan_and_scan_max_num_crops, ratio
 
     @abstractmethod
-    def tiles(self, picture: Tile) -> list[Tile]:
-        """The whole picture and its crops, resized, exactly as the encoder sees them: `pixel_values` takes them."""
+    def tiles(self, picture: Tile, crops: Crops = None) -> list[Tile]:
+        """The whole picture and its crops (see `boxes`), resized, exactly as the encoder sees them: `pixel_values`
+        takes them."""
 
-    def tile_pictures(self, picture: Image.Image) -> list[Image.Image]:
+    def tile_pictures(self, picture: Image.Image, crops: Crops = None) -> list[Image.Image]:
         """The tiles as RGB pictures."""
-        return [_as_picture(tile) for tile in self.tiles(picture)]
+        return [_as_picture(tile) for tile in self.tiles(picture, crops)]
 
     @abstractmethod
     def pixel_values(self, tiles: Sequence[Tile]) -> torch.Tensor:
@@ -204,14 +217,14 @@ class Gemma3ImageProcessor(ImageProcessor):
         )
         return pixels.float().sub_(mean).div_(std)
 
-    def tiles(self, picture: Tile) -> list[Tile]:
+    def tiles(self, picture: Tile, crops: Crops = None) -> list[Tile]:
         on_cpu = self.config.device is None or self.config.device.type == "cpu"
         if isinstance(picture, Image.Image) and on_cpu and self.config.do_resize and self.config.resample in _BANDED:
             whole = Box(0, 0, *picture.size)
-            return [self._resize_in_bands(picture, box) for box in (whole, *self.boxes(*picture.size))]
+            return [self._resize_in_bands(picture, box) for box in (whole, *self.boxes(*picture.size, crops))]
         pixels = _as_tensor(picture)
         pixels = pixels.to(self.config.device or pixels.device)
-        boxes = self.boxes(pixels.shape[-1], pixels.shape[-2])
+        boxes = self.boxes(pixels.shape[-1], pixels.shape[-2], crops)
         parts = [pixels, *(pixels[:, box.top : box.bottom, box.left : box.right] for box in boxes)]
         return list(self._resize_parts(parts)) if self.config.do_resize else list(parts)
 
@@ -263,11 +276,11 @@ class Gemma3ImageProcessorPil(ImageProcessor):
         pixels = np.stack([_normalised(array, self.config) for array in arrays])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
-    def tiles(self, picture: Tile) -> list[Tile]:
+    def tiles(self, picture: Tile, crops: Crops = None) -> list[Tile]:
         if isinstance(picture, Image.Image):
-            parts: list[Tile] = [picture, *(picture.crop(box) for box in self.boxes(*picture.size))]
+            parts: list[Tile] = [picture, *(picture.crop(box) for box in self.boxes(*picture.size, crops))]
         else:
-            boxes = self.boxes(picture.shape[1], picture.shape[0])
+            boxes = self.boxes(picture.shape[1], picture.shape[0], crops)
             parts = [picture, *(picture[box.top : box.bottom, box.left : box.right] for box in boxes)]
         return [self._resize(part) for part in parts] if self.config.do_resize else parts
 

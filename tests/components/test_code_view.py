@@ -18,7 +18,17 @@ from window import DEMO, STATS, exchange_of
 from components.chat.conversation import Conversation, Exchange
 from components.inside.code_view import Address, address, code_html, scripts
 from gemma3_core import Gemma3ForConditionalGeneration
-from gemma3_core.engine import DEMO_MODEL, Answered, DoneEvent, Engine, PartialSampling, Request, SamplingSettings, Turn
+from gemma3_core.engine import (
+    DEMO_MODEL,
+    Answered,
+    Box,
+    DoneEvent,
+    Engine,
+    PartialSampling,
+    Request,
+    SamplingSettings,
+    Turn,
+)
 
 QUESTION = 'How many hearts are there? It\'s "$HOME"'
 
@@ -28,9 +38,8 @@ def engine() -> Engine:
     return Engine.load(device="cpu", dtype="float32")
 
 
-def exchange(engine: Engine, captions: tuple[str, ...] = (), **settings) -> Exchange:
-    question = Turn("user", QUESTION, (EXAMPLES / "hearts.png",))
-    question = replace(question, captions=captions)
+def exchange(engine: Engine, captions: tuple[str, ...] = (), crops: tuple = (), **settings) -> Exchange:
+    question = Turn("user", QUESTION, (EXAMPLES / "hearts.png",), captions=captions, crops=crops)
     request = Request((question,), max_new_tokens=32, int4_or_default=True, **settings)
     *_, done = engine.stream(request)
     assert isinstance(done, DoneEvent)
@@ -121,6 +130,18 @@ def test_a_sampled_answer_is_given_again_by_its_seed(engine, run):
     assert "in another way" in programs["transformers"]
     assert "full precision" in programs["transformers"]
     assert all("samples with top_k 64" in programs[name] for name in ("gradio_client", "curl"))
+
+
+def test_an_answer_that_looked_closer_is_given_again_with_its_crops(engine):
+    closer = exchange(engine, crops=((Box(0, 0, 200, 150), Box(10, 40, 90, 90)),))
+    programs = scripts(closer, engine.info, Address("x", "x"))
+    lines = programs["gemma3_core"].split("request = ")[1].split("*_, done")[0]
+    request = eval(lines, {"Request": Request, "Turn": Turn, "SamplingSettings": SamplingSettings})
+    asked = [replace(turn, pictures=(EXAMPLES / "hearts.png",)) for turn in request.turns]
+    *_, done = engine.stream(replace(request, turns=tuple(asked)))
+    assert (done.text, done.stats.num_crops) == (closer.answer, 2)
+    assert "[[[0, 0, 200, 150], [10, 40, 90, 90]]]" in programs["gradio_client"].replace("\n", "")
+    assert "takes no crops" in programs["transformers"]
 
 
 def test_a_conversation_is_told_whole_and_ask_says_that_it_takes_one_question(greedy):

@@ -14,9 +14,10 @@ from gradio.processing_utils import async_move_files_to_cache
 from gradio.state_holder import SessionState
 from gradio_client.utils import get_mimetype
 from PIL import Image
-from window import DEMO, STATS, Window, exchange_of, run, typed
+from window import DEMO, STATS, Window, choice, exchange_of, run, typed
 
 from components.chat import panel as chat
+from components.chat.closer_look import TOO_SMALL, UNSURE, closer_question, reason_to_look_closer
 from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
 from components.chat.handlers import ChatHandlers
 from components.examples import FOLDER, Example, load_examples
@@ -33,6 +34,7 @@ from components.shown.stats import figures_line, short_line
 from components.theme import build_theme
 from gemma3_core.engine import (
     Answered,
+    Box,
     DoneEvent,
     Gemma3Error,
     Int4Choice,
@@ -41,6 +43,7 @@ from gemma3_core.engine import (
     PicturePreview,
     Request,
     StageEvent,
+    TokenChoices,
     TokenEvent,
     Turn,
 )
@@ -321,6 +324,100 @@ def test_a_retry_without_an_answer_keeps_the_earlier_one(answer):
     assert "failure" in shown[-1]["content"][0].value
 
 
+LOOKED = replace(DEMO, is_demo=False)
+
+
+def seen(answer: str, *probabilities: float) -> Exchange:
+    """An answer about a picture, with the probabilities of its tokens."""
+    question = question_of("What does it say?", ["/cache/a.png"])
+    tokens = TokenChoices(choice(5, "a", probability) for probability in probabilities or (0.9,))
+    return replace(exchange_of(question, answer), choices=tokens)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "info", "reason"),
+    [
+        (seen("The sign says stop."), LOOKED, ""),
+        (seen("The sign says stop.", 0.2, 0.9), LOOKED, UNSURE),
+        (seen("The sign says stop.", 0.2, 0.9), DEMO, ""),  # crops of scenes mislead it
+        (seen("The writing is too small to read. Switch pan & scan on."), DEMO, TOO_SMALL),
+        (seen("I can’t make out the name."), LOOKED, TOO_SMALL),
+        (seen("Die Schrift ist unleserlich."), LOOKED, TOO_SMALL),
+        (exchange_of(question_of("Too small?", []), "It is too small to read."), LOOKED, ""),
+        (replace(seen("It is too small."), first=seen("It is too small.")), LOOKED, ""),
+        (seen("It is too small."), None, ""),
+    ],
+)
+def test_a_closer_look_is_offered_where_it_may_help(exchange, info, reason):
+    assert reason_to_look_closer(exchange, info) == reason
+
+
+def test_a_closer_look_asks_again_with_crops_and_keeps_both_answers():
+    engine = Speaking("The sign says 30.", "And that is all.")
+    handlers = ChatHandlers(ModelRegistry(engine), ())
+    small = seen("The writing is too small to read.")
+    shown, after, notice = run(handlers.look_closer(0, "", Conversation((small,)), Window(), *VALUES))
+    (exchange,) = after.exchanges
+    assert (exchange.answer, exchange.first, exchange.question.crops, notice) == (
+        "The sign says 30.", small, ("auto",), ""
+    )  # fmt: skip
+    words = [str(getattr(part, "value", part)) for part in shown[-1]["content"]]
+    assert ["At first sight" in words[0], "too small" in words[1], "2 crops" in words[2], "30" in words[3]] == [
+        True
+    ] * 4
+    follow_up = question_of("Anything else?", [])
+    assert after.turns(follow_up)[:2] == (
+        replace(small.question, crops=("auto",), pan_and_scan=False),
+        Turn("assistant", "The sign says 30."),
+    )
+    _, again, _ = run(handlers.retry(0, after, Window(), *VALUES))
+    assert (again.exchanges[0].first, again.exchanges[0].question.crops) == (small, ("auto",))
+
+
+def test_a_closer_look_at_a_question_without_pictures_takes_the_latest_ones():
+    engine = Speaking("It says 30.")
+    looked = exchange_of(question_of("Look", ["/cache/a.png"]), "Yes.")
+    conversation = Conversation((looked,))
+    asked = Request(conversation.turns(question_of("Read it", [])))
+    unread = Exchange(asked.turns[-1], False, Answered(asked, DoneEvent("I cannot read it.", STATS)))
+    _, after, _ = run(
+        ChatHandlers(ModelRegistry(engine), ()).look_closer(1, "", conversation.add(unread), Window(), *VALUES)
+    )
+    assert after.exchanges[1].question == replace(question_of("Read it", ["/cache/a.png"]), crops=("auto",))
+
+
+def test_a_region_becomes_a_crop_of_the_picture_that_it_is_on():
+    turns = (
+        Turn("user", "Look", (Path("a.png"),)),
+        Turn("assistant", "Yes."),
+        question_of("Read it", ["b.png", "c.png"]),
+    )
+    asked = Exchange(turns[-1], False, Answered(Request(turns), DoneEvent("I cannot read it.", STATS)))
+    box = Box(1, 2, 30, 40)
+    assert closer_question(asked, (2, box)) == replace(turns[-1], crops=(None, (box,)))
+    earlier = closer_question(asked, (0, box))
+    assert (earlier.pictures, earlier.crops) == ((Path("a.png"), *turns[-1].pictures), ((box,), None, None))
+
+
+@pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])
+def test_a_closer_look_without_an_answer_keeps_the_earlier_one(answer):
+    before = Conversation((seen("It is too small."),))
+    handlers = ChatHandlers(ModelRegistry(Speaking(answer)), ())
+    _, after, _ = run(handlers.look_closer(0, "", before, Window(), *VALUES))
+    assert after.exchanges == before.exchanges
+    assert after.returned == NOTHING
+
+
+@pytest.mark.parametrize("number", [-1, 7, None])
+def test_what_is_not_there_is_not_looked_at_closer(number):
+    text = Conversation((exchange_of(question_of("What?", []), "A star."),))
+    for place in (number, 0):
+        shown, after, _ = run(
+            ChatHandlers(ModelRegistry(Speaking("No.")), ()).look_closer(place, "", text, Window(), *VALUES)
+        )
+        assert (shown, after) == (None, None)
+
+
 def test_a_retry_replaces_the_last_answer():
     engine = Speaking("Right.")
     _, after, _ = run(ChatHandlers(ModelRegistry(engine), ()).retry(1, two_exchanges(), Window(), *VALUES))
@@ -387,7 +484,7 @@ def test_enter_while_the_composer_shows_stop_asks_nothing():
 
 def test_a_preview_that_was_overtaken_changes_nothing():
     class Slow(Speaking):
-        def preview(self, pictures, _pan_and_scan):
+        def preview(self, pictures, _pan_and_scan, _crops):
             if pictures and pictures[0].name == "first.png":
                 newer.append(handlers.previews.preview(typed("", "/cache/second.png"), False, Conversation(), Window()))
             raise Gemma3Error(f"Said of {pictures[0].name}.")
@@ -400,7 +497,7 @@ def test_a_preview_that_was_overtaken_changes_nothing():
 
 def test_a_broken_picture_is_told_once():
     class Refusing(Speaking):
-        def preview(self, _pictures, _pan_and_scan):
+        def preview(self, _pictures, _pan_and_scan, _crops):
             raise Gemma3Error("The picture is empty.")
 
     handlers, message = ChatHandlers(ModelRegistry(Refusing()), ()), typed("What?", "/cache/a.png")

@@ -94,6 +94,15 @@ def test_all_parameters(client):
     assert isinstance(answer, str)
 
 
+@pytest.mark.parametrize(("crops", "count"), [("auto", 6), ([[[0, 0, 90, 90], [10, 20, 300, 200]]], 2), ("[[]]", 0)])
+def test_crops_of_ones_own(client, crops, count):
+    stats = client.predict(
+        images=[handle_file(HEARTS)], question="What is it?", pan_and_scan=True, max_new_tokens=2, crops=crops,
+        api_name="/ask",
+    )[1]  # fmt: skip
+    assert stats["num_crops"] == count
+
+
 def test_text_alone(client):
     assert client.predict(images=[], question="Hello", max_new_tokens=4, api_name="/ask")[1]["num_images"] == 0
     assert client.predict(question="Hello", max_new_tokens=4, api_name="/ask")[1]["num_images"] == 0
@@ -107,7 +116,7 @@ def test_only_ask_is_public_and_int4_defaults_to_the_servers_setting(client):
     defaults = {parameter["parameter_name"]: parameter["parameter_default"] for parameter in parameters}
     assert defaults == {
         "images": None, "question": None, "system_prompt": "", "pan_and_scan": False, "int4": None,
-        "max_new_tokens": 256, "temperature": 0.0, "seed": 0,
+        "max_new_tokens": 256, "temperature": 0.0, "seed": 0, "crops": None,
     }  # fmt: skip
     returns = [value["label"].lower() for value in endpoints["named_endpoints"]["/ask"]["returns"]]
     assert returns == ["answer", "stats"]
@@ -445,7 +454,12 @@ WRONG = [
     (["A" * 4000, "Hi"], "These 3,000 bytes are not a picture that can be read."),
     (["data:image/png,AAAA", "Hi"], "This data URL holds no base64 picture."),
     ([[PICTURE] * 17, "Hi"], "At most 16 pictures may be given by address or as data."),
-    ([None, "Hi", *[None] * 7], "At most 8 arguments are taken"),
+    ([None, "Hi", *[None] * 8], "At most 9 arguments are taken"),
+    ([PICTURE, "Hi", *[None] * 6, "all"], '“crops” is neither “auto” nor JSON: "all".'),
+    ([PICTURE, "Hi", *[None] * 6, [None, None]], "a list with one entry per picture, got 2 for 1"),
+    ([PICTURE, "Hi", *[None] * 6, "[[[0, 0, 9]]]"], "a list of boxes [left, top, right, bottom]"),
+    ([PICTURE, "Hi", *[None] * 6, [[[0, 0, "9", 9]]]], "A crop must be four whole numbers"),
+    ([PICTURE, "Hi", *[None] * 6, [[[9000, 0, 9100, 90]]]], "leaves too little of a picture"),
 ]
 
 

@@ -24,9 +24,10 @@ from components.chat.conversation import Conversation, Exchange, question_of
 from components.chat.handlers import ChatHandlers
 from components.inside.attention_view import spotlit
 from components.inside.compare import both_requests, first_difference
-from components.inside.handlers import NO_WORD, InsideHandlers, Selected, drawn_box
+from components.inside.handlers import NO_WORD, InsideHandlers, Selected
 from components.inside.mask_view import mask_html
 from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS, OPENED
+from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html, word_of_content, words_of
 from gemma3_core.engine import (
     Answered,

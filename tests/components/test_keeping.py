@@ -14,7 +14,7 @@ from components.chat import record
 from components.chat.conversation import Conversation, Exchange
 from components.chat.keeping import MISSING, STILL_WRITING, Keeping
 from components.examples import load_examples
-from gemma3_core.engine import Answered, DoneEvent, PartialSampling, Request, TokenChoices, Turn
+from gemma3_core.engine import Answered, Box, DoneEvent, PartialSampling, Request, TokenChoices, Turn
 
 MINE = "/uploads/0a1b/mine.png"
 HEARTS = next(picture for example in load_examples() for picture in example.pictures if picture.stem == "hearts")
@@ -70,6 +70,22 @@ def test_it_comes_back_as_it_was(keeping, chat):
     assert (shown, notice) == (["Three", "No"], "")
     assert "value" not in box  # the draft stays
     assert chat.forgotten == ["one"]
+
+
+def test_a_closer_look_comes_back_with_its_crops_and_the_answer_before_it(keeping):
+    first = conversation_of_two().exchanges[0]
+    closer = replace(first.question, crops=((Box(1, 2, 300, 400),), "auto"))
+    asked = replace(first.answered.request, turns=(closer,))
+    exchange = Exchange(closer, True, Answered(asked, DoneEvent("Four", STATS, (7,))), TokenChoices(), first)
+    before = Conversation((exchange,))
+    kept = document_of(keeping.given("[]", before))
+    assert keeping.brought(kept, Conversation(), Window())[2] == before
+    hostile = json.loads(kept)
+    hostile["exchanges"][0]["crops"] = [[[0, 0, 9, 9]] * 17]
+    assert keeping.brought(json.dumps(hostile), Conversation(), Window())[3] != ""
+    deep = json.loads(kept)
+    deep["exchanges"][0]["first"]["first"] = dict(deep["exchanges"][0]["first"])
+    assert keeping.brought(json.dumps(deep), Conversation(), Window())[2].exchanges[0].first.first is None
 
 
 def test_only_what_is_new_is_given(keeping):

@@ -165,6 +165,12 @@ def test_settings_reach_the_model(engine, client):
         for crops in (False, True)
     )
     assert with_crops.usage.prompt_tokens > plain.usage.prompt_tokens
+    twice = [*wide, {"role": "assistant", "content": "Four."}, *about(part(HEARTS), "And here?")]
+    of_the_last = client.chat.completions.create(
+        model=MODEL, messages=twice, max_completion_tokens=1, extra_body={"crops": [None, [[0, 0, 99, 99]]]}
+    )
+    of_none = client.chat.completions.create(model=MODEL, messages=twice, max_completion_tokens=1)
+    assert of_the_last.usage.prompt_tokens > of_none.usage.prompt_tokens
     int4 = client.chat.completions.create(model=MODEL, messages=asked, extra_body={"int4": True})
     assert int4.choices[0].message.content == own(engine, QUESTION, HEARTS, int4=True).text
 
@@ -249,6 +255,8 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
     ("change", "status", "param"),
     [
         ({"model": "gpt-4o"}, 404, "model"),
+        ({"crops": "some"}, 400, "crops"),
+        ({"crops": [None] * 9}, 400, "crops"),
         ({"model": None}, 404, "model"),
         ({"model": ["demo model"]}, 404, "model"),
         ({"messages": None}, 400, "messages"),

@@ -425,6 +425,16 @@ BAD_REQUESTS = {
     "an empty file": (ask("what", b""), ImageError, ["empty", "0 bytes"]),
     "a truncated image": (ask("what", truncated()), ImageError, ["damaged or cut off"]),
     "the second of two": (ask("what", png(), truncated()), ImageError, ["The 2nd picture", "cut off"]),
+    "a crop outside its picture": (
+        Request((Turn("user", "what", (picture(1), picture(2)), crops=(None, ((90, 0, 200, 80),))),)),
+        ImageError,
+        ["The 2nd picture", "a picture of 90 x 80 pixels"],
+    ),
+    "crops for other pictures": (
+        Request((Turn("user", "what", (picture(1),), crops=(None, None)),)),
+        PromptError,
+        ["crops for 2 pictures, and 1 pictures"],
+    ),
     "int4": (ask("what", int4=True), UnsupportedOptionError, ["int4"]),
 }
 
@@ -515,6 +525,27 @@ def test_a_stream_may_be_read_from_changing_threads(engine):
         last = event
     assert isinstance(last, DoneEvent)
     assert last.text == expected
+
+
+CHOSEN = (((20, 10, 70, 60), (0, 0, 45, 80)), None, "auto")
+
+
+def test_chosen_crops_take_the_place_of_pan_and_scans(engine):
+    shown = [picture(1), picture(4, width=600, height=300), picture(2)]
+    turn = Turn("user", "which is larger", tuple(shown), crops=CHOSEN)
+    request = Request((turn,), pan_and_scan=True, max_new_tokens=8)
+    previews = list(engine.preview(shown, True, CHOSEN))
+    assert [len(preview.boxes) for preview in previews] == [2, 2, 4]
+    assert previews[0].boxes == CHOSEN[0]
+    inputs = inputs_of(engine, request)
+    tiles = [tile for preview in previews for tile in preview.tiles]
+    assert torch.equal(engine._processor.image_processor.pixel_values(tiles), inputs["pixel_values"])
+    done = answer(engine, request)
+    assert (done.stats.num_crops, done.stats.prompt_tokens) == (8, inputs["input_ids"].shape[1])
+    new = engine._model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert done.token_ids == tuple(new.tolist())
+    again = answer(engine, replace(request, turns=(replace(turn, crops=((), (), "auto")),)))
+    assert again.stats.num_crops == 4
 
 
 def test_preview_is_what_the_model_gets(engine):

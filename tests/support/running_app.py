@@ -229,7 +229,7 @@ class ScriptedEngine:
 
         return PromptView((), ())
 
-    def preview(self, _pictures: Any, _pan_and_scan: bool) -> list[Any]:
+    def preview(self, _pictures: Any, _pan_and_scan: bool, _crops: Any = ()) -> list[Any]:
         return []
 
     def wait_until_closed(self, count: int = 1, seconds: float = 10.0) -> list[str]:

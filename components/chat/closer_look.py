@@ -1,0 +1,69 @@
+"""A closer look: a question asked again, with crops that show its pictures at their full resolution."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from components.chat.conversation import Exchange
+from gemma3_core.engine import Box, Crops, ModelInfo, TokenChoice, Turn
+
+TOO_SMALL = "The model says that it can't read this."
+UNSURE = "The model was unsure of this answer."
+
+_UNSURE_BELOW = 0.6  # the geometric mean of the probabilities of the answer's tokens
+_CANT_READ = re.compile(
+    r"too small|too tiny|too blurry|illegible|unreadable|(?:can ?not|can['’]t|unable to|hard to|difficult to)"
+    r" (?:be read|read|make out|see)|zu klein|unleserlich|nicht (?:lesen|lesbar|erkennen)",
+    re.IGNORECASE,
+)
+
+
+def reason_to_look_closer(exchange: Exchange, info: ModelInfo | None) -> str:
+    """Why a closer look may help, in a sentence; empty where there is no reason, no picture, or where it was one.
+
+    The demo model has learnt to read crops of writing, and nothing else: of other pictures they would mislead it.
+    """
+    closer = exchange.first is not None or any(exchange.question.crops)
+    if info is None or closer or not exchange.answered.request.num_images or exchange.stats.stop_reason != "stop":
+        return ""
+    if _CANT_READ.search(exchange.answer):
+        return TOO_SMALL
+    return UNSURE if not info.is_demo and sureness(exchange.choices) < _UNSURE_BELOW else ""
+
+
+def sureness(choices: Sequence[TokenChoice]) -> float:
+    """The geometric mean of the probabilities of an answer's tokens, 0 to 1; 1 for an answer without any."""
+    logs = [math.log(max(choice.probability, 1e-12)) for choice in choices]
+    return math.exp(sum(logs) / len(logs)) if logs else 1.0
+
+
+def closer_question(exchange: Exchange, region: tuple[int, Box] | None = None) -> Turn:
+    """The exchange's question with an even tiling of its pictures, or with one crop: a `region`, as the number of a
+    picture in the conversation so far and a box in its pixels. A question without pictures takes those of the latest
+    turn before it that has some, or the region's."""
+    question = exchange.question
+    if region is not None:
+        number, box = region
+        earlier = exchange.answered.request.num_images - len(question.pictures)
+        if number < earlier:
+            (picture,) = _pictures(exchange)[number : number + 1]
+            return replace(
+                question, pictures=(picture, *question.pictures), captions=(), crops=((box,), *_own(question))
+            )
+        own = list(_own(question))
+        own[number - earlier] = (box,)
+        return replace(question, crops=tuple(own))
+    if not question.pictures:
+        seen = [turn for turn in exchange.answered.request.turns if turn.pictures]
+        question = replace(question, pictures=seen[-1].pictures, captions=seen[-1].captions)
+    return replace(question, crops=tuple("auto" for _ in question.pictures))
+
+
+def _own(question: Turn) -> tuple[Crops, ...]:
+    return question.crops or tuple(None for _ in question.pictures)
+
+
+def _pictures(exchange: Exchange) -> list[Any]:
+    return [picture for turn in exchange.answered.request.turns for picture in turn.pictures]

@@ -1,0 +1,31 @@
+"""A region that a visitor has drawn on a picture, as the browser reports it."""
+
+import math
+from collections.abc import Sequence
+
+from gemma3_core.engine import Box, Gemma3Error
+
+
+def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
+    """Parses "number left top right bottom" into the picture's number and a box in its pixels.
+
+    The last four are shares of the picture's sides; `sizes` are the pictures' widths and heights. Raises Gemma3Error
+    for anything else, since browsers can send anything.
+    """
+    try:
+        number, *shares = region.split()
+        left, top, right, bottom = (min(1.0, max(0.0, _finite(share))) for share in shares)
+        width, height = dict(enumerate(sizes))[int(number)]
+    except (ValueError, KeyError):
+        raise Gemma3Error("This region is not on a picture. Draw a box on one of the pictures.") from None
+    box = Box(int(left * width), int(top * height), int(right * width), int(bottom * height))
+    if box.right - box.left < 2 or box.bottom - box.top < 2:
+        raise Gemma3Error("The box is too small. Draw a larger one.")
+    return int(number), box
+
+
+def _finite(text: str) -> float:
+    """Raises ValueError unless the text is a finite number."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number

@@ -1,0 +1,50 @@
+"""A closer look: what was too small to read is asked again with crops, and both answers stand side by side."""
+
+from browsing import answered, look_inside, send, write
+from places import EXAMPLES
+
+
+def test_what_was_too_small_is_read_with_crops_and_both_answers_stay(page):
+    write(page, "What does the milk cost?", EXAMPLES / "board.png")
+    send(page)
+    assert "too small" in answered(page)
+    page.get_by_role("button", name="Look closer: ask question 1 again").click()
+    page.get_by_text("Looked again, with 3 crops").wait_for()
+    row = page.locator("#chat .bot-row")
+    row.locator(".figures").wait_for()
+    texts = row.locator(".message-content")
+    assert texts.count() == 2
+    assert "too small" in texts.first.inner_text()
+    assert "1.50" in texts.last.inner_text()
+    before, after = (texts.nth(number).bounding_box() for number in (0, 1))
+    assert after["x"] > before["x"] + before["width"] / 2
+    assert abs(after["y"] - before["y"]) < 4
+    page.locator("#strip summary").get_by_text("4 tiles").wait_for()
+    assert page.locator("#strip .box").count() == 3
+    page.get_by_role("button", name="Copy answer 1").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert "1.50" in page.evaluate("navigator.clipboard.readText()")
+    assert page.get_by_role("button", name="Look closer").count() == 0
+    page.reload()
+    page.get_by_text("Looked again, with 3 crops").wait_for()
+    write(page, "And the tea?")
+    send(page)
+    assert answered(page, 2)
+
+
+def test_a_region_of_ones_own_is_looked_at_closer(page):
+    write(page, "What does the milk cost?", EXAMPLES / "board.png")
+    send(page)
+    assert "too small" in answered(page)
+    look_inside(page)
+    area = page.locator("#inside .drawable")
+    area.evaluate("area => area.scrollIntoView({ block: 'center' })")
+    place = area.bounding_box()
+    page.mouse.click(place["x"] + 0.5 * place["width"], place["y"] + 0.5 * place["height"])
+    page.get_by_role("button", name="Look closer at it").click()
+    page.get_by_text("Looked again, with 1 crop").wait_for()
+    row = page.locator("#chat .bot-row")
+    row.locator(".figures").wait_for()
+    assert row.locator(".message-content").count() == 2  # whatever the demo model makes of one crop: it never saw one
+    page.locator("#inside .maps figcaption").get_by_text("crop 1").wait_for()  # Inside follows
+    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
