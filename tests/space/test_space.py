@@ -24,7 +24,6 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from places import EXAMPLES, REPOSITORY
 from running_app import chromium, free_port, require_demo_model, unfold, wait_until_ready
-from warm import Program
 
 from components.serving.zero_gpu import told
 from gemma3_core import Gemma3ForConditionalGeneration
@@ -72,8 +71,8 @@ class Hub:
 
 
 @contextmanager
-def space(log: Path, cold: bool = False, **environment: str) -> Iterator[str]:
-    """Runs the app as a Space; yields its address. A `cold` one imports everything itself, in the Space's home."""
+def space(log: Path, **environment: str) -> Iterator[str]:
+    """Runs the app as a Space; yields its address."""
     require_demo_model()
     port = free_port()
     variables = {
@@ -81,23 +80,18 @@ def space(log: Path, cold: bool = False, **environment: str) -> Iterator[str]:
         "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1",
         "HOME": "/proc",  # where not even root can make a file
     }  # fmt: skip
-    python, file = os.environ.get("SPACE_PYTHON"), REPOSITORY / "tests" / "support" / "as_a_space.py"
-    variables = {**os.environ, **variables, **environment}
-    process: Program | subprocess.Popen
-    if python or cold:
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                [python or sys.executable, "-u", str(file)],
-                env=variables, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-    else:
-        process = Program(file, [], variables, log)
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    python = os.environ.get("SPACE_PYTHON", sys.executable)
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [python, "-u", str(REPOSITORY / "tests" / "support" / "as_a_space.py")],
+            env={**os.environ, **variables, **environment}, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
     assert "REACHED FOR THE NETWORK" not in log.read_text()
 
 
@@ -135,7 +129,7 @@ def visitor(browser: Any, url: str) -> Iterator[Any]:
 
 
 def test_a_space_on_a_cpu_answers_and_names_no_command_line(tmp_path):
-    with space(tmp_path / "log.txt", cold=True) as url:
+    with space(tmp_path / "log.txt") as url:
         page = httpx.get(url).text
         assert "python app.py" not in page
         assert "duplicate this Space" in page

@@ -91,7 +91,8 @@ class Examinee:
             padding_side="left",
             do_pan_and_scan=pan_and_scan,
         ).to(self._model.device, self._model.dtype)
-        soft_tokens = self._soft_tokens(inputs.pop("pixel_values"))
+        tiles = inputs.pop("pixel_values", None)
+        soft_tokens = None if tiles is None else self._soft_tokens(tiles)
         embedded = self._model.model.embed(inputs.pop("input_ids"), soft_tokens, None)
         written = self._model.generate(**inputs, inputs_embeds=embedded, max_new_tokens=NEW_TOKENS, do_sample=False)
         assert isinstance(written, torch.Tensor)  # nothing else was asked for
