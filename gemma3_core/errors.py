@@ -47,6 +47,10 @@ class SamplingError(Gemma3Error, ValueError):
     """Sampling settings out of range."""
 
 
+class SchemaError(Gemma3Error, ValueError):
+    """A JSON schema that no answer can fit, that is not supported, or that is too much work."""
+
+
 class AttentionError(Gemma3Error, ValueError):
     """Attention that can't be shown: pictures gone, model changed, prompt too long, or no such token."""
 

@@ -13,6 +13,7 @@ from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.engine.slot_runner import SlotRunner
 from gemma3_core.errors import NonFiniteError
+from gemma3_core.generation.grammar import Constraint
 from gemma3_core.generation.loop import (
     PREFILL_CHUNK_SIZE,
     DecodePass,
@@ -65,7 +66,7 @@ class AnswerWriter:
             running.reused_tokens = 0 if lent.cache is None else lent.cache.length
             soft_tokens = yield from self._encode(prompt, running.reused_tokens)
             yield StageEvent("reading", f"Reading {prompt.num_tokens - running.reused_tokens:,} tokens")
-            answer = self._steps(prompt, soft_tokens, keys, lent)
+            answer = self._steps(prompt, soft_tokens, keys, lent, constraint=running.constraint())
             del soft_tokens  # not needed after the prefill
             with closing(answer) as steps:
                 try:
@@ -139,6 +140,7 @@ class AnswerWriter:
         keys: tuple[TokenKey, ...],
         lent: Lent,
         longest: int | None = None,
+        constraint: Constraint | None = None,
     ) -> Generator[Step | PrefillProgress | DecodePass]:
         """Yields the answer's tokens, and the decode steps between them; before the first, the progress of a long
         prefill.
@@ -161,7 +163,7 @@ class AnswerWriter:
             fields["soft_tokens"] = soft_tokens
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
         settings, stops = request.settings(self._model.generation_config.sampling()), model.generation_config.stop_ids
-        row = SamplingRow.of(settings, ids, model.text_config.vocab_size, request.confidence)
+        row = SamplingRow.of(settings, ids, model.text_config.vocab_size, request.confidence, constraint)
         slots = self._slots_of(model)
         sampler = RowSampler(model, cache, row, stops, None if slots is None else slots.decode)
         try:

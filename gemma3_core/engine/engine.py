@@ -66,6 +66,7 @@ from gemma3_core.errors import (
     UnsupportedOptionError,
 )
 from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
+from gemma3_core.generation.grammar import Grammars, check_schema
 from gemma3_core.generation.loop import DecodePass, check_length
 from gemma3_core.gguf.checkpoint import why_text_only
 from gemma3_core.images.crops import Crops
@@ -129,6 +130,8 @@ class Engine:
         self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
         self._writer = AnswerWriter(precisions, processor, self.queue.max_running)
+        stops = self._model.generation_config.stop_ids
+        self._grammars = Grammars(processor.tokenizer, self._model.text_config.vocab_size, stops)
         if self.info.why_text_only:
             logger.warning(self.info.why_text_only)
 
@@ -272,6 +275,7 @@ class Engine:
         request = running.request
         ticket = self.queue.enter(request.visitor, ready=False)
         try:
+            yield from self._compiled(running)  # within the queue's bounds for each visitor
             running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))
@@ -289,6 +293,13 @@ class Engine:
         running.in_loop = True
         passes = self._written(running, prompt)
         yield from self._loop.run(passes, threading.Event().is_set if stop is None else stop.is_set)
+
+    def _compiled(self, running: RunningRequest) -> Iterator[StageEvent]:
+        """Compiles the schema of an answer, in this thread. Raises SchemaError, UnsupportedOptionError."""
+        if running.request.json_schema is not None:
+            if not self._grammars.is_ready:
+                yield StageEvent("preparing", "Reading the vocabulary for an answer in JSON")
+            running.grammar = self._grammars.compile(running.request.json_schema)
 
     def _prepared(self, int4: bool) -> Iterator[StageEvent]:
         """Makes or loads the precision's weights if they are missing, in this thread: others are answered meanwhile."""
@@ -356,6 +367,8 @@ class Engine:
             raise PromptError(f"The answer must be allowed at least 1 token, got {request.max_new_tokens}.")
         if not request.turns or request.turns[-1].role != "user" or (asked and not request.turns[-1].text.strip()):
             raise PromptError("There is no question. Write one and send again.")
+        if request.json_schema is not None:
+            check_schema(request.json_schema)
         self._check_sees(request.num_images)
         most = self.info.context_length // self.info.tokens_per_picture
         if request.num_images > most:
@@ -409,6 +422,11 @@ class Engine:
     def forget(self, visitor: str) -> None:
         """Evicts what is kept for a visitor's next question; call it when the visitor has left."""
         self._writer.kept.forget(visitor)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the caches that are kept for visitors' next questions."""
+        return self._writer.kept.num_bytes
 
     def evict(self) -> None:
         """Evicts what is kept for visitors who have not come back for a while; call it regularly."""

@@ -42,6 +42,11 @@ class FairQueue:
         self.mean_turn_s: float | None = None
         """A moving average of a turn's duration in seconds; None before the first."""
 
+    def counts(self) -> tuple[int, int]:
+        """How many run, and how many wait."""
+        with self._changed:
+            return len(self._running), len(self._waiting)
+
     def remember(self, seconds: float) -> None:
         """Updates the mean with a turn's duration."""
         mean = self.mean_turn_s

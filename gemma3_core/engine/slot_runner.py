@@ -36,7 +36,9 @@ class _Ahead:
     tokens: list[torch.Tensor]
     """What it reads: the very tensors that its passes will bring."""
     lengths: list[int]
-    sampled: SampledRows
+    logits: torch.Tensor
+    sampled: SampledRows | None
+    """None if a row's next token must fit what the host is still to read."""
 
 
 class _Group:
@@ -195,19 +197,21 @@ class SlotRunner:
         rows = [one.row for one in passes if one.row is not None]
         ahead, group.ahead = group.ahead, None
         if ahead is not None and _same(ahead, slots, tokens, lengths):
-            sampled = ahead.sampled
+            sampled = ahead.sampled or sample_rows(ahead.logits, rows)
         else:
             sampled = sample_rows(group.logits(slots, torch.cat(tokens), lengths), rows)
-        following: SampledRows | None = None
+        logits, following = None, None
         if not sampled.needs_host:
             longer = [length + 1 for length in lengths]
-            following = sample_rows(group.logits(slots, sampled.tokens, longer), rows, ahead=1)
+            logits = group.logits(slots, sampled.tokens, longer)
+            if all(row.constraint is None for row in rows):
+                following = sample_rows(logits, rows, ahead=1)
         found = sampled.read()
         for one, token in zip(passes, found, strict=True):
             one.sampled = token
             one.cache.length += 1
-        if following is not None and not sampled.needs_host:  # reading may have changed a token
-            group.ahead = _Ahead(slots, [token.token for token in found], longer, following)
+        if logits is not None and not sampled.needs_host:  # reading may have changed a token
+            group.ahead = _Ahead(slots, [token.token for token in found], longer, logits, following)
 
 
 def why_no_kernels(model: Any) -> str | None:

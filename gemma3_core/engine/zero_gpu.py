@@ -176,6 +176,7 @@ class BorrowingEngine(Engine):
         running = RunningRequest(work.prompt.request, self.info, self._processor.tokenizer)
         running.prompt = work.prompt
         running.start()
+        yield from self._compiled(running)
         yield from self._prepared(bool(work.prompt.request.int4))
         known = len(running.token_ids)
         for event in run_alone(self._written(running, work.prompt)):

@@ -52,9 +52,9 @@ def running_app(*arguments: str, **environment: str) -> Iterator[str]:
 
 
 @contextmanager
-def served(engine: Any) -> Iterator[str]:
-    """Serves the page for another engine in this process; yields its address."""
-    page = built(engine)
+def served(engine: Any, **options: Any) -> Iterator[str]:
+    """Serves the page for another engine in this process, with options of `build_page`; yields its address."""
+    page = built(engine, **options)
     launch(page)
     try:
         yield page.local_url.rstrip("/")
