@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -36,7 +37,7 @@ class WatchedApp:
     """A running app. `folder` holds all its temporary files, `log` its output."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: Any  # subprocess.Popen, or what a start of one's own returns
     folder: Path
     log: Path
 
@@ -91,23 +92,26 @@ class WatchedApp:
         return links
 
 
+def _started(file: Path, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Any:
+    with log.open("wb") as said:
+        return subprocess.Popen(
+            [sys.executable, str(file), *arguments], cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT
+        )
+
+
 @contextmanager
-def watched_app(*arguments: str, **environment: str) -> Iterator[WatchedApp]:
-    """Runs the app with only the demo model; it is ready when the block begins and gone when the block ends."""
+def watched_app(*arguments: str, start: Callable[..., Any] = _started, **environment: str) -> Iterator[WatchedApp]:
+    """Runs the app with only the demo model; it is ready when the block begins and gone when the block ends.
+
+    `start` takes the file, its arguments, its environment and its log, and returns what subprocess.Popen would.
+    """
     with tempfile.TemporaryDirectory(prefix="watched-app-") as name:
         folder, log = Path(name) / "temporary", Path(name) / "log"
         (folder / "uploads").mkdir(parents=True)
         port = _free_port()
-        command = [sys.executable, "app.py", "--model", str(_DEMO_MODEL), "--device", "cpu", "--host", "127.0.0.1"]
+        options = ["--model", str(_DEMO_MODEL), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
         own = {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "uploads"), "HF_HUB_OFFLINE": "1"}
-        with log.open("wb") as said:
-            process = subprocess.Popen(
-                [*command, "--port", str(port), *arguments],
-                cwd=ROOT,
-                env={**os.environ, **own, **environment},
-                stdout=said,
-                stderr=subprocess.STDOUT,
-            )
+        process = start(ROOT / "app.py", [*options, *arguments], {**os.environ, **own, **environment}, log)
         app = WatchedApp(f"http://127.0.0.1:{port}", process, folder, log)
         try:
             _wait_until_ready(app)

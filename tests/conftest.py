@@ -1,5 +1,6 @@
 """Fixtures that several test modules share. Nothing here reaches the network."""
 
+import gc
 import json
 import lzma
 import os
@@ -54,6 +55,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         else:
             config.hook.pytest_deselected(items=marked)
             items[:] = [item for item in items if item not in marked]
+
+
+def pytest_collection_finish() -> None:
+    """What torch, transformers and Gradio are made of stays to the end: no collection need look through it again."""
+    gc.freeze()
 
 
 def _has_vnni() -> bool:

@@ -94,10 +94,13 @@ LEAST_RIGHT = {
     "one_word": 0.8,
     "full_sentence": 0.8,
 }
-FEW, WELL_ABOVE = 12, 0.15
-"""So many questions of a kind, and as many again unless it is so far above its bar. Twelve right of 12 prove as much as
-21 of 24, the bar of 0.85: a model that is right in seven of ten gives them once in 72 times, and the 21 once in 24
-times. It is no different with the lower bars.
+FEW, WELL_ABOVE = 8, 0.15
+"""So many questions of a kind, and twice as many again unless it is so far above its bar. All kinds of a world are
+asked about the same pictures: what a picture costs is paid once.
+
+A broken mask, crop or checkpoint leaves many rows half right or less. Such a row passes the bar of 0.85 with eight of 8
+once in 256 times, and ten of them never. A single row that has come down to seven in ten passes at once in one of 17
+times. Of a row in doubt 24 are asked, of which 21 must be right for 0.85.
 """
 NEAR_THEIR_BARS = ("chart_bar_color",)
 """Of these kinds more is asked: 24 answers can't tell two in three from one in two."""
@@ -136,7 +139,7 @@ def test_transformers_loads_it_unchanged_and_writes_the_same_tokens() -> None:
     assert not report["unexpected_keys"]
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     rng = random.Random(11)
-    for number in range(12):
+    for number in range(8):
         scene = random_scene(rng, "heldout")
         question = QUESTIONS.ask(scene, rng, "heldout", 1)[0].question
         parts = [{"type": "image", "image": draw(scene, rng)}, {"type": "text", "text": question}]
@@ -158,10 +161,11 @@ def test_transformers_loads_it_unchanged_and_writes_the_same_tokens() -> None:
 
 
 def test_each_kind_of_question_is_answered_on_pictures_never_trained_on(examinee: Examinee) -> None:
-    trials = evaluate(examinee, FEW, kinds=tuple(kind for kind in ALL_KINDS if kind not in NEAR_THEIR_BARS))
+    first_kinds = tuple(kind for kind in ALL_KINDS if kind not in NEAR_THEIR_BARS)
+    trials = evaluate(examinee, FEW, kinds=first_kinds, shared=True)
     first = accuracies(trials)
     doubtful = {t.question.kind: t for t in trials if first[t.row] < min(LEAST_RIGHT[t.row] + WELL_ABOVE, 1)}
-    trials += evaluate(examinee, FEW, seed=SEED + 1, kinds=tuple(doubtful))
+    trials += evaluate(examinee, 2 * FEW, seed=SEED + 1, kinds=tuple(doubtful), shared=True)
     shares = accuracies(trials + evaluate(examinee, 120, kinds=NEAR_THEIR_BARS))
     assert shares.pop(GUESSED_PRICES) <= MOST_GUESSED
     assert set(shares) == set(LEAST_RIGHT)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 
 import pytest
+from warm import Program
 
 from benchmarks import soak
 from benchmarks.visitors import Visitor
@@ -77,7 +78,7 @@ def at_rest(app):
 
 def test_what_is_counted_is_what_the_process_holds():
     """Shown on the app itself: a file, five connections and their descriptors that come and go."""
-    with watched_app() as app:
+    with watched_app(start=Program) as app:
         before = at_rest(app)
         assert before.connections == 0
         (app.folder / "file").write_bytes(b"0" * 10_000_000)
@@ -98,7 +99,7 @@ def test_what_is_counted_is_what_the_process_holds():
 
 
 def test_a_short_soak_reports_each_resource(tmp_path):
-    report = soak.measure(minutes=0.25, visitors=3, settle_s=5)
+    report = soak.measure(minutes=0.15, visitors=3, settle_s=1)
     assert set(report) == {"machine", "minutes", "visitors", "done", "log_bytes", "resources"}
     assert set(report["resources"]) == RESOURCES
     for row in report["resources"].values():

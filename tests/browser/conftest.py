@@ -9,9 +9,15 @@ from window import DEMO
 
 
 @pytest.fixture(scope="session")
-def url() -> Iterator[str]:
+def app_url() -> Iterator[str]:
     with running_app() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def url(app_url: str) -> str:
+    """The app's, unless a module serves one of its own."""
+    return app_url
 
 
 @pytest.fixture

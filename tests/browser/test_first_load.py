@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from warm import Program
 
 from benchmarks.first_load import first_load
 from benchmarks.watched_app import watched_app
@@ -12,7 +13,7 @@ MOST_REQUESTS, MOST_KILOBYTES, MOST_SHIFT = 59, 450, 0.05
 
 @pytest.fixture(scope="module")
 def app():
-    with watched_app() as app:
+    with watched_app(start=Program) as app:
         yield app
 
 

@@ -26,16 +26,17 @@ def hub(tmp_path_factory, chat_folder):
         yield running
 
 
-@pytest.fixture
-def home(tmp_path, text_chat_folder):
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, text_chat_folder):
     """A home directory with models of LM Studio, one of them damaged."""
-    models = tmp_path / ".lmstudio" / "models" / "somebody"
+    folder = tmp_path_factory.mktemp("home")
+    models = folder / ".lmstudio" / "models" / "somebody"
     shutil.copytree(text_chat_folder, models / "small-text-model")
     (models / "damaged.gguf").write_bytes(b"GGUF\x03")
-    return tmp_path
+    return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def url(hub, home):
     environment = hub.environment(home / "hub") | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
     with running_app("--find", "--device", "cpu", **environment) as address:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from browsing import add, answered, send, write
 from places import EXAMPLES
-from running_app import opened, running_app, served, unfold
+from running_app import opened, served, unfold
 from safetensors.torch import load_file, save_file
 
 from gemma3_core.engine import DEMO_MODEL, ModelRegistry, Request, Turn
@@ -150,8 +150,8 @@ def test_of_a_model_that_was_let_go_inside_shows_no_other_models_numbers(page, m
     assert told.inner_text().startswith("other-demo, which gave this answer, is not loaded now")
 
 
-def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser):
-    with running_app() as address, opened(browser, address, width=390, height=844) as page:
+def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser, app_url):
+    with opened(browser, app_url, width=390, height=844) as page:
         page.locator("#settings .toggle-button").click()
         choose(page, "gemma-3-4b-it")
         note = page.locator("#model-note")

@@ -366,16 +366,18 @@ def _good_pictures(folder):
 
 
 def test_every_kind_of_picture_is_shown_as_the_model_sees_it_and_answered(page, tmp_path):
-    for file in _good_pictures(tmp_path):
-        write(page, "What color is the star?", file)
-        strip = page.locator("#strip")
-        strip.get_by_text("What the model will see: 1 tile, 64 tokens").wait_for()
-        shown = strip.locator("img")
-        assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0, file.name
-        send(page)
-        assert answered(page).strip(), file.name
-        page.locator("#clear").click()
-        page.locator("#chat .placeholder-content").wait_for()
+    files = _good_pictures(tmp_path)
+    write(page, "What color is the star?", *files)
+    strip = page.locator("#strip")
+    strip.get_by_text(f"What the model will see: {len(files)} tiles, {64 * len(files)} tokens").wait_for()
+    widths = strip.locator("img").evaluate_all(
+        "images => Promise.all(images.map((image) => image.decode().then(() => image.naturalWidth)))"
+    )
+    assert len(widths) == len(files)
+    assert min(widths) > 0, dict(zip(files, widths, strict=True))
+    send(page)
+    assert answered(page).strip()
+    assert f"{len(files)} pictures" in page.locator("#chat .figures").text_content()
 
 
 def test_every_picture_that_is_refused_is_told_why(page, tmp_path):
@@ -400,8 +402,9 @@ def test_a_file_over_20_mb_is_not_taken(page, tmp_path):
     assert page.locator("#composer .thumbnail-item").count() == 0
 
 
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844)])
-@pytest.mark.parametrize("query", ["", "?__theme=dark"])
+@pytest.mark.parametrize(
+    ("width", "height", "query"), [(1440, 900, ""), (1024, 768, ""), (390, 844, ""), (390, 844, "?__theme=dark")]
+)
 def test_nothing_sticks_out_sideways(browser, url, width, height, query):
     with opened(browser, url, width, height, query) as page:
         add(page, EXAMPLES / "wide.png", EXAMPLES / "night.png")
@@ -453,32 +456,24 @@ def test_motion_is_off_for_those_who_ask(browser, url):
 # With an engine that waits.
 
 
-@pytest.mark.parametrize(
-    ("stage", "shows"),
-    [
-        ("queued", "2nd in the queue, about 6 s"),
-        ("encoding", "Encoding 1 picture"),
-        ("reading", "Reading 90 tokens"),
-        ("writing", "There"),
-    ],
-)
-def test_stop_works_in_each_stage(browser, scripted, scripted_url, stage, shows):
-    stages = ("queued", "encoding", "reading", "writing")
-    scripted.let_through(*stages[: stages.index(stage)])
+def test_stop_works_in_each_stage(browser, scripted, scripted_url):
+    texts = ("2nd in the queue, about 6 s", "Encoding 1 picture", "Reading 90 tokens", "There")
     with opened(browser, scripted_url) as page:
         choose(page)
-        page.locator("#chat .bot-row", has_text=shows).wait_for()
-        page.locator("#composer .stop-button").click()
-        page.locator("#composer .submit-button").wait_for()
-        assert scripted.wait_until_closed() == [stage]
-        if stage == "writing":
-            figures = page.locator("#chat .figures", has_text="stopped after")
-            known = r"float32 · 1 picture, 2 crops · .* · first token \d+\.\d\d s"
-            assert re.search(known, figures.text_content())
-            assert "There" in page.locator("#chat .bot-row").inner_text()
-        else:
-            assert "Stopped before the first word" in remark(page)
-            comes_back(page, "How many hearts are there?", 1)
+        for number, (stage, shows) in enumerate(zip(STAGES, texts, strict=True), 1):
+            page.locator("#chat .bot-row", has_text=shows).wait_for()
+            page.locator("#composer .stop-button").click()
+            page.locator("#composer .submit-button").wait_for()
+            assert scripted.wait_until_closed(number) == list(STAGES[:number])
+            if stage != "writing":
+                assert "Stopped before the first word" in remark(page)
+                comes_back(page, "How many hearts are there?", 1)
+                scripted.let_through(stage)
+                send(page)
+        figures = page.locator("#chat .figures", has_text="stopped after")
+        known = r"float32 · 1 picture, 2 crops · .* · first token \d+\.\d\d s"
+        assert re.search(known, figures.text_content())
+        assert "There" in page.locator("#chat .bot-row").inner_text()
 
 
 def test_stop_is_there_for_every_question_and_stays(browser, scripted, scripted_url):

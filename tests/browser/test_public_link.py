@@ -7,9 +7,8 @@ import httpx
 import pytest
 from browsing import add, answered, choose, send, write
 from places import EXAMPLES
-from running_app import launch, opened
+from running_app import built, launch, opened
 
-from components.page import build_page
 from components.serving import server as serving
 from gemma3_core.engine import Engine
 
@@ -24,7 +23,7 @@ def server(engine, monkeypatch):
     """The page around the demo model, in this process, which cleans up five times a second."""
     monkeypatch.setattr(serving, "SWEEP_S", 0.2)
     monkeypatch.setattr(serving, "KEPT_UNUSED_S", 0.5)
-    page = build_page(engine)
+    page = built(engine)
     launch(page)
     yield page
     page.close(verbose=False)

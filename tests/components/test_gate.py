@@ -18,14 +18,13 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 from places import EXAMPLES
 from plain_words import is_plain
-from running_app import ScriptedEngine, launch
+from running_app import ScriptedEngine, built, launch
 from starlette.responses import StreamingResponse
 from window import DEMO
 
 from components.chat import handlers as chat_handlers
 from components.examples import load_examples
 from components.inside import handlers as inside_handlers
-from components.page import build_page
 from components.serving import gate, limits, receiving
 from components.serving import server as serving
 from components.serving.frontend import FRONTEND
@@ -46,7 +45,7 @@ def engine():
 
 @pytest.fixture
 def page(engine):
-    page = build_page(engine)
+    page = built(engine)
     launch(page)
     yield page
     page.close(verbose=False)
@@ -55,6 +54,21 @@ def page(engine):
 @pytest.fixture
 def client(page):
     with httpx.Client(base_url=page.local_url.rstrip("/"), timeout=20) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def lasting_page():
+    """For tests that leave it as it was."""
+    page = built(ScriptedEngine(DEMO))
+    launch(page)
+    yield page
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def lasting(lasting_page):
+    with httpx.Client(base_url=lasting_page.local_url.rstrip("/"), timeout=20) as client:
         yield client
 
 
@@ -78,10 +92,10 @@ def upload(client, *files, **options):
     return client.post("/gradio_api/upload", files=[("files", file) for file in files], **options)
 
 
-def test_of_gradios_routes_those_are_answered_that_the_page_needs(page, client):
+def test_of_gradios_routes_those_are_answered_that_the_page_needs(lasting_page, lasting):
     asked = set()
-    within = [route.original_router.routes for route in page.app.routes if hasattr(route, "original_router")]
-    for route in (*page.app.routes, *itertools.chain.from_iterable(within)):
+    within = [route.original_router.routes for route in lasting_page.app.routes if hasattr(route, "original_router")]
+    for route in (*lasting_page.app.routes, *itertools.chain.from_iterable(within)):
         path = getattr(route, "path", "").replace("{path:path}", "x").replace("{path_or_url:path}", "/etc/passwd")
         path = path.replace("{url_path:path}", "x").replace("{session_hash}", "x").replace("{event_id}", "x")
         path = path.replace("{api_name}", "ask")
@@ -89,7 +103,7 @@ def test_of_gradios_routes_those_are_answered_that_the_page_needs(page, client):
             if "{" in path or not path or any(allowed.fits(method, path) for allowed in ROUTES):
                 continue
             asked.add(path)
-            reply = client.request(method, path)
+            reply = lasting.request(method, path)
             assert (reply.status_code, reply.text and reply.json()["detail"]) in ((404, NOTHING_HERE), (404, "")), path
     assert len(asked) > 20
     assert {"/gradio_api/process_recording", "/gradio_api/deep_link", "/gradio_api/vibe-edit/"} <= asked
@@ -101,9 +115,9 @@ def test_of_gradios_routes_those_are_answered_that_the_page_needs(page, client):
     "/gradio_api/file=http://localhost/", "/gradio_api/custom_component/x/client/component/a.js", "/a/b/../../docs",
     "/gradio_api/heartbeat/" + "x" * 65, "/examples/night.png", "/cards.svg/night", "/gradio_api/run/ask",
 ])  # fmt: skip
-def test_what_is_not_on_the_list_is_not_there(client, path):
+def test_what_is_not_on_the_list_is_not_there(lasting, path):
     for method in ("GET", "POST"):
-        reply = client.request(method, path)
+        reply = lasting.request(method, path)
         assert reply.status_code == 404
         assert reply.json()["detail"] in (NOTHING_HERE, gate.NOT_FOUND)
 
@@ -117,15 +131,15 @@ def test_recordings_and_sessions_are_not_written_to_disk(page, client):
     assert client.get("/", params={"deep_link": "../../x"}).status_code == 200
 
 
-def test_files_of_the_server_are_not_served(client):
+def test_files_of_the_server_are_not_served(lasting):
     for path in ("/etc/passwd", str(Path(__file__)), str(EXAMPLES / "night.png"), "..%2f..%2fetc%2fpasswd"):
-        reply = client.get(f"/gradio_api/file={path}")
+        reply = lasting.get(f"/gradio_api/file={path}")
         assert reply.status_code == 403
         assert reply.json()["detail"] == gate.NOT_FOUND  # which says nothing of the path
 
 
-def test_cards_come_small_in_one_file(client):
-    reply = client.get("/cards.svg")
+def test_cards_come_small_in_one_file(lasting):
+    reply = lasting.get("/cards.svg")
     pictures = dict(re.findall(r'<view id="(\w+)"[^>]*/><image [^>]*href="data:image/webp;base64,([^"]+)"', reply.text))
     assert list(pictures) == list(dict.fromkeys(path.stem for card in load_examples() for path in card.pictures))
     night = b64decode(pictures["night"])
@@ -159,26 +173,26 @@ def test_a_shared_page_is_the_normal_one_and_not_for_search_engines(page, client
     {"fn_index": True}, {"data": None}, {"data": {}}, {"data": []}, {"data": [None] * 99}, {"trigger_id": "x"},
     {"more": 1},
 ])  # fmt: skip
-def test_what_is_put_together_by_hand_is_refused_in_a_sentence(page, client, change):
+def test_what_is_put_together_by_hand_is_refused_in_a_sentence(lasting_page, lasting, change):
     for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
-        reply = client.post(path, json={**event(page, "undo"), **change})
+        reply = lasting.post(path, json={**event(lasting_page, "undo"), **change})
         assert reply.status_code == 422
         assert reply.json() == {"detail": UNREADABLE, "error": UNREADABLE}
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"NaN", b"[" * 100_000, b"\xff\xfe", b'"a"'])
-def test_what_is_no_json_is_refused_in_a_sentence(client, body):
+def test_what_is_no_json_is_refused_in_a_sentence(lasting, body):
     for path in ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/call/ask"):
-        reply = client.post(path, content=body, headers={"content-type": "application/json"})
+        reply = lasting.post(path, content=body, headers={"content-type": "application/json"})
         assert reply.status_code in (400, 422)
         assert reply.json()["detail"] == UNREADABLE
 
 
-def test_bodies_are_bounded(client, monkeypatch):
+def test_bodies_are_bounded(lasting, monkeypatch):
     monkeypatch.setattr(gate, "MAX_BODY_BYTES", 1000)
-    reply = client.post("/gradio_api/queue/join", content=b"[" + b" " * 2000)
+    reply = lasting.post("/gradio_api/queue/join", content=b"[" + b" " * 2000)
     assert (reply.status_code, reply.json()["detail"]) == (413, TOO_LARGE)
-    reply = client.post("/gradio_api/cancel", content=b"x" * 20_000)
+    reply = lasting.post("/gradio_api/cancel", content=b"x" * 20_000)
     assert (reply.status_code, reply.json()["detail"]) == (413, TOO_LARGE)
 
 
@@ -362,7 +376,7 @@ def test_log_lines_are_bounded():
     assert limit.filter(later)
 
 
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("lasting")
 def test_every_logger_of_the_page_has_that_bound():
     for name in ("uvicorn.error", chat_handlers.__name__, inside_handlers.__name__, gate.__name__, serving.__name__):
         assert any(isinstance(found, LogLimit) for found in logging.getLogger(name).filters), name
@@ -383,10 +397,10 @@ def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):
     assert len(asked) == 2
 
 
-def test_scripts_are_compressed_once_and_stay_what_they_are(client):
-    address = re.search(r'src="\./(assets/[^"]+\.js)"', client.get("/").text)[1]
+def test_scripts_are_compressed_once_and_stay_what_they_are(lasting):
+    address = re.search(r'src="\./(assets/[^"]+\.js)"', lasting.get("/").text)[1]
     plain, *packed = (
-        client.get(f"/{address}", headers={"accept-encoding": encoding, "range": "bytes=0-9"})
+        lasting.get(f"/{address}", headers={"accept-encoding": encoding, "range": "bytes=0-9"})
         for encoding in ("identity", "gzip", "br, gzip;q=0.5", "gzip")
     )
     assert "content-encoding" not in plain.headers
@@ -394,38 +408,38 @@ def test_scripts_are_compressed_once_and_stay_what_they_are(client):
     assert {answer.content for answer in packed} == {plain.content}
     assert len(plain.content) > 2 * int(packed[0].headers["content-length"])
     assert "immutable" in plain.headers["cache-control"]
-    assert client.head(f"/{address}").headers["content-type"] == plain.headers["content-type"]
-    missing = client.get("/assets/none.js")
+    assert lasting.head(f"/{address}").headers["content-type"] == plain.headers["content-type"]
+    missing = lasting.get("/assets/none.js")
     assert missing.status_code == 404
     assert is_plain(missing.json()["detail"])
-    assert client.get("/", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
+    assert lasting.get("/", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
 
 
-def test_gradios_styles_come_as_one(client):
-    page = client.get("/").text
+def test_gradios_styles_come_as_one(lasting):
+    page = lasting.get("/").text
     (address,) = re.findall(r'<link rel="stylesheet" href="(styles[.]css[^"]*)">', page)
-    joined = client.get(f"/{address}")
+    joined = lasting.get(f"/{address}")
     assert joined.headers["content-type"].startswith("text/css")
     assert "immutable" in joined.headers["cache-control"]
-    assert "immutable" not in client.get("/styles.css").headers["cache-control"]
+    assert "immutable" not in lasting.get("/styles.css").headers["cache-control"]
     *names, theme = json.loads(re.search(r"const name of (\[.*?\])", page)[1])
     assert len(names) > 30  # what the page shows is among them: a first load asks for one (test_first_load)
     for name in (*names, theme):
-        assert client.get(f"/{name}").text in joined.text
+        assert lasting.get(f"/{name}").text in joined.text
     (gradios,) = re.findall(r'<link disabled rel="stylesheet"[^>]* href="\./([^"]+)"', page)
     assert gradios == names[0]
 
 
-def test_the_page_comes_compressed_and_is_the_same_in_each_encoding(client):
-    pages = [client.get("/", headers={"accept-encoding": encoding}) for encoding in ("identity", "gzip", "br")]
+def test_the_page_comes_compressed_and_is_the_same_in_each_encoding(lasting):
+    pages = [lasting.get("/", headers={"accept-encoding": encoding}) for encoding in ("identity", "gzip", "br")]
     assert [page.headers.get("content-encoding") for page in pages] == [None, "gzip", "br"]
     assert {page.text for page in pages} == {pages[0].text}
     assert len(pages[0].content) > 4 * int(pages[2].headers["content-length"])
 
 
-def test_the_video_players_library_for_streams_is_not_sent(client):
+def test_the_video_players_library_for_streams_is_not_sent(lasting):
     (name,) = (file.name for file in FRONTEND.glob("assets/hls-*.js"))
-    sent, whole = client.get(f"/assets/{name}"), (FRONTEND / "assets" / name).read_text(encoding="utf-8")
+    sent, whole = lasting.get(f"/assets/{name}"), (FRONTEND / "assets" / name).read_text(encoding="utf-8")
     assert len(sent.content) < 200
     assert sent.headers["content-type"].startswith("text/javascript")
     # Each name that another script may import, once more from what is sent.

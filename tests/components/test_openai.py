@@ -15,12 +15,11 @@ import openai
 import pydantic
 import pytest
 from places import EXAMPLES
-from running_app import ScriptedEngine, free_port, launch, require_demo_model
+from running_app import ScriptedEngine, built, free_port, launch, require_demo_model
 from window import DEMO, STATS
 
 from components.openai import app as openai_app
 from components.openai.told import _logprob, pieces
-from components.page import build_page
 from gemma3_core.engine import (
     DoneEvent,
     Engine,
@@ -51,7 +50,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def url(engine):
-    page = build_page(engine)
+    page = built(engine)
     launch(page)
     yield page.local_url.rstrip("/")
     page.close(verbose=False)
@@ -229,7 +228,7 @@ def test_text_that_may_begin_a_stop_string_waits_for_the_next():
 
 def test_several_requests_of_one_caller_run_beside_one_another():
     scripted = ScriptedEngine(DEMO)
-    page = build_page(scripted)
+    page = built(scripted)
     launch(page)
     try:
         body = {"model": DEMO.name, "messages": about("What is this?")}
@@ -496,7 +495,7 @@ def test_a_part_of_a_character_is_told_by_its_byte():
 @pytest.fixture
 def guarded(engine):
     """A page with keys, for the same engine; and the requests that came to it."""
-    page = build_page(engine, api_keys=(KEY, "another-of-our-keys"))
+    page = built(engine, api_keys=(KEY, "another-of-our-keys"))
     launch(page)
     yield page.local_url.rstrip("/")
     page.close(verbose=False)
@@ -512,7 +511,7 @@ def test_with_keys_a_program_must_send_one(guarded):
 
 
 def test_a_page_with_a_login_is_closed_to_programs_without_a_key(engine):
-    page = build_page(engine)
+    page = built(engine)
     page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, auth=("me", "a password"))
     try:
         reply = post(page.local_url.rstrip("/"), GOOD)
@@ -526,7 +525,7 @@ def test_strangers_share_a_place_in_the_queue_and_no_cache(proxy):
     """Through a public link, through a proxy, or from another site's page whose name leads here."""
     scripted = ScriptedEngine(DEMO)
     scripted.let_through("queued", "encoding", "reading", "writing")
-    page = build_page(scripted)
+    page = built(scripted)
     launch(page)
     try:
         page.is_shared = not proxy
@@ -543,7 +542,7 @@ def test_strangers_share_a_place_in_the_queue_and_no_cache(proxy):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_program_that_leaves_ends_its_answer(stream):
     scripted = ScriptedEngine(DEMO)
-    page = build_page(scripted)
+    page = built(scripted)
     launch(page)
     try:
         scripted.let_through("queued", "encoding", "reading")

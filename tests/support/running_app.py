@@ -54,14 +54,23 @@ def running_app(*arguments: str, **environment: str) -> Iterator[str]:
 @contextmanager
 def served(engine: Any, **options: Any) -> Iterator[str]:
     """Serves the page for another engine in this process, with options of `build_page`; yields its address."""
-    from components.page import build_page
-
-    page = build_page(engine, **options)
+    page = built(engine, **options)
     launch(page)
     try:
         yield page.local_url.rstrip("/")
     finally:
         page.close(verbose=False)
+
+
+def built(engine: Any, **options: Any) -> Any:
+    """The page, without the three apps that Gradio makes and throws away before it is launched: half of the time."""
+    from gradio.routes import App
+
+    from components.page import build_page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(App, "create_app", lambda *_, **__: None)
+        return build_page(engine, **options)
 
 
 def launch(page: Any) -> None:
@@ -195,13 +204,13 @@ class ScriptedEngine:
             for stage, text in words.items():
                 while True:
                     yield StageEvent(stage, text)  # type: ignore[arg-type]
-                    if self.go_on[stage].wait(0.05):
+                    if self.go_on[stage].wait(0.2):
                         break
             stage = "writing"
             answer = request.turns[-1].text if self.echoes else self.answer
             for piece in re.findall(r"\S+\s*", answer):
                 yield TokenEvent(piece)
-                while not self.go_on["writing"].wait(0.05):
+                while not self.go_on["writing"].wait(0.2):
                     yield TokenEvent("")
             stage = "done"
             stats = Stats("demo model", "cpu", "float32", "none", 1, 2, 90, 0, 6, 0.0, 0.21, 64.2, "stop")

@@ -24,8 +24,8 @@ class Program:
     """A running program, with what the tests use of `subprocess.Popen`."""
 
     def __init__(self, file: Path, arguments: Sequence[str], environment: Mapping[str, str], into: Path | None = None):
-        """Starts a Python file in the repository. Its output and its errors go to `stdout` and `stderr` in this folder,
-        or to this process's."""
+        """Starts a Python file in the repository. Its output and its errors go to `stdout` and `stderr` in the folder
+        `into`, or both to this file, or to this process's."""
         with _path_of_the_repository():
             self._process = _FORKED.Process(target=_run, args=(file, list(arguments), dict(environment), into))
             self._process.start()
@@ -37,8 +37,15 @@ class Program:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def terminate(self) -> None:
         self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def wait(self, timeout: float) -> int:
         """Raises subprocess.TimeoutExpired."""
@@ -70,7 +77,7 @@ def _path_of_the_repository():
 def _run(file: Path, arguments: list[str], environment: dict[str, str], into: Path | None) -> None:
     """Runs the file as `python file arguments` does, to its exit handlers."""
     for number, name in ((1, "stdout"), (2, "stderr")) if into is not None else ():
-        with (into / name).open("wb") as said:
+        with (into / name if into.is_dir() else into).open("ab") as said:
             os.dup2(said.fileno(), number)
     os.environ.clear()
     os.environ.update(environment)

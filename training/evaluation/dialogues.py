@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from training.language.wordings import words_of
 from training.language.written_phrasings import Forms, read
 from training.worlds.charts import questions as chart_questions
 from training.worlds.pairs.follow_ups import MOST_TURNS
-from training.worlds.registry import world_of
+from training.worlds.registry import WORLDS, world_of
 from training.worlds.scenes import more_questions
 from training.worlds.scenes import questions as scene_questions
 from training.worlds.world import DrawnWorld
@@ -62,6 +63,28 @@ def dialogues_of_kind(kind: str, number: int, split: str, seed: int, renderer: R
             missing -= len(wanted)
             pictures = tuple(drawn(one, shown, pen, renderer) for one, shown in world.pictures(depiction))
             yield Dialogue(pictures, tuple(asked[: wanted[-1]]), world.system_prompt(depiction))
+
+
+def dialogues_about_the_same(
+    kinds: tuple[str, ...], number: int, split: str, seed: int, renderer: Renderer = None
+) -> Iterator[tuple[str, Dialogue]]:
+    """Dialogues with `number` questions of each kind, and their kinds; all kinds of a world share its pictures."""
+    for world in WORLDS.values():
+        missing = {kind: number for kind in kinds if kind in world.kinds}
+        for place in count():
+            if not missing:
+                break
+            rng = random.Random(f"{seed}/{split}/{world.kinds[0]}/{place}")
+            depiction = world.imagine(rng, split)
+            pictures: tuple[Image, ...] = ()
+            for kind, wanted in list(missing.items()):
+                asked = world.ask(depiction, rng, split, MOST_TURNS if world.in_turn else 1, kinds=(kind,))
+                places = [turn for turn, question in enumerate(asked, 1) if question.kind == kind][:wanted]
+                if places:
+                    missing[kind] -= len(places)
+                    pictures = pictures or tuple(drawn(*one, rng, renderer) for one in world.pictures(depiction))
+                    yield kind, Dialogue(pictures, tuple(asked[: places[-1]]), world.system_prompt(depiction))
+            missing = {kind: left for kind, left in missing.items() if left}
 
 
 def drawn(world: DrawnWorld[Any], depiction: Any, rng: random.Random, renderer: Renderer) -> Image:
