@@ -46,8 +46,10 @@
     const button = event.target.closest("[data-act]");
     if (!button) return;
     if (button.dataset.act === "copy") {
-      const texts = button.closest(".message-row").querySelectorAll(".message-content");
-      await copy(texts[texts.length - 1].innerText.trim());  // after a closer look, the last answer
+      const said = button.closest(".message-row");
+      const texts = said.querySelectorAll(".message-content");
+      const json = said.querySelector(".fields-json")?.textContent;
+      await copy(json ?? texts[texts.length - 1].innerText.trim());  // after a closer look, the last answer
       const name = button.ariaLabel;
       button.textContent = button.ariaLabel = "Copied";
       setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
@@ -57,6 +59,7 @@
     const tab = { "inside-open": "attention", code: "code" }[button.dataset.act];
     const control = find(tab ? "#inside-open" : "#" + button.dataset.act);
     control.dataset.number = button.dataset.number;
+    control.dataset.token = button.dataset.token ?? "";
     delete control.dataset.region;
     control.click();
     if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
@@ -217,6 +220,22 @@
     event.stopPropagation();
     enlarge(opened.querySelector("img"), opened.ariaLabel ?? "Picture");
   }, true);
+
+  // The server says in UTC when to come back; visitors look at their own clock.
+  const ownClock = (_, hours, minutes) => {
+    const then = new Date();
+    then.setUTCHours(hours, minutes, 0, 0);
+    if (then < Date.now() - 60_000) then.setUTCDate(then.getUTCDate() + 1);
+    return then.toLocaleTimeString([], { hour: "numeric", minute: "2-digit" });
+  };
+  const tellTimes = () => {
+    for (const said of document.querySelectorAll(".failure")) {
+      const text = said.textContent.replace(/\b(\d\d):(\d\d) UTC\b/, ownClock);
+      if (text !== said.textContent) said.textContent = text;
+    }
+  };
+  for (const part of ["#chat", "#inside"])
+    new MutationObserver(tellTimes).observe(find(part), { childList: true, subtree: true });
 
   new MutationObserver(ask.showCost).observe(find("#picker"), { childList: true, subtree: true });
 

@@ -32,7 +32,7 @@ def measure(rounds: int) -> dict[str, Any]:
         _wait_for_page(f"http://127.0.0.1:{port}/", app)
         ready = time.perf_counter() - start
         stats = _ask(f"http://127.0.0.1:{port}/", rounds)
-        memory = _peak_memory(app.pid)
+        memory = peak_memory(app.pid)
         int4 = _ask(f"http://127.0.0.1:{port}/", rounds, int4=True)
     finally:
         os.killpg(app.pid, signal.SIGTERM)
@@ -81,7 +81,7 @@ def _wait_for_page(address: str, app: subprocess.Popen[bytes], seconds: float = 
     raise RuntimeError(f"The page was not ready after {seconds:g} s.")
 
 
-def _peak_memory(pid: int) -> int:
+def peak_memory(pid: int | str) -> int:
     """Peak resident bytes of a process (Linux)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     if found is None:

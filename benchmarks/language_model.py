@@ -3,40 +3,49 @@
 Both models share the same tensors, so memory and cache effects are alike; the two take turns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
-from benchmarks.timing import in_turns
+from benchmarks.limits import Limits, bytes_of, measure
+from benchmarks.table import SPEED, by_program, speeds, table_row
+from benchmarks.timing import times_in_turns
 from gemma3_core.config.gemma3 import Gemma3TextConfig
-from gemma3_core.generation.loop import DecodePass, decode_step, decode_together, prefill
-from gemma3_core.generation.sampling import SamplingSettings, sample
+from gemma3_core.generation.loop import DecodePass, decode_together, prefill
+from gemma3_core.generation.row_sampler import SamplingRow
+from gemma3_core.generation.sampling import SamplingParams
 from gemma3_core.int4.quantize import TorchAoConfig, quantized
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.models.weights import build_on_meta
 from gemma3_core.nn.cache import KVCache
 
-ONE_BILLION = Gemma3TextConfig.from_dict(
-    {
-        "vocab_size": 262_144,
-        "hidden_size": 1152,
-        "intermediate_size": 6912,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 512,
-        "max_position_embeddings": 32_768,
-    }
-)
+SHAPE = {
+    "vocab_size": 262_144,
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 512,
+    "max_position_embeddings": 32_768,
+}
+ONE_BILLION = Gemma3TextConfig.from_dict(SHAPE)
 
-GREEDY = SamplingSettings(temperature=0.0)
-PUBLISHED = SamplingSettings(temperature=1.0, top_k=64, top_p=0.95, seed=0)
+GREEDY = SamplingParams(temperature=0.0)
+PUBLISHED = SamplingParams(temperature=1.0, top_k=64, top_p=0.95, seed=0)
 """As in the published generation_config.json."""
-TOGETHER = 8
+ROWS = (1, 8, 32)
 """Answers that are decoded together."""
+START_TOKENS = 64
+"""Of a prompt whose answer is decoded."""
 
 
 def random_model(config: Gemma3TextConfig, dtype: torch.dtype, seed: int = 0) -> Gemma3ForCausalLM:
@@ -71,47 +80,73 @@ def reference_model(ours: Gemma3ForCausalLM) -> Any:
     return model.eval()
 
 
-def compare(dtype: torch.dtype, prompt_tokens: int, new_tokens: int, rounds: int, int4: bool = False) -> dict[str, Any]:
-    """Tokens a second of both, and the ratio ours / theirs: prefill, greedy decode, and decode sampled as published;
-    and those of eight of our answers together, as a multiple of one's.
+def compare(
+    dtype: torch.dtype,
+    prompts: Sequence[int],
+    new_tokens: int,
+    rounds: int,
+    int4: bool = False,
+    config: Gemma3TextConfig = ONE_BILLION,
+    rows: Sequence[int] = ROWS,
+    backend: str | None = "inductor",
+    limits: Limits | None = None,
+) -> dict[str, Any]:
+    """Tokens a second of both, as `table_row` gives them: prefill of so many `prompts` tokens, and decode of so many
+    `rows` together, greedily and sampled as published.
 
-    With `int4`, both have int4 weights with group size 128, also in the head; `dtype` is then the activations'.
+    transformers decodes with its defaults and, unless `backend` is None, with a static cache and its step compiled by
+    that backend of torch.compile. With `int4`, both have int4 weights with group size 128, also in the head; `dtype` is
+    then the activations'.
     """
-    ours = random_model(ONE_BILLION, dtype)
+    limits = measure(torch.device("cpu")) if limits is None else limits
+    ours = random_model(config, dtype)
+    operations = 2 * sum(parameter.numel() for parameter in ours.decoder.layers.parameters())
     theirs = reference_model(ours)
     if int4:
         quantize_reference(theirs)
         ours = quantized(ours, TorchAoConfig(128))
-    prompt = torch.randint(5, 250_000, (1, prompt_tokens), generator=torch.Generator().manual_seed(1))
-    actions: dict[str, Callable[[], Any]] = {
-        "prefill/ours": lambda: prefill(ours, KVCache(ONE_BILLION, prompt_tokens), input_ids=prompt),
-        "prefill/transformers": lambda: _their_prefill(theirs, prompt),
-        "decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens, GREEDY),
-        "together/ours": _our_decoding_together(ours, prompt[:, :64], new_tokens),
-        "decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens, GREEDY),
-        "sampled decode/ours": _our_decoding(ours, prompt[:, :64], new_tokens, PUBLISHED),
-        "sampled decode/transformers": _their_decoding(theirs, prompt[:, :64], new_tokens, PUBLISHED),
-    }
+    ids = torch.randint(5, config.vocab_size, (1, max(prompts)), generator=torch.Generator().manual_seed(1))
+    start = ids[:, :START_TOKENS]
+    actions: dict[str, Callable[[], Any]] = {}
+    tokens: dict[str, int] = {}
+    for length in prompts:
+        part = prefill_of(length)
+        tokens[part] = length
+        actions[f"{part}/ours"] = partial(_our_prefill, ours, ids[:, :length])
+        actions[f"{part}/transformers"] = partial(_their_prefill, theirs, ids[:, :length])
+    room = START_TOKENS + (rounds + 1) * new_tokens
+    for count, sampling in product(rows, (GREEDY, PUBLISHED)):
+        part = decode_of(count, sampling)
+        tokens[part] = count * new_tokens
+        several = start.expand(count, -1)
+        actions[f"{part}/ours"] = _our_decoding(ours, several, new_tokens, sampling)
+        actions[f"{part}/transformers"] = _their_decoding(theirs, several, new_tokens, sampling)
+        if backend is not None:
+            actions[f"{part}/static"] = _their_decoding(theirs, several, new_tokens, sampling, backend, room)
     with torch.inference_mode():
-        difference = _relative_difference(ours, theirs, prompt[:, :64])
-        seconds = in_turns(actions, rounds)
-    tokens = {"prefill": prompt_tokens, "decode": new_tokens, "sampled decode": new_tokens}
+        difference = _relative_difference(ours, theirs, start)
+    times = times_in_turns(actions, rounds)
     name = str(dtype).removeprefix("torch.")
     report: dict[str, Any] = {"dtype": f"int4, {name}" if int4 else name, "logits_differ_by": difference}
+    read = bytes_of([*_weights(ours.decoder.layers), *_weights(ours.lm_head)])
     for part, count in tokens.items():
-        mine, reference = (count / seconds[f"{part}/{who}"] for who in ("ours", "transformers"))
-        report[part] = {
-            "ours": round(mine, 2),
-            "transformers": round(reference, 2),
-            "ratio": round(mine / reference, 3),
-        }
-    together = TOGETHER * new_tokens / seconds["together/ours"]
-    report["together"] = {
-        "answers": TOGETHER,
-        "ours": round(together, 2),
-        "times_one": round(together * seconds["decode/ours"] / new_tokens, 3),
-    }
+        seconds = by_program(times, part)
+        mine = median(seconds["ours"])
+        if part.startswith("prefill"):
+            share = limits.share_of_operations(operations * count, mine)
+        else:
+            share = limits.share_of_bytes(read * new_tokens, mine)
+        report[part] = table_row(SPEED, speeds(count, seconds), share)
     return report
+
+
+def prefill_of(tokens: int) -> str:
+    return "prefill" if tokens == 512 else f"prefill of {tokens:,}"
+
+
+def decode_of(rows: int, sampling: SamplingParams) -> str:
+    kind = "decode" if sampling.greedy else "sampled decode"
+    return kind if rows == 1 else f"{kind}, {rows} rows"
 
 
 def quantize_reference(model: Any) -> None:
@@ -133,33 +168,30 @@ def quantize_reference(model: Any) -> None:
     quantize_(model, config, filter_fn=chosen)
 
 
+def _our_prefill(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
+    prefill(model, KVCache(model.config, ids.shape[1]), input_ids=ids)
+
+
 def _our_decoding(
-    model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int, sampling: SamplingSettings
+    model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int, sampling: SamplingParams
 ) -> Callable[[], None]:
-    generator, cache = sampling.generator(model.device), KVCache(model.config, 8192)
-    prefill(model, cache, input_ids=prompt)
+    """As the engine decodes the answers to prompt [rows, T]."""
+    rows, answers = prompt.shape[0], []
+    vocabulary = model.config.vocab_size
+    for number in range(rows):
+        cache = KVCache(model.config, 8192)
+        prefill(model, cache, input_ids=prompt[number : number + 1])
+        params = replace(sampling, seed=number)
+        answers.append((cache, SamplingRow.of(params, prompt[:1], vocabulary, with_alternatives=False)))
 
     def run() -> None:
-        token = prompt[:, -1]
+        tokens = [prompt[:1, -1]] * rows
         for _ in range(new_tokens):
-            position = torch.tensor([cache.length])
-            token = sample(decode_step(model, cache, token, position), sampling, generator)
-
-    return run
-
-
-def _our_decoding_together(model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int) -> Callable[[], None]:
-    """As the engine decodes several answers, greedily."""
-    caches = [KVCache(model.config, 8192) for _ in range(TOGETHER)]
-    for cache in caches:
-        prefill(model, cache, input_ids=prompt)
-
-    def run() -> None:
-        tokens = [prompt[:, -1]] * TOGETHER
-        for _ in range(new_tokens):
-            steps = [DecodePass(model, cache, token) for cache, token in zip(caches, tokens, strict=True)]
+            steps = [DecodePass(model, cache, token, row) for (cache, row), token in zip(answers, tokens, strict=True)]
             decode_together(steps)
-            tokens = [sample(step.logits, GREEDY, None) for step in steps if step.logits is not None]
+            tokens = [step.sampled.token for step in steps if step.sampled is not None]
+            for (_, row), token in zip(answers, tokens, strict=True):
+                row.push(token)
 
     return run
 
@@ -170,26 +202,46 @@ def _their_prefill(model: Any, prompt: torch.Tensor) -> Any:
 
 
 def _their_decoding(
-    model: Any, prompt: torch.Tensor, new_tokens: int, sampling: SamplingSettings
+    model: Any,
+    prompt: torch.Tensor,
+    new_tokens: int,
+    sampling: SamplingParams,
+    backend: str | None = None,
+    room: int = 0,
 ) -> Callable[[], None]:
-    """Decodes as its generate does: float32 logits, then the likeliest token, or its logits processors and a draw."""
-    from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+    """Decodes as its generate does: float32 logits, then the likeliest token, or its logits processors and a draw.
+
+    With `backend`, in a static cache for `room` tokens, with a step that torch.compile makes.
+    """
+    from transformers import LogitsProcessorList, StaticCache, TopKLogitsWarper, TopPLogitsWarper
 
     processors: Any = LogitsProcessorList([TopKLogitsWarper(sampling.top_k), TopPLogitsWarper(sampling.top_p)])
-    cache = _their_prefill(model, prompt).past_key_values
+    step: Any = model
+    with torch.no_grad():  # compiled steps need ordinary tensors
+        if backend is None:
+            cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
+        else:
+            cache = StaticCache(config=model.config, max_cache_len=room)
+            model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            step = torch.compile(model, backend=backend)
 
     def run() -> None:
         token = prompt[:, -1:]
-        with torch.inference_mode():
+        # Past its limit torch would no longer compile the step, silently.
+        limits: Any = torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True)
+        with limits, torch.inference_mode() if backend is None else torch.no_grad():
             for _ in range(new_tokens):
-                out = model(input_ids=token, past_key_values=cache, use_cache=True)
-                logits = out.logits[:, -1].float()
+                logits = step(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1].float()
                 if sampling.greedy:
                     token = logits.argmax(-1, keepdim=True)
                 else:
                     token = torch.multinomial(processors(token, logits).softmax(-1), 1)
 
     return run
+
+
+def _weights(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _relative_difference(ours: Gemma3ForCausalLM, theirs: Any, prompt: torch.Tensor) -> float:

@@ -4,27 +4,34 @@
 
 Needs `pip install llama-cpp-python`, which builds llama.cpp, for half an hour on two cores. Ours runs the file in
 bfloat16 and in int4 (group size 32); a Q4_0 that llama.cpp makes from the file runs in both programs too, in ours
-without another rounding. Both use all cores, and take turns. Writes benchmarks/results/llama_cpp.json.
+without another rounding. Both use as many threads, and take turns. Writes benchmarks/results/llama_cpp.json.
 """
 
 import argparse
 import json
-import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.timing import in_turns, machine
+from benchmarks import loading
+from benchmarks.language_model import START_TOKENS, prefill_of, random_model
+from benchmarks.limits import Limits, bytes_of
+from benchmarks.table import SPEED, speeds, table_row
+from benchmarks.timing import in_turns, machine, times_in_turns
+from gemma3_core.config.gemma3 import Gemma3TextConfig
 from gemma3_core.generation.loop import decode_step, prefill
+from gemma3_core.gguf.tensors import Q4_0_GROUP_SIZE
 from gemma3_core.hf.auto import AutoModelForCausalLM
 from gemma3_core.int4.quantize import TorchAoConfig
+from gemma3_core.models.text import Gemma3ForCausalLM
+from gemma3_core.models.weights import build_on_meta
 from gemma3_core.nn.cache import KVCache
 
 RESULT = Path(__file__).resolve().parent / "results" / "llama_cpp.json"
@@ -32,75 +39,102 @@ PROMPT_TOKENS, NEW_TOKENS = 512, 32
 _SEED = 1
 
 
-class _Theirs:
+class LlamaCpp:
     """llama.cpp with one file."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, context: int = 2 * PROMPT_TOKENS):
         import llama_cpp
 
-        cores = os.cpu_count() or 1
-        options = {"n_ctx": 2 * PROMPT_TOKENS, "n_batch": PROMPT_TOKENS, "n_threads": cores, "n_threads_batch": cores}
-        self.model = llama_cpp.Llama(str(path), verbose=False, **options)
+        threads = torch.get_num_threads()  # as many as ours
+        options: dict[str, Any] = {"n_ctx": context, "n_batch": PROMPT_TOKENS, "n_threads": threads}
+        self.model = llama_cpp.Llama(str(path), verbose=False, n_threads_batch=threads, **options)
 
     def prefill(self, ids: torch.Tensor) -> None:
         self.model.reset()
         self.model.eval(ids[0].tolist())
 
-    def decoding(self, ids: torch.Tensor) -> Callable[[], None]:
-        def run() -> None:
-            self.prefill(ids[:, :64])
-            start = time.perf_counter()
-            for token in ids[0, 64 : 64 + NEW_TOKENS].tolist():
-                self.model.eval([token])
-            self.seconds.append(time.perf_counter() - start)
-
-        self.seconds: list[float] = []
-        return run
+    def decode(self, ids: torch.Tensor, new_tokens: int) -> float:
+        """Seconds that so many tokens take behind the first 64."""
+        self.prefill(ids[:, :START_TOKENS])
+        start = time.perf_counter()
+        for token in ids[0, START_TOKENS : START_TOKENS + new_tokens].tolist():
+            self.model.eval([token])
+        return time.perf_counter() - start
 
 
-class _Ours:
+class OurFile:
     """Our model with one file."""
 
-    def __init__(self, path: Path, dtype: str, int4: bool):
-        config = TorchAoConfig(32) if int4 else None
+    def __init__(self, path: Path, dtype: str = "bfloat16", int4: bool = True):
+        config = TorchAoConfig(Q4_0_GROUP_SIZE) if int4 else None
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=config)
-        self.seconds: list[float] = []
 
     def prefill(self, ids: torch.Tensor) -> KVCache:
-        cache = KVCache(self.model.text_config, 2 * PROMPT_TOKENS)
+        cache = KVCache(self.model.text_config, ids.shape[1])
         prefill(self.model, cache, input_ids=ids)
         return cache
 
-    def decoding(self, ids: torch.Tensor) -> Callable[[], None]:
-        def run() -> None:
-            cache = self.prefill(ids[:, :64])
-            start = time.perf_counter()
-            for token in ids[0, 64 : 64 + NEW_TOKENS]:
-                decode_step(self.model, cache, token[None], torch.tensor([cache.length]))
-            self.seconds.append(time.perf_counter() - start)
-
-        return run
+    def decode(self, ids: torch.Tensor, new_tokens: int) -> float:
+        """Seconds that so many tokens take behind the first 64."""
+        cache = self.prefill(ids[:, :START_TOKENS])
+        start = time.perf_counter()
+        for token in ids[0, START_TOKENS : START_TOKENS + new_tokens]:
+            decode_step(self.model, cache, token[None], torch.tensor([cache.length]))
+        return time.perf_counter() - start
 
 
 def compare(path: Path, rounds: int, q4_0: bool) -> dict[str, Any]:
     """Tokens a second of both programs with one file, and seconds to load it."""
     kinds = {"int4": ("bfloat16", True)} if q4_0 else {"bfloat16": ("bfloat16", False), "int4": ("bfloat16", True)}
-    loading: dict[str, Callable[[], Any]] = {"llama.cpp": partial(_Theirs, path)}
-    loading |= {name: partial(_Ours, path, *how) for name, how in kinds.items()}
+    loading: dict[str, Callable[[], Any]] = {"llama.cpp": partial(LlamaCpp, path)}
+    loading |= {name: partial(OurFile, path, *how) for name, how in kinds.items()}
     load_s = in_turns(loading, rounds)
     programs: dict[str, Any] = {name: load() for name, load in loading.items()}
     vocabulary = programs["int4"].model.text_config.vocab_size
     ids = torch.randint(5, vocabulary - 200, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(_SEED))
     prefill_s = in_turns({name: partial(one.prefill, ids) for name, one in programs.items()}, rounds)
-    in_turns({name: one.decoding(ids) for name, one in programs.items()}, rounds)
-    report = {}
-    for name, one in programs.items():
-        report[name] = {
+    decode_s = in_turns({name: partial(one.decode, ids, NEW_TOKENS) for name, one in programs.items()}, rounds)
+    return {
+        name: {
             "loading_s": round(load_s[name], 2),
             "prefill": round(PROMPT_TOKENS / prefill_s[name], 1),
-            "decode": round(NEW_TOKENS / statistics.median(one.seconds[1:]), 1),
+            "decode": round(NEW_TOKENS / decode_s[name], 1),
         }
+        for name in programs
+    }
+
+
+def compare_q4_0(
+    config: Gemma3TextConfig, prompts: Sequence[int], new_tokens: int, rounds: int, limits: Limits
+) -> dict[str, Any]:
+    """Rows (see `table_row`) of a shape with random weights in Q4_0, the head too: the same file in both programs."""
+    from benchmarks.random_gguf import write_q4_0
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "q4_0.gguf"
+        write_q4_0(random_model(config, torch.float32), path)
+        ways = {"ours": (loading.OURS_INT4, path), "llama.cpp": (loading.LLAMA_CPP, path)}
+        report: dict[str, Any] = {"dtype": "Q4_0"} | loading.measure(ways, rounds, min(prompts))
+        programs: dict[str, Any] = {"ours": OurFile(path), "llama.cpp": LlamaCpp(path, max(prompts) + PROMPT_TOKENS)}
+        ids = torch.randint(300, config.vocab_size, (1, max(prompts)), generator=torch.Generator().manual_seed(_SEED))
+        ours = programs["ours"].model
+        per_token = 2 * count_layer_weights(config)
+        read = bytes_of([*ours.decoder.layers.buffers(), *ours.lm_head.buffers()])
+        for length in prompts:
+            reading = {who: partial(one.prefill, ids[:, :length]) for who, one in programs.items()}
+            times = times_in_turns(reading, rounds)
+            share = limits.share_of_operations(per_token * length, median(times["ours"]))
+            report[prefill_of(length)] = table_row(SPEED, speeds(length, times), share)
+        times = times_in_turns({who: partial(one.decode, ids, new_tokens) for who, one in programs.items()}, rounds)
+        share = limits.share_of_bytes(read * new_tokens, median(times["ours"]))
+        report["decode"] = table_row(SPEED, speeds(new_tokens, times), share)
     return report
+
+
+def count_layer_weights(config: Gemma3TextConfig) -> int:
+    """Weights of the decoder's layers, each of which a token is multiplied with once."""
+    model: Any = build_on_meta(lambda: Gemma3ForCausalLM(config))
+    return sum(parameter.numel() for parameter in model.decoder.layers.parameters())
 
 
 def quantized_to_q4_0(path: Path, target: Path) -> None:
@@ -111,6 +145,14 @@ def quantized_to_q4_0(path: Path, target: Path) -> None:
     options.ftype, options.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
     if llama_cpp.llama_model_quantize(str(path).encode(), str(target).encode(), options):
         raise RuntimeError(f"llama.cpp could not write {target.name}.")
+
+
+def require() -> None:
+    """Ends the program if llama.cpp is missing."""
+    try:
+        import llama_cpp  # noqa: F401
+    except ImportError:
+        sys.exit("llama.cpp is not here: pip install llama-cpp-python builds it.")
 
 
 def print_table(report: dict[str, Any]) -> None:
@@ -129,10 +171,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    try:
-        import llama_cpp  # noqa: F401
-    except ImportError:
-        sys.exit("llama.cpp is not here: pip install llama-cpp-python builds it.")
+    require()
     with tempfile.TemporaryDirectory() as folder:
         q4_0 = Path(folder) / "q4_0.gguf"
         quantized_to_q4_0(arguments.file, q4_0)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving
     python -m benchmarks.serving --rounds 1 --requests 0
+    python -m benchmarks.serving --replicas              (see benchmarks/replicas.py)
 
 Starts `python app.py` with the demo model twice: answering one question at a time, and eight at once. 1, 8 and 50
 visitors each upload a held-out picture of their own, ask about it through `/ask` and read the stream; the two apps take
@@ -193,7 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="with 1 and 8 visitors (50 come once)")
     parser.add_argument("--requests", type=int, default=1000, help="over which the memory is read")
+    parser.add_argument("--replicas", action="store_true", help="measure replicas behind Ray Serve instead")
+    parser.add_argument("--kills", type=int, default=20, help="of a replica under load, with --replicas")
     arguments = parser.parse_args()
+    if arguments.replicas:
+        from benchmarks import replicas  # needs Ray
+
+        replicas.measure(arguments.rounds, arguments.kills)
+        return
     report = measure(arguments.rounds, arguments.requests)
     print(table(report))
     if report["memory"]:

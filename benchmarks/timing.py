@@ -12,20 +12,28 @@ import torch
 
 
 def in_turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each action; the actions take turns, so that a slow moment of the machine affects all alike.
+    """Median seconds of each action; see `times_in_turns`."""
+    return {name: statistics.median(times) for name, times in times_in_turns(actions, rounds).items()}
 
-    One extra round at the start warms the caches and does not count.
+
+def times_in_turns(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each action in each round; the actions take turns, so that a slow moment of the machine affects all
+    alike.
+
+    One extra round at the start warms the caches and does not count. An action that returns a float tells its seconds
+    itself, without what it had to prepare.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
             start = time.perf_counter()
-            action()
+            told = action()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
+            taken = time.perf_counter() - start
             if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+                seconds[name].append(told if isinstance(told, float) else taken)
+    return seconds
 
 
 def machine() -> dict[str, Any]:

@@ -1,18 +1,23 @@
-"""The 4B shape with random weights on a GPU: decode, prefill and picture to first token, next to transformers.
+"""A model that sees, with random weights: picture to first token, a second turn, prefill and decode, next to
+transformers.
 
-Both share the same tensors. transformers runs with its defaults, and with a static cache, for which it compiles the
-decode step; both in bfloat16, and in int4 with torchao's CUDA packing. Decode is also given as a share of the memory
-bandwidth that a plain copy reaches. "In slots" is how the engine decodes: 1, 8 and 32 answers at once.
+On a GPU it has the 4B shape, in bfloat16 and int4 with torchao's CUDA packing, and transformers runs with its defaults
+and with a static cache, for which it compiles the decode step (on a CPU it doesn't). "In slots" is how the engine
+decodes: 1, 8 and 32 answers at once. Without a GPU it has the demo model's shape, in float32. All share the same
+tensors.
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.language_model import quantize_reference
-from benchmarks.timing import in_turns
+from benchmarks.language_model import GREEDY, PUBLISHED, decode_of, prefill_of, quantize_reference
+from benchmarks.limits import Limits, bytes_of
+from benchmarks.table import SECONDS, SPEED, by_program, speeds, table_row
+from benchmarks.timing import times_in_turns
 from gemma3_core.config.gemma3 import Gemma3Config
 from gemma3_core.engine.slot_runner import SlotRunner
 from gemma3_core.generation.fused_decoder import why_not_fused
@@ -59,38 +64,52 @@ FOUR_BILLION = Gemma3Config.from_dict(
 
 
 def measure(
-    config: Gemma3Config = FOUR_BILLION,
-    device: str = "cuda",
-    prompt_tokens: int = 1024,
+    config: Gemma3Config,
+    device: str,
+    limits: Limits,
+    prompts: Sequence[int] = (512, 4096),
     new_tokens: int = 64,
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """Tokens a second, and seconds from picture to first token, of ours and theirs."""
+    """For each precision the rows of its parts; see `table_row`."""
     where = torch.device(device)
-    ours = random_model(config, where)
+    on_gpu = where.type == "cuda"
+    ours = random_model(config, where, dtype=torch.bfloat16 if on_gpu else torch.float32)
     theirs = reference_model(ours)
-    bandwidth = copy_bandwidth(where)
-    report: dict[str, Any] = {"copy_gb_per_s": round(bandwidth / 1e9, 1)}
-    for precision in ("bfloat16", "int4"):
+    operations = 2 * sum(parameter.numel() for parameter in ours.decoder.layers.parameters())
+    report: dict[str, Any] = {}
+    for precision in ("bfloat16", "int4") if on_gpu else ("float32",):
         if precision == "int4":
             ours = quantized(ours, TorchAoConfig(128))
             quantize_reference(theirs)
-        seconds = _seconds(ours, theirs, prompt_tokens, new_tokens, rounds)
-        floor = decoded_bytes(ours) / bandwidth
-        report[precision] = _figures(seconds, prompt_tokens, new_tokens, floor)
-        for rows in IN_SLOTS if why_not_fused(ours) is None else ():
-            once = in_turns({"slots": _in_slots(ours, prompt_tokens, new_tokens, rows)}, rounds)["slots"] / new_tokens
-            others = report[precision]["decode"] if rows == 1 else {"default": None, "static": None}
-            report[precision][f"decode_in_slots_{rows}"] = {**others, "ours": round(rows / once, 2)}
-            report[precision]["share_of_bandwidth"][f"in_slots_{rows}"] = round(floor / once, 3)
+        report[precision] = rows = _rows(ours, theirs, prompts, new_tokens, rounds, on_gpu)
+        for length in prompts:
+            part = rows[prefill_of(length)]
+            part["share"] = round(limits.share_of_operations(operations * part["ours"], 1.0), 3)
+        read = decoded_bytes(ours)
+        for name, part in rows.items():
+            if name.startswith("decode") and part["ours"]:
+                part["share"] = round(limits.share_of_bytes(read * part["ours"], 1.0), 3)
+        for count in IN_SLOTS if why_not_fused(ours) is None else ():
+            actions = {
+                f"{decode_of(count, sampling)} in slots/ours": _in_slots(
+                    ours, prompts[0], new_tokens, count, sampling, rounds
+                )
+                for sampling in (GREEDY, PUBLISHED)
+            }
+            for name, times in times_in_turns(actions, rounds).items():
+                share = limits.share_of_bytes(read * new_tokens, median(times))
+                rows[name.partition("/")[0]] = table_row(SPEED, speeds(count * new_tokens, {"ours": times}), share)
     return report
 
 
-def random_model(config: Gemma3Config, device: torch.device, seed: int = 0) -> Gemma3ForConditionalGeneration:
-    """Our model in bfloat16 with small random weights (the values do not affect speed)."""
+def random_model(
+    config: Gemma3Config, device: torch.device, seed: int = 0, dtype: torch.dtype = torch.bfloat16
+) -> Gemma3ForConditionalGeneration:
+    """Our model with small random weights (the values do not affect speed)."""
     model = build_on_meta(lambda: Gemma3ForConditionalGeneration(config))
     assert isinstance(model, Gemma3ForConditionalGeneration)
-    model.to_empty(device=device).to(torch.bfloat16).tie_weights()
+    model.to_empty(device=device).to(dtype).tie_weights()
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -115,38 +134,53 @@ def reference_model(ours: Gemma3ForConditionalGeneration) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def copy_bandwidth(device: torch.device, size: int = 2**30) -> float:
-    """Bytes a second that a plain copy reads and writes; the best of ten."""
-    source = torch.empty(size if device.type == "cuda" else size // 16, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(10):
-        start = time.perf_counter()
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = max(best, 2 * source.numel() / (time.perf_counter() - start))
-    return best
-
-
 def decoded_bytes(model: Gemma3ForConditionalGeneration) -> int:
     """Bytes of weights read for each new token: the decoder's and the head's."""
     layers = [*model.decoder.layers.parameters(), *model.decoder.layers.buffers()]
-    head = [*model.lm_head.parameters(), *model.lm_head.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*layers, *head))
+    return bytes_of([*layers, *model.lm_head.parameters(), *model.lm_head.buffers()])
 
 
-def _seconds(
-    ours: Gemma3ForConditionalGeneration, theirs: Any, prompt_tokens: int, new_tokens: int, rounds: int
-) -> dict[str, float]:
-    text = _text_prompt(ours, prompt_tokens)
-    picture = _picture_prompt(ours)
+def _rows(
+    ours: Gemma3ForConditionalGeneration,
+    theirs: Any,
+    prompts: Sequence[int],
+    new_tokens: int,
+    rounds: int,
+    on_gpu: bool,
+) -> dict[str, Any]:
+    pictures = {"picture to first token": 1, "picture with 4 crops to first token": 5}
+    asked = {prefill_of(length): _text_prompt(ours, length) for length in prompts}
+    asked |= {name: _picture_prompt(ours, tiles) for name, tiles in pictures.items()}
+    ways = ("transformers", "static") if on_gpu else ("transformers",)
     actions: dict[str, Callable[[], Any]] = {}
-    for kind, prompt, tokens in (("first", text, 1), ("all", text, new_tokens), ("picture", picture, 1)):
-        actions[f"{kind}/ours"] = _ours(ours, prompt, tokens)
-        for way in ("default", "static"):
-            actions[f"{kind}/{way}"] = _theirs(theirs, prompt, tokens, way)
-    return in_turns(actions, rounds)
+    for name, prompt in asked.items():
+        actions[f"{name}/ours"] = _ours(ours, prompt, 1)
+        actions |= {f"{name}/{way}": _theirs(theirs, prompt, 1, way) for way in ways}
+    first = prefill_of(prompts[0])
+    actions["all/ours"] = _ours(ours, asked[first], new_tokens)
+    actions |= {f"all/{way}": _theirs(theirs, asked[first], new_tokens, way) for way in ways}
+    # The second question behind a picture: ours has kept what it read.
+    again = _further_prompt(ours, _picture_prompt(ours))
+    actions["second turn/ours"] = _our_second_turn(ours, _picture_prompt(ours), again)
+    actions |= {f"second turn/{way}": _theirs(theirs, again, 1, way) for way in ways}
+    times = times_in_turns(actions, rounds)
+    rows: dict[str, Any] = {}
+    for length in prompts:
+        rows[prefill_of(length)] = table_row(SPEED, speeds(length, by_program(times, prefill_of(length))))
+    if rates := _decode_rates(by_program(times, "all"), by_program(times, first), new_tokens):
+        rows["decode"] = table_row(SPEED, rates)
+    for name in (*pictures, "second turn"):
+        rows[name] = table_row(SECONDS, by_program(times, name))
+    return rows
+
+
+def _decode_rates(
+    whole: dict[str, Sequence[float]], first: dict[str, Sequence[float]], new_tokens: int
+) -> dict[str, list[float]]:
+    """Tokens a second behind the first one, in each round in which noise leaves a time for them; none without ours."""
+    behind = {who: [a - b for a, b in zip(some, first[who], strict=True) if a > b] for who, some in whole.items()}
+    rates = {who: [(new_tokens - 1) / seconds for seconds in some] for who, some in behind.items() if some}
+    return rates if "ours" in rates else {}
 
 
 def _text_prompt(model: Gemma3ForConditionalGeneration, tokens: int) -> dict[str, torch.Tensor]:
@@ -156,16 +190,39 @@ def _text_prompt(model: Gemma3ForConditionalGeneration, tokens: int) -> dict[str
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
-def _picture_prompt(model: Gemma3ForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """One picture followed by a question of 16 tokens."""
+def _picture_prompt(model: Gemma3ForConditionalGeneration, tiles: int = 1) -> dict[str, torch.Tensor]:
+    """A picture, as so many tiles, followed by a question of 16 tokens."""
     config = model.config
-    soft = [config.image_token_index] * config.mm_tokens_per_image
+    tile = [config.boi_token_index, *[config.image_token_index] * config.mm_tokens_per_image, config.eoi_token_index]
     question = _text_prompt(model, 16)["input_ids"].tolist()[0]
-    ids = torch.tensor([[2, config.boi_token_index, *soft, config.eoi_token_index, *question]], device=model.device)
+    ids = torch.tensor([[2, *tile * tiles, *question]], device=model.device)
     side = config.vision_config.image_size
-    pixels = torch.rand(1, 3, side, side, device=model.device, dtype=model.dtype) * 2 - 1
+    pixels = torch.rand(tiles, 3, side, side, device=model.device, dtype=model.dtype) * 2 - 1
     types = (ids == config.image_token_index).long()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types, "pixel_values": pixels}
+
+
+def _further_prompt(model: Gemma3ForConditionalGeneration, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The prompt with an answer of 16 tokens and a further question of 16."""
+    more = _text_prompt(model, 32)
+    both = {name: torch.cat((prompt[name], more[name]), dim=1) for name in more}
+    return {**both, "pixel_values": prompt["pixel_values"]}
+
+
+def _our_second_turn(
+    model: Gemma3ForConditionalGeneration, prompt: dict[str, torch.Tensor], again: dict[str, torch.Tensor]
+) -> Callable[[], Any]:
+    """Reads what is new, as the engine does."""
+    cache = KVCache(model.text_config, reserve=again["input_ids"].shape[1])
+    known = prompt["input_ids"].shape[1] + 16
+    read = {name: values[:, :known] for name, values in again.items() if name != "pixel_values"}
+    prefill(model, cache, **read, pixel_values=prompt["pixel_values"])
+    new = {name: again[name][:, known:] for name in ("input_ids", "token_type_ids")}
+
+    def run() -> None:
+        prefill(model, cache, **new).argmax(dim=-1)  # each round is one turn further
+
+    return run
 
 
 def _ours(model: Any, prompt: dict[str, torch.Tensor], tokens: int) -> Callable[[], Any]:
@@ -182,14 +239,17 @@ def _theirs(model: Any, prompt: dict[str, torch.Tensor], tokens: int, way: str) 
     return run
 
 
-def _in_slots(model: Any, prompt_tokens: int, new_tokens: int, rows: int) -> Callable[[], Any]:
-    """Decodes `new_tokens` of each of some answers, greedily, as the engine does on CUDA."""
+def _in_slots(
+    model: Any, prompt_tokens: int, new_tokens: int, rows: int, sampling: SamplingParams, rounds: int
+) -> Callable[[], Any]:
+    """Decodes `new_tokens` of each of some answers, as the engine does on CUDA; so many `rounds` and one."""
     runner = SlotRunner(model, rows, 2**62, captures=model.device.type == "cuda")
     ids = _text_prompt(model, prompt_tokens)["input_ids"]
-    caches, samplers = [KVCache(model.text_config, reserve=2 * prompt_tokens) for _ in range(rows)], []
-    for cache in caches:
+    room, samplers = prompt_tokens + (rounds + 2) * new_tokens, []
+    caches = [KVCache(model.text_config, reserve=room) for _ in range(rows)]
+    for number, cache in enumerate(caches):
         prefill(model, cache, input_ids=ids)
-        row = SamplingRow.of(SamplingParams(), ids, model.text_config.vocab_size, with_alternatives=False)
+        row = SamplingRow.of(replace(sampling, seed=number), ids, model.text_config.vocab_size, with_alternatives=False)
         samplers.append(row)
 
     def run() -> None:
@@ -200,20 +260,5 @@ def _in_slots(model: Any, prompt_tokens: int, new_tokens: int, rows: int) -> Cal
             tokens = [one.sampled.token for one in passes if one.sampled is not None]
             for row, token in zip(samplers, tokens, strict=True):
                 row.push(token)
-        for cache in caches:
-            cache.length = prompt_tokens  # the slots go on from here
 
     return run
-
-
-def _figures(seconds: dict[str, float], prompt_tokens: int, new_tokens: int, floor: float) -> dict[str, Any]:
-    """`floor` is the time of one token in seconds if only memory bandwidth counted."""
-    figures: dict[str, Any] = {"prefill": {}, "decode": {}, "picture_to_first_token_s": {}}
-    for way in ("ours", "default", "static"):
-        first, whole, picture = (seconds[f"{kind}/{way}"] for kind in ("first", "all", "picture"))
-        rate = (new_tokens - 1) / (whole - first) if whole > first else None
-        figures["prefill"][way] = round(prompt_tokens / first, 1)
-        figures["decode"][way] = rate and round(rate, 2)
-        figures["picture_to_first_token_s"][way] = round(picture, 4)
-        figures.setdefault("share_of_bandwidth", {})[way] = rate and round(rate * floor, 3)
-    return figures

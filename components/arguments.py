@@ -81,6 +81,11 @@ def _switch(name: str, value: Any) -> bool | None:
     return _WORDS[word]
 
 
+def _schema(name: str, value: Any) -> str | None:
+    """A JSON schema as text, also where it is given as an object."""
+    return json.dumps(value) if isinstance(value, dict) else _text(name, value)
+
+
 def _json(name: str, value: Any) -> Any:
     if not isinstance(value, str) or value.strip() in ("", "auto"):
         return None if value == "" else value
@@ -132,5 +137,6 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "temperature": _number,
     "seed": _whole,
     "crops": _json,
+    "json_schema": _schema,
 }
 """By the arguments' names, in their order."""

@@ -4,10 +4,18 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import copy_context
 
 import gradio as gr
+
+from gemma3_core.engine import Event, Request
+
+Ask = Callable[[gr.Request, str | None, Request, threading.Event | None], AsyncGenerator[Event]]
+"""Asks a model, by its name, a question for whoever is at the page; setting the event stops the answer."""
+
+Look = Callable[[gr.Request, str, int], AbstractAsyncContextManager[None]]
+"""For the time of a look inside an answer: who is at the page, the model that reads it again, and how many tokens."""
 
 _SOON_S, _TICK_S = 0.25, 0.5
 

@@ -1,6 +1,6 @@
 """`/ask`: the page's question and answer for programs, through gradio_client."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -10,8 +10,17 @@ import gradio as gr
 from components.arguments import crops_of
 from components.chat.conversation import question_of
 from components.chat.running import Pace
+from components.serving.desk import FrontDesk
 from components.settings import MOST_NEW_TOKENS
-from gemma3_core.engine import DoneEvent, Gemma3Error, ModelRegistry, Request, SamplingSettings, TokenEvent
+from gemma3_core.engine import (
+    DoneEvent,
+    Gemma3Error,
+    Request,
+    SamplingSettings,
+    TokenChoice,
+    TokenEvent,
+    values_of,
+)
 
 _DESCRIPTION = (
     "Answers a question about pictures. Greedy at temperature 0; int4=None is the server's setting. "
@@ -23,10 +32,10 @@ _LONGEST = 256
 
 
 class AskEndpoint:
-    """The endpoint's handler; it always asks the server's first model."""
+    """The endpoint's handler, also of the MCP tool; it always asks the server's first model."""
 
-    def __init__(self, models: ModelRegistry):
-        self._models = models
+    def __init__(self, desk: FrontDesk):
+        self._desk = desk
 
     async def ask(
         self,
@@ -40,12 +49,17 @@ class AskEndpoint:
         temperature: float | None = None,
         seed: float | None = None,
         crops: Any = None,
+        json_schema: str | None = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yields partial answers with empty figures, then the answer with its figures. None means the argument's
-        default; `crops_of` says what crops may be.
+        default; `crops_of` says what crops may be. With `json_schema` the answer is JSON that fits it, and the figures
+        have `fields`, the value and the probability of each member.
 
         Raises gr.Error.
         """
+        caller = self._desk.callers.of(request)
+        # All programs of the MCP server share one session of Gradio's.
+        visitor = caller.visitor if caller.door == "mcp" else caller.window
         try:
             if (max_new_tokens or 0) > MOST_NEW_TOKENS:
                 raise Gemma3Error(f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.12g}.")
@@ -57,15 +71,18 @@ class AskEndpoint:
                 int4=int4,
                 max_new_tokens=_LONGEST if max_new_tokens is None else int(max_new_tokens),
                 sampling=SamplingSettings(temperature=temperature or 0.0, seed=int(seed or 0)),
-                visitor=request.session_hash or "",
+                visitor=visitor,
                 reuse=False,  # no further question can follow
+                confidence=bool(json_schema),
+                json_schema=json_schema or None,
             )
-            text, pace = "", Pace()
-            async with aclosing(self._models.astream(None, asked)) as answer:
+            text, pace, choices = "", Pace(), list[TokenChoice]()
+            async with aclosing(self._desk.astream(caller, None, asked)) as answer:
                 async for event in answer:
                     if isinstance(event, DoneEvent):
-                        yield event.text, event.stats.to_dict()
+                        yield event.text, {**event.stats.to_dict(), **_fields(event.text, choices)}
                         return
+                    choices += [event.choice] if isinstance(event, TokenEvent) and event.choice else []
                     text += event.text if isinstance(event, TokenEvent) else ""
                     if pace.due():
                         yield text, {}
@@ -73,7 +90,14 @@ class AskEndpoint:
             raise gr.Error(str(error), print_exception=False) from error
 
 
-def build_ask_endpoint(models: ModelRegistry) -> None:
+def _fields(text: str, choices: Sequence[TokenChoice]) -> dict[str, Any]:
+    """The values of an answer in JSON, for its figures; nothing for one in text."""
+    values = values_of(text, choices) if choices else ()
+    told = {one.name: {"value": one.value, "probability": round(one.probability, 4)} for one in values}
+    return {"fields": told} if told else {}
+
+
+def build_ask_endpoint(desk: FrontDesk) -> None:
     """Hidden components that check and document the endpoint's inputs and outputs; `read_arguments` comes before."""
     with gr.Column(visible=False):
         int4 = gr.Checkbox(label="int4; None is the server's setting")
@@ -88,10 +112,11 @@ def build_ask_endpoint(models: ModelRegistry) -> None:
             gr.Number(0.0, label="Temperature; 0 is greedy"),
             gr.Number(0, label="Seed", precision=0),
             gr.JSON(label="Crops in place of pan & scan's: “auto”, or boxes for each picture"),
+            gr.Textbox(label="JSON schema of the answer; none is text"),
         ]
         outputs = [gr.Textbox(label="Answer"), gr.JSON(label="Stats")]
         gr.Button("Ask").click(
-            AskEndpoint(models).ask,
+            AskEndpoint(desk).ask,
             inputs,
             outputs,
             api_name="ask",

@@ -25,8 +25,9 @@ from components.inside.panel import OPENED, Inside, build_inside
 from components.models.handlers import ModelsHandlers
 from components.models.machine import Machine
 from components.openai.app import Completions
+from components.serving.desk import FrontDesk, Operation
 from components.serving.server import Page
-from components.settings import Settings, build_settings
+from components.settings import FieldsForm, Settings, build_settings
 from components.shown.conversation_list import conversation_list
 from components.shown.image_strip import build_image_strip, build_token_count
 from components.shown.picker import build_picker
@@ -47,6 +48,10 @@ _SEND_JS = """async (message, ...rest) => {
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
+_INSIDE_JS = """(_, conversation) => {
+  const { number, token } = document.querySelector("#inside-open").dataset;
+  return [Number(number), conversation, token ? Number(token) : null];
+}"""
 _CLOSER_JS = """(number, region, ...rest) => {
   const { number: answer, region: drawn } = document.querySelector("#look-closer").dataset;
   return [Number(answer), drawn ?? "", ...rest];
@@ -77,18 +82,21 @@ def build_page(
     frame_ancestors: str = "",
     api_keys: Sequence[str] = (),
     machine: Machine | None = None,
-) -> gr.Blocks:
+    operation: Operation | None = None,
+) -> Page:
     """Builds the whole page for one loaded engine or for several models; the caller launches it.
 
     Visitors' browsers keep their conversations, unless the page is `forgetful`. `frame_ancestors` says whose pages may
     show this one in a frame (see `Page`). With `api_keys`, programs must send one of them to `/v1/`. With `machine`,
     for a page that only this machine reaches, whoever started the program sees the models here and can run them.
+    `operation` says how much visitors may ask and who watches; by default nobody watches, and nothing is counted.
     """
     models = models if isinstance(models, ModelRegistry) else ModelRegistry(models)
     info = models.first.info
     cards = examples_for(info) if examples is None else tuple(examples)
     title = TITLE if info.multimodal else TEXT_TITLE
-    with Page(title=title, fill_height=True, fill_width=True, analytics_enabled=False) as page:
+    with Page(title=title, fill_height=True, fill_width=True, analytics_enabled=False, operation=operation) as page:
+        page.desk = desk = FrontDesk(models, page.operation)
         page.forgetful, page.frame_ancestors = forgetful, frame_ancestors
         conversation = gr.State(Conversation())
         listed = "" if forgetful else conversation_list()
@@ -106,17 +114,18 @@ def build_page(
                 gr.HTML(SOURCES, elem_id="sources")
             image_strip, token_count = build_image_strip(), build_token_count()
         inside = build_inside(info, models.names)
-        chat_handlers = ChatHandlers(models, cards, page.uploads.caption)
+        chat_handlers = ChatHandlers(models, cards, page.uploads.caption, desk.on_page)
         panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
         keeping = None if forgetful else Keeping(chat_handlers, page.uploads.__contains__, cards)
         changes = _connect_chat(chat_handlers, keeping, panels)
         owners = None if machine is None else ModelsHandlers(models, machine)
         _connect_return(page, chat_handlers, panels, models, None if owners is None else owners.names, cards)
+        _connect_fields(settings.fields)
         _connect_examples(cards, panels)
         _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         _connect_image_strip(chat_handlers.previews, panels, changes)
         _connect_token_count(chat_handlers.previews, panels, changes)
-        inside_handlers = InsideHandlers(models)
+        inside_handlers = InsideHandlers(models, desk.on_page, desk.looking)
         _connect_inside(inside_handlers, inside, panels, changes)
         _connect_model_choice(ModelChoiceHandlers(models, partial(_head, title)), panels, head, changes)
         if owners is not None:
@@ -124,10 +133,10 @@ def build_page(
         page.unload(chat_handlers.leave)
         page.unload(inside_handlers.leave)
         page.periodic_tasks.append(models.evict)
-        build_ask_endpoint(models)
+        build_ask_endpoint(desk)
         page.readers["ask"] = read_arguments
         has_login, is_shared = (lambda: page.auth is not None), (lambda: page.is_shared)
-        page.programs = Completions(models, api_keys, has_login, is_shared)
+        page.programs = Completions(models, api_keys, has_login, is_shared, desk)
     page.queue(default_concurrency_limit=None)
     return page
 
@@ -224,6 +233,14 @@ def _connect_return(
     page.load(None, settings, settings, js=f"(...values) => window.ask.settingsBack({offer}, ...values)", **common)
     changes = [one.change for one in settings]  # type: ignore[attr-defined]
     gr.on(changes, None, settings, js=f"(...values) => window.ask.keepSettings({offer}, ...values)", **common)
+
+
+def _connect_fields(form: FieldsForm) -> None:
+    """fields.js draws the form from its text, and clicks the hidden button after each change."""
+    changed = gr.Button("Fields", elem_id="fields-changed", visible="hidden")
+    changed.click(None, None, form.text, js="() => window.ask.fields.text()", api_visibility="private")
+    show: dict[str, Any] = {"js": "(text) => window.ask.fields.show(text)", "api_visibility": "private"}
+    gr.on([form.text.change, form.fold.expand], None, form.text, **show)
 
 
 def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:
@@ -357,7 +374,7 @@ def _connect_token_count(previews: Previews, panels: Panels, changes: Sequence[A
 
 def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels, changes: Sequence[Any]) -> None:
     """Connects the buttons that open Inside for an answer, and those inside it."""
-    selected, number = gr.State(None), gr.Number(visible="hidden", precision=0)
+    selected, number, first = gr.State(None), *(gr.Number(visible="hidden", precision=0) for _ in range(2))
     show, close, look = (
         gr.Button(act, elem_id=act, visible="hidden") for act in ("inside-open", "inside-close", "look")
     )
@@ -376,9 +393,9 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     choice = [selected, inside.layer, inside.head]
     show.click(
         inside_handlers.open,
-        [number, panels.conversation],
+        [number, panels.conversation, first],
         shown,
-        js=_NUMBER_JS.format("inside-open"),
+        js=_INSIDE_JS,
         **waits,
     )
     for change in changes:

@@ -32,7 +32,8 @@ class Choices:
 
     `int4` is None where the engine leaves no choice: the server's setting holds. `model` names the model that should
     answer; None is the server's first. `shown` names the model whose defaults the settings started from. With
-    `continue_text` the model goes on with the text instead of answering it; None is the model's own way.
+    `continue_text` the model goes on with the text instead of answering it; None is the model's own way. `fields` are
+    what the answer should tell as JSON, as `read_fields` reads them; without any it is text.
     """
 
     pan_and_scan: bool
@@ -46,6 +47,7 @@ class Choices:
     model: str | None = None
     shown: str | None = None
     continue_text: bool | None = None
+    fields: str | None = None
 
     def own_sampling(self, shown: ModelInfo | None) -> PartialSampling:
         """What the visitor has set; values that still stand at the defaults of `shown` are left open.
@@ -102,6 +104,14 @@ class MachineModels:
 
 
 @dataclass(frozen=True)
+class FieldsForm:
+    """The fold in which a visitor says which fields the answer has; `text` holds them (see fields.js)."""
+
+    fold: gr.Accordion
+    text: gr.Textbox
+
+
+@dataclass(frozen=True)
 class Settings:
     """The sidebar's components that other parts of the page use."""
 
@@ -114,12 +124,13 @@ class Settings:
     model: gr.Dropdown | None
     model_note: gr.HTML | None
     shown: gr.State
+    fields: "FieldsForm"
     machine: "MachineModels | None" = None
 
     @property
     def chosen(self) -> gr.components.Component:
         """The component that holds the chosen model's name, or None where there is no choice."""
-        return self.inputs[-3]
+        return self.inputs[-4]
 
     @property
     def set_by_example(self) -> list[gr.components.Component | gr.Accordion]:
@@ -157,7 +168,7 @@ def build_settings(
             label="Pan & scan",
             info=pan_and_scan_line(info),
             elem_id="pan-and-scan",
-            visible=info.multimodal,
+            visible=info.multimodal and not info.outside,
         )
         int4 = None if info.int4 is None else _build_int4(info.int4)
         goes_on = _build_continue_text() if info.continues_text else None
@@ -170,6 +181,7 @@ def build_settings(
                 lines=3,
                 max_lines=8,
             )
+        fields = _build_fields()
         sampling = _build_sampling(info.sampling)
         theme = gr.Radio(["System", "Light", "Dark"], value="System", label="Theme", elem_id="theme")
         if beneath:
@@ -177,8 +189,19 @@ def build_settings(
         theme.change(None, theme, js="(theme) => window.ask.useTheme(theme)", api_visibility="private")
     chosen, shown = gr.State(None) if int4 is None else int4, gr.State(info.name)
     chosen_model, continue_text = (gr.State(None) if one is None else one for one in (model, goes_on))
-    inputs = (pan_and_scan, system_prompt, *sampling, chosen, chosen_model, shown, continue_text)
-    return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown, machine)
+    inputs = (pan_and_scan, system_prompt, *sampling, chosen, chosen_model, shown, continue_text, fields.text)
+    return Settings(inputs, pan_and_scan, system_prompt, fold, sampling, int4, model, note, shown, fields, machine)
+
+
+_FIELDS = """<p class="note">The next answer is JSON with these fields, and tells how sure the model was of each.
+Without fields it is text.</p><ul></ul><button type="button" data-field="add">Add a field</button>"""
+
+
+def _build_fields() -> FieldsForm:
+    text = gr.Textbox(visible="hidden", elem_id="fields-text", max_length=20_000)
+    with gr.Accordion("Answer as JSON", open=False, elem_id="fields-fold") as fold:
+        gr.HTML(_FIELDS, elem_id="fields")
+    return FieldsForm(fold, text)
 
 
 def _build_continue_text() -> gr.Checkbox:

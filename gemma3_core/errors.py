@@ -47,6 +47,10 @@ class SamplingError(Gemma3Error, ValueError):
     """Sampling settings out of range."""
 
 
+class SchemaError(Gemma3Error, ValueError):
+    """A JSON schema that no answer can fit, that is not supported, or that is too much work."""
+
+
 class AttentionError(Gemma3Error, ValueError):
     """Attention that can't be shown: pictures gone, model changed, prompt too long, or no such token."""
 
@@ -65,6 +69,10 @@ class OutOfMemoryError(Gemma3Error, RuntimeError):
 
 class QueueFullError(Gemma3Error, RuntimeError):
     """The queue is full; try again in a moment."""
+
+
+class ReplicaLostError(Gemma3Error, RuntimeError):
+    """The machine that was answering has failed, or none answers; asking again may reach another one."""
 
 
 def require_known(where: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -10,6 +10,12 @@ from warm import ran
 
 import app
 
+OPERATION = {
+    "questions_per_hour": None, "pictures_per_day": None, "tokens_per_day": None, "streams_per_address": None,
+    "share_budget": None, "trusted_proxy": (), "metrics": False, "metrics_token": None, "log_format": "text",
+    "trace_to": None, "drain_seconds": 8,
+}  # fmt: skip
+
 
 def test_defaults_are_the_demo_model_on_this_machine_only():
     settings = app.parse([], {})
@@ -18,6 +24,9 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "keep": 1, "at_once": 8, "int4": False, "device": "auto",
         "dtype": "auto", "host": None, "port": None, "share": False, "mcp": False, "auth": None,
         "forgetful": False, "frame_ancestors": "", "api_key": (), "find": False, "look_in": (),
+        "openai": None, "openai_model": None, "openai_key": None,
+        **OPERATION,
+        "replicas": None, "min_replicas": None, "max_replicas": None, "ray": None, "print_config": None,
     }  # fmt: skip
     assert vars(settings) == expected
 
@@ -27,7 +36,9 @@ def test_each_option_can_be_given():
     line += "--adapter an/adapter --adapter c --merge-adapter --find --look-in a --look-in b "
     line += "--mmproj m.gguf --port 8000 --share --mcp --auth me:secret --forgetful --frame-ancestors https://*.a.org:*"
     line += " --api-key one-of-our-keys --api-key 12345678"
+    line += " --openai http://there/v1 --openai-model m --openai-key secret"
     settings = app.parse(line.split(), {})
+    assert (settings.openai, settings.openai_model, settings.openai_key) == ("http://there/v1", "m", "secret")
     assert (settings.forgetful, settings.frame_ancestors) == (True, "https://*.a.org:*")
     assert (settings.model, settings.int4, settings.device, settings.dtype) == ("some/folder", True, "cpu", "float32")
     assert (settings.host, settings.port, settings.share, settings.mcp) == ("0.0.0.0", 8000, True, True)
@@ -47,6 +58,9 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_API_KEY": "one-of-our-keys,12345678",
         "GEMMA_ADAPTER": "an/adapter,c", "GEMMA_MERGE_ADAPTER": "1",
         "GEMMA_FIND": "1", "GEMMA_LOOK_IN": "a,b c",
+        "GEMMA_OPENAI": "http://there", "GEMMA_OPENAI_MODEL": "m", "GEMMA_OPENAI_KEY": "secret",
+        "GEMMA_REPLICAS": "2", "GEMMA_MIN_REPLICAS": "1", "GEMMA_MAX_REPLICAS": "4", "GEMMA_RAY": "auto",
+        "GEMMA_PRINT_CONFIG": "serve",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -56,7 +70,52 @@ def test_each_option_can_come_from_the_environment():
         "api_key": ("one-of-our-keys", "12345678"),
         "adapter": ("an/adapter", "c"), "merge_adapter": True,
         "find": True, "look_in": ("a", "b c"),
+        "openai": "http://there", "openai_model": "m", "openai_key": "secret",
+        **OPERATION,
+        "replicas": 2, "min_replicas": 1, "max_replicas": 4, "ray": "auto", "print_config": "serve",
     }  # fmt: skip
+
+
+def test_what_an_operator_sets_is_read():
+    line = "--questions-per-hour 30 --pictures-per-day 0 --streams-per-address 2 --trusted-proxy 10.1.2.3/8 "
+    line += "--metrics --metrics-token 12345678 --log-format json --drain-seconds 0 --trace-to http://127.0.0.1:4318/v1/traces"
+    settings = app.parse(
+        line.split(),
+        {"GEMMA_SHARE_BUDGET": "500 questions, 9 tokens", "GEMMA_TRUSTED_PROXY": "::1", "GEMMA_SHARE": "1"},
+    )
+    assert (settings.questions_per_hour, settings.pictures_per_day, settings.streams_per_address) == (30, 0, 2)
+    assert settings.share_budget == {"questions": 500, "tokens": 9}
+    assert (settings.trusted_proxy, settings.drain_seconds) == (("10.0.0.0/8",), 0)
+    assert (settings.metrics, settings.metrics_token, settings.log_format) == (True, "12345678", "json")
+    told = [(one.what, one.most, one.period_s, one.together) for one in app.allowances(settings, {})]
+    assert told == [
+        ("questions", 30, 3600, False), ("streams", 2, None, False),
+        ("questions", 500, None, True), ("tokens", 9, None, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "questions"),
+    [
+        ("", {}, None), ("--host 0.0.0.0", {}, None), ("--share", {}, 240), ("", {"SPACE_ID": "me/space"}, 240),
+        ("--share --questions-per-hour 0", {}, None), ("--questions-per-hour 5", {}, 5),
+    ],
+)  # fmt: skip
+def test_questions_are_limited_where_strangers_come_and_nothing_else_was_said(line, environment, questions):
+    limits = app.allowances(app.parse(line.split(), environment), environment)
+    assert [limit.most for limit in limits] == ([] if questions is None else [questions])
+
+
+@pytest.mark.parametrize(
+    ("line", "knows", "behind"),
+    [
+        ("", False, False), ("--host 0.0.0.0", True, False), ("--share", False, False),
+        ("--trusted-proxy 127.0.0.1", True, True), ("--share --trusted-proxy ::1", True, True),
+    ],
+)  # fmt: skip
+def test_an_address_is_believed_where_a_proxy_is_named_or_none_can_be_between(line, knows, behind):
+    operation = app._operation(app.parse(line.split(), {}))
+    assert (operation.knows_addresses, operation.behind_proxy, operation.metrics) == (knows, behind, None)
 
 
 def test_the_command_line_wins():
@@ -78,6 +137,11 @@ def test_the_command_line_wins():
         (["--also", ""], "--also: is empty"),
         (["--keep", "0"], "--keep: '0' is not a whole number of 1 or more"),
         (["--prot", "1"], "--prot"),
+        (["--share-budget", "5 answers"], "'5 answers' is no budget"),
+        (["--share-budget", "5 tokens, 5 tokens"], "is no budget"),
+        (["--trusted-proxy", "nginx"], "'nginx' is no address or network"),
+        (["--tokens-per-day", "-1"], "'-1' is not a whole number; 0 is no limit"),
+        (["--trace-to", "collector:4318"], "--trace-to: is no address"),
     ],
 )
 def test_a_bad_option_is_named(arguments, says, capsys):
@@ -130,7 +194,7 @@ def test_the_published_model_is_offered_only_where_no_model_is_named_and_no_stra
     built = []
 
     class Page:
-        share_url = None
+        share_url = desk = None
 
         def launch(self, **options):
             built.append(options)
@@ -155,7 +219,7 @@ def test_the_machines_models_are_shown_only_to_whoever_started_the_program(line,
     built = []
 
     class Page:
-        share_url = None
+        share_url = desk = None
 
         def launch(self, **_):
             pass
@@ -196,6 +260,7 @@ def test_what_the_engine_refuses_ends_in_one_line():
         ["--model", "no/such/folder/anywhere"],
         ["--also", "/no/such/folder"],
         ["--mcp", "--auth", "me:secret"],
+        ["--share-budget", "5 questions"],
         ["--look-in", "/no/such/folder"],
     ],
 )
@@ -223,6 +288,7 @@ def test_demo_is_built_when_it_is_asked_for(monkeypatch):
 def test_a_public_link_is_told_with_its_code(monkeypatch, capsys):
     class Page:
         share_url = "https://0123456789.gradio.live"
+        desk = None
 
         def launch(self, **options):
             assert options["share"]

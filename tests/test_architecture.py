@@ -24,13 +24,14 @@ ROOMS = {
         "processor models",
         "inspection hf",
         "verify engine",
+        "ask replicas",
     ),
     "components": (
-        "bridge theme examples arguments",
+        "bridge theme examples arguments watch",
         "shown settings",
         "chat",
-        "inside serving endpoint",
-        "models openai",
+        "inside serving",
+        "endpoint models openai",
         "page",
     ),
 }
@@ -39,9 +40,9 @@ VERIFY = REPOSITORY / "gemma3_core" / "verify.py"
 COMPONENTS = sorted((REPOSITORY / "components").rglob("*.py"))
 # What is imported when the program runs; the tests' and the training's own needs are not.
 RUN_TIME = {"gradio", "torch", "safetensors", "tokenizers", "PIL", "matplotlib"}
-BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx"}
-# In requirements/pictures.txt, and imported only where a file needs it; with torch's builds for CUDA.
-OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton"}
+BROUGHT_ALONG = {"numpy", "jinja2", "huggingface_hub", "safehttpx", "httpx", "yaml"}
+# In requirements/, and imported only where a file or an answer needs it; with torch's builds for CUDA.
+OPTIONAL = {"pillow_heif", "pypdfium2", "av", "triton", "llguidance", "ray", "grpc"}
 
 
 def name_of(path: Path) -> str:

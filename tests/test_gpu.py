@@ -277,7 +277,7 @@ def test_captured_steps_write_the_tokens_of_launched_ones_and_of_plain_ones(shar
     model = Gemma3ForConditionalGeneration.from_pretrained(sharp_weights.both, device_map="auto")
     captured, runner = in_slots(model, rows, True, 3 * WINDOW)
     assert runner._groups
-    assert all(group and group._captured and group._captures for group in runner._groups.values()), "not captured"
+    assert all(group and group._captured and group.captures.go_on for group in runner._groups.values()), "not captured"
     assert captured == in_slots(model, rows, False, 3 * WINDOW)[0]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SlotRunner, "decode", lambda _, passes: decode_together(passes))

@@ -26,6 +26,7 @@ def reason_to_look_closer(exchange: Exchange, info: ModelInfo | None) -> str:
     The demo model has learnt to read crops of writing, and nothing else: of other pictures they would mislead it.
     """
     closer = exchange.first is not None or any(exchange.question.crops)
+    closer = closer or (info is not None and bool(info.outside))  # which takes no crops
     if info is None or closer or not exchange.answered.request.num_images or exchange.stats.stop_reason != "stop":
         return ""
     if _CANT_READ.search(exchange.answer):

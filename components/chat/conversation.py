@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gemma3_core.engine import Answered, Stats, TokenChoices, Turn
+from gemma3_core.engine import Answered, FieldValue, Stats, TokenChoices, Turn, values_of
 
 NOTHING = Turn("user", "")
 
@@ -15,7 +15,8 @@ class Exchange:
     """A question, whether pan & scan was on, and its answer.
 
     `answered` is what the engine needs to inspect the answer later; `choices` are the answer's tokens. After a closer
-    look, `first` is the exchange before it, whose answer stands beside this one and no longer counts.
+    look, `first` is the exchange before it, whose answer stands beside this one and no longer counts. `fields`
+    are what it was asked to tell as JSON, as `read_fields` reads them.
     """
 
     question: Turn
@@ -23,10 +24,16 @@ class Exchange:
     answered: Answered
     choices: TokenChoices = field(default_factory=TokenChoices)
     first: "Exchange | None" = None
+    fields: str = ""
 
     @property
     def answer(self) -> str:
         return self.answered.done.text
+
+    @property
+    def values(self) -> tuple[FieldValue, ...]:
+        """The values of an answer in fields."""
+        return () if self.answered.request.json_schema is None else values_of(self.answer, self.choices)
 
     @property
     def stats(self) -> Stats:

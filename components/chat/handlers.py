@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.bridge import window_of
+from components.bridge import Ask, window_of
 from components.chat import composer
 from components.chat import panel as chat
 from components.chat.closer_look import closer_question, reason_to_look_closer
@@ -33,6 +33,8 @@ from gemma3_core.engine import (
     TokenChoices,
     TokenEvent,
     Turn,
+    ask_in_fields,
+    read_fields,
 )
 
 logger = logging.getLogger(__name__)
@@ -78,10 +80,16 @@ class ChatHandlers:
     """The page's handlers for a server's models. Of a visitor, they keep only the running answer."""
 
     def __init__(
-        self, models: ModelRegistry, examples: Sequence[Example], caption: Callable[[str], str] = lambda _path: ""
+        self,
+        models: ModelRegistry,
+        examples: Sequence[Example],
+        caption: Callable[[str], str] = lambda _path: "",
+        ask: Ask | None = None,
     ):
-        """`caption` says what stands before a picture in the prompt, by its path."""
+        """`caption` says what stands before a picture in the prompt, by its path. `ask` takes the questions; without,
+        the models do."""
         self._models, self._examples, self._caption = models, tuple(examples), caption
+        self._answers = (lambda _asker, *asked: models.astream(*asked)) if ask is None else ask
         self.running = RunningAnswers()
         self.previews = Previews(models, self.running, caption)
 
@@ -97,7 +105,7 @@ class ChatHandlers:
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
         question = captioned(held(message), self._caption)
-        async with aclosing(self._ask(question, conversation, kept, Choices(*values), window_of(request))) as updates:
+        async with aclosing(self._ask(question, conversation, kept, Choices(*values), request)) as updates:
             async for update in updates:
                 yield update
 
@@ -115,7 +123,7 @@ class ChatHandlers:
         choices = with_brought(Choices(*values), example)
         for question in example.turns():
             asked = conversation
-            async with aclosing(self._ask(question, asked, asked, choices, window_of(request))) as updates:
+            async with aclosing(self._ask(question, asked, asked, choices, request)) as updates:
                 async for update in updates:
                     conversation = update[2] if isinstance(update[2], Conversation) else conversation
                     yield update
@@ -136,7 +144,7 @@ class ChatHandlers:
         exchange, kept = conversation.exchanges[index], conversation.up_to(index)
         question, first = exchange.question, exchange.first
         async with aclosing(
-            self._ask(question, conversation, kept, Choices(*values), window_of(request), again=True, first=first)
+            self._ask(question, conversation, kept, Choices(*values), request, again=True, first=first)
         ) as updates:
             async for update in updates:
                 yield update
@@ -165,7 +173,7 @@ class ChatHandlers:
             return
         question = closer_question(exchange, drawn)
         async with aclosing(
-            self._ask(question, conversation, kept, choices, window_of(request), again=True, first=first)
+            self._ask(question, conversation, kept, choices, request, again=True, first=first)
         ) as updates:
             async for update in updates:
                 yield update
@@ -184,7 +192,7 @@ class ChatHandlers:
                 conversation,
                 conversation.up_to(-1),
                 replace(Choices(*values), model=last.stats.model),
-                window_of(request),
+                request,
                 cut=last,
             )
         ) as updates:
@@ -274,7 +282,7 @@ class ChatHandlers:
         conversation: Conversation,
         kept: Conversation,
         choices: Choices,
-        window: str,
+        asker: gr.Request,
         again: bool = False,
         cut: Exchange | None = None,
         first: Exchange | None = None,
@@ -286,6 +294,7 @@ class ChatHandlers:
         `hand_back` restores Send, because Gradio repeats a generator's last update when it ends: that would take Stop
         from a question sent in between, and a slow browser sees only the latest of several updates.
         """
+        window = window_of(asker)
         if window in self.running:  # sent while an answer is running
             yield page_update(conversation=replace(conversation, returned=question))
             return
@@ -300,13 +309,15 @@ class ChatHandlers:
         again = again or cut is not None
         try:
             asked = _request(question, kept, choices, self._models.info(choices.shown), window)
-            asked = replace(asked, continue_text=choices.continues(self._models.info(choices.model)))
+            info, fields = self._models.info(choices.model), choices.fields or ""
+            asked = replace(asked, continue_text=choices.continues(info))
+            asked = ask_in_fields(asked, read_fields(fields), named=info is None or not info.is_demo)
             if cut is not None:
-                so_far, longest = cut.answered.done.token_ids, asked.max_new_tokens
+                so_far, longest, fields = cut.answered.done.token_ids, asked.max_new_tokens, cut.fields
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
             with self.running.entry(window) as running:
                 yield page_update([*shown, draft.message()], composer.waiting(), notice="")
-                answer = running.events(self._models.astream(choices.model, asked, running.stop))
+                answer = running.events(self._answers(asker, choices.model, asked, running.stop))
                 async with aclosing(_drawn(answer, draft)) as drawings:
                     async for message in drawings:
                         yield page_update([*shown, message] if message else None, composer.waiting())
@@ -327,7 +338,8 @@ class ChatHandlers:
             yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
             complete = Answered(replace(asked, answer_so_far=()), done)
-            exchange = Exchange(question, asked.pan_and_scan, complete, TokenChoices(draft.choices), first)
+            choices_told = TokenChoices(draft.choices)
+            exchange = Exchange(question, asked.pan_and_scan, complete, choices_told, first, fields)
             answered = replace(kept.add(exchange), returned=conversation.aside)
             notice = ""
             stands_beside = first is not None and first is conversation.exchanges[-1]

@@ -11,6 +11,7 @@ from gradio.processing_utils import move_files_to_cache
 
 from components.chat.conversation import Conversation, Exchange
 from components.examples import Example, card_address
+from components.shown.fields_view import fields_html
 from components.shown.markdown import literal, of_model
 from components.shown.stats import count, figures_line, short_line
 from gemma3_core.engine import UNGATED_NAME, ModelInfo, Turn
@@ -184,10 +185,10 @@ def _first_look(exchange: Exchange) -> list[Any]:
     return [gr.HTML('<p class="look">At first sight</p>'), _text(of_model(exchange.answer))]
 
 
-def _closer_look(exchange: Exchange, first: Exchange) -> list[Any]:
-    """Both answers, one beside the other on a wide page."""
+def _closer_look(exchange: Exchange, first: Exchange, said: Any) -> list[Any]:
+    """Both answers, one beside the other on a wide page; `said` is the later one."""
     line = f'<p class="look">Looked again, with {count(exchange.stats.num_crops, "crop")}</p>'
-    return [*_first_look(first), gr.HTML(line), _text(of_model(exchange.answer))]
+    return [*_first_look(first), gr.HTML(line), said]
 
 
 def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advice: str, looks_closer: bool) -> Message:
@@ -212,8 +213,10 @@ def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advic
                 "look-closer", "Look closer", f"Look closer: ask question {number + 1} again", number
             )
         line = f'<p class="advice">{escape(advice.replace("`", ""))}{closer}</p>{line}'
-    said = [_text(of_model(exchange.answer))] if exchange.first is None else _closer_look(exchange, exchange.first)
-    return Message(role="assistant", content=[*said, gr.HTML(line)])
+    values = exchange.values
+    said: Any = gr.HTML(fields_html(values, exchange.answer, number)) if values else _text(of_model(exchange.answer))
+    both = [said] if exchange.first is None else _closer_look(exchange, exchange.first, said)
+    return Message(role="assistant", content=[*both, gr.HTML(line)])
 
 
 def _button(act: str, text: str, name: str, number: int = 0) -> str:
@@ -237,6 +240,8 @@ def _text(text: str) -> dict[str, str]:
 
 def badge(info: ModelInfo, int4: bool | None = None) -> str:
     """HTML of the line with the model's name, size, precision and device. `int4` None is the server's setting."""
+    if info.outside:
+        return f"<span>{escape(info.name)} · <span>on another server</span></span>"
     if int4 is None:
         int4 = info.quantization == "int4"
     exact = f"{'int4' if int4 else info.dtype} on {info.device}"

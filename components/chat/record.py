@@ -30,6 +30,8 @@ from gemma3_core.engine import (
     TokenChoice,
     TokenChoices,
     Turn,
+    ask_in_fields,
+    read_fields,
 )
 
 VERSION = 1
@@ -93,6 +95,8 @@ class _KeptSettings(_Strict):
     top_p: float | None
     seed: int | None
     continue_text: bool | None = None
+    fields: Annotated[str, Field(max_length=20_000)] = ""
+    fields_named: bool = True
 
 
 _Pixel = Annotated[int, Field(ge=0, lt=10**6)]
@@ -151,12 +155,18 @@ def document(exchange: Exchange, example_of: Callable[[Path], str]) -> dict[str,
             "max_new_tokens": request.max_new_tokens,
             **asdict(sampling),
             **({} if request.continue_text is None else {"continue_text": request.continue_text}),
+            **({"fields": exchange.fields, "fields_named": _named(exchange)} if exchange.fields else {}),
         },
         "answer": done.text,
         "token_ids": list(done.token_ids),
         "choices": [(_token(choice), [_token(other) for other in choice.alternatives]) for choice in exchange.choices],
         "stats": done.stats.to_dict(),
     }
+
+
+def _named(exchange: Exchange) -> bool:
+    """Whether the fields stood behind the question."""
+    return exchange.answered.request.turns[-1].text != exchange.question.text
 
 
 def key_of(exchange: dict[str, Any]) -> str:
@@ -206,11 +216,12 @@ def _exchange(
         confidence=True,
         continue_text=settings.continue_text,
     )
+    request = ask_in_fields(request, read_fields(settings.fields), settings.fields_named)
     choices = TokenChoices(
         TokenChoice(*token, tuple(Alternative(*other) for other in others)) for token, others in kept.choices
     )
     done = DoneEvent(kept.answer, Stats(**kept.stats.model_dump()), tuple(kept.token_ids))
-    return Exchange(question, kept.pan_and_scan, Answered(request, done), choices, first)
+    return Exchange(question, kept.pan_and_scan, Answered(request, done), choices, first, settings.fields)
 
 
 def _question(kept: _KeptAnswer, picture_of: Callable[[KeptPicture], Path | None]) -> Turn:

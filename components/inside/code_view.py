@@ -60,9 +60,12 @@ def scripts(exchange: Exchange, info: ModelInfo, where: Address) -> dict[str, st
     if stats.seed is not None:
         sampling = SamplingSettings(sampling.temperature, sampling.top_k, sampling.top_p, stats.seed)
     int4 = stats.quantization == "int4"
-    return {
+    here = {
         "gemma3_core": _own(request, sampling, int4, stats.dtype, info),
         "transformers": _transformers(request, sampling, int4, stats.dtype, info),
+    }
+    return {
+        **({} if info.outside else here),  # another server's weights and precision are not known
         "gradio_client": _client(request, sampling, int4, where.client),
         "curl": _curl(request, sampling, int4, where.url),
     }
@@ -75,6 +78,7 @@ def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, i
         merged = ", merge_adapter=True" if info.adapter.merged else ""
         source += f"adapter={_adapter_source(info.adapter)!r}{merged}, "
     continue_text = "" if request.continue_text is None else f"    continue_text={request.continue_text},\n"
+    continue_text += "" if request.json_schema is None else f"    json_schema={request.json_schema!r},\n"
     return (
         "from gemma3_core.engine import Engine, Request, SamplingSettings, Turn\n\n"
         f"engine = Engine.load({source}dtype={dtype!r})\n"
@@ -119,6 +123,8 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
     notes = ["# In full precision; the answer on the page was in int4."] if int4 else []
     if len(cut) > 1:
         notes.append("# Pan & scan was on for some of these pictures only; here it is on for all.")
+    if request.json_schema is not None:
+        notes.append("# transformers keeps to no JSON schema, so its answer may have another form.")
     if not sampling.greedy:
         notes.append("# transformers draws its tokens in another way, so a sampled answer has other words.")
     name = info.base_name or info.name
@@ -226,8 +232,11 @@ def _ask_arguments(request: Request, sampling: SamplingSettings, int4: bool) -> 
     """The arguments of `/ask` after the pictures."""
     seed = 0 if sampling.seed is None else sampling.seed
     turn, system, most = request.turns[0], request.system_prompt, request.max_new_tokens
-    crops = (json.loads(json.dumps(_boxes(turn))),) if turn.crops else ()
-    return turn.text, system, request.pan_and_scan, int4, most, sampling.temperature, seed, *crops
+    crops = json.loads(json.dumps(_boxes(turn))) if turn.crops else None
+    rest = [crops, request.json_schema]
+    while rest and rest[-1] is None:
+        rest.pop()
+    return turn.text, system, request.pan_and_scan, int4, most, sampling.temperature, seed, *rest
 
 
 def _sampled(sampling: SamplingSettings) -> str:

@@ -1,6 +1,6 @@
 """Compare: the same question answered twice with the same seed, under two settings or by two models."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from html import escape
@@ -13,6 +13,7 @@ from components.shown.stats import figures_line
 from components.shown.token_view import alternatives_html, visible
 from gemma3_core.engine import (
     DoneEvent,
+    Event,
     Gemma3Error,
     ModelInfo,
     ModelRegistry,
@@ -25,6 +26,8 @@ from gemma3_core.engine import (
 )
 
 Setting = Literal["pan_and_scan", "int4", "model"]
+Asks = Callable[[str | None, Request], AsyncGenerator[Event]]
+"""Asks a model, by its name."""
 
 NAMES = {"pan_and_scan": ("Pan & scan off", "Pan & scan on"), "int4": ("Full precision", "int4")}
 _SEED = 0
@@ -71,11 +74,17 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
 
 
 async def compared(
-    models: ModelRegistry, model: str, request: Request, setting: Setting, other: str | None = None
+    models: ModelRegistry,
+    model: str,
+    request: Request,
+    setting: Setting,
+    other: str | None = None,
+    ask: Asks | None = None,
 ) -> AsyncGenerator[str, None]:
     """Yields HTML of both answers, which run one after the other; `model` gave the answer that is compared.
 
-    With two settings, `model` answers both; otherwise the second answer is by `other`. Raises Gemma3Error as the engine
+    With two settings, `model` answers both; otherwise the second answer is by `other`. `ask` takes the questions;
+    without, the models do. Raises Gemma3Error as the engine
     does.
     """
     info = _known(models, model)
@@ -84,14 +93,14 @@ async def compared(
     asked = (model, other if setting == "model" else model)
     sides = [_Side(name or "") for name in (asked if setting == "model" else NAMES[setting])]
     for name, side, wanted in zip(asked, sides, both_requests(request, setting, info.sampling), strict=True):
-        async with aclosing(_answering(models, name, wanted, side)) as drawings:
+        async with aclosing(_answering(models, name, wanted, side, ask)) as drawings:
             async for _ in drawings:
                 yield comparison_html(sides)
 
 
-async def replayed(models: ModelRegistry, exchange: Exchange) -> AsyncGenerator[str, None]:
-    """Yields HTML of a kept answer and of a new one to the same request with the same seed. Raises Gemma3Error as the
-    engine does."""
+async def replayed(models: ModelRegistry, exchange: Exchange, ask: Asks | None = None) -> AsyncGenerator[str, None]:
+    """Yields HTML of a kept answer and of a new one to the same request with the same seed. Takes `ask` and raises
+    Gemma3Error as `compared` does."""
     stats, request = exchange.stats, exchange.answered.request
     info = _known(models, stats.model)
     sampling = request.settings(info.sampling)
@@ -103,7 +112,7 @@ async def replayed(models: ModelRegistry, exchange: Exchange) -> AsyncGenerator[
     kept.end(exchange.answered.done, info)
     changed = bool(stats.revision) and stats.revision != info.revision
     note = '<p class="note">The checkpoint is another one than that of this answer.</p>' if changed else ""
-    async with aclosing(_answering(models, stats.model, asked, again)) as drawings:
+    async with aclosing(_answering(models, stats.model, asked, again, ask)) as drawings:
         async for _ in drawings:
             yield comparison_html((kept, again)) + note
 
@@ -117,11 +126,11 @@ def _known(models: ModelRegistry, name: str) -> ModelInfo:
 
 
 async def _answering(
-    models: ModelRegistry, name: str | None, request: Request, side: _Side
+    models: ModelRegistry, name: str | None, request: Request, side: _Side, ask: Asks | None
 ) -> AsyncGenerator[None, None]:
     """Asks for one side's answer; yields when it is to be drawn again."""
     pace = Pace()
-    async with aclosing(models.astream(name, request)) as answer:
+    async with aclosing((ask or models.astream)(name, request)) as answer:
         async for event in answer:
             if isinstance(event, StageEvent):
                 side.stage = event.text

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.bridge import Call, Calls, window_of
+from components.bridge import Ask, Call, Calls, Look, window_of
 from components.chat.composer import missing
 from components.chat.conversation import Conversation, Exchange
 from components.inside.answer_card import make_card
@@ -36,9 +36,11 @@ from gemma3_core.engine import (
     Answered,
     AttentionMap,
     Engine,
+    Event,
     Gemma3Error,
     ModelRegistry,
     PicturePreview,
+    Request,
     StoppedError,
 )
 
@@ -69,20 +71,37 @@ class Selected:
     """The exchange's place in its conversation."""
 
 
+def values_in(exchange: Exchange) -> list[range]:
+    """The tokens of each value of an answer in fields."""
+    return [value.tokens for value in exchange.values]
+
+
+def _first_looked_at(exchange: Exchange, first: float | None) -> int | None:
+    """The token with this number; else that of the first value, or of the word that says most."""
+    if first is not None and 0 <= first < len(exchange.choices):
+        return int(first)
+    if values := values_in(exchange):
+        return values[0].start
+    return word_of_content(list(exchange.choices), exchange.question.text)
+
+
 class InsideHandlers:
     """Inside's handlers. They show only the visitor's own exchanges, and ask the model that gave the answer."""
 
-    def __init__(self, models: ModelRegistry):
+    def __init__(self, models: ModelRegistry, ask: Ask | None = None, look: Look | None = None):
+        """`ask` takes the questions of comparisons, and `look` lets looks begin; without, the models do."""
         self._models = models
+        self._look = (lambda *_: nullcontext()) if look is None else look
+        self._ask = (lambda _asker, *asked: models.astream(*asked)) if ask is None else ask
         # Not the event loop's own few threads: calls that wait in the engine's queue would block them for everyone.
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
         self._calls = Calls(self._threads)
 
     async def open(
-        self, number: float | None, conversation: Conversation, request: gr.Request
+        self, number: float | None, conversation: Conversation, request: gr.Request, first: float | None = None
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Updates of the parts in OPENED and of the selected exchange: first the panel, then where the model looked for
-        a word of content, as the mean of layers and heads."""
+        the word with the token `first`, or for a word of content, as the mean of layers and heads."""
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
             yield _opened()
@@ -90,12 +109,14 @@ class InsideHandlers:
         window = window_of(request)
         self._calls.give_up(window)
         exchange = conversation.exchanges[index]
-        token = word_of_content(list(exchange.choices), exchange.question.text)
+        token = _first_looked_at(exchange, first)
         selected = Selected(exchange, token, index)
+        info = self._models.info(exchange.stats.model)
+        outside = f'<p class="note">{escape(info.outside)}</p>' if info is not None and info.outside else ""
         yield _opened(
-            title=f"<h2>Inside answer {index + 1}</h2>",
+            title=f"<h2>Inside answer {index + 1}</h2>{outside}",
             inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
-            words=answer_html(exchange.choices, token),
+            words=answer_html(exchange.choices, token, values_in(exchange)),
             maps=CHOOSE_WORD,
             rest="",
             mask="",
@@ -103,11 +124,11 @@ class InsideHandlers:
             code=self._code(exchange, request),
             selected=selected,
             # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-            **model_updates(self._models.info(exchange.stats.model), self._models.names, token is not None),
+            **model_updates(info, self._models.names, token is not None),
         )
         if token is None:
             return
-        async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, window)) as drawings:
+        async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, request)) as drawings:
             async for maps, rest in drawings:
                 yield _opened(maps=maps, rest=rest)
 
@@ -164,10 +185,11 @@ class InsideHandlers:
             yield tuple(gr.skip() for _ in range(6))
             return
         choices = selected.exchange.choices
-        chosen = replace(selected, token=word_at(choices, token).start)
+        values = values_in(selected.exchange)
+        chosen = replace(selected, token=word_at(choices, token, values).start)
         self._calls.give_up(window_of(request), _LOOK, _HIDE)
-        yield answer_html(choices, token), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
-        async with aclosing(self._maps(chosen, layer, head, window_of(request))) as drawings:
+        yield answer_html(choices, token, values), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
+        async with aclosing(self._maps(chosen, layer, head, request)) as drawings:
             async for maps, rest in drawings:
                 yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
 
@@ -178,7 +200,7 @@ class InsideHandlers:
         if selected is None or selected.token is None:
             yield gr.skip(), gr.skip()
             return
-        async with aclosing(self._maps(selected, layer, head, window_of(request))) as drawings:
+        async with aclosing(self._maps(selected, layer, head, request)) as drawings:
             async for maps, rest in drawings:
                 yield maps, rest
 
@@ -203,7 +225,7 @@ class InsideHandlers:
             preview = next(islice(_previews(engine, answered), report.picture, None))
             return occlusion_html(report, preview)
 
-        async with aclosing(self._called(window_of(request), _HIDE, selected.exchange, draw)) as drawings:
+        async with aclosing(self._called(request, _HIDE, selected.exchange, draw)) as drawings:
             async for effect in drawings:
                 yield effect
 
@@ -225,7 +247,7 @@ class InsideHandlers:
             yield gr.skip()
             return
         model, asked = selected.exchange.stats.model, selected.exchange.answered.request
-        both = compared(self._models, model, asked, setting, other)
+        both = compared(self._models, model, asked, setting, other, partial(self._asked, request))
         async with aclosing(self._drawn(both, window_of(request))) as drawings:
             async for html in drawings:
                 yield html
@@ -235,9 +257,13 @@ class InsideHandlers:
         if selected is None:
             yield gr.skip()
             return
-        async with aclosing(self._drawn(replayed(self._models, selected.exchange), window_of(request))) as drawings:
+        again = replayed(self._models, selected.exchange, partial(self._asked, request))
+        async with aclosing(self._drawn(again, window_of(request))) as drawings:
             async for html in drawings:
                 yield html
+
+    def _asked(self, asker: gr.Request, model: str | None, request: Request) -> AsyncGenerator[Event]:
+        return self._ask(asker, model, request, None)
 
     async def _drawn(self, drawings: AsyncGenerator[str, None], window: str) -> AsyncGenerator[Any, None]:
         """The drawings of a comparison, or why it failed; the window's earlier comparison ends."""
@@ -274,7 +300,7 @@ class InsideHandlers:
             card = make_card(engine, exchange, _previews(engine, exchange.answered), attention, call.tell)
             return ""
 
-        async with aclosing(self._called(window_of(request), _CARD, exchange, draw)) as drawings:
+        async with aclosing(self._called(request, _CARD, exchange, draw)) as drawings:
             async for notice in drawings:
                 yield notice, card
 
@@ -285,12 +311,12 @@ class InsideHandlers:
         return code_html(exchange, info, address(getattr(request, "headers", {})))
 
     async def _maps(
-        self, selected: Selected, layer: str, head: int, window: str
+        self, selected: Selected, layer: str, head: int, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any], None]:
         """HTML of where the model looked for the word, and of the rest: the likeliest tokens, the prompt's words."""
         answered, choices = selected.exchange.answered, list(selected.exchange.choices)
         assert selected.token is not None
-        word = word_at(choices, selected.token)
+        word = word_at(choices, selected.token, values_in(selected.exchange))
         rest: list[str] = []
 
         def draw(engine: Engine, call: Call) -> str:
@@ -301,13 +327,15 @@ class InsideHandlers:
             rest.append(f"<h3>On the words of the prompt</h3>{prompt_html(engine.inspect(answered.request), weights)}")
             return maps_html(attention, _previews(engine, answered))
 
-        alternatives = alternatives_html(choices[word.start])
-        async with aclosing(self._called(window, _LOOK, selected.exchange, draw)) as drawings:
+        is_value = word in values_in(selected.exchange)  # where the model was least sure says most about it
+        least = min(word, key=lambda place: choices[place].probability) if is_value else word.start
+        alternatives = alternatives_html(choices[least])
+        async with aclosing(self._called(request, _LOOK, selected.exchange, draw)) as drawings:
             async for html in drawings:
                 yield html, alternatives + "".join(rest) if isinstance(html, str) else gr.skip()
 
     async def _called(
-        self, window: str, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]
+        self, request: gr.Request, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]
     ) -> AsyncGenerator[Any, None]:
         """HTML of what the call waits for, then of what `draw` returns or why it failed.
 
@@ -320,11 +348,14 @@ class InsideHandlers:
                 f'<button type="button" data-act="{kind}-stop">Stop</button></p>'
             )
 
-        async with aclosing(
-            self._calls.results(window, kind, partial(self._shown, exchange, draw), waiting)
-        ) as drawings:
-            async for html in drawings:
-                yield gr.skip() if html is None else html
+        window, stats = window_of(request), exchange.stats
+        drawn = self._calls.results(window, kind, partial(self._shown, exchange, draw), waiting)
+        try:
+            async with self._look(request, stats.model, stats.prompt_tokens + stats.new_tokens), aclosing(drawn):
+                async for html in drawn:
+                    yield gr.skip() if html is None else html
+        except Gemma3Error as error:
+            yield _problem(str(error))
 
     async def _html(self, exchange: Exchange, draw: Callable[[Engine], str]) -> str:
         """Runs `draw` in a thread with the engine that gave the answer; returns its HTML, or why it failed."""

@@ -79,7 +79,7 @@ def model_updates(info: ModelInfo | None, models: Sequence[str], word_chosen: bo
         "head": gr.update(choices=_heads(info), value=MEAN_HEADS),
         "hide": hide | gr.update(visible=info.multimodal),
         "effect": gr.update(value=HIDING, visible=info.multimodal),
-        "compare_pan_and_scan": gr.update(visible=info.multimodal),
+        "compare_pan_and_scan": gr.update(visible=info.multimodal and not info.outside),
         "compare_int4": gr.update(visible=_has_both_precisions(info)),
         "other": gr.update(choices=others, value=others[0] if others else None),
     }

@@ -21,7 +21,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from components.openai.asked import Asked, WrongError, error_of, read_request
 from components.openai.told import pieces, streamed_answer, whole_answer
-from components.serving.callers import PROXY_HEADERS, is_from_here
+from components.serving.callers import Caller, headers_of, is_from_here
+from components.serving.desk import FrontDesk, Operation
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, RefusedError, chunks
 from components.serving.server import UNEXPECTED
 from gemma3_core.engine import Gemma3Error, ModelRegistry, fetch_image, read_data_url
@@ -90,7 +91,9 @@ class Completions:
         keys: Sequence[str] = (),
         has_login: Callable[[], bool] = lambda: False,
         is_shared: Callable[[], bool] = lambda: False,
+        desk: FrontDesk | None = None,
     ):
+        self._desk = FrontDesk(models, Operation()) if desk is None else desk
         self._models, self._keys, self._has_login, self._is_shared = models, tuple(keys), has_login, is_shared
         self._running: Counter[str] = Counter()
         self._rooms = {is_known: _Room() for is_known in (True, False)}
@@ -107,8 +110,9 @@ class Completions:
                 asked = await _unless_left(read_request(content, self._models.names, held.picture), receive)
                 del content
                 if asked is not None:
-                    with self._as_visitor(caller, is_known) as (visitor, reuse):
-                        await self._answer(asked, visitor, reuse, scope, receive, send)
+                    with self._as_visitor(f"v1 {caller.visitor}", is_known) as (visitor, reuse):
+                        asked = replace(asked, request=replace(asked.request, visitor=visitor, reuse=reuse))
+                        await self._answer(asked, caller, scope, receive, send)
         except WrongError as wrong:
             await wrong.response()(scope, receive, send)
         except GoneError:
@@ -117,40 +121,39 @@ class Completions:
             logger.exception("a program's request failed")
             await WrongError(UNEXPECTED, status=500).response()(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> tuple[str, bool]:
-        """The caller's name for the queue, and whether it is somebody whom the operator knows. Raises WrongError."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    def _caller(self, scope: Scope) -> tuple[Caller, bool]:
+        """Who asks, and whether it is somebody whom the operator knows. Raises WrongError."""
+        headers = headers_of(scope)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         host = (scope.get("client") or ("",))[0]
         if self._keys:
             known = [number for number, own in enumerate(self._keys) if hmac.compare_digest(own.encode(), key.encode())]
             if scheme.lower() != "bearer" or not known:
                 raise WrongError("Give an API key of this server.", status=401, code="invalid_api_key")
-            return f"v1 key {known[0]}", True
+            return Caller("v1", key=known[0]), True
         if self._has_login():
             raise WrongError(
                 "This server has a login. Its operator can let programs in with --api-key.", status=401, code="no_keys"
             )
-        if PROXY_HEADERS.intersection(headers):
-            return "v1 behind a proxy", False
-        return f"v1 {host}", is_from_here(headers, host) and not self._is_shared()
+        address = self._desk.callers.address(headers, host)
+        return Caller("v1", address), is_from_here(headers, host) and not self._is_shared()
 
     @contextmanager
-    def _as_visitor(self, caller: str, is_known: bool) -> Iterator[tuple[str, bool]]:
+    def _as_visitor(self, name: str, is_known: bool) -> Iterator[tuple[str, bool]]:
         """The visitor for the queue, which answers one question of each at a time, and whether to keep the KV cache.
 
         A known caller's further requests run beside the first. A stranger may stand behind the same address as
         another, who must not learn from a cache what was asked before.
         """
         if not is_known:
-            yield caller, False
+            yield name, False
             return
-        self._running[caller] += 1
-        is_first = self._running[caller] == 1
+        self._running[name] += 1
+        is_first = self._running[name] == 1
         try:
-            yield (caller, True) if is_first else (f"{caller} {uuid.uuid4().hex}", False)
+            yield (name, True) if is_first else (f"{name} {uuid.uuid4().hex}", False)
         finally:
-            self._running[caller] -= 1
+            self._running[name] -= 1
 
     def _listed(self, path: str) -> Response:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "gemma3"} for name in self._models.names]
@@ -162,11 +165,9 @@ class Completions:
             raise WrongError(f"There is no model {name[:80]!r} here.", "model", 404, "model_not_found")
         return JSONResponse(found)
 
-    async def _answer(
-        self, asked: Asked, visitor: str, reuse: bool, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        request, stop = replace(asked.request, visitor=visitor, reuse=reuse), threading.Event()
-        async with aclosing(self._models.astream(asked.model, request, stop)) as events:
+    async def _answer(self, asked: Asked, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        stop = threading.Event()
+        async with aclosing(self._desk.astream(caller, asked.model, asked.request, stop)) as events:
             told = pieces(events, asked.stops, stop)
             try:
                 first = await anext(told)  # what can't be asked at all fails here, before an answer has begun

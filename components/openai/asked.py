@@ -3,7 +3,8 @@
 An option that is not supported is refused by name.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from components.arguments import crops_of
+from components.serving.desk import NotNowError
 from components.settings import MOST_NEW_TOKENS
 from gemma3_core.engine import (
+    ANY_OBJECT,
     CheckpointError,
     Gemma3Error,
     NonFiniteError,
@@ -20,6 +23,7 @@ from gemma3_core.engine import (
     PartialSampling,
     QueueFullError,
     Request,
+    SchemaError,
     StoppedError,
     Turn,
 )
@@ -28,10 +32,11 @@ MAX_ADDRESSES = 16
 """Pictures by address in one request."""
 MOST_STOPS, LONGEST_STOP = 4, 500
 MOST_ALTERNATIVES = 5
+_LONGEST_RETRY_S = 60
 _TAKEN = frozenset(
     (
         *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"),
-        *("temperature", "top_p", "top_k", "seed", "logprobs", "top_logprobs"),
+        *("temperature", "top_p", "top_k", "seed", "logprobs", "top_logprobs", "response_format"),
         *("pan_and_scan", "crops", "int4", "continue_text"),
     )
 )
@@ -44,7 +49,6 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -55,16 +59,26 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
 class WrongError(Exception):
     """A request that can't be answered, in OpenAI's form."""
 
-    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        kind: str = "",
+        headers: Mapping[str, str] | None = None,
+    ):
+        """`kind` is OpenAI's type; by default it follows from the status."""
         super().__init__(message)
-        self.param, self.status, self.code = param, status, code
+        self.param, self.status, self.code, self._kind, self._headers = param, status, code, kind, headers or {}
 
     def response(self) -> Response:
-        headers = {"www-authenticate": "Bearer"} if self.status == 401 else None
+        headers = {**self._headers, **({"www-authenticate": "Bearer"} if self.status == 401 else {})}
         return JSONResponse(self.content(), self.status, headers)
 
     def content(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+        is_theirs = self.status < 500 and self.status != 429
+        kind = self._kind or ("invalid_request_error" if is_theirs else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -79,9 +93,26 @@ _STATUS: dict[type[Gemma3Error], int] = {
 
 
 def error_of(error: Gemma3Error) -> WrongError:
-    """What the engine says, in OpenAI's form."""
+    """What the desk or the engine says, in OpenAI's form."""
+    if isinstance(error, NotNowError):
+        return _not_now(error)
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
-    return WrongError(str(error), status=status)
+    return WrongError(str(error), "response_format" if isinstance(error, SchemaError) else None, status)
+
+
+def _not_now(error: NotNowError) -> WrongError:
+    """Clients wait as long as Retry-After says, but none may hold its program up for hours."""
+    if error.retry_s is None:
+        return WrongError(
+            str(error), None, 429, "insufficient_quota", "insufficient_quota", {"x-should-retry": "false"}
+        )
+    headers = {"retry-after": str(error.retry_s)}
+    if error.retry_s > _LONGEST_RETRY_S:
+        headers["x-should-retry"] = "false"
+    if error.reason == "draining":
+        return WrongError(str(error), status=503, headers=headers)
+    kind = "tokens" if error.reason.startswith("tokens") else "requests"
+    return WrongError(str(error), None, 429, "rate_limit_exceeded", kind, headers)
 
 
 @dataclass(frozen=True)
@@ -135,6 +166,7 @@ async def read_request(
         max_new_tokens=None if longest is None else min(longest, MOST_NEW_TOKENS),
         sampling=sampling,
         confidence=with_logprobs,
+        json_schema=_schema(body.get("response_format")),
     )
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
@@ -222,6 +254,27 @@ def _stops(given: Any) -> tuple[str, ...]:
             f"stop must be a text of at most {LONGEST_STOP} characters, or a list of at most {MOST_STOPS}.", "stop"
         )
     return tuple(stops)
+
+
+def _schema(given: Any) -> str | None:
+    """The JSON schema of a `response_format`, as text; None for plain text. Raises WrongError."""
+    kind = given.get("type") if isinstance(given, dict) else given
+    if kind is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return ANY_OBJECT
+    inner = given.get("json_schema") if isinstance(given, dict) else None
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if kind != "json_schema" or not isinstance(schema, dict | bool):
+        raise WrongError(
+            'response_format is {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "json_schema": '
+            '{"name": …, "schema": {…}}}.',
+            "response_format",
+        )
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise WrongError("The JSON schema is nested too deep. Make it flatter.", "response_format") from None
 
 
 def _number(body: dict[str, Any], name: str, kind: type, least: float, most: float) -> Any:

@@ -1,7 +1,8 @@
 """The gate: an ASGI middleware in front of Gradio that decides which requests are answered.
 
 It lets through only the addresses that the page needs, so that a new version of Gradio opens no others. It bounds
-requests before Gradio reads them, receives uploads itself, and removes internals of the server from all answers.
+requests before Gradio reads them, receives uploads itself, and removes internals of the server from all answers. What
+whoever operates the server asks is answered here too, by operating.py.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from components.examples import card_sheet
 from components.serving.frontend import stand_in
 from components.serving.head import WORDS, joined_styles, with_head
+from components.serving.operating import ROUTES as OPERATORS_ROUTES
+from components.serving.operating import Operated, Operating
 from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
 from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
 
@@ -101,10 +104,9 @@ ROUTES = (
 )
 
 
-class Served(Protocol):
+class Served(Operated, Protocol):
     """What the gate needs to know of the page."""
 
-    is_shared: bool
     mcp_server: bool
     theme_css: str
     theme_hash: str
@@ -127,6 +129,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, served: Served, uploads: Uploads, headers: tuple[tuple[bytes, bytes], ...]):
         self._app, self._served, self._uploads, self._headers = app, served, uploads, headers
+        self._operating = Operating(served)
         self._requests = 0
         self._heartbeats: Counter[str] = Counter()
         self._receiving: dict[Receiving, str] = {}
@@ -145,12 +148,15 @@ class Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if scope["method"] in ("GET", "HEAD") and path in OPERATORS_ROUTES:  # also when it is busy
+            await self._operating(path, scope, receive, send)
+            return
         route = next((route for route in ROUTES if route.fits(scope["method"], path)), None)
         if route is None:
-            await _refusal(404, NOTHING_HERE)(scope, receive, send)
+            await self._refuse(404, NOTHING_HERE)(scope, receive, send)
             return
         if self._requests >= MAX_REQUESTS:
-            await _refusal(503, BUSY)(scope, receive, send)
+            await self._refuse(503, BUSY)(scope, receive, send)
             return
         self._requests += 1
         started = False
@@ -163,15 +169,19 @@ class Gate:
         try:
             await getattr(self, f"_{route.kind}")(scope, receive, sent)
         except RefusedError as refused:
-            await _refusal(refused.status, str(refused))(scope, receive, send)
+            await self._refuse(refused.status, str(refused))(scope, receive, send)
         except GoneError:
             return
         except Exception:
             logger.exception("%s %s failed", scope["method"], path)
             if not started:
-                await _refusal(400, UNREADABLE)(scope, receive, send)
+                await self._refuse(400, UNREADABLE)(scope, receive, send)
         finally:
             self._requests -= 1
+
+    def _refuse(self, status: int, message: str) -> Response:
+        self._operating.count(status)
+        return _refusal(status, message)
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on to Gradio, without a body."""
@@ -364,7 +374,9 @@ class Gate:
             index = told.get("index") if isinstance(told, dict) else None
             event["event_data"] = {"index": index if type(index) is int else None, "value": None}
             body = orjson.dumps(event)
-        await self._app(scope, _replayed(body, receive), _plain(send, own_errors=True))
+        await self._app(
+            self._served.desk.callers.checked(scope), _replayed(body, receive), _plain(send, own_errors=True)
+        )
         if (came := self._lingering.get(str(session))) is not None:
             came.set()
 
@@ -381,7 +393,7 @@ class Gate:
         if by_place:  # missing arguments at the end become None, so that new ones break no program
             missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
             body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
-        await self._app(scope, _replayed(body, receive), _plain(send))
+        await self._app(self._served.desk.callers.checked(scope), _replayed(body, receive), _plain(send))
 
     async def _tool(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A program's message to the MCP server (`--mcp`), which keeps nothing between two messages and sends none
@@ -392,7 +404,8 @@ class Gate:
             raise RefusedError(405, NOTHING_HERE)
         body = await _body(receive, MAX_BODY_BYTES)
         await run_in_threadpool(_json, body)
-        await self._app(scope, _replayed(body, receive), _plain(send))
+        callers = self._served.desk.callers
+        await self._app(callers.marked(callers.checked(scope)), _replayed(body, receive), _plain(send))
 
     async def _programs(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._served.programs(scope, receive, send)

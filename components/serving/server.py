@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 
 from components.chat.conversation import Conversation
 from components.chat.panel import prepare
+from components.serving.desk import FrontDesk, Operation
 from components.serving.gate import MAX_REQUESTS, NOTHING_HERE, UNREADABLE, Gate
 from components.serving.limits import allow_open_files, close_silent, limit_logs
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
@@ -45,7 +46,7 @@ _MAX_UNREAD = 400
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
 """Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
-_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js", "pictures.js")
+_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js", "pictures.js", "fields.js")
 """Run as the page loads, in this order; page.js runs once it stands."""
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
@@ -83,7 +84,11 @@ class Page(gr.Blocks):
     It implements `gate.Served`.
     """
 
-    def __init__(self, **options: Any):
+    desk: FrontDesk
+    """Takes the questions; set before the page is launched."""
+
+    def __init__(self, operation: Operation | None = None, **options: Any):
+        self.operation = Operation() if operation is None else operation
         self.uploads = Uploads(private_folder())  # before a component asks Gradio for its folder
         self.periodic_tasks: list[Callable[[], None]] = []
         """Called every SWEEP_S while the server runs."""

@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "description": "Looks closer: “auto” cuts each picture evenly; or, for each picture, a list of boxes "
         "[left, top, right, bottom] in its pixels."
     },
+    "json_schema": {"type": "string", "description": "A JSON schema as text, which the answer fits."},
 }
 """JSON schemas of the tool's arguments, by name; `arguments.read_arguments` reads them."""
 

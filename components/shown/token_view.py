@@ -56,10 +56,14 @@ def token_count_html(prompt: PromptView, room: int, opened: bool) -> str:
     )
 
 
-def words_of(choices: Sequence[TokenChoice]) -> list[range]:
-    """An answer's tokens in groups: single letters and other pieces of one word belong together."""
+def words_of(choices: Sequence[TokenChoice], values: Sequence[range] = ()) -> list[range]:
+    """An answer's tokens in groups: single letters and other pieces of one word belong together, and so do the tokens
+    of each of the `values` of an answer in fields."""
     words: list[range] = []
     for number, choice in enumerate(choices):
+        if (value := next((value for value in values if number in value), None)) is not None:
+            words += [value] if number == value.start else []
+            continue
         before = choices[number - 1].text if number else ""
         if before[-1:].isalnum() and choice.text[:1].isalnum() and ord(choice.text[0]) < _IDEOGRAPHS:
             words[-1] = range(words[-1].start, number + 1)
@@ -68,9 +72,9 @@ def words_of(choices: Sequence[TokenChoice]) -> list[range]:
     return words
 
 
-def word_at(choices: Sequence[TokenChoice], number: int) -> range:
-    """The tokens of the word to which this token belongs."""
-    return next(word for word in words_of(choices) if number in word)
+def word_at(choices: Sequence[TokenChoice], number: int, values: Sequence[range] = ()) -> range:
+    """The tokens of the word, or of the value, to which this token belongs."""
+    return next(word for word in words_of(choices, values) if number in word)
 
 
 def word_of_content(choices: Sequence[TokenChoice], question: str) -> int | None:
@@ -82,10 +86,11 @@ def word_of_content(choices: Sequence[TokenChoice], question: str) -> int | None
     return next((start for start, _ in [*new, *content, *telling]), None)
 
 
-def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None) -> str:
+def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None, values: Sequence[range] = ()) -> str:
     """HTML of an answer's words as buttons: darker where the model was less sure, alternatives on hover."""
     choices = list(choices)
-    buttons = "".join(_answer_word(word, choices, chosen is not None and chosen in word) for word in words_of(choices))
+    words = words_of(choices, values)
+    buttons = "".join(_answer_word(word, choices, chosen is not None and chosen in word) for word in words)
     return (
         f'<div class="tokens answer-tokens" role="group" aria-label="Words of the answer">{buttons}</div>'
         '<p class="note">Choose an underlined word to see where the model looked when it wrote it. '

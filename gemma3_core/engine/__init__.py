@@ -21,8 +21,11 @@ from gemma3_core.engine.api import (
 )
 from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_picture
 from gemma3_core.engine.explain import OcclusionReport, PromptView
+from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fields, schema_of, values_of
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
+from gemma3_core.engine.outside import OutsideEngine
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
+from gemma3_core.engine.usage import Usage, usage_of
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import (
     CheckpointError,
@@ -31,9 +34,11 @@ from gemma3_core.errors import (
     NonFiniteError,
     OutOfMemoryError,
     QueueFullError,
+    SchemaError,
     StoppedError,
 )
 from gemma3_core.files.download import size_of
+from gemma3_core.generation.grammar import ANY_OBJECT
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.crops import MAX_CROPS, Crops
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
@@ -47,6 +52,7 @@ from gemma3_core.inspection.mask_view import LayerMask, MaskView
 from gemma3_core.inspection.prompt import PromptToken
 
 __all__ = [
+    "ANY_OBJECT",
     "DEMO_MODEL",
     "DEMO_NAME",
     "MAX_CROPS",
@@ -66,6 +72,8 @@ __all__ = [
     "DoneEvent",
     "Engine",
     "Event",
+    "Field",
+    "FieldValue",
     "FoundModel",
     "Gemma3Error",
     "Int4Choice",
@@ -79,6 +87,7 @@ __all__ = [
     "NonFiniteError",
     "OcclusionReport",
     "OutOfMemoryError",
+    "OutsideEngine",
     "PartialSampling",
     "PicturePreview",
     "PromptToken",
@@ -86,6 +95,7 @@ __all__ = [
     "QueueFullError",
     "Request",
     "SamplingSettings",
+    "SchemaError",
     "StageEvent",
     "Stats",
     "StoppedError",
@@ -95,6 +105,8 @@ __all__ = [
     "TokenChoices",
     "TokenEvent",
     "Turn",
+    "Usage",
+    "ask_in_fields",
     "check_document",
     "check_picture",
     "enough_pixels",
@@ -104,7 +116,11 @@ __all__ = [
     "listing",
     "open_document",
     "read_data_url",
+    "read_fields",
+    "schema_of",
     "size_of",
     "take_frames",
     "take_pages",
+    "usage_of",
+    "values_of",
 ]

@@ -11,8 +11,9 @@ from gemma3_core.engine.api import Event, StageEvent
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
-from gemma3_core.engine.slot_runner import SlotRunner
+from gemma3_core.engine.slot_runner import Background, SlotRunner, has_slots
 from gemma3_core.errors import NonFiniteError
+from gemma3_core.generation.grammar import Constraint
 from gemma3_core.generation.loop import (
     PREFILL_CHUNK_SIZE,
     DecodePass,
@@ -37,14 +38,30 @@ _PREFILL_CHUNK_SIZE_ON_CPU = 512
 
 class AnswerWriter:
     """Writes answers; the caller runs their passes one at a time, in one thread. `kept` holds the caches between
-    answers."""
+    answers; `background` does work between their passes."""
 
-    def __init__(self, precisions: AnyVariants, processor: Gemma3Processor, at_once: int):
+    def __init__(
+        self,
+        precisions: AnyVariants,
+        processor: Gemma3Processor,
+        at_once: int,
+        background: Background | None = None,
+    ):
         self._precisions, self._processor, self._at_once = precisions, processor, at_once
+        self._background = background
         self._slots: dict[int, SlotRunner | None] = {}
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
         self.kept = PrefixCache(*cache_budget(self._model.device))
+        if background is not None and has_slots(self._model.device):
+            background(self._warming_up())
+
+    def _warming_up(self) -> Iterator[None]:
+        """Prepares what the first answers need on CUDA, in the loop's thread."""
+        slots = self._slots_of(self._model)
+        yield
+        if slots is not None:
+            slots.warm_up()
 
     def make_room(self) -> None:
         """Frees what is held between answers: kept caches, and slots that nobody is in."""
@@ -65,7 +82,7 @@ class AnswerWriter:
             running.reused_tokens = 0 if lent.cache is None else lent.cache.length
             soft_tokens = yield from self._encode(prompt, running.reused_tokens)
             yield StageEvent("reading", f"Reading {prompt.num_tokens - running.reused_tokens:,} tokens")
-            answer = self._steps(prompt, soft_tokens, keys, lent)
+            answer = self._steps(prompt, soft_tokens, keys, lent, constraint=running.constraint())
             del soft_tokens  # not needed after the prefill
             with closing(answer) as steps:
                 try:
@@ -139,6 +156,7 @@ class AnswerWriter:
         keys: tuple[TokenKey, ...],
         lent: Lent,
         longest: int | None = None,
+        constraint: Constraint | None = None,
     ) -> Generator[Step | PrefillProgress | DecodePass]:
         """Yields the answer's tokens, and the decode steps between them; before the first, the progress of a long
         prefill.
@@ -161,7 +179,7 @@ class AnswerWriter:
             fields["soft_tokens"] = soft_tokens
         chunk = _PREFILL_CHUNK_SIZE_ON_CPU if self._on_cpu else PREFILL_CHUNK_SIZE
         settings, stops = request.settings(self._model.generation_config.sampling()), model.generation_config.stop_ids
-        row = SamplingRow.of(settings, ids, model.text_config.vocab_size, request.confidence)
+        row = SamplingRow.of(settings, ids, model.text_config.vocab_size, request.confidence, constraint)
         slots = self._slots_of(model)
         sampler = RowSampler(model, cache, row, stops, None if slots is None else slots.decode)
         try:
@@ -185,7 +203,7 @@ class AnswerWriter:
         """What decodes the model's answers on CUDA; called in the loop's thread, since it fuses weights."""
         if id(model) not in self._slots:
             most_bytes = cache_budget(model.device)[0]
-            self._slots[id(model)] = SlotRunner.for_model(model, self._at_once, most_bytes)
+            self._slots[id(model)] = SlotRunner.for_model(model, self._at_once, most_bytes, self._background)
         return self._slots[id(model)]
 
 

@@ -71,8 +71,9 @@ class Request:
     `visitor`s. With `reuse`, the engine keeps the KV cache for this visitor's next question; without, it prefills the
     whole prompt and keeps nothing. `answer_so_far` are the tokens of an answer that was cut: the new one goes on from
     there, and its DoneEvent has the whole text. `continue_text` says whether the model goes on with the texts as they
-    stand, or answers in a chat's form; open, it is as the model was trained (`ModelInfo`). `MAX_PICTURES` and the other
-    bounds in prompts.py apply to all turns together.
+    stand, or answers in a chat's form; open, it is as the model was trained (`ModelInfo`). With `json_schema`, a JSON
+    Schema as text, only what fits is sampled, so that an answer that ends with "stop" is JSON of that form; the prompt
+    is unchanged. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together.
     """
 
     turns: tuple[Turn, ...]
@@ -87,6 +88,7 @@ class Request:
     int4_or_default: bool = False
     answer_so_far: tuple[int, ...] = ()
     continue_text: bool | None = None
+    json_schema: str | None = None
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
         """The answer's sampling settings; the model's `default` fills in what the request leaves open."""
@@ -209,7 +211,8 @@ class ModelInfo:
     under the same ids; only their tokens can be compared. `borrowed` means that a GPU is lent for each answer, so that
     no KV cache is kept between answers. `revision` tells two checkpoints of one name apart; `hub_id` is empty for one
     that is not of the Hub. `why_text_only` says why a model that could read pictures does not. A base model,
-    which was not trained on chats, `continues_text`. `adapter` changes what the model `base_name` answers.
+    which was not trained on chats, `continues_text`. `adapter` changes what the model `base_name` answers. Where
+    another server answers, `outside` says what Inside shows, or why it shows nothing.
     """
 
     name: str
@@ -233,3 +236,4 @@ class ModelInfo:
     continues_text: bool = False
     adapter: AdapterFacts | None = None
     base_name: str = ""
+    outside: str = ""

@@ -4,9 +4,11 @@ An answer is an iterator that stops before each of its passes: at a StageEvent b
 picture, a chunk of the prompt), at a DecodePass before a decode step, which the loop runs for all answers of a model
 at once. A round is one pass of one prompt and then a decode step of every model that has answers. So nobody's answer
 stalls for longer than one pass of somebody's prompt. (After NaN, finding the layer is one pass too.) A look inside is a
-job: it lets the answers have a round between its own passes.
+job: it lets the answers have a round between its own passes. Work in the background, such as capturing CUDA graphs, is
+done a step at a time between rounds.
 """
 
+import logging
 import queue
 import sys
 import threading
@@ -23,6 +25,7 @@ from gemma3_core.generation.loop import DecodePass, decode_together
 
 Result = TypeVar("Result")
 Passes = Iterator[Event | DecodePass]
+log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _SILENT_S = 1.0
 _PASSES_IN_A_ROW = 4
@@ -80,12 +83,21 @@ class DeviceLoop:
         self._changed = threading.Lock()
         self._arrived: list[_Task] = []
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._background: deque[Iterator[None]] = deque()
         self._thread: threading.Thread | None = None
         self._answers: list[_Task] = []  # of the loop's thread alone
+        self._round_began = 0.0
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the loop's thread last began a round; 0 where it has nothing to do."""
+        with self._changed:
+            return 0.0 if self._thread is None else time.monotonic() - self._round_began
 
     def _begin(self) -> None:
         """Starts the thread if there is none; the caller holds the lock, for which the thread waits."""
         if self._thread is None:
+            self._round_began = time.monotonic()
             thread = threading.Thread(target=self._work, name="device", daemon=False)
             thread.start()
             self._thread = thread
@@ -134,6 +146,13 @@ class DeviceLoop:
             self._jobs.append((future, job))
         return future
 
+    def in_background(self, steps: Iterator[None]) -> None:
+        """Runs the steps of an iterator in the loop's thread, one between any two rounds, after earlier iterators'. One
+        that raises ends, and the log says why."""
+        with self._changed:
+            self._begin()
+            self._background.append(steps)
+
     def give_way(self) -> None:
         """A round of the answers, for a job to call now and then. Raises StoppedError when the program ends."""
         if _program_ends():
@@ -143,6 +162,7 @@ class DeviceLoop:
     def _serve(self) -> None:
         """A round of the answers, with those that have arrived."""
         with self._changed:
+            self._round_began = time.monotonic()
             self._answers += self._arrived
             self._arrived.clear()
         try:
@@ -156,12 +176,27 @@ class DeviceLoop:
         while True:
             with self._changed:
                 job = self._jobs.popleft() if self._jobs else None
-                if job is None and not self._arrived and not self._answers:
+                if _program_ends():
+                    self._background.clear()
+                if job is None and not self._arrived and not self._answers and not self._background:
                     self._thread = None
                     return
             if job is not None:
                 run_job(*job)
             self._serve()
+            self._advance_background()
+
+    def _advance_background(self) -> None:
+        if not self._background:
+            return
+        try:
+            next(self._background[0])
+            return
+        except StopIteration:
+            pass
+        except Exception:  # nobody waits for it
+            log.exception("Work in the background failed; what it prepares is done when it is needed.")
+        self._background.popleft()
 
 
 def _program_ends() -> bool:

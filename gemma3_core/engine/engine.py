@@ -56,6 +56,7 @@ from gemma3_core.engine.prompts import (
     read_prompt,
 )
 from gemma3_core.engine.sequence import RunningRequest
+from gemma3_core.engine.slot_runner import Background
 from gemma3_core.errors import (
     AttentionError,
     ContextLengthError,
@@ -66,6 +67,7 @@ from gemma3_core.errors import (
     UnsupportedOptionError,
 )
 from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
+from gemma3_core.generation.grammar import Grammars, check_schema
 from gemma3_core.generation.loop import DecodePass, check_length
 from gemma3_core.gguf.checkpoint import why_text_only
 from gemma3_core.images.crops import Crops
@@ -128,7 +130,9 @@ class Engine:
         budget = cache_budget(self._model.device)[0]
         self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
-        self._writer = AnswerWriter(precisions, processor, self.queue.max_running)
+        self._writer = AnswerWriter(precisions, processor, self.queue.max_running, self._background)
+        stops = self._model.generation_config.stop_ids
+        self._grammars = Grammars(processor.tokenizer, self._model.text_config.vocab_size, stops)
         if self.info.why_text_only:
             logger.warning(self.info.why_text_only)
 
@@ -186,6 +190,10 @@ class Engine:
         precisions = self._loaded(partial(AdaptedVariants, self._precisions, stored))
         shared = (self.queue, self._pictures, self._tiles, self._loop)
         return type(self)(precisions, self._processor, self.info.name, self.info.is_demo, self._folder, *shared)
+
+    @property
+    def _background(self) -> Background | None:
+        return self._loop.in_background
 
     @staticmethod
     def _loaded(load: Callable[[], T]) -> T:
@@ -272,6 +280,7 @@ class Engine:
         request = running.request
         ticket = self.queue.enter(request.visitor, ready=False)
         try:
+            yield from self._compiled(running)  # within the queue's bounds for each visitor
             running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))
@@ -289,6 +298,13 @@ class Engine:
         running.in_loop = True
         passes = self._written(running, prompt)
         yield from self._loop.run(passes, threading.Event().is_set if stop is None else stop.is_set)
+
+    def _compiled(self, running: RunningRequest) -> Iterator[StageEvent]:
+        """Compiles the schema of an answer, in this thread. Raises SchemaError, UnsupportedOptionError."""
+        if running.request.json_schema is not None:
+            if not self._grammars.is_ready:
+                yield StageEvent("preparing", "Reading the vocabulary for an answer in JSON")
+            running.grammar = self._grammars.compile(running.request.json_schema)
 
     def _prepared(self, int4: bool) -> Iterator[StageEvent]:
         """Makes or loads the precision's weights if they are missing, in this thread: others are answered meanwhile."""
@@ -356,6 +372,8 @@ class Engine:
             raise PromptError(f"The answer must be allowed at least 1 token, got {request.max_new_tokens}.")
         if not request.turns or request.turns[-1].role != "user" or (asked and not request.turns[-1].text.strip()):
             raise PromptError("There is no question. Write one and send again.")
+        if request.json_schema is not None:
+            check_schema(request.json_schema)
         self._check_sees(request.num_images)
         most = self.info.context_length // self.info.tokens_per_picture
         if request.num_images > most:
@@ -409,6 +427,16 @@ class Engine:
     def forget(self, visitor: str) -> None:
         """Evicts what is kept for a visitor's next question; call it when the visitor has left."""
         self._writer.kept.forget(visitor)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the caches that are kept for visitors' next questions."""
+        return self._writer.kept.num_bytes
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the device last began a pass; 0 while nothing runs."""
+        return self._loop.silent_s
 
     def evict(self) -> None:
         """Evicts what is kept for visitors who have not come back for a while; call it regularly."""

@@ -41,6 +41,34 @@ class FairQueue:
         self._running: list[Ticket] = []
         self.mean_turn_s: float | None = None
         """A moving average of a turn's duration in seconds; None before the first."""
+        self.closed = False
+        """Whether no further ticket is taken."""
+
+    @property
+    def waiting(self) -> int:
+        """How many tickets wait."""
+        return len(self._waiting)
+
+    def resize(self, max_running: int, max_waiting: int) -> None:
+        """Lets another number run and wait from now on; those that run go on."""
+        with self._changed:
+            self.max_running, self._max_waiting = max_running, max_waiting
+            self._start_next()
+
+    def close(self) -> None:
+        """Takes no further ticket; those that are there keep their turns."""
+        with self._changed:
+            self.closed = True
+
+    def wait_until_empty(self, seconds: float) -> bool:
+        """Waits until no ticket waits or runs; False if some are left after `seconds`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._running, timeout=seconds)
+
+    def counts(self) -> tuple[int, int]:
+        """How many run, and how many wait."""
+        with self._changed:
+            return len(self._running), len(self._waiting)
 
     def remember(self, seconds: float) -> None:
         """Updates the mean with a turn's duration."""
@@ -53,6 +81,10 @@ class FairQueue:
         Raises QueueFullError if too many are waiting.
         """
         with self._changed:
+            if self.closed:
+                raise QueueFullError(
+                    "This server is about to end and takes no further question. Ask again in a minute."
+                )
             if len(self._waiting) >= self._max_waiting:
                 raise QueueFullError(f"{len(self._waiting)} questions are waiting already. Try again in a minute.")
             own = sum(ticket.visitor == visitor for ticket in self._waiting)

@@ -99,6 +99,12 @@ class PrefixCache:
         with self._lock:
             return len(self._kept)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the caches that are not in use."""
+        with self._lock:
+            return sum(kept.num_bytes for kept in self._kept.values())
+
     @contextmanager
     def acquire(self, visitor: str, int4: bool, keys: Sequence[TokenKey]) -> Iterator[Lent]:
         """Takes the visitor's cache for one answer, truncated to the tokens that this prompt shares with it.

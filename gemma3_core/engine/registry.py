@@ -428,6 +428,12 @@ class ModelRegistry:
             for engine in self._engines():
                 engine.evict()
 
+    @contextmanager
+    def loaded(self) -> Iterator[list[Engine]]:
+        """The engines in memory; none is evicted within the `with` block, which must be short."""
+        with self._changed:
+            yield self._engines()
+
     def _engines(self) -> list[Engine]:
         """The engines in memory; the caller holds the lock."""
         return [

@@ -6,6 +6,7 @@ from typing import Literal
 from gemma3_core.engine.api import DoneEvent, ModelInfo, Request, Stats, TokenEvent
 from gemma3_core.engine.precisions import quantization_name
 from gemma3_core.engine.prompts import Prompt
+from gemma3_core.generation.grammar import Constraint, Grammar
 from gemma3_core.inspection.confidence import TokenChoice
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer, StreamingDecoder
 
@@ -16,6 +17,8 @@ class RunningRequest:
     def __init__(self, request: Request, info: ModelInfo, tokenizer: Gemma3Tokenizer):
         self.request, self._info = request, info
         self.prompt: Prompt | None = None
+        self.grammar: Grammar | None = None
+        """What the answer must fit, if anything."""
         self.in_loop = False
         """Whether its passes are run by the engine's loop, which looks at the stop itself."""
         self.reused_tokens = 0
@@ -28,6 +31,10 @@ class RunningRequest:
         self._entered = time.monotonic()
         self._started: float | None = None
         self._first = self._last = 0.0
+
+    def constraint(self) -> Constraint | None:
+        """What the next token must fit, after the tokens so far."""
+        return None if self.grammar is None else self.grammar.begin(self._token_ids)
 
     def start(self) -> None:
         """Marks that the request has left the queue."""

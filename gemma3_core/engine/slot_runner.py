@@ -1,13 +1,14 @@
 """Decode steps on CUDA: answers in slots of static shapes, the fused step captured once for each number of rows, and
 the next step launched before the host has read the last one's tokens.
 
-An answer that has no slot (too long, or no memory) is decoded plainly, as on a CPU. `GEMMA_CUDA_GRAPHS=0` leaves slots
-out altogether.
+Steps are captured one by one in the background; until then they are launched part by part. An answer that has no slot
+(too long, or no memory) is decoded plainly, as on a CPU. `GEMMA_CUDA_GRAPHS=0` leaves slots out altogether.
 """
 
 import logging
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ _OFF = "GEMMA_CUDA_GRAPHS"
 _STEPS_BEFORE_CAPTURE = 3
 """They compile the kernels; a capture must not."""
 
+Background = Callable[[Iterator[None]], None]
+"""Takes work that is done a step at a time between the passes of answers, in their thread."""
+Replay = Callable[[], torch.Tensor]
+
 
 @dataclass
 class _Ahead:
@@ -36,81 +41,135 @@ class _Ahead:
     tokens: list[torch.Tensor]
     """What it reads: the very tensors that its passes will bring."""
     lengths: list[int]
-    sampled: SampledRows
+    logits: torch.Tensor
+    sampled: SampledRows | None
+    """None if a row's next token must fit what the host is still to read."""
+
+
+class _Captures:
+    """Captures the decode steps of one model, all in one memory pool, until one can't be captured."""
+
+    def __init__(self, wanted: bool):
+        self.go_on, self._pool = wanted, None
+
+    def capture(self, run: Callable[[], torch.Tensor], rows: int) -> Replay | None:
+        """What runs the step again; None if it can't be captured, which the log explains."""
+        try:
+            if self._pool is None:
+                self._pool = new_pool()
+            return captured(run, self._pool)
+        except RuntimeError as error:
+            self.go_on = False
+            log.warning("A decode step of %d rows can't be captured, so it is launched part by part: %s", rows, error)
+            return None
+
+
+def new_pool() -> Any:
+    return torch.cuda.graph_pool_handle()
+
+
+def captured(run: Callable[[], torch.Tensor], pool: Any) -> Replay:
+    """A CUDA graph of `run`; a call replays it and returns the tensor that it writes. Raises RuntimeError."""
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    torch.cuda.synchronize()
+    try:
+        # Other threads may use the device meanwhile, to resize pictures.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            written = run()
+    except RuntimeError:
+        torch.cuda.set_stream(before)  # torch leaves the stream of a capture that fails in place
+        raise
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return written
+
+    return replay
 
 
 class _Group:
     """Slots of one length, and the captured steps of 1, 2, 4 … of their rows."""
 
-    def __init__(self, step: FusedDecoder, cache: SlotCache, device: torch.device, captures: bool):
+    def __init__(self, step: FusedDecoder, cache: SlotCache, device: torch.device, captures: _Captures, later: bool):
+        """With `later`, steps are captured by `warm_up` alone, otherwise as soon as they have run a few times."""
         self.cache, self.slots = cache, dict[int, Slot]()
         self.ahead: _Ahead | None = None
-        self._step, self._captures = step, captures
-        self._pool = torch.cuda.graph_pool_handle() if captures else None
+        self._step, self.captures, self._later = step, captures, later
         self._tokens = torch.zeros(cache.rows, dtype=torch.long, device=device)
         self._lengths = torch.zeros(cache.rows, dtype=torch.long, device=device)
-        self._captured: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._captured: dict[int, Replay] = {}
         self._runs: dict[int, int] = {}
 
     def logits(self, slots: Sequence[Slot], tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Logits [n, vocabulary] of the slots' tokens [n]."""
-        device, numbers = self._tokens.device, [slot.row for slot in slots]
-        # Rows that wait read a token too: what it stores is written over by their own next step.
-        waiting = [0] * self.cache.rows
-        for slot in self.slots.values():
-            waiting[slot.row] = slot.cache.length
-        for number, length in zip(numbers, lengths, strict=True):
-            waiting[number] = length
-        places = on_device(numbers, device)
-        self._lengths.copy_(on_device(waiting, device))
+        numbers = [slot.row for slot in slots]
+        self._set_lengths(dict(zip(numbers, lengths, strict=True)))
+        places = on_device(numbers, self._tokens.device)
         self._tokens.index_copy_(0, places, tokens)
-        rows = 1
-        while rows <= max(numbers):
-            rows *= 2
-        return self._run(min(rows, self.cache.rows))[places]
+        return self._run(next(rows for rows in self.sizes() if rows > max(numbers)))[places]
+
+    def sizes(self) -> list[int]:
+        """The numbers of rows for which there are steps: 1, 2, 4 …, and all."""
+        return [*(2**n for n in range(self.cache.rows.bit_length()) if 2**n < self.cache.rows), self.cache.rows]
+
+    def warm(self, rows: int, capture: bool) -> None:
+        """Launches the step of so many rows a few times, or captures it."""
+        if capture:
+            self._capture(rows)
+            return
+        # It writes where the next step of each answer will, even where that was launched already.
+        self.ahead = None
+        self._set_lengths({})
+        for _ in range(_STEPS_BEFORE_CAPTURE):
+            self._launch(rows)
+
+    def _set_lengths(self, known: dict[int, int]) -> None:
+        """The tokens before the next one, of each row. Rows that wait read a token too: what it stores is written over
+        by their own next step."""
+        lengths = [0] * self.cache.rows
+        for slot in self.slots.values():
+            lengths[slot.row] = slot.cache.length
+        for row, length in known.items():
+            lengths[row] = length
+        self._lengths.copy_(on_device(lengths, self._lengths.device))
 
     def _run(self, rows: int) -> torch.Tensor:
-        if rows in self._captured:
-            graph, logits = self._captured[rows]
-            graph.replay()
-            return logits
-        self._runs[rows] = self._runs.get(rows, 0) + 1
-        if self._captures and self._runs[rows] > _STEPS_BEFORE_CAPTURE:
-            self._capture(rows)
-            if rows in self._captured:
-                return self._run(rows)
+        if rows not in self._captured and not self._later and self.captures.go_on:
+            self._runs[rows] = self._runs.get(rows, 0) + 1
+            if self._runs[rows] > _STEPS_BEFORE_CAPTURE:
+                self._capture(rows)
+        return self._captured[rows]() if rows in self._captured else self._launch(rows)
+
+    def _launch(self, rows: int) -> torch.Tensor:
         return self._step(self._tokens[:rows], self._lengths[:rows], self.cache)
 
     def _capture(self, rows: int) -> None:
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        torch.cuda.synchronize()
-        try:
-            # Other threads may use the device meanwhile, to resize pictures.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                logits = self._step(self._tokens[:rows], self._lengths[:rows], self.cache)
-        except RuntimeError as error:
-            torch.cuda.set_stream(before)  # torch leaves the stream of a capture that fails in place
-            self._captures = False
-            log.warning("A decode step of %d rows can't be captured, so it is launched part by part: %s", rows, error)
-            return
-        self._captured[rows] = graph, logits
+        replay = self.captures.capture(lambda: self._launch(rows), rows)
+        if replay is not None:
+            self._captured[rows] = replay
 
 
 class SlotRunner:
     """Runs the decode steps of one model; in one thread."""
 
-    def __init__(self, model: Any, rows: int, most_bytes: int, captures: bool = True):
-        """All slots together may take `most_bytes`."""
-        self._model, self._rows, self._captures = model, rows, captures
+    def __init__(
+        self, model: Any, rows: int, most_bytes: int, captures: bool = True, background: Background | None = None
+    ):
+        """All slots together may take `most_bytes`. Without `background`, a step is captured when it has run a few
+        times."""
+        self._model, self._rows, self._background = model, rows, background
+        self._captures = _Captures(captures)
         self._most_bytes = most_bytes
         self._step = FusedDecoder(model)
         self._groups: dict[int, _Group | None] = {}
         self._plain: set[int] = set()
 
     @classmethod
-    def for_model(cls, model: Any, rows: int, most_bytes: int) -> "SlotRunner | None":
+    def for_model(
+        cls, model: Any, rows: int, most_bytes: int, background: Background | None = None
+    ) -> "SlotRunner | None":
         """None on other devices than CUDA, and for a model whose decode step can't be fused, which the log explains."""
-        if model.device.type != "cuda" or os.environ.get(_OFF, "1") == "0":
+        if not has_slots(model.device):
             return None
         try:
             import triton  # noqa: F401
@@ -121,7 +180,11 @@ class SlotRunner:
         if reason is not None:
             log.warning("Answers are decoded without captured steps: %s.", reason)
             return None
-        return cls(model, rows, most_bytes)
+        return cls(model, rows, most_bytes, background=background)
+
+    def warm_up(self) -> None:
+        """Makes the shortest slots, so that their steps are captured before an answer needs them."""
+        self._group(LENGTHS[0])
 
     def decode(self, passes: Sequence[DecodePass]) -> None:
         """Runs the passes, those in slots of one length together; the others as `decode_together` does."""
@@ -174,7 +237,10 @@ class SlotRunner:
                         "There is no memory for slots of %d tokens, so such answers are decoded plainly.", length
                     )
                 else:
-                    self._groups[length] = _Group(self._step, slots, device, self._captures)
+                    later = self._background is not None
+                    self._groups[length] = group = _Group(self._step, slots, device, self._captures, later)
+                    if self._background is not None and self._captures.go_on:
+                        self._background(_warming_up(weakref.ref(group), length, group.sizes()))
         return self._groups[length]
 
     def give_back(self) -> None:
@@ -195,19 +261,41 @@ class SlotRunner:
         rows = [one.row for one in passes if one.row is not None]
         ahead, group.ahead = group.ahead, None
         if ahead is not None and _same(ahead, slots, tokens, lengths):
-            sampled = ahead.sampled
+            sampled = ahead.sampled or sample_rows(ahead.logits, rows)
         else:
             sampled = sample_rows(group.logits(slots, torch.cat(tokens), lengths), rows)
-        following: SampledRows | None = None
+        logits, following = None, None
         if not sampled.needs_host:
             longer = [length + 1 for length in lengths]
-            following = sample_rows(group.logits(slots, sampled.tokens, longer), rows, ahead=1)
+            logits = group.logits(slots, sampled.tokens, longer)
+            if all(row.constraint is None for row in rows):
+                following = sample_rows(logits, rows, ahead=1)
         found = sampled.read()
         for one, token in zip(passes, found, strict=True):
             one.sampled = token
             one.cache.length += 1
-        if following is not None and not sampled.needs_host:  # reading may have changed a token
-            group.ahead = _Ahead(slots, [token.token for token in found], longer, following)
+        if logits is not None and not sampled.needs_host:  # reading may have changed a token
+            group.ahead = _Ahead(slots, [token.token for token in found], longer, logits, following)
+
+
+def has_slots(device: torch.device) -> bool:
+    """Whether answers are decoded in slots on this device, if the model allows it."""
+    return device.type == "cuda" and os.environ.get(_OFF, "1") != "0"
+
+
+def _warming_up(alive: "weakref.ref[_Group]", length: int, sizes: Sequence[int]) -> Iterator[None]:
+    """Captures the steps of a group as long as it is in use, each after it was launched."""
+    for number, rows in enumerate(sizes, start=1):
+        for capture in (False, True):
+            group = alive()
+            if group is None or not group.captures.go_on:
+                return
+            group.warm(rows, capture)
+            if capture and group.captures.go_on:
+                done, total = number, len(sizes)
+                log.info("Decode steps of answers up to %s tokens: %d of %d captured.", f"{length:,}", done, total)
+            del group
+            yield
 
 
 def why_no_kernels(model: Any) -> str | None:

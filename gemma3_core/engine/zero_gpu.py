@@ -92,6 +92,10 @@ class BorrowingEngine(Engine):
     def _describe(self, name: str, is_demo: bool, folder: Path | None) -> ModelInfo:
         return replace(super()._describe(name, is_demo, folder), borrowed=True)
 
+    @property
+    def _background(self) -> None:
+        """Passes run in a child, which has no loop."""
+
     @staticmethod
     def _loaded(load: Callable[[], T]) -> T:
         return load()  # `spaces` stands in for CUDA in the main thread only
@@ -176,6 +180,7 @@ class BorrowingEngine(Engine):
         running = RunningRequest(work.prompt.request, self.info, self._processor.tokenizer)
         running.prompt = work.prompt
         running.start()
+        yield from self._compiled(running)
         yield from self._prepared(bool(work.prompt.request.int4))
         known = len(running.token_ids)
         for event in run_alone(self._written(running, work.prompt)):

@@ -354,7 +354,7 @@ class RowSampler:
     def _step(self, sampled: Sampled) -> Step:
         if not sampled.is_finite:
             raise NonFiniteError(NOT_FINITE)
-        self._row.push(sampled.token)
+        self._row.push(sampled.token, sampled.token_id)
         return Step(sampled.token, sampled.token_id in self._stop_ids, sampled=sampled)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gemma3_core.generation.grammar import Constraint
 from gemma3_core.generation.sampling import (
     SamplingParams,
     keep_min_p,
@@ -37,15 +38,22 @@ class SamplingRow:
     seen: torch.Tensor | None = None
     """bool [1, vocabulary] if tokens are penalised for having occurred."""
     count: int = 0
+    constraint: Constraint | None = None
+    """Which tokens may come next, where not all may."""
     _noise: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, params: SamplingParams, prompt_ids: torch.Tensor, vocabulary: int, with_alternatives: bool = True
+        cls,
+        params: SamplingParams,
+        prompt_ids: torch.Tensor,
+        vocabulary: int,
+        with_alternatives: bool = True,
+        constraint: Constraint | None = None,
     ) -> "SamplingRow":
         """For an answer to prompt_ids [1, T]."""
         seen = seen_tokens(prompt_ids, None, vocabulary) if params.penalises else None
-        return cls(params, params.generator(prompt_ids.device), with_alternatives, seen)
+        return cls(params, params.generator(prompt_ids.device), with_alternatives, seen, constraint=constraint)
 
     @property
     def joins_others(self) -> bool:
@@ -63,9 +71,12 @@ class SamplingRow:
             del self._noise[past]
         return self._noise[token]
 
-    def push(self, token: torch.Tensor) -> None:
-        """Counts a token [1]."""
+    def push(self, token: torch.Tensor, token_id: int | None = None) -> None:
+        """Counts a token [1]; with a constraint also its id is needed. Raises SchemaError where nothing can follow."""
         self.count += 1
+        if self.constraint is not None:
+            assert token_id is not None
+            self.constraint.push(token_id)
         if self.seen is not None:
             self.seen = self.seen.scatter(1, token[None], True)
 
@@ -79,7 +90,8 @@ class Sampled:
     is_finite: bool
     """Whether the row's logits hold neither NaN nor infinity. Otherwise nothing else counts."""
     probability: float
-    """Of the token by the plain logits, before temperature and the like; 0 if no row asked for alternatives."""
+    """Of the token by the plain logits, before temperature and the like; among the allowed tokens if the row has a
+    constraint; 0 if no row asked for alternatives."""
     likeliest: tuple[tuple[int, float], ...]
     """Ids and probabilities of the likeliest tokens, if a row asked for them."""
 
@@ -117,7 +129,8 @@ class SampledRows:
                 self.tokens[number] = token_id
                 probability = float((logits[0, token_id] - logits[0].logsumexp(dim=-1)).exp())
             ids, probabilities = likeliest[::2], likeliest[1::2]
-            pairs = tuple((int(one), p) for one, p in zip(ids, probabilities, strict=True))
+            told = zip(ids, probabilities, strict=True)
+            pairs = tuple((int(one), p) for one, p in told if p > 0 or row.constraint is None)
             found.append(Sampled(place, token_id, bool(finite), probability, pairs))
         return found
 
@@ -129,7 +142,8 @@ def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype = 
 
 @torch.inference_mode()
 def sample_rows(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int = 0) -> SampledRows:
-    """Samples from logits [R, vocabulary]; `ahead` tokens of each row have been sampled but not counted yet."""
+    """Samples from logits [R, vocabulary]; `ahead` tokens of each row have been sampled but not counted yet. What a
+    row's constraint forbids becomes -inf in `logits` itself."""
     return SampledRows(logits, rows, ahead)
 
 
@@ -137,6 +151,8 @@ def _sampled(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int) -> t
     """Tokens [R], and float64 [R, 4 + 2 ALTERNATIVES]: token, whether the logits are finite, whether too many tie, the
     token's probability, and the likeliest ids and probabilities in turn. Without alternatives [R, 4]."""
     device, vocabulary = logits.device, logits.shape[1]
+    low, high = logits.aminmax(dim=-1)
+    _forbid(logits, rows)
     scores = _penalised(logits, rows)
     drawing = [number for number, row in enumerate(rows) if row.joins_others and not row.params.greedy]
     # As for generate: of equals the first (argmax of bfloat16 is several times slower on CPUs).
@@ -149,7 +165,6 @@ def _sampled(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int) -> t
         some = on_device(drawing, device)
         drawn, too_many = _drawn(best[some], ids[some], [rows[number] for number in drawing], ahead, vocabulary)
         tokens, tied = tokens.index_copy(0, some, drawn), tied.index_copy(0, some, too_many)
-    low, high = logits.aminmax(dim=-1)
     found = [tokens, torch.isfinite(low) & torch.isfinite(high), tied]
     if not any(row.with_alternatives for row in rows):
         return tokens, torch.stack([*found, torch.zeros_like(tokens)], dim=1).double()
@@ -159,6 +174,16 @@ def _sampled(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int) -> t
     probabilities = (logits.gather(1, shown) - logits.logsumexp(dim=-1, keepdim=True)).exp().double()
     pairs = torch.stack((shown.double(), probabilities), dim=-1).flatten(1)
     return tokens, torch.cat((torch.stack(found, dim=1).double(), pairs[:, 1:]), dim=1)
+
+
+def _forbid(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
+    """-inf for what a row's constraint does not allow; other rows are left as they are."""
+    for row, own in zip(rows, logits.unbind(), strict=True):
+        if row.constraint is not None:
+            forbidden = ~row.constraint.allowed(len(own))
+            if own.device.type == "cuda":
+                forbidden = forbidden.pin_memory().to(own.device, non_blocking=True)
+            own.masked_fill_(forbidden.to(own.device), -torch.inf)
 
 
 def _penalised(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
@@ -178,7 +203,8 @@ def _drawn(
     temperature, top_p, min_p, last = on_device(settings, best.device, torch.float64).split(1, dim=1)
     best = best / temperature.float()
     least = best.gather(1, last.long().clamp(max=best.shape[1] - 1))
-    too_many = (best[:, -1] >= least[:, 0]) & (best.shape[1] < vocabulary)
+    # What a constraint forbids ties at -inf, and is never drawn.
+    too_many = (best[:, -1] >= least[:, 0]) & (best[:, -1] > -torch.inf) & (best.shape[1] < vocabulary)
     ids, order = ids.sort(dim=-1)  # so that equal scores always get the same random numbers
     best = best.gather(1, order)
     scores = keep_min_p(keep_top_p(best.masked_fill(best < least, -torch.inf), top_p), min_p)

@@ -3,16 +3,31 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import pytest
 import torch
 from places import DEMO_MODEL, REPOSITORY
 
-from benchmarks import attention, attention_memory, chart, language_model, mask_view, next_question, vision_language
+from benchmarks import __main__ as main
+from benchmarks import (
+    attention,
+    attention_memory,
+    chart,
+    language_model,
+    limits,
+    llama_cpp,
+    loading,
+    mask_view,
+    newcomer,
+    next_question,
+    table,
+    timing,
+    vision_language,
+)
+from benchmarks.limits import Limits
+from benchmarks.random_gguf import write_q4_0
 from benchmarks.timing import in_turns
-from gemma3_core.config.gemma3 import Gemma3Config, read_config
+from gemma3_core.config.gemma3 import Gemma3Config, Gemma3TextConfig, read_config
 from gemma3_core.engine import AttentionMap, Box, Engine, TileMap
 from gemma3_core.inspection.prompt import Tile
 from gemma3_core.int4.linear import Int4Linear
@@ -48,45 +63,129 @@ def test_both_sides_of_the_picture_benchmark_compute_the_same(config: Gemma3Conf
     assert vision_language.decoded_bytes(int4_model) < 0.4 * vision_language.decoded_bytes(ours)
 
 
-def test_the_picture_benchmark_tells_tokens_a_second_and_seconds():
-    """Of 40 tokens read and 5 written; reading alone takes half a second of ours, all of it two more."""
-    ours = {"first/ours": 0.5, "all/ours": 2.5, "picture/ours": 0.25}
-    default = {"first/default": 1.0, "all/default": 9.0, "picture/default": 0.75}
-    static = {"first/static": 1.0, "all/static": 0.9, "picture/static": 0.5}  # noise: all of it sooner than its start
-    figures = vision_language._figures({**ours, **default, **static}, prompt_tokens=40, new_tokens=5, floor=0.1)
-    assert figures == {
-        "prefill": {"ours": 80.0, "default": 40.0, "static": 40.0},
-        "decode": {"ours": 2.0, "default": 0.5, "static": None},
-        "picture_to_first_token_s": {"ours": 0.25, "default": 0.75, "static": 0.5},
-        "share_of_bandwidth": {"ours": 0.2, "default": 0.05, "static": None},
-    }
+def test_a_row_tells_medians_their_spread_and_how_many_times_better_ours_is():
+    figures = {"ours": [4.0, 2.0, 3.0], "transformers": [1.0, 2.0, 1.5], "llama.cpp": [6.0]}
+    faster = table.table_row(table.SPEED, figures, share=0.5)
+    assert (faster["ours"], faster["spread"]["ours"], faster["ratio"]) == (3.0, [2.0, 4.0], 2.0)
+    assert table.table_row(table.SECONDS, figures)["ratios"] == {"transformers": 0.5, "llama.cpp": 2.0}
+    text = table.lines([("decode", faster)])
+    assert text[-1] == "| decode | 3.0 tokens/s (2.0 to 4.0) | 50% | 2.00 |  | 0.50 |"
+    assert text[0].count("|") == text[-1].count("|")
 
 
-def test_the_picture_benchmark_runs_each_way_in_each_precision(config: Gemma3Config, monkeypatch):
-    """Each action once; not the static cache, whose decode step takes a minute to compile."""
-    asked: list[set[str]] = []
+def test_seconds_that_an_action_tells_itself_count_instead():
+    assert timing.times_in_turns({"a": lambda: 7.0}, rounds=2) == {"a": [7.0, 7.0]}
 
-    def each_once(actions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-        assert rounds == 3
-        asked.append(set(actions))
-        for name, action in actions.items():
-            if not name.endswith("/static"):
-                action()
-        return dict.fromkeys(actions, 1.0)
 
-    monkeypatch.setattr(vision_language, "in_turns", each_once)
-    report = vision_language.measure(config, "cpu", prompt_tokens=40, new_tokens=4, rounds=3)
-    every = {f"{part}/{way}" for part in ("first", "all", "picture") for way in ("ours", "default", "static")}
-    assert asked == [every, *[{"slots"}] * 3] * 2
-    assert {f"decode_in_slots_{rows}" for rows in (1, 8, 32)} <= set(report["bfloat16"]) & set(report["int4"])
-    assert set(report) == {"copy_gb_per_s", "bfloat16", "int4"}
-    assert report["copy_gb_per_s"] > 0
+def test_decode_is_what_comes_behind_the_first_token():
+    """5 tokens in 2.5 s of which the first took 0.5; noise may leave a round without a time, or a program without."""
+    whole = {"ours": [2.5, 0.4], "transformers": [8.5, 4.5], "static": [0.4, 0.5]}
+    first = {who: [0.5, 0.5] for who in whole}
+    rates = vision_language._decode_rates(whole, first, new_tokens=5)
+    assert rates == {"ours": [2.0], "transformers": [0.5, 1.0]}
+    assert vision_language._decode_rates({"ours": [0.4]}, {"ours": [0.5]}, new_tokens=5) == {}
+
+
+LIMITS = Limits(bytes_per_s=1e9, operations_per_s=1e9)
+
+
+def test_the_picture_benchmark_has_every_part(config: Gemma3Config, monkeypatch):
+    monkeypatch.setattr(vision_language, "IN_SLOTS", (1, 3))
+    report = vision_language.measure(config, "cpu", LIMITS, (40,), new_tokens=6, rounds=1)["float32"]
+    in_slots = {f"{kind} in slots" for kind in ("decode", "sampled decode")}
+    in_slots |= {f"{kind}, 3 rows in slots" for kind in ("decode", "sampled decode")}
+    pictures = {"picture to first token", "picture with 4 crops to first token", "second turn"}
+    assert set(report) - {"decode"} == {"prefill of 40", *pictures, *in_slots}
+    assert all(set(report[name]["ratios"]) == {"transformers"} for name in pictures)
+    assert report["second turn"]["ratio"] > report["picture to first token"]["ratio"]  # the picture is not read again
+    assert report["prefill of 40"]["share"] > 0
+
+
+SMALL = {
+    "vocab_size": 640,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "sliding_window_pattern": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 64,
+    "max_position_embeddings": 1024,
+}
+
+
+def test_the_language_benchmark_compares_the_same_tokens_in_every_way(monkeypatch):
+    """With a step that is traced but not compiled, which takes a minute."""
+    config = Gemma3TextConfig.from_dict(SMALL)
+    report = language_model.compare(torch.float32, (32,), 3, 1, False, config, (2,), "eager", LIMITS)
+    assert report["logits_differ_by"] < 1e-5
+    parts = {"decode, 2 rows", "sampled decode, 2 rows"}
+    assert set(report) == {"dtype", "logits_differ_by", "prefill of 32", *parts}
+    assert all(set(report[part]["ratios"]) == {"transformers", "static"} for part in parts)
+    ours = language_model.random_model(config, torch.float32)
+    theirs, prompt = language_model.reference_model(ours), torch.arange(8)[None]
+    tokens: list[torch.Tensor] = []
+    max_of = torch.Tensor.argmax
+    monkeypatch.setattr(
+        torch.Tensor, "argmax", lambda *given, **more: tokens.append(max_of(*given, **more)) or tokens[-1]
+    )
+    for backend in (None, "eager"):
+        language_model._their_decoding(theirs, prompt, 4, language_model.GREEDY, backend, 40)()
+    assert torch.cat(tokens[:4]).tolist() == torch.cat(tokens[4:]).tolist()
+
+
+def test_a_random_gguf_file_is_the_model_in_q4_0(tmp_path):
+    model = language_model.random_model(Gemma3TextConfig.from_dict(SMALL), torch.float32)
+    write_q4_0(model, tmp_path / "q4_0.gguf")
+    ours = llama_cpp.OurFile(tmp_path / "q4_0.gguf", "float32").model
+    ids = torch.arange(300, 320)[None]
+    exact, rounded = (one(input_ids=ids).logits for one in (model, ours))
+    assert 0 < (exact - rounded).abs().max() < 0.5 * exact.abs().max()
+    assert isinstance(ours.lm_head, Int4Linear)
+    assert llama_cpp.count_layer_weights(model.config) == sum(p.numel() for p in model.decoder.layers.parameters())
+
+
+def test_loading_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+    language_model.random_model(Gemma3TextConfig.from_dict(SMALL), torch.bfloat16).save_pretrained(tmp_path)
+    told = loading._in_own_process(loading.OURS, tmp_path, 8, 2)
+    assert 0 < told["load_s"] < 30
+    assert 0.1 < told["peak_gib"] < 2
+    found = iter([{"load_s": 9.0, "peak_gib": 9.0}] * 2 + [told, {"load_s": 2 * told["load_s"], "peak_gib": 1.0}])
+    monkeypatch.setattr(loading, "_in_own_process", lambda *_: next(found))
+    ways = {"ours": (loading.OURS, tmp_path), "transformers": (loading.TRANSFORMERS, tmp_path)}
+    figures = loading.measure(ways, rounds=1)  # after one that does not count
+    assert figures["loading"]["ratio"] == 2.0
+    assert figures["peak memory"]["transformers"] == 1.0
+
+
+def test_the_table_has_the_rows_of_every_shape():
+    decode = table.table_row(table.SPEED, {"ours": [1.0]})
+    report = {"1b": [{"dtype": "int4", "logits_differ_by": 0.1, "decode": decode}], "4b": {"int4": {"decode": decode}}}
+    names = [name for name, _ in main.rows({**report, "pictures": {"float32": {"second turn": decode}}})]
+    assert names == ["1B, int4: decode", "demo model's shape, float32: second turn", "4B, int4: decode"]
+
+
+def test_the_limits_are_those_of_the_machine():
+    found = limits.measure(torch.device("cpu"), 2**24, 256)
+    assert 1e8 < found.bytes_per_s < 1e13
+    assert 1e8 < found.operations_per_s < 1e15
+    assert LIMITS.share_of_bytes(5e8, 2.0) == 0.25
+    shared = torch.ones(10)
+    assert limits.bytes_of([shared, shared.view(2, 5), torch.ones(3)]) == 52
 
 
 def test_a_further_question_is_answered_sooner():
     figures = next_question.measure(rounds=2)
     assert 0 < figures["reused_tokens"] < figures["prompt_tokens"]
     assert figures["ratio"] > 1
+
+
+def test_a_newcomers_wait_is_measured_beside_answers_that_go_on():
+    figures = newcomer.measure(rounds=1, running=2)
+    assert 0 < figures["alone_s"] < 60
+    assert figures["times_alone"] == pytest.approx(figures["beside_s"] / figures["alone_s"], abs=0.02)
 
 
 def test_attention_in_a_box_counts_cells_by_the_part_that_it_covers():

@@ -4,10 +4,15 @@ import json
 import re
 import urllib.error
 import urllib.request
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from browsing import answered, send, write
 from places import EXAMPLES, REPOSITORY
+from running_app import served
+
+from components.serving.desk import Operation
+from components.serving.ledger import HOUR_S, Allowance, MemoryLedger
 
 QUESTION, ANSWER = "What color is the star?", "The star is yellow."
 NIGHT = EXAMPLES / "night.png"
@@ -85,6 +90,22 @@ def test_what_goes_wrong_is_said_in_german(browser, url, tmp_path):
     page.locator("#composer input[type=file]").first.set_input_files(broken)
     page.get_by_text("„broken.png“ ist nicht hinzugefügt. Diese 13 Bytes sind kein lesbares Bild.").first.wait_for()
     page.context.close()
+
+
+@pytest.mark.parametrize(("locale", "says"), [("de", "Kommen Sie um {} wieder."), ("en-GB", "Come back at {}.")])
+def test_who_has_asked_enough_reads_when_to_come_back_by_their_own_clock(browser, scripted, locale, says):
+    allowance = Allowance("questions", 0, HOUR_S)
+    with served(scripted, operation=Operation(ledger=MemoryLedger([allowance]))) as address:
+        page = opened_in(browser, address, locale, timezone_id="Asia/Kolkata")
+        write(page, QUESTION)
+        send(page)
+        told = page.locator("#chat .failure").filter(has_text=says.partition(" {")[0]).filter(has_not_text="UTC")
+        told.wait_for()
+        there = datetime.now(timezone(timedelta(hours=5, minutes=30))) + timedelta(hours=1)
+        times = [f"{there + timedelta(minutes=minutes):%H:%M}" for minutes in (-1, 0, 1)]
+        assert any(told.inner_text().endswith(says.format(time)) for time in times)
+        assert page.locator("#composer textarea").input_value() == QUESTION
+        page.context.close()
 
 
 @pytest.mark.parametrize("locale", ["en-GB", "fr-FR"])

@@ -53,6 +53,22 @@ def test_answer_and_stats(client):
     assert stats["stop_reason"] == "stop"
 
 
+@pytest.mark.parametrize("write", [json.dumps, dict], ids=["text", "object"])
+def test_an_answer_fits_a_json_schema_and_its_figures_say_how_sure_each_value_is(client, write):
+    fields = {"color": {"enum": ["red", "blue"]}, "round": {"type": "boolean"}}
+    schema = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+    question = "What color are the hearts?"
+    given = {"images": [handle_file(HEARTS)], "question": question, "json_schema": write(schema)}
+    answer, stats = client.predict(**given, api_name="/ask")
+    told = json.loads(answer)
+    assert told["color"] in ("red", "blue")
+    assert set(stats) == STATS | {"fields"}
+    assert {name: one["value"] for name, one in stats["fields"].items()} == told
+    assert all(0 < one["probability"] <= 1 for one in stats["fields"].values())
+    with pytest.raises(AppError, match="can't be answered"):
+        client.predict(question=question, json_schema='{"type": "banana"}', api_name="/ask")
+
+
 def test_the_precision_is_chosen_by_each_request(client):
     question = {"images": [handle_file(HEARTS)], "question": "How many hearts are there?", "api_name": "/ask"}
     given = [client.predict(**question, int4=int4)[1]["quantization"] for int4 in (True, False, None)]
@@ -116,7 +132,7 @@ def test_only_ask_is_public_and_int4_defaults_to_the_servers_setting(client):
     defaults = {parameter["parameter_name"]: parameter["parameter_default"] for parameter in parameters}
     assert defaults == {
         "images": None, "question": None, "system_prompt": "", "pan_and_scan": False, "int4": None,
-        "max_new_tokens": 256, "temperature": 0.0, "seed": 0, "crops": None,
+        "max_new_tokens": 256, "temperature": 0.0, "seed": 0, "crops": None, "json_schema": None,
     }  # fmt: skip
     returns = [value["label"].lower() for value in endpoints["named_endpoints"]["/ask"]["returns"]]
     assert returns == ["answer", "stats"]
@@ -454,7 +470,7 @@ WRONG = [
     (["A" * 4000, "Hi"], "These 3,000 bytes are not a picture that can be read."),
     (["data:image/png,AAAA", "Hi"], "This data URL holds no base64 picture."),
     ([[PICTURE] * 17, "Hi"], "At most 16 pictures may be given by address or as data."),
-    ([None, "Hi", *[None] * 8], "At most 9 arguments are taken"),
+    ([None, "Hi", *[None] * 9], "At most 10 arguments are taken"),
     ([PICTURE, "Hi", *[None] * 6, "all"], '“crops” is neither “auto” nor JSON: "all".'),
     ([PICTURE, "Hi", *[None] * 6, [None, None]], "a list with one entry per picture, got 2 for 1"),
     ([PICTURE, "Hi", *[None] * 6, "[[[0, 0, 9]]]"], "a list of boxes [left, top, right, bottom]"),

@@ -14,7 +14,17 @@ from components.chat import record
 from components.chat.conversation import Conversation, Exchange
 from components.chat.keeping import MISSING, STILL_WRITING, Keeping
 from components.examples import load_examples
-from gemma3_core.engine import Answered, Box, DoneEvent, PartialSampling, Request, TokenChoices, Turn
+from gemma3_core.engine import (
+    Answered,
+    Box,
+    DoneEvent,
+    PartialSampling,
+    Request,
+    TokenChoices,
+    Turn,
+    ask_in_fields,
+    read_fields,
+)
 
 MINE = "/uploads/0a1b/mine.png"
 HEARTS = next(picture for example in load_examples() for picture in example.pictures if picture.stem == "hearts")
@@ -72,6 +82,20 @@ def test_it_comes_back_as_it_was(keeping, chat):
     assert chat.forgotten == ["one"]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_an_answer_in_fields_comes_back_with_them_and_with_the_prompt_that_it_had(keeping, named):
+    question, fields = Turn("user", "How many hearts?", (HEARTS,)), "count: number\ncolor: red, blue"
+    asked = Request((question,), "", False, None, 64, PartialSampling(), "one", True, int4_or_default=True)
+    asked = ask_in_fields(asked, read_fields(fields), named)
+    tokens = TokenChoices([choice(1, '{"count": ', 1.0), choice(2, "3", 0.5), choice(3, "}", 0.5)])
+    done = DoneEvent('{"count": 3}', STATS, (1, 2, 3))
+    before = Conversation().add(Exchange(question, False, Answered(asked, done), tokens, None, fields))
+    _, _, after, _ = keeping.brought(document_of(keeping.given("[]", before)), Conversation(), Window())
+    assert after == before
+    (count,) = after.exchanges[0].values
+    assert (count.name, count.value, count.probability) == ("count", 3, 0.25)
+
+
 def test_a_closer_look_comes_back_with_its_crops_and_the_answer_before_it(keeping):
     first = conversation_of_two().exchanges[0]
     closer = replace(first.question, crops=((Box(1, 2, 300, 400),), "auto"))
@@ -127,6 +151,7 @@ def test_an_edit_that_was_begun_goes_back_to_its_draft(keeping):
 
 
 LIMITS = {
+    "fields that are none": (("exchanges", 0, "settings", "fields"), "color: red", "is no field"),
     "a newer version": (("version",), 2, record.NEWER),
     "no version": (("version",), None, record.UNREADABLE),
     "a number as text": (("exchanges", 0, "question"), 3, record.UNREADABLE),

@@ -7,9 +7,12 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import httpx
+import jsonschema
 import openai
+import pydantic
 import pytest
 from places import EXAMPLES
 from running_app import ScriptedEngine, free_port, launch, require_demo_model
@@ -249,6 +252,70 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
+def schema_of(schema) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "fields", "strict": True, "schema": schema}}
+
+
+def nested(levels: int) -> dict:
+    inner: dict = {"type": "string"}
+    for _ in range(levels):
+        inner = {"type": "array", "items": inner}
+    return inner
+
+
+FIELDS = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "blue", "yellow"]}, "is_star": {"type": "boolean"}},
+    "required": ["color", "is_star"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_in_a_json_schema_fits_it_and_its_probabilities_are_among_what_fits(client, stream):
+    asked = about(part(HEARTS), "What is in the picture?")
+    options = {"model": MODEL, "messages": asked, "response_format": schema_of(FIELDS), "logprobs": True}
+    options |= {"temperature": 2.0, "seed": 4, "top_logprobs": 5}
+    if stream:
+        choices = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
+        text = "".join(choice.delta.content or "" for choice in choices)
+        tokens = [token for choice in choices if choice.logprobs for token in choice.logprobs.content]
+        reason = choices[-1].finish_reason
+    else:
+        (choice,) = client.chat.completions.create(**options).choices
+        text, tokens, reason = choice.message.content, choice.logprobs.content, choice.finish_reason
+    jsonschema.validate(json.loads(text), FIELDS)
+    assert reason == "stop"
+    assert "".join(token.token for token in tokens) == text
+    assert tokens[0].logprob == 0.0  # nothing but the bracket fits
+    assert [other.token for other in tokens[0].top_logprobs] == ["{"]
+    assert min(token.logprob for token in tokens) < 0
+
+
+def test_answers_with_and_without_a_schema_run_beside_one_another(engine):
+    schemas = (None, json.dumps(FIELDS), None, '{"type": "boolean"}')
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(own, engine, QUESTION, HEARTS, json_schema=one, visitor=str(one)) for one in schemas]
+        beside = [one.result(PATIENCE_S) for one in asked]
+    alone = [own(engine, QUESTION, HEARTS, json_schema=schema) for schema in schemas]
+    assert [done.token_ids for done in beside] == [done.token_ids for done in alone]
+    jsonschema.validate(json.loads(beside[1].text), FIELDS)
+    assert beside[3].text in ("true", "false")
+
+
+def test_clients_models_of_pydantic_and_json_objects_are_answered(client):
+    class Heart(pydantic.BaseModel):
+        color: Literal["red", "blue"]
+
+    asked = about(part(HEARTS), "What color is the heart?")
+    parsed = client.chat.completions.parse(model=MODEL, messages=asked, response_format=Heart)
+    assert parsed.choices[0].message.parsed.color in ("red", "blue")
+    answer = client.chat.completions.create(
+        model=MODEL, messages=asked, response_format={"type": "json_object"}, max_completion_tokens=8
+    )
+    assert answer.choices[0].message.content.startswith("{")
+
+
 GOOD = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
 
 
@@ -291,7 +358,15 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
         ({"stream_options": [1]}, 400, "stream_options"),
         ({"n": 2}, 400, "n"),
         ({"tools": [{"type": "function"}]}, 400, "tools"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"response_format": "json"}, 400, "response_format"),
+        ({"response_format": {"type": "xml"}}, 400, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, 400, "response_format"),
+        ({"response_format": schema_of({"type": "integer", "minimum": 2, "maximum": 1})}, 400, "response_format"),
+        ({"response_format": schema_of({"type": "string", "pattern": "(?=a)"})}, 400, "response_format"),
+        ({"response_format": schema_of({"enum": ["x" * 70_000]})}, 400, "response_format"),
+        ({"response_format": schema_of(nested(100))}, 400, "response_format"),
+        ({"response_format": schema_of(nested(900))}, 400, "response_format"),
+        ({"response_format": {"type": "text"}}, 200, None),
         ({"an_option_of_tomorrow": 1}, 400, "an_option_of_tomorrow"),
         ({"frequency_penalty": 0, "n": 1, "tools": [], "user": "me", "tool_choice": "none"}, 200, None),
     ],

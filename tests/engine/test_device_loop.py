@@ -13,7 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from gemma3_core.engine import DoneEvent, Engine, Request, SamplingSettings, StageEvent, TokenEvent, Turn, device_loop
+from gemma3_core.engine import (
+    DoneEvent,
+    Engine,
+    Request,
+    SamplingSettings,
+    StageEvent,
+    TokenEvent,
+    Turn,
+    device_loop,
+    slot_runner,
+)
+from gemma3_core.engine import answer as answer_module
 from gemma3_core.engine.device_loop import DeviceLoop
 from gemma3_core.engine.slot_runner import SlotRunner
 from gemma3_core.generation.fused_decoder import why_not_fused
@@ -39,10 +50,17 @@ def batches(request, engine, monkeypatch):
     if request.param == "in slots":
         monkeypatch.setattr(SlotRunner, "decode", lambda self, steps: sizes.append(len(steps)) or in_slots(self, steps))
         # The int4 layers of this checkpoint are too small to be fused.
-        runner = lambda model, *given: None if why_not_fused(model) else SlotRunner(model, *given, captures=False)  # noqa: E731
+        runner = lambda model, *given: None if why_not_fused(model) else SlotRunner(model, *given[:2], True, given[2])  # noqa: E731
         monkeypatch.setattr(SlotRunner, "for_model", runner)
         monkeypatch.setattr(engine._writer, "_slots", {})
+        monkeypatch.setattr(slot_runner, "new_pool", object)
+        monkeypatch.setattr(slot_runner, "captured", launched_again)
     return sizes
+
+
+def launched_again(run, _pool):
+    """In place of a CUDA graph: as there, nothing is computed by the capture."""
+    return run
 
 
 def picture(seed: int) -> Image.Image:
@@ -315,6 +333,70 @@ def test_jobs_run_one_after_another_and_answers_go_on_where_they_give_way():
         assert [each.result(PATIENCE_S) for each in jobs] == ["device", "device"]
         assert len(answer.result(PATIENCE_S)) == 100
     assert "".join(order).strip(".") == "a.a.a..b.b.b"
+
+
+def test_work_in_the_background_is_done_a_step_at_a_time_between_rounds(caplog):
+    loop, order = DeviceLoop(), []
+
+    def passes():
+        for _ in range(8):
+            order.append(".")
+            yield StageEvent("reading", "Reading")
+
+    def work(name: str, steps: int):
+        for _ in range(steps):
+            order.append(name)
+            yield
+        raise RuntimeError(f"{name} is broken")
+
+    with ThreadPoolExecutor(1) as threads:
+        with held(loop):
+            answer = threads.submit(list, loop.run(passes()))
+            while not loop._arrived:
+                time.sleep(0.001)
+            loop.in_background(work("a", 3))
+            loop.in_background(work("b", 2))
+        assert len(answer.result(PATIENCE_S)) == 8
+    assert "".join(order) == ".a.a.a..b.b.."
+    assert "a is broken" in caplog.text
+    loop.in_background(work("c", 4))  # nobody asks
+    loop.submit(lambda: None).result(PATIENCE_S)
+    while loop._thread is not None:
+        time.sleep(0.001)
+    assert order[-4:] == ["c"] * 4
+
+
+def test_decode_steps_are_captured_while_an_answer_is_written(engine, monkeypatch, caplog):
+    """It goes on between any two of them, and its tokens are what they are without."""
+    caplog.set_level("INFO", "gemma3_core.engine")
+
+    def replayed(run):
+        order.append("replayed")
+        return run()
+
+    request = Request((Turn("user", "what is this"),), max_new_tokens=40, visitor="early", reuse=False)
+    alone, order = answer(engine, request), []
+    monkeypatch.setattr(slot_runner, "new_pool", object)
+    monkeypatch.setattr(slot_runner, "captured", lambda run, _pool: order.append("captured") or partial(replayed, run))
+    fused = lambda model, *given: SlotRunner(model, *given[:2], True, given[2])  # noqa: E731
+    monkeypatch.setattr(SlotRunner, "for_model", fused)
+    monkeypatch.setattr(answer_module, "has_slots", lambda _device: True)
+    decode = SlotRunner.decode
+    monkeypatch.setattr(SlotRunner, "decode", lambda self, steps: order.append("token") or decode(self, steps))
+    other = Engine(engine._precisions, engine._processor, "warm", at_once=6)
+    assert answer(other, request).token_ids == alone.token_ids
+    while other._loop._thread is not None:
+        time.sleep(0.001)
+    captured = [place for place, what in enumerate(order) if what == "captured"]
+    assert len(captured) == 4  # of 1, 2, 4 and 6 rows
+    assert "captured captured" not in " ".join(order[order.index("token") :])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Decode steps of answers up to 1,024 tokens: {number} of 4 captured." for number in range(1, 5)
+    ]
+    order.clear()
+    assert answer(other, request).token_ids == alone.token_ids
+    assert order.count("replayed") > 30
+    assert "launched" not in order
 
 
 def test_a_job_that_is_given_up_before_it_begins_does_not_run():

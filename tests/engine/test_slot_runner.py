@@ -1,5 +1,7 @@
 """Who gets a slot, and what happens without room. That answers stay what they are is in test_device_loop.py."""
 
+import itertools
+
 import pytest
 import torch
 from reference import TEXT, image_prompt, randomise
@@ -26,12 +28,19 @@ def model() -> Gemma3ForCausalLM:
 class Answer:
     """An answer that is decoded step by step."""
 
-    def __init__(self, model: Gemma3ForCausalLM, seed: int, reserve: int = 100, params: SamplingParams | None = None):
+    def __init__(
+        self,
+        model: Gemma3ForCausalLM,
+        seed: int,
+        reserve: int = 100,
+        params: SamplingParams | None = None,
+        constraint=None,
+    ):
         prompt = image_prompt("t5", seed)[0]
         self.model, self.cache = model, KVCache(CONFIG, reserve)
-        self.row = SamplingRow.of(params or SamplingParams(), prompt, CONFIG.vocab_size)
+        self.row = SamplingRow.of(params or SamplingParams(), prompt, CONFIG.vocab_size, constraint=constraint)
         (first,) = sample_rows(prefill(model, self.cache, input_ids=prompt), [self.row]).read()
-        self.row.push(first.token)
+        self.row.push(first.token, first.token_id)
         self.tokens, self.last = [first.token_id], first.token
 
     def step(self) -> DecodePass:
@@ -39,7 +48,7 @@ class Answer:
 
     def take(self, done: DecodePass) -> None:
         assert done.sampled is not None
-        self.row.push(done.sampled.token)
+        self.row.push(done.sampled.token, done.sampled.token_id)
         self.tokens.append(done.sampled.token_id)
         self.last = done.sampled.token
 
@@ -69,6 +78,37 @@ def test_answers_of_every_kind_of_sampling_are_as_if_alone(model, some):
     alone = [decode(decode_together, [Answer(model, seed, params=params)])[0] for seed, params in enumerate(some)]
     assert together == alone
     assert len({tuple(tokens) for tokens in alone}) == len(some)
+
+
+class Digits:
+    """Stands for a compiled schema: each token must be next to the last one."""
+
+    def __init__(self, last: int = 0):
+        self.last = last
+
+    def push(self, token_id: int) -> None:
+        self.last = token_id
+
+    def allowed(self, vocabulary: int) -> torch.Tensor:
+        allowed = torch.zeros(vocabulary, dtype=torch.bool)
+        allowed[[(self.last + 1) % vocabulary, (self.last + 2) % vocabulary]] = True
+        return allowed
+
+
+@pytest.mark.parametrize("params", [None, SamplingParams(1.0, 20, 0.9, seed=1), SamplingParams(1.0, 0, 1.0, seed=2)])
+def test_a_constrained_answer_keeps_its_form_and_the_next_step_is_still_launched_ahead(model, monkeypatch, params):
+    runner, launched = SlotRunner(model, 8, PLENTY, captures=False), []
+    step = runner._step.__call__
+    monkeypatch.setattr(runner, "_step", lambda *given: launched.append(None) or step(*given))
+    constrained = Answer(model, 0, params=params, constraint=Digits())
+    beside = Answer(model, 1, params=SETTINGS[1])
+    decode(runner.decode, [constrained, beside], 6)
+    tokens = [0, *constrained.tokens]
+    assert {(after - before) % CONFIG.vocab_size for before, after in itertools.pairwise(tokens)} <= {1, 2}
+    assert constrained.tokens == decode(decode_together, [Answer(model, 0, params=params, constraint=Digits())], 6)[0]
+    assert beside.tokens == decode(decode_together, [Answer(model, 1, params=SETTINGS[1])], 6)[0]
+    if params is None or params.top_k:
+        assert len(launched) == 7
 
 
 def test_a_step_is_launched_once_a_token_though_it_is_launched_ahead(model, monkeypatch):
@@ -218,6 +258,64 @@ def test_slots_that_nobody_is_in_can_be_given_back(model):
     assert list(runner._groups) == [LENGTHS[1]]
     decode(runner.decode, [long], 2)
     assert long.tokens == decode(decode_together, [Answer(model, 1)], 4)[0]
+
+
+def warmed(model, monkeypatch, capture) -> tuple[SlotRunner, list]:
+    """A runner whose steps are captured by that function in place of CUDA, and its work in the background."""
+    work: list = []
+    monkeypatch.setattr(slot_runner, "new_pool", object)
+    monkeypatch.setattr(slot_runner, "captured", capture)
+    runner = SlotRunner(model, 4, PLENTY, background=work.append)
+    runner.warm_up()
+    return runner, work
+
+
+def test_a_step_that_can_not_be_captured_is_launched_and_the_log_says_so(model, monkeypatch, caplog):
+    caplog.set_level("INFO", "gemma3_core.engine")
+
+    def no_capture(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    runner, (work,) = warmed(model, monkeypatch, no_capture)
+    answer = Answer(model, 0)
+    decode(runner.decode, [answer], 3)
+    assert len(list(work)) == 2  # launched, then one attempt; the next number of rows is not tried
+    assert "1 of 3 captured" not in caplog.text
+    assert "A decode step of 1 rows can't be captured, so it is launched part by part: operation not" in caplog.text
+    decode(runner.decode, [answer], 3)
+    assert answer.tokens == decode(decode_together, [Answer(model, 0)], 6)[0]
+    decode(runner.decode, [Answer(model, 1, LENGTHS[0])], 2)
+    assert len(runner._groups) == 2  # slots of another length are not captured either
+
+
+def test_capturing_between_any_two_steps_changes_no_token(model, monkeypatch):
+    replays, pools = [], []
+
+    def capture(run, pool):
+        pools.append(pool)
+        return lambda: replays.append(1) or run()
+
+    sampled = SamplingParams(1.0, 20, 0.9, seed=7)
+    runner, (work,) = warmed(model, monkeypatch, capture)
+    answers = [Answer(model, 0), Answer(model, 1, params=sampled), Answer(model, 2)]
+    for done in range(6):
+        assert len(pools) == done // 2
+        decode(runner.decode, answers, 2)
+        next(work)
+    assert list(work) == []
+    assert replays == []  # three rows need the step of four, which came last
+    decode(runner.decode, answers, 2)
+    assert len(replays) == 2  # the first was launched ahead, before the capture
+    assert len(set(pools)) == 1
+    alone = [Answer(model, 0), Answer(model, 1, params=sampled), Answer(model, 2)]
+    assert [one.tokens for one in answers] == [decode(decode_together, [one], 14)[0] for one in alone]
+
+
+def test_slots_that_are_given_back_are_not_captured_further(model, monkeypatch):
+    runner, (work,) = warmed(model, monkeypatch, lambda run, _pool: run)
+    next(work)
+    runner.give_back()
+    assert list(work) == []
 
 
 def test_there_are_none_but_on_cuda(model):

@@ -52,11 +52,11 @@ def running_app(*arguments: str, **environment: str) -> Iterator[str]:
 
 
 @contextmanager
-def served(engine: Any) -> Iterator[str]:
-    """Serves the page for another engine in this process; yields its address."""
+def served(engine: Any, **options: Any) -> Iterator[str]:
+    """Serves the page for another engine in this process, with options of `build_page`; yields its address."""
     from components.page import build_page
 
-    page = build_page(engine)
+    page = build_page(engine, **options)
     launch(page)
     try:
         yield page.local_url.rstrip("/")

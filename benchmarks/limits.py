@@ -1,0 +1,56 @@
+"""What the machine can do at most: bytes that it reads a second, and operations a second in matrix products."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Measured on one device; the best of some rounds each."""
+
+    bytes_per_s: float
+    operations_per_s: float
+    """In the faster of float32 and bfloat16: a multiplication and an addition are two."""
+
+    def share_of_bytes(self, num_bytes: float, seconds: float) -> float:
+        return num_bytes / seconds / self.bytes_per_s
+
+    def share_of_operations(self, operations: float, seconds: float) -> float:
+        return operations / seconds / self.operations_per_s
+
+
+def measure(device: torch.device, size: int | None = None, width: int | None = None) -> Limits:
+    """Reads `size` bytes, and multiplies matrices of `width`; both larger than any cache where they are not given."""
+    on_gpu = device.type == "cuda"
+    numbers = torch.ones((size or (2**32 if on_gpu else 2**29)) // 4, device=device)
+    read = numbers.nbytes / _best(numbers.sum, device)
+    del numbers
+    width = width or (8192 if on_gpu else 2048)
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.ones(width, width, dtype=dtype, device=device) for _ in range(2))
+        rates.append(2 * width**3 / _best(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
+    return Limits(read, max(rates))
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors, of which each storage counts once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def _best(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the fastest of some runs."""
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)

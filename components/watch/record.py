@@ -1,0 +1,139 @@
+"""What is kept of a question: when it did what, and how it ended. Nothing of what was asked."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gemma3_core.engine import (
+    ContextLengthError,
+    DoneEvent,
+    Event,
+    Gemma3Error,
+    OutOfMemoryError,
+    QueueFullError,
+    Request,
+    StageEvent,
+    Stats,
+    StoppedError,
+    TokenEvent,
+)
+
+Outcome = Literal["stop", "length", "cancelled", "left", "refused", "failed"]
+StageName = Literal["queue", "load", "prepare", "picture", "prefill", "decode"]
+
+_STAGES: dict[str, StageName] = {
+    "queued": "queue",
+    "loading": "load",
+    "preparing": "prepare",
+    "encoding": "picture",
+    "reading": "prefill",
+    "writing": "decode",
+}
+_REASONS: dict[type[Exception], str] = {
+    QueueFullError: "queue_full",
+    ContextLengthError: "too_long",
+    OutOfMemoryError: "out_of_memory",
+    StoppedError: "stopped",
+    Gemma3Error: "invalid",
+}
+"""By the first one that fits."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a question's time, in Unix seconds."""
+
+    name: StageName
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """A question at its end, or a look inside an answer (by the door "inside"); times in Unix seconds.
+
+    "left" means that the visitor closed the page before the answer's end. `reason` says why a question was refused or
+    failed, in a word, and is empty otherwise. `stats` are None where no answer came to its end.
+    """
+
+    door: str
+    model: str
+    pictures: int
+    began: float
+    ended: float
+    outcome: Outcome
+    reason: str = ""
+    stages: tuple[Stage, ...] = ()
+    stats: Stats | None = None
+
+
+Watcher = Callable[[Record], None]
+
+
+@dataclass
+class Account:
+    """A question while it is answered; becomes a Record."""
+
+    door: str
+    model: str
+    pictures: int
+    now: Callable[[], float] = time.time
+    began: float = 0.0
+    outcome: Outcome = "left"
+    reason: str = ""
+    stats: Stats | None = None
+    new_tokens: int = 0
+    _stages: list[Stage] = field(default_factory=list)
+    _stage: StageName = "queue"
+    _since: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.began = self._since = self.now()
+
+    def take(self, event: Event) -> None:
+        """Notes an event of the answer."""
+        if isinstance(event, StageEvent):
+            self._enter(_STAGES[event.stage])
+        elif isinstance(event, TokenEvent):
+            self.new_tokens += 1
+            self._enter("decode")
+        elif isinstance(event, DoneEvent):
+            self.stats, self.outcome = event.stats, event.stats.stop_reason
+
+    def refuse(self, reason: str) -> None:
+        """Notes that the question was not taken."""
+        self.outcome, self.reason = "refused", reason
+
+    def fail(self, error: Exception) -> None:
+        """Notes what ended the answer. Of the error only its kind is kept."""
+        reason = next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "unexpected")
+        began = self.new_tokens or reason in ("unexpected", "out_of_memory", "stopped")
+        self.outcome, self.reason = ("failed" if began else "refused"), reason
+
+    def tokens(self, request: Request, tokens_per_picture: int) -> int:
+        """Tokens that were read and written. Where the visitor left before the end, those of the prompt are an
+        estimate."""
+        if self.stats is not None:
+            return self.stats.prompt_tokens - self.stats.reused_tokens + self.stats.new_tokens
+        if self.outcome == "refused":
+            return 0
+        letters = len(request.system_prompt) + sum(len(turn.text) for turn in request.turns)
+        return letters // _LETTERS + request.num_images * tokens_per_picture + self.new_tokens
+
+    def record(self) -> Record:
+        now = self.now()
+        stages = () if self.outcome == "refused" else (*self._stages, Stage(self._stage, self._since, now))
+        return Record(
+            self.door, self.model, self.pictures, self.began, now, self.outcome, self.reason, stages, self.stats
+        )
+
+    def _enter(self, stage: StageName) -> None:
+        if stage != self._stage:
+            now = self.now()
+            self._stages.append(Stage(self._stage, self._since, now))
+            self._stage, self._since = stage, now
+
+
+_LETTERS = 4
+"""Of a token, roughly, in English."""

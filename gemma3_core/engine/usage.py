@@ -1,0 +1,50 @@
+"""What the models of a server hold and do at this moment."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from gemma3_core.engine.registry import ModelRegistry
+
+
+@dataclass(frozen=True)
+class Usage:
+    """`running` of `slots` answers are written, `waiting` questions stand in the queue; sizes in bytes.
+
+    `cache_bytes` are kept for visitors' next questions. `device_bytes` tell of a GPU what tensors take, what torch has
+    reserved for them, and all of its memory; of a CPU nothing, whose memory is the process's.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    cache_bytes: int = 0
+    models: tuple[str, ...] = ()
+    device_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def usage_of(models: ModelRegistry) -> Usage:
+    """Of all models in memory, which may share one queue."""
+    with models.loaded() as engines:
+        queues = {id(engine.queue): engine.queue for engine in engines}.values()
+        counts = [queue.counts() for queue in queues]
+        return Usage(
+            running=sum(running for running, _ in counts),
+            waiting=sum(waiting for _, waiting in counts),
+            slots=sum(queue.max_running for queue in queues),
+            cache_bytes=sum(engine.kept_bytes for engine in engines),
+            models=tuple(engine.info.name for engine in engines),
+            device_bytes=_device_bytes(torch.device(models.first.info.device)),
+        )
+
+
+def _device_bytes(device: torch.device) -> dict[str, int]:
+    if device.type == "cuda":
+        return {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "total": torch.cuda.mem_get_info(device)[1],
+        }
+    if device.type == "mps":
+        return {"allocated": torch.mps.current_allocated_memory(), "reserved": torch.mps.driver_allocated_memory()}
+    return {}

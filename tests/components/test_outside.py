@@ -1,0 +1,312 @@
+"""Another server behind the same door: our own `/v1/` as that server, and one that fails in odd ways."""
+
+import asyncio
+import json
+import threading
+import time
+from dataclasses import replace
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from places import EXAMPLES
+from running_app import free_port, launch, require_demo_model
+
+from components.chat.conversation import Exchange
+from components.chat.panel import badge
+from components.inside.code_view import Address, scripts
+from components.page import build_page
+from gemma3_core.engine import (
+    Answered,
+    DoneEvent,
+    Engine,
+    Gemma3Error,
+    ModelRegistry,
+    OutsideEngine,
+    PartialSampling,
+    QueueFullError,
+    Request,
+    SamplingSettings,
+    StageEvent,
+    TokenEvent,
+    Turn,
+)
+from gemma3_core.engine.openai_client import BROKEN, FAILED, GONE, NO_ANSWER
+from gemma3_core.engine.outside import NO_LOCAL, _same
+from gemma3_core.engine.outside import OutsideEngine as Outside
+from gemma3_core.errors import AttentionError, CheckpointError, PromptError, SchemaError, UnsupportedOptionError
+
+HEARTS = EXAMPLES / "hearts.png"
+QUESTION = "How many hearts are there?"
+ASKED = Request(
+    (Turn("user", QUESTION, (str(HEARTS),)),), sampling=SamplingSettings(temperature=0.0), confidence=True, reuse=False
+)
+TEXT = Request((Turn("user", "Hello"),))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    require_demo_model()
+    return Engine.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    page = build_page(engine, api_keys=["a-key-of-ours"])
+    launch(page)
+    yield page.local_url.rstrip("/")
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def outside(url, engine):
+    return OutsideEngine.connect(f"{url}/v1/", key="a-key-of-ours", local=engine)
+
+
+def events_of(engine, request, stop=None) -> tuple[list, DoneEvent]:
+    *events, done = engine.stream(request, stop)
+    return events, done
+
+
+def test_its_answer_is_the_servers_with_tokens_probabilities_and_figures(outside, engine):
+    events, done = events_of(outside, ASKED)
+    own_events, own = events_of(engine, ASKED)
+    assert (done.text, done.token_ids) == (own.text, own.token_ids)
+    assert (done.stats.prompt_tokens, done.stats.new_tokens) == (own.stats.prompt_tokens, own.stats.new_tokens)
+    assert (done.stats.device, done.stats.stop_reason) == ("another server", "stop")
+    told = [event.choice for event in events if isinstance(event, TokenEvent) and event.choice]
+    expected = [event.choice for event in own_events if isinstance(event, TokenEvent) and event.choice]
+    assert [(one.token_id, one.text) for one in told] == [(one.token_id, one.text) for one in expected]
+    assert [one.probability for one in told] == pytest.approx([one.probability for one in expected], abs=1e-3)
+    assert sum(isinstance(event, TokenEvent) for event in events) > 2  # it streams
+
+
+def test_inside_reads_the_answer_again_with_the_same_checkpoint_and_says_so(outside, engine):
+    _, done = events_of(outside, ASKED)
+    seen = outside.attention(Answered(ASKED, done), [2])
+    _, own = events_of(engine, ASKED)
+    assert seen == engine.attention(Answered(ASKED, own), [2])
+    assert outside.occlude(Answered(ASKED, done), 2).before == pytest.approx(
+        engine.occlude(Answered(ASKED, own), 2).before
+    )
+    assert outside.inspect(ASKED).tokens == engine.inspect(ASKED).tokens
+    assert "reading its tokens again with demo model" in outside.info.outside
+    assert "on another server" in badge(outside.info)
+    exchange = Exchange(ASKED.turns[0], False, Answered(ASKED, done))
+    assert list(scripts(exchange, outside.info, Address("here", "here"))) == ["gradio_client", "curl"]
+
+
+def test_schemas_lengths_and_seeds_reach_the_server(outside):
+    fields = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    schema = json.dumps(fields | {"additionalProperties": False})
+    _, done = events_of(outside, replace(ASKED, json_schema=schema))
+    assert json.loads(done.text)["a"] in ("x", "y")
+    _, cut = events_of(outside, replace(ASKED, max_new_tokens=2))
+    assert (cut.stats.stop_reason, cut.stats.new_tokens, len(cut.token_ids)) == ("length", 2, 2)
+    sampled = replace(ASKED, sampling=PartialSampling(temperature=2.0, seed=5))
+    assert events_of(outside, sampled)[1].stats.seed == 5
+
+
+def test_the_page_asks_the_server(outside):
+    page = build_page(ModelRegistry(outside))
+    launch(page)
+    try:
+        client = Client(page.local_url, verbose=False)
+        answer, stats = client.predict(images=[handle_file(HEARTS)], question=QUESTION, api_name="/ask")
+        assert answer == events_of(outside, ASKED)[1].text
+        assert stats["device"] == "another server"
+    finally:
+        page.close(verbose=False)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_without_the_same_checkpoint_inside_says_why_it_shows_nothing(url, engine, local, monkeypatch):
+    monkeypatch.setattr(engine, "info", replace(engine.info, name="gemma-3-4b-it"))
+    outside = OutsideEngine.connect(url, key="a-key-of-ours", local=engine if local else None)
+    _, done = events_of(outside, replace(TEXT, max_new_tokens=3))
+    said = "the checkpoint here is gemma-3-4b-it" if local else NO_LOCAL
+    with pytest.raises(AttentionError, match=said):
+        outside.attention(Answered(TEXT, done), [0])
+    assert said in outside.info.outside
+    (preview,) = outside.preview([str(HEARTS)], False)
+    assert (preview.width, preview.tokens, len(preview.tiles)) == (preview.original.width, 256, 1)
+
+
+def test_names_of_one_checkpoint():
+    assert _same("google/gemma-3-4b-it", "gemma-3-4b-it")
+    assert _same("demo model", "demo_model")
+    assert _same("gemma-3-4b-it-Q4_K_M.gguf", "gemma-3-4b-it-Q4_K_M")
+    assert not _same("gemma-3-4b-it", "gemma-3-4b-pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"turns": ()}, PromptError),
+        ({"int4": True}, UnsupportedOptionError),
+        ({"pan_and_scan": True}, UnsupportedOptionError),
+        ({"answer_so_far": (1,)}, UnsupportedOptionError),
+        ({"continue_text": True}, UnsupportedOptionError),
+        ({"json_schema": "{"}, SchemaError),
+    ],
+)
+def test_what_can_not_be_asked_elsewhere_is_said_before_it_is_sent(outside, change, error):
+    with pytest.raises(error):
+        next(outside.stream(replace(ASKED, **change)))
+
+
+def test_a_server_that_is_not_there_or_lacks_the_model_is_said_at_the_start(url):
+    with pytest.raises(Gemma3Error, match="can't be reached"):
+        OutsideEngine.connect(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(CheckpointError, match=r"does not have gpt-4o\. It has demo model"):
+        OutsideEngine.connect(url, "gpt-4o", "a-key-of-ours")
+    with pytest.raises(Gemma3Error, match="--openai-key"):
+        OutsideEngine.connect(url).stream(TEXT).__next__()
+
+
+class Odd(httpx.AsyncBaseTransport):
+    """A server that answers each question with these parts, and keeps what it was asked."""
+
+    def __init__(self, *parts: bytes | float, status: int = 200, kind: str = "text/event-stream"):
+        self.parts, self.status, self.kind, self.asked, self.closed = parts, status, kind, [], threading.Event()
+
+    async def handle_async_request(self, request):
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "odd"}]})
+        self.asked.append(json.loads(await request.aread()))
+        return httpx.Response(self.status, headers={"content-type": self.kind}, stream=_Parts(self))
+
+
+class _Parts(httpx.AsyncByteStream):
+    def __init__(self, server: Odd):
+        self._server = server
+
+    async def __aiter__(self):
+        for part in self._server.parts:
+            if isinstance(part, float):
+                await asyncio.sleep(part)
+            elif isinstance(part, Exception):
+                raise part
+            else:
+                yield part
+
+    async def aclose(self):
+        self._server.closed.set()
+
+
+def odd(*parts, **options) -> tuple[Outside, Odd]:
+    server = Odd(*parts, **options)
+    return OutsideEngine.connect("http://odd.invalid", transport=server), server
+
+
+def chunk(text: str, reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ((chunk("Hel"), chunk("lo"), DONE), "Hello"),
+        ((b": waiting\r\n", chunk("a")[:9], chunk("a")[9:], b'data: {"choices": []}\n\n', DONE), "a"),
+        ((chunk("a", "stop"),), "a"),
+        ((b'event: x\ndata: {"choices": [{"delta": {}, "finish_reason": null}]}\n\n', chunk("ü"), DONE), "ü"),
+        ((b'data: {"choices": [{"delta": null}], "usage": null}\n\n', chunk("b"), DONE), "b"),
+    ],
+)
+def test_streams_of_every_spelling_are_read(parts, text):
+    events, done = events_of(odd(*parts)[0], TEXT)
+    assert done.text == "".join(event.text for event in events if isinstance(event, TokenEvent)) == text
+    assert (done.stats.stop_reason, done.token_ids) == ("stop", ())
+
+
+def test_a_server_that_does_not_stream_is_read_whole():
+    whole = json.dumps({"choices": [{"message": {"content": "Hi"}, "finish_reason": "length"}]}).encode()
+    _, done = events_of(odd(whole, kind="application/json")[0], TEXT)
+    assert (done.text, done.stats.stop_reason) == ("Hi", "length")
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((chunk("a"),), BROKEN),
+        ((), BROKEN),
+        ((chunk("a"), httpx.ReadError("reset")), BROKEN),
+        ((chunk("a"), httpx.RemoteProtocolError("half")), BROKEN),
+        ((httpx.ReadTimeout("silent"),), BROKEN),
+        ((httpx.ConnectError("refused"),), GONE),
+        ((chunk("a"), b"data: {no json\n\n"), NO_ANSWER),
+        ((b"data: [1]\n\n",), NO_ANSWER),
+        ((b'data: {"choices": [{"delta": {"content": 7}}]}\n\n',), NO_ANSWER),
+        ((b'data: {"choices": ["x"]}\n\n',), NO_ANSWER),
+        ((b'data: {"error": {"message": "/secret/path died"}}\n\n',), FAILED),
+        ((b"x" * 3_000_000,) * 2, NO_ANSWER),
+        ((b"x" * 1_000 + b"\n",) * 17_000, NO_ANSWER),
+    ],
+)  # fmt: skip
+def test_a_server_that_fails_in_odd_ways_costs_one_sentence(parts, said):
+    engine, _ = odd(*parts)
+    with pytest.raises(Gemma3Error) as error:
+        events_of(engine, TEXT)
+    assert str(error.value) == said
+    assert not [thread for thread in threading.enumerate() if thread.name == "outside"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "said"),
+    [
+        (
+            400,
+            {"error": {"message": "The context is 4096."}},
+            Gemma3Error,
+            "refuses this question: The context is 4096.",
+        ),
+        (422, {"detail": "no pictures"}, Gemma3Error, "refuses this question: no pictures."),
+        (413, "<html>", Gemma3Error, "refuses this question. Change it."),
+        (401, {}, Gemma3Error, "wants another key"),
+        (404, {}, Gemma3Error, "does not have this model"),
+        (429, {}, QueueFullError, "too much to do"),
+        (500, {"error": "/secret/path"}, Gemma3Error, FAILED),
+        (302, {}, Gemma3Error, FAILED),
+    ],
+)
+def test_what_the_server_refuses_is_said_plainly(status, body, kind, said):
+    sent = body if isinstance(body, str) else json.dumps(body)
+    engine, _ = odd(sent.encode(), status=status, kind="application/json")
+    with pytest.raises(kind) as error:
+        events_of(engine, TEXT)
+    assert said in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_without_log_probabilities_is_asked_without_them():
+    engine, server = odd(b'{"error": {"message": "logprobs is not supported"}}', status=400, kind="application/json")
+    with pytest.raises(Gemma3Error, match="logprobs is not supported"):
+        events_of(engine, replace(TEXT, confidence=True))
+    assert ["logprobs" in asked for asked in server.asked] == [True, False]
+
+
+@pytest.mark.parametrize("parts", [(60.0,), (chunk("Hel"), 60.0)], ids=["before the first word", "after it"])
+def test_stop_ends_an_answer_wherever_the_server_is(parts):
+    engine, server = odd(*parts)
+    stop, began = threading.Event(), time.monotonic()
+    events = engine.stream(TEXT, stop)
+    seen = next(event for event in events if isinstance(event, TokenEvent) or parts[0] == 60.0)
+    stop.set()
+    *_, done = events
+    assert done.stats.stop_reason == "cancelled"
+    assert done.text == (seen.text if isinstance(seen, TokenEvent) and not isinstance(seen, StageEvent) else "")
+    assert time.monotonic() - began < 5
+    assert server.closed.wait(5)
+
+
+def test_closing_the_iterator_ends_the_request():
+    engine, server = odd(chunk("a"), 60.0)
+    events = engine.stream(TEXT)
+    while not isinstance(next(events), TokenEvent):
+        pass
+    events.close()
+    assert server.closed.wait(5)

@@ -1,0 +1,65 @@
+"""A model whose layers two processes share, over gloo."""
+
+import os
+
+import pytest
+import torch
+from places import REPOSITORY
+from warm import Program
+
+from gemma3_core.errors import UnsupportedOptionError
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.parallel import tensor_parallel
+from gemma3_core.nn.layers import DecoderLayer
+
+RANK = REPOSITORY / "tests" / "support" / "parallel_rank.py"
+
+
+def test_two_processes_give_the_logits_and_tokens_of_one_and_hold_half_of_the_layers_each(sharp_weights, tmp_path):
+    results = [tmp_path / f"result{rank}" for rank in range(2)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    programs = []
+    for rank, result in enumerate(results):
+        into = tmp_path / f"said{rank}"
+        into.mkdir()
+        arguments = [str(rank), "2", str(sharp_weights.both), str(tmp_path / "store"), str(result)]
+        programs.append((Program(RANK, arguments, environment, into), into))
+    for program, into in programs:
+        assert program.wait(timeout=120) == 0, (into / "stderr").read_text()
+
+    model = Gemma3ForConditionalGeneration.from_pretrained(sharp_weights.both)
+    ids = torch.arange(3, 43)[None]
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        written = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
+    shared = sum(
+        module.weight.numel()
+        for layer in model.modules()
+        if isinstance(layer, DecoderLayer)
+        for module in (*layer.self_attn.children(), *layer.mlp.children())
+        if isinstance(module, torch.nn.Linear)
+    )
+    for result in map(torch.load, results):
+        assert (result["logits"] - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert torch.equal(result["written"], written)
+        assert result["kept"] == shared // 2
+
+
+class _Mesh:
+    def __init__(self, size: int):
+        self._size = size
+
+    def size(self) -> int:
+        return self._size
+
+
+def test_what_cannot_be_shared_out_evenly_is_refused(sharp_weights):
+    model = Gemma3ForConditionalGeneration.from_pretrained(sharp_weights.both)
+    with pytest.raises(UnsupportedOptionError, match="4 attention heads can't be shared out evenly over 3 devices"):
+        tensor_parallel(model, _Mesh(3))
+    with pytest.raises(UnsupportedOptionError, match="2 key and value heads"):
+        tensor_parallel(model, _Mesh(4))
+    layer = next(module for module in model.modules() if isinstance(module, DecoderLayer))
+    layer.mlp.down_proj = torch.nn.Identity()
+    with pytest.raises(UnsupportedOptionError, match="Only plain weights are shared out over devices, got Identity"):
+        tensor_parallel(model, _Mesh(2))

@@ -1,0 +1,91 @@
+"""What crosses between a page and a replica, and a replica that is alone, without Ray."""
+
+import asyncio
+import pickle
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from gemma3_core.engine import Request, Turn
+from gemma3_core.errors import ContextLengthError, ImageError
+from gemma3_core.replicas import wire
+from gemma3_core.replicas.replica import STUCK_ELSEWHERE_S, Replica
+from gemma3_core.replicas.wire import Failed, Parcel, program_version
+
+
+@pytest.fixture(scope="module")
+def replica(chat_folder):
+    return Replica({"model": str(chat_folder), "device": "cpu", "dtype": "float32"})
+
+
+def test_pictures_cross_as_bytes_and_text_as_text(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (20, 10), "red").save(path)
+    held = Image.new("RGB", (8, 8), "blue")
+    turns = (Turn("user", str(path), (path, str(path), held)), Turn("assistant", "yes"), Turn("user", "why"))
+    parcel = Parcel(Request(turns, visitor="a"), 512)
+    sent = parcel.request()
+    first, second, third = sent.turns[0].pictures
+    assert first is second
+    assert first == path.read_bytes()
+    assert third.startswith(b"\x89PNG")
+    assert parcel.num_bytes == len(first) + 3 * 64
+    assert [turn.text for turn in sent.turns] == [str(path), "yes", "why"]
+    assert pickle.loads(pickle.dumps(sent)) == sent
+
+
+def test_a_request_is_bounded_before_a_file_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    Image.effect_noise((200, 200), 80).convert("RGB").save(path)
+    request = Request((Turn("user", "what", (path,)),))
+    parcel = Parcel(request, 512)
+    path.unlink()
+    with pytest.raises(ImageError):
+        parcel.request()
+    Image.effect_noise((200, 200), 80).convert("RGB").save(path)
+    monkeypatch.setattr(wire, "MAX_SENT_BYTES", 1000)
+    with pytest.raises(ContextLengthError, match="MB are sent to the machine that answers"):
+        Parcel(request, 512)
+
+
+async def _read(batches) -> list:
+    return [item async for batch in batches for item in batch]
+
+
+def test_a_replica_calls_nothing_but_the_looks(replica):
+    (failed,) = asyncio.run(_read(replica.look(program_version(), "key", "small-model", "close", ())))
+    assert isinstance(failed, Failed)
+    assert "no method 'close'" in str(failed.error)
+    assert replica._models.in_memory
+
+
+def test_a_device_that_ends_no_pass_is_unhealthy(replica, monkeypatch):
+    asyncio.run(replica.check_health())
+    ended = threading.Event()
+    job = replica._models.first._loop.submit(ended.wait)
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + STUCK_ELSEWHERE_S + 1)
+    with pytest.raises(RuntimeError, match="has not ended a pass for 301 s"):
+        asyncio.run(replica.check_health())
+    ended.set()
+    job.result(timeout=60)
+
+
+def test_a_silent_call_sends_beats_and_closing_it_stops_the_work(replica):
+    stopped = threading.Event()
+
+    def work(_emit, stop):
+        stop.wait(60)
+        stopped.set()
+
+    async def one_beat():
+        batches = replica._batches(program_version(), "key", work)
+        assert await anext(batches) == []
+        assert replica._stops
+        await batches.aclose()
+
+    asyncio.run(one_beat())
+    assert stopped.wait(60)
+    assert not replica._stops

@@ -1,0 +1,299 @@
+"""Replicas behind the engine's door, in one local Ray for all tests: two of a small model, each a fraction of a CPU."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from running_app import served
+
+pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements/ray.txt)")
+
+from gemma3_core.engine import (
+    Answered,
+    DoneEvent,
+    Engine,
+    Gemma3Error,
+    Request,
+    SamplingSettings,
+    StageEvent,
+    StoppedError,
+    TokenEvent,
+    Turn,
+)
+from gemma3_core.errors import PromptError, QueueFullError, ReplicaLostError, UnsupportedOptionError
+from gemma3_core.replicas.options import ReplicaOptions
+from gemma3_core.replicas.start import replicas
+
+pytestmark = pytest.mark.long
+LONG = 400
+WITHIN_S = 120.0  # on a busy machine
+
+
+@pytest.fixture(scope="module")
+def options(chat_folder):
+    models = {"model": str(chat_folder), "device": "cpu", "dtype": "float32", "at_once": 4}
+    return ReplicaOptions(models, replicas=2, cpus=0.25, threads=1)
+
+
+@pytest.fixture(scope="module")
+def registry(options):
+    with replicas(options) as registry:
+        yield registry
+
+
+@pytest.fixture
+def engine(registry):
+    """Two replicas run, and none has anything to do."""
+    wait_until(lambda: len(processes(registry)) == 2 and registry.fleet.health.running == 2)
+    wait_until(lambda: not any(processes(registry).values()))
+    return registry.first
+
+
+@pytest.fixture(scope="module")
+def local(chat_folder):
+    return Engine.load(chat_folder, device="cpu", dtype="float32")
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def processes(registry) -> dict[int, int]:
+    """The replicas' processes, and how many calls run in each."""
+    return {one["pid"]: one["running"] for one in registry.fleet.ask_all("record_routing_stats")}
+
+
+def asked(text: str = "what is it", visitor: str = "a", longest: int = 12, picture=None, **more) -> Request:
+    turn = Turn("user", text, () if picture is None else (picture,))
+    return Request((turn,), visitor=visitor, max_new_tokens=longest, **more)
+
+
+def long_one(visitor: str) -> Request:
+    """Its answer has no stop token for long."""
+    return asked("a long answer", visitor, LONG, reuse=False)
+
+
+def done_of(events) -> DoneEvent:
+    *_, last = events
+    assert isinstance(last, DoneEvent)
+    return last
+
+
+def begun(engine, request, stop=None):
+    """An answer whose first token has come."""
+    events = engine.stream(request, stop)
+    for event in events:
+        if isinstance(event, TokenEvent):
+            return events
+    raise AssertionError("no token came")
+
+
+@pytest.fixture(scope="module")
+def picture_file(tmp_path_factory, gradient_picture):
+    path = tmp_path_factory.mktemp("pictures") / "gradient.png"
+    gradient_picture.save(path)
+    return str(path)
+
+
+def test_the_page_sees_the_same_model(engine, local, registry):
+    assert engine.info == local.info
+    assert registry.names == (local.info.name,)
+    assert registry.fleet.health.ready
+
+
+def test_every_public_method_of_an_engine_is_forwarded():
+    from gemma3_core.replicas.remote import RemoteEngine
+
+    public = {name for name in vars(Engine) if not name.startswith("_")}
+    assert public - set(vars(RemoteEngine)) == {"astream"}, "which calls `stream`"
+
+
+def test_answers_are_those_of_an_engine_in_this_process_and_nobody_gets_anothers(engine, local, picture_file):
+    requests = [asked(f"number {n}", f"visitor {n}", 12, picture_file if n % 2 else None) for n in range(12)]
+    sampled = SamplingSettings(temperature=2.0, seed=5)
+    requests.append(asked("a long answer", "sampled", 40, sampling=sampled, confidence=True))
+    expected = [done_of(local.stream(request)) for request in requests]
+    with ThreadPoolExecutor(13) as pool:
+        answers = list(pool.map(lambda request: list(engine.stream(request)), requests))
+    for events, alone in zip(answers, expected, strict=True):
+        done = done_of(events)
+        assert (done.text, done.token_ids) == (alone.text, alone.token_ids)
+        assert "".join(event.text for event in events if isinstance(event, TokenEvent)) == alone.text
+        same = ("model", "prompt_tokens", "num_images", "new_tokens", "stop_reason", "seed")
+        assert [getattr(done.stats, name) for name in same] == [getattr(alone.stats, name) for name in same]
+    assert all(event.choice is not None for event in answers[-1] if isinstance(event, TokenEvent) and event.text)
+
+
+def test_a_visitors_next_question_goes_to_the_replica_that_holds_the_cache(engine, registry):
+    def homes_of(*visitors: str) -> dict[str, int]:
+        """The replica of each, who come one after another and stay until all have come."""
+        homes: dict[str, int] = {}
+        running = []
+        for visitor in visitors:
+            before = processes(registry)
+            running.append(begun(engine, long_one(visitor)))
+            homes[visitor] = next(pid for pid, calls in processes(registry).items() if calls > before[pid])
+        for events in running:
+            events.close()
+        wait_until(lambda: not any(processes(registry).values()))
+        return homes
+
+    first = homes_of("ann", "ben")
+    assert first["ann"] != first["ben"], "a new visitor goes to the emptier one"
+    assert homes_of("ben", "ann") == first
+    engine.forget("ann")
+
+
+def test_a_stopped_answer_ends_with_its_figures_and_a_closed_one_at_once(engine, registry):
+    stop = threading.Event()
+    events = begun(engine, long_one("stops"), stop)
+    stop.set()
+    done = done_of(events)
+    assert done.stats.stop_reason == "cancelled"
+    assert 1 <= len(done.token_ids) < LONG
+    events = begun(engine, long_one("leaves"))
+    events.close()
+    began = time.monotonic()
+    wait_until(lambda: not any(processes(registry).values()))
+    assert time.monotonic() - began < 20
+    assert engine.queue.wait_until_empty(1)
+
+
+def test_a_question_that_is_stopped_in_the_queue_never_begins(engine, monkeypatch):
+    monkeypatch.setattr(engine.queue, "max_running", 1)
+    monkeypatch.setattr(engine.queue, "resize", lambda *_: None)
+    running, stop = begun(engine, long_one("first")), threading.Event()
+    waiting = engine.stream(asked("second", "second"), stop)
+    event = next(waiting)
+    assert isinstance(event, StageEvent)
+    assert event.text.startswith("1st in the queue")
+    stop.set()
+    assert done_of(waiting).stats.stop_reason == "cancelled"
+    running.close()
+
+
+def test_inside_shows_the_same_numbers_by_any_replica(engine, local, picture_file):
+    request = asked("what is it", "looks", 6, picture_file)
+    answered = Answered(request, done_of(engine.stream(request)))
+    assert engine.inspect(request) == local.inspect(request)
+    assert engine.picture_tokens(800, 300, True) == local.picture_tokens(800, 300, True)
+    ours, theirs = (next(iter(one.preview([picture_file], True))) for one in (local, engine))
+    assert np.array_equal(np.asarray(ours.tiles[0]), np.asarray(theirs.tiles[0]))
+    for visitor in ("looks", "somebody else"):  # whose calls go to the other replica as well
+        told: list[str] = []
+        moved = replace(answered, request=replace(request, visitor=visitor))
+        seen = engine.attention(moved, [0, 1], tell=told.append)
+        assert [token.weight for token in seen.tokens] == pytest.approx(
+            [token.weight for token in local.attention(answered, [0, 1]).tokens], abs=1e-6
+        )
+        assert engine.occlude(moved, 0).after == pytest.approx(local.occlude(answered, 0).after, abs=1e-6)
+    assert type(engine.mask(request)) is type(local.mask(request))
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StoppedError):
+        engine.attention(answered, [0], stop=stop)
+
+
+def test_errors_are_those_of_an_engine_in_this_process(engine, registry, tmp_path):
+    with pytest.raises(PromptError, match="There is no question"):
+        list(engine.stream(asked("  ")))
+    with pytest.raises(Gemma3Error, match=r"gone\.png"):
+        list(engine.stream(asked(picture=tmp_path / "gone.png")))
+    with pytest.raises(UnsupportedOptionError, match="offers no model 'other'"):
+        list(registry.stream("other", asked()))
+    assert engine.queue.wait_until_empty(1)
+
+
+def test_a_page_of_another_version_is_told_so(engine, monkeypatch):
+    monkeypatch.setattr(engine._fleet, "_version", "older")
+    with pytest.raises(UnsupportedOptionError, match="different versions"):
+        list(engine.stream(asked()))
+
+
+def test_a_replica_that_dies_costs_running_answers_a_sentence_and_what_was_not_shown_is_asked_again(engine, registry):
+    requests = [asked(f"number {n}", f"visitor {n}", 60) for n in range(8)]
+    expected = [done_of(engine.stream(request)).token_ids for request in requests]
+
+    def ask(request: Request) -> tuple[int, ...] | None:
+        shown = False
+        try:
+            for event in engine.stream(request):
+                shown = shown or isinstance(event, TokenEvent)
+        except ReplicaLostError:
+            assert shown, "a question without a token was not asked again"
+            return None
+        return event.token_ids
+
+    running = begun(engine, long_one("unlucky"))
+    before = processes(registry)
+    (victim,) = [pid for pid, calls in before.items() if calls]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        futures = [pool.submit(ask, request) for request in requests]
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(ReplicaLostError, match=r"has failed\. Ask again"):
+            list(running)
+        for future, ids in zip(futures, expected, strict=True):
+            assert future.result(timeout=WITHIN_S) in (ids, None), "somebody got another's answer"
+    assert done_of(engine.stream(requests[0])).token_ids == expected[0]
+    wait_until(lambda: len(processes(registry)) == 2)
+    assert victim not in processes(registry)
+
+
+def test_replacing_the_replicas_one_by_one_loses_nothing(engine, registry, options):
+    from ray import serve
+
+    from gemma3_core.replicas.deployment import built
+    from gemma3_core.replicas.options import APPLICATION
+
+    before, ended, ending = processes(registry), [], threading.Event()
+
+    def ask(visitor: str) -> None:
+        while not ending.is_set():
+            ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
+        newer = replace(options, models={**options.models, "keep": 2})
+        serve.run(built(newer), name=APPLICATION, route_prefix=None)
+        wait_until(lambda: len(after := processes(registry)) == 2 and not before.keys() & after.keys())
+        ending.set()
+        for future in futures:
+            future.result(timeout=WITHIN_S)
+    assert len({done.token_ids for done in ended}) == 1
+    assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
+
+
+def test_the_page_and_programs_ask_replicas_without_knowing_it(engine, registry):
+    import httpx
+
+    with served(registry) as url, httpx.Client(base_url=url, timeout=WITHIN_S) as client:
+        models = client.get("/v1/models").json()["data"]
+        assert [model["id"] for model in models] == list(registry.names)
+        message = {"role": "user", "content": "what is it"}
+        body = {"model": engine.info.name, "messages": [message], "max_completion_tokens": 12, "temperature": 0}
+        answer = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+        assert answer["choices"][0]["message"]["content"] == done_of(engine.stream(asked())).text
+        event = client.post("/gradio_api/call/ask", json={"data": [[], "what is it", "", False, None, 12]}).json()
+        told = client.get(f"/gradio_api/call/ask/{event['event_id']}").text
+        assert "event: complete" in told
+
+
+def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
+    """The last test: the queue stays closed."""
+    running = begun(engine, long_one("last"))
+    with ThreadPoolExecutor(1) as pool:
+        drained = pool.submit(registry.drain, WITHIN_S)
+        wait_until(lambda: registry.fleet.health.draining)
+        assert not registry.fleet.health.ready
+        with pytest.raises(QueueFullError, match="about to end"):
+            next(engine.stream(asked("too late", "late")))
+        assert done_of(running).stats.stop_reason in ("stop", "length")
+        assert drained.result()
