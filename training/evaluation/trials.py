@@ -1,7 +1,7 @@
 """Asks a checkpoint and judges its answers."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
@@ -135,6 +135,7 @@ def evaluate(
 
     With `shared`, all kinds of a world are asked about the same pictures, which takes a third of the time.
     """
+    groups: Iterable[list[tuple[str, Dialogue]]]
     if shared:
         asked = dialogues_about_the_same(kinds, per_kind, split, seed, renderer)
         groups = [list(group) for _, group in groupby(asked, lambda pair: world_of(pair[0]).kinds)]
