@@ -76,7 +76,12 @@ class FrontDesk:
         self.is_draining = False
         if operation.metrics is not None:
             self._watchers.append(operation.metrics)
-            operation.metrics.follow(self._usage, lambda: not self.is_draining)
+            operation.metrics.follow(self._usage, lambda: self.is_ready)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a question that comes now will be answered: the desk is open, and somebody is there to answer."""
+        return not self.is_draining and self._models.is_ready
 
     def _usage(self) -> Usage:
         return usage_of(self._models)

@@ -422,6 +422,11 @@ class ModelRegistry:
             for engine in self._engines():
                 engine.forget(visitor)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a question that comes now will be answered."""
+        return True
+
     def evict(self) -> None:
         """Evicts what all models keep for visitors who have not come back for a while."""
         with self._changed:

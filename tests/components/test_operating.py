@@ -314,6 +314,9 @@ def test_health_is_told_to_everybody_and_readiness_ends_with_draining(url, page,
     assert httpx.get(f"{url}/healthz", headers=sent).json() == {"status": "alive"}
     assert httpx.head(f"{url}/readyz", headers=sent).status_code == 200
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+    with monkeypatch.context() as context:  # all replicas have died
+        context.setattr(type(page.desk._models), "is_ready", False)
+        assert httpx.get(f"{url}/readyz").json() == {"status": "no replica answers"}
     monkeypatch.setattr(page.desk, "is_draining", True)
     assert httpx.get(f"{url}/healthz").status_code == 200
     assert httpx.get(f"{url}/readyz").status_code == 503
