@@ -116,7 +116,8 @@ def compare_q4_0(
         ways = {"ours": (loading.OURS_INT4, path), "llama.cpp": (loading.LLAMA_CPP, path)}
         report: dict[str, Any] = {"dtype": "Q4_0"} | loading.measure(ways, rounds, min(prompts))
         programs: dict[str, Any] = {"ours": OurFile(path), "llama.cpp": LlamaCpp(path, max(prompts) + PROMPT_TOKENS)}
-        ids = torch.randint(300, config.vocab_size, (1, max(prompts)), generator=torch.Generator().manual_seed(_SEED))
+        longest = max(*prompts, START_TOKENS + new_tokens)
+        ids = torch.randint(300, config.vocab_size, (1, longest), generator=torch.Generator().manual_seed(_SEED))
         ours = programs["ours"].model
         per_token = 2 * count_layer_weights(config)
         read = bytes_of([*ours.decoder.layers.buffers(), *ours.lm_head.buffers()])
