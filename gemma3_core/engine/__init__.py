@@ -26,6 +26,7 @@ from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, l
 from gemma3_core.engine.outside import OutsideEngine
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
 from gemma3_core.engine.usage import Usage, usage_of
+from gemma3_core.engine.why import WordReport
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import (
     CheckpointError,
@@ -48,8 +49,10 @@ from gemma3_core.images.pan_and_scan import Box, enough_pixels
 from gemma3_core.images.unpacking import check_document
 from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenChoices
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
+from gemma3_core.inspection.layers import HeadLook, LayerSaid
 from gemma3_core.inspection.mask_view import LayerMask, MaskView
 from gemma3_core.inspection.prompt import PromptToken
+from gemma3_core.inspection.rests_on import RestsOn
 
 __all__ = [
     "ANY_OBJECT",
@@ -76,8 +79,10 @@ __all__ = [
     "FieldValue",
     "FoundModel",
     "Gemma3Error",
+    "HeadLook",
     "Int4Choice",
     "LayerMask",
+    "LayerSaid",
     "Lend",
     "Loading",
     "MaskView",
@@ -94,6 +99,7 @@ __all__ = [
     "PromptView",
     "QueueFullError",
     "Request",
+    "RestsOn",
     "SamplingSettings",
     "SchemaError",
     "StageEvent",
@@ -106,6 +112,7 @@ __all__ = [
     "TokenEvent",
     "Turn",
     "Usage",
+    "WordReport",
     "ask_in_fields",
     "check_document",
     "check_picture",

@@ -24,6 +24,7 @@ from gemma3_core.generation.loop import (
 )
 from gemma3_core.generation.row_sampler import SamplingRow
 from gemma3_core.inspection.confidence import choice_of
+from gemma3_core.inspection.knockout import UNSEEN_MAX_TOKENS, probabilities_unseen
 from gemma3_core.inspection.non_finite import first_not_finite
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.nn.cache import KVCache
@@ -125,7 +126,30 @@ class AnswerWriter:
             yield running.push(step.sampled.token_id, choice)
         if rest := running.rest():
             yield rest
+        if self._can_check(running):
+            yield StageEvent("writing", "Reading the answer again without its pictures")
+            running.picture_effect = self._picture_effect(running)
         yield running.done("stop" if stopped else "length")
+
+    def _can_check(self, running: RunningRequest) -> bool:
+        """Whether the answer is to be read again without its pictures, and its probabilities are all known."""
+        asked, prompt = running.request, running.prompt
+        if not asked.check_pictures or prompt is None or not prompt.pictures:
+            return False
+        words = prompt.num_tokens - int(prompt.token_type_ids.sum()) + len(running.token_ids)
+        return 0 < len(running.probabilities) == len(running.token_ids) and words <= UNSEEN_MAX_TOKENS
+
+    def _picture_effect(self, running: RunningRequest) -> float:
+        """The largest change of a token's probability when no word sees a picture."""
+        prompt = running.prompt
+        assert prompt is not None
+        model = self._precisions.model(bool(running.request.int4))
+        inputs = {
+            "input_ids": prompt.input_ids.to(model.device),
+            "token_type_ids": prompt.token_type_ids.to(model.device),
+        }
+        unseen = probabilities_unseen(model, inputs, running.token_ids)
+        return max(abs(seen - other) for seen, other in zip(running.probabilities, unseen, strict=True))
 
     def _encode(self, prompt: Prompt, reused: int) -> Generator[Event, None, torch.Tensor | None]:
         """Encodes the tiles behind the first `reused` tokens into soft tokens; equal tiles are encoded once.

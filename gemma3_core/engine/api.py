@@ -73,7 +73,9 @@ class Request:
     there, and its DoneEvent has the whole text. `continue_text` says whether the model goes on with the texts as they
     stand, or answers in a chat's form; open, it is as the model was trained (`ModelInfo`). With `json_schema`, a JSON
     Schema as text, only what fits is sampled, so that an answer that ends with "stop" is JSON of that form; the prompt
-    is unchanged. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together.
+    is unchanged. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together. With `check_pictures`
+    and `confidence`, the answer is read once more without its pictures, in one pass over the words, and its DoneEvent
+    says how much they changed.
     """
 
     turns: tuple[Turn, ...]
@@ -89,6 +91,7 @@ class Request:
     answer_so_far: tuple[int, ...] = ()
     continue_text: bool | None = None
     json_schema: str | None = None
+    check_pictures: bool = False
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
         """The answer's sampling settings; the model's `default` fills in what the request leaves open."""
@@ -150,11 +153,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class DoneEvent:
-    """The end of an answer, stopped or not: its text, its figures, and its token ids without the stop token."""
+    """The end of an answer, stopped or not: its text, its figures, and its token ids without the stop token.
+
+    `picture_effect` is the largest change of a token's probability when no word sees a picture: 0 if the pictures
+    changed nothing, None if the request did not ask for it or the conversation is too long.
+    """
 
     text: str
     stats: Stats
     token_ids: tuple[int, ...] = ()
+    picture_effect: float | None = None
 
 
 Event = StageEvent | TokenEvent | DoneEvent

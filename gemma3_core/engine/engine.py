@@ -57,6 +57,7 @@ from gemma3_core.engine.prompts import (
 )
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.engine.slot_runner import Background
+from gemma3_core.engine.why import WordReport, look_at_word
 from gemma3_core.errors import (
     AttentionError,
     ContextLengthError,
@@ -479,6 +480,24 @@ class Engine:
         """
         look = partial(look_at_attention, answered, tuple(tokens), layer, head)
         return self._looked(look, answered, stop, tell)
+
+    def why(
+        self,
+        answered: Answered,
+        tokens: Sequence[int],
+        picture: int | None = None,
+        box: Box | None = None,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> WordReport:
+        """Why the answer has the word of these `tokens` (numbered from 0, one after the other).
+
+        Tells what the word rests on, its probability with and without the pictures, what each layer would have said,
+        and which heads looked at `box` in the pixels of `picture`, or at the region that the word rests on most. Reads
+        at most 64 rows, in batches between other answers' passes. Waits, stops and raises like `attention`.
+        """
+        return self._looked(partial(look_at_word, answered, tuple(tokens), picture, box), answered, stop, tell)
 
     def occlude(
         self,

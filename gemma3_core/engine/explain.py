@@ -101,7 +101,7 @@ def forward_inputs(
 def view_prompt(prompt: Prompt, processor: Gemma3Processor) -> PromptView:
     """The prompt's tokens and tiles."""
     tokens = prompt_tokens(processor.tokenizer, prompt.input_ids, None, prompt.token_type_ids)
-    return PromptView(tokens, _tiles(prompt, prompt.token_type_ids))
+    return PromptView(tokens, tiles_in(prompt, prompt.token_type_ids))
 
 
 def view_mask(prompt: Prompt, processor: Gemma3Processor, model: Model) -> MaskView:
@@ -136,7 +136,7 @@ def view_attention(
     types = turn.get("token_type_ids")
     tokens = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
     rows = [prompt.num_tokens - 1 + number for number in chosen]
-    return attention_map(model, turn, rows, tokens, _tiles(prompt, types), layer, head, check)
+    return attention_map(model, turn, rows, tokens, tiles_in(prompt, types), layer, head, check)
 
 
 def look_at_attention(
@@ -235,7 +235,7 @@ def view_occlusion(
     )
 
 
-def _tiles(prompt: Prompt, token_type_ids: torch.Tensor | None) -> tuple[Tile, ...]:
+def tiles_in(prompt: Prompt, token_type_ids: torch.Tensor | None) -> tuple[Tile, ...]:
     """The tiles of a prompt and its answer; `token_type_ids` cover both."""
     if not prompt.pictures or token_type_ids is None:
         return ()

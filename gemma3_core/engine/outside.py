@@ -42,6 +42,7 @@ from gemma3_core.engine.openai_client import Delta, OpenAIClient, TokenTold
 from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import PictureReader
 from gemma3_core.engine.prompts import check_size, load_picture, numbered, ordinal, read_headers
+from gemma3_core.engine.why import WordReport
 from gemma3_core.errors import AttentionError, CheckpointError, PromptError, UnsupportedOptionError
 from gemma3_core.generation.grammar import check_schema
 from gemma3_core.generation.sampling import SamplingSettings
@@ -267,6 +268,19 @@ class OutsideEngine(Engine):
     ) -> AttentionMap:
         local = self._inside()
         return local.attention(_as_if_by(local, answered), tokens, layer, head, stop=stop, tell=tell)
+
+    def why(
+        self,
+        answered: Answered,
+        tokens: Sequence[int],
+        picture: int | None = None,
+        box: Box | None = None,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> WordReport:
+        local = self._inside()
+        return local.why(_as_if_by(local, answered), tokens, picture, box, stop=stop, tell=tell)
 
     def occlude(
         self,

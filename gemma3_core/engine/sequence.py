@@ -22,6 +22,9 @@ class RunningRequest:
         self.in_loop = False
         """Whether its passes are run by the engine's loop, which looks at the stop itself."""
         self.reused_tokens = 0
+        self.probabilities: list[float] = []
+        """Of the new tokens, if the request asks for confidence."""
+        self.picture_effect: float | None = None
         self._decoder = StreamingDecoder(tokenizer)
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
@@ -64,6 +67,8 @@ class RunningRequest:
     def push(self, token_id: int, choice: TokenChoice | None) -> TokenEvent:
         """Adds a token to the answer."""
         self._token_ids.append(token_id)
+        if choice is not None:
+            self.probabilities.append(choice.probability)
         self._pieces.append(self._decoder.push(token_id))
         return TokenEvent(self._pieces[-1], choice)
 
@@ -94,7 +99,7 @@ class RunningRequest:
             seed=None if sampling.greedy else sampling.seed,
             revision=self._info.revision,
         )
-        return DoneEvent("".join(self._pieces), stats, tuple(self._token_ids))
+        return DoneEvent("".join(self._pieces), stats, tuple(self._token_ids), self.picture_effect)
 
 
 def never_begun(request: Request, model: str) -> DoneEvent:

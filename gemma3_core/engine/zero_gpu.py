@@ -135,6 +135,7 @@ class BorrowingEngine(Engine):
             raise Gemma3Error(TAKEN_BACK)
         if done.stats.stop_reason == "stop":
             running.count()  # the stop token
+        running.picture_effect = done.picture_effect
         if rest := running.rest():
             yield rest
         yield running.done(done.stats.stop_reason)

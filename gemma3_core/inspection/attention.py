@@ -42,11 +42,13 @@ class Replay:
     """The result of `replay` for the chosen rows, in their order.
 
     weights [layers, H, rows, T] are in the model's type, and 0 on masked keys. logits [rows, vocabulary], if asked for,
-    are those of the token after each row.
+    are those of the token after each row. states [layers, rows, E], if asked for, are what each layer leaves in the
+    residual stream; the last one's have been through the model's last norm.
     """
 
     weights: torch.Tensor
     logits: torch.Tensor | None
+    states: torch.Tensor | None = None
 
 
 def with_answer(inputs: Mapping[str, Any], answer_ids: Sequence[int]) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def replay(
     with_logits: bool = False,
     chunk_size: int = REPLAY_CHUNK_SIZE,
     check: Check | None = None,
+    with_states: bool = False,
 ) -> Replay:
     """Reads a turn again and returns the attention weights of the chosen `rows` (columns of the turn).
 
@@ -94,15 +97,21 @@ def replay(
     ends = chunk_ends(None if types is None else image_blocks(types), total, chunk_size)
     # A single pass needs no cache.
     cache = None if len(ends) == 1 else KVCache(model.text_config, reserve=total)
-    ordered, parts, heads = sorted(rows), [], []
+    ordered, parts, heads, states = sorted(rows), [], [], []
     for start, end in zip([0, *ends], ends, strict=False):
         chosen = [row - start for row in ordered if start <= row < end]
-        weights, logits = _read(model, _columns(turn, pictures, start, end), _RowReader(chosen, check), cache, total)
+        reader = _RowReader(chosen, check)
+        weights, logits, left = _read(model, _columns(turn, pictures, start, end), reader, cache, total)
         parts.append(weights)
+        states.append(left)
         if with_logits and chosen:
             heads.append(logits)
     places = [ordered.index(row) for row in rows]
-    return Replay(torch.cat(parts, dim=2)[:, :, places], torch.cat(heads)[places] if with_logits else None)
+    return Replay(
+        torch.cat(parts, dim=2)[:, :, places],
+        torch.cat(heads)[places] if with_logits else None,
+        torch.cat(states, dim=1)[:, places] if with_states else None,
+    )
 
 
 @torch.inference_mode()
@@ -217,18 +226,20 @@ def _columns(turn: dict[str, Any], pictures: PicturesByColumn, start: int, end: 
 
 def _read(
     model: Model, part: dict[str, Any], reader: _RowReader, cache: KVCache | None, total: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One pass: weights [layers, H, the reader's rows, total] and logits [rows, vocabulary]."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One pass: weights [layers, H, the reader's rows, total], logits [rows, vocabulary], states [layers, rows, E]."""
     device = part["input_ids"].device
     out = model(
         **part,
         past_key_values=cache,
         use_cache=cache is not None,
         output_attentions=reader,
+        output_hidden_states=lambda states: states[0, reader.rows],
         logits_to_keep=torch.tensor(reader.rows, device=device, dtype=torch.long),
     )
+    states = torch.stack(out.hidden_states[1:])
     if cache is None:
-        return torch.stack([weights[0] for weights in out.attentions]), out.logits[0]
+        return torch.stack([weights[0] for weights in out.attentions]), out.logits[0], states
     config, spread = model.text_config, []
     for layer, weights in enumerate(out.attentions):
         # A ring's keys are not in order; their positions are their columns.
@@ -237,4 +248,4 @@ def _read(
         row = weights.new_zeros(*weights.shape[1:3], total)
         row[:, :, columns[real]] = weights[0][:, :, real]
         spread.append(row)
-    return torch.stack(spread), out.logits[0]
+    return torch.stack(spread), out.logits[0], states

@@ -81,18 +81,36 @@ class AttentionMap:
         return sum(tile.total for tile in self.tiles)
 
     def hottest(self, picture: int | None = None) -> tuple[Tile, Box]:
-        """The hottest region, as a tile and a box in the original picture's pixels.
+        """The hottest region: see `hottest_of`."""
+        return hottest_of(self.tiles, picture)
 
-        It is the cell with the largest weight and the connected cells with at least a fifth of that. `picture` limits
-        the search to one picture. Raises AttentionError if there is none.
-        """
-        among = [s for s in self.tiles if picture is None or s.tile.picture == picture]
-        if not among:
-            what = "no picture" if picture is None else f"no picture number {picture + 1}"
-            raise AttentionError(f"This turn has {what}, so nothing of it can be the hottest region.")
-        hottest = max(among, key=lambda tile_map: max(map(max, tile_map.grid)))
-        rows, columns = _hot_region(np.array(hottest.grid))
-        return hottest.tile, hottest.cells(rows, columns)
+
+def hottest_of(tiles: Sequence[TileMap], picture: int | None = None) -> tuple[Tile, Box]:
+    """The hottest region, as a tile and a box in the original picture's pixels.
+
+    It is the cell with the largest weight and the connected cells with at least a fifth of that. `picture` limits
+    the search to one picture. Raises AttentionError if there is none.
+    """
+    among = [s for s in tiles if picture is None or s.tile.picture == picture]
+    if not among:
+        what = "no picture" if picture is None else f"no picture number {picture + 1}"
+        raise AttentionError(f"This turn has {what}, so nothing of it can be the hottest region.")
+    hottest = max(among, key=lambda tile_map: max(map(max, tile_map.grid)))
+    rows, columns = _hot_region(np.array(hottest.grid))
+    return hottest.tile, hottest.cells(rows, columns)
+
+
+def columns_within(tiles: Sequence[TileMap], picture: int, box: Box) -> tuple[int, ...]:
+    """The columns of the soft tokens whose middle lies in `box` of a picture, in its whole tile and its crops."""
+    found = []
+    for one in (tile for tile in tiles if tile.tile.picture == picture):
+        whole, side = one.tile.box, len(one.grid)
+        for number in range(side * side):
+            x = whole.left + (number % side + 0.5) * (whole.right - whole.left) / side
+            y = whole.top + (number // side + 0.5) * (whole.bottom - whole.top) / side
+            if box.left <= x < box.right and box.top <= y < box.bottom:
+                found.append(one.tile.start + number)
+    return tuple(found)
 
 
 def attention_map(

@@ -1,6 +1,6 @@
 """The decoder: Gemma3TextModel, and Gemma3ForCausalLM with its head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -64,7 +64,7 @@ class Gemma3TextModel(PreTrainedModel):
         use_cache: bool | None = None,
         *,
         output_attentions: bool | WeightReader | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | Callable[[torch.Tensor], torch.Tensor] | None = None,
         image_blocks: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **unknown: Any,
@@ -75,7 +75,8 @@ class Gemma3TextModel(PreTrainedModel):
         for all layers or one a layer kind, in which True (or 0 in a float mask) lets a query see a key. position_ids
         [B, T] are the rotary positions, by default 0, 1, 2, … continued from the past; without a cache and a mask they
         may begin again within a row, at a document that sees none of those before it. image_blocks [B, T]: see
-        `masks`. output_attentions may be a reader: see `layers`. return_dict=False returns a tuple. Raises PromptError,
+        `masks`. output_attentions may be a reader: see `layers`; output_hidden_states may be a function that takes what
+        is kept out of each layer's states [B, T, E]. return_dict=False returns a tuple. Raises PromptError,
         UnsupportedOptionError.
         """
         refuse_options("forward", unknown)
@@ -113,17 +114,18 @@ class Gemma3TextModel(PreTrainedModel):
         rotary = {kind: rotary_tables(position_ids, head_dim, self.config.rope_for(kind), x.dtype) for kind in masks}
 
         hidden_states, attentions = [], []
+        kept = output_hidden_states if callable(output_hidden_states) else lambda states: states
         for i, layer in enumerate(self.layers):
             kind = self.config.layer_type(i)
             if output_hidden_states:
-                hidden_states.append(x)
+                hidden_states.append(kept(x))
             x, weights = run_layer(layer, x, rotary[kind], masks[kind], cache, output_attentions or self.eager)
             if output_attentions:
                 attentions.append(weights)
         x = self.norm(x)
         if cache is not None:
             cache.advance()
-        all_states = (*hidden_states, x) if output_hidden_states else None
+        all_states = (*hidden_states, kept(x)) if output_hidden_states else None
         own_cache = None if isinstance(cache, RowCaches) else cache  # the rows' caches belong to their answers
         return as_asked(TextModelOutput(x, own_cache, all_states, tuple(attentions) or None), return_dict)
 

@@ -22,6 +22,7 @@ from gemma3_core.engine.api import (
 from gemma3_core.engine.engine import Engine, check_stop
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.sequence import never_begun
+from gemma3_core.engine.why import WordReport
 from gemma3_core.errors import AttentionError, Gemma3Error, ImageError, ReplicaLostError, UnsupportedOptionError
 from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource
@@ -164,6 +165,20 @@ class RemoteEngine(Engine):
         arguments = (self._sent_answer(answered), tuple(tokens), layer, head)
         waits: dict[str, Any] = {"visitor": answered.request.visitor, "tick": partial(check_stop, stop), "tell": tell}
         return self._value("attention", *arguments, **waits)  # type: ignore[no-any-return]
+
+    def why(
+        self,
+        answered: Answered,
+        tokens: Sequence[int],
+        picture: int | None = None,
+        box: Box | None = None,
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> WordReport:
+        arguments = (self._sent_answer(answered), tuple(tokens), picture, box)
+        waits: dict[str, Any] = {"visitor": answered.request.visitor, "tick": partial(check_stop, stop), "tell": tell}
+        return self._value("why", *arguments, **waits)  # type: ignore[no-any-return]
 
     def occlude(
         self,

@@ -81,7 +81,7 @@ class Replica:
                 if engine is None:
                     raise CheckpointError(f"{name} could not be kept in memory. Try again in a minute.")
                 call = partial(getattr(engine, method), *arguments)
-                if method in ("attention", "occlude"):
+                if method in ("attention", "why", "occlude"):
                     emit(Found(call(stop=stop, tell=lambda text: emit(Told(text)))))
                 elif method == "preview":
                     for preview in call():

@@ -21,7 +21,7 @@ MAX_SENT_BYTES = 64_000_000
 """The files of one request's pictures together, in bytes."""
 _SOURCES = Path(__file__).resolve().parents[1]
 
-LOOKS = ("preview", "picture_tokens", "inspect", "mask", "attention", "occlude")
+LOOKS = ("preview", "picture_tokens", "inspect", "mask", "attention", "why", "occlude")
 """The methods of an engine that a page in front may call on a replica, besides `stream`."""
 
 

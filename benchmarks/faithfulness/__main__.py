@@ -1,0 +1,118 @@
+"""Which map of an answer is faithful: ours beside the published methods.
+
+    python -m benchmarks.faithfulness
+    python -m benchmarks.faithfulness --pictures 10 --seconds 540
+    python -m benchmarks.faithfulness --model FOLDER --folder PICTURES --question "What is in this picture?"
+
+Runs in parts: each picture's record is added to benchmarks/results/faithfulness.jsonl (or `--records`), and a new start
+goes on behind it; `--seconds` ends a part. The pictures are held-out ones of the demo model's worlds, asked for the
+color of one object; the worlds take turns. Answers whose word does not need the picture are left out: there is nothing
+to explain. Then writes the means with confidence intervals to benchmarks/results/faithfulness.json, and prints the
+table.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.faithfulness.cases import WORLDS_WITH_OBJECTS, Case, cases_of_folder, drawn_cases
+from benchmarks.faithfulness.methods import METHODS
+from benchmarks.faithfulness.report import summary, table
+from benchmarks.faithfulness.sanity import correlations
+from benchmarks.faithfulness.scores import scores_of
+from benchmarks.faithfulness.subject import Subject, asked
+from benchmarks.timing import machine
+from gemma3_core.engine import DEMO_MODEL, Engine
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.processor import Gemma3Processor
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+LEAST_FALL = 0.3
+"""How much of the word's probability must be lost with the picture hidden."""
+
+
+def record(
+    engine: Engine, model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, case: Case, sanity: bool
+) -> dict[str, Any]:
+    """Scores and seconds of every method for one case, or why it is left out."""
+    answered, texts = asked(engine, case)
+    subject = Subject(model, processor, case, answered.done.token_ids)
+    fall = subject.choose(texts)
+    made: dict[str, Any] = {
+        "case": case.name,
+        "world": case.world,
+        "answer": answered.done.text,
+        "fall": round(fall, 4),
+    }
+    if case.word is not None and case.word not in answered.done.text:
+        return made | {"left_out": "wrong answer"}
+    if fall < LEAST_FALL:
+        return made | {"left_out": "the word does not need the picture"}
+    methods = {}
+    for name, method in METHODS.items():
+        start = time.perf_counter()
+        heat = method(subject)
+        seconds = time.perf_counter() - start
+        methods[name] = {key: round(value, 4) for key, value in scores_of(subject, np.asarray(heat)).items()}
+        methods[name]["seconds"] = round(seconds, 4)
+    made["methods"] = methods
+    if sanity:
+        made["sanity"] = {name: [round(value, 3) for value in values] for name, values in correlations(subject).items()}
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=100, help="of each world")
+    parser.add_argument("--model", type=Path, help="a checkpoint folder; the demo model if none is given")
+    parser.add_argument("--folder", type=Path, help="a folder of pictures, instead of the demo model's worlds")
+    parser.add_argument("--question", default="What is in this picture?", help="asked of each picture of the folder")
+    parser.add_argument("--sanity", type=int, default=3, help="pictures of the sanity check")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="ends after this time; start again to go on"
+    )
+    parser.add_argument("--records", type=Path, default=RESULTS / "faithfulness.jsonl")
+    parser.add_argument("--json", type=Path, default=RESULTS / "faithfulness.json")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    arguments.records.touch()
+    done = [json.loads(line) for line in arguments.records.read_text(encoding="utf-8").splitlines()]
+    known, checked = {one["case"] for one in done}, sum("sanity" in one for one in done)
+    folder = arguments.model or DEMO_MODEL
+    engine = Engine.load(arguments.model, device="cpu", dtype="float32")
+    model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = Gemma3Processor.from_pretrained(folder)
+    for case in _cases(arguments):
+        if time.monotonic() - start > arguments.seconds:
+            break
+        if case.name in known:
+            continue
+        made = record(engine, model, processor, case, checked < arguments.sanity)
+        checked += "sanity" in made
+        done.append(made)
+        with arguments.records.open("a", encoding="utf-8") as records:
+            records.write(json.dumps(made, ensure_ascii=False) + "\n")
+    figures = {"machine": machine(), **summary(done)}
+    arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(table(figures))
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    """The cases in their order, the worlds in turns."""
+    if arguments.folder is not None:
+        yield from cases_of_folder(arguments.folder, arguments.question)
+        return
+    worlds = [drawn_cases(world, arguments.pictures) for world in WORLDS_WITH_OBJECTS]
+    for together in zip_longest(*worlds):
+        yield from (case for case in together if case is not None)
+
+
+if __name__ == "__main__":
+    main()

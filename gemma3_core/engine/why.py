@@ -1,0 +1,116 @@
+"""Why an answer has this word: what it rests on, whether it would be there without the picture, and what each layer
+made of it. A Look like those of `explain`: everything about one word from one encoding of the pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gemma3_core.engine.api import Answered
+from gemma3_core.engine.explain import Decode, forward_inputs, tiles_in
+from gemma3_core.engine.prompts import Prompt
+from gemma3_core.errors import AttentionError
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.inspection.attention import Check, replay, with_answer
+from gemma3_core.inspection.confidence import token_text
+from gemma3_core.inspection.heat_maps import AttentionMap, chosen_layers, columns_within, map_of, mean_weights
+from gemma3_core.inspection.layers import HeadLook, LayerSaid, heads_on, logit_lens
+from gemma3_core.inspection.prompt import prompt_tokens
+from gemma3_core.inspection.rests_on import RestsOn, rests_on
+from gemma3_core.models.multimodal import Model
+from gemma3_core.processor import Gemma3Processor
+
+HARDLY = 0.02
+"""A change of a word's probability that does not count as one."""
+
+
+@dataclass(frozen=True)
+class WordReport:
+    """Why an answer has the word `text`.
+
+    `rests_on` is None without pictures. `attention` is where the word's tokens looked, as the mean over the global
+    layers. `said` is what each layer would have said in place of the word's first token. `heads` are all heads by the
+    share of that token's attention inside the `region` (a picture's number and a box in its pixels): the one that was
+    asked for, or the one that the word rests on most. Without pictures there are none.
+    """
+
+    text: str
+    attention: AttentionMap
+    rests_on: RestsOn | None
+    said: tuple[LayerSaid, ...]
+    heads: tuple[HeadLook, ...]
+    region: tuple[int, Box] | None
+
+    @property
+    def picture_hardly_mattered(self) -> bool:
+        """Whether the word is about as likely with all pictures hidden."""
+        return self.rests_on is not None and abs(self.rests_on.seen - self.rests_on.unseen) < HARDLY
+
+
+def look_at_word(
+    answered: Answered,
+    tokens: Sequence[int],
+    picture: int | None,
+    box: Box | None,
+    prompt: Prompt,
+    processor: Gemma3Processor,
+    model: Model,
+    check: Check,
+    _decode: Decode,
+) -> WordReport:
+    """A Look: the answer's word of these `tokens` (from 0, one after the other).
+
+    Raises AttentionError for tokens that the answer doesn't have or that are no word, and for a region outside the
+    pictures.
+    """
+    ids, word = answered.done.token_ids, word_range(tokens, len(answered.done.token_ids))
+    region = _checked_region(prompt, picture, box)
+    inputs = forward_inputs(prompt, processor, model, check)
+    turn = with_answer(inputs, ids[: word.stop - 1])
+    types = turn.get("token_type_ids")
+    tiles = tiles_in(prompt, types)
+    rows = [prompt.num_tokens - 1 + number for number in word]
+    replayed = replay(model, turn, rows[:1], check=check, with_states=True)
+    weights = replayed.weights if len(rows) == 1 else replay(model, turn, rows, check=check).weights
+    layers = chosen_layers(model.text_config, "global", None)
+    described = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
+    attention = map_of(mean_weights(weights, layers, None).mean(dim=0), described, tiles, "global", layers, None)
+    rests = rests_on(model, inputs, ids, word, tiles, check) if tiles else None
+    if rests is not None and region is None:
+        tile, hottest = rests.hottest()
+        region = tile.picture, hottest
+    columns = () if region is None else columns_within(attention.tiles, *region)
+    return WordReport(
+        "".join(token_text(processor.tokenizer, ids[number]) for number in word),
+        attention,
+        rests,
+        logit_lens(model, replayed, ids[word.start], processor.tokenizer),
+        heads_on(replayed, columns) if columns else (),
+        region,
+    )
+
+
+def word_range(tokens: Sequence[int], count: int) -> range:
+    """The tokens of a word as a range. Raises AttentionError if an answer of `count` tokens has no such word."""
+    word = range(tokens[0], tokens[0] + len(tokens)) if tokens else range(0)
+    if not word or list(word) != list(tokens) or word.start < 0 or word.stop > count:
+        raise AttentionError(
+            f"The answer has {count} tokens, numbered from 0; {list(tokens)[:8]} is no word of it. "
+            "Choose one token, or several that follow each other."
+        )
+    return word
+
+
+def _checked_region(prompt: Prompt, picture: int | None, box: Box | None) -> tuple[int, Box] | None:
+    """The region that was asked for. Raises AttentionError if it does not lie in one of the pictures."""
+    if box is None:
+        return None
+    number, pictures = picture or 0, prompt.pictures
+    if not 0 <= number < len(pictures):
+        raise AttentionError(f"There is no picture number {number} in this question. It has {len(pictures)} of them.")
+    width, height = pictures[number].size
+    if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
+        raise AttentionError(
+            f"The region must not be empty and must lie within the picture of {width} x {height} pixels, got columns "
+            f"{box.left} to {box.right} and rows {box.top} to {box.bottom}."
+        )
+    return number, box
