@@ -14,7 +14,7 @@ table.
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.faithfulness.cases import WORLDS_WITH_OBJECTS, Case, cases_of_folder, drawn_cases
+from benchmarks.faithfulness.cases import SEED, WORLDS_WITH_OBJECTS, Case, cases_of_folder, drawn_cases
 from benchmarks.faithfulness.methods import METHODS
 from benchmarks.faithfulness.report import summary, table
 from benchmarks.faithfulness.sanity import correlations
@@ -39,9 +39,14 @@ LEAST_FALL = 0.3
 
 
 def record(
-    engine: Engine, model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, case: Case, sanity: bool
+    engine: Engine,
+    model: Gemma3ForConditionalGeneration,
+    processor: Gemma3Processor,
+    case: Case,
+    sanity: bool,
+    names: Collection[str] = tuple(METHODS),
 ) -> dict[str, Any]:
-    """Scores and seconds of every method for one case, or why it is left out."""
+    """Scores and seconds of the methods `names` for one case, or why it is left out."""
     answered, texts = asked(engine, case)
     subject = Subject(model, processor, case, answered.done.token_ids)
     fall = subject.choose(texts)
@@ -56,7 +61,8 @@ def record(
     if fall < LEAST_FALL:
         return made | {"left_out": "the word does not need the picture"}
     methods = {}
-    for name, method in METHODS.items():
+    for name in names:
+        method = METHODS[name]
         start = time.perf_counter()
         heat = method(subject)
         seconds = time.perf_counter() - start
@@ -74,6 +80,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a checkpoint folder; the demo model if none is given")
     parser.add_argument("--folder", type=Path, help="a folder of pictures, instead of the demo model's worlds")
     parser.add_argument("--question", default="What is in this picture?", help="asked of each picture of the folder")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the demo model's worlds")
+    parser.add_argument("--leave-out", nargs="*", default=[], choices=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--thirds",
+        nargs="*",
+        default=[],
+        choices=list(METHODS),
+        metavar="METHOD",
+        help="slow ones, for every third picture",
+    )
     parser.add_argument("--sanity", type=int, default=3, help="pictures of the sanity check")
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="ends after this time; start again to go on"
@@ -94,7 +110,10 @@ def main() -> None:
             break
         if case.name in known:
             continue
-        made = record(engine, model, processor, case, checked < arguments.sanity)
+        third = sum("methods" in one for one in done) % 3 == 0
+        left_out = {*arguments.leave_out, *(() if third else arguments.thirds)}
+        names = [name for name in METHODS if name not in left_out]
+        made = record(engine, model, processor, case, checked < arguments.sanity, names)
         checked += "sanity" in made
         done.append(made)
         with arguments.records.open("a", encoding="utf-8") as records:
@@ -109,7 +128,7 @@ def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
     if arguments.folder is not None:
         yield from cases_of_folder(arguments.folder, arguments.question)
         return
-    worlds = [drawn_cases(world, arguments.pictures) for world in WORLDS_WITH_OBJECTS]
+    worlds = [drawn_cases(world, arguments.pictures, arguments.seed) for world in WORLDS_WITH_OBJECTS]
     for together in zip_longest(*worlds):
         yield from (case for case in together if case is not None)
 

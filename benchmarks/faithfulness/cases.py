@@ -43,9 +43,9 @@ class Case:
         return np.asarray(drawn)
 
 
-def drawn_cases(world: str, count: int) -> Iterator[Case]:
+def drawn_cases(world: str, count: int, seed: int = SEED) -> Iterator[Case]:
     """`count` held-out pictures of a world, asked for the color of one object."""
-    rng, number = random.Random(f"{SEED} {world}"), 0
+    rng, number = random.Random(f"{seed} {world}"), 0
     while number < count:
         depiction = WORLDS[world].imagine(rng, "heldout")
         asked = _asked(depiction, rng)

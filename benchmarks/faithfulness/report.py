@@ -25,6 +25,8 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     methods = {}
     for name in METHODS:
         scores = [record["methods"][name] for record in kept if name in record["methods"]]
+        if not scores:
+            continue
         keys = dict.fromkeys(key for one in scores for key in one)
         methods[name] = {key: interval([one[key] for one in scores if key in one]) for key in keys}
     sanity = [record["sanity"] for record in kept if "sanity" in record]
