@@ -116,7 +116,7 @@ def occlusion(subject: Subject) -> np.ndarray:
 
 
 def ours(subject: Subject) -> np.ndarray:
-    """What the page shows: knock-out in soft tokens, coarse to fine (`inspection/rests_on.py`)."""
+    """Knock-out in soft tokens, coarse to fine, as in `Engine.why` (`inspection/rests_on.py`)."""
     return single_tile_map(subject.model, subject.prompt, subject.ids, subject.word)
 
 

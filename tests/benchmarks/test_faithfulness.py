@@ -99,7 +99,7 @@ def test_the_table_has_means_intervals_and_what_was_left_out():
 def test_a_second_start_goes_on_where_the_first_ended(tmp_path, monkeypatch):
     asked = []
 
-    def record(_engine, _model, _processor, case, _sanity):
+    def record(_engine, _model, _processor, case, _sanity, _names):
         asked.append(case.name)
         return {"case": case.name, "world": case.world, "left_out": "a test"}
 
