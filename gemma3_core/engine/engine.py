@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -478,8 +478,7 @@ class Engine:
         leaves the queue. Raises AttentionError for an answer that can't be inspected (pictures gone, another model
         loaded, no such token), QueueFullError, UnsupportedOptionError.
         """
-        look = partial(look_at_attention, answered, tuple(tokens), layer, head)
-        return self._looked(look, answered, stop, tell)
+        return self._looked(look_at_attention, answered, (tuple(tokens), layer, head), stop, tell)
 
     def why(
         self,
@@ -497,7 +496,7 @@ class Engine:
         and which heads looked at `box` in the pixels of `picture`, or at the region that the word rests on most. Reads
         at most 64 rows, in batches between other answers' passes. Waits, stops and raises like `attention`.
         """
-        return self._looked(partial(look_at_word, answered, tuple(tokens), picture, box), answered, stop, tell)
+        return self._looked(look_at_word, answered, (tuple(tokens), picture, box), stop, tell)
 
     def occlude(
         self,
@@ -515,13 +514,18 @@ class Engine:
         `box` is in the original picture's pixels. Without it, the hottest region of the token's map is hidden, on
         `picture` (numbered from 0) or, if that is None, on any. Waits, stops and raises like `attention`.
         """
-        look = partial(look_without_region, answered, token, picture, box)
-        return self._looked(look, answered, stop, tell)
+        return self._looked(look_without_region, answered, (token, picture, box), stop, tell)
 
     def _looked(
-        self, look: Look[T], answered: Answered, stop: threading.Event | None, tell: Callable[[str], None] | None
+        self,
+        look: Callable[..., T],
+        answered: Answered,
+        arguments: tuple[Any, ...],
+        stop: threading.Event | None,
+        tell: Callable[[str], None] | None,
     ) -> T:
-        """What `look` finds with the model that gave an answer, once it is the request's turn in the queue."""
+        """What `look(answered, *arguments, …)` finds with the model that gave an answer, once it is the request's turn
+        in the queue; the rest is what a Look takes."""
         stats = answered.done.stats
         if stats.model != self.info.name:
             raise AttentionError(
@@ -536,7 +540,8 @@ class Engine:
         try:
             prompt = _told(self._when_it_is_its_turn(ticket, answered.request), stop, tell)
             check_answered(answered, prompt, self.info.context_length)
-            return _told(self._look(look, prompt, int4, partial(check_stop, stop)), stop, tell)
+            work = self._look(partial(look, answered, *arguments), prompt, int4, partial(check_stop, stop))
+            return _told(work, stop, tell)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -36,22 +36,19 @@ from gemma3_core.engine.api import (
 )
 from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.engine import AT_ONCE, Engine
-from gemma3_core.engine.explain import OcclusionReport, PromptView
+from gemma3_core.engine.explain import PromptView
 from gemma3_core.engine.fair_queue import FairQueue
 from gemma3_core.engine.openai_client import Delta, OpenAIClient, TokenTold
 from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import PictureReader
 from gemma3_core.engine.prompts import check_size, load_picture, numbered, ordinal, read_headers
-from gemma3_core.engine.why import WordReport
 from gemma3_core.errors import AttentionError, CheckpointError, PromptError, UnsupportedOptionError
 from gemma3_core.generation.grammar import check_schema
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource, PictureHeader
-from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import Gemma3ImageProcessor, ImageProcessor
 from gemma3_core.inspection.confidence import Alternative, TokenChoice
-from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
 from gemma3_core.inspection.mask_view import MaskView
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
@@ -256,44 +253,16 @@ class OutsideEngine(Engine):
     def mask(self, request: Request) -> MaskView:
         return self._inside().mask(request)
 
-    def attention(
+    def _looked(
         self,
+        look: Callable[..., Any],
         answered: Answered,
-        tokens: Sequence[int],
-        layer: LayerChoice = "global",
-        head: int | None = None,
-        *,
-        stop: threading.Event | None = None,
-        tell: Callable[[str], None] | None = None,
-    ) -> AttentionMap:
+        arguments: tuple[Any, ...],
+        stop: threading.Event | None,
+        tell: Callable[[str], None] | None,
+    ) -> Any:
         local = self._inside()
-        return local.attention(_as_if_by(local, answered), tokens, layer, head, stop=stop, tell=tell)
-
-    def why(
-        self,
-        answered: Answered,
-        tokens: Sequence[int],
-        picture: int | None = None,
-        box: Box | None = None,
-        *,
-        stop: threading.Event | None = None,
-        tell: Callable[[str], None] | None = None,
-    ) -> WordReport:
-        local = self._inside()
-        return local.why(_as_if_by(local, answered), tokens, picture, box, stop=stop, tell=tell)
-
-    def occlude(
-        self,
-        answered: Answered,
-        token: int,
-        picture: int | None = None,
-        box: Box | None = None,
-        *,
-        stop: threading.Event | None = None,
-        tell: Callable[[str], None] | None = None,
-    ) -> OcclusionReport:
-        local = self._inside()
-        return local.occlude(_as_if_by(local, answered), token, picture, box, stop=stop, tell=tell)
+        return local._looked(look, _as_if_by(local, answered), arguments, stop, tell)
 
     def _inside(self) -> Engine:
         if self._local is None:

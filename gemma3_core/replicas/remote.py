@@ -20,20 +20,20 @@ from gemma3_core.engine.api import (
     TokenEvent,
 )
 from gemma3_core.engine.engine import Engine, check_stop
-from gemma3_core.engine.explain import OcclusionReport, PromptView
+from gemma3_core.engine.explain import PromptView, look_at_attention, look_without_region
 from gemma3_core.engine.sequence import never_begun
-from gemma3_core.engine.why import WordReport
+from gemma3_core.engine.why import look_at_word
 from gemma3_core.errors import AttentionError, Gemma3Error, ImageError, ReplicaLostError, UnsupportedOptionError
 from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource
-from gemma3_core.images.pan_and_scan import Box
-from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
 from gemma3_core.inspection.mask_view import MaskView
 from gemma3_core.replicas.fleet import ATTEMPTS, NO_REPLICA, Fleet, Gone, new_key
 from gemma3_core.replicas.wire import Failed, Parcel, sent_pictures
 
 _TICK_S = 0.1
 _STOP_AGAIN_S, _STOPS_WITHIN_S = 1.0, 5.0
+_LOOKS = {look_at_attention: "attention", look_at_word: "why", look_without_region: "occlude"}
+"""An engine's method for each Look."""
 LOST = "The machine that was writing this answer has failed. Ask again: another one will answer."
 
 
@@ -152,47 +152,16 @@ class RemoteEngine(Engine):
     def mask(self, request: Request) -> MaskView:
         return self._value("mask", self._sent(request), visitor=request.visitor)  # type: ignore[no-any-return]
 
-    def attention(
+    def _looked(
         self,
+        look: Callable[..., Any],
         answered: Answered,
-        tokens: Sequence[int],
-        layer: LayerChoice = "global",
-        head: int | None = None,
-        *,
-        stop: threading.Event | None = None,
-        tell: Callable[[str], None] | None = None,
-    ) -> AttentionMap:
-        arguments = (self._sent_answer(answered), tuple(tokens), layer, head)
+        arguments: tuple[Any, ...],
+        stop: threading.Event | None,
+        tell: Callable[[str], None] | None,
+    ) -> Any:
         waits: dict[str, Any] = {"visitor": answered.request.visitor, "tick": partial(check_stop, stop), "tell": tell}
-        return self._value("attention", *arguments, **waits)  # type: ignore[no-any-return]
-
-    def why(
-        self,
-        answered: Answered,
-        tokens: Sequence[int],
-        picture: int | None = None,
-        box: Box | None = None,
-        *,
-        stop: threading.Event | None = None,
-        tell: Callable[[str], None] | None = None,
-    ) -> WordReport:
-        arguments = (self._sent_answer(answered), tuple(tokens), picture, box)
-        waits: dict[str, Any] = {"visitor": answered.request.visitor, "tick": partial(check_stop, stop), "tell": tell}
-        return self._value("why", *arguments, **waits)  # type: ignore[no-any-return]
-
-    def occlude(
-        self,
-        answered: Answered,
-        token: int,
-        picture: int | None = None,
-        box: Box | None = None,
-        *,
-        stop: threading.Event | None = None,
-        tell: Callable[[str], None] | None = None,
-    ) -> OcclusionReport:
-        arguments = (self._sent_answer(answered), token, picture, box)
-        waits: dict[str, Any] = {"visitor": answered.request.visitor, "tick": partial(check_stop, stop), "tell": tell}
-        return self._value("occlude", *arguments, **waits)  # type: ignore[no-any-return]
+        return self._value(_LOOKS[look], self._sent_answer(answered), *arguments, **waits)
 
     def close(self) -> None:
         """The replicas keep the model, for other pages in front."""

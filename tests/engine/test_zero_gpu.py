@@ -120,7 +120,7 @@ def test_who_leaves_ends_the_call(borrowing, lender, picture):
     assert lender.stopped == 1
 
 
-def look_for_ever(_prompt, _processor, _model, check, _decode):
+def look_for_ever(_answered, _prompt, _processor, _model, check, _decode):
     while True:
         check()
         time.sleep(0.01)
@@ -130,7 +130,7 @@ def test_a_look_is_stopped_in_the_child_too(borrowing, lender, picture):
     request = ask("What is this?", picture)
     done, stop = answered(borrowing, request)[1], threading.Event()
     with pytest.raises(StoppedError):
-        borrowing._looked(look_for_ever, Answered(request, done), stop, lambda _text: stop.set())
+        borrowing._looked(look_for_ever, Answered(request, done), (), stop, lambda _text: stop.set())
     assert lender.stopped == 1
     assert answered(borrowing, ask("Again?"))[1].text
 
