@@ -12,7 +12,8 @@ from gemma3_core.engine import Box, Crops, ModelInfo, TokenChoice, Turn
 TOO_SMALL = "The model says that it can't read this."
 UNSURE = "The model was unsure of this answer."
 
-_UNSURE_BELOW = 0.6  # the geometric mean of the probabilities of the answer's tokens
+_UNSURE_BELOW = 0.5  # the geometric mean of the probabilities of the answer's tokens
+_SHORT = 32  # tokens: in a longer answer many words could be others, and the mean says little about what was seen
 _CANT_READ = re.compile(
     r"too small|too tiny|too blurry|illegible|unreadable|(?:can ?not|can['’]t|unable to|hard to|difficult to)"
     r" (?:be read|read|make out|see)|zu klein|unleserlich|nicht (?:lesen|lesbar|erkennen)",
@@ -31,7 +32,8 @@ def reason_to_look_closer(exchange: Exchange, info: ModelInfo | None) -> str:
         return ""
     if _CANT_READ.search(exchange.answer):
         return TOO_SMALL
-    return UNSURE if not info.is_demo and sureness(exchange.choices) < _UNSURE_BELOW else ""
+    unsure = len(exchange.choices) <= _SHORT and sureness(exchange.choices) < _UNSURE_BELOW
+    return UNSURE if unsure and not info.is_demo else ""
 
 
 def sureness(choices: Sequence[TokenChoice]) -> float:
@@ -49,10 +51,9 @@ def closer_question(exchange: Exchange, region: tuple[int, Box] | None = None) -
         number, box = region
         earlier = exchange.answered.request.num_images - len(question.pictures)
         if number < earlier:
-            (picture,) = _pictures(exchange)[number : number + 1]
-            return replace(
-                question, pictures=(picture, *question.pictures), captions=(), crops=((box,), *_own(question))
-            )
+            pictures = (_pictures(exchange)[number], *question.pictures)
+            captions = ("", *question.captions) if question.captions else ()
+            return replace(question, pictures=pictures, captions=captions, crops=((box,), *_own(question)))
         own = list(_own(question))
         own[number - earlier] = (box,)
         return replace(question, crops=tuple(own))

@@ -339,6 +339,11 @@ def seen(answer: str, *probabilities: float) -> Exchange:
     [
         (seen("The sign says stop."), LOOKED, ""),
         (seen("The sign says stop.", 0.2, 0.9), LOOKED, UNSURE),
+        (
+            seen("The sign says stop, and much more.", *[0.2] * 33),
+            LOOKED,
+            "",
+        ),  # so long that each word could be another
         (seen("The sign says stop.", 0.2, 0.9), DEMO, ""),  # crops of scenes mislead it
         (seen("The writing is too small to read. Switch pan & scan on."), DEMO, TOO_SMALL),
         (seen("I can’t make out the name."), LOOKED, TOO_SMALL),
@@ -395,6 +400,8 @@ def test_a_region_becomes_a_crop_of_the_picture_that_it_is_on():
     asked = Exchange(turns[-1], False, Answered(Request(turns), DoneEvent("I cannot read it.", STATS)))
     box = Box(1, 2, 30, 40)
     assert closer_question(asked, (2, box)) == replace(turns[-1], crops=(None, (box,)))
+    timed = replace(turns[-1], captions=("0:12", "0:24"))
+    assert closer_question(replace(asked, question=timed), (0, box)).captions == ("", "0:12", "0:24")
     earlier = closer_question(asked, (0, box))
     assert (earlier.pictures, earlier.crops) == ((Path("a.png"), *turns[-1].pictures), ((box,), None, None))
 
