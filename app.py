@@ -278,8 +278,10 @@ def build(settings: argparse.Namespace) -> "Page":
         if "SPACE_ID" in os.environ or not hasattr(settings, "until_end"):
             raise Gemma3Error("A Space answers by itself. Leave out the replicas.")
         models: ModelRegistry = settings.until_end.enter_context(replicas(replica_options(settings)))
-    elif getattr(settings, "openai", None):
+    elif settings.openai:
         models = _outside(settings)
+    elif settings.openai_model or settings.openai_key:
+        raise Gemma3Error("--openai-model and --openai-key belong to --openai. Name the server too, or leave them out.")
     else:
         options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once)
         adapters = (settings.adapter, settings.merge_adapter)
@@ -298,8 +300,9 @@ def _outside(settings: argparse.Namespace) -> Any:
     """The models of a page whose answers come from another server; --model is for Inside."""
     from gemma3_core.engine import Engine, Gemma3Error, ModelRegistry, OutsideEngine
 
-    if settings.adapter or settings.int4:
-        raise Gemma3Error("--adapter and --int4 are for models on this machine. Leave them out, or --openai.")
+    of_here = ("adapter", "also", "find", "int4", "look_in")
+    if given := [f"--{name.replace('_', '-')}" for name in of_here if getattr(settings, name)]:
+        raise Gemma3Error(f"--openai asks another server, and {given[0]} is for models on this machine. Leave one out.")
     local = None
     if settings.model is not None:
         local = Engine.load(settings.model, settings.device, settings.dtype, mmproj=settings.mmproj)

@@ -262,6 +262,10 @@ def test_what_the_engine_refuses_ends_in_one_line():
         ["--mcp", "--auth", "me:secret"],
         ["--share-budget", "5 questions"],
         ["--look-in", "/no/such/folder"],
+        ["--openai", "http://127.0.0.1:9/v1", "--also", "a/b"],
+        ["--openai", "http://127.0.0.1:9/v1", "--find"],
+        ["--openai-model", "m"],
+        ["--openai-key", "secret-key"],
     ],
 )
 def test_so_does_each_other_refusal(option, tmp_path):
