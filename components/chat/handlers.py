@@ -47,6 +47,7 @@ NOTHING_SAID = "The model ended its answer before the first word. Rephrase your 
 QUESTION_BACK = "The question is back below."
 ANSWER_STAYS = "The earlier answer stays."
 NEW_CHAT = "This is a new chat."
+BESIDE = "The next question reads the new answer."
 REPLACED = "The earlier answer is replaced."
 REPLACED_ALL = "The earlier answer and what came after it are replaced."
 
@@ -342,11 +343,11 @@ class ChatHandlers:
             exchange = Exchange(question, asked.pan_and_scan, complete, choices_told, first, fields)
             answered = replace(kept.add(exchange), returned=conversation.aside)
             notice = ""
-            stands_beside = first is not None and first is conversation.exchanges[-1]
-            if cut is None and not stands_beside and len(kept.exchanges) < len(conversation.exchanges):
+            if cut is None and len(kept.exchanges) < len(conversation.exchanges):
                 answered = answered.replacing(conversation.exchanges)
                 dropped = len(conversation.exchanges) - len(kept.exchanges)
-                notice = composer.brings_back(REPLACED if dropped == 1 else REPLACED_ALL)
+                stands_beside = first is not None and first is conversation.exchanges[-1]
+                notice = composer.brings_back(BESIDE if stands_beside else REPLACED if dropped == 1 else REPLACED_ALL)
             yield page_update(self.messages(answered), composer.waiting(), answered, notice)
 
     def messages(self, conversation: Conversation) -> list[chat.Message]:

@@ -363,9 +363,9 @@ def test_a_closer_look_asks_again_with_crops_and_keeps_both_answers():
     small = seen("The writing is too small to read.")
     shown, after, notice = run(handlers.look_closer(0, "", Conversation((small,)), Window(), *VALUES))
     (exchange,) = after.exchanges
-    assert (exchange.answer, exchange.first, exchange.question.crops, notice) == (
-        "The sign says 30.", small, ("auto",), ""
-    )  # fmt: skip
+    assert (exchange.answer, exchange.first, exchange.question.crops) == ("The sign says 30.", small, ("auto",))
+    assert "The next question reads the new answer." in notice
+    assert after.before.exchanges == (small,)  # and can be brought back
     words = [str(getattr(part, "value", part)) for part in shown[-1]["content"]]
     assert ["At first sight" in words[0], "too small" in words[1], "2 crops" in words[2], "30" in words[3]] == [
         True
