@@ -226,7 +226,7 @@
     const then = new Date();
     then.setUTCHours(hours, minutes, 0, 0);
     if (then < Date.now() - 60_000) then.setUTCDate(then.getUTCDate() + 1);
-    return then.toLocaleTimeString([], { hour: "numeric", minute: "2-digit" });
+    return then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   };
   const tellTimes = () => {
     for (const said of document.querySelectorAll(".failure")) {
