@@ -10,6 +10,8 @@ import csv
 import math
 import os
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -54,17 +56,20 @@ class Question:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of the CSV file's columns."""
+        """The names of the CSV file's columns. Raises SchemaError for fields that are called like others."""
         names = [field.name for field in read_fields(self.fields)]
         told = [column for name in names for column in (name, name + _SURE)] if names else ["answer"]
-        return ("picture", *told, "sureness", "error", "model", "question")
+        columns = ("picture", *told, "sureness", "error", "model", "question")
+        if twice := [column for column, count in Counter(columns).items() if count > 1]:
+            raise SchemaError(f"The table would have the column {twice[0]} twice. Give that field another name.")
+        return columns
 
 
 @dataclass(frozen=True)
 class Row:
     """The answer about one picture; `told` are values by column, and `error` says why there is none.
 
-    `sureness`, 0 to 1, is the least sure field's, or the geometric mean over an answer's tokens.
+    `sureness`, 0 to 1, is the least sure field's, or the geometric mean over an answer's tokens; None without any.
     """
 
     picture: str
@@ -95,23 +100,22 @@ def answers(
     Raises SchemaError, UnsupportedOptionError for fields that can't be asked; what is wrong with one picture is in its
     row.
     """
-    waiting, running = iter(pictures), set[Future[Row]]()
+    waiting, running, stop = iter(pictures), set[Future[Row]](), threading.Event()
     with ThreadPoolExecutor(at_once, thread_name_prefix="ask") as threads:
         try:
             while True:
                 while len(running) < at_once and (picture := next(waiting, None)) is not None:
-                    running.add(threads.submit(_row, engine, folder, picture, question))
+                    running.add(threads.submit(_row, engine, folder, picture, question, stop))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for one in done:
                     yield one.result()
         finally:
-            for one in running:
-                one.cancel()
+            stop.set()
 
 
-def _row(engine: Engine, folder: Path, picture: str, question: Question) -> Row:
+def _row(engine: Engine, folder: Path, picture: str, question: Question, stop: threading.Event) -> Row:
     turn = Turn("user", question.text, (folder / picture,))
     request = Request(
         turns=(turn,),
@@ -126,7 +130,7 @@ def _row(engine: Engine, folder: Path, picture: str, question: Question) -> Row:
     fields = read_fields(question.fields)
     choices, text = [], ""
     try:
-        for event in engine.stream(ask_in_fields(request, fields, named=not engine.info.is_demo)):
+        for event in engine.stream(ask_in_fields(request, fields, named=not engine.info.is_demo), stop):
             if isinstance(event, TokenEvent) and event.choice is not None:
                 choices.append(event.choice)
             elif isinstance(event, DoneEvent):
@@ -136,7 +140,9 @@ def _row(engine: Engine, folder: Path, picture: str, question: Question) -> Row:
     except Gemma3Error as error:
         return Row(picture, {}, error=str(error))
     if not fields:
-        doubt = sum(math.log(max(choice.probability, 1e-9)) for choice in choices) / max(1, len(choices))
+        if not choices:
+            return Row(picture, {"answer": text})
+        doubt = sum(math.log(max(choice.probability, 1e-9)) for choice in choices) / len(choices)
         return Row(picture, {"answer": text}, math.exp(doubt))
     values = values_of(text, choices)
     told = {value.name: value.value for value in values} | {v.name + _SURE: v.probability for v in values}

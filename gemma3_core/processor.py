@@ -297,6 +297,8 @@ class Gemma3Processor:
         if len(cuts) != len(pictures):
             raise PromptError(f"do_pan_and_scan has {len(cuts)} settings for {len(pictures)} pictures; give as many.")
         apart, crops = {**options, "return_tensors": None}, options.get("crops") or [None] * len(pictures)
+        if len(crops) != len(pictures):
+            raise PromptError(f"crops has {len(crops)} entries for {len(pictures)} pictures; give one per picture.")
         parts = [
             self.image_processor([picture], **{**apart, "do_pan_and_scan": cut, "crops": [own]})
             for picture, cut, own in zip(pictures, cuts, crops, strict=True)

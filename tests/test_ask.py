@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import threading
 
 import pytest
 from places import EXAMPLES
@@ -9,7 +10,7 @@ from running_app import require_demo_model
 
 from gemma3_core import ask
 from gemma3_core.ask import Question, Row, Table, answers, main, pictures_in
-from gemma3_core.engine import Engine, Gemma3Error, SchemaError
+from gemma3_core.engine import DoneEvent, Engine, Gemma3Error, Request, SchemaError, Turn
 
 STAR = "What color is the star?"
 COLORS = "color: red, yellow, blue, green"
@@ -72,7 +73,7 @@ def test_fields_are_columns_each_with_its_sureness_and_the_table_goes_on(folder,
     lines = whole.splitlines(keepends=True)
     table.write_text("".join([*lines[:2], lines[3], lines[2][:12]]), encoding="utf-8", newline="")
     monkeypatch.setattr(
-        ask, "_row", lambda _, __, picture, ___, row=ask._row: asked.append(picture) or row(_, __, picture, ___)
+        ask, "_row", lambda _, __, picture, *rest, row=ask._row: asked.append(picture) or row(_, __, picture, *rest)
     )
     capsys.readouterr()
     assert main(arguments) == 0
@@ -100,6 +101,8 @@ def test_what_can_not_be_asked_is_said_before_anything_is_loaded(tmp_path, capsy
         (tmp_path / "none", [], "is no folder"),
         (tmp_path / "one.png", [], "is no folder"),
         (tmp_path, ["--fields", "color: red"], "is no field"),
+        (tmp_path, ["--fields", "color: red, blue; error: text"], "the column error twice"),
+        (tmp_path, ["--fields", "a; a sureness: text"], "the column a sureness twice"),
     ):
         assert main([str(folder), "--question", "x", "--csv", csv_file, *more]) == 1
         assert said in capsys.readouterr().err
@@ -109,12 +112,33 @@ def test_what_can_not_be_asked_is_said_before_anything_is_loaded(tmp_path, capsy
 
 
 def test_what_is_wrong_with_every_picture_ends_the_run(folder, engine, monkeypatch):
-    def refused(_):
+    def refused(_, __):
         raise SchemaError("This can't be answered.")
 
     monkeypatch.setattr(engine, "stream", refused)
     with pytest.raises(SchemaError):
         list(answers(engine, folder, pictures_in(folder), Question(STAR, COLORS)))
+
+
+def test_closing_ends_the_answers_in_progress(folder, engine, monkeypatch):
+    begun, stopped = threading.Event(), []
+    stats = next(event.stats for event in engine.stream(Request((Turn("user", "Hi"),), max_new_tokens=1))
+                 if isinstance(event, DoneEvent))  # fmt: skip
+
+    def stream(request, stop):
+        if request.visitor == "night.png":
+            assert begun.wait(30)
+        else:
+            begun.set()
+            stopped.append(stop.wait(30))
+        yield DoneEvent("", stats)
+
+    monkeypatch.setattr(engine, "stream", stream)
+    rows = answers(engine, folder, ["night.png", "broken.jpg"], Question(STAR), at_once=2)
+    row = next(rows)
+    assert (row.picture, row.told, row.sureness) == ("night.png", {"answer": ""}, None)  # without a token none is sure
+    rows.close()
+    assert stopped == [True]
 
 
 def test_a_spreadsheet_computes_nothing_of_what_a_picture_says(tmp_path):

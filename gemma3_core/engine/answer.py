@@ -132,9 +132,10 @@ class AnswerWriter:
         yield running.done("stop" if stopped else "length")
 
     def _can_check(self, running: RunningRequest) -> bool:
-        """Whether the answer is to be read again without its pictures, and its probabilities are all known."""
+        """Whether the answer is to be read again without its pictures, and its probabilities are all known: those of
+        one that must fit a schema are among the allowed tokens alone."""
         asked, prompt = running.request, running.prompt
-        if not asked.check_pictures or prompt is None or not prompt.pictures:
+        if not asked.check_pictures or prompt is None or not prompt.pictures or running.grammar is not None:
             return False
         words = prompt.num_tokens - int(prompt.token_type_ids.sum()) + len(running.token_ids)
         return 0 < len(running.probabilities) == len(running.token_ids) and words <= UNSEEN_MAX_TOKENS

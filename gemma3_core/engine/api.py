@@ -75,7 +75,7 @@ class Request:
     Schema as text, only what fits is sampled, so that an answer that ends with "stop" is JSON of that form; the prompt
     is unchanged. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together. With `check_pictures`
     and `confidence`, the answer is read once more without its pictures, in one pass over the words, and its DoneEvent
-    says how much they changed.
+    says how much they changed; not with a `json_schema`.
     """
 
     turns: tuple[Turn, ...]

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice
 from typing import Any, Literal, NoReturn
 
 import httpx
@@ -203,6 +203,9 @@ class OutsideEngine(Engine):
         """The question in OpenAI's form. What the visitor left open is left to the server."""
         given = request.sampling
         own = {} if given is None else {name: getattr(given, name) for name in ("temperature", "top_p", "top_k")}
+        if isinstance(given, SamplingSettings):  # known to vLLM, SGLang and llama.cpp, and sent only where they act
+            own["min_p"] = given.min_p
+            own["repetition_penalty"] = given.repetition_penalty if given.repetition_penalty != 1.0 else None
         seed = None if given is None else given.seed
         body = {
             "model": self._model_id,
@@ -221,18 +224,19 @@ class OutsideEngine(Engine):
         return body
 
     def _messages(self, request: Request) -> list[dict[str, Any]]:
-        headers = iter(read_headers([picture for turn in request.turns for picture in turn.pictures]))
+        headers = enumerate(read_headers([picture for turn in request.turns for picture in turn.pictures]))
         system = [{"role": "system", "content": request.system_prompt}] if request.system_prompt else []
         return [*system, *(self._message(turn, headers, request.num_images) for turn in request.turns)]
 
-    def _message(self, turn: Turn, headers: Iterator[PictureHeader], count: int) -> dict[str, Any]:
+    def _message(self, turn: Turn, headers: Iterator[tuple[int, PictureHeader]], count: int) -> dict[str, Any]:
         if not turn.pictures:
             return {"role": turn.role, "content": turn.text}
         parts: list[dict[str, Any]] = []
-        for number, (_, caption) in enumerate(zip_longest(turn.pictures, turn.captions, fillvalue="")):
+        own = islice(headers, len(turn.pictures))
+        for caption, (number, header) in zip(turn.captions or [""] * len(turn.pictures), own, strict=True):
             parts += [{"type": "text", "text": caption}] if caption else []
             with numbered(number, count):
-                parts.append({"type": "image_url", "image_url": {"url": _data_url(next(headers))}})
+                parts.append({"type": "image_url", "image_url": {"url": _data_url(header)}})
         return {"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]}
 
     def preview(
@@ -263,6 +267,14 @@ class OutsideEngine(Engine):
     ) -> Any:
         local = self._inside()
         return local._looked(look, _as_if_by(local, answered), arguments, stop, tell)
+
+    @property
+    def kept_bytes(self) -> int:
+        return 0 if self._local is None else self._local.kept_bytes
+
+    @property
+    def silent_s(self) -> float:
+        return 0.0  # the other server looks after its own device
 
     def _inside(self) -> Engine:
         if self._local is None:
@@ -412,8 +424,14 @@ def _as_if_by(local: Engine, answered: Answered) -> Answered:
     done = answered.done
     if not done.token_ids:
         raise AttentionError("The server did not tell the tokens of this answer, so there is nothing to read again.")
-    stats = replace(done.stats, model=local.info.name, quantization=local.info.quantization)
-    return Answered(replace(answered.request, int4=None), replace(done, stats=stats))
+    request = replace(answered.request, int4=None)
+    stats = replace(
+        done.stats,
+        model=local.info.name,
+        quantization=local.info.quantization,
+        prompt_tokens=len(local.inspect(request).tokens),  # the server may have counted otherwise, or not at all
+    )
+    return Answered(request, replace(done, stats=stats))
 
 
 def _data_url(header: PictureHeader) -> str:

@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import zip_longest
 
 from gemma3_core.engine.api import PicturePreview
 from gemma3_core.engine.picture_reader import PictureReader
-from gemma3_core.engine.prompts import load_picture, numbered, read_headers
+from gemma3_core.engine.prompts import check_crops, load_picture, numbered, read_headers
 from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource, PictureHeader
 from gemma3_core.images.processor import ImageProcessor
@@ -24,12 +23,14 @@ def picture_previews(
 ) -> Iterator[PicturePreview]:
     """Yields one preview per picture, in order, decoding equal pictures once; `crops` as in a Turn.
 
-    Raises ImageError naming the broken picture, and ContextLengthError for too many pixels.
+    Raises ImageError naming the broken picture, PromptError for crops of other pictures, and ContextLengthError for too
+    many pixels.
     """
+    check_crops(crops, pictures)
     headers = read_headers(pictures)
     times = Counter(header.digest for header in headers)
     several: dict[tuple[bytes, str], PicturePreview] = {}
-    for number, (header, own) in enumerate(zip_longest(headers, crops)):
+    for number, (header, own) in enumerate(zip(headers, crops or [None] * len(headers), strict=True)):
         key = header.digest, str(own)  # callers may give lists
         preview = several.get(key)
         if preview is None:

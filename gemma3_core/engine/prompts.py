@@ -16,6 +16,7 @@ from PIL.Image import Image
 
 from gemma3_core.engine.api import Request
 from gemma3_core.errors import ContextLengthError, ImageError, PromptError
+from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource, PictureHeader, load_image, read_header
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import ImageProcessor, Tile
@@ -147,6 +148,14 @@ def read_prompt(request: Request, processor: Gemma3Processor, continue_text: boo
     return followed_by(prompt, request.answer_so_far)
 
 
+def check_crops(crops: Sequence[Crops], pictures: Sequence[ImageSource]) -> None:
+    """Raises PromptError unless there are crops for each of the pictures, or none at all."""
+    if crops and len(crops) != len(pictures):
+        raise PromptError(
+            f"A question has crops for {len(crops)} pictures, and {len(pictures)} pictures. Give one entry per picture."
+        )
+
+
 def followed_by(prompt: Prompt, answer: Sequence[int]) -> Prompt:
     """The prompt followed by the tokens of an answer."""
     ids = torch.tensor([answer], dtype=prompt.input_ids.dtype)
@@ -223,7 +232,7 @@ class Tiles:
             image = load_picture(picture.header)
         if box is not None:
             image = hidden(image, box)
-        self._tiles[self._key(number)] = tuple(self._images.tiles(image, picture.crops))
+        self._tiles[self._key(number)] = tuple(self._images.cut(image, picture.crops))
 
 
 @torch.inference_mode()
@@ -264,11 +273,7 @@ def _cut(headers: Sequence[PictureHeader], request: Request, images: ImageProces
     and PromptError where a turn has crops for more or fewer pictures than it has."""
     coming = enumerate(headers)
     for turn in request.turns:
-        if turn.crops and len(turn.crops) != len(turn.pictures):
-            raise PromptError(
-                f"A question has crops for {len(turn.crops)} pictures, and {len(turn.pictures)} pictures. "
-                "Give one entry per picture."
-            )
+        check_crops(turn.crops, turn.pictures)
         cut = request.pan_and_scan if turn.pan_and_scan is None else turn.pan_and_scan
         by_setting = images.with_options(do_pan_and_scan=cut)
         for crops in turn.crops or [None] * len(turn.pictures):

@@ -124,6 +124,10 @@ class _Group:
         for _ in range(_STEPS_BEFORE_CAPTURE):
             self._launch(rows)
 
+    def capture_when_used(self) -> None:
+        """After a failed warm-up: steps are captured when they have run a few times."""
+        self._later = False
+
     def _set_lengths(self, known: dict[int, int]) -> None:
         """The tokens before the next one, of each row. Rows that wait read a token too: what it stores is written over
         by their own next step."""
@@ -291,7 +295,11 @@ def _warming_up(alive: "weakref.ref[_Group]", length: int, sizes: Sequence[int])
             group = alive()
             if group is None or not group.captures.go_on:
                 return
-            group.warm(rows, capture)
+            try:
+                group.warm(rows, capture)
+            except BaseException:
+                group.capture_when_used()
+                raise
             if capture and group.captures.go_on:
                 done, total = number, len(sizes)
                 log.info("Decode steps of answers up to %s tokens: %d of %d captured.", f"{length:,}", done, total)

@@ -34,17 +34,18 @@ def usage_of(models: ModelRegistry) -> Usage:
             slots=sum(queue.max_running for queue in queues),
             cache_bytes=sum(engine.kept_bytes for engine in engines),
             models=tuple(engine.info.name for engine in engines),
-            device_bytes=_device_bytes(torch.device(models.first.info.device)),
+            device_bytes=_device_bytes(models.first.info.device.partition(":")[0]),
         )
 
 
-def _device_bytes(device: torch.device) -> dict[str, int]:
-    if device.type == "cuda":
+def _device_bytes(kind: str) -> dict[str, int]:
+    """Of this process's current device; nothing where another process or server has it."""
+    if kind == "cuda" and torch.cuda.is_initialized():
         return {
-            "allocated": torch.cuda.memory_allocated(device),
-            "reserved": torch.cuda.memory_reserved(device),
-            "total": torch.cuda.mem_get_info(device)[1],
+            "allocated": torch.cuda.memory_allocated(),
+            "reserved": torch.cuda.memory_reserved(),
+            "total": torch.cuda.mem_get_info()[1],
         }
-    if device.type == "mps":
+    if kind == "mps":
         return {"allocated": torch.mps.current_allocated_memory(), "reserved": torch.mps.driver_allocated_memory()}
     return {}

@@ -144,10 +144,18 @@ class ImageProcessor(ABC):
         ratio = config.pan_and_scan_min_ratio_to_activate
         return config.pan_and_scan_min_crop_size, config.pan_and_scan_max_num_crops, ratio
 
-    @abstractmethod
     def tiles(self, picture: Tile, crops: Crops = None) -> list[Tile]:
         """The whole picture and its crops (see `boxes`), resized, exactly as the encoder sees them: `pixel_values`
         takes them."""
+        return self.cut(picture, self.boxes(*self._size(picture), crops))
+
+    @abstractmethod
+    def cut(self, picture: Tile, boxes: Sequence[Box]) -> list[Tile]:
+        """As `tiles`, with boxes that `boxes` gave."""
+
+    @abstractmethod
+    def _size(self, picture: Tile) -> tuple[int, int]:
+        """A picture's width and height."""
 
     def tile_pictures(self, picture: Image.Image, crops: Crops = None) -> list[Image.Image]:
         """The tiles as RGB pictures."""
@@ -217,14 +225,16 @@ class Gemma3ImageProcessor(ImageProcessor):
         )
         return pixels.float().sub_(mean).div_(std)
 
-    def tiles(self, picture: Tile, crops: Crops = None) -> list[Tile]:
+    def _size(self, picture: Tile) -> tuple[int, int]:
+        return picture.size if isinstance(picture, Image.Image) else (picture.shape[-1], picture.shape[-2])
+
+    def cut(self, picture: Tile, boxes: Sequence[Box]) -> list[Tile]:
         on_cpu = self.config.device is None or self.config.device.type == "cpu"
         if isinstance(picture, Image.Image) and on_cpu and self.config.do_resize and self.config.resample in _BANDED:
             whole = Box(0, 0, *picture.size)
-            return [self._resize_in_bands(picture, box) for box in (whole, *self.boxes(*picture.size, crops))]
+            return [self._resize_in_bands(picture, box) for box in (whole, *boxes)]
         pixels = _as_tensor(picture)
         pixels = pixels.to(self.config.device or pixels.device)
-        boxes = self.boxes(pixels.shape[-1], pixels.shape[-2], crops)
         parts = [pixels, *(pixels[:, box.top : box.bottom, box.left : box.right] for box in boxes)]
         return list(self._resize_parts(parts)) if self.config.do_resize else list(parts)
 
@@ -276,11 +286,13 @@ class Gemma3ImageProcessorPil(ImageProcessor):
         pixels = np.stack([_normalised(array, self.config) for array in arrays])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
-    def tiles(self, picture: Tile, crops: Crops = None) -> list[Tile]:
+    def _size(self, picture: Tile) -> tuple[int, int]:
+        return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
+
+    def cut(self, picture: Tile, boxes: Sequence[Box]) -> list[Tile]:
         if isinstance(picture, Image.Image):
-            parts: list[Tile] = [picture, *(picture.crop(box) for box in self.boxes(*picture.size, crops))]
+            parts: list[Tile] = [picture, *(picture.crop(box) for box in boxes)]
         else:
-            boxes = self.boxes(picture.shape[1], picture.shape[0], crops)
             parts = [picture, *(picture[box.top : box.bottom, box.left : box.right] for box in boxes)]
         return [self._resize(part) for part in parts] if self.config.do_resize else parts
 

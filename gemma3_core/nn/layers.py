@@ -263,4 +263,6 @@ class DecoderLayer(CheckpointedLayer):
         linears = (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         before = (self.input_layernorm, attention.q_norm, attention.k_norm, self.post_attention_layernorm)
         norms = (*before, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+        if any(type(norm) is not RMSNorm or norm.eps != attention.config.rms_norm_eps for norm in norms):
+            return None
         return read_token(x, rotary, cache, attention.layer_index, attention.config, linears, norms)

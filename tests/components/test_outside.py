@@ -30,11 +30,19 @@ from gemma3_core.engine import (
     StageEvent,
     TokenEvent,
     Turn,
+    usage_of,
 )
 from gemma3_core.engine.openai_client import BROKEN, FAILED, GONE, NO_ANSWER
 from gemma3_core.engine.outside import NO_LOCAL, _same
 from gemma3_core.engine.outside import OutsideEngine as Outside
-from gemma3_core.errors import AttentionError, CheckpointError, PromptError, SchemaError, UnsupportedOptionError
+from gemma3_core.errors import (
+    AttentionError,
+    CheckpointError,
+    ImageError,
+    PromptError,
+    SchemaError,
+    UnsupportedOptionError,
+)
 
 HEARTS = EXAMPLES / "hearts.png"
 QUESTION = "How many hearts are there?"
@@ -94,6 +102,29 @@ def test_inside_reads_the_answer_again_with_the_same_checkpoint_and_says_so(outs
     assert "on another server" in badge(outside.info)
     exchange = Exchange(ASKED.turns[0], False, Answered(ASKED, done))
     assert list(scripts(exchange, outside.info, Address("here", "here"))) == ["gradio_client", "curl"]
+
+
+def test_inside_asks_for_nothing_that_the_server_did_not_tell(outside):
+    _, done = events_of(outside, ASKED)
+    untold = replace(done, stats=replace(done.stats, prompt_tokens=0))
+    assert outside.attention(Answered(ASKED, untold), [2]) == outside.attention(Answered(ASKED, done), [2])
+
+
+def test_what_it_holds_is_told_like_that_of_other_engines(outside, url):
+    assert usage_of(ModelRegistry(outside)).models == (outside.info.name,)
+    alone = OutsideEngine.connect(url, key="a-key-of-ours")
+    told = usage_of(ModelRegistry(alone))
+    assert (told.cache_bytes, told.device_bytes, alone.silent_s) == (0, {}, 0.0)
+
+
+def test_each_way_of_sampling_is_sent_and_a_broken_picture_has_its_number(outside):
+    sampling = SamplingSettings(temperature=1.0, min_p=0.1, repetition_penalty=1.2)
+    body = outside._body(replace(ASKED, sampling=sampling))
+    assert (body["min_p"], body["repetition_penalty"], body["top_k"]) == (0.1, 1.2, 64)
+    assert not {"min_p", "repetition_penalty"} & outside._body(ASKED).keys()
+    before = (ASKED.turns[0], Turn("assistant", "Three."))
+    with pytest.raises(ImageError, match="The 2nd picture"):
+        list(outside.stream(replace(ASKED, turns=(*before, Turn("user", "And here?", (HEARTS.read_bytes()[:400],))))))
 
 
 def test_schemas_lengths_and_seeds_reach_the_server(outside):

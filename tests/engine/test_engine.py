@@ -548,6 +548,15 @@ def test_chosen_crops_take_the_place_of_pan_and_scans(engine):
     assert again.stats.num_crops == 4
 
 
+def test_a_small_picture_is_cut_as_its_preview_shows(engine):
+    small = picture(1, width=30, height=30)
+    (preview,) = engine.preview([small], False, ["auto"])
+    done = answer(engine, Request((Turn("user", "what", (small,), crops=("auto",)),), max_new_tokens=2))
+    assert done.stats.num_crops == len(preview.boxes) == 4
+    with pytest.raises(PromptError, match="crops for 2 pictures, and 1 pictures"):
+        list(engine.preview([small], False, [None, None]))
+
+
 def test_preview_is_what_the_model_gets(engine):
     wide, square = picture(4, width=1100, height=300), picture(5, width=300, height=300)
     first, second = engine.preview([wide, square], pan_and_scan=True)

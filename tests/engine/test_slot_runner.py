@@ -288,6 +288,20 @@ def test_a_step_that_can_not_be_captured_is_launched_and_the_log_says_so(model, 
     assert len(runner._groups) == 2  # slots of another length are not captured either
 
 
+def test_after_a_warm_up_that_failed_steps_are_captured_when_they_are_used(model, monkeypatch):
+    replays = []
+    runner, (work,) = warmed(model, monkeypatch, lambda run, _pool: lambda: replays.append(1) or run())
+    (group,) = runner._groups.values()
+    with monkeypatch.context() as context:
+        context.setattr(group, "_launch", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        with pytest.raises(torch.OutOfMemoryError):
+            next(work)
+    answer = Answer(model, 0)
+    decode(runner.decode, [answer], 12)
+    assert replays
+    assert answer.tokens == decode(decode_together, [Answer(model, 0)], 12)[0]
+
+
 def test_capturing_between_any_two_steps_changes_no_token(model, monkeypatch):
     replays, pools = [], []
 

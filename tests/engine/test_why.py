@@ -128,5 +128,7 @@ def test_an_answer_says_by_how_much_its_pictures_changed_it(engine):
     assert done.picture_effect is not None
     assert abs(done.picture_effect - expected) < 1e-6
     assert answered(engine, TWO).done.picture_effect is None, "nobody asked"
+    only = replace(request, json_schema='{"type": "object"}')
+    assert answered(engine, only).done.picture_effect is None, "its probabilities are among the allowed tokens"
     words = replace(request, turns=(Turn("user", "hello"),))
     assert answered(engine, words).done.picture_effect is None, "there is no picture"

@@ -14,6 +14,7 @@ from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.nn import layers
 from gemma3_core.nn.cache import KVCache, RowCaches
+from gemma3_core.nn.layers import RMSNorm
 
 WINDOW = 8
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -117,9 +118,14 @@ def test_in_bfloat16_it_is_closer_to_float32(models, one_by_one):
 
 @pytest.mark.parametrize("int4", [False, True])
 def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(models, calls, monkeypatch, int4):
-    """Rows of different lengths, with caches of their own; a row with NaN spoils no other."""
-    model = models[int4, torch.float32]
-    lengths, told = (1, 5, 19), []
+    """Rows of different lengths, with caches of their own, so large that each part of the work is worth several
+    threads; a row with NaN spoils no other."""
+    config = Gemma3TextConfig.from_dict(
+        {**models[False, torch.float32].config.to_dict(), "hidden_size": 256, "intermediate_size": 448}
+    )
+    model = Gemma3ForCausalLM(config).eval()
+    model = quantized(model, TorchAoConfig(32)) if int4 else model
+    lengths, told = (1, 5, 300), []
     for threads, together in ((1, True), (3, True), (1, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         rows = [KVCache(model.config) for _ in lengths]
@@ -160,6 +166,13 @@ def test_where_the_parts_are_not_ours_alone_they_are_called(models, calls, monke
     with monkeypatch.context() as patched:
         patched.setattr(layer.mlp, "forward", layer.mlp.forward)
         assert called() == 2 * 2
+    for norm in (type("Own", (RMSNorm,), {})(64, 1e-6), RMSNorm(64, 1e-5)):
+        norm.load_state_dict(layer.input_layernorm.state_dict())
+        with monkeypatch.context() as patched:
+            patched.setitem(layer._modules, "input_layernorm", norm)
+            calls.clear()
+            decoded(model, tokens, 4)
+            assert len(calls) == 2 * 2
     wrapped = torch.nn.Sequential(layer.self_attn.o_proj)
     with monkeypatch.context() as patched:
         patched.setitem(layer.self_attn._modules, "o_proj", wrapped)
