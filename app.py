@@ -80,7 +80,8 @@ def read_limit(value: str) -> int:
 def read_budget(value: str) -> dict[str, int]:
     """ "500 questions, 200000 tokens" -> {"questions": 500, "tokens": 200000}."""
     parts = [part.split() for part in value.split(",")]
-    amounts = {what: int(most) for most, what in (part for part in parts if len(part) == 2) if most.isdecimal()}
+    numbered = [part for part in parts if len(part) == 2 and part[0].isdecimal() and int(part[0])]
+    amounts = {what: int(most) for most, what in numbered}
     if len(amounts) != len(parts) or not amounts.keys() <= {"questions", "pictures", "tokens"}:
         raise argparse.ArgumentTypeError(
             f'{value[:80]!r} is no budget; write for example "500 questions" or "500 questions, 100 pictures, '
@@ -221,7 +222,9 @@ def listens_here_only(settings: argparse.Namespace, environment: Mapping[str, st
     host = settings.host or environment.get("GRADIO_SERVER_NAME") or "127.0.0.1"  # the order that Gradio uses
     from components.serving.callers import is_loopback
 
-    return not settings.share and "SPACE_ID" not in environment and is_loopback(host.strip("[]"))
+    # A proxy brings strangers, and its address may be this machine's.
+    brought = settings.share or settings.trusted_proxy or "SPACE_ID" in environment
+    return not brought and is_loopback(host.strip("[]"))
 
 
 def _from_environment(parser: argparse.ArgumentParser, option: Option, environment: Mapping[str, str]) -> Any:

@@ -6,16 +6,18 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import copy_context
+from typing import Any
 
 import gradio as gr
 
-from gemma3_core.engine import Event, Request
+from gemma3_core.engine import Answered, Event, Request
 
 Ask = Callable[[gr.Request, str | None, Request, threading.Event | None], AsyncGenerator[Event]]
 """Asks a model, by its name, a question for whoever is at the page; setting the event stops the answer."""
 
-Look = Callable[[gr.Request, str, int], AbstractAsyncContextManager[None]]
-"""For the time of a look inside an answer: who is at the page, the model that reads it again, and how many tokens."""
+Look = Callable[[gr.Request, Answered], AbstractAsyncContextManager[Any]]
+"""For the time of a look inside an answer: who is at the page, and the answer. Gives the look's account, whose
+`outcome` becomes "failed" where nothing was found."""
 
 _SOON_S, _TICK_S = 0.25, 0.5
 

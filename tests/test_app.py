@@ -139,6 +139,7 @@ def test_the_command_line_wins():
         (["--prot", "1"], "--prot"),
         (["--share-budget", "5 answers"], "'5 answers' is no budget"),
         (["--share-budget", "5 tokens, 5 tokens"], "is no budget"),
+        (["--share-budget", "0 questions"], "is no budget"),
         (["--trusted-proxy", "nginx"], "'nginx' is no address or network"),
         (["--tokens-per-day", "-1"], "'-1' is not a whole number; 0 is no limit"),
         (["--trace-to", "collector:4318"], "--trace-to: is no address"),
@@ -172,7 +173,8 @@ def test_a_bad_variable_is_named(variable, value, capsys):
     [
         ("", {}, True), ("--host localhost", {}, True), ("--host 127.0.0.2", {}, True), ("--host ::1", {}, True),
         ("--host 0.0.0.0", {}, False), ("--host 192.168.0.7", {}, False), ("--host example.org", {}, False),
-        ("--share", {}, False), ("", {"SPACE_ID": "me/space"}, False), ("", {"GRADIO_SERVER_NAME": "0.0.0.0"}, False),
+        ("--trusted-proxy 127.0.0.1", {}, False), ("--share", {}, False), ("", {"SPACE_ID": "me/space"}, False),
+        ("", {"GRADIO_SERVER_NAME": "0.0.0.0"}, False),
         ("--host 127.0.0.1", {"GRADIO_SERVER_NAME": "0.0.0.0"}, True), ("", {"GEMMA_SHARE": "1"}, False),
     ],
 )  # fmt: skip

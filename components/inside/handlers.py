@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -91,7 +92,7 @@ class InsideHandlers:
     def __init__(self, models: ModelRegistry, ask: Ask | None = None, look: Look | None = None):
         """`ask` takes the questions of comparisons, and `look` lets looks begin; without, the models do."""
         self._models = models
-        self._look = (lambda *_: nullcontext()) if look is None else look
+        self._look = (lambda *_: nullcontext(SimpleNamespace(outcome=""))) if look is None else look
         self._ask = (lambda _asker, *asked: models.astream(*asked)) if ask is None else ask
         # Not the event loop's own few threads: calls that wait in the engine's queue would block them for everyone.
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="inside")
@@ -348,12 +349,22 @@ class InsideHandlers:
                 f'<button type="button" data-act="{kind}-stop">Stop</button></p>'
             )
 
-        window, stats = window_of(request), exchange.stats
-        drawn = self._calls.results(window, kind, partial(self._shown, exchange, draw), waiting)
         try:
-            async with self._look(request, stats.model, stats.prompt_tokens + stats.new_tokens), aclosing(drawn):
-                async for html in drawn:
-                    yield gr.skip() if html is None else html
+            async with self._look(request, exchange.answered) as account:
+
+                def counted(engine: Engine, call: Call) -> str:
+                    try:
+                        return draw(engine, call)
+                    except StoppedError:
+                        raise
+                    except Exception:
+                        account.outcome = "failed"
+                        raise
+
+                work = partial(self._shown, exchange, counted)
+                async with aclosing(self._calls.results(window_of(request), kind, work, waiting)) as drawn:
+                    async for html in drawn:
+                        yield gr.skip() if html is None else html
         except Gemma3Error as error:
             yield _problem(str(error))
 

@@ -4,17 +4,19 @@ import asyncio
 import logging
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any
 
 from components.serving.callers import Caller, Callers
 from components.serving.ledger import DAY_S, Allowance, Ledger, MemoryLedger, Refusal
 from components.watch.metrics import Metrics
-from components.watch.record import Account, Watcher
-from gemma3_core.engine import Event, Gemma3Error, ModelRegistry, Request, Usage, usage_of
+from components.watch.record import Account, Watcher, about_tokens
+from gemma3_core.engine import Answered, Event, Gemma3Error, ModelRegistry, Request, Usage, usage_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,10 @@ _NEW_LINK = "Ask whoever gave it to you for a new one."
 _QUEUE_FULL = "queue_full"
 _DRAINED_S, _SOON_S = 30, 5
 """After how many seconds programs try again, where the server restarts and where own answers are being written."""
+
+
+MOST_PICTURES = 100_000
+"""Of all visitors that are remembered as asked about on the page; a forgotten one counts again."""
 
 
 class NotNowError(Gemma3Error):
@@ -72,6 +78,7 @@ class FrontDesk:
         self._models, self._ledger, self._watchers = models, operation.ledger, [*operation.watchers]
         self.callers = Callers(operation.knows_addresses)
         self._changed = threading.Condition()
+        self._asked_about: OrderedDict[bytes, None] = OrderedDict()
         self._running = 0
         self.is_draining = False
         if operation.metrics is not None:
@@ -96,14 +103,15 @@ class FrontDesk:
         self, caller: Caller, model: str | None, request: Request, stop: threading.Event | None = None
     ) -> AsyncGenerator[Event]:
         """As `ModelRegistry.astream`. Raises NotNowError for a question that the caller may not ask now."""
-        # A page's earlier turns were asked before; what a program sends it says for the first time.
-        pictures = len(request.turns[-1].pictures) if caller.door == "page" and request.turns else request.num_images
-        account = Account(caller.door, self._named(model), pictures)
+        of_page = caller.door == "page" and bool(request.turns)
+        asked_about = len(request.turns[-1].pictures) if of_page else request.num_images
+        account = Account(caller.door, self._named(model), asked_about)
         number: int | None = None
         with self._changed:
             self._running += 1
         try:
-            number = await self._begun(caller.visitor, 1, pictures)
+            number = await self._begun(caller.visitor, 1, asked_about + self._brought(caller, request))
+            self._remember_pictures(caller, request)
             async with aclosing(self._models.astream(model, request, stop)) as events:
                 async for event in events:
                     account.take(event)
@@ -118,24 +126,51 @@ class FrontDesk:
             self._end(account, number, account.tokens(request, self._tokens_per_picture(model)))
 
     @asynccontextmanager
-    async def looking(self, asker: Any, model: str, tokens: int) -> AsyncIterator[None]:
-        """For the time of a look inside an answer of so many tokens, which the model reads again.
+    async def looking(self, asker: Any, answered: Answered) -> AsyncIterator[Account]:
+        """For the time of a look inside an answer, which the model reads again; one whose account says "failed" takes
+        no tokens.
 
-        Raises NotNowError for one that the visitor may not have now.
+        The figures of an answer may be a browser's, so its tokens are counted roughly. Raises NotNowError for a look
+        that the visitor may not have now.
         """
+        model = answered.done.stats.model
         account = Account("inside", self._named(model), 0)
         number: int | None = None
         with self._changed:
             self._running += 1
         try:
             number = await self._begun(self.callers.of_page(asker).visitor, 0, 0)
-            yield
-            account.outcome = "stop"
+            yield account
+            account.outcome = "stop" if account.outcome == "left" else account.outcome
         except NotNowError as error:
             account.refuse(error.reason)
             raise
         finally:
-            self._end(account, number, tokens)
+            self._end(account, number, 0 if account.outcome == "failed" else self._tokens_again(answered))
+
+    def _tokens_again(self, answered: Answered) -> int:
+        info = self._models.info(answered.done.stats.model)
+        if info is None:
+            return 0
+        tokens = about_tokens(answered.request, info.tokens_per_picture) + len(answered.done.token_ids)
+        return min(tokens, info.context_length)
+
+    def _brought(self, caller: Caller, request: Request) -> int:
+        """The pictures of earlier turns that the visitor has not asked about here: a browser may have brought the
+        conversation back. A program's are all new."""
+        if caller.door != "page":
+            return 0
+        earlier = {_picture_key(caller, one) for turn in request.turns[:-1] for one in turn.pictures}
+        return len(earlier - self._asked_about.keys())
+
+    def _remember_pictures(self, caller: Caller, request: Request) -> None:
+        if caller.door != "page":
+            return
+        for turn in request.turns:
+            for picture in turn.pictures:
+                self._asked_about[_picture_key(caller, picture)] = None
+        while len(self._asked_about) > MOST_PICTURES:
+            self._asked_about.popitem(last=False)
 
     def _end(self, account: Account, number: int | None, tokens: int) -> None:
         with self._changed:
@@ -191,6 +226,10 @@ class FrontDesk:
     def running(self) -> int:
         """The questions that are waiting or being answered."""
         return self._running
+
+
+def _picture_key(caller: Caller, picture: Any) -> bytes:
+    return blake2b(f"{caller.visitor}\0{picture}".encode(), digest_size=16).digest()
 
 
 def told(refusal: Refusal, now: datetime) -> NotNowError:

@@ -22,6 +22,8 @@ from gemma3_core.engine import (
 Outcome = Literal["stop", "length", "cancelled", "left", "refused", "failed"]
 StageName = Literal["queue", "load", "prepare", "picture", "prefill", "decode"]
 
+_LETTERS = 4
+"""Of a token, roughly, in English."""
 _STAGES: dict[str, StageName] = {
     "queued": "queue",
     "loading": "load",
@@ -112,14 +114,14 @@ class Account:
         self.outcome, self.reason = ("failed" if began else "refused"), reason
 
     def tokens(self, request: Request, tokens_per_picture: int) -> int:
-        """Tokens that were read and written. Where the visitor left before the end, those of the prompt are an
-        estimate."""
-        if self.stats is not None:
+        """Tokens that were read and written. Those of the prompt are an estimate where the visitor left before the end,
+        and where another server does not tell them."""
+        if self.stats is not None and self.stats.prompt_tokens:
             return self.stats.prompt_tokens - self.stats.reused_tokens + self.stats.new_tokens
-        if self.outcome == "refused":
+        waited = self.stats is not None and self._stage in ("queue", "load", "prepare", "picture")
+        if self.outcome == "refused" or waited:
             return 0
-        letters = len(request.system_prompt) + sum(len(turn.text) for turn in request.turns)
-        return letters // _LETTERS + request.num_images * tokens_per_picture + self.new_tokens
+        return about_tokens(request, tokens_per_picture) + self.new_tokens
 
     def record(self) -> Record:
         now = self.now()
@@ -135,5 +137,7 @@ class Account:
             self._stage, self._since = stage, now
 
 
-_LETTERS = 4
-"""Of a token, roughly, in English."""
+def about_tokens(request: Request, tokens_per_picture: int) -> int:
+    """A prompt's tokens, roughly."""
+    letters = len(request.system_prompt) + sum(len(turn.text) for turn in request.turns)
+    return letters // _LETTERS + request.num_images * tokens_per_picture

@@ -128,7 +128,10 @@ class Fleet:
 
     def _watch(self) -> None:
         while not self._ended.wait(_COUNTED_EACH_S):
-            self._look_around()
+            try:
+                self._look_around()
+            except Exception:
+                logger.exception("counting the replicas failed; the last count stays")
 
     def _look_around(self) -> None:
         """Counts the replicas; the queue lets as many questions run as they answer at once."""

@@ -215,7 +215,7 @@ def _pages(options: ReplicaOptions, container: dict[str, Any]) -> list[dict[str,
     head = f"{APPLICATION}-head-svc:6379"
     command = (
         f"ray start --address={head} --num-cpus=0 --num-gpus=0 && "
-        f"exec python app.py --ray auto --host 0.0.0.0 --port 7860 {_flags(options)}"
+        f"exec python app.py --ray auto --host 0.0.0.0 --port 7860 --drain-seconds {DRAIN_S:.0f} {_flags(options)}"
     )
     key = {"secretKeyRef": {"name": TOKEN_SECRET, "key": "auth_token"}}
     token = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": key}]
@@ -225,7 +225,7 @@ def _pages(options: ReplicaOptions, container: dict[str, Any]) -> list[dict[str,
         "env": [*container["env"], *token],
         "command": ["bash", "-c", command.rstrip()],
         "ports": [{"containerPort": 7860}],
-        "readinessProbe": {"tcpSocket": {"port": 7860}, "periodSeconds": 5},
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": 7860}, "periodSeconds": 5},
     }
     spec = {"terminationGracePeriodSeconds": DRAIN_S + 30, "containers": [page]}
     deployment = {

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from gemma3_core.engine.api import (
     Request,
     StageEvent,
     TokenEvent,
+    Turn,
 )
 from gemma3_core.engine.engine import Engine, check_stop
 from gemma3_core.engine.explain import PromptView, look_at_attention, look_without_region
@@ -28,7 +30,7 @@ from gemma3_core.images.crops import Crops
 from gemma3_core.images.load import ImageSource
 from gemma3_core.inspection.mask_view import MaskView
 from gemma3_core.replicas.fleet import ATTEMPTS, NO_REPLICA, Fleet, Gone, new_key
-from gemma3_core.replicas.wire import Failed, Parcel, sent_pictures
+from gemma3_core.replicas.wire import Failed, Parcel
 
 _TICK_S = 0.1
 _STOP_AGAIN_S, _STOPS_WITHIN_S = 1.0, 5.0
@@ -141,16 +143,19 @@ class RemoteEngine(Engine):
         self, pictures: Sequence[ImageSource], pan_and_scan: bool, crops: Sequence[Crops] = ()
     ) -> Iterator[PicturePreview]:
         self._check_sees(len(pictures))
-        yield from self._values("preview", sent_pictures(pictures), pan_and_scan, tuple(crops))
+        with self._room(Request((Turn("user", "", tuple(pictures)),))) as parcel:
+            yield from self._values("preview", parcel.request().turns[0].pictures, pan_and_scan, tuple(crops))
 
     def picture_tokens(self, width: int, height: int, pan_and_scan: bool) -> int:
         return self._value("picture_tokens", width, height, pan_and_scan)  # type: ignore[no-any-return]
 
     def inspect(self, request: Request) -> PromptView:
-        return self._value("inspect", self._sent(request), visitor=request.visitor)  # type: ignore[no-any-return]
+        with self._room(request) as parcel:
+            return self._value("inspect", parcel.request(), visitor=request.visitor)  # type: ignore[no-any-return]
 
     def mask(self, request: Request) -> MaskView:
-        return self._value("mask", self._sent(request), visitor=request.visitor)  # type: ignore[no-any-return]
+        with self._room(request) as parcel:
+            return self._value("mask", parcel.request(), visitor=request.visitor)  # type: ignore[no-any-return]
 
     def _looked(
         self,
@@ -161,19 +166,27 @@ class RemoteEngine(Engine):
         tell: Callable[[str], None] | None,
     ) -> Any:
         waits: dict[str, Any] = {"visitor": answered.request.visitor, "tick": partial(check_stop, stop), "tell": tell}
-        return self._value(_LOOKS[look], self._sent_answer(answered), *arguments, **waits)
+        try:
+            with self._room(answered.request, waits["tick"]) as parcel:
+                sent = replace(answered, request=parcel.request())
+                return self._value(_LOOKS[look], sent, *arguments, **waits)
+        except ImageError as error:
+            raise AttentionError(f"The pictures of this answer are gone ({error}). Add them and ask again.") from None
 
     def close(self) -> None:
         """The replicas keep the model, for other pages in front."""
 
-    def _sent(self, request: Request) -> Request:
-        return Parcel(request, self.info.context_length).request()
-
-    def _sent_answer(self, answered: Answered) -> Answered:
+    @contextmanager
+    def _room(self, request: Request, tick: Callable[[], None] = lambda: None) -> Iterator[Parcel]:
+        """Waits until there is room for the request's pictures, which its parcel may then read; calls `tick`
+        meanwhile."""
+        parcel, owner = Parcel(request, self.info.context_length), object()
+        while not self._fleet.sent.hold(owner, parcel.num_bytes, _TICK_S):
+            tick()
         try:
-            return replace(answered, request=self._sent(answered.request))
-        except ImageError as error:
-            raise AttentionError(f"The pictures of this answer are gone ({error}). Add them and ask again.") from None
+            yield parcel
+        finally:
+            self._fleet.sent.release(owner)
 
     def _value(self, method: str, *arguments: Any, **options: Any) -> Any:
         """The one value of a look."""

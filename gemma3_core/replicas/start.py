@@ -19,6 +19,8 @@ from gemma3_core.replicas.wire import Description, program_version
 if TYPE_CHECKING:
     from gemma3_core.replicas.fleet import Fleet
 
+logger = logging.getLogger(__name__)
+
 OBJECT_STORE_BYTES = 200_000_000
 """Of a Ray of our own. Questions and answers do not pass through it; the rest is Ray's own small objects."""
 NO_RAY = "Replicas need Ray, which is not installed. Install it with `pip install -r requirements/ray.txt`."
@@ -64,9 +66,6 @@ def replicas(options: ReplicaOptions) -> Iterator[RemoteRegistry]:
         registry = _registry(options.settled(has_gpus, os.cpu_count() if options.address is None else None))
         try:
             yield registry
-        except SystemExit:  # told to end: the page still shows the answers that are being written
-            registry.drain()
-            raise
         finally:
             registry.fleet.close()
     finally:
@@ -146,6 +145,7 @@ def _deployed(options: ReplicaOptions) -> Any:
     from gemma3_core.replicas.deployment import built
 
     _check_models(options)
+    _check_room(options)
     try:
         serve.run(built(options), name=APPLICATION, route_prefix=None)
     except RuntimeError:
@@ -164,6 +164,21 @@ def _check_models(options: ReplicaOptions) -> None:
         entries_of(options.models.get("also", ()), options.models.get("model"))
 
 
+def _check_room(options: ReplicaOptions) -> None:
+    """Raises UnsupportedOptionError if this machine can't hold the replicas, which Ray would wait for without end. A
+    cluster may still grow, so there the log says so."""
+    import ray
+
+    there = ray.cluster_resources()
+    for what, each in (("GPU", options.gpus), ("CPU", options.cpus)):
+        wanted, have = options.first * (each or 0.0), there.get(what, 0.0)
+        if wanted > have + 1e-6:
+            said = f"{options.first} replicas take {wanted:g} {what}s, and there are {have:g}."
+            if options.address is None:
+                raise UnsupportedOptionError(f"{said} Ask for fewer replicas, or for another --device.")
+            logger.warning("%s They start once the cluster has more.", said)
+
+
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "Ray does not say why. Look into its logs."
@@ -173,7 +188,10 @@ def replica_count() -> tuple[int, int]:
     """How many replicas are wanted, and how many run. Raises what Ray raises where its controller does not answer."""
     from ray import serve
 
-    deployment = serve.status().applications[APPLICATION].deployments[DEPLOYMENT]
+    application = serve.status().applications.get(APPLICATION)
+    deployment = None if application is None else application.deployments.get(DEPLOYMENT)
+    if deployment is None:  # deleted, or its head node is new
+        return 0, 0
     states = {str(getattr(state, "value", state)): count for state, count in deployment.replica_states.items()}
     running = states.get("RUNNING", 0)
     wanted = sum(count for state, count in states.items() if state not in ("STOPPING",))

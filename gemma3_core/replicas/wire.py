@@ -15,7 +15,7 @@ from gemma3_core.engine.api import ModelInfo, Request
 from gemma3_core.engine.prompts import check_size, load_picture, read_headers
 from gemma3_core.engine.registry import ModelEntry
 from gemma3_core.errors import ContextLengthError, Gemma3Error
-from gemma3_core.images.load import ImageSource, PictureHeader
+from gemma3_core.images.load import PictureHeader
 
 MAX_SENT_BYTES = 64_000_000
 """The files of one request's pictures together, in bytes."""
@@ -83,13 +83,6 @@ class Parcel:
         pictures = iter(as_bytes(self._headers))
         turns = [replace(turn, pictures=tuple(next(pictures) for _ in turn.pictures)) for turn in self._request.turns]
         return replace(self._request, turns=tuple(turns))
-
-
-def sent_pictures(pictures: Sequence[ImageSource]) -> list[bytes]:
-    """Pictures as bytes. Raises ImageError naming the broken one, and ContextLengthError if they are too large."""
-    headers = read_headers(pictures)
-    _check_bytes(sum({header.digest: _size(header) for header in headers}.values()))
-    return as_bytes(headers)
 
 
 def as_bytes(headers: Sequence[PictureHeader]) -> list[bytes]:

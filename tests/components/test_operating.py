@@ -29,7 +29,7 @@ from places import EXAMPLES, REPOSITORY
 from prometheus_client.parser import text_string_to_metric_families
 from running_app import ScriptedEngine, free_port, require_demo_model, wait_until_ready
 from warm import Program
-from window import DEMO, choice, exchange_of
+from window import DEMO, STATS, choice, exchange_of
 
 from components.inside.handlers import InsideHandlers, Selected
 from components.page import build_page
@@ -41,16 +41,19 @@ from components.serving.tool import prepare_tool
 from components.watch import logs, metrics, spans
 from components.watch.logs import JsonLines, QuestionLog
 from components.watch.metrics import Metrics
+from components.watch.record import Account
 from components.watch.spans import Spans
 from gemma3_core.engine import (
     Answered,
     ContextLengthError,
+    DoneEvent,
     Engine,
     Gemma3Error,
     ModelRegistry,
     OutOfMemoryError,
     QueueFullError,
     Request,
+    StageEvent,
     TokenChoices,
     TokenEvent,
     Turn,
@@ -577,6 +580,50 @@ def test_the_page_counts_a_pictures_first_question_alone_and_programs_each():
     answered(desk, question(), Caller("v1", "192.0.2.2"))
     with pytest.raises(NotNowError):
         answered(desk, question(), Caller("v1", "192.0.2.2"))
+
+
+def test_what_a_brought_conversation_names_counts_once_as_new():
+    """A browser may say that it has asked about pictures before."""
+    engine, desk = scripted(allowances=[Allowance("pictures", 3, DAY_S)])
+    engine.let_through(*engine.go_on)
+
+    def asked(*pictures):
+        return Request((Turn("user", "How many?", pictures), Turn("assistant", "Two."), Turn("user", "So?")))
+
+    for _ in range(2):
+        answered(desk, asked("a.png", "b.png"), Caller("page", "192.0.2.1"))
+    with pytest.raises(NotNowError, match="1 of 3 in a day are left"):
+        answered(desk, asked("a.png", "c.png", "d.png"), Caller("page", "192.0.2.1"))
+    answered(desk, asked("b.png", "c.png"), Caller("page", "192.0.2.1"))
+
+
+def test_a_prompt_that_another_server_does_not_count_is_estimated():
+    asked = Request((Turn("user", "word " * 1000, ("a.png",)),))
+    stats = replace(STATS, prompt_tokens=0, reused_tokens=0, new_tokens=7, stop_reason="cancelled")
+    account = Account("page", "m", 1)
+    account.take(StageEvent("queued", "1st in the queue"))
+    account.take(DoneEvent("", stats))
+    assert account.tokens(asked, 64) == 0  # it was never sent
+    account.take(StageEvent("reading", "Waiting for the server that answers"))
+    account.take(DoneEvent("", stats))
+    assert account.tokens(asked, 64) == 1250 + 64
+
+
+def test_figures_that_a_browser_wrote_change_no_count(page):
+    ledger = MemoryLedger([Allowance("tokens", 1000, DAY_S, together=True)])
+    desk = FrontDesk(page.desk._models, Operation(ledger))
+    request = Request((Turn("user", "What color is the star?", (str(EXAMPLES / "night.png"),)),), confidence=True)
+    done = answered(desk, request)[-1]
+    forged = replace(done, stats=replace(done.stats, prompt_tokens=999_999_999))
+    handlers = InsideHandlers(page.desk._models, desk.on_page, desk.looking)
+    exchange = replace(exchange_of(request.turns[0], done.text, done.stats), answered=Answered(request, forged))
+    exchange = replace(exchange, choices=TokenChoices(choice(token) for token in done.token_ids))
+
+    async def looked():
+        return [maps async for maps, _ in handlers.look_again(Selected(exchange, 0), "global", -1, Asker("one"))][-1]
+
+    assert "failure" in asyncio.run(looked())
+    assert answered(desk, request)[-1].text == done.text
 
 
 def test_looks_inside_take_tokens_and_end_with_them(page):

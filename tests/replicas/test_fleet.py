@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -53,6 +54,45 @@ def calls(monkeypatch, answers):
         yield fleet
     finally:
         fleet.close()
+
+
+def test_where_the_application_is_gone_no_replica_runs_and_counting_goes_on(monkeypatch, caplog):
+    from ray import serve
+
+    from gemma3_core.replicas.start import replica_count
+
+    async def nothing():
+        yield []
+
+    def becomes(told):
+        deadline = time.monotonic() + 20
+        while not told() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return told()
+
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={}))
+    assert replica_count() == (0, 0)
+    monkeypatch.setattr(fleets, "_COUNTED_EACH_S", 0.01)
+    with calls(monkeypatch, nothing) as fleet:
+        assert fleet.health.ready
+        fleet.counted[0] = KeyError("what nobody thought of")
+        assert becomes(lambda: "counting the replicas failed" in caplog.text)
+        fleet.counted[0] = (0, 0)
+        assert becomes(lambda: not fleet.health.ready)
+
+
+def test_more_replicas_than_fit_are_refused_and_not_waited_for(monkeypatch):
+    import ray
+
+    from gemma3_core.errors import UnsupportedOptionError
+    from gemma3_core.replicas.options import ReplicaOptions
+    from gemma3_core.replicas.start import _check_room
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    options = ReplicaOptions({"device": "cuda"}, 2)
+    with pytest.raises(UnsupportedOptionError, match="2 replicas take 2 GPUs, and there are 1"):
+        _check_room(options.settled(has_gpus=True, cores=8))
+    _check_room(ReplicaOptions({"device": "cuda"}, 1).settled(has_gpus=True, cores=8))
 
 
 def test_a_replica_that_is_silent_is_given_up(monkeypatch):

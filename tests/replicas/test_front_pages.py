@@ -129,7 +129,13 @@ def test_the_compose_file_names_what_the_proxy_and_the_image_have():
     import app
 
     command = services[pages[0]]["command"].partition("python app.py ")[2].rstrip('"')
-    assert app.parse(command.split(), {}).ray == "auto"
+    settings = app.parse(command.split(), {})
+    assert settings.ray == "auto"
+    networks = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["networks"]
+    (subnet,) = [one["subnet"] for one in networks["inside"]["ipam"]["config"]]
+    assert settings.trusted_proxy == (subnet,)  # or all visitors would be nginx
+    assert services[pages[0]]["stop_grace_period"] == "90s"
+    assert settings.drain_seconds < 90
     assert (DEPLOY / services["head"]["build"]["context"] / services["head"]["build"]["dockerfile"]).is_file()
     recipe = (DEPLOY / "Dockerfile").read_text()
     assert "requirements/ray.txt" in recipe
