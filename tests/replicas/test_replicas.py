@@ -113,7 +113,9 @@ def test_every_public_method_of_an_engine_is_forwarded():
     from gemma3_core.replicas.remote import RemoteEngine
 
     public = {name for name in vars(Engine) if not name.startswith("_")}
-    assert public - set(vars(RemoteEngine)) == {"astream"}, "which calls `stream`"
+    looks = {"attention", "occlude", "why"}
+    assert public - set(vars(RemoteEngine)) == {"astream", *looks}, "which call `stream`, and `_looked`"
+    assert "_looked" in vars(RemoteEngine)
 
 
 def test_answers_are_those_of_an_engine_in_this_process_and_nobody_gets_anothers(engine, local, picture_file):
