@@ -26,7 +26,7 @@ from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, l
 from gemma3_core.engine.outside import OutsideEngine
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
 from gemma3_core.engine.usage import Usage, usage_of
-from gemma3_core.engine.why import WordReport
+from gemma3_core.engine.why import HARDLY, WordReport
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import (
     CheckpointError,
@@ -51,6 +51,7 @@ from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenCho
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
 from gemma3_core.inspection.layers import HeadLook, LayerSaid
 from gemma3_core.inspection.mask_view import LayerMask, MaskView
+from gemma3_core.inspection.place import Place
 from gemma3_core.inspection.prompt import PromptToken
 from gemma3_core.inspection.rests_on import RestsOn
 
@@ -58,6 +59,7 @@ __all__ = [
     "ANY_OBJECT",
     "DEMO_MODEL",
     "DEMO_NAME",
+    "HARDLY",
     "MAX_CROPS",
     "MAX_TAKEN",
     "PUBLISHED",
@@ -95,6 +97,7 @@ __all__ = [
     "OutsideEngine",
     "PartialSampling",
     "PicturePreview",
+    "Place",
     "PromptToken",
     "PromptView",
     "QueueFullError",
