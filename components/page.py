@@ -57,6 +57,7 @@ _CLOSER_JS = """(number, region, ...rest) => {
   return [Number(answer), drawn ?? "", ...rest];
 }"""
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
+_HOTTEST_JS = "(selected) => [selected, document.querySelector('#maps .maps')?.dataset.region ?? '']"
 _OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#token-count details')?.open)]"
 _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
 
@@ -406,14 +407,15 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.title, selected], **common)
     look.click(
         inside_handlers.look,
-        [number, *choice],
+        [number, *choice, inside.view],
         [inside.words, *looked, inside.effect, inside.hide, selected],
         js=_NUMBER_JS.format("look"),
         **waits,
     )
-    gr.on([inside.layer.input, inside.head.input], inside_handlers.look_again, choice, looked, **waits)
-    inside.hide.click(inside_handlers.hide, selected, inside.effect, **waits)
+    again = [inside.layer.input, inside.head.input, inside.view.input]
+    gr.on(again, inside_handlers.look_again, [*choice, inside.view], looked, **waits)
     region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
+    inside.hide.click(inside_handlers.hide, [selected, region], inside.effect, js=_HOTTEST_JS, **waits)
     hide_region.click(inside_handlers.hide, [selected, region], inside.effect, js=_REGION_JS, **waits)
     inside.mask_tab.select(inside_handlers.mask, selected, inside.mask, **common)
     card, make = gr.Textbox(visible="hidden"), gr.Button("Card", elem_id="card", visible="hidden")
