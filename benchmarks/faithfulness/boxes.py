@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,12 @@ def box_above(heat: np.ndarray, share: float, size: tuple[int, int]) -> tuple[fl
     return columns.min() * across, rows.min() * down, (columns.max() + 1) * across, (rows.max() + 1) * down
 
 
-def box_of_patches(heat: np.ndarray, picture: Image.Image, side: int) -> Box:
+def box_of_patches(heat: np.ndarray, picture: Image.Image, side: int) -> tuple[float, float, float, float]:
     """The estimate of `Engine.why` from this map."""
     tile = Tile(0, None, Box(0, 0, *picture.size), 0, heat.size)
     small = picture.resize((side, side), Image.Resampling.BILINEAR)
-    return estimated_box(TileMap(tile, tuple(map(tuple, heat.tolist()))), small)
+    box = estimated_box(TileMap(tile, tuple(map(tuple, heat.tolist()))), small)
+    return box.left, box.top, box.right, box.bottom
 
 
 def best_share(found: list[Found], heat_of: Callable[[Found], np.ndarray]) -> float:
@@ -142,13 +144,14 @@ def best_heads(found: list[Found]) -> list[tuple[int, int]]:
     return [tuple(map(int, np.unravel_index(place, inside.shape))) for place in order]  # type: ignore[misc]
 
 
+def _map_named(name: str, one: Found) -> np.ndarray:
+    return one.maps[name]
+
+
 def figures_of(train: list[Found], heldout: list[Found], side: int) -> dict[str, Any]:
     """For each map and way the mean overlap with its interval, and the share of boxes that overlap by half or more."""
     heads = best_heads(train)
-    ways: dict[str, Callable[[Found], np.ndarray]] = {
-        name: (lambda one, name=name: one.maps[name])
-        for name in heldout[0].maps  # type: ignore[misc]
-    }
+    ways: dict[str, Callable[[Found], np.ndarray]] = {name: partial(_map_named, name) for name in heldout[0].maps}
     ways[f"the {HEADS} heads that do best on the training split"] = lambda one: np.mean(
         [one.heads[head] for head in heads], axis=0
     )
@@ -162,7 +165,7 @@ def figures_of(train: list[Found], heldout: list[Found], side: int) -> dict[str,
             ),
             (
                 "patches of like color",
-                [overlap(tuple(box_of_patches(heat_of(one), one.case.picture, side)), one.truth) for one in heldout],
+                [overlap(box_of_patches(heat_of(one), one.case.picture, side), one.truth) for one in heldout],
             ),
         ):
             half = round(float(np.mean([fit >= 0.5 for fit in fits])), 4)
