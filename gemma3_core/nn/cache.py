@@ -239,43 +239,43 @@ class RowCaches:
 
     def __init__(self, rows: Sequence[KVCache]):
         assert not any(row.has_padding for row in rows)
-        self._rows = tuple(rows)
+        self.rows = tuple(rows)
 
     @property
     def batch_size(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def get_seq_length(self) -> int:
         """Tokens of the longest row."""
-        return max(row.length for row in self._rows)
+        return max(row.length for row in self.rows)
 
     def next_columns(self, tokens: int, device: torch.device) -> torch.Tensor:
         """The columns [B, 1] of the new tokens."""
         assert tokens == 1
-        return torch.tensor([[row.length] for row in self._rows], device=device)
+        return torch.tensor([[row.length] for row in self.rows], device=device)
 
     def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:
         """Announces new tokens [B, 1]; see KVCache."""
         assert not may_have_padding
-        for row, at, block in zip(self._rows, positions.split(1), blocks.split(1), strict=True):
+        for row, at, block in zip(self.rows, positions.split(1), blocks.split(1), strict=True):
             row.begin(at, block, may_have_padding=False)
 
     def update(
         self, layer_index: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Stores new keys and values [B, KV heads, 1, D]; returns each row's own [1, KV heads, S, D]."""
-        new = zip(self._rows, keys.split(1), values.split(1), strict=True)
+        new = zip(self.rows, keys.split(1), values.split(1), strict=True)
         rows = [row.update(layer_index, key, value) for row, key, value in new]
         return tuple(key for key, _ in rows), tuple(value for _, value in rows)
 
     def places(self, layer_index: int) -> list[CachePlace] | None:
         """As of a KVCache, for each row."""
-        rows = [row.places(layer_index) for row in self._rows]
+        rows = [row.places(layer_index) for row in self.rows]
         return [place for row in rows if row is not None for place in row] if None not in rows else None
 
     def advance(self) -> None:
         """Counts the announced tokens as read."""
-        for row in self._rows:
+        for row in self.rows:
             row.advance()
 
 

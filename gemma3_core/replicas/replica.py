@@ -13,6 +13,7 @@ import torch
 from gemma3_core.engine.api import Event, Request
 from gemma3_core.engine.registry import ModelRegistry
 from gemma3_core.errors import CheckpointError, Gemma3Error, UnsupportedOptionError
+from gemma3_core.parallel.passes import PROCESS_LOST
 from gemma3_core.replicas.wire import LOOKS, Description, Failed, Found, Told, program_version
 
 Item = Event | Told | Found | Failed
@@ -106,6 +107,8 @@ class Replica:
     async def check_health(self) -> None:
         """Serve replaces a replica for which this fails, or does not end, three times in a row."""
         engine = self._models.first
+        if not engine.is_ready:
+            raise RuntimeError(PROCESS_LOST)
         device = engine.info.device.partition(":")[0]
         if engine.silent_s > STUCK_S.get(device, STUCK_ELSEWHERE_S):
             raise RuntimeError(f"the device has not ended a pass for {engine.silent_s:.0f} s")

@@ -35,10 +35,6 @@ class RemoteRegistry(ModelRegistry):
         """Takes no further question and waits for the running ones; False if some are left."""
         return self.fleet.drain(seconds)
 
-    @property
-    def is_ready(self) -> bool:
-        return self.fleet.health.ready
-
     def evict(self) -> None:
         self.fleet.tell_all("evict")
 

@@ -4,19 +4,19 @@ import sys
 
 import torch
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
 
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.models.parallel import tensor_parallel
+from gemma3_core.parallel.layers import tensor_parallel
 
 rank, size, checkpoint, store, result = sys.argv[1:]
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(size))
 model = Gemma3ForConditionalGeneration.from_pretrained(checkpoint)
-tensor_parallel(model, init_device_mesh("cpu", (int(size),)))
-kept = sum(weight.to_local().numel() for weight in model.parameters() if hasattr(weight, "to_local"))
+before = sum(weight.numel() for weight in model.parameters())
+tensor_parallel(model, int(rank), int(size), distributed.all_reduce)
+given = before - sum(weight.numel() for weight in model.parameters())
 ids = torch.arange(3, 43)[None]
 with torch.inference_mode():
     logits = model(input_ids=ids).logits
     written = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
-torch.save({"logits": logits, "written": written, "kept": kept}, result)
+torch.save({"logits": logits, "written": written, "given": given}, result)
 distributed.destroy_process_group()

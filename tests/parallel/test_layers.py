@@ -9,8 +9,8 @@ from warm import Program
 
 from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.models.parallel import tensor_parallel
 from gemma3_core.nn.layers import DecoderLayer
+from gemma3_core.parallel.layers import check_shares
 
 RANK = REPOSITORY / "tests" / "support" / "parallel_rank.py"
 
@@ -42,24 +42,16 @@ def test_two_processes_give_the_logits_and_tokens_of_one_and_hold_half_of_the_la
     for result in map(torch.load, results):
         assert (result["logits"] - expected).abs().max() <= 1e-5 * expected.abs().max()
         assert torch.equal(result["written"], written)
-        assert result["kept"] == shared // 2
-
-
-class _Mesh:
-    def __init__(self, size: int):
-        self._size = size
-
-    def size(self) -> int:
-        return self._size
+        assert result["given"] == shared // 2
 
 
 def test_what_cannot_be_shared_out_evenly_is_refused(sharp_weights):
     model = Gemma3ForConditionalGeneration.from_pretrained(sharp_weights.both)
     with pytest.raises(UnsupportedOptionError, match="4 attention heads can't be shared out evenly over 3 devices"):
-        tensor_parallel(model, _Mesh(3))
+        check_shares(model, 3)
     with pytest.raises(UnsupportedOptionError, match="2 key and value heads"):
-        tensor_parallel(model, _Mesh(4))
+        check_shares(model, 4)
     layer = next(module for module in model.modules() if isinstance(module, DecoderLayer))
     layer.mlp.down_proj = torch.nn.Identity()
     with pytest.raises(UnsupportedOptionError, match="Only plain weights are shared out over devices, got Identity"):
-        tensor_parallel(model, _Mesh(2))
+        check_shares(model, 2)
