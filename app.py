@@ -261,6 +261,8 @@ def replica_options(settings: argparse.Namespace) -> Any:
     for name, value in (("model", settings.model), ("mmproj", settings.mmproj)):
         models[name] = None if value is None else source(value)
     models |= {"also": [*map(source, settings.also)], "adapters": [*map(source, settings.adapter)]}
+    if settings.tensor_parallel:
+        models["tensor_parallel"] = settings.tensor_parallel
     numbers = (settings.replicas, settings.min_replicas, settings.max_replicas)
     return ReplicaOptions(models, *numbers, settings.ray)
 

@@ -38,6 +38,10 @@ class Replica:
         if threads is not None:
             torch.set_num_threads(threads)
         self._options, self._version = models, program_version()
+        if models.get("tensor_parallel", 1) > 1:
+            from gemma3_core.replicas.span import RayProcesses
+
+            models = {**models, "start": RayProcesses()}
         self._models = ModelRegistry.load(**models)
         self._stops: dict[str, threading.Event] = {}
 

@@ -58,11 +58,11 @@ def test_it_answers_as_an_engine_with_the_whole_model_also_several_at_once_and_f
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda request: done_of(shared.stream(request)), requests))
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
-    turns = (*requests[1].turns, Turn("assistant", "yes"), Turn("user", "and now"))
-    for _ in range(2):  # the second time from the place where the last question began
-        ours, theirs = (done_of(engine.stream(replace(requests[1], turns=turns))) for engine in (shared, local))
-        assert ours.token_ids == theirs.token_ids
-    assert ours.stats.reused_tokens == theirs.stats.reused_tokens > 0
+    cut = done_of(shared.stream(replace(requests[1], visitor="cut", max_new_tokens=5)))
+    more = {"visitor": "cut", "answer_so_far": cut.token_ids, "max_new_tokens": 7}
+    going_on = done_of(shared.stream(replace(requests[1], **more)))
+    assert going_on.token_ids == expected[1].token_ids
+    assert going_on.stats.reused_tokens >= going_on.stats.prompt_tokens - 1
 
 
 def test_a_stop_ends_one_answer_and_others_go_on(shared, local):
@@ -84,8 +84,8 @@ def test_a_look_reads_the_heads_of_all_processes_and_lets_answers_pass(shared, l
         beside = pool.submit(lambda: done_of(shared.stream(asked("beside", "other", 40))))
         seen = [token.weight for token in shared.attention(answered, [0, 1]).tokens]
         assert beside.result(WITHIN_S).token_ids == done_of(local.stream(asked("beside", "other", 40))).token_ids
-    assert seen == pytest.approx(expected, abs=1e-6)
-    assert shared.occlude(answered, 0).after == pytest.approx(local.occlude(answered, 0).after, abs=1e-6)
+    assert seen == pytest.approx(expected, abs=1e-5)
+    assert shared.occlude(answered, 0).after == pytest.approx(local.occlude(answered, 0).after, abs=1e-5)
     with pytest.raises(UnsupportedOptionError, match="can't go on from a cache that was filled elsewhere"):
         shared.why(answered, [0])
     looks = iter(range(1000))
@@ -113,7 +113,7 @@ def test_a_pass_without_memory_in_one_process_fails_in_all_and_is_tried_again(sh
 
 def test_the_followers_drop_what_the_leader_drops(shared):
     lead = shared._precisions.lead
-    for visitor in ("looks", "a", "b", "other", *(f"visitor {n}" for n in range(4))):
+    for visitor in ("looks", "a", "b", "other", "cut", *(f"visitor {n}" for n in range(4))):
         shared.forget(visitor)
     done_of(shared.stream(asked("nothing is kept", "d", 2, reuse=False)))
     assert len(lead._numbers) <= 1

@@ -1,4 +1,7 @@
-"""Replicas behind the engine's door, in one local Ray for all tests: two of a small model, each a fraction of a CPU."""
+"""Replicas behind the engine's door, in one local Ray for all tests: two of a small model, each a fraction of a CPU.
+
+A replica takes seconds to start, so the tests that change replicas come last and leave them to the next one.
+"""
 
 import os
 import signal
@@ -26,7 +29,8 @@ from gemma3_core.engine import (
     Turn,
 )
 from gemma3_core.errors import PromptError, QueueFullError, ReplicaLostError, UnsupportedOptionError
-from gemma3_core.replicas.options import ReplicaOptions
+from gemma3_core.replicas import fleet as fleets
+from gemma3_core.replicas.options import APPLICATION, ReplicaOptions
 from gemma3_core.replicas.start import replicas
 
 pytestmark = pytest.mark.long
@@ -42,14 +46,17 @@ def options(chat_folder):
 
 @pytest.fixture(scope="module")
 def registry(options):
-    with replicas(options) as registry:
-        yield registry
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GEMMA_CPU_KERNELS", "0")  # or each replica builds them when it starts
+        patched.setattr(fleets, "_COUNTED_EACH_S", 0.5)
+        with replicas(options) as registry:
+            yield registry
 
 
 @pytest.fixture
 def engine(registry):
-    """Two replicas run, and none has anything to do."""
-    wait_until(lambda: len(processes(registry)) == 2 and registry.fleet.health.running == 2)
+    """All replicas run, and none has anything to do."""
+    wait_until(lambda: 0 < registry.fleet.health.wanted == registry.fleet.health.running == len(processes(registry)))
     wait_until(lambda: not any(processes(registry).values()))
     return registry.first
 
@@ -249,30 +256,6 @@ def test_a_replica_that_dies_costs_running_answers_a_sentence_and_what_was_not_s
     assert victim not in processes(registry)
 
 
-def test_replacing_the_replicas_one_by_one_loses_nothing(engine, registry, options):
-    from ray import serve
-
-    from gemma3_core.replicas.deployment import built
-    from gemma3_core.replicas.options import APPLICATION
-
-    before, ended, ending = processes(registry), [], threading.Event()
-
-    def ask(visitor: str) -> None:
-        while not ending.is_set():
-            ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
-
-    with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
-        newer = replace(options, models={**options.models, "keep": 2})
-        serve.run(built(newer), name=APPLICATION, route_prefix=None)
-        wait_until(lambda: len(after := processes(registry)) == 2 and not before.keys() & after.keys())
-        ending.set()
-        for future in futures:
-            future.result(timeout=WITHIN_S)
-    assert len({done.token_ids for done in ended}) == 1
-    assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
-
-
 def test_the_page_and_programs_ask_replicas_without_knowing_it(engine, registry):
     import httpx
 
@@ -286,6 +269,131 @@ def test_the_page_and_programs_ask_replicas_without_knowing_it(engine, registry)
         event = client.post("/gradio_api/call/ask", json={"data": [[], "what is it", "", False, None, 12]}).json()
         told = client.get(f"/gradio_api/call/ask/{event['event_id']}").text
         assert "event: complete" in told
+
+
+def deploy(options: ReplicaOptions) -> None:
+    from ray import serve
+
+    from gemma3_core.replicas.deployment import built
+
+    serve.run(built(options), name=APPLICATION, route_prefix=None)
+
+
+def is_alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def test_a_replica_that_hangs_is_replaced_within_30_seconds_and_its_question_answered_elsewhere(engine, registry):
+    question = asked("hangs", "hangs")
+    expected = done_of(engine.stream(question)).token_ids
+    events = begun(engine, long_one("hangs"))  # by the replica that holds the visitor's cache
+    (victim,) = [pid for pid, calls in processes(registry).items() if calls]
+    events.close()
+    wait_until(lambda: not any(processes(registry).values()))
+    os.kill(victim, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(lambda: done_of(engine.stream(question)))
+            wait_until(lambda: not is_alive(victim))
+            assert time.monotonic() - began < 30
+            assert answer.result(WITHIN_S).token_ids == expected
+    finally:
+        if is_alive(victim):
+            os.kill(victim, signal.SIGKILL)
+
+
+def test_the_number_of_replicas_follows_the_answers_down_to_the_fewest_and_up_to_the_most(engine, registry, options):
+    """And stays at two."""
+    before = processes(registry)
+    quick = {"upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
+    deploy(replace(options, min_replicas=1, **quick))
+    wait_until(lambda: len(processes(registry)) == 1 == registry.fleet.health.wanted)
+    (kept,) = processes(registry)
+    assert kept in before, "the number is changed in place"
+    running = [begun(engine, long_one(f"visitor {n}")) for n in range(4)]  # as many as one replica answers at once
+    wait_until(lambda: registry.fleet.health.wanted == 2)
+    deploy(options)
+    wait_until(lambda: len(processes(registry)) == 2)
+    for events in running:
+        assert done_of(events).stats.stop_reason in ("stop", "length")
+
+
+def test_two_pages_count_a_visitors_questions_together_and_each_by_itself_while_that_place_is_gone(
+    registry, monkeypatch, caplog
+):
+    import asyncio
+
+    import ray
+
+    from components.serving import shared_ledger
+    from components.serving.callers import Caller
+    from components.serving.desk import FrontDesk, NotNowError, Operation
+    from components.serving.ledger import HOUR_S, Allowance
+    from components.serving.shared_ledger import NAME, NAMESPACE, SharedLedger
+
+    assert registry.is_ready  # so Ray is there
+    monkeypatch.setattr(shared_ledger, "ANSWERS_WITHIN_S", WITHIN_S)
+
+    def page(most: int) -> FrontDesk:
+        ledger = SharedLedger([Allowance("questions", most, HOUR_S)])
+        return FrontDesk(registry, Operation(ledger, knows_addresses=True))
+
+    async def read(desk: FrontDesk, address: str) -> None:
+        async for _ in desk.astream(Caller("ask", address), None, asked("count", address, 2)):
+            pass
+
+    def asks(desk: FrontDesk, address: str = "192.0.2.1") -> bool:
+        try:
+            asyncio.run(read(desk, address))
+        except NotNowError:
+            return False
+        return True
+
+    one, two = page(2), page(2)
+    assert asks(one)
+    assert asks(two)
+    assert not asks(one)
+    assert not asks(two)
+    assert asks(one, "192.0.2.2"), "another visitor"
+    more = page(3)
+    assert asks(more), "what was used stays used, and the latest page's limit holds"
+    assert not asks(one)
+    assert not caplog.records
+
+    ray.kill(ray.get_actor(NAME, NAMESPACE))
+    monkeypatch.setattr(shared_ledger, "_AGAIN_S", 600.0)
+    assert [asks(one), asks(one), asks(one)] == [True, True, False], "still answered, and still limited"
+    assert [asks(two), asks(two), asks(two)] == [True, True, False]
+    assert "this page counts by itself" in caplog.text
+    monkeypatch.setattr(shared_ledger, "_AGAIN_S", 0.0)
+    for desk in (one, two):
+        desk._ledger._own_until = 0.0
+        wait_until(desk._ledger._found)
+    assert [asks(one), asks(two), asks(one), asks(two)] == [True, True, False, False]
+
+
+def test_replacing_the_replicas_one_by_one_loses_nothing_also_by_one_of_two_processes(engine, registry, options):
+    """Two replicas of a process each, and then one replica whose model two processes share; it stays."""
+    before, ended, ending = processes(registry), [], threading.Event()
+
+    def ask(visitor: str) -> None:
+        while not ending.is_set():
+            ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
+        try:
+            deploy(replace(options, models={**options.models, "tensor_parallel": 2}, replicas=1, cpus=0.2))
+            wait_until(lambda: len(after := processes(registry)) == 1 and not before.keys() & after.keys())
+            count = len(ended)
+            wait_until(lambda: len(ended) >= count + 4)
+        finally:
+            ending.set()
+        for future in futures:
+            future.result(timeout=WITHIN_S)
+    assert len({done.token_ids for done in ended}) == 1
+    assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
 
 
 def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
