@@ -3,6 +3,7 @@
 A replica takes seconds to start, so the tests that change replicas come last and leave them to the next one.
 """
 
+import asyncio
 import os
 import signal
 import threading
@@ -16,6 +17,14 @@ from running_app import served
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements/ray.txt)")
 
+import ray
+from ray import serve
+
+from components.serving import shared_ledger
+from components.serving.callers import Caller
+from components.serving.desk import FrontDesk, NotNowError, Operation
+from components.serving.ledger import HOUR_S, Allowance
+from components.serving.shared_ledger import NAME, NAMESPACE, SharedLedger
 from gemma3_core.engine import (
     Answered,
     DoneEvent,
@@ -30,6 +39,7 @@ from gemma3_core.engine import (
 )
 from gemma3_core.errors import PromptError, QueueFullError, ReplicaLostError, UnsupportedOptionError
 from gemma3_core.replicas import fleet as fleets
+from gemma3_core.replicas.deployment import built
 from gemma3_core.replicas.options import APPLICATION, ReplicaOptions
 from gemma3_core.replicas.start import replicas
 
@@ -271,14 +281,6 @@ def test_the_page_and_programs_ask_replicas_without_knowing_it(engine, registry)
         assert "event: complete" in told
 
 
-def deploy(options: ReplicaOptions) -> None:
-    from ray import serve
-
-    from gemma3_core.replicas.deployment import built
-
-    serve.run(built(options), name=APPLICATION, route_prefix=None)
-
-
 def is_alive(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
@@ -303,35 +305,9 @@ def test_a_replica_that_hangs_is_replaced_within_30_seconds_and_its_question_ans
             os.kill(victim, signal.SIGKILL)
 
 
-def test_the_number_of_replicas_follows_the_answers_down_to_the_fewest_and_up_to_the_most(engine, registry, options):
-    """And stays at two."""
-    before = processes(registry)
-    quick = {"upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
-    deploy(replace(options, min_replicas=1, **quick))
-    wait_until(lambda: len(processes(registry)) == 1 == registry.fleet.health.wanted)
-    (kept,) = processes(registry)
-    assert kept in before, "the number is changed in place"
-    running = [begun(engine, long_one(f"visitor {n}")) for n in range(4)]  # as many as one replica answers at once
-    wait_until(lambda: registry.fleet.health.wanted == 2)
-    deploy(options)
-    wait_until(lambda: len(processes(registry)) == 2)
-    for events in running:
-        assert done_of(events).stats.stop_reason in ("stop", "length")
-
-
 def test_two_pages_count_a_visitors_questions_together_and_each_by_itself_while_that_place_is_gone(
     registry, monkeypatch, caplog
 ):
-    import asyncio
-
-    import ray
-
-    from components.serving import shared_ledger
-    from components.serving.callers import Caller
-    from components.serving.desk import FrontDesk, NotNowError, Operation
-    from components.serving.ledger import HOUR_S, Allowance
-    from components.serving.shared_ledger import NAME, NAMESPACE, SharedLedger
-
     assert registry.is_ready  # so Ray is there
     monkeypatch.setattr(shared_ledger, "ANSWERS_WITHIN_S", WITHIN_S)
 
@@ -373,27 +349,36 @@ def test_two_pages_count_a_visitors_questions_together_and_each_by_itself_while_
     assert [asks(one), asks(two), asks(one), asks(two)] == [True, True, False, False]
 
 
-def test_replacing_the_replicas_one_by_one_loses_nothing_also_by_one_of_two_processes(engine, registry, options):
-    """Two replicas of a process each, and then one replica whose model two processes share; it stays."""
+def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_follows_the_answers(
+    engine, registry, options
+):
+    """The new ones are one or two, whose model two processes share each; one stays."""
     before, ended, ending = processes(registry), [], threading.Event()
+    models = {**options.models, "tensor_parallel": 2}
+    quick = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
 
     def ask(visitor: str) -> None:
         while not ending.is_set():
             ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool:  # more than one replica shall answer at a time
         futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
         try:
-            deploy(replace(options, models={**options.models, "tensor_parallel": 2}, replicas=1, cpus=0.2))
-            wait_until(lambda: len(after := processes(registry)) == 1 and not before.keys() & after.keys())
-            count = len(ended)
-            wait_until(lambda: len(ended) >= count + 4)
+            serve.run(
+                built(replace(options, models=models, replicas=1, cpus=0.1, **quick)),
+                name=APPLICATION,
+                route_prefix=None,
+            )
+            wait_until(lambda: len(after := processes(registry)) == 2 and not before.keys() & after.keys())
+            written = len(ended)
+            wait_until(lambda: len(ended) > written + 4)
         finally:
             ending.set()
         for future in futures:
             future.result(timeout=WITHIN_S)
     assert len({done.token_ids for done in ended}) == 1
     assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
+    wait_until(lambda: len(processes(registry)) == registry.fleet.health.wanted == 1)
 
 
 def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
