@@ -33,7 +33,8 @@ class SharedLedger:
         self._own = MemoryLedger(allowances)
         self._lock = threading.Lock()
         self._actor: Any = None
-        self._is_there, self._own_until = False, 0.0
+        self._is_there = self._is_looking = self._has_warned = False
+        self._own_until = 0.0
 
     def begin(self, visitor: str, questions: int, pictures: int) -> int | Refusal:
         from ray import get
@@ -72,32 +73,35 @@ class SharedLedger:
         from ray.exceptions import RayError
 
         with self._lock:
-            if time.monotonic() < self._own_until:
+            if self._is_there:
+                return self._actor
+            if self._is_looking or time.monotonic() < self._own_until:
                 return None
-            if not self._is_there:
-                try:
-                    actor = _actor()
-                    get(actor.adopt.remote(self._allowances), timeout=ANSWERS_WITHIN_S)
-                except (RayError, TimeoutError, ValueError) as error:
-                    self._own_until = time.monotonic() + _AGAIN_S
-                    _warn(error)
-                    return None
-                self._actor, self._is_there = actor, True
-            return self._actor
+            self._is_looking = True
+        try:
+            actor = _actor(self._allowances)
+            get(actor.adopt.remote(self._allowances), timeout=ANSWERS_WITHIN_S)
+            with self._lock:
+                self._actor, self._is_there, self._has_warned = actor, True, False
+            return actor
+        except (RayError, TimeoutError, ValueError) as error:
+            self._lose(error)
+            return None
+        finally:
+            self._is_looking = False
 
     def _lose(self, error: Exception) -> None:
         with self._lock:
             self._is_there, self._own_until = False, time.monotonic() + _AGAIN_S
-        _warn(error)
+            if not self._has_warned:
+                reason = type(error).__name__
+                logger.warning("the ledger of all pages does not answer (%s); this page counts by itself", reason)
+            self._has_warned = True
 
 
-def _actor() -> Any:
+def _actor(allowances: Sequence[Allowance]) -> Any:
     """The actor of that name, which is started if there is none. Raises RayError, or ValueError while it ends."""
     import ray
 
     options = {"name": NAME, "namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
-    return ray.remote(MemoryLedger).options(**options, num_cpus=0, max_restarts=-1).remote()
-
-
-def _warn(error: Exception) -> None:
-    logger.warning("the ledger of all pages does not answer (%s); this page counts by itself", type(error).__name__)
+    return ray.remote(MemoryLedger).options(**options, num_cpus=0).remote(allowances)

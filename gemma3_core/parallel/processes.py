@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -253,4 +254,6 @@ def follow(seat: Seat) -> None:
 def main() -> None:
     """A process of LocalProcesses, whose seat comes by its input."""
     logging.basicConfig(format="%(message)s")
+    for asked in (signal.SIGINT, signal.SIGTERM):  # the first process may still be answering; it ends this one
+        signal.signal(asked, signal.SIG_IGN)
     follow(pickle.loads(sys.stdin.buffer.read()))

@@ -1,18 +1,20 @@
 """An engine whose model two processes share, over gloo: it answers as one that has the whole model."""
 
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
+from types import SimpleNamespace
 
 import pytest
 import torch
-from warm import Called
 
 from gemma3_core.engine import Answered, DoneEvent, Engine, ModelRegistry, Request, StoppedError, TokenEvent, Turn
 from gemma3_core.errors import CheckpointError, ReplicaLostError, UnsupportedOptionError
 from gemma3_core.parallel import processes
 from gemma3_core.parallel.passes import PROCESS_LOST
-from gemma3_core.parallel.processes import LocalProcesses, follow
+from gemma3_core.parallel.processes import LocalProcesses, Seat
 from gemma3_core.replicas.replica import Replica
 
 WITHIN_S = 120
@@ -23,19 +25,30 @@ def local(chat_folder):
     return Engine.load(chat_folder, device="cpu", dtype="float32")
 
 
+class Started(LocalProcesses):
+    """Remembers the process that it started."""
+
+    process: subprocess.Popen[bytes]
+
+    def __call__(self, seat):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("GEMMA_CPU_KERNELS", "0")  # which it would build
+            self.process = super().__call__(seat)
+        return self.process
+
+
 @pytest.fixture(scope="module")
 def started():
-    return Called(follow)
+    return Started()
 
 
 @pytest.fixture(scope="module")
 def shared(chat_folder, started):
     engine = Engine.load(chat_folder, "cpu", "float32", tensor_parallel=2, start=started)
     yield engine
-    was_killed = started.poll() is not None
+    was_killed = started.process.poll() is not None
     engine.close()
-    started.process.join(WITHIN_S)
-    assert was_killed or started.poll() == 0, "a follower ends with its leader"
+    assert started.process.wait(WITHIN_S) == 0 or was_killed, "a follower ends with its leader"
 
 
 def asked(text: str, visitor: str = "a", longest: int = 12, picture=None, **more) -> Request:
@@ -139,7 +152,7 @@ def test_once_a_process_has_ended_a_sentence_says_so_and_no_question_is_taken(sh
         list(shared.stream(asked("one more")))
     with pytest.raises(RuntimeError, match="A part of this model"):
         asyncio.run(replica.check_health())
-    started.process.join(WITHIN_S)
+    started.process.wait(WITHIN_S)
 
 
 def test_what_cannot_be_shared_is_refused_before_a_process_starts(chat_folder, text_chat_folder, monkeypatch):
@@ -161,13 +174,28 @@ def test_what_cannot_be_shared_is_refused_before_a_process_starts(chat_folder, t
 
 
 def test_a_process_that_ends_before_it_has_come_is_not_waited_for(chat_folder, monkeypatch):
-    class Ends(Called):
+    class Ends(LocalProcesses):
         def __call__(self, _seat):
-            return super().__call__()
+            return subprocess.Popen(["true"])
 
     monkeypatch.setattr(processes.distributed, "is_initialized", lambda: False)
     with pytest.raises(CheckpointError, match="0 of 1 further processes"):
-        Engine.load(chat_folder, "cpu", "float32", tensor_parallel=2, start=Ends(int))
+        Engine.load(chat_folder, "cpu", "float32", tensor_parallel=2, start=Ends())
+
+
+def test_each_process_sees_a_gpu_of_its_own(monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        processes.subprocess, "Popen", lambda *_, env, **__: started.append(env) or SimpleNamespace(stdin=BytesIO())
+    )
+    seat = Seat(1, 2, ("127.0.0.1", 1), b"key", "store", ("model", None), "auto", "cuda", 1, None)
+    for visible in (None, "4,5"):
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        else:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        LocalProcesses()(seat)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in started] == ["1", "5"]
 
 
 def test_what_a_visitor_may_be_told_is_said_in_german_too():

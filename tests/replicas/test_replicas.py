@@ -383,7 +383,7 @@ def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_fol
 
 def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
     """The last test: the queue stays closed."""
-    running = begun(engine, long_one("last"))
+    running = begun(engine, asked("a long answer", "last", 100, reuse=False))
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(registry.drain, WITHIN_S)
         wait_until(lambda: registry.fleet.health.draining)

@@ -11,7 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from places import REPOSITORY
@@ -54,32 +54,6 @@ class Program:
             self._process.kill()
             raise subprocess.TimeoutExpired(self._process.name, timeout)
         return self._process.exitcode
-
-
-class Called:
-    """A function in such a process, as `gemma3_core.parallel` starts its own."""
-
-    host = "127.0.0.1"
-
-    def __init__(self, function: Callable[..., object]):
-        self._function = function
-
-    def check(self, *_: object) -> None:
-        pass
-
-    def __call__(self, *arguments: object) -> "Called":
-        with _path_of_the_repository():
-            self.process = _FORKED.Process(target=_call, args=(self._function, arguments))
-            self.process.start()
-        return self
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-
-def _call(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    os.environ["GEMMA_CPU_KERNELS"] = "0"  # to build them takes longer than such a function runs
-    function(*arguments)
 
 
 def ran(file: Path, arguments: Sequence[str], environment: Mapping[str, str], into: Path) -> tuple[int, str, str]:
