@@ -1,5 +1,7 @@
 """A replica that spans several processes: each has a bundle of the replica's placement group to itself."""
 
+from typing import Any
+
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -18,7 +20,7 @@ class _Started:
         group = ray.util.get_current_placement_group()
         assert group is not None
         bundle = group.bundle_specs[seat.rank]
-        self._actor = (
+        self._actor: Any = (
             ray.remote(_Following)
             .options(
                 num_cpus=bundle.get("CPU", 0),

@@ -12,6 +12,7 @@ import torch
 
 from gemma3_core.engine import Answered, DoneEvent, Engine, ModelRegistry, Request, StoppedError, TokenEvent, Turn
 from gemma3_core.errors import CheckpointError, ReplicaLostError, UnsupportedOptionError
+from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.parallel import processes
 from gemma3_core.parallel.passes import PROCESS_LOST
 from gemma3_core.parallel.processes import LocalProcesses, Seat
@@ -60,6 +61,22 @@ def done_of(events) -> DoneEvent:
     *_, last = events
     assert isinstance(last, DoneEvent)
     return last
+
+
+@torch.inference_mode()
+def test_two_processes_are_as_near_to_the_exact_logits_as_one_and_hold_half_of_the_layers_each(
+    shared, local, chat_folder
+):
+    ids = torch.arange(3, 43)[None]
+    exact = Gemma3ForConditionalGeneration.from_pretrained(chat_folder).double()(input_ids=ids).logits
+    ours, theirs = ((engine._model(input_ids=ids).logits - exact).abs().max() for engine in (shared, local))
+    assert ours <= 2 * theirs
+    halves, wholes = (
+        [w for name, w in engine._model.decoder.layers.named_parameters() if name.endswith("_proj.weight")]
+        for engine in (shared, local)
+    )
+    assert [2 * half.numel() for half in halves] == [whole.numel() for whole in wholes]
+    assert shared.info.num_parameters == local.info.num_parameters
 
 
 def test_it_answers_as_an_engine_with_the_whole_model_also_several_at_once_and_from_kept_caches(
