@@ -16,7 +16,7 @@
   const composer = () => document.querySelector("#composer textarea");
   const find = (selector) => document.querySelector(selector);
   const hasMouse = matchMedia("(pointer: fine)"); // elsewhere focus would call up the keyboard
-  const toComposer = () => hasMouse.matches && composer()?.focus();
+  const toComposer = (ask.toComposer = () => hasMouse.matches && composer()?.focus());
 
   // Settings are beside the chat where there is room. start.js has reserved it, so that nothing moves.
   const root = document.documentElement, settings = find("#settings"), toggle = find("#settings .toggle-button");
@@ -156,25 +156,6 @@
     opener ? opener.focus() : toComposer();
   }
 
-  // Pictures may be dropped or pasted anywhere; the composer itself takes its own.
-  const pictures = (data) => [...(data?.files ?? [])];
-  document.addEventListener("dragover", (event) => {
-    if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
-  });
-  document.addEventListener("drop", (event) => {
-    if (!pictures(event.dataTransfer).length || event.target.closest("#composer")) return;
-    event.preventDefault();
-    attach(pictures(event.dataTransfer));
-  });
-  document.addEventListener("paste", (event) => {
-    if (!pictures(event.clipboardData).length || event.target.closest?.("#composer")) return;
-    event.preventDefault();
-    attach(pictures(event.clipboardData));
-  });
-  function attach(files) {
-    ask.attach(files);
-    toComposer();
-  }
   // A browser reports a choice of files only if it differs from the last one, and Gradio does not reset that one.
   // Without this, the same picture could not be added to a second question.
   document.addEventListener("change", (event) => {

@@ -35,12 +35,18 @@
   document.addEventListener("change", (event) => {
     if (event.target.matches?.("#composer input[type=file]")) intercept(event, event.target);
   }, true);
-  document.addEventListener("drop", (event) => {
-    if (event.target.closest?.("#composer")) intercept(event, event.dataTransfer);
-  }, true);
-  document.addEventListener("paste", (event) => {
-    if (event.target.closest?.("#composer")) intercept(event, event.clipboardData);
-  }, true);
+  // They may be dropped or pasted anywhere on the page, also while it is being drawn.
+  function bring(event, data) {
+    if (event.target.closest?.("#composer")) return intercept(event, data);
+    if (ask.embedded || !data?.files.length) return;
+    event.preventDefault();
+    ask.attach([...data.files]).then(() => ask.toComposer());
+  }
+  document.addEventListener("dragover", (event) => {
+    if (!ask.embedded && event.dataTransfer?.types.includes("Files")) event.preventDefault();
+  });
+  document.addEventListener("drop", (event) => bring(event, event.dataTransfer), true);
+  document.addEventListener("paste", (event) => bring(event, event.clipboardData), true);
 
   async function take(files) {
     const isDocument = (file) => ENDING.test(file.name) || KIND.test(file.type);
@@ -49,7 +55,8 @@
     waiting.push(...files.filter(isDocument));
     next();
   }
-  ask.attach = (files) => {
+  ask.attach = async (files) => {
+    await ask.stands;
     const input = find("#composer input[type=file]"), chosen = new DataTransfer();
     for (const file of files) chosen.items.add(file);
     input.files = chosen.files;
@@ -100,6 +107,7 @@
     if (busy || !waiting.length || find("#picker .picker")) return;
     busy = true;
     const file = waiting.shift();
+    await ask.stands;
     try {
       if (file.size > MAX_DOCUMENT) throw new Error(`“${file.name}” is larger than 90 MB. Add a shorter part of it.`);
       say(`Reading ${file.name} …`);

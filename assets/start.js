@@ -51,6 +51,7 @@
     framed,
     embedded,
     scriptRan,
+    stands,
 
     // The settings that an example card brings, until the next new chat.
     useCard(cards, panAndScan, systemPrompt) {

@@ -57,6 +57,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item not in marked]
 
 
+def pytest_unconfigure() -> None:
+    """Extensions in C++ report what is still frozen at the end as leaks."""
+    gc.unfreeze()
+
+
 def pytest_collection_finish() -> None:
     """What torch, transformers and Gradio are made of stays to the end: no collection need look through it again."""
     gc.freeze()
