@@ -6,6 +6,7 @@ PADDING); all rows share the columns.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -105,6 +106,28 @@ class RingBuffer(GrowingBuffer):
         return seen
 
 
+@dataclass(frozen=True)
+class CopiedRows:
+    """The tokens of `source`, a cache of one row, in rows [R, T] with positions (or PADDING) and image blocks of their
+    own; with room for `reserve` tokens."""
+
+    source: "KVCache"
+    positions: torch.Tensor
+    blocks: torch.Tensor
+    reserve: int
+
+    def cache(self) -> "KVCache":
+        """Must be asked for before `source` reads more."""
+        new = KVCache(self.source.config, self.reserve)
+        new.begin(self.positions, self.blocks, may_have_padding=True)
+        for layer in range(self.source.config.num_hidden_layers):
+            keys, values = (one.expand(len(self.positions), -1, -1, -1) for one in self.source.in_order(layer))
+            new.update(layer, keys, values)
+        new.advance()
+        new.copied = self
+        return new
+
+
 class KVCache:
     """Keys and values of every layer for one batch of rows.
 
@@ -121,7 +144,9 @@ class KVCache:
         self.length = 0
         """Tokens read so far, padding included."""
         self.has_padding = False
-        self._config = config
+        self.copied: CopiedRows | None = None
+        """How this cache was made from another one."""
+        self.config = config
         self._new = 0
         kinds = [config.layer_type(i) for i in range(config.num_hidden_layers)]
         self._keys = [self._columns(kind, 2, reserve) for kind in kinds]
@@ -131,10 +156,10 @@ class KVCache:
         self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _columns(self, layer_type: str, dim: int, reserve: int) -> GrowingBuffer:
-        window = self._config.window(layer_type)
+        window = self.config.window(layer_type)
         if window is not None:
             return RingBuffer(dim, reserve, window)
-        return GrowingBuffer(dim, reserve, self._config.max_position_embeddings)
+        return GrowingBuffer(dim, reserve, self.config.max_position_embeddings)
 
     def reserve(self, tokens: int) -> None:
         """Makes the next allocation large enough for `tokens` tokens."""
@@ -169,7 +194,7 @@ class KVCache:
 
     def can_truncate(self, tokens: int) -> bool:
         """Whether `truncate` is possible: not once a ring has overwritten columns."""
-        window = self._config.window(LOCAL)
+        window = self.config.window(LOCAL)
         return tokens == self.length or (tokens < self.length and (window is None or self.length <= window))
 
     def truncate(self, tokens: int) -> None:
@@ -217,6 +242,20 @@ class KVCache:
     def stored(self, layer_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [B, KV heads, S, D] that a layer holds, in the order of its buffer (a view)."""
         return self._keys[layer_index].held(self.length), self._values[layer_index].held(self.length)
+
+    def in_order(self, layer_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, KV heads, T, D] of a layer in the order of their columns; what a ring has dropped is
+        0."""
+        stored = self.stored(layer_index)
+        if stored[0].shape[2] == self.length:
+            return stored
+        at = torch.arange(self.length - stored[0].shape[2], self.length, device=stored[0].device)
+        both = []
+        for ring in stored:
+            whole = ring.new_zeros(*ring.shape[:2], self.length, ring.shape[3])
+            whole[:, :, at] = ring[:, :, at % ring.shape[2]]
+            both.append(whole)
+        return both[0], both[1]
 
     def restore(self, start: int, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Stores text tokens from `start` to `length`, which were counted elsewhere: for each layer the keys and values

@@ -32,7 +32,7 @@ import torch
 from torch import distributed
 
 from gemma3_core.errors import ReplicaLostError, UnsupportedOptionError
-from gemma3_core.nn.cache import KVCache, RowCaches
+from gemma3_core.nn.cache import CopiedRows, KVCache, RowCaches
 from gemma3_core.nn.layers import WeightReader
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,13 @@ _SUMS_PER_LAYER = 2
 
 @dataclass(frozen=True)
 class CacheState:
-    """A cache by its number, the tokens that it holds before the pass, and those that it has room for."""
+    """A cache by its number, the tokens that it holds before the pass, and those that it has room for. One that is new
+    may be copied from the cache of a number: positions and blocks [R, T] of its rows, and what it reserves."""
 
     number: int
     length: int
     reserved: int
+    copied: tuple[int, torch.Tensor, torch.Tensor, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -254,18 +256,22 @@ class Lead:
 
     def _states(self, cache: KVCache | RowCaches | None) -> tuple[CacheState, ...]:
         caches = () if cache is None else cache.rows if isinstance(cache, RowCaches) else (cache,)
-        states = []
-        for one in caches:
-            if one not in self._numbers:
-                if one.length:
-                    raise UnsupportedOptionError(
-                        "A model that several devices share can't go on from a cache that was filled elsewhere. Load "
-                        "it on one device for this look."
-                    )
-                self._numbers[one] = next(self._next)
-                weakref.finalize(one, self._dropped.append, self._numbers[one]).atexit = False
-            states.append(CacheState(self._numbers[one], one.length, one.reserved))
-        return tuple(states)
+        return tuple(self._state(one) for one in caches)
+
+    def _state(self, cache: KVCache) -> CacheState:
+        copied, known = None, cache in self._numbers
+        if not known and cache.length:
+            made = cache.copied
+            if made is None or made.source not in self._numbers:
+                raise UnsupportedOptionError(
+                    "Several devices share this model, so it can't go on from a cache that was filled elsewhere. Fill "
+                    "one by this model."
+                )
+            copied = (self._numbers[made.source], made.positions.cpu(), made.blocks.cpu(), made.reserve)
+        if not known:
+            self._numbers[cache] = next(self._next)
+            weakref.finalize(cache, self._dropped.append, self._numbers[cache]).atexit = False
+        return CacheState(self._numbers[cache], cache.length, cache.reserved, copied)
 
 
 class Follower:
@@ -308,7 +314,15 @@ class Follower:
             logger.exception("a pass failed here or in another process")
 
     def _cache(self, state: CacheState) -> KVCache:
-        cache = self._caches.setdefault(state.number, KVCache(self._decoder.config))
+        if state.number in self._caches:
+            cache = self._caches[state.number]
+        elif state.copied is not None:
+            source, positions, blocks, reserve = state.copied
+            rows = (positions.to(self._device), blocks.to(self._device))
+            cache = CopiedRows(self._caches[source], *rows, reserve).cache()
+        else:
+            cache = KVCache(self._decoder.config)
+        self._caches[state.number] = cache
         cache.length = state.length
         cache.reserve(state.reserved)
         return cache

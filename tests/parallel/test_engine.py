@@ -116,8 +116,12 @@ def test_a_look_reads_the_heads_of_all_processes_and_lets_answers_pass(shared, l
         assert beside.result(WITHIN_S).token_ids == done_of(local.stream(asked("beside", "other", 40))).token_ids
     assert seen == pytest.approx(expected, abs=1e-5)
     assert shared.occlude(answered, 0).after == pytest.approx(local.occlude(answered, 0).after, abs=1e-5)
-    with pytest.raises(UnsupportedOptionError, match="can't go on from a cache that was filled elsewhere"):
-        shared.why(answered, [0])
+    ours, theirs = (engine.why(answered, [0]) for engine in (shared, local))
+    rests, expected_rests = (why.rests_on for why in (ours, theirs))
+    assert (rests.seen, rests.unseen) == pytest.approx((expected_rests.seen, expected_rests.unseen), abs=1e-5)
+    assert [said.probability for said in ours.said] == pytest.approx(
+        [said.probability for said in theirs.said], abs=1e-5
+    )
     looks = iter(range(1000))
     stop = threading.Event()
     stop.is_set = lambda: next(looks) > 5  # within a layer
