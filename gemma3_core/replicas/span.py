@@ -20,15 +20,9 @@ class _Started:
         group = ray.util.get_current_placement_group()
         assert group is not None
         bundle = group.bundle_specs[seat.rank]
-        self._actor: Any = (
-            ray.remote(_Following)
-            .options(
-                num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=seat.rank),
-            )
-            .remote()
-        )
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=seat.rank)
+        resources = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
+        self._actor: Any = ray.remote(_Following).options(**resources, scheduling_strategy=strategy).remote()
         self._work = self._actor.follow.remote(seat)
 
     def poll(self) -> bool | None:

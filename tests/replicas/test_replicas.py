@@ -281,30 +281,6 @@ def test_the_page_and_programs_ask_replicas_without_knowing_it(engine, registry)
         assert "event: complete" in told
 
 
-def is_alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
-
-
-def test_a_replica_that_hangs_is_replaced_within_30_seconds_and_its_question_answered_elsewhere(engine, registry):
-    question = asked("hangs", "hangs")
-    expected = done_of(engine.stream(question)).token_ids
-    events = begun(engine, long_one("hangs"))  # by the replica that holds the visitor's cache
-    (victim,) = [pid for pid, calls in processes(registry).items() if calls]
-    events.close()
-    wait_until(lambda: not any(processes(registry).values()))
-    os.kill(victim, signal.SIGSTOP)
-    began = time.monotonic()
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(lambda: done_of(engine.stream(question)))
-            wait_until(lambda: not is_alive(victim))
-            assert time.monotonic() - began < 30
-            assert answer.result(WITHIN_S).token_ids == expected
-    finally:
-        if is_alive(victim):
-            os.kill(victim, signal.SIGKILL)
-
-
 def test_two_pages_count_a_visitors_questions_together_and_each_by_itself_while_that_place_is_gone(
     registry, monkeypatch, caplog
 ):
@@ -349,17 +325,43 @@ def test_two_pages_count_a_visitors_questions_together_and_each_by_itself_while_
     assert [asks(one), asks(two), asks(one), asks(two)] == [True, True, False, False]
 
 
-def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_follows_the_answers(
-    engine, registry, options
-):
+def is_alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def test_a_replica_that_hangs_is_replaced_within_30_seconds_and_its_question_answered_elsewhere(engine, registry):
+    question = asked("hangs", "hangs")
+    expected = done_of(engine.stream(question)).token_ids
+    events = begun(engine, long_one("hangs"))  # by the replica that holds the visitor's cache
+    (victim,) = [pid for pid, calls in processes(registry).items() if calls]
+    events.close()
+    wait_until(lambda: not any(processes(registry).values()))
+    os.kill(victim, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(lambda: done_of(engine.stream(question)))
+            wait_until(lambda: not is_alive(victim))
+            assert time.monotonic() - began < 30
+            assert answer.result(WITHIN_S).token_ids == expected
+    finally:
+        if is_alive(victim):
+            os.kill(victim, signal.SIGKILL)
+
+
+def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_follows_the_answers(registry, options):
     """The new ones are one or two, whose model two processes share each; one stays."""
-    before, ended, ending = processes(registry), [], threading.Event()
+    engine = registry.first  # while the replica that hung may still be on its way back
+    ended, ending = [], threading.Event()
     models = {**options.models, "tensor_parallel": 2}
     quick = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
 
     def ask(visitor: str) -> None:
         while not ending.is_set():
             ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
+
+    def are_new(number: int) -> bool:
+        return [told.models for told in registry.fleet.ask_all("describe")] == [models] * number
 
     with ThreadPoolExecutor(4) as pool:  # more than one replica shall answer at a time
         futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
@@ -369,7 +371,7 @@ def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_fol
                 name=APPLICATION,
                 route_prefix=None,
             )
-            wait_until(lambda: len(after := processes(registry)) == 2 and not before.keys() & after.keys())
+            wait_until(lambda: are_new(2))
             written = len(ended)
             wait_until(lambda: len(ended) > written + 4)
         finally:
@@ -378,7 +380,7 @@ def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_fol
             future.result(timeout=WITHIN_S)
     assert len({done.token_ids for done in ended}) == 1
     assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
-    wait_until(lambda: len(processes(registry)) == registry.fleet.health.wanted == 1)
+    wait_until(lambda: are_new(1) and registry.fleet.health.wanted == 1)
 
 
 def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
