@@ -22,7 +22,8 @@ class _Started:
         bundle = group.bundle_specs[seat.rank]
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=seat.rank)
         resources = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
-        self._actor: Any = ray.remote(_Following).options(**resources, scheduling_strategy=strategy).remote()
+        kind: Any = ray.remote(_Following)
+        self._actor = kind.options(**resources, scheduling_strategy=strategy).remote()
         self._work = self._actor.follow.remote(seat)
 
     def poll(self) -> bool | None:
