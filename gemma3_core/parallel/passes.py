@@ -150,8 +150,8 @@ class Lead:
     def __init__(self, decoder: Any, exchange: Exchange, connections: Sequence[Connection]):
         self._decoder, self._forward, self._exchange = decoder, decoder.forward, exchange
         self._connections = tuple(connections)
-        self.started: Sequence[object] = ()
-        """The followers, as far as they were started from here."""
+        self.kept: object = None
+        """What must last as long as the followers."""
         self._lock = threading.RLock()
         self._numbers: weakref.WeakKeyDictionary[KVCache, int] = weakref.WeakKeyDictionary()
         self._next, self._dropped = itertools.count(), list[int]()

@@ -60,7 +60,7 @@ class Seat:
     kind: Any
     """The model's class."""
 
-    def join(self, store: distributed.Store | None = None) -> None:
+    def join(self, store: "distributed.Store | None" = None) -> None:
         """Joins torch's group of processes, once all have come."""
         if store is None:
             if isinstance(self.store, str):
@@ -144,6 +144,8 @@ def load_shared(
     """
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedOptionError(f"Models are shared by GPUs of CUDA, or on a CPU; not on {device.type}.")
+    if not distributed.is_available():
+        raise UnsupportedOptionError("This build of torch has no torch.distributed. Install one that has it.")
     if distributed.is_initialized():
         raise UnsupportedOptionError("This process shares a model already. Close that one first.")
     check_shares(build_on_meta(lambda: kind(config)), size)
@@ -151,8 +153,9 @@ def load_shared(
     threads = max(1, torch.get_num_threads() // size)
     key, exchange = secrets.token_bytes(32), Exchange()
     connections: list[Connection] = []
-    with tempfile.TemporaryDirectory() as place, Listener((start.host, 0), backlog=size, authkey=key) as listener:
-        store, meeting = _store(start.host, size, Path(place))
+    place = tempfile.TemporaryDirectory()  # torch may look there later, too
+    with Listener((start.host, 0), backlog=size, authkey=key) as listener:
+        store, meeting = _store(start.host, size, Path(place.name))
         load = (source, dtype, device.type, threads, kind)
         seat = Seat(0, size, listener.address, key, meeting, *load)  # type: ignore[arg-type]
         started = [start(replace(seat, rank=rank)) for rank in range(1, size)]
@@ -162,13 +165,14 @@ def load_shared(
             model = seat.load(exchange).to(device)
             for connection in connections:
                 _raise_if_failed(connection)
+            _meet(device.type)
         except BaseException:
             for connection in connections:
                 connection.close()
             leave()
             raise
     lead = Lead(model.decoder, exchange, connections)
-    lead.started = started
+    lead.kept = (place, started)
     return model, lead
 
 
@@ -178,7 +182,7 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def _store(host: str, size: int, place: Path) -> tuple[distributed.Store, str | tuple[str, int]]:
+def _store(host: str, size: int, place: Path) -> "tuple[distributed.Store, str | tuple[str, int]]":
     """Where torch's processes find each other: in a file, or on other machines at a port of this one."""
     if host == _HERE:
         if sys.platform == "linux":  # or they listen where strangers may come
@@ -229,6 +233,11 @@ def _raise_if_failed(connection: Connection) -> None:
         raise error
 
 
+def _meet(device: str) -> None:
+    """A first sum, for which NCCL connects the processes."""
+    distributed.all_reduce(torch.zeros(1, device=device))
+
+
 def follow(seat: Seat) -> None:
     """Holds a share and follows the first process's passes, until that one ends."""
     with Client(seat.address, authkey=seat.key) as connection:
@@ -245,6 +254,7 @@ def follow(seat: Seat) -> None:
         if seat.device == "cpu":
             cpu_kernels.library()  # building them takes seconds, for which the first pass would wait
         connection.send_bytes(pickle.dumps(None))
+        _meet(seat.device)
         try:
             Follower(decoder, exchange, connection, torch.device(seat.device)).follow()
         except EOFError:
