@@ -35,6 +35,7 @@ from gemma3_core.errors import (
     NonFiniteError,
     OutOfMemoryError,
     QueueFullError,
+    ReplicaLostError,
     SchemaError,
     StoppedError,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "PromptToken",
     "PromptView",
     "QueueFullError",
+    "ReplicaLostError",
     "Request",
     "RestsOn",
     "SamplingSettings",

@@ -14,6 +14,7 @@ import torch
 from gemma3_core.engine.api import Event, Request, TokenEvent
 from gemma3_core.engine.registry import ModelRegistry
 from gemma3_core.errors import CheckpointError, Gemma3Error, UnsupportedOptionError
+from gemma3_core.parallel.passes import PROCESS_LOST
 from gemma3_core.replicas.wire import LOOKS, Description, Failed, Found, Told, program_version
 
 Item = Event | Told | Found | Failed
@@ -41,6 +42,10 @@ class Replica:
         if threads is not None:
             torch.set_num_threads(threads)
         self._options, self._version = models, program_version()
+        if models.get("tensor_parallel", 1) > 1:
+            from gemma3_core.replicas.span import RayProcesses
+
+            models = {**models, "start": RayProcesses()}
         self._models = ModelRegistry.load(**models)
         self._stops: dict[str, threading.Event] = {}
 
@@ -110,6 +115,8 @@ class Replica:
     async def check_health(self) -> None:
         """Serve replaces a replica for which this fails, or does not end, three times in a row."""
         engine = self._models.first
+        if not engine.is_ready:
+            raise RuntimeError(PROCESS_LOST)
         device = engine.info.device.partition(":")[0]
         if engine.silent_s > STUCK_S.get(device, STUCK_ELSEWHERE_S):
             raise RuntimeError(f"the device has not ended a pass for {engine.silent_s:.0f} s")
