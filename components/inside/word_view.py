@@ -38,7 +38,7 @@ def anyway_html(report: WordReport, choices: Sequence[TokenChoice]) -> str:
     if changed_nothing(report, choices):
         said += f"</p><p><b>{_NOTHING}</b>"
     elif report.picture_hardly_mattered:
-        said += f"</p><p><b>The picture hardly mattered for “{word}”: the model would have said so anyway.</b>"
+        said += f"</p><p><b>The picture hardly mattered for “{word}”: it is as likely without it.</b>"
     return f'<h3>Would it have said so anyway?</h3><div class="anyway"><p>{said}</p></div>'
 
 
