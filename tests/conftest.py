@@ -13,11 +13,10 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: each process has a core, and its apps too
+    gc.disable()  # until all is imported
 # Some forty processes import gradio and torch; where bytecode is not kept, or is out of date, each compiles them anew.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
-
-gc.disable()  # until all is imported
 
 import pytest
 import torch

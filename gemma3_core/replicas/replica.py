@@ -175,7 +175,7 @@ class Replica:
                         return
                     batch.append(item)
                 yield batch
-                if isinstance(batch[-1], TokenEvent):
+                if batch and isinstance(batch[-1], TokenEvent):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(PACE_S):
                             await ended.wait()

@@ -116,3 +116,14 @@ def test_the_first_token_and_the_end_go_out_at_once_and_tokens_between_them_toge
     assert [item for batch in found for item in batch][1:] == tokens
     assert last == tokens[1:]
     assert max(after - before for before, after in pairwise(pauses)) < 15
+
+
+def test_tokens_that_arrive_while_others_go_out_are_neither_lost_nor_waited_for(replica, monkeypatch):
+    monkeypatch.setattr("gemma3_core.replicas.replica.PACE_S", 0.0)
+    tokens = [TokenEvent(str(number)) for number in range(20_000)]
+
+    def work(emit, _stop):
+        for token in tokens:
+            emit(token)
+
+    assert asyncio.run(_read(replica._batches(program_version(), "key", work))) == tokens
