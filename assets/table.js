@@ -231,6 +231,7 @@
     find(".count").textContent = `${done} of ${numbered(count, "picture")}`;
     go.hidden = running || !(done < count || failed);
     go.textContent = done < count ? "Go on" : "Ask the failed ones again";
+    go.classList.toggle("primary", done < count);
     find("[data-table=stop]").hidden = !running;
     for (const act of ["sort", "csv"]) find(`[data-table=${act}]`).disabled = !done;
     find("[data-table=new]").disabled = running;

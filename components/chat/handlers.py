@@ -405,7 +405,7 @@ def request_for(
     models: ModelRegistry, question: Turn, conversation: Conversation, choices: Choices, window: str
 ) -> Request:
     """The engine's request for the question, with the visitor's settings. Raises Gemma3Error for impossible ones."""
-    shown, info = models.info(choices.shown), models.info(choices.model)  # whose defaults they started with; who answers
+    shown, info = models.info(choices.shown), models.info(choices.model)
     request = Request(
         turns=conversation.turns(question),
         system_prompt=choices.system_prompt or "",

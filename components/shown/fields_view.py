@@ -23,11 +23,11 @@ def fields_html(values: Sequence[FieldValue], answer: str, number: int) -> str:
 
 
 def _row(value: FieldValue, number: int) -> str:
-    unsure = " unsure" if value.probability < UNSURE else ""
+    unsure, text = " unsure" if value.probability < UNSURE else "", escape(told(value.value))
     return (
         f'<tr><th scope="row">{escape(value.name)}</th>'
         f'<td><button type="button" data-act="inside-open" data-number="{number}" data-token="{value.tokens.start}" '
-        f'aria-label="Where the model looked for {escape(value.name)}: {escape(told(value.value))}">{escape(told(value.value))}'
+        f'aria-label="Where the model looked for {escape(value.name)}: {text}">{text}'
         f'</button></td><td class="sure{unsure}"><span class="bar" style="width:{100 * value.probability:.1f}%"></span>'
         f"</td><td>{percent(value.probability)}</td></tr>"
     )

@@ -13,7 +13,8 @@ def table_form(most: int, forgetful: bool) -> str:
 <div class="form">
 <p class="row"><button type="button" data-table="folder">Choose a folder</button>
 <button type="button" data-table="pictures">Choose pictures</button> <span class="chosen"></span></p>
-<textarea rows="2" aria-label="The question about each picture" placeholder="What color is the star?"></textarea>
+<textarea rows="2" aria-label="The question about each picture"
+placeholder="Is there a person in the picture?"></textarea>
 <p class="row"><button type="button" class="primary" data-table="begin">Ask</button>
 <button type="button" data-table="fields">Answer as JSON</button> <span class="fields"></span></p>
 </div>
