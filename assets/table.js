@@ -108,6 +108,7 @@
   const isStage = (said) => "stage" in said || "text" in said;
 
   async function begin() {
+    if (heard) return; // asked twice
     const question = find("textarea").value.trim(), names = table.rows.map(({ name }) => name);
     const said = await asks("#begin-table", { question, names });
     if (!said.header) return say(said.refused ?? said.halt, true);
@@ -132,8 +133,10 @@
     let halt = "";
     for (const row of asked) {
       row.halt = "";
-      const { turn: _, ...said } = await answered(row).catch((error) => ({ halt: AWAY, error }));
-      if (said.error && !(said.error instanceof TypeError)) throw said.error;
+      const { turn: _, ...said } = await answered(row).catch((error) => {
+        console.error(error);
+        return { halt: error instanceof TypeError ? AWAY : LOST };
+      });
       row.doing = "";
       if (said.halt || said.stopped) row.halt = halt = said.halt ?? "";
       else Object.assign(row, said, { done: true });
@@ -144,10 +147,11 @@
       tell();
       if (stopping) break;
     }
+    const stop = find("[data-table=stop]"), hadFocus = document.activeElement === stop;
     running = false;
     tell();
     say(halt || summary(), Boolean(halt));
-    if (!document.activeElement.checkVisibility()) find("[data-table=go], [data-table=csv]")?.focus();
+    if (hadFocus) find("[data-table=go]:not([hidden]), [data-table=sort]").focus();
   }
   // The picture is sent just before it is asked about, unless the server still has it.
   async function answered(row) {
@@ -156,7 +160,8 @@
     try {
       if (!row.path || !(await ask.isThere(row.path))) row.path = await ask.upload(await ask.smaller(row.file), row.file.name);
     } catch (error) {
-      if (![413, 415].includes(error.status)) return error.status ? { halt: error.message } : Promise.reject(error);
+      if (!error.status) throw error;
+      if (![413, 415].includes(error.status)) return { halt: error.message };
       const cells = row.cells.with(table.header.indexOf("error"), error.message);
       return { cells, told: [], sure: {}, failed: error.message };
     }
