@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
 
+gc.disable()  # until all is imported
+
 import pytest
 import torch
 from checkpoints import write_chat_checkpoint
@@ -29,13 +31,13 @@ from tokenizers.processors import TemplateProcessing
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three processes for two cores, since much of the time is waiting.
+    """Four processes for two cores, since much of the time is waiting.
 
     None beside this one for a single file, or on the GPU, whose memory they would share.
     """
     files = {Path(argument.partition("::")[0]) for argument in config.args}
     single = len(files) == 1 and files.pop().suffix == ".py"
-    return 0 if single or "gpu" in (config.option.markexpr or "") else 3
+    return 0 if single or "gpu" in (config.option.markexpr or "") else 4
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -57,8 +59,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item not in marked]
 
 
+def pytest_unconfigure() -> None:
+    """Extensions in C++ report what is still frozen at the end as leaks."""
+    gc.unfreeze()
+
+
 def pytest_collection_finish() -> None:
     """What torch, transformers and Gradio are made of stays to the end: no collection need look through it again."""
+    gc.enable()
     gc.freeze()
 
 

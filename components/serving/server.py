@@ -221,6 +221,18 @@ class Page(gr.Blocks):
             data[index] = messages
         return data
 
+    def handle_streaming_diffs(self, block_fn: Any, data: list[Any], *args: Any, **options: Any) -> list[Any]:
+        """As in gr.Blocks, but an update of properties that follows another one is sent whole.
+
+        With a difference, Gradio's page would change the one before in place, even where it has not been drawn yet.
+        """
+        whole = list(data)
+        sent: list[Any] = super().handle_streaming_diffs(block_fn, data, *args, **options)
+        for place, (update, edits) in enumerate(zip(whole, sent, strict=True)):
+            if isinstance(update, dict) and "__type__" in update and isinstance(edits, list) and edits:
+                sent[place] = [["replace", [], update]]
+        return sent
+
     async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
         """The inputs, with a file for each picture given by an address or a data URL. Raises Gemma3Error."""
         used: list[str] = []
