@@ -147,6 +147,7 @@
       share.querySelector("summary").focus();
     } else if (insideIsOpen()) closeInside();
     else if (find("#changing [data-act=keep]")) find("#keep").click();
+    else if (ask.table.isOpen()) ask.table.close();
     else if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
   }
   function closeInside() {
@@ -178,6 +179,7 @@
   large.innerHTML = '<button type="button" aria-label="Close the picture">Close</button><img>';
   large.addEventListener("click", () => large.close());
   document.body.append(large);
+  ask.enlarge = enlarge;
   function enlarge(picture, name) {
     large.setAttribute("aria-label", name);
     Object.assign(large.querySelector("img"), { src: picture.src, alt: name });
@@ -215,8 +217,8 @@
       if (text !== said.textContent) said.textContent = text;
     }
   };
-  for (const part of ["#chat", "#inside"])
-    new MutationObserver(tellTimes).observe(find(part), { childList: true, subtree: true });
+  for (const part of document.querySelectorAll("#chat, #inside, #table"))
+    new MutationObserver(tellTimes).observe(part, { childList: true, subtree: true });
 
   new MutationObserver(ask.showCost).observe(find("#picker"), { childList: true, subtree: true });
 

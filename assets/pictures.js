@@ -40,6 +40,7 @@
     if (event.target.closest?.("#composer")) return intercept(event, data);
     if (ask.embedded || !data?.files.length) return;
     event.preventDefault();
+    if (ask.table.isOpen()) return void ask.table.choose([...data.files]);
     ask.attach([...data.files]).then(() => ask.toComposer());
   }
   document.addEventListener("dragover", (event) => {
@@ -51,7 +52,7 @@
   async function take(files) {
     const isDocument = (file) => ENDING.test(file.name) || KIND.test(file.type);
     const pictures = files.filter((file) => !isDocument(file));
-    if (pictures.length) ask.attach(await Promise.all(pictures.map(smaller)));
+    if (pictures.length) ask.attach(await Promise.all(pictures.map((file) => smaller(file))));
     waiting.push(...files.filter(isDocument));
     next();
   }
@@ -79,7 +80,8 @@
     const smaller = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
     return scale < 1 && crops(...smaller) === count ? smaller : [width, height];
   };
-  async function smaller(file) {
+  ask.smaller = (file) => smaller(file, () => {});
+  async function smaller(file, tell = say) {
     ready.add(file);
     if (!isLarge(file)) return file;
     const picture = await createImageBitmap(file).catch(() => null); // the server says what is wrong with it
@@ -96,7 +98,7 @@
     const less = new File([blob], file.name, { type: blob.type });
     ready.add(less);
     const size = (pixels) => pixels.map((side) => side.toLocaleString("en")).join(" × ");
-    say(`${file.name} is sent at ${size(after)} instead of ${size(before)} pixels: the model sees hardly any difference.`);
+    tell(`${file.name} is sent at ${size(after)} instead of ${size(before)} pixels: the model sees hardly any difference.`);
     return less;
   }
 
@@ -181,6 +183,7 @@
       numbers().value = ranges(pages);
       showCost();
     } else if (button?.dataset.from === "camera") openCamera();
+    else if (button?.dataset.from === "table") ask.table.open();
     else if (button?.dataset.pick === "take") {
       busy = true;
       say("Taking the pictures …");

@@ -46,7 +46,8 @@ _MAX_UNREAD = 400
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
 """Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
-_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js", "pictures.js", "fields.js")
+_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js", "pictures.js", "fields.js",
+            "table.js")  # fmt: skip
 """Run as the page loads, in this order; page.js runs once it stands."""
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")

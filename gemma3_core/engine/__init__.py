@@ -25,6 +25,7 @@ from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fie
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
 from gemma3_core.engine.outside import OutsideEngine
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
+from gemma3_core.engine.rows import SURE, Row, cell, cells_of, columns_of, row_of
 from gemma3_core.engine.usage import Usage, usage_of
 from gemma3_core.engine.why import HARDLY, WordReport
 from gemma3_core.engine.zero_gpu import Lend
@@ -32,6 +33,7 @@ from gemma3_core.errors import (
     CheckpointError,
     ContextLengthError,
     Gemma3Error,
+    ImageError,
     NonFiniteError,
     OutOfMemoryError,
     QueueFullError,
@@ -64,6 +66,7 @@ __all__ = [
     "MAX_CROPS",
     "MAX_TAKEN",
     "PUBLISHED",
+    "SURE",
     "UNGATED",
     "UNGATED_NAME",
     "AdapterFacts",
@@ -83,6 +86,7 @@ __all__ = [
     "FoundModel",
     "Gemma3Error",
     "HeadLook",
+    "ImageError",
     "Int4Choice",
     "LayerMask",
     "LayerSaid",
@@ -105,6 +109,7 @@ __all__ = [
     "ReplicaLostError",
     "Request",
     "RestsOn",
+    "Row",
     "SamplingSettings",
     "SchemaError",
     "StageEvent",
@@ -119,8 +124,11 @@ __all__ = [
     "Usage",
     "WordReport",
     "ask_in_fields",
+    "cell",
+    "cells_of",
     "check_document",
     "check_picture",
+    "columns_of",
     "enough_pixels",
     "fetch_image",
     "find_models",
@@ -129,6 +137,7 @@ __all__ = [
     "open_document",
     "read_data_url",
     "read_fields",
+    "row_of",
     "schema_of",
     "size_of",
     "take_frames",
