@@ -3,11 +3,15 @@
     python -m training.train --out runs/demo --crowds 0.25 --dense-minutes 30 --decoder-minutes 20 --minutes 60
     python -m training.train --out runs/more --resume runs/demo/last --minutes 60
     python -m training.train --out runs/signs --resume runs/demo/last --signs 0.3 --two-lines 0.1 --minutes 60
+    python -m training.train --out runs/closer --resume runs/signs/last --closer 0.5 --frozen-layers 6 --charts 0.3 \\
+        --decoder-minutes 90 --minutes 0
     python -m training.train --out runs/gpu --resume runs/signs/last --batch 256 --workers 15 --int4 0.4 --minutes 20
 
 It computes in float32 on a CPU and in bfloat16 on CUDA. `--workers` processes draw the pictures: on a GPU, use one
 fewer than the machine has cores. Every few minutes it writes a checkpoint of the averaged weights, in the Hub's layout,
-to OUT/last. `--resume` loads a checkpoint's weights and tokenizer, and starts with a fresh optimiser.
+to OUT/last. `--resume` loads a checkpoint's weights and tokenizer, and starts with a fresh optimiser. `--closer` is for
+the stages with answers. `--frozen-layers` shortens the steps of the decoder's stage, which then keeps all tokens of its
+conversations in memory, 512 bytes each.
 """
 
 import argparse

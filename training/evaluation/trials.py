@@ -96,7 +96,7 @@ class Examinee:
             padding=True,
             padding_side="left",
             do_pan_and_scan=pan_and_scan,
-            **({"crops": ["auto"] * shown} if self.closer and shown else {}),
+            crops=["auto"] * shown if self.closer else None,
         ).to(self._model.device, self._model.dtype)
         tiles = inputs.pop("pixel_values", None)
         soft_tokens = None if tiles is None else self._soft_tokens(tiles)

@@ -248,18 +248,19 @@ class ConversationWriter:
 
         Crops have labels only in worlds that are read in crops, if they are pan & scan's.
         """
-        boxes, made_of_crops = [], isinstance(world, ReadInCrops) and not mix.closer
+        in_crops = world if isinstance(world, ReadInCrops) and not mix.closer else None
+        boxes: list[Box] = []
         if crops:
             boxes = _closer(world, depiction, rng) if mix.closer else pan_and_scan_boxes(*world.size(depiction))
-        drawn_squeezed = not boxes or made_of_crops
+        drawn_squeezed = not boxes or in_crops is not None
         labels = [world.labels(depiction)]
-        if made_of_crops:
-            labels += [world.crop_labels(depiction, box) for box in boxes]
+        if in_crops is not None:
+            labels += [in_crops.crop_labels(depiction, box) for box in boxes]
         labels += [unlabelled()] * (1 + len(boxes) - len(labels))
         if drawn_squeezed and rng.random() >= mix.true_size:
             seen = [world.as_seen(depiction, rng, IMAGE_SIZE)]
-            if boxes:
-                seen += world.crops_as_seen(depiction, boxes, rng, IMAGE_SIZE)
+            if boxes and in_crops is not None:
+                seen += in_crops.crops_as_seen(depiction, boxes, rng, IMAGE_SIZE)
             return [_channels_first(square) for square in seen], labels
         picture = world.draw(depiction, rng)
         squares = [_square(picture)]
