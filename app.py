@@ -156,6 +156,7 @@ OPTIONS = (
     Option("max_replicas", read_count, "at most so many, where their number follows the questions"),
     Option("ray", read_text, "the address of a Ray cluster whose machines answer, or auto", metavar="ADDRESS"),
     Option("print_config", one_of(CONFIGS), "print the replicas as a file for `serve deploy` or KubeRay, and end"),
+    Option("tensor_parallel", read_count, "how many GPUs share the model's layers, a process each", metavar="GPUS"),
     Option("int4", read_switch, "answer with int4 weights: less memory, a little less exact", default=False),
     Option("device", one_of(DEVICES), f"{', '.join(DEVICES)} (default: auto)", default="auto"),
     Option("dtype", one_of(DTYPES), f"{', '.join(DTYPES)} (default: auto)", default="auto"),
@@ -260,6 +261,8 @@ def replica_options(settings: argparse.Namespace) -> Any:
     for name, value in (("model", settings.model), ("mmproj", settings.mmproj)):
         models[name] = None if value is None else source(value)
     models |= {"also": [*map(source, settings.also)], "adapters": [*map(source, settings.adapter)]}
+    if settings.tensor_parallel:
+        models["tensor_parallel"] = settings.tensor_parallel
     numbers = (settings.replicas, settings.min_replicas, settings.max_replicas)
     return ReplicaOptions(models, *numbers, settings.ray)
 
@@ -288,7 +291,10 @@ def build(settings: argparse.Namespace) -> "Page":
     else:
         options = (settings.device, settings.dtype, settings.int4, settings.keep, lend, settings.at_once)
         adapters = (settings.adapter, settings.merge_adapter)
-        models = ModelRegistry.load(settings.model, settings.also, *options, settings.mmproj, *adapters)
+        shared = settings.tensor_parallel or 1
+        models = ModelRegistry.load(
+            settings.model, settings.also, *options, settings.mmproj, *adapters, tensor_parallel=shared
+        )
     return build_page(
         models,
         forgetful=settings.forgetful,
@@ -303,7 +309,7 @@ def _outside(settings: argparse.Namespace) -> Any:
     """The models of a page whose answers come from another server; --model is for Inside."""
     from gemma3_core.engine import Engine, Gemma3Error, ModelRegistry, OutsideEngine
 
-    of_here = ("adapter", "also", "find", "int4", "look_in")
+    of_here = ("adapter", "also", "find", "int4", "look_in", "tensor_parallel")
     if given := [f"--{name.replace('_', '-')}" for name in of_here if getattr(settings, name)]:
         raise Gemma3Error(f"--openai asks another server, and {given[0]} is for models on this machine. Leave one out.")
     local = None
@@ -323,7 +329,6 @@ def _machine(settings: argparse.Namespace) -> Any:
 def _operation(settings: argparse.Namespace) -> Any:
     """How much visitors may ask, and who watches. Raises Gemma3Error where a package is missing."""
     from components.serving.desk import Operation
-    from components.serving.ledger import MemoryLedger
     from components.serving.limits import LogLimit
     from components.watch.logs import MOST_QUESTIONS, QuestionLog
     from components.watch.metrics import Metrics
@@ -333,13 +338,22 @@ def _operation(settings: argparse.Namespace) -> Any:
     if settings.trace_to:
         watchers.append(Spans(settings.trace_to))
     return Operation(
-        ledger=MemoryLedger(allowances(settings, os.environ)),
+        ledger=_ledger(settings),
         knows_addresses=bool(settings.trusted_proxy) or not _comes_through_tunnel(settings, os.environ),
         watchers=watchers,
         metrics=Metrics() if settings.metrics or settings.metrics_token else None,
         metrics_token=settings.metrics_token or "",
         behind_proxy=bool(settings.trusted_proxy) or "SPACE_ID" in os.environ,
     )
+
+
+def _ledger(settings: argparse.Namespace) -> Any:
+    """Where visitors' questions are counted: in one place for all pages of a cluster, or here."""
+    from components.serving.ledger import MemoryLedger
+    from components.serving.shared_ledger import SharedLedger
+
+    allowed = allowances(settings, os.environ)
+    return SharedLedger(allowed) if settings.ray and allowed else MemoryLedger(allowed)
 
 
 def _comes_through_tunnel(settings: argparse.Namespace, environment: Mapping[str, str]) -> bool:
@@ -409,7 +423,7 @@ def main() -> None:
         # uvicorn reads it when the server starts, and takes visitors' addresses from these proxies' headers.
         os.environ["FORWARDED_ALLOW_IPS"] = ",".join(settings.trusted_proxy)
     here_only = listens_here_only(settings, os.environ) and not has_replicas(settings)
-    if settings.model is None and here_only and not settings.openai:
+    if settings.model is None and here_only and not (settings.openai or settings.tensor_parallel):
         # Asking these models starts a download. On a public page a stranger could do that.
         settings.also = (*settings.also, UNGATED, PUBLISHED)
     # Whoever started the program is the only one to come: no login for others, no other site's frame around the page.

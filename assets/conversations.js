@@ -1,31 +1,13 @@
 // Keeps conversations in the visitor's own browser (IndexedDB), lists them in the sidebar, and brings them back.
 (() => {
-  const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3, ARMED_MS = 4000;
+  const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3;
   const DOCUMENT = "conversation.json";
   const FOREIGN = "This is no saved conversation: save one with “Save the conversation” in the Share menu.";
   const OFF = "This browser keeps no conversations for this page: its storage is switched off or full.";
   const { kept } = ask;
   if (ask.embedded) return;
 
-  let opening = null;
-  const database = () => opening ??= new Promise((resolve, reject) => {
-    const request = indexedDB.open("conversations", 1);
-    request.onupgradeneeded = () => {
-      request.result.createObjectStore("conversations", { keyPath: "id" });
-      request.result.createObjectStore("pictures", { keyPath: "digest" });
-    };
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
-  });
-  // Runs `work` on both stores in one transaction; returns the result of the request that it returns.
-  async function within(mode, work) {
-    const transaction = (await database()).transaction(["conversations", "pictures"], mode);
-    return new Promise((resolve, reject) => {
-      const request = work(transaction.objectStore("conversations"), transaction.objectStore("pictures"));
-      transaction.oncomplete = () => resolve(request?.result);
-      transaction.onabort = () => reject(transaction.error);
-    });
-  }
+  const within = ask.storage("conversations", { conversations: "id", pictures: "digest" });
   const all = async () => (await within("readonly", (conversations) => conversations.getAll()))
     .sort((one, other) => other.changed - one.changed);
   const stored = (digest) => within("readonly", (_, pictures) => pictures.get(digest));
@@ -41,8 +23,7 @@
   }
   // Where the server has a picture now; it is uploaded again if the server has forgotten it.
   async function here(path, name) {
-    const there = await fetch(ask.fileAt(path), { method: "HEAD", cache: "no-store" }); // not what the browser remembers
-    if (there.ok) return path;
+    if (await ask.isThere(path)) return path;
     const picture = await stored(digestOf(path));
     if (!picture) return "";
     return uploaded(picture.blob, name);
@@ -138,18 +119,6 @@
     made.dataset.conversation = act;
     return made;
   }
-  // The first click asks; a second one soon after it deletes.
-  function armed(pressed) {
-    if (pressed.dataset.armed) return true;
-    const { textContent: text, ariaLabel: label } = pressed;
-    Object.assign(pressed, { textContent: "Really delete?", ariaLabel: `Really: ${label || text}?` });
-    pressed.dataset.armed = "yes";
-    setTimeout(() => {
-      Object.assign(pressed, { textContent: text, ariaLabel: label });
-      delete pressed.dataset.armed;
-    }, ARMED_MS);
-    return false;
-  }
   async function remove(ids) {
     await within("readwrite", (conversations) => void ids.forEach((id) => conversations.delete(id)));
     await trim(false, 0);
@@ -186,7 +155,7 @@
     const act = pressed.dataset.conversation;
     if (act === "open") ask.conversations.open(row.dataset.id);
     else if (act === "rename") rename(row, row.querySelector("button").textContent);
-    else if (armed(pressed))
+    else if (ask.armed(pressed))
       keeping(async () => {
         await remove(act === "delete" ? [row.dataset.id] : (await all()).map(({ id }) => id));
         await draw();

@@ -10,6 +10,8 @@
     return element;
   };
 
+  ask.made = made;
+
   function row(name = "", kind = "text", choices = "") {
     const options = Object.entries(KINDS).map(([value, text]) => made("option", { value, textContent: text }));
     const line = made("li", {},
@@ -45,6 +47,7 @@
     // Draws the form again only where its text says something else, so that nobody loses what is being written. The fold
     // is made as it opens.
     async show(text) {
+      ask.table?.showFields();
       for (let frame = 0; frame < 60 && !find("ul"); frame++) await new Promise(requestAnimationFrame);
       const list = find("ul");
       if (!list || (list.children.length && ask.fields.text() === (text ?? ""))) return;

@@ -16,7 +16,7 @@
   const composer = () => document.querySelector("#composer textarea");
   const find = (selector) => document.querySelector(selector);
   const hasMouse = matchMedia("(pointer: fine)"); // elsewhere focus would call up the keyboard
-  const toComposer = () => hasMouse.matches && composer()?.focus();
+  const toComposer = (ask.toComposer = () => hasMouse.matches && composer()?.focus());
 
   // Settings are beside the chat where there is room. start.js has reserved it, so that nothing moves.
   const root = document.documentElement, settings = find("#settings"), toggle = find("#settings .toggle-button");
@@ -147,6 +147,7 @@
       share.querySelector("summary").focus();
     } else if (insideIsOpen()) closeInside();
     else if (find("#changing [data-act=keep]")) find("#keep").click();
+    else if (ask.table.isOpen()) ask.table.close();
     else if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
   }
   function closeInside() {
@@ -156,25 +157,6 @@
     opener ? opener.focus() : toComposer();
   }
 
-  // Pictures may be dropped or pasted anywhere; the composer itself takes its own.
-  const pictures = (data) => [...(data?.files ?? [])];
-  document.addEventListener("dragover", (event) => {
-    if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
-  });
-  document.addEventListener("drop", (event) => {
-    if (!pictures(event.dataTransfer).length || event.target.closest("#composer")) return;
-    event.preventDefault();
-    attach(pictures(event.dataTransfer));
-  });
-  document.addEventListener("paste", (event) => {
-    if (!pictures(event.clipboardData).length || event.target.closest?.("#composer")) return;
-    event.preventDefault();
-    attach(pictures(event.clipboardData));
-  });
-  function attach(files) {
-    ask.attach(files);
-    toComposer();
-  }
   // A browser reports a choice of files only if it differs from the last one, and Gradio does not reset that one.
   // Without this, the same picture could not be added to a second question.
   document.addEventListener("change", (event) => {
@@ -197,6 +179,7 @@
   large.innerHTML = '<button type="button" aria-label="Close the picture">Close</button><img>';
   large.addEventListener("click", () => large.close());
   document.body.append(large);
+  ask.enlarge = enlarge;
   function enlarge(picture, name) {
     large.setAttribute("aria-label", name);
     Object.assign(large.querySelector("img"), { src: picture.src, alt: name });
@@ -234,8 +217,8 @@
       if (text !== said.textContent) said.textContent = text;
     }
   };
-  for (const part of ["#chat", "#inside"])
-    new MutationObserver(tellTimes).observe(find(part), { childList: true, subtree: true });
+  for (const part of document.querySelectorAll("#chat, #inside, #table"))
+    new MutationObserver(tellTimes).observe(part, { childList: true, subtree: true });
 
   new MutationObserver(ask.showCost).observe(find("#picker"), { childList: true, subtree: true });
 

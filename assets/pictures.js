@@ -35,21 +35,29 @@
   document.addEventListener("change", (event) => {
     if (event.target.matches?.("#composer input[type=file]")) intercept(event, event.target);
   }, true);
-  document.addEventListener("drop", (event) => {
-    if (event.target.closest?.("#composer")) intercept(event, event.dataTransfer);
-  }, true);
-  document.addEventListener("paste", (event) => {
-    if (event.target.closest?.("#composer")) intercept(event, event.clipboardData);
-  }, true);
+  // They may be dropped or pasted anywhere on the page, also while it is being drawn.
+  function bring(event, data) {
+    if (event.target.closest?.("#composer")) return intercept(event, data);
+    if (ask.embedded || !data?.files.length) return;
+    event.preventDefault();
+    if (ask.table.isOpen()) return void ask.table.choose([...data.files]);
+    ask.attach([...data.files]).then(() => ask.toComposer());
+  }
+  document.addEventListener("dragover", (event) => {
+    if (!ask.embedded && event.dataTransfer?.types.includes("Files")) event.preventDefault();
+  });
+  document.addEventListener("drop", (event) => bring(event, event.dataTransfer), true);
+  document.addEventListener("paste", (event) => bring(event, event.clipboardData), true);
 
   async function take(files) {
     const isDocument = (file) => ENDING.test(file.name) || KIND.test(file.type);
     const pictures = files.filter((file) => !isDocument(file));
-    if (pictures.length) ask.attach(await Promise.all(pictures.map(smaller)));
+    if (pictures.length) ask.attach(await Promise.all(pictures.map((file) => smaller(file))));
     waiting.push(...files.filter(isDocument));
     next();
   }
-  ask.attach = (files) => {
+  ask.attach = async (files) => {
+    await ask.stands;
     const input = find("#composer input[type=file]"), chosen = new DataTransfer();
     for (const file of files) chosen.items.add(file);
     input.files = chosen.files;
@@ -72,7 +80,8 @@
     const smaller = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
     return scale < 1 && crops(...smaller) === count ? smaller : [width, height];
   };
-  async function smaller(file) {
+  ask.smaller = (file) => smaller(file, () => {});
+  async function smaller(file, tell = say) {
     ready.add(file);
     if (!isLarge(file)) return file;
     const picture = await createImageBitmap(file).catch(() => null); // the server says what is wrong with it
@@ -89,7 +98,7 @@
     const less = new File([blob], file.name, { type: blob.type });
     ready.add(less);
     const size = (pixels) => pixels.map((side) => side.toLocaleString("en")).join(" × ");
-    say(`${file.name} is sent at ${size(after)} instead of ${size(before)} pixels: the model sees hardly any difference.`);
+    tell(`${file.name} is sent at ${size(after)} instead of ${size(before)} pixels: the model sees hardly any difference.`);
     return less;
   }
 
@@ -100,6 +109,7 @@
     if (busy || !waiting.length || find("#picker .picker")) return;
     busy = true;
     const file = waiting.shift();
+    await ask.stands;
     try {
       if (file.size > MAX_DOCUMENT) throw new Error(`“${file.name}” is larger than 90 MB. Add a shorter part of it.`);
       say(`Reading ${file.name} …`);
@@ -173,6 +183,7 @@
       numbers().value = ranges(pages);
       showCost();
     } else if (button?.dataset.from === "camera") openCamera();
+    else if (button?.dataset.from === "table") ask.table.open();
     else if (button?.dataset.pick === "take") {
       busy = true;
       say("Taking the pictures …");

@@ -26,6 +26,7 @@
     },
   };
 
+  const ARMED_MS = 4000;
   let card = null, own = [];
   document.addEventListener("click", (event) => {
     const example = event.target.closest?.("#chat button.example");
@@ -51,6 +52,7 @@
     framed,
     embedded,
     scriptRan,
+    stands,
 
     // The settings that an example card brings, until the next new chat.
     useCard(cards, panAndScan, systemPrompt) {
@@ -125,12 +127,15 @@
       const { root, api_prefix: prefix } = gradio_config;
       return `${root}${prefix}/file=${path.split("/").map(encodeURIComponent).join("/")}`;
     },
+    async isThere(path) {
+      return (await fetch(ask.fileAt(path), { method: "HEAD", cache: "no-store" })).ok; // not what the browser remembers
+    },
     async upload(blob, name, more = "") {
       const form = new FormData(), { root, api_prefix: prefix } = gradio_config;
       form.append("files", blob, name);
       const id = Math.random().toString(36).slice(2);
       const answer = await fetch(`${root}${prefix}/upload?upload_id=${id}${more}`, { method: "POST", body: form });
-      if (!answer.ok) throw new Error(await answer.text());
+      if (!answer.ok) throw Object.assign(new Error(await answer.text()), { status: answer.status });
       return (await answer.json())[0];
     },
     download(name, type, content) {
@@ -139,6 +144,41 @@
       link.download = name;
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 60e3);
+    },
+
+    // A database of this browser: gives a function that runs `work` on its stores in one transaction, and returns the
+    // result of the request that `work` returns. `keys` are the stores' key paths.
+    storage(name, keys) {
+      let opening = null;
+      const stores = Object.keys(keys);
+      const database = () => opening ??= new Promise((resolve, reject) => {
+        const request = indexedDB.open(name, 1);
+        request.onupgradeneeded = () => {
+          for (const store of stores) request.result.createObjectStore(store, { keyPath: keys[store] });
+        };
+        request.onsuccess = () => resolve(request.result);
+        request.onerror = () => reject(request.error);
+      });
+      return async (mode, work) => {
+        const transaction = (await database()).transaction(stores, mode);
+        return new Promise((resolve, reject) => {
+          const request = work(...stores.map((store) => transaction.objectStore(store)));
+          transaction.oncomplete = () => resolve(request?.result);
+          transaction.onabort = () => reject(transaction.error);
+        });
+      };
+    },
+    // The first click on a button asks; a second one soon after it does what it says.
+    armed(pressed, asks = "Really delete?") {
+      if (pressed.dataset.armed) return true;
+      const { textContent: text, ariaLabel: label } = pressed;
+      Object.assign(pressed, { textContent: asks, ariaLabel: `Really: ${label || text}?` });
+      pressed.dataset.armed = "yes";
+      setTimeout(() => {
+        Object.assign(pressed, { textContent: text, ariaLabel: label });
+        delete pressed.dataset.armed;
+      }, ARMED_MS);
+      return false;
     },
 
     // The link to this page, or to a question with its settings. In the frame of a Space the page has another address.

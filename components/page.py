@@ -18,6 +18,7 @@ from components.chat.model_choice import ModelChoiceHandlers
 from components.chat.panel import badge, build_chat
 from components.chat.previews import Previews
 from components.chat.returning import Returning
+from components.chat.table import MOST_ROWS, TableRows
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, examples_for
 from components.inside.handlers import InsideHandlers
@@ -32,6 +33,7 @@ from components.shown.conversation_list import conversation_list
 from components.shown.image_strip import build_image_strip, build_token_count
 from components.shown.picker import build_picker
 from components.shown.share_menu import share_menu
+from components.shown.table_form import table_form
 from gemma3_core.engine import Engine, ModelRegistry
 
 TITLE, TEXT_TITLE = "Gemma 3 and pictures", "Gemma 3"
@@ -57,6 +59,7 @@ _CLOSER_JS = """(number, region, ...rest) => {
   return [Number(answer), drawn ?? "", ...rest];
 }"""
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
+_HOTTEST_JS = "(selected) => [selected, document.querySelector('#maps .maps')?.dataset.region ?? '']"
 _OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#token-count details')?.open)]"
 _FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
 
@@ -112,6 +115,7 @@ def build_page(
             composer = build_composer(info, attaches=info.multimodal or len(models.names) > 1 or machine is not None)
             if info.multimodal:
                 gr.HTML(SOURCES, elem_id="sources")
+                gr.HTML(table_form(MOST_ROWS, forgetful), elem_id="table")
             image_strip, token_count = build_image_strip(), build_token_count()
         inside = build_inside(info, models.names)
         chat_handlers = ChatHandlers(models, cards, page.uploads.caption, desk.on_page)
@@ -123,6 +127,10 @@ def build_page(
         _connect_fields(settings.fields)
         _connect_examples(cards, panels)
         _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
+        if info.multimodal:
+            rows = TableRows(models, page.uploads.__contains__, desk.on_page)
+            _connect_table(rows, settings)
+            page.unload(rows.leave)
         _connect_image_strip(chat_handlers.previews, panels, changes)
         _connect_token_count(chat_handlers.previews, panels, changes)
         inside_handlers = InsideHandlers(models, desk.on_page, desk.looking)
@@ -332,6 +340,19 @@ def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) ->
     )
 
 
+def _connect_table(rows: TableRows, settings: Settings) -> None:
+    """One question about many pictures: table.js clicks the hidden buttons, for each row once."""
+    asked, told = (gr.Textbox(visible="hidden") for _ in range(2))
+    begin, ask, stop = (gr.Button(act, elem_id=act, visible="hidden") for act in ("begin-table", "ask-row", "stop-row"))
+    common: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple", "api_visibility": "private"}
+    given: dict[str, Any] = {"inputs": [asked, *settings.inputs], "outputs": told, **common}
+    given["js"] = "(_, ...rest) => [ask.table.asked(), ...rest]"
+    told.change(None, told, js="(told) => { ask.table.hears(told); }", api_visibility="private")
+    for event in (begin.click(rows.begin, queue=False, **given), ask.click(rows.row, concurrency_limit=None, **given)):
+        event.then(None, told, js="(told) => { ask.table.hears(told, true); }", api_visibility="private")
+    stop.click(rows.stop, None, None, queue=False, **common)
+
+
 def _connect_image_strip(previews: Previews, panels: Panels, changes: Sequence[Any]) -> None:
     """Draws the strip when the composer's files, pan & scan or the model change, and after each answer."""
     composer, switch = panels.composer, panels.settings.pan_and_scan
@@ -406,14 +427,15 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.title, selected], **common)
     look.click(
         inside_handlers.look,
-        [number, *choice],
+        [number, *choice, inside.view],
         [inside.words, *looked, inside.effect, inside.hide, selected],
         js=_NUMBER_JS.format("look"),
         **waits,
     )
-    gr.on([inside.layer.input, inside.head.input], inside_handlers.look_again, choice, looked, **waits)
-    inside.hide.click(inside_handlers.hide, selected, inside.effect, **waits)
+    again = [inside.layer.input, inside.head.input, inside.view.input]
+    gr.on(again, inside_handlers.look_again, [*choice, inside.view], looked, **waits)
     region, hide_region = gr.Textbox(visible="hidden"), gr.Button("hide", elem_id="hide-region", visible="hidden")
+    inside.hide.click(inside_handlers.hide, [selected, region], inside.effect, js=_HOTTEST_JS, **waits)
     hide_region.click(inside_handlers.hide, [selected, region], inside.effect, js=_REGION_JS, **waits)
     inside.mask_tab.select(inside_handlers.mask, selected, inside.mask, **common)
     card, make = gr.Textbox(visible="hidden"), gr.Button("Card", elem_id="card", visible="hidden")

@@ -7,29 +7,31 @@ first. A picture that can't be read has a row that says why.
 
 import argparse
 import csv
-import math
 import os
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gemma3_core.engine import (
+    SURE,
     DoneEvent,
     Engine,
     Gemma3Error,
     Request,
+    Row,
     SamplingSettings,
     SchemaError,
     TokenEvent,
     Turn,
     ask_in_fields,
+    cell,
+    cells_of,
+    columns_of,
     read_fields,
-    values_of,
+    row_of,
 )
 from gemma3_core.engine.engine import AT_ONCE
 from gemma3_core.errors import UnsupportedOptionError
@@ -39,9 +41,6 @@ SUFFIXES = frozenset(
 )
 """Files of other names are no pictures."""
 SORTS = ("sureness", "name", "none")
-_SURE = " sureness"
-_DIGITS = 4
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -57,25 +56,7 @@ class Question:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the CSV file's columns. Raises SchemaError for fields that are called like others."""
-        names = [field.name for field in read_fields(self.fields)]
-        told = [column for name in names for column in (name, name + _SURE)] if names else ["answer"]
-        columns = ("picture", *told, "sureness", "error", "model", "question")
-        if twice := [column for column, count in Counter(columns).items() if count > 1]:
-            raise SchemaError(f"The table would have the column {twice[0]} twice. Give that field another name.")
-        return columns
-
-
-@dataclass(frozen=True)
-class Row:
-    """The answer about one picture; `told` are values by column, and `error` says why there is none.
-
-    `sureness`, 0 to 1, is the least sure field's, or the geometric mean over an answer's tokens; None without any.
-    """
-
-    picture: str
-    told: dict[str, Any]
-    sureness: float | None = None
-    error: str = ""
+        return columns_of(self.fields)
 
 
 def pictures_in(folder: Path) -> list[str]:
@@ -139,16 +120,7 @@ def _row(engine: Engine, folder: Path, picture: str, question: Question, stop: t
         raise
     except Gemma3Error as error:
         return Row(picture, {}, error=str(error))
-    if not fields:
-        if not choices:
-            return Row(picture, {"answer": text})
-        doubt = sum(math.log(max(choice.probability, 1e-9)) for choice in choices) / len(choices)
-        return Row(picture, {"answer": text}, math.exp(doubt))
-    values = values_of(text, choices)
-    told = {value.name: value.value for value in values} | {v.name + _SURE: v.probability for v in values}
-    if len(values) < len(fields):
-        return Row(picture, told, error="The answer was cut. Allow more tokens.")
-    return Row(picture, told, min(value.probability for value in values))
+    return row_of(picture, text, choices, question.fields)
 
 
 class Table:
@@ -156,29 +128,24 @@ class Table:
 
     def __init__(self, path: Path, question: Question, model: str):
         """Raises Gemma3Error if the file holds answers to another question, or by another model."""
-        self._path, self._columns = path, question.columns
-        self._constant = {"model": model, "question": _cell(question.text)}
+        self._path, self._columns, self._model, self._question = path, question.columns, model, question.text
         self._rows: dict[str, dict[str, str]] = {}
         if path.exists() and path.stat().st_size:
             self._read()
             self._write(list(self._rows.values()))  # without errors, and without half a row
 
-    @property
-    def done(self) -> frozenset[str]:
-        """The pictures that have an answer."""
-        return frozenset(self._rows)
+    def __contains__(self, picture: str) -> bool:
+        """Whether this picture has an answer."""
+        return cell(picture) in self._rows
 
     def add(self, row: Row) -> None:
-        told = {name: _cell(value) for name, value in row.told.items()}
-        sure = "" if row.sureness is None else _cell(row.sureness)
-        cells = {**dict.fromkeys(self._columns, ""), **told, "sureness": sure, "error": row.error, **self._constant}
-        self._rows[row.picture] = {**cells, "picture": row.picture}
+        cells = self._rows[cell(row.picture)] = cells_of(row, self._columns, self._model, self._question)
         is_new = not self._path.exists() or not self._path.stat().st_size
         with self._path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             if is_new:
                 writer.writeheader()
-            writer.writerow(self._rows[row.picture])
+            writer.writerow(cells)
 
     def sort(self, by: str) -> None:
         """Sorts the rows: those without an answer and the least sure ones first, or by the pictures' names."""
@@ -192,10 +159,11 @@ class Table:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != self._columns:
                 raise Gemma3Error(f"{self._path} has other columns. Name another file, or delete this one.")
+            constant = {"model": cell(self._model), "question": cell(self._question)}
             for row in reader:
                 if None in row or None in row.values():
                     continue  # half a row, written as the program was killed
-                if any(row[name] != value for name, value in self._constant.items()):
+                if any(row[name] != value for name, value in constant.items()):
                     raise Gemma3Error(
                         f"{self._path} holds answers to another question, or by another model. Name another file, or "
                         "delete this one."
@@ -210,16 +178,6 @@ class Table:
             writer.writeheader()
             writer.writerows(rows)
         os.replace(beside, self._path)
-
-
-def _cell(value: Any) -> str:
-    """A value as a cell; a text that a spreadsheet would compute gets an apostrophe before it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.{_DIGITS}f}".rstrip("0").rstrip(".")
-    text = str(value)
-    return f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -251,13 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         question.columns  # a wrong field is said before a model is loaded  # noqa: B018
         engine = Engine.load(asked.model, asked.device, asked.dtype, asked.int4, at_once=asked.at_once)
         table = Table(asked.csv, question, engine.info.name)
-        left = [picture for picture in pictures if picture not in table.done]
+        left = [picture for picture in pictures if picture not in table]
         if len(left) < len(pictures):
             print(f"{len(pictures) - len(left):,} of {len(pictures):,} pictures have an answer already.", flush=True)
         for number, row in enumerate(answers(engine, asked.folder, left, question, asked.at_once), 1):
             table.add(row)
             failed += bool(row.error)
-            told = ", ".join(f"{name} {_cell(value)}" for name, value in row.told.items() if not name.endswith(_SURE))
+            told = ", ".join(f"{name} {cell(value)}" for name, value in row.told.items() if not name.endswith(SURE))
             sure = "" if row.sureness is None else f" ({100 * row.sureness:.0f} %)"
             print(f"{number:,}/{len(left):,}  {row.picture}: {row.error or told + sure}", flush=True)
         if asked.sort != "none":

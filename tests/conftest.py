@@ -13,6 +13,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: each process has a core, and its apps too
+    gc.disable()  # until all is imported
 # Some forty processes import gradio and torch; where bytecode is not kept, or is out of date, each compiles them anew.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
@@ -29,13 +30,13 @@ from tokenizers.processors import TemplateProcessing
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three processes for two cores, since much of the time is waiting.
+    """Four processes for two cores, since much of the time is waiting.
 
     None beside this one for a single file, or on the GPU, whose memory they would share.
     """
     files = {Path(argument.partition("::")[0]) for argument in config.args}
     single = len(files) == 1 and files.pop().suffix == ".py"
-    return 0 if single or "gpu" in (config.option.markexpr or "") else 3
+    return 0 if single or "gpu" in (config.option.markexpr or "") else 4
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -57,8 +58,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item not in marked]
 
 
+def pytest_unconfigure() -> None:
+    """Extensions in C++ report what is still frozen at the end as leaks."""
+    gc.unfreeze()
+
+
 def pytest_collection_finish() -> None:
     """What torch, transformers and Gradio are made of stays to the end: no collection need look through it again."""
+    gc.enable()
     gc.freeze()
 
 

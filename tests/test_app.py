@@ -27,6 +27,7 @@ def test_defaults_are_the_demo_model_on_this_machine_only():
         "openai": None, "openai_model": None, "openai_key": None,
         **OPERATION,
         "replicas": None, "min_replicas": None, "max_replicas": None, "ray": None, "print_config": None,
+        "tensor_parallel": None,
     }  # fmt: skip
     assert vars(settings) == expected
 
@@ -60,7 +61,7 @@ def test_each_option_can_come_from_the_environment():
         "GEMMA_FIND": "1", "GEMMA_LOOK_IN": "a,b c",
         "GEMMA_OPENAI": "http://there", "GEMMA_OPENAI_MODEL": "m", "GEMMA_OPENAI_KEY": "secret",
         "GEMMA_REPLICAS": "2", "GEMMA_MIN_REPLICAS": "1", "GEMMA_MAX_REPLICAS": "4", "GEMMA_RAY": "auto",
-        "GEMMA_PRINT_CONFIG": "serve",
+        "GEMMA_PRINT_CONFIG": "serve", "GEMMA_TENSOR_PARALLEL": "2",
     }  # fmt: skip
     settings = app.parse([], environment)
     assert vars(settings) == {
@@ -73,6 +74,7 @@ def test_each_option_can_come_from_the_environment():
         "openai": "http://there", "openai_model": "m", "openai_key": "secret",
         **OPERATION,
         "replicas": 2, "min_replicas": 1, "max_replicas": 4, "ray": "auto", "print_config": "serve",
+        "tensor_parallel": 2,
     }  # fmt: skip
 
 
@@ -266,6 +268,8 @@ def test_what_the_engine_refuses_ends_in_one_line():
         ["--look-in", "/no/such/folder"],
         ["--openai", "http://127.0.0.1:9/v1", "--also", "a/b"],
         ["--openai", "http://127.0.0.1:9/v1", "--find"],
+        ["--tensor-parallel", "2", "--device", "cpu"],
+        ["--tensor-parallel", "2", "--replicas", "2", "--int4"],
         ["--openai-model", "m"],
         ["--openai-key", "secret-key"],
     ],

@@ -22,7 +22,7 @@ ROOMS = {
         "adapters int4 tokenizer",
         "generation processor_options",
         "processor models",
-        "inspection hf",
+        "hf inspection parallel",
         "verify engine",
         "ask replicas",
     ),

@@ -43,11 +43,11 @@ class Case:
         return np.asarray(drawn)
 
 
-def drawn_cases(world: str, count: int, seed: int = SEED) -> Iterator[Case]:
-    """`count` held-out pictures of a world, asked for the color of one object."""
+def drawn_cases(world: str, count: int, seed: int = SEED, split: str = "heldout") -> Iterator[Case]:
+    """`count` pictures of a world's split, "heldout" or "train", asked for the color of one object."""
     rng, number = random.Random(f"{seed} {world}"), 0
     while number < count:
-        depiction = WORLDS[world].imagine(rng, "heldout")
+        depiction = WORLDS[world].imagine(rng, split)
         asked = _asked(depiction, rng)
         if asked is not None:
             question, word, outline = asked

@@ -9,7 +9,10 @@ from gemma3_core.engine import ModelInfo, Turn
 
 # What pictures.js reads through the server before the composer gets it, as the file dialog filters it.
 DOCUMENTS = ("video", ".pdf", ".heic", ".heif", ".jp2", ".mkv")
-SOURCES = '<p><button type="button" data-from="camera">Take a photo</button></p>'
+SOURCES = (
+    '<p><button type="button" data-from="camera">Take a photo</button>'
+    '<button type="button" data-from="table">Ask about many pictures</button></p>'
+)
 # Long pasted text stays text, which Gradio would turn into a file. The engine reports text that is too long.
 _MAX_PASTED = 1_000_000
 

@@ -25,7 +25,6 @@ from gemma3_core.engine import (
     DoneEvent,
     Event,
     Gemma3Error,
-    ModelInfo,
     ModelRegistry,
     Request,
     StageEvent,
@@ -309,10 +308,7 @@ class ChatHandlers:
         draft = _Draft() if cut is None else _Draft([cut.answer], list(cut.choices))
         again = again or cut is not None
         try:
-            asked = _request(question, kept, choices, self._models.info(choices.shown), window)
-            info, fields = self._models.info(choices.model), choices.fields or ""
-            asked = replace(asked, continue_text=choices.continues(info))
-            asked = ask_in_fields(asked, read_fields(fields), named=info is None or not info.is_demo)
+            asked, fields = request_for(self._models, question, kept, choices, window), choices.fields or ""
             if cut is not None:
                 so_far, longest, fields = cut.answered.done.token_ids, asked.max_new_tokens, cut.fields
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
@@ -405,11 +401,12 @@ async def _drawn(answer: AsyncGenerator[Event], draft: _Draft) -> AsyncGenerator
                 yield draft.message()
 
 
-def _request(
-    question: Turn, conversation: Conversation, choices: Choices, shown: ModelInfo | None, window: str
+def request_for(
+    models: ModelRegistry, question: Turn, conversation: Conversation, choices: Choices, window: str
 ) -> Request:
-    """The engine's request for the question; `shown` is the model whose defaults the settings started with."""
-    return Request(
+    """The engine's request for the question, with the visitor's settings. Raises Gemma3Error for impossible ones."""
+    shown, info = models.info(choices.shown), models.info(choices.model)
+    request = Request(
         turns=conversation.turns(question),
         system_prompt=choices.system_prompt or "",
         pan_and_scan=bool(choices.pan_and_scan),
@@ -419,4 +416,6 @@ def _request(
         sampling=choices.own_sampling(shown),
         visitor=window,
         confidence=True,
+        continue_text=choices.continues(info),
     )
+    return ask_in_fields(request, read_fields(choices.fields or ""), named=info is None or not info.is_demo)

@@ -55,7 +55,7 @@ class Returning:
         without an answer, what the composer held, and the parameters of a link that this tab has not used yet.
         """
         window = request.session_hash or ""
-        kept = _object(left)
+        kept = object_of(left)
         session = kept.get("session")
         before = self._left_by(session) if isinstance(session, str) else None  # anyone may name a window "None"
         found = before if isinstance(before, Conversation) else Conversation()
@@ -66,7 +66,7 @@ class Returning:
         if returned.text == sent.text:  # stopped before its first word, as the window closed: it came back here as well
             returned = replace(returned, text="")
         held = joined(sent, joined(returned, draft))
-        link = _object(kept.get("link")) if held == NOTHING and not found.exchanges else {}
+        link = object_of(kept.get("link")) if held == NOTHING and not found.exchanges else {}
         if link:
             held = self._asked_by(link)
         conversation, models = Conversation(found.exchanges), list(self._models(request))
@@ -108,7 +108,7 @@ class Returning:
         return question_of(text if isinstance(text, str) else "", [str(path) for path in known if path is not None])
 
 
-def _object(value: Any) -> dict[str, Any]:
+def object_of(value: Any) -> dict[str, Any]:
     """A JSON object, or its text; an empty one for anything else, since browsers can send anything."""
     try:
         value = json.loads(value) if isinstance(value, str) else value

@@ -1,6 +1,6 @@
-"""Where the model looked, shown as light on the pictures, and the effect of hiding a region."""
+"""Where the model looked and what a word rests on, as light on the pictures; and the effect of hiding a region."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
@@ -8,11 +8,14 @@ from PIL import Image
 
 from components.shown.image_strip import picture_html
 from components.shown.token_view import percent
-from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePreview, TileMap
+from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePreview, TileMap, WordReport
+
+NO_PICTURES = '<p class="note">This conversation has no pictures: the model saw only the words of the prompt.</p>'
 
 _LONGEST = 640  # pixels of a picture's longer side
 _NIGHT = (16, 18, 24)
-_DARKEST = 0.86  # opacity of the dark layer where the model did not look
+_DARKEST = 0.86  # opacity of the dark layer where the map is 0
+_HINT = "Draw a box on a whole picture, or tap it, to hide that region."
 
 
 def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> str:
@@ -21,26 +24,68 @@ def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> st
     `previews` are the conversation's pictures, in order.
     """
     if not attention.tiles:
-        return '<p class="note">This conversation has no pictures: the model saw only the words of the prompt.</p>'
-    most = max(max(map(max, tile.grid)) for tile in attention.tiles)
-    figures = "".join(
-        _figure(tile, preview, most)
-        for number, preview in enumerate(previews)  # one at a time, because each holds its picture in memory
-        for tile in attention.tiles
-        if tile.tile.picture == number
-    )
+        return NO_PICTURES
+    captions = [f"{tile.tile.label}: {percent(tile.total)} of the attention" for tile in attention.tiles]
     share = "" if len(attention.tiles) == 1 else f"{percent(attention.on_pictures)} of the attention went to pictures. "
+    figures, _ = _lit(attention.tiles, previews, "Where the model looked on {}", captions)
+    return f'<div class="maps">{figures}</div>{_hints(share + _HINT)}'
+
+
+def rests_html(report: WordReport, previews: Iterable[PicturePreview]) -> str:
+    """HTML of what a word rests on, in the same light, with the estimated place of its object.
+
+    The hottest region stands in data-region, as page.js reports one, so that it is this one that is hidden.
+    """
+    if report.rests_on is None:
+        return NO_PICTURES
+    tiles, place = report.rests_on.tiles, report.place
+    marked = {} if place is None else {place.picture: place.box}
+    captions = [tile.tile.label for tile in tiles]
+    figures, sizes = _lit(tiles, previews, "What the answer rests on in {}", captions, marked)
+    word = escape(report.text.strip())
+    where = ""
+    if place is not None:
+        where = f'<p class="note">Where? The dashed box is an estimate of the place that “{word}” is about.</p>'
+    region = ""
+    if report.region is not None:
+        number, box = report.region
+        width, height = sizes[number]
+        shares = (box.left / width, box.top / height, box.right / width, box.bottom / height)
+        region = f' data-region="{number} {" ".join(f"{share:.5f}" for share in shares)}"'
+    return f'<div class="maps"{region}>{figures}</div>{where}{_hints(_HINT)}'
+
+
+def _lit(
+    tiles: Sequence[TileMap],
+    previews: Iterable[PicturePreview],
+    name: str,
+    captions: Sequence[str],
+    marked: dict[int, Box] | None = None,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Figures of all tiles, brightest at the largest of all values; and the pictures' sizes. `marked` has a box to draw
+    on a picture, by its number."""
+    most, figures, sizes = max(max(map(max, tile.grid)) for tile in tiles), "", []
+    for number, preview in enumerate(previews):  # one at a time, because each holds its picture in memory
+        sizes.append((preview.width, preview.height))
+        for tile, caption in zip(tiles, captions, strict=True):
+            if tile.tile.picture == number:
+                box = (marked or {}).get(number) if tile.tile.crop is None else None
+                mark = "" if box is None else _mark(preview, box, "place")
+                image = picture_html(spotlit(tile, preview, most), name.format(tile.tile.label), _LONGEST)
+                figures += _figure(tile, image + mark, caption)
+    return figures, sizes
+
+
+def _hints(text: str) -> str:
     return (
-        f'<div class="maps">{figures}</div>'
-        f'<p class="note">{share}Draw a box on a whole picture, or tap it, to hide that region.</p>'
+        f'<p class="note">{text}</p>'
         '<p class="sr-only" id="region-help">Arrow keys place and move a box, Shift with arrow keys sizes it, Enter '
         "hides it, Escape removes it.</p>"
     )
 
 
-def _figure(tile_map: TileMap, preview: PicturePreview, most: float) -> str:
+def _figure(tile_map: TileMap, image: str, caption: str) -> str:
     label = tile_map.tile.label
-    image = picture_html(spotlit(tile_map, preview, most), f"Where the model looked on {label}", _LONGEST)
     # On whole pictures page.js lets visitors draw a region, and reports it in shares of the picture's sides.
     drawable, controls = "", ""
     if tile_map.tile.crop is None:
@@ -52,8 +97,7 @@ def _figure(tile_map: TileMap, preview: PicturePreview, most: float) -> str:
             '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button> '
             '<button type="button" class="closer-box" hidden>Look closer at it</button>'
         )
-    caption = f"{escape(label)}: {percent(tile_map.total)} of the attention"
-    return f"<figure><div{drawable}>{image}</div><figcaption>{caption}</figcaption>{controls}</figure>"
+    return f"<figure><div{drawable}>{image}</div><figcaption>{escape(caption)}</figcaption>{controls}</figure>"
 
 
 def occlusion_html(report: OcclusionReport, preview: PicturePreview) -> str:
@@ -86,10 +130,10 @@ def spotlit(tile_map: TileMap, preview: PicturePreview, most: float) -> Image.Im
     return Image.composite(Image.new("RGB", part.size, _NIGHT), part, Image.fromarray((255 * night).astype(np.uint8)))
 
 
-def _mark(picture: PicturePreview, box: Box) -> str:
+def _mark(picture: PicturePreview, box: Box, kind: str = "box") -> str:
     style = (
         f"left:{100 * box.left / picture.width:.2f}%;top:{100 * box.top / picture.height:.2f}%;"
         f"width:{100 * (box.right - box.left) / picture.width:.2f}%;"
         f"height:{100 * (box.bottom - box.top) / picture.height:.2f}%"
     )
-    return f'<span class="box" style="{style}"></span>'
+    return f'<span class="{kind}" style="{style}"></span>'

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from components.chat.conversation import Exchange
 from components.examples import FOLDER as EXAMPLES
+from components.shown.token_view import word_at, word_of_content
 from gemma3_core.engine import DEMO_NAME, AdapterFacts, ModelInfo, Request, SamplingSettings, Turn
+
+INSIDE = "gemma3_core, looking inside"
 
 _ASK = SamplingSettings()
 _EARLIER = "# /ask takes one question, and this one had others before it: use one of the first two programs."
@@ -64,6 +67,8 @@ def scripts(exchange: Exchange, info: ModelInfo, where: Address) -> dict[str, st
         "gemma3_core": _own(request, sampling, int4, stats.dtype, info),
         "transformers": _transformers(request, sampling, int4, stats.dtype, info),
     }
+    if exchange.choices and not info.outside:
+        here[INSIDE] = here["gemma3_core"] + _inside(exchange)
     return {
         **({} if info.outside else here),  # another server's weights and precision are not known
         "gradio_client": _client(request, sampling, int4, where.client),
@@ -93,6 +98,29 @@ def _own(request: Request, sampling: SamplingSettings, int4: bool, dtype: str, i
         ")\n"
         "*_, done = engine.stream(request)\n"
         "print(done.text)\n"
+    )
+
+
+def _inside(exchange: Exchange) -> str:
+    """The lines that look at the answer's word of content, as Inside does."""
+    choices = list(exchange.choices)
+    number = word_of_content(choices, exchange.question.text)
+    word = list(word_at(choices, number or 0))
+    return (
+        "\n# Why the word of these tokens? (Counted from 0.)\n"
+        "from gemma3_core.engine import Answered\n\n"
+        f"word = {word}\n"
+        "answered = Answered(request, done)\n"
+        "looked = engine.attention(answered, word)\n"
+        'print("on the pictures:", round(looked.on_pictures, 3))\n'
+        "why = engine.why(answered, word)\n"
+        "if why.rests_on is not None:\n"
+        '    print("with and without pictures:", why.rests_on.seen, why.rests_on.unseen)\n'
+        '    print("estimated place:", why.place)\n'
+        "for layer in why.said:\n"
+        "    print(layer.layer, [one.text for one in layer.likeliest])\n"
+        "for head in why.heads[:3]:\n"
+        "    print(head)\n"
     )
 
 

@@ -18,18 +18,21 @@ from components.bridge import Ask, Call, Calls, Look, window_of
 from components.chat.composer import missing
 from components.chat.conversation import Conversation, Exchange
 from components.inside.answer_card import make_card
-from components.inside.attention_view import maps_html, occlusion_html
+from components.inside.attention_view import maps_html, occlusion_html, rests_html
 from components.inside.code_view import address, code_html
 from components.inside.compare import Setting, compared, replayed
 from components.inside.mask_view import mask_html
 from components.inside.panel import (
     CHOOSE_WORD,
     HIDING,
+    LOOKED,
     MEAN_HEADS,
     MEAN_LAYERS,
     OPENED,
+    RESTS,
     model_updates,
 )
+from components.inside.word_view import anyway_html, folds_html
 from components.shown.image_strip import strip_html
 from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
@@ -174,10 +177,16 @@ class InsideHandlers:
         return HIDING
 
     async def look(
-        self, number: float | None, selected: Selected | None, layer: str, head: int, request: gr.Request
+        self,
+        number: float | None,
+        selected: Selected | None,
+        layer: str,
+        head: int,
+        request: gr.Request,
+        view: str = LOOKED,
     ) -> AsyncGenerator[tuple[Any, ...], None]:
-        """Updates of words, maps, rest, effect, the button to hide and the selected exchange: where the model looked
-        for the word with the token `number`.
+        """Updates of words, maps, rest, effect, the button to hide and the selected exchange: the word with the token
+        `number` in this `view`, where the model looked or what the word rests on.
 
         Cancels what this window still waits for about another word.
         """
@@ -190,18 +199,18 @@ class InsideHandlers:
         chosen = replace(selected, token=word_at(choices, token, values).start)
         self._calls.give_up(window_of(request), _LOOK, _HIDE)
         yield answer_html(choices, token, values), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
-        async with aclosing(self._maps(chosen, layer, head, request)) as drawings:
+        async with aclosing(self._maps(chosen, layer, head, request, view)) as drawings:
             async for maps, rest in drawings:
                 yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
 
     async def look_again(
-        self, selected: Selected | None, layer: str, head: int, request: gr.Request
+        self, selected: Selected | None, layer: str, head: int, request: gr.Request, view: str = LOOKED
     ) -> AsyncGenerator[tuple[Any, Any], None]:
-        """Updates of the maps and the rest: the same word in another layer or head."""
+        """Updates of the maps and the rest: the same word in another layer, head or view."""
         if selected is None or selected.token is None:
             yield gr.skip(), gr.skip()
             return
-        async with aclosing(self._maps(selected, layer, head, request)) as drawings:
+        async with aclosing(self._maps(selected, layer, head, request, view)) as drawings:
             async for maps, rest in drawings:
                 yield maps, rest
 
@@ -312,15 +321,24 @@ class InsideHandlers:
         return code_html(exchange, info, address(getattr(request, "headers", {})))
 
     async def _maps(
-        self, selected: Selected, layer: str, head: int, request: gr.Request
+        self, selected: Selected, layer: str, head: int, request: gr.Request, view: str = LOOKED
     ) -> AsyncGenerator[tuple[Any, Any], None]:
-        """HTML of where the model looked for the word, and of the rest: the likeliest tokens, the prompt's words."""
+        """HTML of the word's map, and of the rest: the likeliest tokens, the prompt's words or the reasons."""
         answered, choices = selected.exchange.answered, list(selected.exchange.choices)
         assert selected.token is not None
         word = word_at(choices, selected.token, values_in(selected.exchange))
-        rest: list[str] = []
+        is_value = word in values_in(selected.exchange)  # where the model was least sure says most about it
+        least = min(word, key=lambda place: choices[place].probability) if is_value else word.start
+        rest = [alternatives_html(choices[least])]
 
-        def draw(engine: Engine, call: Call) -> str:
+        def draw_rests(engine: Engine, call: Call) -> str:
+            report = engine.why(answered, word, stop=call.stop, tell=call.tell)
+            # The probabilities of an answer that must fit a schema are among the allowed tokens alone.
+            known = choices if answered.request.json_schema is None else []
+            rest[:] = [anyway_html(report, known), *rest, folds_html(report)]
+            return rests_html(report, _previews(engine, answered))
+
+        def draw_looked(engine: Engine, call: Call) -> str:
             chosen_head = None if head == MEAN_HEADS else int(head)
             chosen_layer: Any = int(layer) if layer.isdecimal() else layer
             attention = engine.attention(answered, word, chosen_layer, chosen_head, stop=call.stop, tell=call.tell)
@@ -328,12 +346,10 @@ class InsideHandlers:
             rest.append(f"<h3>On the words of the prompt</h3>{prompt_html(engine.inspect(answered.request), weights)}")
             return maps_html(attention, _previews(engine, answered))
 
-        is_value = word in values_in(selected.exchange)  # where the model was least sure says most about it
-        least = min(word, key=lambda place: choices[place].probability) if is_value else word.start
-        alternatives = alternatives_html(choices[least])
+        draw = draw_rests if view == RESTS else draw_looked
         async with aclosing(self._called(request, _LOOK, selected.exchange, draw)) as drawings:
             async for html in drawings:
-                yield html, alternatives + "".join(rest) if isinstance(html, str) else gr.skip()
+                yield html, "".join(rest) if isinstance(html, str) else gr.skip()
 
     async def _called(
         self, request: gr.Request, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]

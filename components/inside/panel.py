@@ -10,14 +10,21 @@ from gemma3_core.engine import ModelInfo
 
 MEAN_HEADS = -1
 MEAN_LAYERS, _ROLLOUT = "global", "rollout"
+LOOKED, RESTS = "looked", "rests"
 OPENED = (
-    "title", "inputs", "words", "layer", "head", "maps", "hide", "effect", "rest", "mask",
+    "title", "inputs", "words", "view", "layer", "head", "maps", "hide", "effect", "rest", "mask",
     "compare_pan_and_scan", "compare_int4", "other", "comparison", "code",
 )  # fmt: skip
 """The fields of Inside that change when it opens for an answer."""
 
-HIDING = '<p class="note">Attention does not prove that a region mattered. Hide it to find out.</p>'
+HIDING = '<p class="note">Hide a region to find out whether it mattered.</p>'
 CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the model looked when it wrote it.</p>'
+_VIEWS = [("Where it looked", LOOKED), ("What the answer rests on", RESTS)]
+_EXPLAINED = (
+    '<p class="note looked">The model\'s attention when it wrote the word. It does not prove that a place mattered.</p>'
+    '<p class="note rests">Bright is what makes the word less likely when it is hidden. As measured, this is no more '
+    "faithful than attention.</p>"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Inside:
     """The heading. The panel is open while it has one (see style.css)."""
     inputs: gr.HTML
     words: gr.HTML
+    view: gr.Radio
     layer: gr.Dropdown
     head: gr.Dropdown
     maps: gr.HTML
@@ -72,9 +80,10 @@ def model_updates(info: ModelInfo | None, models: Sequence[str], word_chosen: bo
     """
     hide = gr.update(interactive=word_chosen)
     if info is None:
-        return {"layer": MEAN_LAYERS, "head": MEAN_HEADS, "hide": hide, "effect": HIDING}
+        return {"view": LOOKED, "layer": MEAN_LAYERS, "head": MEAN_HEADS, "hide": hide, "effect": HIDING}
     others = [name for name in models if name != info.name]
     return {
+        "view": LOOKED,
         "layer": gr.update(choices=_layers(info), value=MEAN_LAYERS),
         "head": gr.update(choices=_heads(info), value=MEAN_HEADS),
         "hide": hide | gr.update(visible=info.multimodal),
@@ -100,9 +109,11 @@ def _has_both_precisions(info: ModelInfo) -> bool:
 
 def _build_attention(
     info: ModelInfo,
-) -> tuple[gr.HTML, gr.Dropdown, gr.Dropdown, gr.HTML, gr.Button, gr.HTML, gr.HTML]:
-    """The words; the pictures, and beside them what hiding a region changes; the rest of the figures."""
+) -> tuple[gr.HTML, gr.Radio, gr.Dropdown, gr.Dropdown, gr.HTML, gr.Button, gr.HTML, gr.HTML]:
+    """The words; which map; the pictures, and beside them what hiding a region changes; the rest of the figures."""
     words = gr.HTML()
+    view = gr.Radio(_VIEWS, value=LOOKED, label="Map", show_label=False, container=False, elem_id="view")
+    gr.HTML(_EXPLAINED, elem_id="view-explained")
     with gr.Row(elem_id="looked"):
         maps = gr.HTML(CHOOSE_WORD, elem_id="maps")
         with gr.Column(elem_id="hiding", min_width=120):
@@ -110,10 +121,10 @@ def _build_attention(
                 "Hide the hottest region", elem_id="hide", size="sm", visible=info.multimodal, interactive=False
             )
             effect = gr.HTML(HIDING, visible=info.multimodal)
-    with gr.Accordion("Details", open=False):
+    with gr.Accordion("Details", open=False, elem_id="layer-and-head"):
         layer = gr.Dropdown(_layers(info), value=MEAN_LAYERS, label="Layer", filterable=False)
         head = gr.Dropdown(_heads(info), value=MEAN_HEADS, label="Head", filterable=False)
-    return words, layer, head, maps, hide, effect, gr.HTML()
+    return words, view, layer, head, maps, hide, effect, gr.HTML()
 
 
 def _build_compare(

@@ -22,6 +22,7 @@ from gemma3_core.engine import (
     OutOfMemoryError,
     PartialSampling,
     QueueFullError,
+    ReplicaLostError,
     Request,
     SchemaError,
     StoppedError,
@@ -85,6 +86,7 @@ class WrongError(Exception):
 _STATUS: dict[type[Gemma3Error], int] = {
     QueueFullError: 429,
     OutOfMemoryError: 503,
+    ReplicaLostError: 503,
     StoppedError: 503,
     NonFiniteError: 500,
     CheckpointError: 500,

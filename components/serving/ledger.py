@@ -31,6 +31,14 @@ class Allowance:
     period_s: float | None = None
     together: bool = False
 
+    @property
+    def counted(self) -> "Counted":
+        """What is counted for it, however much is allowed."""
+        return self.what, self.period_s, self.together
+
+
+Counted = tuple[What, float | None, bool]
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -69,7 +77,7 @@ class _Use:
 class _Account:
     """What a visitor has used; `streams` are the questions that are being answered, with when they began."""
 
-    uses: dict[int, _Use] = field(default_factory=dict)
+    uses: dict[Counted, _Use] = field(default_factory=dict)
     streams: dict[int, float] = field(default_factory=dict)
 
 
@@ -95,7 +103,8 @@ class MemoryLedger:
     ):
         self._allowances, self._now, self._most_visitors = tuple(allowances), now, most_visitors
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(time.time_ns())
+        """A ledger that was lost gave smaller ones, whose ends may still come."""
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._together = _Account()
         self._running: dict[int, _Asked] = {}
@@ -104,6 +113,11 @@ class MemoryLedger:
         """The visitors who are remembered."""
         return len(self._accounts)
 
+    def adopt(self, allowances: Sequence[Allowance]) -> None:
+        """Allows other amounts from now on; what visitors have used stays used."""
+        with self._lock:
+            self._allowances = tuple(allowances)
+
     def begin(self, visitor: str, questions: int, pictures: int) -> int | Refusal:
         now, asked = self._now(), _Asked(visitor, questions, pictures)
         with self._lock:
@@ -111,8 +125,8 @@ class MemoryLedger:
             accounts = self._accounts_of(visitor)
             refusals = [
                 refusal
-                for place, allowance in enumerate(self._allowances)
-                if (refusal := _refusal(place, allowance, accounts[allowance.together], asked, now)) is not None
+                for allowance in self._allowances
+                if (refusal := _refusal(allowance, accounts[allowance.together], asked, now)) is not None
             ]
             if refusals:  # the one that lasts longest
                 return max(refusals, key=_end)
@@ -144,11 +158,11 @@ class MemoryLedger:
         return {False: account, True: self._together}
 
     def _count(self, asked: _Asked, amounts: dict[str, int], now: float) -> None:
-        for place, allowance in enumerate(self._allowances):
+        for allowance in self._allowances:
             account = self._together if allowance.together else self._accounts.get(asked.visitor)
             amount = amounts.get(allowance.what, 0)
             if account is not None and amount:
-                use = _use(place, allowance, account, now)
+                use = _use(allowance, account, now)
                 use.used = max(0, use.used + amount)
 
     def _forget_lost_streams(self, now: float) -> None:
@@ -160,20 +174,20 @@ class MemoryLedger:
                 account.streams.pop(number, None)
 
 
-def _use(place: int, allowance: Allowance, account: _Account, now: float) -> _Use:
+def _use(allowance: Allowance, account: _Account, now: float) -> _Use:
     """What the account has used of an allowance in its period, which begins now if the last one is over."""
-    use = account.uses.get(place)
+    use = account.uses.get(allowance.counted)
     if use is None or (allowance.period_s is not None and now >= use.began + allowance.period_s):
-        use = account.uses[place] = _Use(now)
+        use = account.uses[allowance.counted] = _Use(now)
     return use
 
 
-def _refusal(place: int, allowance: Allowance, account: _Account, asked: _Asked, now: float) -> Refusal | None:
+def _refusal(allowance: Allowance, account: _Account, asked: _Asked, now: float) -> Refusal | None:
     wanted = asked.amount(allowance.what)
     if allowance.what == "streams":
         used, back_at = len(account.streams), None
     else:
-        use = _use(place, allowance, account, now)
+        use = _use(allowance, account, now)
         used, back_at = use.used, None if allowance.period_s is None else use.began + allowance.period_s
     return Refusal(allowance, used, back_at) if wanted and used + wanted > allowance.most else None
 

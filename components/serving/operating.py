@@ -10,7 +10,7 @@ from components.serving.callers import headers_of, is_from_here
 from components.serving.desk import DRAINING, FrontDesk, Operation
 
 ROUTES = ("/healthz", "/readyz", "/metrics")
-NO_REPLICA = "no replica answers"
+NOBODY = "no engine answers"
 NO_TOKEN = "Send the token of --metrics-token, as Authorization: Bearer TOKEN."
 
 
@@ -41,7 +41,7 @@ class Operating:
             return JSONResponse({"status": "alive"})
         if path == "/readyz":  # the server starts once a model is loaded
             desk = self._page.desk
-            said = "ready" if desk.is_ready else DRAINING if desk.is_draining else NO_REPLICA
+            said = "ready" if desk.is_ready else DRAINING if desk.is_draining else NOBODY
             return JSONResponse({"status": said}, 200 if desk.is_ready else 503)
         operation = self._page.operation
         if operation.metrics is None or not (operation.metrics_token or self._is_own(scope)):

@@ -46,7 +46,8 @@ _MAX_UNREAD = 400
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
 """Pictures given by address in one event, and those that are fetched at the same time for all visitors together."""
 SWEEP_S = 30.0
-_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js", "pictures.js", "fields.js")
+_SCRIPTS = ("start.js", "zip.js", "conversations.js", "regions.js", "masks.js", "pictures.js", "fields.js",
+            "table.js")  # fmt: skip
 """Run as the page loads, in this order; page.js runs once it stands."""
 _MAX_CONNECTIONS = 2 * MAX_REQUESTS
 _OUT_OF_RANGE = re.compile(r"Value -?[\d.]+ is (less|greater) than (minimum|maximum) value -?[\d.]+\.?")
@@ -219,6 +220,18 @@ class Page(gr.Blocks):
         for index, messages in chats.items():
             data[index] = messages
         return data
+
+    def handle_streaming_diffs(self, block_fn: Any, data: list[Any], *args: Any, **options: Any) -> list[Any]:
+        """As in gr.Blocks, but an update of properties that follows another one is sent whole.
+
+        With a difference, Gradio's page would change the one before in place, even where it has not been drawn yet.
+        """
+        whole = list(data)
+        sent: list[Any] = super().handle_streaming_diffs(block_fn, data, *args, **options)
+        for place, (update, edits) in enumerate(zip(whole, sent, strict=True)):
+            if isinstance(update, dict) and "__type__" in update and isinstance(edits, list) and edits:
+                sent[place] = [["replace", [], update]]
+        return sent
 
     async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
         """The inputs, with a file for each picture given by an address or a data URL. Raises Gemma3Error."""

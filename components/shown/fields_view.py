@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from components.shown.token_view import percent
 from gemma3_core.engine import FieldValue
@@ -22,18 +23,18 @@ def fields_html(values: Sequence[FieldValue], answer: str, number: int) -> str:
 
 
 def _row(value: FieldValue, number: int) -> str:
-    unsure = " unsure" if value.probability < UNSURE else ""
+    unsure, text = " unsure" if value.probability < UNSURE else "", escape(told(value.value))
     return (
         f'<tr><th scope="row">{escape(value.name)}</th>'
         f'<td><button type="button" data-act="inside-open" data-number="{number}" data-token="{value.tokens.start}" '
-        f'aria-label="Where the model looked for {escape(value.name)}: {escape(told(value))}">{escape(told(value))}'
+        f'aria-label="Where the model looked for {escape(value.name)}: {text}">{text}'
         f'</button></td><td class="sure{unsure}"><span class="bar" style="width:{100 * value.probability:.1f}%"></span>'
         f"</td><td>{percent(value.probability)}</td></tr>"
     )
 
 
-def told(value: FieldValue) -> str:
-    """A value as people read it."""
-    if isinstance(value.value, bool):
-        return "yes" if value.value else "no"
-    return value.value if isinstance(value.value, str) else json.dumps(value.value, ensure_ascii=False)
+def told(value: Any) -> str:
+    """A field's value as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -25,16 +25,19 @@ from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fie
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
 from gemma3_core.engine.outside import OutsideEngine
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
+from gemma3_core.engine.rows import SURE, Row, cell, cells_of, columns_of, row_of
 from gemma3_core.engine.usage import Usage, usage_of
-from gemma3_core.engine.why import WordReport
+from gemma3_core.engine.why import HARDLY, WordReport
 from gemma3_core.engine.zero_gpu import Lend
 from gemma3_core.errors import (
     CheckpointError,
     ContextLengthError,
     Gemma3Error,
+    ImageError,
     NonFiniteError,
     OutOfMemoryError,
     QueueFullError,
+    ReplicaLostError,
     SchemaError,
     StoppedError,
 )
@@ -51,6 +54,7 @@ from gemma3_core.inspection.confidence import Alternative, TokenChoice, TokenCho
 from gemma3_core.inspection.heat_maps import AttentionMap, TileMap
 from gemma3_core.inspection.layers import HeadLook, LayerSaid
 from gemma3_core.inspection.mask_view import LayerMask, MaskView
+from gemma3_core.inspection.place import Place
 from gemma3_core.inspection.prompt import PromptToken
 from gemma3_core.inspection.rests_on import RestsOn
 
@@ -58,9 +62,11 @@ __all__ = [
     "ANY_OBJECT",
     "DEMO_MODEL",
     "DEMO_NAME",
+    "HARDLY",
     "MAX_CROPS",
     "MAX_TAKEN",
     "PUBLISHED",
+    "SURE",
     "UNGATED",
     "UNGATED_NAME",
     "AdapterFacts",
@@ -80,6 +86,7 @@ __all__ = [
     "FoundModel",
     "Gemma3Error",
     "HeadLook",
+    "ImageError",
     "Int4Choice",
     "LayerMask",
     "LayerSaid",
@@ -95,11 +102,14 @@ __all__ = [
     "OutsideEngine",
     "PartialSampling",
     "PicturePreview",
+    "Place",
     "PromptToken",
     "PromptView",
     "QueueFullError",
+    "ReplicaLostError",
     "Request",
     "RestsOn",
+    "Row",
     "SamplingSettings",
     "SchemaError",
     "StageEvent",
@@ -114,8 +124,11 @@ __all__ = [
     "Usage",
     "WordReport",
     "ask_in_fields",
+    "cell",
+    "cells_of",
     "check_document",
     "check_picture",
+    "columns_of",
     "enough_pixels",
     "fetch_image",
     "find_models",
@@ -124,6 +137,7 @@ __all__ = [
     "open_document",
     "read_data_url",
     "read_fields",
+    "row_of",
     "schema_of",
     "size_of",
     "take_frames",

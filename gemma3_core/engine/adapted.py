@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from gemma3_core.adapters.files import StoredAdapter
 from gemma3_core.engine.precisions import ModelVariants
-from gemma3_core.int4.quantize import sharing_copy
+from gemma3_core.int4.quantize import count_weights, sharing_copy
 from gemma3_core.models.multimodal import Model
 
 
@@ -16,6 +16,8 @@ class AdaptedVariants:
     are the adapter's own tensors.
     """
 
+    lead = None
+
     def __init__(self, base: ModelVariants, adapter: StoredAdapter):
         """Raises CheckpointError if the adapter does not fit the base."""
         self._base, self._stored, self._lock = base, adapter, threading.Lock()
@@ -23,6 +25,7 @@ class AdaptedVariants:
         self.adapter = self.default.load_adapter(adapter)
         self._models: dict[bool, Model] = {base.default_int4: self.default}
         self.default_int4, self.obstacle, self.left = base.default_int4, base.obstacle, base.left
+        self.num_parameters = count_weights(self.default)
         self.full_bytes, self.int4_bytes = (
             num_bytes + self.adapter.num_bytes for num_bytes in (base.full_bytes, base.int4_bytes)
         )

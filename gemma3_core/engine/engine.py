@@ -46,7 +46,7 @@ from gemma3_core.engine.fair_queue import FairQueue, Ticket
 from gemma3_core.engine.own_thread import start_in_own_thread
 from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import HeldTiles, PictureReader
-from gemma3_core.engine.precisions import ModelVariants, quantization_name
+from gemma3_core.engine.precisions import ONLY_PLAIN, ModelVariants, quantization_name
 from gemma3_core.engine.prefix_cache import cache_budget
 from gemma3_core.engine.prompts import (
     Prompt,
@@ -78,11 +78,12 @@ from gemma3_core.inspection.attention import Check
 from gemma3_core.inspection.confidence import vocabulary_fingerprint
 from gemma3_core.inspection.heat_maps import AttentionMap, LayerChoice
 from gemma3_core.inspection.mask_view import MaskView
-from gemma3_core.int4.quantize import DEFAULT_GROUP_SIZE, TorchAoConfig, count_weights
+from gemma3_core.int4.quantize import DEFAULT_GROUP_SIZE, TorchAoConfig
 from gemma3_core.kernels.cpu import FEW_ROWS
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.pretrained import pick_device
 from gemma3_core.nn.cache import cache_bytes
+from gemma3_core.parallel.processes import LocalProcesses, Starter, leave, load_shared
 from gemma3_core.processor import Gemma3Processor
 
 T = TypeVar("T")
@@ -152,6 +153,8 @@ class Engine:
         mmproj: str | Path | None = None,
         adapter: str | Path | StoredAdapter | None = None,
         merge_adapter: bool = False,
+        tensor_parallel: int = 1,
+        start: Starter | None = None,
     ) -> Self:
         """Loads a checkpoint folder, a GGUF file or a Hub id; None is the embedded demo model and downloads nothing.
 
@@ -160,15 +163,21 @@ class Engine:
         the same device: both share its queue and the turns of their passes, and its bounds on decoding pictures hold
         for both. Otherwise, `at_once` questions are answered at once. `mmproj` is the file with a GGUF file's vision
         tower, where it does not lie beside it. With `adapter`, a folder or Hub id, this is what `adapted` gives, or
-        with `merge_adapter` an engine whose weights the adapter is part of. Raises CheckpointError, ConfigError,
-        UnsupportedOptionError.
+        with `merge_adapter` an engine whose weights the adapter is part of. With `tensor_parallel` so many processes
+        share the layers, each on a device of its own; `start` starts the others (by default on this machine). Raises
+        CheckpointError, ConfigError, UnsupportedOptionError.
         """
         # Before the model, since it is small and may be the wrong one.
         stored = read_adapter(adapter) if isinstance(adapter, str | Path) else adapter
         folder = resolve_folder(model or DEMO_MODEL, mmproj=mmproj)
         config = TorchAoConfig(int4_group_size)
         merged = stored if merge_adapter else None
-        load = partial(ModelVariants.load, folder, dtype, pick_device(device), int4, config, merged)
+        share = None
+        if tensor_parallel > 1:
+            source = (str(model or DEMO_MODEL), None if mmproj is None else str(mmproj))
+            others = LocalProcesses() if start is None else start
+            share = partial(load_shared, source=source, size=tensor_parallel, start=others)
+        load = partial(ModelVariants.load, folder, dtype, pick_device(device), int4, config, merged, share)
         precisions = cls._loaded(load)
         name = name or (DEMO_NAME if model is None else Path(model).name)
         processor = Gemma3Processor.from_pretrained(folder, device=cls._resizes_on(precisions.default.device))
@@ -186,6 +195,8 @@ class Engine:
         fit this model, UnsupportedOptionError.
         """
         stored = read_adapter(adapter) if isinstance(adapter, str | Path) else adapter
+        if self._precisions.lead is not None:
+            raise UnsupportedOptionError(ONLY_PLAIN)
         if not isinstance(self._precisions, ModelVariants) or self._precisions.adapter is not None:
             raise UnsupportedOptionError(f"{self.info.name} has an adapter already. Start from the base.")
         precisions = self._loaded(partial(AdaptedVariants, self._precisions, stored))
@@ -215,7 +226,7 @@ class Engine:
             quantization=quantization_name(precisions.default_int4),
             multimodal=isinstance(model, Gemma3ForConditionalGeneration),
             is_demo=is_demo and adapter is None,
-            num_parameters=count_weights(model),
+            num_parameters=precisions.num_parameters,
             context_length=model.text_config.max_position_embeddings,
             tokens_per_picture=self._processor.image_seq_length,
             sampling=model.generation_config.sampling(),
@@ -435,6 +446,12 @@ class Engine:
         return self._writer.kept.num_bytes
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it can answer: False once a process that holds a part of the model has ended."""
+        lead = self._precisions.lead
+        return lead is None or lead.is_whole
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the device last began a pass; 0 while nothing runs."""
         return self._loop.silent_s
@@ -583,6 +600,9 @@ class Engine:
     def close(self) -> None:
         """Frees the model's memory; running answers fail."""
         self._writer.kept.clear()
+        if self._precisions.lead is not None:
+            self._precisions.lead.close()
+            leave()
         del self._model, self._precisions, self._writer
 
 

@@ -273,6 +273,10 @@ class OutsideEngine(Engine):
         return 0 if self._local is None else self._local.kept_bytes
 
     @property
+    def is_ready(self) -> bool:
+        return True  # whether the other server answers, an answer says
+
+    @property
     def silent_s(self) -> float:
         return 0.0  # the other server looks after its own device
 

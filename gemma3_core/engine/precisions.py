@@ -29,10 +29,17 @@ from gemma3_core.int4.quantize import (
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.models.weights import build_on_meta, check_layers
+from gemma3_core.parallel.layers import is_shared
+from gemma3_core.parallel.passes import Lead
 
 NO_MERGING = (
     "The checkpoint holds int4 weights, which can't take up an adapter. Leave out --merge-adapter to keep it beside "
     "them, or name a checkpoint in full precision."
+)
+ONLY_FULL = "Several devices share this model in full precision, so int4 is not available."
+ONLY_PLAIN = (
+    "Several devices can share a model in full precision only. Leave out --int4 and --adapter, take a checkpoint "
+    "without int4 weights, or leave out --tensor-parallel."
 )
 ONLY_INT4 = "This checkpoint holds int4 weights only, so full precision is not available."
 
@@ -48,6 +55,8 @@ class ModelVariants:
 
     adapter: AdapterFacts | None = None
     """The adapter that is merged into the weights."""
+    lead: Lead | None = None
+    """What leads the other processes that share the model."""
 
     def __init__(self, default: Model, config: TorchAoConfig, load_full: Callable[[], Model] | None = None):
         """`load_full` reads the checkpoint in full precision onto the CPU, in `default`'s dtype.
@@ -57,11 +66,12 @@ class ModelVariants:
         self.default = default
         self.default_int4 = default.int4_plan is not None
         self._models = {self.default_int4: default}
+        self.num_parameters = count_weights(default)
         self._load_full, self._lock = load_full, threading.Lock()
         self._making: Int4Converter | None = None
         self.obstacle = self._find_obstacle(config)
         """A sentence that says why the other precision is unavailable; empty if it is available."""
-        self.full_bytes = self.int4_bytes = count_weights(default) * default.dtype.itemsize
+        self.full_bytes = self.int4_bytes = self.num_parameters * default.dtype.itemsize
         if self._plan is not None:
             self.full_bytes, self.int4_bytes = weight_bytes(default, self._plan)
 
@@ -74,10 +84,12 @@ class ModelVariants:
         int4: bool,
         config: TorchAoConfig,
         merge: StoredAdapter | None = None,
+        share: Callable[..., tuple[Model, Lead]] | None = None,
     ) -> "ModelVariants":
         """Loads the checkpoint in `folder`; dtype "auto" is its own, or float32 if the device is slow in bfloat16.
 
-        `merge` becomes part of the weights, before int4 is made of them. Raises CheckpointError, ConfigError,
+        `merge` becomes part of the weights, before int4 is made of them. `share` loads it in several processes, as
+        `load_shared` does, from the class, the configuration, dtype and device. Raises CheckpointError, ConfigError,
         UnsupportedOptionError.
         """
         if (base := base_of(folder)) is not None:
@@ -101,6 +113,14 @@ class ModelVariants:
             )
             return model
 
+        if share is not None:
+            if int4 or stored is not None or merge is not None:
+                raise UnsupportedOptionError(ONLY_PLAIN)
+            whole = weights()
+            shared, lead = share(kind, model_config, dtype, device)
+            variants = cls(shared, config)
+            variants.lead, variants.num_parameters = lead, whole
+            return variants
         if merge is not None:
             if stored is not None:
                 raise UnsupportedOptionError(NO_MERGING)
@@ -147,6 +167,8 @@ class ModelVariants:
     def _find_obstacle(self, config: TorchAoConfig) -> str:
         if self.default_int4:
             return "" if self._load_full else ONLY_INT4
+        if is_shared(self.default):
+            return ONLY_FULL
         if reason := int4_obstacle(self.default.device):
             return reason
         try:

@@ -38,6 +38,7 @@ from gemma3_core.files.weight_files import weight_files
 from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.gguf.tensors import hub_tensors
 from gemma3_core.int4.linear import int4_obstacle
+from gemma3_core.parallel.processes import Starter
 
 PUBLISHED = "google/gemma-3-4b-it"
 UNGATED_NAME = "gemma-3-4b-it-Q4_K_M"
@@ -217,6 +218,8 @@ class ModelRegistry:
         mmproj: str | Path | None = None,
         adapters: Sequence[str | Path] = (),
         merge_adapter: bool = False,
+        tensor_parallel: int = 1,
+        start: Starter | None = None,
     ) -> "ModelRegistry":
         """Loads the first model as `Engine.load` does; `also` lists folders, GGUF files and Hub ids that visitors may
         choose.
@@ -228,7 +231,12 @@ class ModelRegistry:
 
         `adapters` are folders or Hub ids of LoRA adapters for the first model. The first of them answers unless a
         visitor chooses another or the model without them; with `merge_adapter` the one adapter is part of the weights.
+        With `tensor_parallel` several processes share the first model, which is then the only one.
         """
+        if tensor_parallel > 1 and (also or adapters or lend is not None):
+            raise UnsupportedOptionError(
+                "With --tensor-parallel several devices share one model. Leave out --also and --adapter, or that."
+            )
         if merge_adapter and len(adapters) != 1:
             raise UnsupportedOptionError(f"--merge-adapter merges one adapter, got {len(adapters)}. Name one.")
         source = None if model is None else str(model)
@@ -237,6 +245,8 @@ class ModelRegistry:
         stored = [read_adapter(adapter) for adapter in adapters]  # before the model, which can take minutes to load
         merged = {"adapter": stored[0], "merge_adapter": True} if merge_adapter else {}
         options = {"at_once": at_once if lend is None else 1, "mmproj": mmproj, **merged}
+        if tensor_parallel > 1:
+            options |= {"tensor_parallel": tensor_parallel, "start": start}
         base = first = _engine(lend, model, device, dtype, int4, **options)
         beside: list[Engine] = []
         if adapters and not merge_adapter:
@@ -425,7 +435,7 @@ class ModelRegistry:
     @property
     def is_ready(self) -> bool:
         """Whether a question that comes now will be answered."""
-        return True
+        return self.first.is_ready
 
     def evict(self) -> None:
         """Evicts what all models keep for visitors who have not come back for a while."""

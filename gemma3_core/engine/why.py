@@ -10,10 +10,13 @@ from gemma3_core.engine.explain import Decode, forward_inputs, tiles_in
 from gemma3_core.engine.prompts import Prompt
 from gemma3_core.errors import AttentionError
 from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.images.processor import as_picture
 from gemma3_core.inspection.attention import Check, replay, with_answer
 from gemma3_core.inspection.confidence import token_text
 from gemma3_core.inspection.heat_maps import AttentionMap, chosen_layers, columns_within, map_of, mean_weights
+from gemma3_core.inspection.knockout import UNSEEN_MAX_TOKENS, probabilities_unseen
 from gemma3_core.inspection.layers import HeadLook, LayerSaid, heads_on, logit_lens
+from gemma3_core.inspection.place import Place, estimated_place
 from gemma3_core.inspection.prompt import prompt_tokens
 from gemma3_core.inspection.rests_on import RestsOn, rests_on
 from gemma3_core.models.multimodal import Model
@@ -30,7 +33,10 @@ class WordReport:
     `rests_on` is None without pictures. `attention` is where the word's tokens looked, as the mean over the global
     layers. `said` is what each layer would have said in place of the word's first token. `heads` are all heads by the
     share of that token's attention inside the `region` (a picture's number and a box in its pixels): the one that was
-    asked for, or the one that the word rests on most. Without pictures there are none.
+    asked for, or the one that the word rests on most. Without pictures there are none. `place` is an estimate of where
+    the word's object is; None where the pictures hardly mattered. `unseen` are the probabilities of all tokens of the
+    answer if no word sees a picture; there are none without pictures, or in a conversation of more than
+    UNSEEN_MAX_TOKENS words.
     """
 
     text: str
@@ -39,11 +45,18 @@ class WordReport:
     said: tuple[LayerSaid, ...]
     heads: tuple[HeadLook, ...]
     region: tuple[int, Box] | None
+    place: Place | None
+    unseen: tuple[float, ...]
 
     @property
     def picture_hardly_mattered(self) -> bool:
         """Whether the word is about as likely with all pictures hidden."""
-        return self.rests_on is not None and abs(self.rests_on.seen - self.rests_on.unseen) < HARDLY
+        return self.rests_on is not None and hardly_mattered(self.rests_on)
+
+
+def hardly_mattered(rests: RestsOn) -> bool:
+    """Whether the word is about as likely with all pictures hidden."""
+    return abs(rests.seen - rests.unseen) < HARDLY
 
 
 def look_at_word(
@@ -78,6 +91,11 @@ def look_at_word(
     if rests is not None and region is None:
         tile, hottest = rests.hottest()
         region = tile.picture, hottest
+    place = None
+    if rests is not None and not hardly_mattered(rests):
+        place = estimated_place(weights, rests.tiles, [as_picture(tile) for tile in prompt.all_tiles()])
+    few_words = prompt.num_tokens - int(prompt.token_type_ids.sum()) + len(ids) <= UNSEEN_MAX_TOKENS
+    unseen = probabilities_unseen(model, inputs, ids, check) if tiles and few_words else ()
     columns = () if region is None else columns_within(attention.tiles, *region)
     return WordReport(
         "".join(token_text(processor.tokenizer, ids[number]) for number in word),
@@ -86,6 +104,8 @@ def look_at_word(
         logit_lens(model, replayed, ids[word.start], processor.tokenizer),
         heads_on(replayed, columns) if columns else (),
         region,
+        place,
+        unseen,
     )
 
 

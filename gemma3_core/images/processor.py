@@ -159,7 +159,7 @@ class ImageProcessor(ABC):
 
     def tile_pictures(self, picture: Image.Image, crops: Crops = None) -> list[Image.Image]:
         """The tiles as RGB pictures."""
-        return [_as_picture(tile) for tile in self.tiles(picture, crops)]
+        return [as_picture(tile) for tile in self.tiles(picture, crops)]
 
     @abstractmethod
     def pixel_values(self, tiles: Sequence[Tile]) -> torch.Tensor:
@@ -337,7 +337,8 @@ def _as_tensor(tile: Tile) -> torch.Tensor:
     return torch.from_numpy(np.array(tile)).permute(2, 0, 1)
 
 
-def _as_picture(tile: Tile) -> Image.Image:
+def as_picture(tile: Tile) -> Image.Image:
+    """A tile of `tiles` as an RGB picture."""
     if isinstance(tile, Image.Image):
         return tile
     assert isinstance(tile, torch.Tensor), "Pillow's back end keeps pictures as pictures"

@@ -209,17 +209,21 @@ def attention_figure(attention: AttentionMap, pictures: Sequence[Image.Image], m
     return figure
 
 
-def _hot_region(grid: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last row, and first and last column, of the connected hot cells around the largest."""
-    peak = np.unravel_index(int(grid.argmax()), grid.shape)
-    hot = grid >= _HOT * grid[peak]
-    region, edge = set(), [(int(peak[0]), int(peak[1]))]
+def connected(among: np.ndarray, start: tuple[int, int]) -> np.ndarray:
+    """The cells of `among` (bool [rows, columns]) that hang together with the one at `start`, side by side."""
+    region, edge = np.zeros_like(among), [start]
     while edge:
         row, column = edge.pop()
-        if (row, column) in region or not (0 <= row < grid.shape[0] and 0 <= column < grid.shape[1]):
+        if not (0 <= row < among.shape[0] and 0 <= column < among.shape[1]):
             continue
-        if hot[row, column]:
-            region.add((row, column))
+        if among[row, column] and not region[row, column]:
+            region[row, column] = True
             edge += [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-    rows, columns = zip(*region, strict=True)
-    return (min(rows), max(rows)), (min(columns), max(columns))
+    return region
+
+
+def _hot_region(grid: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and last row, and first and last column, of the connected hot cells around the largest."""
+    row, column = np.unravel_index(int(grid.argmax()), grid.shape)
+    rows, columns = np.nonzero(connected(grid >= _HOT * grid[row, column], (int(row), int(column))))
+    return (int(rows.min()), int(rows.max())), (int(columns.min()), int(columns.max()))

@@ -23,7 +23,7 @@ from gemma3_core.config.gemma3 import GLOBAL, LOCAL
 from gemma3_core.errors import AttentionError
 from gemma3_core.inspection.attention import Check, encoded, with_answer
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
-from gemma3_core.nn.cache import KVCache, cache_bytes
+from gemma3_core.nn.cache import CopiedRows, KVCache, cache_bytes
 from gemma3_core.nn.masks import NO_BLOCK, PADDING, attention_mask, image_blocks
 
 MOST_BATCH_BYTES = 400_000_000
@@ -67,10 +67,9 @@ class KnockOut:
         self._before = int(self.columns[-1]) + 1
         self._blocks = image_blocks(types)
         x = model.model.embed(turn["input_ids"], turn["soft_tokens"])
-        shared = KVCache(model.text_config, reserve=self._before)
-        self._read(x[:, : self._before], shared, self._blocks[:, : self._before])
+        self._shared = KVCache(model.text_config, reserve=self._before)
+        self._read(x[:, : self._before], self._shared, self._blocks[:, : self._before])
         self._words = x[:, self._before :]
-        self._kept = [_in_order(shared, layer, self._before) for layer in range(model.text_config.num_hidden_layers)]
 
     @torch.inference_mode()
     def probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -85,11 +84,8 @@ class KnockOut:
         rows = hidden.shape[0]
         positions = torch.arange(self._before, device=hidden.device).repeat(rows, 1)
         positions[:, self.columns] = positions[:, self.columns].masked_fill(hidden, PADDING)
-        cache = KVCache(self._model.text_config, reserve=self._before + self._words.shape[1])
-        cache.begin(positions, self._blocks[:, : self._before].expand(rows, -1), may_have_padding=True)
-        for layer, (keys, values) in enumerate(self._kept):
-            cache.update(layer, keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
-        cache.advance()
+        before = self._blocks[:, : self._before].expand(rows, -1)
+        cache = CopiedRows(self._shared, positions, before, self._before + self._words.shape[1]).cache()
         blocks = self._blocks[:, self._before :].expand(rows, -1)
         states = self._read(self._words.expand(rows, -1, -1), cache, blocks)[:, -len(self._word_ids) :]
         return _probabilities(self._model, states, self._word_ids).prod(dim=1)
@@ -161,17 +157,3 @@ def _probabilities(model: Model, states: torch.Tensor, ids: torch.Tensor) -> tor
         logits = model.lm_head(some).float()
         parts.append(logits.softmax(dim=-1).gather(1, one[:, None])[:, 0])
     return torch.cat(parts).view(states.shape[:2])
-
-
-def _in_order(cache: KVCache, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's keys and values [1, KV heads, T, D] in the order of their columns; what a ring has dropped is 0."""
-    keys, values = cache.stored(layer)
-    if keys.shape[2] == tokens:
-        return keys, values
-    at = torch.arange(tokens - keys.shape[2], tokens, device=keys.device)
-    both = []
-    for ring in (keys, values):
-        whole = ring.new_zeros(*ring.shape[:2], tokens, ring.shape[3])
-        whole[:, :, at] = ring[:, :, at % ring.shape[2]]
-        both.append(whole)
-    return both[0], both[1]

@@ -6,6 +6,7 @@ PADDING); all rows share the columns.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -105,6 +106,28 @@ class RingBuffer(GrowingBuffer):
         return seen
 
 
+@dataclass(frozen=True)
+class CopiedRows:
+    """The tokens of `source`, a cache of one row, in rows [R, T] with positions (or PADDING) and image blocks of their
+    own; with room for `reserve` tokens."""
+
+    source: "KVCache"
+    positions: torch.Tensor
+    blocks: torch.Tensor
+    reserve: int
+
+    def cache(self) -> "KVCache":
+        """Must be asked for before `source` reads more."""
+        new = KVCache(self.source.config, self.reserve)
+        new.begin(self.positions, self.blocks, may_have_padding=True)
+        for layer in range(self.source.config.num_hidden_layers):
+            keys, values = (one.expand(len(self.positions), -1, -1, -1) for one in self.source.in_order(layer))
+            new.update(layer, keys, values)
+        new.advance()
+        new.copied = self
+        return new
+
+
 class KVCache:
     """Keys and values of every layer for one batch of rows.
 
@@ -121,7 +144,9 @@ class KVCache:
         self.length = 0
         """Tokens read so far, padding included."""
         self.has_padding = False
-        self._config = config
+        self.copied: CopiedRows | None = None
+        """How this cache was made from another one."""
+        self.config = config
         self._new = 0
         kinds = [config.layer_type(i) for i in range(config.num_hidden_layers)]
         self._keys = [self._columns(kind, 2, reserve) for kind in kinds]
@@ -131,10 +156,10 @@ class KVCache:
         self._seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _columns(self, layer_type: str, dim: int, reserve: int) -> GrowingBuffer:
-        window = self._config.window(layer_type)
+        window = self.config.window(layer_type)
         if window is not None:
             return RingBuffer(dim, reserve, window)
-        return GrowingBuffer(dim, reserve, self._config.max_position_embeddings)
+        return GrowingBuffer(dim, reserve, self.config.max_position_embeddings)
 
     def reserve(self, tokens: int) -> None:
         """Makes the next allocation large enough for `tokens` tokens."""
@@ -169,7 +194,7 @@ class KVCache:
 
     def can_truncate(self, tokens: int) -> bool:
         """Whether `truncate` is possible: not once a ring has overwritten columns."""
-        window = self._config.window(LOCAL)
+        window = self.config.window(LOCAL)
         return tokens == self.length or (tokens < self.length and (window is None or self.length <= window))
 
     def truncate(self, tokens: int) -> None:
@@ -218,6 +243,20 @@ class KVCache:
         """Keys and values [B, KV heads, S, D] that a layer holds, in the order of its buffer (a view)."""
         return self._keys[layer_index].held(self.length), self._values[layer_index].held(self.length)
 
+    def in_order(self, layer_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [B, KV heads, T, D] of a layer in the order of their columns; what a ring has dropped is
+        0."""
+        stored = self.stored(layer_index)
+        if stored[0].shape[2] == self.length:
+            return stored
+        at = torch.arange(self.length - stored[0].shape[2], self.length, device=stored[0].device)
+        both = []
+        for ring in stored:
+            whole = ring.new_zeros(*ring.shape[:2], self.length, ring.shape[3])
+            whole[:, :, at] = ring[:, :, at % ring.shape[2]]
+            both.append(whole)
+        return both[0], both[1]
+
     def restore(self, start: int, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Stores text tokens from `start` to `length`, which were counted elsewhere: for each layer the keys and values
         [B, KV heads, T, D] of all, or of the last ones that a ring holds."""
@@ -239,43 +278,43 @@ class RowCaches:
 
     def __init__(self, rows: Sequence[KVCache]):
         assert not any(row.has_padding for row in rows)
-        self._rows = tuple(rows)
+        self.rows = tuple(rows)
 
     @property
     def batch_size(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def get_seq_length(self) -> int:
         """Tokens of the longest row."""
-        return max(row.length for row in self._rows)
+        return max(row.length for row in self.rows)
 
     def next_columns(self, tokens: int, device: torch.device) -> torch.Tensor:
         """The columns [B, 1] of the new tokens."""
         assert tokens == 1
-        return torch.tensor([[row.length] for row in self._rows], device=device)
+        return torch.tensor([[row.length] for row in self.rows], device=device)
 
     def begin(self, positions: torch.Tensor, blocks: torch.Tensor, may_have_padding: bool) -> None:
         """Announces new tokens [B, 1]; see KVCache."""
         assert not may_have_padding
-        for row, at, block in zip(self._rows, positions.split(1), blocks.split(1), strict=True):
+        for row, at, block in zip(self.rows, positions.split(1), blocks.split(1), strict=True):
             row.begin(at, block, may_have_padding=False)
 
     def update(
         self, layer_index: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Stores new keys and values [B, KV heads, 1, D]; returns each row's own [1, KV heads, S, D]."""
-        new = zip(self._rows, keys.split(1), values.split(1), strict=True)
+        new = zip(self.rows, keys.split(1), values.split(1), strict=True)
         rows = [row.update(layer_index, key, value) for row, key, value in new]
         return tuple(key for key, _ in rows), tuple(value for _, value in rows)
 
     def places(self, layer_index: int) -> list[CachePlace] | None:
         """As of a KVCache, for each row."""
-        rows = [row.places(layer_index) for row in self._rows]
+        rows = [row.places(layer_index) for row in self.rows]
         return [place for row in rows if row is not None for place in row] if None not in rows else None
 
     def advance(self) -> None:
         """Counts the announced tokens as read."""
-        for row in self._rows:
+        for row in self.rows:
             row.advance()
 
 

@@ -184,6 +184,8 @@ class Fleet:
                     tick()
                     for item in batch:
                         if isinstance(item, Failed):
+                            if isinstance(item.error, ReplicaLostError):  # a part of the replica has ended
+                                raise Gone(type(item.error).__name__)
                             raise item.error
                         if isinstance(item, Found):
                             found += 1

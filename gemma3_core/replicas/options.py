@@ -30,11 +30,11 @@ _BUSY = 0.75
 class ReplicaOptions:
     """What is started. `models` are the arguments of `ModelRegistry.load` in each replica, in JSON's types.
 
-    With `min_replicas` or `max_replicas` their number follows the running answers; `replicas` is where it starts. Each
-    has `cpus` and `gpus` of Ray's counts to itself (no `gpus` named: one each where Ray finds some and the models may
-    use them), and `threads` for its passes (None: its share of this machine's, or torch's choice). `address` is a
-    cluster's, or None for a Ray of our own on this machine. Raises UnsupportedOptionError for numbers that exclude one
-    another.
+    With `min_replicas` or `max_replicas` their number follows the running answers; `replicas` is where it starts. A
+    replica has one process, or as many as share its model ("tensor_parallel"). Each process has `cpus` and `gpus` of
+    Ray's counts to itself (no `gpus` named: one where Ray finds some and the models may use them); the replica has
+    `threads` for its passes (None: its share of this machine's, or torch's choice). `address` is a cluster's, or None
+    for a Ray of our own on this machine. Raises UnsupportedOptionError for numbers that exclude one another.
     """
 
     models: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +54,11 @@ class ReplicaOptions:
                 f"--min-replicas ({self.fewest}), --replicas ({self.first}) and --max-replicas ({self.most}) must not "
                 "become smaller from one to the next, and must be 1 or more. Change one of them."
             )
+        if self.processes > 1 and any(self.models.get(name) for name in ("also", "adapters", "int4")):
+            raise UnsupportedOptionError(
+                "With --tensor-parallel several devices share one model in full precision. Leave out --also, --adapter "
+                "and --int4, or that."
+            )
 
     @property
     def fewest(self) -> int:
@@ -70,6 +75,11 @@ class ReplicaOptions:
     @property
     def scales(self) -> bool:
         return self.fewest != self.most
+
+    @property
+    def processes(self) -> int:
+        """Those of one replica, which share its model."""
+        return int(self.models.get("tensor_parallel", 1))
 
     @property
     def at_once(self) -> int:
@@ -112,8 +122,12 @@ class ReplicaOptions:
         A replica that doesn't answer three health checks is replaced: at the latest after 3 * 7 + 2 * 2 s.
         """
         resources = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        bundle = {name: count for name, count in (("CPU", self.cpus), ("GPU", self.gpus)) if count}
+        # All on one machine where there is room: their sums go over its links.
+        several = {"placement_group_bundles": [bundle] * self.processes, "placement_group_strategy": "PACK"}
         return {
             **self.number,
+            **(several if self.processes > 1 else {}),
             "max_ongoing_requests": self.at_once + _BESIDE_ANSWERS,
             "ray_actor_options": {name: count for name, count in resources.items() if count},
             "graceful_shutdown_timeout_s": LONGEST_ANSWER_S,
@@ -168,9 +182,9 @@ def kuberay_manifest(options: ReplicaOptions, image: str = "gemma3:latest") -> l
     visitor at one of them by address stands before them.
     """
     environment = [{"name": name, "value": value} for name, value in RAY_ENVIRONMENT.items()]
-    limits: dict[str, Any] = {"cpu": str(max(1, round(options.cpus))), "memory": "16Gi"}
+    limits: dict[str, Any] = {"cpu": str(max(1, round(options.cpus * options.processes))), "memory": "16Gi"}
     if options.gpus:
-        limits["nvidia.com/gpu"] = str(max(1, round(options.gpus)))
+        limits["nvidia.com/gpu"] = str(max(1, round(options.gpus * options.processes)))
     container = {"image": image, "env": environment, "workingDir": "/app"}
 
     def pod(name: str, resources: dict[str, Any]) -> dict[str, Any]:

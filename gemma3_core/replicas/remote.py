@@ -53,6 +53,10 @@ class RemoteEngine(Engine):
         raise UnsupportedOptionError("Replicas take their adapters when they start. Name it with --adapter.")
 
     @property
+    def is_ready(self) -> bool:
+        return self._fleet.health.ready
+
+    @property
     def silent_s(self) -> float:
         return 0.0  # the replicas look after their own devices
 
@@ -117,6 +121,8 @@ class RemoteEngine(Engine):
                     self._fleet.tell_all("stop", key)
                 for event in batch:
                     if isinstance(event, Failed):
+                        if isinstance(event.error, ReplicaLostError):  # a part of the replica has ended
+                            raise Gone(type(event.error).__name__)
                         raise event.error
                     yield event
                     if isinstance(event, DoneEvent):

@@ -5,14 +5,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 
-from gemma3_core.engine.api import Event, Request
+from gemma3_core.engine.api import Event, Request, TokenEvent
 from gemma3_core.engine.registry import ModelRegistry
 from gemma3_core.errors import CheckpointError, Gemma3Error, UnsupportedOptionError
+from gemma3_core.parallel.passes import PROCESS_LOST
 from gemma3_core.replicas.wire import LOOKS, Description, Failed, Found, Told, program_version
 
 Item = Event | Told | Found | Failed
@@ -20,6 +22,9 @@ Emit = Callable[[Item], None]
 
 BEAT_S = 1.0
 """A silent call sends an empty batch this often, by which the page in front knows that the replica lives."""
+PACE_S = 0.03
+"""Tokens that come so soon after others go out together, since each batch costs both sides about a millisecond. A page
+draws an answer no more often."""
 STUCK_S = {"cuda": 20.0}
 STUCK_ELSEWHERE_S = 300.0
 """A pass that takes longer means that the device hangs. On a CPU the encoding of one picture may take half a minute."""
@@ -37,6 +42,10 @@ class Replica:
         if threads is not None:
             torch.set_num_threads(threads)
         self._options, self._version = models, program_version()
+        if models.get("tensor_parallel", 1) > 1:
+            from gemma3_core.replicas.span import RayProcesses
+
+            models = {**models, "start": RayProcesses()}
         self._models = ModelRegistry.load(**models)
         self._stops: dict[str, threading.Event] = {}
 
@@ -106,6 +115,8 @@ class Replica:
     async def check_health(self) -> None:
         """Serve replaces a replica for which this fails, or does not end, three times in a row."""
         engine = self._models.first
+        if not engine.is_ready:
+            raise RuntimeError(PROCESS_LOST)
         device = engine.info.device.partition(":")[0]
         if engine.silent_s > STUCK_S.get(device, STUCK_ELSEWHERE_S):
             raise RuntimeError(f"the device has not ended a pass for {engine.silent_s:.0f} s")
@@ -117,14 +128,16 @@ class Replica:
     async def _batches(
         self, version: str, key: str, work: Callable[[Emit, threading.Event], None]
     ) -> AsyncGenerator[list[Item]]:
-        """Runs `work` in a thread of its own and yields what it emits; an empty batch after a second of silence.
+        """Runs `work` in a thread of its own and yields what it emits: the first token and the end at once, the tokens
+        between in the pace of PACE_S; an empty batch after a second of silence.
 
         Closing it stops the work. A Gemma3Error becomes the last item.
         """
         if version != self._version:
             yield [Failed(UnsupportedOptionError(OTHER_VERSION))]
             return
-        loop, arrived, changed = asyncio.get_running_loop(), deque[Item | BaseException | None](), asyncio.Event()
+        loop, arrived = asyncio.get_running_loop(), deque[Item | BaseException | None]()
+        changed, ended = asyncio.Event(), asyncio.Event()
         self._stops[key] = stop = threading.Event()
 
         def emit(item: Item | BaseException | None) -> None:
@@ -139,6 +152,7 @@ class Replica:
             except BaseException as error:  # noqa: BLE001  raised again where the call is answered
                 emit(error)
             emit(None)
+            loop.call_soon_threadsafe(ended.set)
 
         threading.Thread(target=run, name="call", daemon=True).start()
         try:
@@ -161,6 +175,10 @@ class Replica:
                         return
                     batch.append(item)
                 yield batch
+                if batch and isinstance(batch[-1], TokenEvent):
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(PACE_S):
+                            await ended.wait()
         finally:
             stop.set()
             del self._stops[key]

@@ -35,10 +35,6 @@ class RemoteRegistry(ModelRegistry):
         """Takes no further question and waits for the running ones; False if some are left."""
         return self.fleet.drain(seconds)
 
-    @property
-    def is_ready(self) -> bool:
-        return self.fleet.health.ready
-
     def evict(self) -> None:
         self.fleet.tell_all("evict")
 
@@ -86,7 +82,9 @@ def _join(options: ReplicaOptions) -> None:
 
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
     if options.address is None:
-        num_cpus = math.ceil(options.cpus * (options.most + 1))  # one more while replicas are replaced
+        num_cpus = math.ceil(
+            options.cpus * options.processes * (options.most + 1)
+        )  # one more while replicas are replaced
         ray.init("local", num_cpus=num_cpus, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         return
     try:
@@ -171,7 +169,7 @@ def _check_room(options: ReplicaOptions) -> None:
 
     there = ray.cluster_resources()
     for what, each in (("GPU", options.gpus), ("CPU", options.cpus)):
-        wanted, have = options.first * (each or 0.0), there.get(what, 0.0)
+        wanted, have = options.first * options.processes * (each or 0.0), there.get(what, 0.0)
         if wanted > have + 1e-6:
             said = f"{options.first} replicas take {wanted:g} {what}s, and there are {have:g}."
             if options.address is None:

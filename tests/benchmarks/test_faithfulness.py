@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from places import DEMO_MODEL, EXAMPLES
 
 from benchmarks.faithfulness import __main__ as benchmark
-from benchmarks.faithfulness.cases import WORLDS_WITH_OBJECTS, cases_of_folder, drawn_cases
+from benchmarks.faithfulness import boxes
+from benchmarks.faithfulness.cases import WORLDS_WITH_OBJECTS, Case, cases_of_folder, drawn_cases
 from benchmarks.faithfulness.methods import METHODS, _rank_filtered
 from benchmarks.faithfulness.report import summary, table
 from benchmarks.faithfulness.scores import rank_correlation, scores_of, upsampled
@@ -122,3 +124,22 @@ def test_a_second_start_goes_on_where_the_first_ended(tmp_path, monkeypatch):
     benchmark.main()
     assert len(asked) == len(set(asked)) > 3
     assert json.loads((tmp_path / "j").read_text())["left_out"] == {"a test": len(asked)}
+
+
+def test_boxes_are_held_against_the_true_one_with_what_does_best_on_the_training_split():
+    assert boxes.overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+    assert boxes.overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+    picture = Image.new("RGB", (300, 200), (20, 30, 120))
+    picture.paste((200, 30, 30), (110, 60, 170, 100))
+    corners = np.array([(110, 60), (170, 60), (170, 100), (110, 100)])
+    case, truth = Case("one", "scenes", picture, "What color is it?", "red", corners), (110.0, 60.0, 170.0, 100.0)
+    cells = case.mask(64).reshape(8, 8, 8, 8).mean(axis=(1, 3))
+    heads = np.full((2, 3, 8, 8), 1 / 64)
+    heads[1, 2] = cells / cells.sum()
+    found = [boxes.Found(case, truth, {boxes.PAGE: cells}, heads)]
+    assert boxes.best_heads(found)[0] == (1, 2)
+    assert boxes.best_share(found, lambda one: one.maps[boxes.PAGE]) in boxes.SHARES
+    figures = boxes.figures_of(found, found, 224)
+    by_box = {(way["map"], way["box"]): way["overlap"]["mean"] for way in figures["ways"]}
+    assert by_box[boxes.PAGE, "patches of like color"] > 0.9, "the shape's own edges"
+    assert boxes.PAGE in boxes.table(figures)

@@ -85,17 +85,17 @@ def test_what_is_counted_is_what_the_process_holds():
         with ExitStack() as pages:
             for _ in range(5):
                 pages.enter_context(pages.enter_context(Visitor(app.url)).heartbeat())
-            during = until(app, lambda taken: taken.descriptors >= before.descriptors + 5)
+            during = until(app, lambda taken: taken.connections >= 5)
         (app.folder / "file").unlink()
         assert during.disk >= before.disk + 9_000_000  # what was there at the start may go
         assert during.connections >= 5
-        assert during.descriptors >= before.descriptors + 5
         assert during.threads >= 1
         assert 200_000_000 < before.memory <= app.peak()
-        after = until(app, lambda taken: not taken.connections and taken.descriptors <= before.descriptors)
+        # Not against those of before, among which may be pipes to a compiler that still builds the kernels.
+        after = until(app, lambda taken: not taken.connections and taken.descriptors <= during.descriptors - 5)
         assert after.connections == 0
         assert after.disk <= during.disk - 9_000_000
-        assert after.descriptors <= before.descriptors
+        assert after.descriptors <= during.descriptors - 5
 
 
 def test_a_short_soak_reports_each_resource(tmp_path):

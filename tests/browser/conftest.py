@@ -36,3 +36,12 @@ def scripted() -> ScriptedEngine:
 def scripted_url(scripted: ScriptedEngine) -> Iterator[str]:
     with served(scripted) as address:
         yield address
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """A failed test reports what its page shows."""
+    report = yield
+    if report.failed and report.when == "call" and (shown := getattr(item, "funcargs", {}).get("page")) is not None:
+        report.sections.append(("What the page shows", shown.locator("body").inner_text()))
+    return report

@@ -36,6 +36,10 @@ def test_axe_finds_nothing(browser, url, width, height, query):
     with opened(browser, url, width, height, query) as page:
         found = violations(page, "first sight")
         small = small_targets(page)
+        page.get_by_role("button", name="Ask about many pictures").click()
+        found += violations(page, "many pictures")
+        small += small_targets(page)
+        page.get_by_role("button", name="Back to the chat").click()
         choose(page)
         answered(page)
         found += violations(page, "conversation")

@@ -45,6 +45,7 @@ def test_everything_outlives_a_restart_of_the_server(browser, monkeypatch, tmp_p
         page.locator("#composer .submit-button").wait_for()
         write(page, "And the st", NIGHT)
         page.wait_for_timeout(500)
+        page.goto("about:blank")  # it would load again by itself, once there is a server
     with running_app() as url:
         page.goto(url)
         assert answered(page) == answer

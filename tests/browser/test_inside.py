@@ -87,13 +87,49 @@ def test_a_region_can_be_hidden(page):
     assert "The answer becomes: “The star is yellow.”" in effect.inner_text()
 
 
+def test_what_a_word_rests_on_is_shown_with_its_place_and_its_reasons(page):
+    """Chosen by keyboard; the box lies on the star, and what is hottest in this view is what is hidden."""
+    look_inside(page)
+    choose_word(page, "yellow")
+    light = page.locator("#inside .maps img").first
+    looked = light.get_attribute("src")
+    page.locator("#inside .answer-tokens button").last.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.get_by_label("What the answer rests on").is_checked()
+    place = page.locator("#inside .maps .place")
+    place.wait_for()
+    assert light.get_attribute("src") != looked
+    assert page.locator("#view-explained p:visible").inner_text().startswith("Bright is what makes")
+    assert not page.locator("#layer-and-head").is_visible(), "layers and heads are attention's"
+    picture, box = page.locator("#inside .maps img").bounding_box(), place.bounding_box()
+    middle = (box["x"] + box["width"] / 2 - picture["x"]) / picture["width"]
+    assert 0.6 < middle < 0.85, "where the star is"
+    assert "% with the picture, and" in page.locator("#inside .anyway").inner_text()
+    assert not page.locator("#inside .layers").is_visible()
+    for fold in page.locator("#inside .fold summary").all():
+        fold.press("Enter")
+    rows = page.locator("#inside .layers tbody tr")
+    assert rows.last.locator("span").count() == 5
+    assert rows.last.inner_text().replace("\t", " ").split()[:2] == [str(rows.count()), "yellow"]
+    assert page.locator("#inside .heads tr").count() == 10
+    page.locator("#hide").click()
+    effect = page.locator("#inside .hidden-region + p")
+    effect.wait_for()
+    assert "the probability of “yellow” goes from" in effect.inner_text()
+    choose_word(page, "star")  # the view stays
+    page.get_by_text("The picture hardly mattered for “star”").wait_for()
+    assert place.count() == 0
+
+
 def test_a_region_is_placed_and_hidden_by_keyboard(page):
     look_inside(page)
     choose_word(page, "yellow")
     area = page.locator("#inside .drawable")
     assert area.get_attribute("aria-label") == "Region to hide on picture 1"
     assert "arrow keys" in page.locator(f"#{area.get_attribute('aria-describedby')}").inner_text()
-    page.locator("#inside .answer-tokens button").last.focus()
+    page.locator("#view input").last.focus()
     page.keyboard.press("Tab")
     assert area.evaluate("area => area === document.activeElement && getComputedStyle(area).outlineStyle") == "solid"
     says = page.locator("#inside .maps [role=status]")
@@ -270,6 +306,9 @@ def test_inside_of_a_model_that_reads_text_only(browser, text_chat_folder):
         page.locator("#inside .answer-tokens button").first.click()
         page.get_by_text("This conversation has no pictures").wait_for()
         assert not page.locator("#hide").is_visible()
+        page.get_by_label("What the answer rests on").click()
+        page.locator("#inside .fold", has_text="What each layer would have said").wait_for()
+        page.get_by_text("This conversation has no pictures").wait_for()
         page.get_by_role("tab", name="Mask").click()
         page.locator("#inside canvas.mask").first.wait_for()
 

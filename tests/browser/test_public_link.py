@@ -48,7 +48,7 @@ def broken_pictures(page):
     )
 
 
-def until(condition, seconds=15.0):
+def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

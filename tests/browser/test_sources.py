@@ -134,18 +134,28 @@ def test_the_browser_and_the_server_agree_on_what_is_enough(page):
     assert wrong == []
 
 
-@pytest.mark.parametrize("place", ["#composer textarea", "#chat"])
-def test_documents_can_be_dropped_and_pasted_like_pictures(page, place):
-    for kind, name in (("drop", "dataTransfer"), ("paste", "clipboardData")):
-        page.evaluate(
-            """([place, kind, name]) => {
-          const data = new DataTransfer();
-          data.items.add(new File(["%PDF-1.7 broken"], `${kind}.pdf`, { type: "application/pdf" }));
-          const make = kind === "drop" ? DragEvent : ClipboardEvent;
-          const event = new make(kind, { bubbles: true, cancelable: true, [name]: data });
-          document.querySelector(place).dispatchEvent(event);
-        }""",
-            [place, kind, name],
-        )
-        page.get_by_text(f"“{kind}.pdf” is not added. This PDF is damaged").wait_for()
+_BRING = """([place, kind, name]) => {
+  const data = new DataTransfer();
+  data.items.add(new File(["%PDF-1.7 broken"], `${kind}.pdf`, { type: "application/pdf" }));
+  const make = kind === "drop" ? DragEvent : ClipboardEvent;
+  const event = new make(kind, { bubbles: true, cancelable: true, [name]: data });
+  document.querySelector(place).dispatchEvent(event);
+}"""
+
+
+def test_documents_can_be_dropped_and_pasted_like_pictures(page):
+    for place in ("#composer textarea", "#chat"):
+        for kind, name in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+            page.evaluate(_BRING, [place, kind, name])
+            page.get_by_text(f"“{kind}.pdf” is not added. This PDF is damaged").wait_for()
     assert page.locator("#composer .thumbnail-item").count() == 0
+
+
+def test_a_document_that_is_dropped_while_the_page_is_being_drawn_is_read_once_it_stands(page):
+    page.add_init_script(f"""new MutationObserver((_, observer) => {{
+      if (!document.querySelector("#chat") || !window.ask?.attach) return;
+      observer.disconnect();
+      ({_BRING})(["#chat", "drop", "dataTransfer"]);
+    }}).observe(document, {{ childList: true, subtree: true }});""")
+    page.reload()
+    page.get_by_text("“drop.pdf” is not added. This PDF is damaged").wait_for()

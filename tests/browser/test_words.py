@@ -21,7 +21,7 @@ WORDS = REPOSITORY / "assets" / "words"
 SAID_JS = """() => {
   const theirs = `.message-content :not(.stage, .failure, .remark, .figures *, .beneath *, .placeholder-content *),
     .tokens, .alternatives :is(th, td), .compared p:not(.note), textarea, pre, code, script, style, noscript,
-    button.example, [data-conversation=open], dialog`;
+    button.example, [data-conversation=open], dialog, [translate=no]`;
   const said = [], nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
   for (let node = nodes.nextNode(); node; node = nodes.nextNode()) {
     const element = node.nodeType === Node.TEXT_NODE ? node.parentElement : node;
@@ -77,6 +77,11 @@ def test_a_german_browser_reads_german_everywhere(browser, url, width):
         tabs.nth(tab).click()
         page.wait_for_timeout(500)
         assert english(page, QUESTION, ANSWER) == []
+    tabs.nth(1).click()
+    page.get_by_label("Worauf die Antwort beruht").click()
+    for fold in (0, 1):
+        page.locator("#inside .fold summary").nth(fold).click()
+    assert english(page, QUESTION, ANSWER) == []
     page.context.close()
 
 

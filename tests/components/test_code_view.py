@@ -16,7 +16,8 @@ from warm import ran
 from window import DEMO, STATS, exchange_of
 
 from components.chat.conversation import Conversation, Exchange
-from components.inside.code_view import Address, address, code_html, scripts
+from components.inside.code_view import INSIDE, Address, address, code_html, scripts
+from components.shown.token_view import word_of_content
 from gemma3_core import Gemma3ForConditionalGeneration
 from gemma3_core.engine import (
     DEMO_MODEL,
@@ -27,6 +28,8 @@ from gemma3_core.engine import (
     PartialSampling,
     Request,
     SamplingSettings,
+    TokenChoices,
+    TokenEvent,
     Turn,
 )
 
@@ -82,6 +85,18 @@ def run_here(monkeypatch, capsys):
         return capsys.readouterr().out.strip()
 
     return printed
+
+
+def test_a_program_looks_inside_as_the_page_does(engine, greedy, run_here):
+    assert INSIDE not in scripts(greedy, engine.info, Address("", "")), "the tokens of this answer are not known"
+    events = engine.stream(replace(greedy.answered.request, confidence=True))
+    choices = TokenChoices(event.choice for event in events if isinstance(event, TokenEvent))
+    known = replace(greedy, choices=choices)
+    first, *printed = run_here(scripts(known, engine.info, Address("", ""))[INSIDE]).splitlines()
+    assert first == greedy.answer
+    word = list(choices)[word_of_content(list(choices), QUESTION)].text
+    assert f"{len(engine.info.layers) - 1} [{word!r}" in "\n".join(printed), "the last layer says what the model said"
+    assert any(line.startswith("estimated place: Place(picture=0, box=Box(") for line in printed)
 
 
 @pytest.mark.parametrize("name", ["gemma3_core", "transformers", "gradio_client", "curl"])

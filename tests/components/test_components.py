@@ -6,6 +6,7 @@ import mimetypes
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -772,3 +773,17 @@ def test_the_page_is_served_with_limits():
     assert "allowed_paths" not in options  # nothing of the disk; the gate serves the cards' pictures
     assert options["run_history"] is False
     assert options["strict_cors"] is True
+
+
+def test_an_update_that_follows_another_is_sent_whole():
+    page, three = Page(), SimpleNamespace(outputs=[None] * 3)
+    shown, skipped = {"__type__": "update", "interactive": True}, {"__type__": "update"}
+
+    def sent(data, final=False):
+        return page.handle_streaming_diffs(three, data, "session", 1, final)
+
+    assert sent([dict(shown), "The star", [1]]) == [shown, "The star", [1]]
+    whole = [["replace", [], skipped]]
+    assert sent([dict(skipped), "The star is", [1, 2]]) == [whole, [["append", [], " is"]], [["add", [1], 2]]]
+    assert sent([dict(skipped), dict(skipped), [1, 2]]) == [[], whole, []]
+    assert sent([None, None, None], final=True) == [skipped, skipped, [1, 2]]

@@ -26,7 +26,8 @@ from components.inside.attention_view import spotlit
 from components.inside.compare import both_requests, first_difference
 from components.inside.handlers import NO_WORD, InsideHandlers, Selected
 from components.inside.mask_view import mask_html
-from components.inside.panel import CHOOSE_WORD, HIDING, MEAN_HEADS, OPENED
+from components.inside.panel import CHOOSE_WORD, HIDING, LOOKED, MEAN_HEADS, OPENED, RESTS
+from components.inside.word_view import anyway_html, changed_nothing
 from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html, word_of_content, words_of
 from gemma3_core.engine import (
@@ -235,6 +236,46 @@ def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
     assert "the probability of “yellow” goes from" in effect
 
 
+def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
+    handlers = InsideHandlers(ModelRegistry(engine))
+    assert opened(handlers, exchange).view == LOOKED
+    color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
+    selected = Selected(exchange, color)
+    looked, _ = last(handlers.look_again(selected, "global", MEAN_HEADS, Window()))
+    maps, rest = last(handlers.look_again(selected, "global", MEAN_HEADS, Window(), RESTS))
+    assert last(handlers.look(color, selected, "global", MEAN_HEADS, Window(), RESTS))[1:3] == (maps, rest)
+    source = re.compile(r"base64,([^\"]*)")
+    assert source.search(maps)[1] != source.search(looked)[1]
+    assert "of the attention" not in maps
+    left, top, width, height = map(float, re.findall(r"[\d.]+", re.search(r'class="place" style="([^"]*)', maps)[1]))
+    # The star of night.png, as test_inside.py of the browser draws it: 57 to 87 % across, 0 to 72 % down.
+    assert 55 < left < left + width < 90
+    assert 5 < top < top + height < 75
+    assert "The dashed box is an estimate of the place that “yellow” is about" in maps
+    assert re.search(r"The probability of “yellow” is (100|9\d) % with the picture, and [\d.< ]+ % without it", rest)
+    assert "hardly mattered" not in rest
+    assert rest.count('scope="row">Layer') == 10, "heads"
+    assert "What each layer would have said" in rest
+    region = re.search(r'class="maps" data-region="([^"]*)"', maps)[1]
+    effect = last(handlers.hide(selected, Window(), region))
+    assert "the probability of “yellow” goes from" in effect, "what is hottest here can be hidden"
+
+
+def test_a_picture_that_changed_nothing_is_told(engine):
+    asked = Turn("user", "Thank you!", (NIGHT,))
+    request = Request((asked,), confidence=True)
+    events = list(engine.stream(request))
+    choices = [e.choice for e in events if isinstance(e, TokenEvent) and e.choice is not None]
+    report = engine.why(Answered(request, events[-1]), [1])
+    assert report.place is None
+    assert "The picture changed nothing in the whole answer" in anyway_html(report, choices)
+    # Of one whose probabilities are unknown, this word is told alone.
+    assert "The picture hardly mattered for “can”" in anyway_html(report, ())
+    assert not changed_nothing(report, choices[:-1])
+    surer = [replace(choices[0], probability=0.5), *choices[1:]]
+    assert not changed_nothing(report, surer)
+
+
 def test_what_depends_on_the_model_comes_with_the_panel_and_never_again(engine, exchange, monkeypatch):
     models = ModelRegistry(engine)
     monkeypatch.setattr(ModelRegistry, "names", ("another", engine.info.name, "a third"))
@@ -270,10 +311,12 @@ def test_what_can_not_be_looked_at_says_why(engine, exchange, tmp_path):
     request = replace(exchange.answered.request, turns=(gone,))
     lost = replace(exchange, question=gone, answered=Answered(request, exchange.answered.done))
     assert 'role="alert"' in opened(handlers, lost).inputs
-    assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window()))[0]
     other = replace(exchange.answered.done, stats=replace(STATS, model="another model"))
     switched = replace(exchange, answered=Answered(exchange.answered.request, other))
-    assert "is not offered here" in last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window()))[0]
+    for view in (LOOKED, RESTS):
+        told = last(handlers.look_again(Selected(switched, 0), "global", MEAN_HEADS, Window(), view))[0]
+        assert "is not offered here" in told
+        assert "gone" in last(handlers.look_again(Selected(lost, 0), "global", MEAN_HEADS, Window(), view))[0]
     for number in (None, 7, -1):
         nothing = last(handlers.open(number, Conversation((exchange,)), Window()))
         assert all(part == gr.skip() for part in nothing)
@@ -374,12 +417,15 @@ async def waited(updates, text):
     ],
     ids=["close", "leave", "stop", "another turn", "another word", "another layer"],
 )
-def test_looking_that_waits_says_so_and_is_given_up(engine, exchange, monkeypatch, leave):
-    monkeypatch.setattr(engine, "attention", waits := Waits())
+@pytest.mark.parametrize("view", [LOOKED, RESTS])
+def test_looking_that_waits_says_so_and_is_given_up(engine, exchange, monkeypatch, leave, view):
+    waits = Waits()
+    monkeypatch.setattr(engine, "attention", waits)
+    monkeypatch.setattr(engine, "why", waits)
 
     async def go():
         handlers, selected = InsideHandlers(ModelRegistry(engine)), Selected(exchange, 0)
-        first = handlers.look(0, selected, "global", MEAN_HEADS, Window())
+        first = handlers.look(0, selected, "global", MEAN_HEADS, Window(), view)
         other = handlers.look(0, selected, "global", MEAN_HEADS, Window("another visitor"))
         shown = await waited(first, "2nd in the queue")
         await waited(other, "2nd in the queue")

@@ -54,6 +54,16 @@ def test_questions_are_counted_for_each_visitor_from_the_first_one_on(clock):
     assert [asked(ledger) is None for _ in range(3)] == [True, True, False]
 
 
+def test_other_limits_leave_what_was_used(clock):
+    ledger = MemoryLedger([Allowance("questions", 1, HOUR_S), Allowance("tokens", 100, DAY_S)], clock)
+    assert asked(ledger, tokens=70) is None
+    ledger.adopt([Allowance("tokens", 60, DAY_S), Allowance("questions", 2, HOUR_S)])
+    assert (refusal := asked(ledger)).allowance == Allowance("tokens", 60, DAY_S)
+    assert refusal.used == 70
+    ledger.adopt([Allowance("questions", 2, HOUR_S)])
+    assert [asked(ledger) is None for _ in range(2)] == [True, False]
+
+
 def test_tokens_are_known_afterwards_and_stop_the_next_question(clock):
     ledger = MemoryLedger([Allowance("tokens", 100, DAY_S)], clock)
     assert asked(ledger, tokens=99) is None

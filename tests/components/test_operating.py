@@ -319,7 +319,7 @@ def test_health_is_told_to_everybody_and_readiness_ends_with_draining(url, page,
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
     with monkeypatch.context() as context:  # all replicas have died
         context.setattr(type(page.desk._models), "is_ready", False)
-        assert httpx.get(f"{url}/readyz").json() == {"status": "no replica answers"}
+        assert httpx.get(f"{url}/readyz").json() == {"status": "no engine answers"}
     monkeypatch.setattr(page.desk, "is_draining", True)
     assert httpx.get(f"{url}/healthz").status_code == 200
     assert httpx.get(f"{url}/readyz").status_code == 503

@@ -62,6 +62,9 @@ def test_a_report_has_the_map_the_probabilities_the_layers_and_the_heads(engine,
     assert all(len(one.likeliest) == 5 for one in report.said)
     assert abs(report.said[-1].probability - seen) < 1e-5, "the last layer says what the model said"
     assert len(report.heads) == len(engine.info.layers) * engine.info.heads
+    unseen = probabilities_unseen(engine._model, inputs, answer.done.token_ids)
+    assert report.unseen == pytest.approx(unseen, abs=1e-6)
+    assert (report.place is None) == report.picture_hardly_mattered
     tile, box = report.rests_on.hottest()
     assert report.region == (tile.picture, box)
     asked = engine.why(answer, [1, 2], 1, Box(0, 0, 500, 300))
@@ -86,6 +89,7 @@ def test_a_text_only_model_has_layers_but_rests_on_no_picture(text_chat_folder):
     text_engine = Engine.load(text_chat_folder, device="cpu")
     report = text_engine.why(answered(text_engine, Request((Turn("user", "hello"),), max_new_tokens=3)), [1])
     assert (report.rests_on, report.heads, report.region) == (None, (), None)
+    assert (report.place, report.unseen) == (None, ())
     assert not report.picture_hardly_mattered
     assert len(report.said) == len(text_engine.info.layers)
     asked = Request((Turn("user", "hello"),), max_new_tokens=3, confidence=True, check_pictures=True)
@@ -94,7 +98,9 @@ def test_a_text_only_model_has_layers_but_rests_on_no_picture(text_chat_folder):
 
 def test_a_stopped_answer_has_its_reasons_too(engine, answer):
     stopped, _ = stopped_after(engine, TWO, 3)
-    assert engine.why(stopped, [1]) == engine.why(answer, [1])
+    whole, part = engine.why(answer, [1]), engine.why(stopped, [1])
+    assert part == replace(whole, unseen=part.unseen)
+    assert part.unseen == pytest.approx(whole.unseen[:3], abs=1e-6)
     with pytest.raises(AttentionError, match="3 tokens"):
         engine.why(stopped, [3])
 

@@ -109,6 +109,35 @@ def test_the_manifest_for_kuberay_has_the_same_config_and_pages_that_find_the_cl
     assert front["spec"]["sessionAffinity"] == "ClientIP"
 
 
+def test_a_replica_whose_model_several_processes_share_has_a_bundle_for_each(monkeypatch):
+    arguments = ["--replicas", "2", "--tensor-parallel", "4", "--device", "cuda", "--print-config", "kuberay"]
+    options = app.replica_options(app.parse(arguments, {}))
+    asked = options.settled(False, None).deployment
+    assert asked["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 1.0}] * 4
+    assert asked["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 1.0}, "the replica itself is in the first"
+    service, pages, _ = yaml.safe_load_all(printed(options, "kuberay"))
+    worker = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    command = pages["spec"]["template"]["spec"]["containers"][0]["command"][-1]
+    page = app.parse(command.partition("python app.py ")[2].split(), {})
+    assert app.replica_options(page).models == options.models
+
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements/ray.txt)")
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    assert len(config.applications[0].deployments[0].placement_group_bundles) == 4
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
+    with pytest.raises(UnsupportedOptionError, match="2 replicas take 8 GPUs, and there are 4"):
+        start._check_room(options.settled(True, 8))
+
+
+def test_a_shared_model_is_alone_and_in_full_precision():
+    for more in ({"int4": True}, {"also": ["owner/other"]}, {"adapters": ["owner/adapter"]}):
+        with pytest.raises(UnsupportedOptionError, match="Leave out --also, --adapter and --int4"):
+            ReplicaOptions({"tensor_parallel": 2, **more})
+
+
 def test_requirements_and_manifest_name_one_version():
     from places import REPOSITORY
 

@@ -4,11 +4,12 @@ import asyncio
 import pickle
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 from PIL import Image
 
-from gemma3_core.engine import Request, Turn
+from gemma3_core.engine import Request, StageEvent, TokenEvent, Turn
 from gemma3_core.errors import ContextLengthError, ImageError
 from gemma3_core.replicas import wire
 from gemma3_core.replicas.replica import STUCK_ELSEWHERE_S, Replica
@@ -89,3 +90,40 @@ def test_a_silent_call_sends_beats_and_closing_it_stops_the_work(replica):
     asyncio.run(one_beat())
     assert stopped.wait(60)
     assert not replica._stops
+
+
+def test_the_first_token_and_the_end_go_out_at_once_and_tokens_between_them_together(replica, monkeypatch):
+    monkeypatch.setattr("gemma3_core.replicas.replica.PACE_S", 30.0)
+    tokens, first_came, pauses = [TokenEvent(text) for text in "abcdef"], threading.Event(), []
+
+    def work(emit, _stop):
+        emit(StageEvent("reading", "Reading 90 tokens"))
+        emit(tokens[0])
+        assert first_came.wait(60)
+        for token in tokens[1:]:
+            emit(token)
+
+    async def batches():
+        found = []
+        async for batch in replica._batches(program_version(), "key", work):
+            pauses.append(time.monotonic())
+            found.append(batch)
+            if tokens[0] in batch:
+                first_came.set()
+        return found
+
+    *_, last = found = asyncio.run(batches())
+    assert [item for batch in found for item in batch][1:] == tokens
+    assert last == tokens[1:]
+    assert max(after - before for before, after in pairwise(pauses)) < 15
+
+
+def test_tokens_that_arrive_while_others_go_out_are_neither_lost_nor_waited_for(replica, monkeypatch):
+    monkeypatch.setattr("gemma3_core.replicas.replica.PACE_S", 0.0)
+    tokens = [TokenEvent(str(number)) for number in range(20_000)]
+
+    def work(emit, _stop):
+        for token in tokens:
+            emit(token)
+
+    assert asyncio.run(_read(replica._batches(program_version(), "key", work))) == tokens

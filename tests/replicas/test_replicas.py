@@ -1,5 +1,9 @@
-"""Replicas behind the engine's door, in one local Ray for all tests: two of a small model, each a fraction of a CPU."""
+"""Replicas behind the engine's door, in one local Ray for all tests: two of a small model, each a fraction of a CPU.
 
+A replica takes seconds to start, so the tests that change replicas come last and leave them to the next one.
+"""
+
+import asyncio
 import os
 import signal
 import threading
@@ -13,6 +17,14 @@ from running_app import served
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements/ray.txt)")
 
+import ray
+from ray import serve
+
+from components.serving import shared_ledger
+from components.serving.callers import Caller
+from components.serving.desk import FrontDesk, NotNowError, Operation
+from components.serving.ledger import HOUR_S, Allowance
+from components.serving.shared_ledger import NAME, NAMESPACE, SharedLedger
 from gemma3_core.engine import (
     Answered,
     DoneEvent,
@@ -26,7 +38,9 @@ from gemma3_core.engine import (
     Turn,
 )
 from gemma3_core.errors import PromptError, QueueFullError, ReplicaLostError, UnsupportedOptionError
-from gemma3_core.replicas.options import ReplicaOptions
+from gemma3_core.replicas import fleet as fleets
+from gemma3_core.replicas.deployment import built
+from gemma3_core.replicas.options import APPLICATION, ReplicaOptions
 from gemma3_core.replicas.start import replicas
 
 pytestmark = pytest.mark.long
@@ -42,14 +56,17 @@ def options(chat_folder):
 
 @pytest.fixture(scope="module")
 def registry(options):
-    with replicas(options) as registry:
-        yield registry
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GEMMA_CPU_KERNELS", "0")  # or each replica builds them when it starts
+        patched.setattr(fleets, "_COUNTED_EACH_S", 0.5)
+        with replicas(options) as registry:
+            yield registry
 
 
 @pytest.fixture
 def engine(registry):
-    """Two replicas run, and none has anything to do."""
-    wait_until(lambda: len(processes(registry)) == 2 and registry.fleet.health.running == 2)
+    """All replicas run, and none has anything to do."""
+    wait_until(lambda: 0 < registry.fleet.health.wanted == registry.fleet.health.running == len(processes(registry)))
     wait_until(lambda: not any(processes(registry).values()))
     return registry.first
 
@@ -249,30 +266,6 @@ def test_a_replica_that_dies_costs_running_answers_a_sentence_and_what_was_not_s
     assert victim not in processes(registry)
 
 
-def test_replacing_the_replicas_one_by_one_loses_nothing(engine, registry, options):
-    from ray import serve
-
-    from gemma3_core.replicas.deployment import built
-    from gemma3_core.replicas.options import APPLICATION
-
-    before, ended, ending = processes(registry), [], threading.Event()
-
-    def ask(visitor: str) -> None:
-        while not ending.is_set():
-            ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
-
-    with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
-        newer = replace(options, models={**options.models, "keep": 2})
-        serve.run(built(newer), name=APPLICATION, route_prefix=None)
-        wait_until(lambda: len(after := processes(registry)) == 2 and not before.keys() & after.keys())
-        ending.set()
-        for future in futures:
-            future.result(timeout=WITHIN_S)
-    assert len({done.token_ids for done in ended}) == 1
-    assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
-
-
 def test_the_page_and_programs_ask_replicas_without_knowing_it(engine, registry):
     import httpx
 
@@ -288,9 +281,111 @@ def test_the_page_and_programs_ask_replicas_without_knowing_it(engine, registry)
         assert "event: complete" in told
 
 
+def test_two_pages_count_a_visitors_questions_together_and_each_by_itself_while_that_place_is_gone(
+    registry, monkeypatch, caplog
+):
+    assert registry.is_ready  # so Ray is there
+    monkeypatch.setattr(shared_ledger, "ANSWERS_WITHIN_S", WITHIN_S)
+
+    def page(most: int) -> FrontDesk:
+        ledger = SharedLedger([Allowance("questions", most, HOUR_S)])
+        return FrontDesk(registry, Operation(ledger, knows_addresses=True))
+
+    async def read(desk: FrontDesk, address: str) -> None:
+        async for _ in desk.astream(Caller("ask", address), None, asked("count", address, 2)):
+            pass
+
+    def asks(desk: FrontDesk, address: str = "192.0.2.1") -> bool:
+        try:
+            asyncio.run(read(desk, address))
+        except NotNowError:
+            return False
+        return True
+
+    one, two = page(2), page(2)
+    assert asks(one)
+    assert asks(two)
+    assert not asks(one)
+    assert not asks(two)
+    assert asks(one, "192.0.2.2"), "another visitor"
+    more = page(3)
+    assert asks(more), "what was used stays used, and the latest page's limit holds"
+    assert not asks(one)
+    assert not caplog.records
+
+    ray.kill(ray.get_actor(NAME, NAMESPACE))
+    monkeypatch.setattr(shared_ledger, "_AGAIN_S", 600.0)
+    assert [asks(one), asks(one), asks(one)] == [True, True, False], "still answered, and still limited"
+    assert [asks(two), asks(two), asks(two)] == [True, True, False]
+    assert "this page counts by itself" in caplog.text
+    monkeypatch.setattr(shared_ledger, "_AGAIN_S", 0.0)
+    for desk in (one, two):
+        desk._ledger._own_until = 0.0
+        wait_until(desk._ledger._found)
+    assert [asks(one), asks(two), asks(one), asks(two)] == [True, True, False, False]
+
+
+def is_alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def test_a_replica_that_hangs_is_replaced_within_30_seconds_and_its_question_answered_elsewhere(engine, registry):
+    question = asked("hangs", "hangs")
+    expected = done_of(engine.stream(question)).token_ids
+    events = begun(engine, long_one("hangs"))  # by the replica that holds the visitor's cache
+    (victim,) = [pid for pid, calls in processes(registry).items() if calls]
+    events.close()
+    wait_until(lambda: not any(processes(registry).values()))
+    os.kill(victim, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(lambda: done_of(engine.stream(question)))
+            wait_until(lambda: not is_alive(victim))
+            assert time.monotonic() - began < 30
+            assert answer.result(WITHIN_S).token_ids == expected
+    finally:
+        if is_alive(victim):
+            os.kill(victim, signal.SIGKILL)
+
+
+def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_follows_the_answers(registry, options):
+    """The new ones are one or two, whose model two processes share each; one stays."""
+    engine = registry.first  # while the replica that hung may still be on its way back
+    ended, ending = [], threading.Event()
+    models = {**options.models, "tensor_parallel": 2}
+    quick = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
+
+    def ask(visitor: str) -> None:
+        while not ending.is_set():
+            ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
+
+    def are_new(number: int) -> bool:
+        return [told.models for told in registry.fleet.ask_all("describe")] == [models] * number
+
+    with ThreadPoolExecutor(4) as pool:  # more than one replica shall answer at a time
+        futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
+        try:
+            serve.run(
+                built(replace(options, models=models, replicas=1, cpus=0.1, **quick)),
+                name=APPLICATION,
+                route_prefix=None,
+            )
+            wait_until(lambda: are_new(2))
+            written = len(ended)
+            wait_until(lambda: len(ended) > written + 4)
+        finally:
+            ending.set()
+        for future in futures:
+            future.result(timeout=WITHIN_S)
+    assert len({done.token_ids for done in ended}) == 1
+    assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
+    wait_until(lambda: are_new(1) and registry.fleet.health.wanted == 1)
+
+
 def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
     """The last test: the queue stays closed."""
-    running = begun(engine, long_one("last"))
+    running = begun(engine, asked("a long answer", "last", 100, reuse=False))
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(registry.drain, WITHIN_S)
         wait_until(lambda: registry.fleet.health.draining)

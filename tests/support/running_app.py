@@ -169,6 +169,7 @@ class ScriptedEngine:
         self.forgotten: list[str] = []
         self.answer = "There are three red hearts."
         self.echoes = False  # repeats the question as the answer
+        self.is_ready = True
 
     def let_through(self, *stages: str) -> None:
         """Continues from these stages."""

@@ -1,6 +1,7 @@
 """Programs in processes of their own that need not import torch and Gradio again: forked from one that has.
 
-An import of both takes some five seconds of a processor, and the tests start some forty such programs.
+An import of both takes some five seconds of a processor, building the CPU kernels one more, and the tests start some
+forty such programs.
 """
 
 import atexit
@@ -17,7 +18,9 @@ from pathlib import Path
 from places import REPOSITORY
 
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["components.page", "gemma3_core.engine", "gemma3_core.models.multimodal"])
+_FORKED.set_forkserver_preload(
+    ["components.page", "gemma3_core.engine", "gemma3_core.models.multimodal", "tests.support.built_kernels"]
+)
 
 
 class Program:

@@ -1,0 +1,83 @@
+"""One question about many pictures: a table that is stopped, survives a reload, goes on, is sorted and downloaded."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+from places import EXAMPLES
+from running_app import ScriptedEngine, opened, served
+from window import DEMO, choice
+
+from gemma3_core.engine import TokenEvent
+
+QUESTION = "How many hearts are there?"
+
+
+class Doubting(ScriptedEngine):
+    """Less sure of each answer than of the one before."""
+
+    def _events(self, request):
+        for event in super()._events(request):
+            is_word = isinstance(event, TokenEvent) and event.text
+            yield replace(event, choice=choice(1, event.text, 1 / len(self.requests))) if is_word else event
+
+
+def choose(page, *files):
+    with page.expect_file_chooser() as opening:
+        page.get_by_role("button", name="Choose pictures").click()
+    opening.value.set_files([str(file) for file in files])
+
+
+def names(page):
+    return page.locator("#table tbody th").all_inner_texts()
+
+
+def test_a_table_is_stopped_goes_on_after_a_reload_and_is_sorted_and_downloaded(browser, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("no picture either")
+    engine = Doubting(DEMO)
+    with served(engine) as url, opened(browser, url) as page:
+        said = page.locator("#table .said")
+        page.get_by_role("button", name="Ask about many pictures").click()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        said.get_by_text("There are no pictures yet.").wait_for()
+        choose(page, EXAMPLES / "night.png", tmp_path / "broken.png", EXAMPLES / "hearts.png", tmp_path / "notes.txt")
+        said.get_by_text("1 file of another kind is left out.").wait_for()
+        page.locator("#table textarea").fill(QUESTION)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        rows = page.locator("#table tbody tr")
+        rows.nth(0).locator(".failure").wait_for()
+        rows.nth(1).get_by_text("2nd in the queue").wait_for()
+        page.get_by_role("button", name="Stop", exact=True).click()
+        said.get_by_text("Stopped.").wait_for()
+
+        page.reload()
+        said.get_by_text("“Go on” asks for the rows that are missing.").wait_for()
+        assert not page.locator("#chat").is_visible()
+        assert names(page) == ["broken.png", "hearts.png", "night.png"]
+        assert "not a picture that can be read" in rows.nth(0).inner_text()
+        engine.let_through(*engine.go_on)
+        page.get_by_role("button", name="Go on").click()
+        said.get_by_text("All pictures are asked about. 1 row without an answer says why.").wait_for()
+        asked = [Path(str(request.turns[0].pictures[0])).name for request in engine.requests]
+        assert asked == ["hearts.png", "hearts.png", "night.png"]
+        assert engine.answer in rows.nth(1).inner_text()
+        assert [one.inner_text() for one in page.locator("#table td.sure").all()] == ["50 %", "33 %"]
+
+        page.get_by_role("button", name="Doubtful first").click()
+        assert names(page) == ["broken.png", "night.png", "hearts.png"]
+        assert page.locator("#table th[aria-sort=ascending]").inner_text() == "Sureness"
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download as CSV").click()
+        told = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_bytes().decode())))
+        assert list(told[0]) == ["picture", "answer", "sureness", "error", "model", "question"]
+        assert [(row["picture"], row["answer"], row["sureness"]) for row in told] == [
+            ("broken.png", "", ""), ("night.png", engine.answer, "0.3333"), ("hearts.png", engine.answer, "0.5"),
+        ]  # fmt: skip
+        assert "not a picture that can be read" in told[0]["error"]
+        page.get_by_role("button", name="Open night.png large").click()
+        page.locator("#large-picture[open] img").wait_for()
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")  # back to the chat
+        page.locator("#composer textarea").wait_for()

@@ -1,0 +1,66 @@
+"""The estimated place of a word's object: patches of a picture, the box around the hot ones, and the head they are
+seen through."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from gemma3_core.images.pan_and_scan import Box
+from gemma3_core.inspection.heat_maps import TileMap
+from gemma3_core.inspection.place import estimated_box, estimated_place, like_colored
+from gemma3_core.inspection.prompt import Tile
+
+WHOLE = Tile(0, None, Box(0, 0, 400, 200), 1, 17)
+CROP = Tile(1, 0, Box(100, 0, 300, 100), 20, 36)
+RED, BLUE = (200, 30, 30), (20, 30, 120)
+
+
+def drawn(*boxes: tuple[int, int, int, int]) -> Image.Image:
+    """Red boxes on blue, in a tile of 128 pixels to a side."""
+    picture = Image.new("RGB", (128, 128), BLUE)
+    for box in boxes:
+        ImageDraw.Draw(picture).rectangle(box, fill=RED)
+    return picture
+
+
+def map_at(tile: Tile, row: int, column: int) -> TileMap:
+    grid = np.full((4, 4), 0.01)
+    grid[row, column] = 1.0
+    return TileMap(tile, tuple(map(tuple, grid.tolist())))
+
+
+def test_patches_hang_together_and_are_alike():
+    patches = like_colored(drawn((10, 10, 19, 19), (40, 40, 49, 49)))
+    assert patches.max() == 2
+    assert (patches == patches[12, 12]).sum() == 100
+    assert patches[12, 12] != patches[45, 45]
+
+
+def test_the_box_is_around_what_the_heat_lies_on():
+    picture = drawn((40, 8, 59, 23), (90, 90, 120, 120))
+    assert estimated_box(map_at(WHOLE, 0, 1), picture) == Box(125, 12, 188, 38)
+    other = estimated_box(map_at(WHOLE, 3, 3), picture)
+    assert other == Box(281, 140, 378, 189)
+    # In a crop's own part of its picture.
+    assert estimated_box(map_at(CROP, 0, 1), picture) == Box(162, 6, 194, 19)
+
+
+def test_pieces_that_lie_close_together_are_one_thing():
+    letters = drawn((34, 40, 40, 56), (44, 40, 50, 56), (54, 40, 60, 56), (100, 40, 110, 56))
+    assert estimated_box(map_at(WHOLE, 1, 1), letters) == Box(106, 62, 191, 89)
+
+
+def test_a_flat_map_and_an_even_picture_give_a_box_within_the_tile():
+    flat = TileMap(WHOLE, tuple((0.0,) * 4 for _ in range(4)))
+    assert estimated_box(flat, drawn()) == WHOLE.box
+
+
+def test_the_place_is_seen_through_the_head_that_looks_most_at_what_the_word_rests_on():
+    weights = torch.zeros(2, 2, 1, 40)
+    weights[0, 1, 0, CROP.start + 1] = 0.4  # where the word rests, most of all heads
+    weights[1, 0, 0, WHOLE.start + 15] = 0.9  # elsewhere
+    rests = (TileMap(WHOLE, ((0.0,) * 4,) * 4), map_at(CROP, 0, 1))
+    picture = drawn((40, 8, 59, 23), (90, 90, 120, 120))
+    place = estimated_place(weights, rests, (picture, picture))
+    assert (place.picture, place.layer, place.head) == (1, 0, 1)
+    assert place.box == Box(162, 6, 194, 19)
