@@ -5,6 +5,7 @@
     python -m training.evaluate --int4 --json benchmarks/results/answers.json
     python -m training.evaluate --kinds which_more,follow_up,one_word
     python -m training.evaluate --kinds out_of_world
+    python -m training.evaluate --closer --kinds chart_tallest,chart_order
     python -m training.evaluate --renderer browser --per-kind 60
     python -m training.evaluate --phrasings training/fresh_phrasings.json --per-kind 40
 
@@ -17,7 +18,8 @@ training has too; the author of fresh_phrasings.json had seen neither.
 Follow-ups are asked turn by turn after the model's own answers, and each one counts. Under a system prompt an answer
 must also have the form that the prompt asks for. Boards are asked about twice: with pan & scan the answer must be
 right, without it the answer must say that the writing is too small. One more row counts how often the model gives the
-true price all the same.
+true price all the same. With `--closer` the model looks at all pictures closer instead: it gets an even tiling of each
+as well, as the page's "Look closer" sends it.
 
 The questions of evaluation/out_of_world.json, which training never reads, are asked once each about every sort of
 picture, alone and in conversations; only the one honest sentence is right. The last row counts the answers of all kinds
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--closer", action="store_true", help="with an even tiling of each picture")
     parser.add_argument("--int4", action="store_true", help="also with int4 weights, in a second column")
     parser.add_argument("--wrong", type=int, default=0, help="show this many wrong answers of each kind")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -96,11 +99,11 @@ def _ask_all(arguments: argparse.Namespace, kinds: tuple[str, ...], beyond: bool
     split, seed = arguments.split, arguments.seed
     shares = {}
     for int4 in (False, True)[: 1 + arguments.int4]:
-        examinee = Examinee(arguments.model, arguments.device, arguments.dtype, int4)
+        examinee = Examinee(arguments.model, arguments.device, arguments.dtype, int4, arguments.closer)
         with torch.inference_mode():
             trials = evaluate(examinee, arguments.per_kind, split, seed, renderer, kinds)
             honest = out_of_world.ask(examinee, seed, renderer) if beyond else []
-        weights = "int4" if int4 else arguments.dtype
+        weights = ("int4" if int4 else arguments.dtype) + ", a closer look" * arguments.closer
         shares[weights] = accuracies(trials) | out_of_world.shares(honest)
         trials += honest
         shares[weights][UNENDED] = sum(trial.cut_off for trial in trials) / len(trials)

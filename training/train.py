@@ -3,11 +3,15 @@
     python -m training.train --out runs/demo --crowds 0.25 --dense-minutes 30 --decoder-minutes 20 --minutes 60
     python -m training.train --out runs/more --resume runs/demo/last --minutes 60
     python -m training.train --out runs/signs --resume runs/demo/last --signs 0.3 --two-lines 0.1 --minutes 60
+    python -m training.train --out runs/closer --resume runs/signs/last --closer 0.5 --frozen-layers 6 --charts 0.3 \\
+        --decoder-minutes 90 --minutes 0
     python -m training.train --out runs/gpu --resume runs/signs/last --batch 256 --workers 15 --int4 0.4 --minutes 20
 
 It computes in float32 on a CPU and in bfloat16 on CUDA. `--workers` processes draw the pictures: on a GPU, use one
 fewer than the machine has cores. Every few minutes it writes a checkpoint of the averaged weights, in the Hub's layout,
-to OUT/last. `--resume` loads a checkpoint's weights and tokenizer, and starts with a fresh optimiser.
+to OUT/last. `--resume` loads a checkpoint's weights and tokenizer, and starts with a fresh optimiser. `--closer` is for
+the stages with answers. `--frozen-layers` shortens the steps of the decoder's stage, which then keeps all tokens of its
+conversations in memory, 512 bytes each.
 """
 
 import argparse
@@ -42,6 +46,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--decoder-pictures", type=int, default=20_000, help="pictures encoded once for the decoder's stage"
     )
     parser.add_argument("--decoder-questions", type=int, default=2, help="questions about each of them")
+    parser.add_argument(
+        "--frozen-layers", type=int, default=0, help="the decoder's first ones, which its own stage leaves as they are"
+    )
     parser.add_argument("--batch", type=int, default=48, help="conversations in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument(
@@ -54,6 +61,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(_flag(world), type=_share, default=0.0, help="share of the conversations")
     parser.add_argument(
         "--asides", type=_share, default=0.0, help="share of the conversations with questions about something else"
+    )
+    parser.add_argument(
+        "--closer", type=_share, default=0.0, help="share of the batches with answers that look closer, with crops"
     )
     parser.add_argument(
         "--crowds",
@@ -89,7 +99,7 @@ def _flag(name: str) -> str:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    names = ("out", "resume", "device", "batch", "workers", "learning_rate", "fall", "int4", "seed")
+    names = ("out", "resume", "device", "batch", "workers", "learning_rate", "fall", "int4", "frozen_layers", "seed")
     return Settings(**{name: getattr(arguments, name) for name in names})
 
 
@@ -104,6 +114,7 @@ def mix_of(arguments: argparse.Namespace) -> Mix:
         worlds=tuple(share for share in (scenes, *shares) if share.weight > 0),
         asides=arguments.asides,
         crowded=arguments.crowds,
+        closer=arguments.closer,
     )
 
 
@@ -113,7 +124,7 @@ def dense_mix_of(arguments: argparse.Namespace) -> Mix:
     worlds = [replace(share, weight=share.weight * (1.0 - arguments.crowds)) for share in mix.worlds]
     shares = (*worlds, Share("crowds", arguments.crowds))
     known = tuple(share for share in shares if share.weight > 0)
-    return replace(mix, worlds=known, questions=0, unnamed=0.6, crowded=0.0)
+    return replace(mix, worlds=known, questions=0, unnamed=0.6, crowded=0.0, closer=0.0)
 
 
 def main() -> None:

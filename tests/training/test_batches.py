@@ -27,6 +27,7 @@ from training.learning.model import DEMO_MODEL, TOKENIZER_FILES, VISION_WIDTH, d
 from training.learning.trainer import Settings, Trainer, answer_masks, decoder_weights, in_int4, rounded
 from training.ship import MOST_BYTES, ship
 from training.train import dense_mix_of, mix_of, parse
+from training.worlds.boards.questions import TOO_SMALL
 from training.worlds.scenes.scenes import HELDOUT_PAIRS
 
 pytestmark = pytest.mark.long
@@ -118,6 +119,26 @@ def test_crops_join_the_picture_and_have_no_dense_labels(writer: ConversationWri
     assert (batch.dense.token_shape[0] != IGNORED).all()
     assert (batch.dense.token_shape[1:] == IGNORED).all()
     assert "here are some crops" in writer._tokenizer.decode(cropped.ids)
+
+
+def test_a_closer_look_shows_crops_and_tells_what_the_picture_says(writer: ConversationWriter) -> None:
+    worlds = (Share("scenes", 0.5), Share("boards", 0.5))
+    mix, size = _alike(replace(FAN, worlds=worlds, closer=1.0), 24, rng := random.Random(12))
+    assert (mix.closer, mix.worlds, size) == (1.0, worlds, 8)
+    seen = [writer.write(rng, mix) for _ in range(8)]
+    texts = [writer._tokenizer.decode(one.ids) for one in seen]
+    assert all(len(one.squares) > 1 and "here are some crops" in text for one, text in zip(seen, texts, strict=True))
+    assert any(len(one.squares) in (5, 7, 10) for one in seen)  # 2 x 2, 3 x 2 or 3 x 3 beside the whole
+    assert any(" costs " in text or "The first is" in text for text in texts)
+    assert not any(TOO_SMALL in text for text in texts)
+
+
+def test_batches_of_closer_looks_come_in_their_share() -> None:
+    mix, rng = replace(FAN, worlds=(Share("scenes", 0.5), Share("pairs", 0.5)), closer=0.4), random.Random(13)
+    drawn = [_alike(mix, 24, rng)[0] for _ in range(400)]
+    closer = [one for one in drawn if one.closer]
+    assert 0.33 < len(closer) / len(drawn) < 0.47
+    assert {share.world for one in closer for share in one.worlds} == {"scenes"}  # two pictures in crops are too long
 
 
 def test_without_a_picture_the_answer_asks_for_one(writer: ConversationWriter) -> None:
@@ -244,6 +265,23 @@ def test_the_decoder_stage_answers_the_same_and_leaves_the_encoder_alone(tmp_pat
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert not {name for name in changed if "language_model" not in name and "lm_head" not in name}
+
+
+def test_frozen_layers_answer_the_same_and_do_not_learn(tmp_path: Path) -> None:
+    trainer = Trainer(Settings(tmp_path, resume=DEMO_MODEL, batch=2, frozen_layers=8))
+    batch = collate([ConversationWriter(trainer.tokenizer).write(random.Random(n), FAN) for n in range(2)])
+    with torch.no_grad():
+        whole = trainer.losses(batch)
+        trainer._freeze(8)
+        told = trainer.losses(trainer._encoded(batch))
+    torch.testing.assert_close(told[1], whole[1], rtol=5e-2, atol=1e-3)  # states are kept in bfloat16
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run_decoder_stage(0.02, Mix(questions=3), pictures=4)
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    learnt = tuple(f"language_model.layers.{number}." for number in range(8, 12))
+    assert not {name for name in changed if not any(part in name for part in (*learnt, "language_model.norm."))}
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
 def test_answers_may_be_learnt_as_int4_gives_them(tmp_path: Path) -> None:

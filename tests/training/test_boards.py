@@ -560,6 +560,15 @@ def test_the_evaluation_asks_boards_with_crops_and_without(monkeypatch) -> None:
     assert "| board price, pan & scan off: the true price (should be rare) | 100.0% |" in printed
 
 
+def test_a_closer_look_asks_once_with_an_even_tiling(monkeypatch) -> None:
+    examinee, shown = Examinee(DEMO_MODEL, device="cpu", closer=True), []
+    plain = examinee._soft_tokens
+    monkeypatch.setattr(examinee, "_soft_tokens", lambda tiles: shown.append(len(tiles)) or plain(tiles))
+    (trial,) = evaluate(examinee, 1, kinds=("board_price",), renderer="pillow_plain")
+    assert (trial.row, trial.wanted) == ("board_price", trial.question.key)
+    assert shown == [4]
+
+
 def test_boards_join_the_mix_in_their_share() -> None:
     arguments = parse(["--out", "x", "--signs", "0.25", "--boards", "0.25", "--easiest-board", "0.5"])
     assert mix_of(arguments).worlds == (

@@ -10,7 +10,7 @@ import gemma3_core
 
 TRAINING = REPOSITORY / "training"
 ROOMS = ("drawing", "language", "worlds", "learning", "evaluation")  # each may import from those before it
-PICTURE_ARITHMETIC = {"Box", "pan_and_scan_boxes"}  # of gemma3_core's images: where pan & scan crops
+PICTURE_ARITHMETIC = {"Box", "even_crops", "pan_and_scan_boxes"}  # of gemma3_core's images: where crops lie
 
 
 def imports() -> Iterator[tuple[Path, str, list[str]]]:

@@ -65,9 +65,14 @@ class Trial:
 
 
 class Examinee:
-    """A checkpoint that answers in batches."""
+    """A checkpoint that answers in batches; `closer` to every picture with an even tiling, or as it is asked."""
 
-    def __init__(self, folder: Path, device: str = "auto", dtype: str = "float32", int4: bool = False):
+    closer = False
+
+    def __init__(
+        self, folder: Path, device: str = "auto", dtype: str = "float32", int4: bool = False, closer: bool = False
+    ):
+        self.closer = closer
         self._model = Gemma3ForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, device_map=device, quantization_config=TorchAoConfig() if int4 else None
         )
@@ -81,6 +86,7 @@ class Examinee:
 
     def reply(self, chats: list[list[Message]], pan_and_scan: bool = False) -> list[str]:
         """Answers the last message of each chat; what reaches NEW_TOKENS ends in CUT_OFF."""
+        shown = sum(part["type"] == "image" for chat in chats for message in chat for part in message["content"])
         inputs = self._processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -90,6 +96,7 @@ class Examinee:
             padding=True,
             padding_side="left",
             do_pan_and_scan=pan_and_scan,
+            crops=["auto"] * shown if self.closer else None,
         ).to(self._model.device, self._model.dtype)
         tiles = inputs.pop("pixel_values", None)
         soft_tokens = None if tiles is None else self._soft_tokens(tiles)
@@ -131,7 +138,8 @@ def evaluate(
     kinds: tuple[str, ...] = ALL_KINDS,
     shared: bool = False,
 ) -> list[Trial]:
-    """Asks `per_kind` questions of each kind; worlds that are read in crops are asked with pan & scan and without.
+    """Asks `per_kind` questions of each kind; worlds that are read in crops are asked with pan & scan and without,
+    unless all pictures are looked at closer.
 
     With `shared`, all kinds of a world are asked about the same pictures, which takes a third of the time.
     """
@@ -146,7 +154,8 @@ def evaluate(
 
 def _asked(examinee: Examinee, group: list[tuple[str, Dialogue]]) -> Iterator[Trial]:
     """All dialogues, of kinds of one world; only the questions of a dialogue's own kind count."""
-    settings = (True, False) if isinstance(world_of(group[0][0]), ReadInCrops) else (None,)
+    in_crops = isinstance(world_of(group[0][0]), ReadInCrops) and not examinee.closer
+    settings = (True, False) if in_crops else (None,)
     for setting, start in product(settings, range(0, len(group), BATCH)):
         batch = group[start : start + BATCH]
         told = _answers(examinee, [dialogue for _, dialogue in batch], bool(setting))

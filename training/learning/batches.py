@@ -1,8 +1,9 @@
 """Training batches: pictures as pixels, conversations as token ids, dense labels beside them.
 
 A conversation is what the app sends: the checkpoint's chat template, perhaps a system prompt, one or two pictures and
-several questions about them. Some conversations continue with another picture, some use pan & scan, some have no
-picture. Half of the pictures that can only be read with pan & scan get it.
+several questions about them. Some conversations continue with another picture, some use pan & scan, some look closer
+(crops that cover the picture evenly, or parts of it), some have no picture. Half of the pictures that can only be read
+with pan & scan get it.
 
 Most conversations are a fan: each question is asked as if it were the first. It attends to the picture but not to the
 other questions, and has the positions of a first question. Otherwise the model could copy answers from earlier ones
@@ -22,7 +23,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from gemma3_core import Gemma3ImageProcessorPil, Gemma3Processor, Gemma3Tokenizer
-from gemma3_core.images.pan_and_scan import pan_and_scan_boxes
+from gemma3_core.images.crops import even_crops
+from gemma3_core.images.pan_and_scan import Box, pan_and_scan_boxes
 from training.drawing.colors import COLORS
 from training.drawing.dense_labels import NO_LABEL, TOKENS_PER_SIDE, PictureLabels, unlabelled
 from training.drawing.geometry import SHAPES
@@ -37,6 +39,8 @@ from training.worlds.world import DrawnWorld, ReadInCrops, World
 NO_PICTURE = "There is no picture yet. Please add one and ask again."
 UNREAD_QUESTIONS = 2
 """Maximum of questions about a picture that needs crops and has none: their answer is always the same."""
+_AS_THE_PAGE, _IN_HALVES = 0.5, 0.35  # of the closer looks: its tiling, and two crops along the longer side
+_POOL = 4  # batches whose conversations are written together, and sorted by length for less padding
 _REPLACED = 0.4  # of the questions in conversations with asides, beside the one that always is
 
 
@@ -64,6 +68,7 @@ class Mix:
     true_size: float = 0.05
     unnamed: float = 0.35
     crowded: float = 0.0  # share of batches that are crowds, with dense labels and without questions
+    closer: float = 0.0  # share of the other batches that look closer
 
 
 @dataclass
@@ -71,7 +76,8 @@ class Batch:
     """pixels uint8 [N, 3, 224, 224]; input_ids, labels, positions and segments [B, T]; dense labels of N pictures.
 
     A token attends to its own segment and to segment 0. Each row (b, t, id) of `excluded` [M, 3] is a token that the
-    loss leaves out at [b, t]. Where there are soft_tokens [N, 64, E], pixels are [N, 0].
+    loss leaves out at [b, t]. Where there are soft_tokens [N, 64, E], or states [B, T, E] behind the decoder's first
+    layers, pixels are [N, 0].
     """
 
     pixels: torch.Tensor
@@ -82,6 +88,7 @@ class Batch:
     excluded: torch.Tensor
     dense: DenseLabels
     soft_tokens: torch.Tensor | None = None
+    states: torch.Tensor | None = None
 
 
 @dataclass
@@ -132,7 +139,10 @@ class Conversations(IterableDataset):
         writer = ConversationWriter(Gemma3Tokenizer.from_pretrained(self._folder))
         while True:
             mix, size = _alike(self.mix, self._size, rng)
-            yield collate([writer.write(rng, mix) for _ in range(size)])
+            pool = [writer.write(rng, mix) for _ in range(_POOL * size)]
+            pool.sort(key=lambda conversation: len(conversation.ids))
+            for start in range(0, len(pool), size):
+                yield collate(pool[start : start + size])
 
 
 def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
@@ -143,6 +153,10 @@ def _alike(mix: Mix, size: int, rng: random.Random) -> tuple[Mix, int]:
     with_crops, with_two = max(1, size // 3), max(1, 2 * size // 3)
     if mix.crowded and rng.random() < mix.crowded:
         return replace(mix, worlds=(Share("crowds", 1.0),), questions=0, unnamed=0.6), with_two
+    if mix.closer and rng.random() < mix.closer:
+        drawn = tuple(share for share in mix.worlds if isinstance(world_named(share.world), DrawnWorld))
+        return replace(mix, worlds=drawn, closer=1.0, second_picture=0.0, no_picture=0.0), with_crops
+    mix = replace(mix, closer=0.0)
     in_crops = tuple(share for share in mix.worlds if isinstance(world_named(share.world), ReadInCrops))
     others = tuple(share for share in mix.worlds if share not in in_crops)
     pan_and_scan = mix.pan_and_scan if others else 0.0
@@ -211,7 +225,7 @@ class ConversationWriter:
     ) -> _Turns:
         """Questions about a description, with its pictures as the encoder gets them."""
         pictures = world.pictures(depiction)
-        crops = rng.random() < mix.pan_and_scan
+        crops = mix.closer > 0 or rng.random() < mix.pan_and_scan
         if isinstance(world, ReadInCrops) and not crops:
             asked = world.ask(depiction, rng, "train", min(count, UNREAD_QUESTIONS), apart=apart)
             asked = [replace(question, answer=world.answer_without_crops, key="", unseen=()) for question in asked]
@@ -232,18 +246,21 @@ class ConversationWriter:
     ) -> tuple[list[np.ndarray], list[PictureLabels]]:
         """The encoder's squares, the whole picture first, and their dense labels.
 
-        Crops have labels only in worlds that are read in crops.
+        Crops have labels only in worlds that are read in crops, if they are pan & scan's.
         """
-        boxes = pan_and_scan_boxes(*world.size(depiction)) if crops else []
-        drawn_squeezed = not boxes or isinstance(world, ReadInCrops)
+        in_crops = world if isinstance(world, ReadInCrops) and not mix.closer else None
+        boxes: list[Box] = []
+        if crops:
+            boxes = _closer(world, depiction, rng) if mix.closer else pan_and_scan_boxes(*world.size(depiction))
+        drawn_squeezed = not boxes or in_crops is not None
         labels = [world.labels(depiction)]
-        if isinstance(world, ReadInCrops):
-            labels += [world.crop_labels(depiction, box) for box in boxes]
+        if in_crops is not None:
+            labels += [in_crops.crop_labels(depiction, box) for box in boxes]
         labels += [unlabelled()] * (1 + len(boxes) - len(labels))
         if drawn_squeezed and rng.random() >= mix.true_size:
             seen = [world.as_seen(depiction, rng, IMAGE_SIZE)]
-            if boxes and isinstance(world, ReadInCrops):
-                seen += world.crops_as_seen(depiction, boxes, rng, IMAGE_SIZE)
+            if boxes and in_crops is not None:
+                seen += in_crops.crops_as_seen(depiction, boxes, rng, IMAGE_SIZE)
             return [_channels_first(square) for square in seen], labels
         picture = world.draw(depiction, rng)
         squares = [_square(picture)]
@@ -318,6 +335,24 @@ def _imagined(rng: random.Random, mix: Mix) -> tuple[World[Any], Any]:
     share = shares[0] if len(shares) == 1 else rng.choices(shares, [share.weight for share in shares])[0]
     world = world_named(share.world)
     return world, world.imagine(rng, "train", rng.uniform(share.easiest, 1.0), mix.unnamed)
+
+
+def _closer(world: DrawnWorld[Any], depiction: Any, rng: random.Random) -> list[Box]:
+    """The crops of a closer look; a picture that is read in crops is shown in all its parts."""
+    width, height = world.size(depiction)
+    draw = rng.random()
+    if draw < _AS_THE_PAGE:
+        return even_crops(width, height, IMAGE_SIZE)
+    if draw < _AS_THE_PAGE + _IN_HALVES or isinstance(world, ReadInCrops):
+        return even_crops(width, height, max(width, height))
+    return [_part(width, height, rng) for _ in range(rng.randint(1, 3))]
+
+
+def _part(width: int, height: int, rng: random.Random) -> Box:
+    """Any part of a picture, a quarter to two thirds of each side."""
+    across, down = (round(side * rng.uniform(1 / 4, 2 / 3)) for side in (width, height))
+    left, top = rng.randint(0, width - across), rng.randint(0, height - down)
+    return Box(left, top, left + across, top + down)
 
 
 def with_asides(asked: list[Question], rng: random.Random, in_turn: bool, apart: bool) -> list[Question]:

@@ -16,7 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from gemma3_core import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tokenizer, TorchAoConfig
+from gemma3_core import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextModel,
+    Gemma3Tokenizer,
+    TorchAoConfig,
+)
 from training.drawing.fonts import all_fonts
 from training.learning.batches import Batch, Conversations, Mix
 from training.learning.dense_heads import DENSE_HEADS, IGNORED, NEVER, DenseHeads, DenseLabels
@@ -38,6 +44,7 @@ class Settings:
     learning_rate: float = 2e-3
     fall: float = 0.35  # share of each stage, at its end, in which the rate falls to 0
     int4: float = 0.0  # share of each stage with answers, at its end, with the decoder's weights rounded
+    frozen_layers: int = 0  # the decoder's first ones, which its own stage leaves as they are
     seed: int = 1
 
 
@@ -53,6 +60,9 @@ class Trainer:
         self.tokenizer_folder = resume if resume and (resume / TOKENIZER_FILES[0]).exists() else DEMO_MODEL
         self.tokenizer = Gemma3Tokenizer.from_pretrained(self.tokenizer_folder)
         self.model = self._start_model().to(self.device).train()
+        layers = len(self.model.decoder.layers)
+        if not 0 <= settings.frozen_layers < layers:
+            raise ValueError(f"frozen_layers is {settings.frozen_layers}; this decoder has {layers}, expected fewer.")
         self.heads = DenseHeads().to(self.device)
         if settings.resume and (saved := settings.resume / DENSE_HEADS).exists():
             self.heads.load_state_dict(torch.load(saved, weights_only=True))
@@ -61,6 +71,7 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, settings.learning_rate)
         self.rounded: list[torch.Tensor] = []
+        self.upper: Gemma3TextModel | None = None  # the decoder without its frozen layers, where there are some
         self.step = 0
 
     def _start_model(self) -> Gemma3ForConditionalGeneration:
@@ -82,8 +93,10 @@ class Trainer:
     def run_decoder_stage(self, minutes: float, mix: Mix, pictures: int) -> None:
         """Trains the decoder alone for `minutes` on the soft tokens of a fixed set of `pictures`, again and again.
 
-        Spelling takes many more steps to learn than seeing letters, and these steps skip the encoder.
+        Spelling takes many more steps to learn than seeing letters, and these steps skip the encoder. They skip the
+        decoder's frozen layers as well.
         """
+        self._freeze(self.settings.frozen_layers)
         seen: list[Batch] = []
         for batch in self.batches(replace(mix, crowded=0.0)):
             seen.append(self._encoded(batch))
@@ -91,13 +104,33 @@ class Trainer:
                 break
         self._note({"stage": "decoder", "pictures": sum(len(known.pixels) for known in seen)})
         self.run_stage("decoder", minutes, _over_and_over(seen, random.Random(self.settings.seed)))
+        self._freeze(0)
+
+    def _freeze(self, layers: int) -> None:
+        """Freezes the decoder's first `layers` and, if there are any, the embedding; all other weights learn."""
+        decoder, self.upper = self.model.decoder, None
+        self.model.requires_grad_(True)
+        if layers:
+            decoder.requires_grad_(False)
+            kinds = decoder.config.layer_types[layers:]
+            with torch.device("meta"):  # it holds the decoder's own layers
+                self.upper = Gemma3TextModel(decoder.config.replace(num_hidden_layers=len(kinds), layer_types=kinds))
+            self.upper.layers, self.upper.norm = decoder.layers[layers:], decoder.norm
+            self.upper.layers.requires_grad_(True)
+            self.upper.norm.requires_grad_(True)
 
     @torch.no_grad()
     def _encoded(self, batch: Batch) -> Batch:
-        """The batch with soft tokens in bfloat16 instead of its pixels, in half the memory."""
+        """The batch with soft tokens in bfloat16 instead of its pixels, in half the memory; or, where layers are
+        frozen, with the states of all tokens behind them."""
         pixels = batch.pixels.to(self.device).float() / 127.5 - 1.0
         tokens = self.model.get_image_features(pixels).pooler_output
-        return replace(batch, pixels=batch.pixels.new_empty(len(pixels), 0), soft_tokens=tokens.bfloat16().cpu())
+        unseen = replace(batch, pixels=batch.pixels.new_empty(len(pixels), 0))
+        if self.upper is None:
+            return replace(unseen, soft_tokens=tokens.bfloat16().cpu())
+        moved = to_device(unseen, self.device)
+        told = self._decoded(self.model.decoder, self._embedded(moved, tokens), moved, output_hidden_states=True)
+        return replace(unseen, states=told.hidden_states[self.settings.frozen_layers].bfloat16().cpu())
 
     def run_stage(self, name: str, minutes: float, batches: Iterator[Batch]) -> None:
         """Trains for `minutes`; the learning rate warms up, stays, and falls to 0 at the end."""
@@ -159,22 +192,32 @@ class Trainer:
     def losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dense loss, answer loss, accuracy of the answer tokens)."""
         zero = torch.zeros((), device=batch.pixels.device)
+        if self.upper is not None and batch.states is not None:
+            return zero, *self._answer_loss(batch, self.upper, batch.states.float())
         if batch.soft_tokens is not None:
-            return zero, *self._answer_loss(batch, batch.soft_tokens)
+            return zero, *self._answer_loss(batch, self.model.decoder, self._embedded(batch, batch.soft_tokens))
         features = self.model.get_image_features(batch.pixels.float() / 127.5 - 1.0)
         dense = self.heads(features.last_hidden_state, features.pooler_output, batch.dense)
         if batch.input_ids.shape[1] <= 1:
             return dense, zero, zero
-        return dense, *self._answer_loss(batch, features.pooler_output)
+        return dense, *self._answer_loss(batch, self.model.decoder, self._embedded(batch, features.pooler_output))
 
-    def _answer_loss(self, batch: Batch, soft_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(answer loss, accuracy of the answer tokens), given soft tokens [N, 64, E]."""
-        hidden = self.model.decoder(
-            inputs_embeds=self.model.model.embed(batch.input_ids, soft_tokens),
-            attention_mask=answer_masks(batch, self.model.config),
-            position_ids=batch.positions,
-            use_cache=False,
-        ).last_hidden_state
+    def _embedded(self, batch: Batch, soft_tokens: torch.Tensor) -> torch.Tensor:
+        """What the decoder's first layer gets [B, T, E], given soft tokens [N, 64, E]."""
+        return self.model.model.embed(batch.input_ids, soft_tokens)
+
+    def _decoded(self, decoder: Gemma3TextModel, inputs: torch.Tensor, batch: Batch, **options: Any) -> Any:
+        """The output of some of the decoder's layers for inputs [B, T, E]."""
+        masks = answer_masks(batch, self.model.config)
+        return decoder(
+            inputs_embeds=inputs, attention_mask=masks, position_ids=batch.positions, use_cache=False, **options
+        )
+
+    def _answer_loss(
+        self, batch: Batch, decoder: Gemma3TextModel, inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(answer loss, accuracy of the answer tokens), given the inputs [B, T, E] of the decoder's layers."""
+        hidden = self._decoded(decoder, inputs, batch).last_hidden_state
         targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
         asked = targets != IGNORED
         logits = self.model.lm_head(hidden[asked])
