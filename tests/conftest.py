@@ -30,13 +30,13 @@ from tokenizers.processors import TemplateProcessing
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Four processes for two cores, since much of the time is waiting.
+    """Three processes for two cores, since much of the time is waiting.
 
     None beside this one for a single file, or on the GPU, whose memory they would share.
     """
     files = {Path(argument.partition("::")[0]) for argument in config.args}
     single = len(files) == 1 and files.pop().suffix == ".py"
-    return 0 if single or "gpu" in (config.option.markexpr or "") else 4
+    return 0 if single or "gpu" in (config.option.markexpr or "") else 3
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

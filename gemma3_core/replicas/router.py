@@ -36,7 +36,9 @@ class VisitorRouter(RequestRouter):
         last = self._last.get(visitor)
 
         def key(replica: RunningReplica) -> tuple[bool, bool, bool, int, bytes]:
-            load = self.replica_queue_len_cache.get(replica.replica_id) or 0
+            load = self.replica_queue_len_cache.get(replica.replica_id)
+            if load is None:  # too old; the replica itself tells less often
+                load = replica.routing_stats.get("running", 0)
             is_last = last is not None and replica.replica_id == last
             lacks_model = bool(model) and model not in replica.routing_stats.get("models", (model,))
             own_order = blake2b(f"{visitor}\0{replica.replica_id.unique_id}".encode(), digest_size=8).digest()

@@ -109,7 +109,7 @@ def test_who_has_asked_enough_reads_when_to_come_back_by_their_own_clock(browser
         there = datetime.now(timezone(timedelta(hours=5, minutes=30))) + timedelta(hours=1)
         times = [f"{there + timedelta(minutes=minutes):%H:%M}" for minutes in (-1, 0, 1)]
         assert any(told.inner_text().endswith(says.format(time)) for time in times)
-        assert page.locator("#composer textarea").input_value() == QUESTION
+        page.wait_for_function("(text) => document.querySelector('#composer textarea').value === text", arg=QUESTION)
         page.context.close()
 
 

@@ -13,8 +13,8 @@ from gemma3_core.replicas.router import MOST_REMEMBERED, VisitorRouter
 class Router(VisitorRouter):
     """Knows how full its replicas are, and nothing else of Serve."""
 
-    def __init__(self, **loads: int):
-        self.loads = loads
+    def __init__(self, **loads: int | None):
+        self.loads, self.running = loads, dict[str, int]()
         self.initialize_state(at_once=4)
 
     @property
@@ -22,8 +22,12 @@ class Router(VisitorRouter):
         return self.loads
 
     def chosen(self, visitor: str, model: str = "", **models: tuple[str, ...]) -> list[str]:
+        told = {name: {"running": running} for name, running in self.running.items()}
         replicas = [
-            SimpleNamespace(replica_id=_Id(name), routing_stats={"models": models[name]} if name in models else {})
+            SimpleNamespace(
+                replica_id=_Id(name),
+                routing_stats=told.get(name, {}) | ({"models": models[name]} if name in models else {}),
+            )
             for name in self.loads
         ]
         ranks = asyncio.run(self.choose_replicas(replicas, _pending(visitor, model)))
@@ -65,6 +69,12 @@ def test_a_new_visitor_goes_to_the_emptiest_and_equal_ones_are_taken_alike_by_ev
     orders = {tuple(Router(a=0, b=0, c=0).chosen(f"visitor {n}")) for n in range(60)}
     assert len(orders) == 6
     assert Router(a=0, b=0).chosen("ben") == Router(b=0, a=0).chosen("ben")
+
+
+def test_a_load_that_serve_no_longer_knows_is_what_the_replica_told_last():
+    router = Router(a=None, b=None, c=2)
+    router.running = {"a": 3, "b": 1}
+    assert router.chosen("ben") == ["b", "c", "a"]
 
 
 def test_a_replica_with_the_model_in_memory_comes_before_one_that_would_load_it():
