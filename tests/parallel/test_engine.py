@@ -12,6 +12,7 @@ import torch
 
 from gemma3_core.engine import Answered, DoneEvent, Engine, ModelRegistry, Request, StoppedError, TokenEvent, Turn
 from gemma3_core.errors import CheckpointError, ReplicaLostError, UnsupportedOptionError
+from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.parallel import processes
 from gemma3_core.parallel.passes import PROCESS_LOST
@@ -40,6 +41,7 @@ class Started(LocalProcesses):
 
 @pytest.fixture(scope="module")
 def started():
+    cpu_kernels.library()  # this process keeps its own
     return Started()
 
 
