@@ -38,7 +38,6 @@ from gemma3_core.engine import (
     Turn,
 )
 from gemma3_core.errors import PromptError, QueueFullError, ReplicaLostError, UnsupportedOptionError
-from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.replicas import fleet as fleets
 from gemma3_core.replicas.deployment import built
 from gemma3_core.replicas.options import APPLICATION, ReplicaOptions
@@ -57,9 +56,7 @@ def options(chat_folder):
 
 @pytest.fixture(scope="module")
 def registry(options):
-    cpu_kernels.library()  # this process keeps its own
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("GEMMA_CPU_KERNELS", "0")  # or each replica builds them when it starts
         patched.setattr(fleets, "_COUNTED_EACH_S", 0.5)
         with replicas(options) as registry:
             yield registry
