@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,7 +52,12 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path, typing_too: bool = True) -> Iterator[str]:
     """Full names of all modules that a file imports, at any depth; optionally not those for type checkers."""
-    yield from _imports([ast.parse(path.read_text(encoding="utf-8"))], typing_too)
+    yield from _imports([tree_of(path)], typing_too)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _imports(trees: Iterable[ast.AST], typing_too: bool) -> Iterator[str]:
@@ -97,7 +103,7 @@ def test_every_room_has_its_place_and_says_what_belongs_in_it(package):
         {room_of(path) for path in folder.rglob("*.py")} - {"__init__"}
     )
     for inside in {path.parent for path in folder.rglob("*.py")}:
-        assert ast.get_docstring(ast.parse((inside / "__init__.py").read_text(encoding="utf-8"))), name_of(inside)
+        assert ast.get_docstring(tree_of(inside / "__init__.py")), name_of(inside)
 
 
 @pytest.mark.parametrize("path", [path for path in [*CORE, *COMPONENTS] if room_of(path) != "__init__"], ids=name_of)
@@ -163,8 +169,7 @@ def test_importing_the_package_loads_nothing_and_its_names_are_all_there():
 
 @pytest.mark.parametrize("path", [*CORE, *COMPONENTS], ids=name_of)
 def test_no_module_keeps_state_in_globals(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not [node.names for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    assert not [node.names for node in ast.walk(tree_of(path)) if isinstance(node, ast.Global)]
 
 
 @pytest.mark.parametrize("path", [*CORE, *COMPONENTS], ids=name_of)
@@ -190,6 +195,13 @@ def test_importing_the_engine_builds_no_model_starts_no_thread_and_needs_no_page
     others = "sorted({'gradio', 'transformers'} & set(sys.modules))"
     tensors = "sum(isinstance(o, sys.modules['torch'].Tensor) for o in gc.get_objects())"
     assert after_import("gemma3_core.engine", f"{others}, threading.active_count(), {tensors}") == "[] 1 0"
+
+
+def test_importing_the_page_writes_no_stubs_for_editors():
+    """Gradio would read each component's source for that."""
+    segments = "import ast; ast.get_source_segment = None; import inspect, os"
+    where = "os.path.basename(inspect.getfile(gradio.Button))"
+    assert after_import(f"ast; {segments}; import components, gradio", where) == "button.py"
 
 
 def test_importing_the_page_builds_no_page_and_no_model():

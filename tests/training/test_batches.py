@@ -13,7 +13,7 @@ import torch
 from reference import assert_equal
 from torch.nn import functional as F
 
-from gemma3_core.config.gemma3 import read_config
+from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.int4.linear import quantize_weight
 from gemma3_core.int4.quantize import TorchAoConfig, quantized
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
@@ -209,6 +209,19 @@ def test_what_would_make_a_heldout_pair_is_not_compared_with(writer: Conversatio
     assert never == {c for s, c in HELDOUT_PAIRS if s == "heart"}
 
 
+@pytest.fixture
+def few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new model has one decoder layer of each kind and one of the encoder, in the widths of the demo model."""
+
+    def config(tokenizer: Gemma3Tokenizer) -> Gemma3Config:
+        whole = demo_config(tokenizer)
+        text = whole.text_config.replace(num_hidden_layers=2, layer_types=("sliding_attention", "full_attention"))
+        return whole.replace(text_config=text, vision_config=whole.vision_config.replace(num_hidden_layers=1))
+
+    monkeypatch.setattr("training.learning.trainer.demo_config", config)
+
+
+@pytest.mark.usefixtures("few_layers")
 def test_the_loss_does_not_depend_on_excluded_logits(tmp_path: Path) -> None:
     trainer = Trainer(Settings(tmp_path))
     rng = random.Random(9)
@@ -241,6 +254,7 @@ def test_the_shipped_model_has_the_shape_that_training_builds(model: Gemma3ForCo
     assert shipped.config.text_config.replace(extra={}) == model.config.text_config
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     trainer = Trainer(Settings(tmp_path))
     batch = collate([ConversationWriter(trainer.tokenizer).write(random.Random(0), FAN)])
@@ -253,6 +267,7 @@ def test_training_lowers_the_loss_and_resumes_from_its_checkpoint(tmp_path: Path
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_the_decoder_stage_answers_the_same_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
     trainer = Trainer(Settings(tmp_path, batch=2))
     batch = collate([ConversationWriter(trainer.tokenizer).write(random.Random(n), FAN) for n in range(2)])
@@ -284,9 +299,10 @@ def test_frozen_layers_answer_the_same_and_do_not_learn(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_answers_may_be_learnt_as_int4_gives_them(tmp_path: Path) -> None:
     """The loss is that of int4 weights, the head's aside; what is kept and trained are the whole weights."""
-    trainer = Trainer(Settings(tmp_path, resume=DEMO_MODEL))
+    trainer = Trainer(Settings(tmp_path))
     batch = collate([ConversationWriter(trainer.tokenizer).write(random.Random(n), FAN) for n in range(2)])
     weights = decoder_weights(trainer.model)
     assert len(weights) == 7 * trainer.model.text_config.num_hidden_layers
@@ -311,6 +327,7 @@ def test_answers_may_be_learnt_as_int4_gives_them(tmp_path: Path) -> None:
         assert 0 < learnt.norm() < 0.5 * rounding.norm()
 
 
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize(("stage", "share", "in_steps"), [("joint", 0.5, 15), ("joint", 0.0, 0), ("dense", 0.5, 0)])
 def test_the_end_of_a_stage_with_answers_is_in_int4(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, share: float, in_steps: int

@@ -1,12 +1,12 @@
 """One training run: stages, steps, losses, log and checkpoints. `training.train` starts it."""
 
+import contextlib
 import copy
 import json
 import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from gemma3_core import (
@@ -181,8 +182,9 @@ class Trainer:
             loss = answer + DENSE_WEIGHT * dense if batch.input_ids.shape[1] > 1 else dense
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        with contextlib.nullcontext() if self.device.type == "cuda" else _InFloat32():
+            for optimiser in self.optimisers:
+                optimiser.step()
         decay = min(0.998, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
@@ -288,6 +290,16 @@ def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.op
     return [muon, adamw]
 
 
+class _InFloat32(TorchFunctionMode):
+    """What is converted to bfloat16 stays in float32: Muon's iterations, whose products take forty times as long in
+    bfloat16 on processors without units for it."""
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)  # Muon changes it in place
+        return func(*args, **(kwargs or {}))
+
+
 def decoder_weights(model: nn.Module) -> list[torch.Tensor]:
     """The weights that int4 rounds, without the head, which is also the embedding."""
     named = model.named_parameters()
@@ -307,7 +319,7 @@ def rounded(weights: torch.Tensor) -> torch.Tensor:
     return ((steps - 8) * scale + zero).flatten(1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def in_int4(weights: Sequence[torch.Tensor]) -> Iterator[None]:
     """Rounds the weights to int4 and restores them afterwards, so that gradients update the full weights."""
     whole = [weight.detach().clone() for weight in weights]
