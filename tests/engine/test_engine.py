@@ -179,7 +179,8 @@ def test_what_is_told_of_the_model(engine):
 
 def test_stages_come_in_order_and_tokens_make_up_the_answer(engine):
     events = list(engine.stream(CONVERSATIONS["several in one turn"]))
-    assert stages(events) == ["encoding", "reading"]
+    told = stages(events)
+    assert told[told[0] == "queued" :] == ["encoding", "reading"]  # a busy machine may let it wait a moment
     kinds = [type(event) for event in events]
     first_token = kinds.index(TokenEvent)
     assert set(kinds[:first_token]) == {StageEvent}
