@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from browsing import add, answered, choose, send, write
+from browsing import add, answered, choose, look_inside, send, write
 from PIL import Image
 from places import EXAMPLES
 from running_app import opened
@@ -80,6 +80,25 @@ def test_nothing_moves_as_the_page_comes(browser, url, width, height):
     toggle, title = page.locator("#settings .toggle-button").bounding_box(), page.locator("h1").bounding_box()
     assert toggle["x"] + toggle["width"] <= title["x"]
     context.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_nothing_but_code_scrolls_sideways(browser, url, width, height):
+    """Chromium shows no scroll bars here; where a person's browser does, each would be a grey strip."""
+    with opened(browser, url, width, height) as page:
+        choose(page, 1)
+        answered(page)
+        look_inside(page)
+        for tab in ("Inputs", "Attention", "Mask", "Compare", "Code"):
+            page.get_by_role("tab", name=tab).click()
+            page.wait_for_function("() => !document.querySelector('#inside .generating')")
+            scrolled = page.evaluate(
+                """() => [...document.querySelectorAll("body *")]
+                .filter((one) => /auto|scroll/.test(getComputedStyle(one).overflowX))
+                .filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth && one.tagName !== "PRE")
+                .map((one) => one.outerHTML.slice(0, 200))"""
+            )
+            assert not scrolled, scrolled
 
 
 def test_no_bubble_changes_its_width_while_an_answer_comes(browser, scripted, scripted_url):
