@@ -172,6 +172,16 @@
     const box = row.closest(".bubble-wrap");
     box.scrollTo(0, box.scrollHeight);
   }, true);
+  // So does the end of a chat that was there, when what stands below it grows and takes its room.
+  const chat = find("#chat");
+  let room = chat.clientHeight;
+  new ResizeObserver(() => {
+    const box = find("#chat .bubble-wrap:has(.bot-row)"), taken = room - chat.clientHeight;
+    room = chat.clientHeight;
+    if (!box || taken <= 0) return;
+    const below = box.scrollHeight - box.scrollTop - box.clientHeight;
+    if (below < taken + 40) box.scrollTo(0, box.scrollHeight);
+  }).observe(chat);
 
   // A picture in the chat opens large.
   const large = document.createElement("dialog");

@@ -82,6 +82,22 @@ def test_nothing_moves_as_the_page_comes(browser, url, width, height):
     context.close()
 
 
+def test_the_answer_stays_in_sight_when_a_picture_is_added_below(browser, url):
+    with opened(browser, url, 390, 844) as page:
+        choose(page, 1)
+        answered(page)
+        write(page, "Where is the heart?")
+        send(page)
+        answered(page, 2)
+        add(page, HEARTS)
+        page.locator("#strip details[open] img").first.wait_for()
+        page.wait_for_function(IN_SIGHT_JS, arg="#chat .bot-row .message-content", timeout=5_000)
+        page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTo(0, 0)")
+        add(page, EXAMPLES / "night.png")  # somebody who reads further up stays there
+        page.locator("#strip details[open] img").nth(1).wait_for()
+        assert page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop") == 0
+
+
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
 def test_nothing_but_code_scrolls_sideways(browser, url, width, height):
     """Chromium shows no scroll bars here; where a person's browser does, each would be a grey strip."""
