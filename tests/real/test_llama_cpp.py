@@ -6,11 +6,12 @@ import threading
 from dataclasses import replace
 
 import pytest
+from browsing import answered, look_inside, send, write
 from gguf_files import converted
 from llama_server import llama_server
 from openai import OpenAI
 from places import DEMO_MODEL, EXAMPLES
-from running_app import free_port, require_demo_model, served
+from running_app import free_port, opened, require_demo_model, served
 
 from gemma3_core.engine import (
     Answered,
@@ -115,6 +116,19 @@ def test_a_program_asks_it_through_our_interface(outside):
         assert "".join(one.token for one in told if not one.token.startswith("<end")) == whole
         pieces = client.chat.completions.create(**options, temperature=0, stream=True, stop=[whole[4:7]])
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == whole[:4]
+
+
+def test_a_visitor_asks_it_on_the_page_and_looks_inside(outside, browser):
+    with served(ModelRegistry(outside)) as url, opened(browser, url) as page:
+        assert "on another server" in page.locator("body").inner_text()
+        write(page, QUESTION, EXAMPLES / "hearts.png")
+        send(page)
+        assert answered(page) == "There are three hearts."
+        look_inside(page)
+        told = page.locator("#inside").inner_text()
+        assert "reading its tokens again with demo model" in told
+        assert "chat template is another one" not in told
+        assert page.locator("#inside button", has_text="three").count()
 
 
 def test_without_its_part_for_pictures_it_is_not_asked_about_any(file):
