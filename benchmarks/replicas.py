@@ -1,12 +1,13 @@
 """Replicas against the engine in this process: throughput, what Serve costs a token, and what faults cost.
 
     python -m benchmarks.serving --replicas
-    python -m benchmarks.serving --replicas --kills 0
+    python -m benchmarks.serving --replicas --kills 0 --hangs 0     (speed only)
+    python -m benchmarks.serving --replicas --rounds 0 --kills 0    (hangs only; what was measured before stays)
 
 Needs `pip install -r requirements/ray.txt`. Everything runs on this machine with the demo model, one thread a replica.
 First one long answer is written by the engine here and by a replica in turns; then 16 visitors ask at once, of one
 replica and of two. Then 8 visitors ask all the time while one of two replicas is killed again and again, and stopped
-without dying once. Prints what it finds and writes benchmarks/results/replicas.json. Nothing leaves this machine.
+without dying a few times. Prints what it finds and writes benchmarks/results/replicas.json. Nothing leaves the machine.
 """
 
 import json
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,30 +162,55 @@ class Asking:
         return "right" if event.text == right else "wrong"
 
 
-def faults(kills: int) -> dict[str, Any]:
-    """Kills a replica so many times under load; then stops one without killing it."""
+def faults(kills: int, hangs: int) -> dict[str, Any]:
+    """Kills a replica so many times under load; then stops one so many times without killing it."""
+    report: dict[str, Any] = {}
     with running(2) as registry:
         right = [list(registry.first.stream(request(number)))[-1].text for number in range(16)]  # type: ignore[union-attr]
-        back = []
-        with Asking(registry, right) as asking:
-            for number in range(kills):
-                time.sleep(1)
-                victim = sorted(processes(registry))[number % 2]
-                os.kill(victim, signal.SIGKILL)
-                back.append(until(lambda victim=victim: _whole_without(registry, victim)))
-        after_kills = Counter(asking.found)
-        with Asking(registry, right) as asking:
+        if kills:
+            report |= _kills(registry, right, kills)
+        if hangs:
+            report["hang"] = _hangs(registry, right, hangs)
+    return report
+
+
+def _kills(registry: RemoteRegistry, right: Sequence[str], kills: int) -> dict[str, Any]:
+    back = []
+    with Asking(registry, right) as asking:
+        for number in range(kills):
             time.sleep(1)
+            victim = sorted(processes(registry))[number % 2]
+            os.kill(victim, signal.SIGKILL)
+            back.append(until(lambda victim=victim: _whole_without(registry, victim)))
+    return {"kills": kills, "questions": _outcomes(asking), "back_after_s": round(statistics.median(back), 1)}
+
+
+def _hangs(registry: RemoteRegistry, right: Sequence[str], hangs: int) -> dict[str, Any]:
+    """The seconds until a stopped replica is ended, and until another one answers in its place."""
+    found, replaced = [], []
+    with Asking(registry, right) as asking:
+        for _ in range(hangs):
+            time.sleep(5)  # between two of Serve's checks, or three: they are not in step with this
             hanging = max(processes(registry))
             os.kill(hanging, signal.SIGSTOP)
-            replaced = until(lambda: _whole_without(registry, hanging))
+            began = time.monotonic()
+            until(lambda pid=hanging: _has_ended(pid))
+            found.append(round(time.monotonic() - began, 1))
+            until(lambda pid=hanging: _whole_without(registry, pid))
+            replaced.append(round(time.monotonic() - began, 1))
+    return {"hangs": hangs, "ended_after_s": found, "replaced_after_s": replaced, "questions": _outcomes(asking)}
+
+
+def _outcomes(asking: Asking) -> dict[str, int]:
     outcomes = ("right", "said", "said_before_a_token", "lost_without_a_word", "wrong")
-    return {
-        "kills": kills,
-        "questions": {name: after_kills[name] for name in outcomes},
-        "back_after_s": round(statistics.median(back), 1) if back else None,
-        "hang": {"replaced_after_s": round(replaced, 1), "questions": {name: asking.found[name] for name in outcomes}},
-    }
+    return {name: asking.found[name] for name in outcomes}
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def _whole_without(registry: RemoteRegistry, victim: int) -> bool:
@@ -191,13 +218,17 @@ def _whole_without(registry: RemoteRegistry, victim: int) -> bool:
     return len(found) == 2 and victim not in found
 
 
-def measure(rounds: int, kills: int) -> None:
-    """Runs all of it, prints it, and writes the results."""
-    report: dict[str, Any] = {"machine": machine(), "overhead": overhead(rounds)}
-    print(json.dumps(report["overhead"]), flush=True)
-    report["throughput"] = [throughput(number, rounds) for number in (1, 2)]
-    print(json.dumps(report["throughput"]), flush=True)
-    if kills:
-        report["faults"] = faults(kills)
-        print(json.dumps(report["faults"]), flush=True)
+def measure(rounds: int, kills: int, hangs: int) -> None:
+    """Runs what is asked for, prints it, and writes it into the results, which keep what was not measured again."""
+    report: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    report["machine"] = machine()
+    if rounds:
+        report["overhead"] = overhead(rounds)
+        print(json.dumps(report["overhead"]), flush=True)
+        report["throughput"] = [throughput(number, rounds) for number in (1, 2)]
+        print(json.dumps(report["throughput"]), flush=True)
+    if kills or hangs:
+        found = faults(kills, hangs)
+        print(json.dumps(found), flush=True)
+        report["faults"] = report.get("faults", {}) | found
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

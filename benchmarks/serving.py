@@ -192,15 +192,18 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="with 1 and 8 visitors (50 come once)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="with 1 and 8 visitors (50 come once); with --replicas 0 leaves speed out"
+    )
     parser.add_argument("--requests", type=int, default=1000, help="over which the memory is read")
     parser.add_argument("--replicas", action="store_true", help="measure replicas behind Ray Serve instead")
     parser.add_argument("--kills", type=int, default=20, help="of a replica under load, with --replicas")
+    parser.add_argument("--hangs", type=int, default=3, help="of a replica under load, with --replicas")
     arguments = parser.parse_args()
     if arguments.replicas:
         from benchmarks import replicas  # needs Ray
 
-        replicas.measure(arguments.rounds, arguments.kills)
+        replicas.measure(arguments.rounds, arguments.kills, arguments.hangs)
         return
     report = measure(arguments.rounds, arguments.requests)
     print(table(report))

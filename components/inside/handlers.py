@@ -46,6 +46,7 @@ from gemma3_core.engine import (
     PicturePreview,
     Request,
     StoppedError,
+    told_otherwise,
 )
 
 logger = logging.getLogger(__name__)
@@ -413,7 +414,9 @@ def _inputs(engine: Engine, exchange: Exchange) -> str:
     previews = engine.preview(pictures, exchange.pan_and_scan, exchange.question.crops)
     tiles = strip_html(previews, len(pictures), exchange.pan_and_scan, answered=True)
     prompt = engine.inspect(exchange.answered.request)
-    return f"{tiles}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{prompt_html(prompt)}"
+    otherwise = told_otherwise(exchange.answered, len(prompt.tokens)) if engine.info.outside else ""
+    note = f'<p class="note">{escape(otherwise)}</p>' if otherwise else ""
+    return f"{tiles}<h3>The prompt: {len(prompt.tokens):,} tokens</h3>{note}{prompt_html(prompt)}"
 
 
 def _previews(engine: Engine, answered: Answered) -> Iterator[PicturePreview]:

@@ -208,6 +208,9 @@ async def _turns(messages: Any, picture: Callable[[str], Awaitable[bytes]]) -> t
                 )
             pictures.append(await _picture(address, where, picture))
         texts.append("".join(pieces))
+        if not texts[-1].strip() and (said := [place for place, text in enumerate(texts) if text.strip()]):
+            # OpenAI's examples have the question before its pictures, Gemma's behind them, as it was trained.
+            texts[-1], texts[said[-1]] = texts[said[-1]], ""
         if role in ("system", "developer") and not turns and not pictures:
             system.append(texts[0])
         elif role in ("user", "assistant") and (role == "user" or not pictures):

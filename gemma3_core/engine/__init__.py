@@ -23,7 +23,7 @@ from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_pictu
 from gemma3_core.engine.explain import OcclusionReport, PromptView
 from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fields, schema_of, values_of
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
-from gemma3_core.engine.outside import OutsideEngine
+from gemma3_core.engine.outside import OutsideEngine, told_otherwise
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
 from gemma3_core.engine.rows import SURE, Row, cell, cells_of, columns_of, row_of
 from gemma3_core.engine.usage import Usage, usage_of
@@ -142,6 +142,7 @@ __all__ = [
     "size_of",
     "take_frames",
     "take_pages",
+    "told_otherwise",
     "usage_of",
     "values_of",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from gemma3_core.errors import Gemma3Error, QueueFullError
+from gemma3_core.errors import ContextLengthError, Gemma3Error, QueueFullError, ReplicaLostError
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,11 @@ _EXTRAS = ("logprobs", "top_logprobs", "stream_options")
 GONE = "The server that answers can't be reached. Try again in a minute."
 BROKEN = "The server that answers broke off in the middle. Ask again."
 NO_ANSWER = "The server that answers sent what is no answer. Its log, and this program's, may say why."
+LOADING = "The server that answers is loading its model. Try again in a minute."
+TOO_LONG = (
+    "This conversation has {:,} tokens; the server that answers takes {:,}, with the answer. Shorten it, or start a "
+    "new conversation."
+)
 FAILED = "The server that answers failed. Try again in a minute."
 
 
@@ -43,12 +48,14 @@ class TokenTold:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer; the last ones have why it ended, and the usage."""
+    """A piece of an answer; the last ones have why it ended, and the usage. `model` is the one that the server names,
+    which not every server does."""
 
     text: str = ""
     tokens: tuple[TokenTold, ...] = ()
     reason: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
 
 
 class OpenAIClient:
@@ -68,7 +75,8 @@ class OpenAIClient:
         return [one for one in models if isinstance(one.get("id"), str)]
 
     async def answer(self, body: dict[str, Any]) -> AsyncIterator[Delta]:
-        """Yields the answer as it comes. Raises Gemma3Error, QueueFullError."""
+        """Yields the answer as it comes. Raises Gemma3Error: QueueFullError for a server that has too much to do or is
+        still loading, ReplicaLostError for one that is gone or fails, ContextLengthError."""
         try:
             async for delta in self._answer(body):
                 yield delta
@@ -97,7 +105,7 @@ class OpenAIClient:
                 ended = ended or delta.reason is not None
                 yield delta
             if not ended:
-                raise Gemma3Error(BROKEN)
+                raise ReplicaLostError(BROKEN)
 
     @asynccontextmanager
     async def _sent(self, method: str, path: str, body: dict[str, Any] | None = None) -> AsyncIterator[httpx.Response]:
@@ -114,10 +122,14 @@ class OpenAIClient:
                     await answer.aclose()
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
                 logger.warning("the server can't be reached: %s", error)
-                raise Gemma3Error(GONE) from None
+                raise ReplicaLostError(GONE) from None
             except httpx.HTTPError as error:
                 logger.warning("the server broke off: %s: %s", type(error).__name__, error)
-                raise Gemma3Error(BROKEN) from None
+                raise ReplicaLostError(BROKEN) from None
+
+
+class StillLoadingError(QueueFullError):
+    """The server has begun and does not answer yet."""
 
 
 class _RefusedError(Gemma3Error):
@@ -130,16 +142,30 @@ def _error_of(status: int, body: bytes) -> Gemma3Error:
     except (ValueError, RecursionError):
         content = None
     logger.warning("the server answered with status %d: %.500r", status, body)
-    if status in _REFUSALS:
-        said = _message(content)
+    said = _message(content)
+    if (sizes := _too_long(content)) is not None:
+        return ContextLengthError(TOO_LONG.format(*sizes))
+    # llama.cpp's status for a picture that its model can't read is 500.
+    if status in _REFUSALS or (status == 500 and "not supported" in said):
         return _RefusedError(f"The server that answers refuses this question{': ' + said if said else ''}. Change it.")
     if status in (401, 403):
         return Gemma3Error("The server that answers wants another key. Its operator can give one with --openai-key.")
     if status == 404:
         return Gemma3Error("The server that answers does not have this model. Its operator can name one that it has.")
+    if status == 503 and "loading" in said.lower():
+        return StillLoadingError(LOADING)
     if status in (429, 503):
         return QueueFullError("The server that answers has too much to do. Try again in a minute.")
-    return Gemma3Error(FAILED)
+    return ReplicaLostError(FAILED)
+
+
+def _too_long(content: Any) -> tuple[int, int] | None:
+    """The tokens of a prompt and those that llama.cpp takes, where that is why it refuses."""
+    told = content.get("error") if isinstance(content, dict) else None
+    if not isinstance(told, dict) or told.get("type") != "exceed_context_size_error":
+        return None
+    prompt, most = told.get("n_prompt_tokens"), told.get("n_ctx")
+    return (prompt, most) if isinstance(prompt, int) and isinstance(most, int) else None
 
 
 def _message(content: Any) -> str:
@@ -156,7 +182,7 @@ async def _read(answer: httpx.Response, most: int, cut: bool = False) -> bytes:
         if len(body) > most:
             if cut:
                 return body[:most]
-            raise Gemma3Error(NO_ANSWER)
+            raise ReplicaLostError(NO_ANSWER)
     return body
 
 
@@ -166,7 +192,7 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
         total += len(part)
         *lines, rest = (rest + part).split(b"\n")
         if len(rest) > _MOST_LINE_BYTES or total > _MOST_BYTES:
-            raise Gemma3Error(NO_ANSWER)
+            raise ReplicaLostError(NO_ANSWER)
         for line in lines:
             yield line
     yield rest
@@ -177,25 +203,27 @@ def _json(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         logger.warning("the server sent no JSON: %.200r", data)
-        raise Gemma3Error(NO_ANSWER) from None
+        raise ReplicaLostError(NO_ANSWER) from None
 
 
 def _delta(content: Any, name: str) -> Delta:
     """The piece in a chunk ("delta") or in a whole answer ("message"). Raises Gemma3Error."""
     if not isinstance(content, dict) or content.get("error"):
         logger.warning("the server sent an error: %.500r", content)
-        raise Gemma3Error(FAILED if isinstance(content, dict) else NO_ANSWER)
+        raise ReplicaLostError(FAILED if isinstance(content, dict) else NO_ANSWER)
     choices, usage = content.get("choices") or [], content.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     choice = choices[0] if isinstance(choices, list) and choices else {}
     piece = (choice.get(name) or {}) if isinstance(choice, dict) else None
     text = (piece.get("content") or "") if isinstance(piece, dict) else None
     if not isinstance(text, str):
-        raise Gemma3Error(NO_ANSWER)
+        raise ReplicaLostError(NO_ANSWER)
     reason, logprobs = choice.get("finish_reason"), choice.get("logprobs")
     told = logprobs.get("content") if isinstance(logprobs, dict) else None
     tokens = tuple(token for one in told or () if (token := _token(one)) is not None) if isinstance(told, list) else ()
-    return Delta(text, tokens, reason if isinstance(reason, str) else None, usage)
+    model = content.get("model")
+    reason = reason if isinstance(reason, str) else None
+    return Delta(text, tokens, reason, usage, model if isinstance(model, str) else "")
 
 
 def _token(told: Any) -> TokenTold | None:

@@ -7,6 +7,7 @@ tokens again with it; else it says why there is nothing to see.
 import asyncio
 import base64
 import io
+import logging
 import math
 import queue
 import re
@@ -38,7 +39,7 @@ from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.engine import AT_ONCE, Engine
 from gemma3_core.engine.explain import PromptView
 from gemma3_core.engine.fair_queue import FairQueue
-from gemma3_core.engine.openai_client import Delta, OpenAIClient, TokenTold
+from gemma3_core.engine.openai_client import Delta, OpenAIClient, StillLoadingError, TokenTold
 from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import PictureReader
 from gemma3_core.engine.prompts import check_size, load_picture, numbered, ordinal, read_headers
@@ -52,18 +53,32 @@ from gemma3_core.inspection.confidence import Alternative, TokenChoice
 from gemma3_core.inspection.mask_view import MaskView
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
+logger = logging.getLogger(__name__)
+
 _CONTEXT, _TOKENS_PER_PICTURE, _SIDE = 131_072, 256, 896
 """Gemma 3's, where neither the server nor a loaded checkpoint says them."""
 _TICK_S = 0.1
 _SEED_BITS = 31
 _ALTERNATIVES = 5
+_APART, _APART_PER_PICTURE = 2, 2
+"""Tokens by which two ways of writing one prompt differ: the line breaks around a picture, a beginning told or not."""
+_LOADS_WITHIN_S, _LOOKS_AGAIN_S = 600.0, 1.0
+"""How long a server may load its model before the page starts."""
 _MOST_PNG_PIXELS = 4_000_000
 """Larger pictures are sent as JPEG."""
 ELSEWHERE = "another server"
 NOTE = "Another server answered. What stands here comes from reading its tokens again with {}, on this machine."
+OTHER_PROMPT = (
+    "The server counted {:,} tokens of prompt, and here it has {:,}. So its chat template is another one, and what "
+    "stands here may not be what its model saw."
+)
 NO_LOCAL = (
     "Another server answered, and does not tell what its model saw. "
     "If its checkpoint is also loaded here, with --model, Inside reads the answer again."
+)
+UNTOLD = (
+    "The server did not tell the tokens of this answer, or another model than {} wrote it, so there is nothing to read "
+    "again."
 )
 OTHER_LOCAL = (
     "Another server answered with {}, and the checkpoint here is {}. Inside needs the same one: name it with --model."
@@ -83,7 +98,7 @@ class OutsideEngine(Engine):
         self._client, self._model_id = client, str(offered["id"])
         self._local, self._obstacle = local, NO_LOCAL
         if local is not None and not _same(local.info.name, self._model_id):
-            self._local, self._obstacle = None, OTHER_LOCAL.format(self._model_id, local.info.name)
+            self._local, self._obstacle = None, OTHER_LOCAL.format(_name_of(self._model_id), local.info.name)
         self._images: ImageProcessor = Gemma3ImageProcessor(
             image_seq_length=_TOKENS_PER_PICTURE, size={"height": _SIDE, "width": _SIDE}
         )
@@ -103,31 +118,37 @@ class OutsideEngine(Engine):
         at_once: int = AT_ONCE,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> "OutsideEngine":
-        """Asks the server what it offers; `model` names one of it, by default its first. Raises CheckpointError for a
-        server without that model, Gemma3Error for one that can't be reached."""
+        """Asks the server what it offers; `model` names one of it, by default its first. Waits for a server that loads
+        its model. Raises CheckpointError for one without that model, Gemma3Error for one that can't be reached."""
         client = OpenAIClient(url, key, transport)
-        offered = asyncio.run(client.models())
+        offered = _offered(client)
         names = [one["id"] for one in offered]
-        chosen = next((one for one in offered if model in (None, one["id"])), None)
+        chosen = next((one for one in offered if model in (None, one["id"], _name_of(one["id"]))), None)
         if chosen is None:
             there = f"It has {', '.join(names)[:300]}." if names else "It offers none."
             raise CheckpointError(f"The server at {url} does not have {model or 'a model'}. {there}")
         return cls(client, chosen, local, at_once)
 
     def _info(self, offered: dict[str, Any]) -> ModelInfo:
-        meta = offered.get("meta") if isinstance(offered.get("meta"), dict) else {}
-        told = [offered.get("max_model_len"), (meta or {}).get("n_ctx_train")]
-        context = next((number for number in told if isinstance(number, int) and number > 0), None)
+        name, context, sees = _name_of(self._model_id), _context(offered), _sees(offered)
         if self._local is not None:
             local = self._local.info
-            note = NOTE.format(local.name)
-            return replace(local, name=self._model_id, device=ELSEWHERE, int4=None, is_demo=local.is_demo, outside=note)
+            return replace(
+                local,
+                name=name,
+                device=ELSEWHERE,
+                int4=None,
+                multimodal=local.multimodal and sees,
+                context_length=min(context or local.context_length, local.context_length),
+                continues_text=False,  # it is asked as a chat
+                outside=NOTE.format(local.name),
+            )
         return ModelInfo(
-            name=self._model_id,
+            name=name,
             device=ELSEWHERE,
             dtype="precision unknown",
             quantization="none",
-            multimodal=True,
+            multimodal=sees,
             is_demo=False,
             num_parameters=0,
             context_length=context or _CONTEXT,
@@ -164,6 +185,7 @@ class OutsideEngine(Engine):
             )
         if request.continue_text:
             raise UnsupportedOptionError(f"{self.info.name} answers as a chat here. Leave out continue_text.")
+        self._check_sees(request.num_images)
         if request.pan_and_scan or any(turn.pan_and_scan or any(turn.crops) for turn in request.turns):
             raise UnsupportedOptionError(NO_CROPS)
         if not request.turns or request.turns[-1].role != "user" or not request.turns[-1].text.strip():
@@ -252,10 +274,10 @@ class OutsideEngine(Engine):
         return self.info.tokens_per_picture
 
     def inspect(self, request: Request) -> PromptView:
-        return self._inside().inspect(request)
+        return self._inside().inspect(_as_a_chat(request))
 
     def mask(self, request: Request) -> MaskView:
-        return self._inside().mask(request)
+        return self._inside().mask(_as_a_chat(request))
 
     def _looked(
         self,
@@ -314,10 +336,14 @@ class _Writing:
         self.text = ""
         self.reason: str | None = None
         self.seed: int | None = None
+        self._model_id, self._by_another = engine._model_id, False
 
     def take(self, delta: Delta) -> Iterator[Event]:
         self._usage = delta.usage or self._usage
         self.reason = delta.reason or self.reason
+        if delta.model and not self._by_another and not _same(delta.model, self._model_id):
+            self._by_another = True
+            logger.warning("the server answered with %.200r instead of %.200r", delta.model, self._model_id)
         if not delta.text and not delta.tokens:
             return
         self._last = time.monotonic()
@@ -341,8 +367,9 @@ class _Writing:
         return 0 if found is None else found
 
     def _token_ids(self) -> tuple[int, ...]:
-        """The answer's tokens: those that the server told, or where they do not write its text, its text's own."""
-        if self._tokenizer is None:
+        """The answer's tokens: those that the server told, or where they do not write its text, its text's own. None
+        of an answer by another model than the one here."""
+        if self._tokenizer is None or self._by_another:
             return ()
         for ids in ([self._id(token.data) for token in self._told], self._encoded()):
             if self._tokenizer.decode(ids, skip_special_tokens=True) == self.text:
@@ -423,12 +450,62 @@ def _same(one: str, other: str) -> bool:
     return plain(one) == plain(other)
 
 
+def _name_of(model_id: str) -> str:
+    """The name that the page shows: llama.cpp names a model by the path of its file, which is its operator's affair."""
+    is_path = model_id.startswith(("/", "./", "~")) or "\\" in model_id
+    return re.split(r"[/\\]", model_id)[-1] if is_path else model_id
+
+
+def _offered(client: OpenAIClient) -> list[dict[str, Any]]:
+    """The server's models, once it has loaded them. Raises Gemma3Error."""
+    end, is_told = time.monotonic() + _LOADS_WITHIN_S, False
+    while True:
+        try:
+            return asyncio.run(client.models())
+        except StillLoadingError:
+            if time.monotonic() > end:
+                raise
+        if not is_told:
+            logger.warning("the server is loading its model; waiting for it")
+        is_told = True
+        time.sleep(_LOOKS_AGAIN_S)
+
+
+def _context(offered: dict[str, Any]) -> int | None:
+    """Tokens of one conversation, as vLLM tells them, or llama.cpp: those of a slot, else those of its training."""
+    meta = offered.get("meta")
+    by_llama = [meta.get("n_ctx"), meta.get("n_ctx_train")] if isinstance(meta, dict) else []
+    told = [offered.get("max_model_len"), *by_llama]
+    return next((number for number in told if isinstance(number, int) and number > 0), None)
+
+
+def _sees(offered: dict[str, Any]) -> bool:
+    """False where llama.cpp says that its model reads text only; others do not tell."""
+    form = offered.get("architecture")
+    kinds = form.get("input_modalities") if isinstance(form, dict) else None
+    return "image" in kinds if isinstance(kinds, list) else True
+
+
+def told_otherwise(answered: Answered, tokens: int) -> str:
+    """A sentence for another server's answer whose prompt has this many `tokens` here, and others there: its chat
+    template may be another one. Empty where there is nothing to say."""
+    told, pictures = answered.done.stats.prompt_tokens, answered.request.num_images
+    if not told or abs(tokens - told) <= _APART + _APART_PER_PICTURE * pictures:
+        return ""
+    return OTHER_PROMPT.format(told, tokens)
+
+
+def _as_a_chat(request: Request) -> Request:
+    """The question as the local engine reads it: a base model goes on with a text where nothing else is said."""
+    return replace(request, int4=None, continue_text=False)
+
+
 def _as_if_by(local: Engine, answered: Answered) -> Answered:
     """The answer as one of the local engine, which reads its tokens again. Raises AttentionError without tokens."""
     done = answered.done
     if not done.token_ids:
-        raise AttentionError("The server did not tell the tokens of this answer, so there is nothing to read again.")
-    request = replace(answered.request, int4=None)
+        raise AttentionError(UNTOLD.format(local.info.name))
+    request = _as_a_chat(answered.request)
     stats = replace(
         done.stats,
         model=local.info.name,

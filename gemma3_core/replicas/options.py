@@ -20,6 +20,10 @@ LONGEST_ANSWER_S = 600
 RAY_VERSION = "2.60.0"
 TOKEN_SECRET = "gemma3-ray"
 """The Kubernetes Secret whose `auth_token` lets programs into the cluster: whoever has it may run code there."""
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 3.0
+"""How often Serve asks a replica whether it works, and how long it waits. After three silent checks in a row, 11 s at
+most, the replica is replaced. One that is only busy answers: its check runs between other threads' work, and none of
+ours holds the interpreter for so long (tests/replicas/test_replica.py)."""
 _BESIDE_ANSWERS = 64
 """Calls that a replica accepts beside its answers: its own queue orders what waits there."""
 _BUSY = 0.75
@@ -119,7 +123,7 @@ class ReplicaOptions:
     def deployment(self) -> dict[str, Any]:
         """The deployment's options, as `serve.deployment` and the file for `serve deploy` take them.
 
-        A replica that doesn't answer three health checks is replaced: at the latest after 3 * 7 + 2 * 2 s.
+        A replica that doesn't answer three health checks is replaced.
         """
         resources = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         bundle = {name: count for name, count in (("CPU", self.cpus), ("GPU", self.gpus)) if count}
@@ -132,8 +136,8 @@ class ReplicaOptions:
             "ray_actor_options": {name: count for name, count in resources.items() if count},
             "graceful_shutdown_timeout_s": LONGEST_ANSWER_S,
             "graceful_shutdown_wait_loop_s": 1.0,
-            "health_check_period_s": 2.0,
-            "health_check_timeout_s": 7.0,
+            "health_check_period_s": HEALTH_PERIOD_S,
+            "health_check_timeout_s": HEALTH_TIMEOUT_S,
             "request_router_config": {
                 "request_router_class": "gemma3_core.replicas.router.VisitorRouter",
                 "request_router_kwargs": {"at_once": self.at_once},
@@ -147,6 +151,9 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A replica that hangs can't finish anything: it is ended at once, and not after its longest answer.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # Ray's own is 15, as for work in the background: replicas, and Serve's controller, which looks after them, would
+    # wait for whatever else the machine does.
+    "RAY_worker_niceness": "0",
 }
 """What Ray's own processes must find in their environment; see docs/serving.md."""
 

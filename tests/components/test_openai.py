@@ -188,6 +188,19 @@ def test_system_prompts_and_texts_between_pictures_are_kept(engine, client):
     assert answer.usage.prompt_tokens == done.stats.prompt_tokens
 
 
+def test_a_question_may_stand_before_its_pictures(engine, client):
+    """As in OpenAI's own examples."""
+    (message,) = about(QUESTION, part(HEARTS))
+    answer = client.chat.completions.create(model=MODEL, messages=[message])
+    assert answer.choices[0].message.content == own(engine, QUESTION, HEARTS).text
+    (message,) = about("First: ", part(HEARTS), QUESTION, part(WIDE), " ")
+    answer = client.chat.completions.create(model=MODEL, messages=[message])
+    turn = Turn("user", QUESTION, (str(HEARTS), str(WIDE)), captions=("First: ", ""))
+    *_, done = engine.stream(Request((turn,), reuse=False))
+    assert answer.choices[0].message.content == done.text
+    assert answer.usage.prompt_tokens == done.stats.prompt_tokens
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_string_ends_the_answer_before_it(client, stream):
     asked = about(part(HEARTS), QUESTION)

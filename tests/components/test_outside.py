@@ -15,6 +15,7 @@ from running_app import free_port, launch, require_demo_model
 from components.chat.conversation import Exchange
 from components.chat.panel import badge
 from components.inside.code_view import Address, scripts
+from components.inside.handlers import _inputs
 from components.page import build_page
 from gemma3_core.engine import (
     Answered,
@@ -32,14 +33,17 @@ from gemma3_core.engine import (
     Turn,
     usage_of,
 )
+from gemma3_core.engine import outside as outsides
 from gemma3_core.engine.openai_client import BROKEN, FAILED, GONE, NO_ANSWER
 from gemma3_core.engine.outside import NO_LOCAL, _same
 from gemma3_core.engine.outside import OutsideEngine as Outside
 from gemma3_core.errors import (
     AttentionError,
     CheckpointError,
+    ContextLengthError,
     ImageError,
     PromptError,
+    ReplicaLostError,
     SchemaError,
     UnsupportedOptionError,
 )
@@ -195,15 +199,28 @@ def test_a_server_that_is_not_there_or_lacks_the_model_is_said_at_the_start(url)
         OutsideEngine.connect(url).stream(TEXT).__next__()
 
 
+LOADING_BY_LLAMA = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+"""What llama.cpp's server says, here and below, as it was seen to (docs/serving.md)."""
+OF_LLAMA = {
+    "id": "/models/of/somebody/demo-model.gguf",
+    "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+    "meta": {"n_vocab": 1024, "n_ctx": 1024, "n_ctx_train": 8192},
+}
+
+
 class Odd(httpx.AsyncBaseTransport):
     """A server that answers each question with these parts, and keeps what it was asked."""
 
-    def __init__(self, *parts: bytes | float, status: int = 200, kind: str = "text/event-stream"):
+    def __init__(self, *parts: bytes | float, status: int = 200, kind: str = "text/event-stream", model=None, loads=0):
         self.parts, self.status, self.kind, self.asked, self.closed = parts, status, kind, [], threading.Event()
+        self.model, self.loads = model or {"id": "odd"}, loads
 
     async def handle_async_request(self, request):
         if request.url.path.endswith("/models"):
-            return httpx.Response(200, json={"data": [{"id": "odd"}]})
+            self.loads -= 1
+            if self.loads >= 0:
+                return httpx.Response(503, json=LOADING_BY_LLAMA)
+            return httpx.Response(200, json={"data": [self.model]})
         self.asked.append(json.loads(await request.aread()))
         return httpx.Response(self.status, headers={"content-type": self.kind}, stream=_Parts(self))
 
@@ -225,9 +242,9 @@ class _Parts(httpx.AsyncByteStream):
         self._server.closed.set()
 
 
-def odd(*parts, **options) -> tuple[Outside, Odd]:
+def odd(*parts, local=None, **options) -> tuple[Outside, Odd]:
     server = Odd(*parts, **options)
-    return OutsideEngine.connect("http://odd.invalid", transport=server), server
+    return OutsideEngine.connect("http://odd.invalid", local=local, transport=server), server
 
 
 def chunk(text: str, reason: str | None = None) -> bytes:
@@ -280,7 +297,7 @@ def test_a_server_that_does_not_stream_is_read_whole():
 )  # fmt: skip
 def test_a_server_that_fails_in_odd_ways_costs_one_sentence(parts, said):
     engine, _ = odd(*parts)
-    with pytest.raises(Gemma3Error) as error:
+    with pytest.raises(ReplicaLostError) as error:  # which programs at /v1/ meet as 503, and ask again
         events_of(engine, TEXT)
     assert str(error.value) == said
     assert not [thread for thread in threading.enumerate() if thread.name == "outside"]
@@ -300,6 +317,15 @@ def test_a_server_that_fails_in_odd_ways_costs_one_sentence(parts, said):
         (401, {}, Gemma3Error, "wants another key"),
         (404, {}, Gemma3Error, "does not have this model"),
         (429, {}, QueueFullError, "too much to do"),
+        (503, LOADING_BY_LLAMA, QueueFullError, "is loading its model"),
+        (500, {"error": {"message": "image input is not supported - hint: …"}}, Gemma3Error, "image input is not"),
+        (
+            400,
+            {"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 4024, "n_ctx": 1024, "message": "…"}},
+            ContextLengthError,
+            "has 4,024 tokens; the server that answers takes 1,024",
+        ),
+        (400, {"error": {"type": "exceed_context_size_error", "message": "too long"}}, Gemma3Error, "too long"),
         (500, {"error": "/secret/path"}, Gemma3Error, FAILED),
         (302, {}, Gemma3Error, FAILED),
     ],
@@ -318,6 +344,64 @@ def test_a_server_without_log_probabilities_is_asked_without_them():
     with pytest.raises(Gemma3Error, match="logprobs is not supported"):
         events_of(engine, replace(TEXT, confidence=True))
     assert ["logprobs" in asked for asked in server.asked] == [True, False]
+
+
+def test_a_server_that_loads_its_model_is_waited_for(monkeypatch, caplog):
+    monkeypatch.setattr(outsides, "_LOOKS_AGAIN_S", 0.01)
+    engine, _ = odd(chunk("a"), DONE, loads=3)
+    assert events_of(engine, TEXT)[1].text == "a"
+    assert sum("loading its model" in record.message for record in caplog.records) == 1
+    monkeypatch.setattr(outsides, "_LOADS_WITHIN_S", 0.0)
+    with pytest.raises(QueueFullError, match="is loading its model"):
+        odd(loads=3)
+
+
+def test_what_llama_cpp_tells_of_its_model_is_heeded_and_its_path_is_not_shown(engine):
+    alone = odd(model=OF_LLAMA)[0]
+    for local in (None, engine):
+        outside, server = odd(chunk("a"), DONE, model=OF_LLAMA, local=local)
+        assert (outside.info.name, outside.info.context_length) == ("demo-model.gguf", 1024)
+        assert not outside.info.multimodal
+        with pytest.raises(PromptError, match="reads text only"):
+            events_of(outside, ASKED)
+        assert events_of(outside, TEXT)[1].stats.model == "demo-model.gguf"
+        assert server.asked[0]["model"] == OF_LLAMA["id"]
+    by_name = OutsideEngine.connect("http://odd.invalid", "demo-model.gguf", transport=server)
+    assert by_name.info == alone.info
+    assert odd(model=OF_LLAMA | {"meta": {"n_ctx_train": 8192}})[0].info.context_length == 8192
+
+
+def told_by(model: str, usage: int = 0) -> bytes:
+    return b"data: " + json.dumps(
+        {"model": model, "choices": [{"delta": {"content": "There are"}}], "usage": {"prompt_tokens": usage}}
+    ).encode() + b"\n\n"  # fmt: skip
+
+
+def test_inside_does_not_read_the_answer_of_another_model(engine):
+    for model, is_same in ((OF_LLAMA["id"], True), ("demo model", True), ("another model", False)):
+        outside, _ = odd(told_by(model), DONE, model=OF_LLAMA, local=engine)
+        _, done = events_of(outside, TEXT)
+        assert bool(done.token_ids) == is_same
+        if not is_same:
+            with pytest.raises(AttentionError, match="another model than demo model wrote it"):
+                outside.attention(Answered(TEXT, done), [0])
+
+
+def test_a_prompt_that_the_server_words_otherwise_is_said(engine):
+    tokens = len(engine.inspect(TEXT).tokens)
+    for counted, is_other in ((0, False), (tokens, False), (tokens - 2, False), (tokens + 15, True)):
+        outside, _ = odd(told_by("demo model", counted), DONE, model={"id": "demo model"}, local=engine)
+        _, done = events_of(outside, TEXT)
+        exchange = Exchange(TEXT.turns[0], False, Answered(TEXT, done))
+        assert ("chat template is another one" in _inputs(outside, exchange)) == is_other
+
+
+def test_a_base_model_is_asked_and_read_again_as_a_chat(engine, monkeypatch):
+    monkeypatch.setattr(engine, "info", replace(engine.info, continues_text=True))
+    outside, _ = odd(chunk("a"), DONE, model={"id": "demo model"}, local=engine)
+    assert not outside.info.continues_text
+    assert len(outside.inspect(TEXT).tokens) == len(engine.inspect(replace(TEXT, continue_text=False)).tokens)
+    assert len(outside.inspect(TEXT).tokens) > len(engine.inspect(TEXT).tokens)
 
 
 @pytest.mark.parametrize("parts", [(60.0,), (chunk("Hel"), 60.0)], ids=["before the first word", "after it"])

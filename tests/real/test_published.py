@@ -1,17 +1,23 @@
 """A checkpoint that Google published, from its GGUF file: as transformers computes it, and in the app."""
 
+import asyncio
 import lzma
+import time
 from copy import deepcopy
 
 import pytest
 import torch
 from browsing import answered
-from places import REPOSITORY
+from places import DEMO_MODEL, REPOSITORY
 from running_app import opened, running_app
 from tokenizers import Tokenizer
 
 from gemma3_core import AutoModelForCausalLM, TorchAoConfig
+from gemma3_core.engine import DoneEvent, Request, Turn
 from gemma3_core.int4.linear import Int4Linear
+from gemma3_core.replicas.options import HEALTH_TIMEOUT_S
+from gemma3_core.replicas.replica import Replica
+from gemma3_core.replicas.wire import program_version
 
 pytestmark = pytest.mark.long
 
@@ -131,6 +137,28 @@ def test_int4_computes_what_transformers_computes_with_the_same_weights(publishe
     ours = logits_of(model, text_ids, PLACES)
     assert apart(ours, theirs) <= 1e-4
     assert perplexity(ours, text_ids) == pytest.approx(perplexity(theirs, text_ids), rel=1e-3)
+
+
+def test_a_replica_that_loads_it_goes_on_answering_the_health_check(published):
+    """Its tokenizer has 262,144 tokens, which libraries read without leaving the interpreter to others."""
+    replica = Replica({"model": str(DEMO_MODEL), "also": [str(published)], "device": "cpu"})
+    asked = Request((Turn("user", "Why? " * 100),), max_new_tokens=2)
+
+    async def loaded() -> None:
+        answer = replica.stream(program_version(), "key", published.name, asked)
+        assert isinstance([item async for batch in answer for item in batch][-1], DoneEvent)
+
+    async def slowest() -> float:
+        loading, waits = asyncio.create_task(loaded()), []
+        while not loading.done():
+            began = time.monotonic()
+            await replica.check_health()
+            await asyncio.sleep(0.02)
+            waits.append(time.monotonic() - began)
+        await loading
+        return max(waits)
+
+    assert asyncio.run(slowest()) < HEALTH_TIMEOUT_S
 
 
 def test_a_chat_page_that_continues_text(published, browser):

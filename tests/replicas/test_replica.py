@@ -12,6 +12,7 @@ from PIL import Image
 from gemma3_core.engine import Request, StageEvent, TokenEvent, Turn
 from gemma3_core.errors import ContextLengthError, ImageError
 from gemma3_core.replicas import wire
+from gemma3_core.replicas.options import HEALTH_TIMEOUT_S
 from gemma3_core.replicas.replica import STUCK_ELSEWHERE_S, Replica
 from gemma3_core.replicas.wire import Failed, Parcel, program_version
 
@@ -72,6 +73,46 @@ def test_a_device_that_ends_no_pass_is_unhealthy(replica, monkeypatch):
         asyncio.run(replica.check_health())
     ended.set()
     job.result(timeout=60)
+
+
+def test_a_replica_that_is_only_busy_answers_the_check(replica, chat_folder):
+    """Threads that never leave the interpreter, a device in the middle of a long pass, and a model that is loaded."""
+    ended = threading.Event()
+
+    def spin():
+        while not ended.is_set():
+            pass
+
+    def work(_emit, stop):
+        while not stop.is_set():
+            Replica({"model": str(chat_folder), "device": "cpu", "dtype": "float32"})
+
+    async def slowest() -> float:
+        async def read():
+            async for _ in replica._batches(program_version(), "key", work):
+                pass
+
+        reading, waits = asyncio.create_task(read()), []
+        for _ in range(30):
+            began = time.monotonic()
+            await asyncio.wait_for(replica.check_health(), HEALTH_TIMEOUT_S)
+            await asyncio.sleep(0.05)
+            waits.append(time.monotonic() - began)
+        await replica.stop("key")
+        await reading
+        return max(waits)
+
+    job = replica._models.first._loop.submit(ended.wait)
+    threads = [threading.Thread(target=spin) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert asyncio.run(slowest()) < HEALTH_TIMEOUT_S
+    finally:
+        ended.set()
+        job.result(timeout=60)
+        for thread in threads:
+            thread.join()
 
 
 def test_a_silent_call_sends_beats_and_closing_it_stops_the_work(replica):

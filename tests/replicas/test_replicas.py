@@ -119,6 +119,11 @@ def picture_file(tmp_path_factory, gradient_picture):
     return str(path)
 
 
+@pytest.mark.usefixtures("engine")
+def test_replicas_run_as_any_other_program_and_not_in_the_background(registry):
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in processes(registry)} == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
 def test_the_page_sees_the_same_model(engine, local, registry):
     assert engine.info == local.info
     assert registry.names == (local.info.name,)
@@ -328,7 +333,7 @@ def is_alive(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-def test_a_replica_that_hangs_is_ended_after_half_a_minute_and_its_question_answered_elsewhere(engine, registry):
+def test_a_replica_that_hangs_is_ended_within_seconds_and_its_question_answered_elsewhere(engine, registry):
     question = asked("hangs", "hangs")
     expected = done_of(engine.stream(question)).token_ids
     events = begun(engine, long_one("hangs"))  # by the replica that holds the visitor's cache
@@ -341,7 +346,7 @@ def test_a_replica_that_hangs_is_ended_after_half_a_minute_and_its_question_answ
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(lambda: done_of(engine.stream(question)))
             wait_until(lambda: not is_alive(victim))
-            assert time.monotonic() - began < 45  # 27, and what a busy machine adds
+            assert time.monotonic() - began < 25  # 11, and what a busy machine adds
             assert answer.result(WITHIN_S).token_ids == expected
     finally:
         if is_alive(victim):
