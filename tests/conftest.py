@@ -46,7 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     lacking = {}
     if not torch.cuda.is_available():
         lacking["gpu"] = "there is no CUDA device"
-    if not _has_vnni():
+    if not _has_cpu_kernels("avx2", "fma"):
+        lacking["cpu_kernels"] = "this is not Linux on a processor with AVX2, with a C compiler"
+    if not _has_cpu_kernels("avx512_vnni", "avx512vbmi", "avx512vl", "avx512bw"):
         lacking["vnni"] = "this is not Linux on a processor with AVX-512 VNNI and VBMI, with a C compiler"
     for mark, reason in lacking.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
@@ -69,12 +71,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _has_vnni() -> bool:
+def _has_cpu_kernels(*needed: str) -> bool:
     """Read off the system, and not asked of the code that is tested."""
     processor = Path("/proc/cpuinfo")
     flags = set(processor.read_text().split()) if processor.exists() else set()
     compilers = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    return {"avx512_vnni", "avx512vbmi", "avx512vl", "avx512bw"} <= flags and bool(compilers)
+    return flags.issuperset(needed) and bool(compilers)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
