@@ -6,6 +6,7 @@ import lzma
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(params=[pytest.param(2, id="avx512", marks=pytest.mark.vnni), pytest.param(1, id="avx2")])
+def kernel_level(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The CPU kernels for AVX-512, where the processor has it, and those for AVX2. Needs the mark cpu_kernels."""
+    from gemma3_core.kernels import cpu as cpu_kernels
+
+    kernels = cpu_kernels.library()
+    assert kernels is not None
+    assert kernels.choose_level(request.param) == request.param
+    yield
+    kernels.choose_level(2)
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def error(out: torch.Tensor, x: torch.Tensor, layer: Int4Linear) -> float:
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 5, 64, 131])
 @pytest.mark.parametrize(("outputs", "inputs", "group_size"), [(64, 32, 32), (192, 448, 64), (1024, 1152, 128)])
@@ -101,7 +101,7 @@ def test_it_multiplies_by_the_dequantised_weights(dtype, rows, outputs, inputs, 
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.inference_mode()
 def test_q4_0_is_multiplied_by_its_own_scales(dtype):
@@ -155,7 +155,7 @@ def test_weights_are_packed_as_by_torch():
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_it_is_closer_than_torchs_in_float32_and_as_close_in_bfloat16():
     layer = layer_of(1024, 1152)
     x = noise(3, 1152, seed=1)
@@ -165,7 +165,7 @@ def test_it_is_closer_than_torchs_in_float32_and_as_close_in_bfloat16():
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_one_activation_a_thousand_times_the_others_costs_little():
     """Row by row, and of what the others give: where a weight takes the large one for nothing, they are all."""
     weight = noise(64, 128)
@@ -182,7 +182,7 @@ def test_one_activation_a_thousand_times_the_others_costs_little():
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_the_largest_sums_do_not_overflow():
     """All steps 15, all activations the largest of their group; then the same with the other sign."""
     weight = torch.cat((torch.zeros(64, 1), torch.ones(64, 127)), dim=1)
@@ -193,7 +193,7 @@ def test_the_largest_sums_do_not_overflow():
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(monkeypatch):
     layer = layer_of(320, 256)
     x = noise(9, 256, seed=1)
@@ -214,7 +214,7 @@ def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(monkey
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_seen_in_its_row_and_in_no_other(dtype, bad):
@@ -228,7 +228,7 @@ def test_what_is_no_number_is_seen_in_its_row_and_in_no_other(dtype, bad):
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_nothing_and_next_to_nothing_give_nothing():
     layer = layer_of(64, 256)
     for value in (0.0, 1e-42):
@@ -236,7 +236,7 @@ def test_nothing_and_next_to_nothing_give_nothing():
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @torch.inference_mode()
 def test_a_layer_uses_it_and_torchs_where_it_does_not_fit(monkeypatch):
     layer, x = layer_of(128, 256), noise(2, 256, seed=1)
@@ -269,7 +269,7 @@ def norm_of(width: int, dtype: torch.dtype) -> RMSNorm:
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("shape", [(1, 1, 1152), (1, 1, 4, 256), (3, 70, 1152), (2, 16)])
 @torch.inference_mode()
 def test_rms_norm_is_torchs(shape, monkeypatch):
@@ -291,7 +291,7 @@ def test_rms_norm_is_torchs(shape, monkeypatch):
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_rms_norm_of_views_and_of_odd_widths():
     norm, odd, x = norm_of(64, torch.float32), norm_of(30, torch.float32), noise(8, 2, 64, seed=1)
     with torch.inference_mode():
@@ -309,7 +309,7 @@ def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = Non
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (7, 48), (1, 32), (7, 96), (640, 2048), (3001, 640)])
 @torch.inference_mode()
@@ -330,7 +330,7 @@ def test_a_few_rows_are_multiplied_as_exactly_as_by_torch(dtype, outputs, inputs
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @torch.inference_mode()
 def test_threads_views_and_what_is_no_number(monkeypatch):
     weight, x = noise(300, 640), noise(2, 3, 640, seed=1)
@@ -388,7 +388,7 @@ def test_they_are_used_in_inference_mode_on_plain_tensors_in_memory_only():
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_float32_and_bfloat16_answers_are_those_of_torchs_operations(monkeypatch):
     """The whole demo model: the same tokens in float32; logits within the bounds."""
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
@@ -431,7 +431,7 @@ def test_without_it_a_layer_uses_torchs():
 
 
 @needs_kernels
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 def test_the_demo_model_answers_as_with_torchs_kernel(monkeypatch):
     """Teacher-forced logits beside those of the dequantised weights, and the same tokens wherever these are clear."""
     model = Gemma3ForConditionalGeneration.from_pretrained(

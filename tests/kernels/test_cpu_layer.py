@@ -82,7 +82,7 @@ def decoded(model: Any, tokens: torch.Tensor, known: int) -> torch.Tensor:
     return torch.stack(new)
 
 
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("int4", [False, True])
 def test_tokens_get_the_logits_that_they_get_part_by_part(models, calls, one_by_one, int4, dtype):
@@ -107,7 +107,7 @@ def test_in_bfloat16_it_is_closer_to_float32(models, one_by_one):
     assert (ours - true).norm() < (parts - true).norm()
 
 
-@pytest.mark.usefixtures("level")
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("int4", [False, True])
 def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(models, calls, monkeypatch, int4):
     """Rows of different lengths, with caches of their own, so large that each part of the work is worth several
