@@ -1,13 +1,17 @@
 /* Rows times int4 weights on AVX2; cpu.c includes this and says what is computed.
  *
- * Activations and weights are multiplied as 16-bit integers, two columns at a time (vpmaddwd). Work goes by strips of a
- * block: 16 bytes of each column, whose lower halves are 16 rows of weights and whose upper halves are 16 others. A
- * strip has four vectors of eight rows. What is unpacked for one row of x is enough for several, so it is kept for them.
+ * Work goes by strips of a block: 16 bytes of each column, whose lower halves are 16 rows of weights and whose upper
+ * halves are 16 others. A strip has four vectors of eight rows.
+ *
+ * One row of x is multiplied as bytes, x = 256 * high + low (vpmaddubsw): weights need little unpacking for that. For
+ * several rows they are unpacked to 16-bit integers once, and multiplied by such (vpmaddwd). The sums are exact, and so
+ * the same both ways.
  */
 #define LANES 8
 #define STRIP 16
 #define VECTORS 4
 #define TALL 4 /* rows of x at a time */
+#define COLUMNS_OF_BYTES 32 /* whose products sum to 16 bits: 16 in each half of a register, 16 * 15 * 128 */
 #define WIDEST_GROUP 128 /* unpacked weights of a group stay in the fastest cache */
 #define AHEAD 8 /* groups */
 #define ALWAYS AVX2 static inline __attribute__((always_inline))
@@ -15,7 +19,6 @@
 /* One run of a row as integers. What holds infinity or not a number gets that as its scale, and so does the result. */
 AVX2 static void quantize_group_256(const Product *p, int64_t row, int64_t group) {
     int64_t groups = p->inputs / p->group, start = row * p->inputs + group * p->group, place = row * groups + group;
-    int16_t *integers = (int16_t *)p->high + start;
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 most = _mm256_setzero_ps(), finite = _mm256_cmp_ps(most, most, _CMP_EQ_OQ), value;
     for (int64_t k = 0; k < p->group; k += LANES) {
@@ -40,7 +43,15 @@ AVX2 static void quantize_group_256(const Product *p, int64_t row, int64_t group
             sum = _mm256_add_epi32(sum, whole[i]);
         }
         __m256i in_order = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole[0], whole[1]), 0xd8);
-        _mm256_storeu_si256((__m256i *)(integers + k), in_order);
+        if (p->rows > 1) {
+            _mm256_storeu_si256((__m256i *)((int16_t *)p->high + start + k), in_order);
+            continue;
+        }
+        __m256i high = _mm256_srai_epi16(_mm256_add_epi16(in_order, _mm256_set1_epi16(128)), 8);
+        __m256i low = _mm256_sub_epi16(in_order, _mm256_slli_epi16(high, 8));
+        __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(high, low), 0xd8);
+        _mm_storeu_si128((__m128i *)(p->high + start + k), _mm256_castsi256_si128(bytes));
+        _mm_storeu_si128((__m128i *)(p->low + start + k), _mm256_extracti128_si256(bytes, 1));
     }
     __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
@@ -56,16 +67,27 @@ AVX2 static void quantize_256(void *data) {
         quantize_group_256(p, n / (p->inputs / p->group), n % (p->inputs / p->group));
 }
 
+/* Four columns of a strip, `column` bytes apart: rows 0 to 7, then 8 to 15, of columns 0 and 2 in one half of a register,
+ * of 1 and 3 in the other, each two bytes of a row together. */
+ALWAYS void interleave(const uint8_t *packed, int64_t column, __m256i both[2]) {
+    __m256i a = _mm256_loadu2_m128i((const __m128i *)(packed + column), (const __m128i *)packed);
+    __m256i b = _mm256_loadu2_m128i((const __m128i *)(packed + 3 * column), (const __m128i *)(packed + 2 * column));
+    if (column == STRIP) { /* the same, as one load each */
+        a = _mm256_loadu_si256((const __m256i *)packed);
+        b = _mm256_loadu_si256((const __m256i *)(packed + 2 * STRIP));
+    }
+    both[0] = _mm256_unpacklo_epi8(a, b);
+    both[1] = _mm256_unpackhi_epi8(a, b);
+}
+
 /* Four columns of a strip, `column` bytes apart, as 16-bit integers: of the first two columns, then of the others, the
  * four vectors of a strip, in which the two columns of a row lie together. */
 ALWAYS void unpack(const uint8_t *packed, int64_t column, __m256i steps[2 * VECTORS]) {
     const __m256i low = _mm256_set1_epi16(15);
     const __m256i order = _mm256_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15, /* twice */
                                            0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
-    __m256i a = _mm256_loadu2_m128i((const __m128i *)(packed + column), (const __m128i *)packed);
-    __m256i b = _mm256_loadu2_m128i((const __m128i *)(packed + 3 * column), (const __m128i *)(packed + 2 * column));
-    /* Columns 0 and 2 in one half of a register, 1 and 3 in the other; then 0, 2, 1, 3 of each row together. */
-    __m256i both[] = {_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)};
+    __m256i both[2];
+    interleave(packed, column, both);
     for (int v = 0; v < 2; v++) {
         __m256i four = _mm256_shuffle_epi8(_mm256_permute4x64_epi64(both[v], 0xd8), order);
         steps[v] = _mm256_and_si256(four, low);
@@ -104,14 +126,32 @@ ALWAYS int64_t place_of(int v, int64_t column) { return v % 2 * LANES + v / 2 * 
 /* Adds what a group of columns gives for a strip of weights and the only row of x. */
 ALWAYS void add_strip_to_one(const Product *p, const uint8_t *packed, int64_t column, const uint32_t *numbers,
                              int64_t place, float *total) {
-    const int16_t *x = (const int16_t *)p->high + place * p->group;
-    __m256i sums[VECTORS], steps[2 * VECTORS];
+    const int8_t *high = p->high + place * p->group, *low = p->low + place * p->group;
+    const __m256i half = _mm256_set1_epi8(15), ones_and_256 = _mm256_set1_epi32(1 | 256 << 16);
+    const __m256i order = _mm256_setr_epi8(0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, /* of four columns */
+                                           1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3, 1, 3);
+    __m256i sums[VECTORS], both[2];
     for (int v = 0; v < VECTORS; v++) sums[v] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < p->group; k += 4) {
-        unpack(packed + k * column, column, steps);
-        for (int v = 0; v < VECTORS; v++) {
-            sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(steps[v], pair(x + k)));
-            sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(steps[VECTORS + v], pair(x + k + 2)));
+    for (int64_t from = 0, to; from < p->group; from = to) {
+        to = from + COLUMNS_OF_BYTES < p->group ? from + COLUMNS_OF_BYTES : p->group;
+        __m256i highs[VECTORS], lows[VECTORS];
+        for (int v = 0; v < VECTORS; v++) highs[v] = lows[v] = _mm256_setzero_si256();
+        for (int64_t k = from; k < to; k += 4) {
+            __m256i x_high = _mm256_shuffle_epi8(_mm256_set1_epi32(four_bytes(high + k)), order);
+            __m256i x_low = _mm256_shuffle_epi8(_mm256_set1_epi32(four_bytes(low + k)), order);
+            interleave(packed + k * column, column, both);
+            for (int v = 0; v < VECTORS; v++) {
+                __m256i steps = v < 2 ? both[v] : _mm256_srli_epi16(both[v - 2], 4);
+                steps = _mm256_and_si256(steps, half);
+                highs[v] = _mm256_add_epi16(highs[v], _mm256_maddubs_epi16(steps, x_high));
+                lows[v] = _mm256_add_epi16(lows[v], _mm256_maddubs_epi16(steps, x_low));
+            }
+        }
+        for (int v = 0; v < VECTORS; v++) { /* low + 256 * high, of four rows and of the next four; then both halves */
+            __m256i first = _mm256_madd_epi16(_mm256_unpacklo_epi16(lows[v], highs[v]), ones_and_256);
+            __m256i second = _mm256_madd_epi16(_mm256_unpackhi_epi16(lows[v], highs[v]), ones_and_256);
+            sums[v] = _mm256_add_epi32(sums[v], _mm256_permute2x128_si256(first, second, 0x20));
+            sums[v] = _mm256_add_epi32(sums[v], _mm256_permute2x128_si256(first, second, 0x31));
         }
     }
     for (int v = 0; v < VECTORS; v++) {
@@ -145,7 +185,7 @@ ALWAYS void add_strip_to_some(const Product *p, const __m256i *steps, int64_t co
 
 ALWAYS void add_strip(const Product *p, const uint8_t *packed, int64_t column, const uint32_t *numbers, int64_t from,
                       int64_t to, int64_t group, float *totals) {
-    if (to - from == 1) {
+    if (p->rows == 1) {
         add_strip_to_one(p, packed, column, numbers, from * (p->inputs / p->group) + group, totals);
         return;
     }
@@ -199,6 +239,7 @@ AVX2 static void multiply_int4_256(void *data) {
 #undef STRIP
 #undef VECTORS
 #undef TALL
+#undef COLUMNS_OF_BYTES
 #undef WIDEST_GROUP
 #undef AHEAD
 #undef ALWAYS
