@@ -16,12 +16,12 @@
  * cache. Its parts are so small in a small model that calling them takes longer than their work.
  *
  * Activations of int4_multiply become 16-bit integers, one scale for each run of G: 256 times finer than the usual
- * 8 bits, finer than bfloat16. Sums of integers are exact, and all further arithmetic is in float32 and in one order, so
- * every processor gets the same result.
+ * 8 bits, finer than bfloat16. Sums of integers are exact, and all further arithmetic is in float32 and in one order,
+ * so every processor gets the same result.
  *
- * int4 weights lie as torch's _convert_weight_to_int4pack_for_cpu leaves them: blocks of B rows, in each B / 2 bytes for
- * a column, whose lower halves are the first half of the rows and whose upper halves the second. B is 64 where torch
- * uses AVX-512, and 32 where it uses AVX2.
+ * int4 weights lie as torch's _convert_weight_to_int4pack_for_cpu leaves them: blocks of B rows, in each B / 2 bytes
+ * for a column, whose lower halves are the first half of the rows and whose upper halves the second. B is 64 where
+ * torch uses AVX-512, and 32 where it uses AVX2.
  */
 #include <float.h>
 #include <immintrin.h>
@@ -45,9 +45,9 @@ extern int omp_get_thread_num(void);
 extern int omp_get_num_threads(void);
 
 static void quantize_512(void *data);
-static void quantize_256(void *data);
-static void multiply_int4_512(void *data);
-static void multiply_int4_256(void *data);
+AVX2 static void quantize_256(void *data);
+AVX512 static void multiply_int4_512(void *data);
+AVX2 static void multiply_int4_256(void *data);
 
 typedef struct {
     const void *x, *weight; /* [M, N] and [N], float32 or bfloat16 */

@@ -67,8 +67,8 @@ AVX2 static void quantize_256(void *data) {
         quantize_group_256(p, n / (p->inputs / p->group), n % (p->inputs / p->group));
 }
 
-/* Four columns of a strip, `column` bytes apart: rows 0 to 7, then 8 to 15, of columns 0 and 2 in one half of a register,
- * of 1 and 3 in the other, each two bytes of a row together. */
+/* Four columns of a strip, `column` bytes apart: rows 0 to 7, then 8 to 15, of columns 0 and 2 in one half of a
+ * register, of 1 and 3 in the other, each two bytes of a row together. */
 ALWAYS void interleave(const uint8_t *packed, int64_t column, __m256i both[2]) {
     __m256i a = _mm256_loadu2_m128i((const __m128i *)(packed + column), (const __m128i *)packed);
     __m256i b = _mm256_loadu2_m128i((const __m128i *)(packed + 3 * column), (const __m128i *)(packed + 2 * column));
