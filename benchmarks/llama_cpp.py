@@ -4,7 +4,8 @@
 
 Needs `pip install llama-cpp-python`, which builds llama.cpp, for half an hour on two cores. Ours runs the file in
 bfloat16 and in int4 (group size 32); a Q4_0 that llama.cpp makes from the file runs in both programs too, in ours
-without another rounding. Both use as many threads, and take turns. Writes benchmarks/results/llama_cpp.json.
+without another rounding. Both use as many threads (OMP_NUM_THREADS says how many), and take turns. Writes
+benchmarks/results/llama_cpp.json, or what --json names.
 """
 
 import argparse
@@ -171,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=RESULT, help="where the figures go")
     arguments = parser.parse_args()
     require()
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +183,7 @@ def main() -> None:
             "Q4_0 made from it": compare(q4_0, arguments.rounds, q4_0=True),
         }
     print_table(report)
-    RESULT.write_text(json.dumps({"machine": machine(), "files": report}, indent=2) + "\n", encoding="utf-8")
+    arguments.json.write_text(json.dumps({"machine": machine(), "files": report}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import lzma
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     lacking = {}
     if not torch.cuda.is_available():
         lacking["gpu"] = "there is no CUDA device"
-    if not _has_vnni():
+    if not _has_cpu_kernels("avx2", "fma"):
+        lacking["cpu_kernels"] = "this is not Linux on a processor with AVX2, with a C compiler"
+    if not _has_cpu_kernels("avx512_vnni", "avx512vbmi", "avx512vl", "avx512bw"):
         lacking["vnni"] = "this is not Linux on a processor with AVX-512 VNNI and VBMI, with a C compiler"
     for mark, reason in lacking.items():
         marked = [item for item in items if item.get_closest_marker(mark)]
@@ -69,12 +72,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _has_vnni() -> bool:
+def _has_cpu_kernels(*needed: str) -> bool:
     """Read off the system, and not asked of the code that is tested."""
     processor = Path("/proc/cpuinfo")
     flags = set(processor.read_text().split()) if processor.exists() else set()
     compilers = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    return {"avx512_vnni", "avx512vbmi", "avx512vl", "avx512bw"} <= flags and bool(compilers)
+    return flags.issuperset(needed) and bool(compilers)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -82,6 +85,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(params=[pytest.param(2, id="avx512", marks=pytest.mark.vnni), pytest.param(1, id="avx2")])
+def kernel_level(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The CPU kernels for AVX-512, where the processor has it, and those for AVX2. Needs the mark cpu_kernels."""
+    from gemma3_core.kernels import cpu as cpu_kernels
+
+    kernels = cpu_kernels.library()
+    assert kernels is not None
+    assert kernels.choose_level(request.param) == request.param
+    yield
+    kernels.choose_level(2)
 
 
 @pytest.fixture(scope="module")

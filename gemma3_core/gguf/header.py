@@ -9,6 +9,7 @@ import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,18 @@ def read_header(path: Path, lists_of_texts: bool = True) -> Header:
     Raises CheckpointError that names the file (without its folder) for anything that can't be read.
     """
 
+    if lists_of_texts or not path.is_file():
+        return _read(path, partial(_header, path))  # type: ignore[no-any-return]
+    status = path.stat()
+    return _header_without_texts(path, (status.st_size, status.st_mtime_ns, status.st_ino))
+
+
+@lru_cache(maxsize=8)
+def _header_without_texts(path: Path, _version: tuple[int, int, int]) -> Header:
+    """Loading asks several times, and half a million texts take a while even to skip."""
+
     def read(cursor: _Cursor) -> Header:
-        cursor.skips_lists_of_texts = not lists_of_texts
+        cursor.skips_lists_of_texts = True
         return _header(path, cursor)
 
     return _read(path, read)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ This is the format of torch's int4 kernels ("tinygemm"), with the scale, zero an
 order, which depends on the device and even on the processor, so `Int4Linear` packs them on the device where it runs.
 GGUF's Q4_0 is this format at G = 32, with its scale in float16 and no zero. The sum of two numbers in bfloat16 is that
 scale exactly, so it takes the places of scale and zero.
-Processors with AVX-512 VNNI use our own kernel (`kernels.cpu`) on the bytes in torch's order.
+On a CPU our own kernel (`kernels.cpu`), where it can be had, multiplies by the bytes in torch's order.
 """
 
 import ctypes
@@ -196,7 +196,8 @@ class Int4Linear(nn.Module):
         """x [M, K] -> [M, N] by the device's kernel; torch's gets bfloat16, its only fast type on a CPU."""
         on_cpu, ops = x.device.type == "cpu", torch.ops.aten
         if on_cpu and (kernels := self._own_kernels(x)) is not None:
-            return cpu_kernels.multiply(kernels, x, self.qdata, self.scale_and_zero, self.group_size, self.symmetric)
+            numbers, block = self.scale_and_zero, _plain_block()
+            return cpu_kernels.multiply(kernels, x, self.qdata, numbers, self.group_size, block, self.symmetric)
         kernel = ops._weight_int4pack_mm_for_cpu if on_cpu else ops._weight_int4pack_mm
         narrow = x.to(torch.bfloat16).contiguous()
         numbers = self.scale_and_zero
@@ -218,14 +219,14 @@ class Int4Linear(nn.Module):
     def _own_kernels(self, x: torch.Tensor) -> ctypes.CDLL | None:
         """Our kernels if they can multiply x by these weights, else None."""
         kernels = cpu_kernels.library_for(x)
-        fits = self.out_features % cpu_kernels.OUTPUTS_MULTIPLE == 0
-        return kernels if kernels is not None and kernels.has_int4() and fits and _in_plain_blocks() else None
+        block = _plain_block() if kernels is not None else 0
+        return kernels if block in cpu_kernels.BLOCKS and self.out_features % block == 0 else None
 
     def for_kernel(self, _dtype: torch.dtype) -> Weight | None:
         """The weight for `kernels.cpu_layer`, or None where it does not fit; activations may be of any type."""
-        if type(self) is not Int4Linear or self.bias is not None or not _in_plain_blocks():
+        if type(self) is not Int4Linear or self.bias is not None:
             return None
-        return int4_weight(self.qdata, self.scale_and_zero, self.group_size, self.symmetric)
+        return int4_weight(self.qdata, self.scale_and_zero, self.group_size, _plain_block(), self.symmetric)
 
     def _multiply_widened(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] -> [M, N] on a CPU: dequantises a part of the weight at a time and multiplies by it."""
@@ -342,18 +343,19 @@ def _pack(weight: Int4Weight) -> torch.Tensor:
     if device.type == "cpu":
         # Blocks of rows follow one another, so parts can be packed one by one.
         parts = weight.packed.split(_rows_at_a_time(in_features))
-        if weight.shape[0] % _BLOCK_ROWS == 0 and _in_plain_blocks():
-            return torch.cat([_packed_in_blocks(part) for part in parts])
+        block = _plain_block()
+        if block and weight.shape[0] % block == 0:
+            return torch.cat([_packed_in_blocks(part, block) for part in parts])
         # torch takes int32, 8 times the bytes.
         return torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(_unpacked(part), 1) for part in parts])
     return _pack_tiles(weight.packed.contiguous(), _inner_k_tiles(in_features))
 
 
-def _packed_in_blocks(packed: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, K/2] in the order of torch's CPU kernel where that is plain blocks: 64 rows each, a column in 32
-    bytes, whose lower halves are the first 32 rows."""
-    low, high = packed.reshape(-1, 2, _BLOCK_ROWS // 2, packed.shape[1]).unbind(dim=1)  # [blocks, 32, K/2]
-    columns = torch.stack((low >> 4 | high & 240, low & 15 | high << 4), dim=-1).flatten(2)  # [blocks, 32, K]
+def _packed_in_blocks(packed: torch.Tensor, block: int) -> torch.Tensor:
+    """uint8 [N, K/2] in the order of torch's CPU kernel where that is plain blocks: a column of a block is block / 2
+    bytes, whose lower halves are the first half of the rows."""
+    low, high = packed.reshape(-1, 2, block // 2, packed.shape[1]).unbind(dim=1)  # [blocks, block / 2, K/2]
+    columns = torch.stack((low >> 4 | high & 240, low & 15 | high << 4), dim=-1).flatten(2)  # [blocks, block / 2, K]
     return columns.transpose(1, 2).reshape(packed.shape)
 
 
@@ -459,9 +461,10 @@ def _lanes(rows: int) -> torch.Tensor:
 
 
 @cache
-def _in_plain_blocks() -> bool:
-    """Whether torch packs blocks of as many rows as our kernel needs, in order."""
-    return torch.equal(_lanes(_BLOCK_ROWS), torch.arange(cpu_kernels.OUTPUTS_MULTIPLE, device="cpu"))
+def _plain_block() -> int:
+    """How many rows the blocks have that torch packs, if in order; else 0."""
+    lanes = _lanes(_BLOCK_ROWS)
+    return len(lanes) if torch.equal(lanes, torch.arange(len(lanes), device="cpu")) else 0
 
 
 def int4_obstacle(device: torch.device) -> str | None:

@@ -3,10 +3,11 @@ it for a whole layer.
 
 torch's RMSNorm on a CPU is a dozen operations, whose launch takes longer than their work for one token. Its product of
 one row with weights reads them at about half the speed of the memory, and for two to eight rows at less; ours reads
-them as fast as they come, once for all rows. Both run from AVX2 on.
+them as fast as they come, once for all rows.
 
-torch's int4 kernel widens each weight to a float, which takes longer than reading it; ours multiplies bytes (AVX-512
-VNNI) by activations that are rounded to 16-bit integers within each group. The rounding error is at most a 65,000th of
+torch's int4 kernel widens each weight to a float, which takes longer than reading it; ours multiplies integers, with
+activations that are rounded to 16 bits within each group. It runs on AVX2, and otherwise on AVX-512 with VNNI and VBMI;
+the results are the same to the bit. The rounding error is at most a 65,000th of
 a group's largest activation: less than that of torch's kernel for float32, which rounds to bfloat16, and about that of
 the result itself for bfloat16.
 
@@ -35,19 +36,19 @@ _PROCESSOR = Path("/proc/cpuinfo")
 _BUILDING_SECONDS = 120
 _THREAD_POOL = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")  # of torch's OpenMP library
 _POINTER, _SIZE, _FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 4, *[_FLAG] * 3]
+_MULTIPLY_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 5, *[_FLAG] * 3]
 _NORM_ARGUMENTS: list[Any] = [*[_POINTER] * 3, *[_SIZE] * 2, ctypes.c_float, _FLAG, _FLAG]
 _DENSE_ARGUMENTS: list[Any] = [*[_POINTER] * 4, *[_SIZE] * 3, _FLAG, _FLAG]
 _LAYER_ARGUMENTS: list[Any] = [*[_POINTER] * 6, _SIZE, _FLAG]
 _ROWS_AT_A_TIME = 2048  # limits the memory for activations as integers in int4_multiply
 _LANES = 16  # numbers in the widest vector register
-_WIDEST_GROUP = 4096  # the sum over a wider group might overflow 32 bits in int4_multiply
-_NEEDED = frozenset(("avx2", "fma"))  # as /proc/cpuinfo names them; int4_multiply needs more
+_WIDEST_GROUP = 128  # int4_multiply has room for no wider one
+_NEEDED = frozenset(("avx2", "fma"))  # as /proc/cpuinfo names them
 _WHOLE = 2  # choose_level: all that the processor has
 _OFF = "GEMMA_CPU_KERNELS"
 
-OUTPUTS_MULTIPLE = 64
-"""int4_multiply works on this many rows of weights at a time."""
+BLOCKS = (64, 32)
+"""int4_multiply takes blocks of so many rows of weights."""
 FEW_ROWS = 8
 """dense_multiply takes so many; with more, torch's product is faster."""
 DTYPES = (torch.float32, torch.bfloat16)
@@ -192,16 +193,18 @@ def multiply(
     qdata: torch.Tensor,
     scale_and_zero: torch.Tensor,
     group_size: int,
+    block: int,
     symmetric: bool = False,
 ) -> torch.Tensor:
     """x [M, K] in float32 or bfloat16 times weights that torch packed for its own kernel: [M, N] in x's type.
 
-    qdata: uint8 [N, K/2] in blocks of OUTPUTS_MULTIPLE rows; scale_and_zero: bfloat16 [K/G, N, 2]; of `symmetric`
+    qdata: uint8 [N, K/2] in blocks of `block` rows; scale_and_zero: bfloat16 [K/G, N, 2]; of `symmetric`
     weights it holds two parts of the scale, and zero is 0. Rows do not depend on one another. Raises MemoryError.
     """
     inputs, outputs = x.shape[1], qdata.shape[0]
     assert x.dtype in DTYPES
-    assert outputs % OUTPUTS_MULTIPLE == inputs % group_size == group_size % _LANES == 0
+    assert block in BLOCKS
+    assert outputs % block == inputs % group_size == group_size % _LANES == 0
     assert group_size <= _WIDEST_GROUP
     assert qdata.shape == (outputs, inputs // 2)
     assert scale_and_zero.shape == (inputs // group_size, outputs, 2)
@@ -212,7 +215,7 @@ def multiply(
     few = len(x) <= _ROWS_AT_A_TIME  # no slices in a decode step, which calls this a hundred times
     parts = ((x, out),) if few else zip(x.split(_ROWS_AT_A_TIME), out.split(_ROWS_AT_A_TIME), strict=True)
     for some, part in parts:
-        sizes = (len(some), inputs, outputs, group_size)
+        sizes = (len(some), inputs, outputs, group_size, block)
         flags = (int(symmetric), int(x.dtype == torch.bfloat16), torch.get_num_threads())
         if kernels.int4_multiply(some.data_ptr(), *weights, part.data_ptr(), *sizes, *flags):
             raise MemoryError("not enough memory to multiply by int4 weights")

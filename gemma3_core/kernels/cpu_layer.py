@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gemma3_core.kernels.cpu import DTYPES, FEW_ROWS, OUTPUTS_MULTIPLE, PLAIN
+from gemma3_core.kernels.cpu import BLOCKS, DTYPES, FEW_ROWS, PLAIN
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _MULTIPLE = 32
@@ -27,6 +27,7 @@ class Weight(ctypes.Structure):
         ("outputs", _SIZE),
         ("group", _SIZE),
         ("symmetric", _SIZE),
+        ("block", _SIZE),
     )
     inputs: int
     outputs: int
@@ -74,17 +75,19 @@ def dense_weight(weight: torch.Tensor, dtype: torch.dtype) -> Weight | None:
         return None
     if inputs % _MULTIPLE or not weight.is_contiguous():
         return None
-    return Weight(weight.data_ptr(), None, inputs, outputs, 0, 0)
+    return Weight(weight.data_ptr(), None, inputs, outputs, 0, 0, 0)
 
 
-def int4_weight(qdata: torch.Tensor, scale_and_zero: torch.Tensor, group_size: int, symmetric: bool) -> Weight | None:
+def int4_weight(
+    qdata: torch.Tensor, scale_and_zero: torch.Tensor, group_size: int, block: int, symmetric: bool
+) -> Weight | None:
     """An int4 weight, in the form of `cpu.multiply`, or None if it does not fit."""
     if not qdata.is_cpu or not scale_and_zero.is_contiguous():
         return None
     outputs, halves = qdata.shape
-    if outputs % OUTPUTS_MULTIPLE or 2 * halves % _MULTIPLE:
+    if block not in BLOCKS or outputs % block or 2 * halves % _MULTIPLE:
         return None
-    return Weight(qdata.data_ptr(), scale_and_zero.data_ptr(), 2 * halves, outputs, group_size, symmetric)
+    return Weight(qdata.data_ptr(), scale_and_zero.data_ptr(), 2 * halves, outputs, group_size, symmetric, block)
 
 
 def layer_fits(weights: Sequence[Weight], head_dim: int, rows: int) -> bool:

@@ -97,7 +97,7 @@ TARGET static void NAMED(multiply_together)(void *data) {
     NAMED(Together) *p = data;
     for (int i = 0; i < p->count; i++)
         if (p->int4[i])
-            multiply(&p->products[i]);
+            NAMED(multiply_int4)(&p->products[i]);
         else
             NAMED(multiply_dense)(&p->denses[i]);
 }
@@ -115,9 +115,10 @@ TARGET static void NAMED(project)(const Room *room, const float *x, int64_t rows
         if (w->group) {
             p.products[i] = (Product){.x = x, .packed = w->weight, .scale_and_zero = w->scale_and_zero,
                                       .symmetric = (int)w->symmetric, .out = outs[i], .rows = rows, .inputs = inputs,
-                                      .outputs = w->outputs, .group = w->group, .high = room->high, .low = room->low,
+                                      .outputs = w->outputs, .group = w->group, .block = w->block, .high = room->high,
+                                      .low = room->low,
                                       .scales = room->scales, .sums = room->sums, .totals = room->totals};
-            if (!quantized) quantize(&p.products[i]);
+            if (!quantized) NAMED(quantize)(&p.products[i]);
             quantized = 1;
             continue;
         }

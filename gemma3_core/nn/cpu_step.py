@@ -34,8 +34,6 @@ def read_token(
     weights = _weights(linears, x.dtype)
     if weights is None or not layer_fits(weights, config.head_dim, len(x)):
         return None
-    if any(w.group for w in weights) and not kernels.has_int4():
-        return None
     places = cache.places(layer_index)
     if places is None or any(place.keys.dtype != x.dtype for place in places):
         return None

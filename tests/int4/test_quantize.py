@@ -400,6 +400,23 @@ def test_greedy_tokens_are_those_of_a_plain_model_with_the_dequantised_weights(i
     assert ours[0, : start + first_close].tolist() == theirs[0, : start + first_close].tolist()
 
 
+@pytest.mark.cpu_kernels
+@pytest.mark.usefixtures("kernel_level")
+def test_tokens_decoded_by_the_cpu_kernels_are_the_first_of_a_pass_over_the_whole_text(int4, prompt, monkeypatch):
+    """One by one with a cache, a layer in one call; beside widened weights without a cache."""
+    start = prompt["input_ids"].shape[1]
+    tokens = int4.generate(**prompt, max_new_tokens=12, do_sample=False)
+    monkeypatch.setattr(int4_linear, "MANY_ROWS", 1)
+    monkeypatch.setattr(Int4Linear, "_widens", lambda _self, _x: True)
+    fields = {"pixel_values": prompt["pixel_values"], "token_type_ids": torch.zeros_like(tokens)}
+    fields["token_type_ids"][:, :start] = prompt["token_type_ids"]
+    with torch.inference_mode():
+        logits = int4(input_ids=tokens, **fields).logits[0, start - 1 : -1]
+    told = logits.gather(-1, tokens[0, start:, None])[:, 0]
+    assert len(told) >= 3
+    assert (logits.max(dim=-1).values - told <= 2e-3 * logits.abs().max()).all()
+
+
 def test_both_types_of_activations_have_the_same_int4_weights(int4):
     half = Demo.from_pretrained(DEMO_MODEL, dtype="bfloat16", quantization_config=TorchAoConfig())
     assert half.dtype == torch.bfloat16

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 from gemma3_core.errors import UnsupportedOptionError
 from gemma3_core.int4 import linear as int4_linear
-from gemma3_core.int4.linear import Int4Linear, quantize_weight
+from gemma3_core.int4.linear import Int4Linear, Int4Weight, quantize_weight
 from gemma3_core.int4.quantize import TorchAoConfig
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
@@ -29,7 +29,7 @@ EXACT = 3e-4
 ROUNDED = 4e-3  # the result in bfloat16
 LOGITS_BOUND = 1e-3  # of the largest logit, grown through the demo model's layers
 
-needs_vnni = pytest.mark.vnni
+needs_kernels = pytest.mark.cpu_kernels
 
 
 @pytest.fixture
@@ -70,7 +70,8 @@ def multiplied(layer: Int4Linear, x: torch.Tensor) -> torch.Tensor:
     assert kernels is not None
     assert layer.qdata is not None
     assert layer.scale_and_zero is not None
-    return cpu_kernels.multiply(kernels, x, layer.qdata, layer.scale_and_zero, layer.group_size)
+    given = (layer.qdata, layer.scale_and_zero, layer.group_size, int4_linear._plain_block(), layer.symmetric)
+    return cpu_kernels.multiply(kernels, x, *given)
 
 
 def by_torch(layer: Int4Linear, x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,8 @@ def error(out: torch.Tensor, x: torch.Tensor, layer: Int4Linear) -> float:
     return float((out.double() - exact).abs().max() / exact.abs().max())
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2, 5, 64, 131])
 @pytest.mark.parametrize(("outputs", "inputs", "group_size"), [(64, 32, 32), (192, 448, 64), (1024, 1152, 128)])
@@ -98,9 +100,53 @@ def test_it_multiplies_by_the_dequantised_weights(dtype, rows, outputs, inputs, 
     assert error(out, x, layer) <= (EXACT if dtype == torch.float32 else ROUNDED)
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_q4_0_is_multiplied_by_its_own_scales(dtype):
+    """float16, of which bfloat16 would lose three bits; by a few rows and by more than are kept at once."""
+    packed = quantize_weight(noise(192, 320), 32).packed
+    scale = noise(192, 10, seed=2).abs().half() / 100
+    layer = Int4Linear.from_weight(Int4Weight.symmetric(packed, scale), None)
+    assert (scale.bfloat16() != scale).any()
+    for rows in (*range(1, cpu_kernels.FEW_ROWS + 1), 70):
+        x = noise(rows, 320, seed=1).to(dtype)
+        assert torch.equal(layer(x), multiplied(layer, x))
+        assert error(layer(x), x, layer) <= (EXACT if dtype == torch.float32 else ROUNDED)
+
+
+def blocks_of(weight: Int4Weight, block: int) -> torch.Tensor:
+    """As torch packs, element by element: a byte holds a column of two rows that are half a block apart."""
+    steps = weight.steps().view(-1, 2, block // 2, weight.shape[1])
+    return (steps[:, 0] | steps[:, 1] << 4).transpose(1, 2).to(torch.uint8).reshape(weight.packed.shape)
+
+
+@needs_kernels
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_processor_and_every_block_give_the_same_to_the_bit(group_size, dtype):
+    """Blocks are torch's choice, so that a processor for one kernel may hold the blocks of another."""
+    weight = quantize_weight(noise(192, 384), group_size)
+    layer, kernels = Int4Linear.from_weight(weight, None), cpu_kernels.library()
+    assert kernels is not None
+    levels = {kernels.choose_level(most) for most in (1, 2)}
+    try:
+        for rows in (1, 2, 3, 4, 5, 8, 65, 70):
+            x = noise(rows, 384, seed=rows).to(dtype)
+            expected = multiplied(layer, x)
+            for level in levels:
+                assert kernels.choose_level(level) == level
+                for block in cpu_kernels.BLOCKS:
+                    given = (blocks_of(weight, block), layer.scale_and_zero, group_size, block)
+                    assert torch.equal(cpu_kernels.multiply(kernels, x, *given), expected)
+    finally:
+        kernels.choose_level(2)
+
+
+@needs_kernels
 def test_weights_are_packed_as_by_torch():
-    assert int4_linear._in_plain_blocks()
+    assert int4_linear._plain_block() in cpu_kernels.BLOCKS
     weight = quantize_weight(noise(192, 96), 32)
     steps = weight.steps()
     assert steps.unique().tolist() == list(range(16))
@@ -108,7 +154,8 @@ def test_weights_are_packed_as_by_torch():
     assert torch.equal(layer.qdata, torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1))
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_it_is_closer_than_torchs_in_float32_and_as_close_in_bfloat16():
     layer = layer_of(1024, 1152)
     x = noise(3, 1152, seed=1)
@@ -117,7 +164,8 @@ def test_it_is_closer_than_torchs_in_float32_and_as_close_in_bfloat16():
     assert error(multiplied(layer, x), x, layer) <= 1.05 * error(by_torch(layer, x), x, layer)
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_one_activation_a_thousand_times_the_others_costs_little():
     """Row by row, and of what the others give: where a weight takes the large one for nothing, they are all."""
     weight = noise(64, 128)
@@ -133,7 +181,8 @@ def test_one_activation_a_thousand_times_the_others_costs_little():
     assert (off <= 0.02 * (rest.double() @ exact.T).norm(dim=1)).all()
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_the_largest_sums_do_not_overflow():
     """All steps 15, all activations the largest of their group; then the same with the other sign."""
     weight = torch.cat((torch.zeros(64, 1), torch.ones(64, 127)), dim=1)
@@ -143,7 +192,8 @@ def test_the_largest_sums_do_not_overflow():
         assert error(multiplied(layer, x), x, layer) <= EXACT
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(monkeypatch):
     layer = layer_of(320, 256)
     x = noise(9, 256, seed=1)
@@ -163,7 +213,8 @@ def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(monkey
         torch.set_num_threads(threads)
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_seen_in_its_row_and_in_no_other(dtype, bad):
@@ -176,14 +227,16 @@ def test_what_is_no_number_is_seen_in_its_row_and_in_no_other(dtype, bad):
     assert torch.equal(out[[0, 2]], whole[[0, 2]])
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_nothing_and_next_to_nothing_give_nothing():
     layer = layer_of(64, 256)
     for value in (0.0, 1e-42):
         assert multiplied(layer, torch.full((2, 256), value)).abs().max() <= 1e-37
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 @torch.inference_mode()
 def test_a_layer_uses_it_and_torchs_where_it_does_not_fit(monkeypatch):
     layer, x = layer_of(128, 256), noise(2, 256, seed=1)
@@ -200,7 +253,7 @@ def test_a_layer_uses_it_and_torchs_where_it_does_not_fit(monkeypatch):
         assert torch.equal(layer(x.clone()), by_torch(layer, x))
 
 
-@needs_vnni
+@needs_kernels
 def test_outside_inference_mode_torchs_is_used_and_a_gradient_is_refused():
     layer, x = layer_of(128, 256), noise(2, 256, seed=1)
     out = layer(x.clone().requires_grad_())
@@ -215,7 +268,8 @@ def norm_of(width: int, dtype: torch.dtype) -> RMSNorm:
     return norm.requires_grad_(False)
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("shape", [(1, 1, 1152), (1, 1, 4, 256), (3, 70, 1152), (2, 16)])
 @torch.inference_mode()
 def test_rms_norm_is_torchs(shape, monkeypatch):
@@ -236,7 +290,8 @@ def test_rms_norm_is_torchs(shape, monkeypatch):
             assert_equal(ours.float(), plain.float(), 2**-8)
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_rms_norm_of_views_and_of_odd_widths():
     norm, odd, x = norm_of(64, torch.float32), norm_of(30, torch.float32), noise(8, 2, 64, seed=1)
     with torch.inference_mode():
@@ -253,18 +308,8 @@ def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = Non
     return cpu_kernels.dense_multiply(kernels, x, weight, bias)
 
 
-@pytest.fixture(params=[2, 1], ids=["avx512", "avx2"])
-def level(request: pytest.FixtureRequest) -> Iterator[int]:
-    """All that the processor has, and what an older one would have."""
-    kernels = cpu_kernels.library()
-    assert kernels is not None
-    assert kernels.choose_level(request.param) == request.param
-    yield request.param
-    kernels.choose_level(2)
-
-
-@needs_vnni
-@pytest.mark.usefixtures("level")
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (7, 48), (1, 32), (7, 96), (640, 2048), (3001, 640)])
 @torch.inference_mode()
@@ -284,8 +329,8 @@ def test_a_few_rows_are_multiplied_as_exactly_as_by_torch(dtype, outputs, inputs
             assert torch.equal(torch.cat([dense(one, weight, added) for one in x.split(1)]), out)
 
 
-@needs_vnni
-@pytest.mark.usefixtures("level")
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 @torch.inference_mode()
 def test_threads_views_and_what_is_no_number(monkeypatch):
     weight, x = noise(300, 640), noise(2, 3, 640, seed=1)
@@ -300,7 +345,7 @@ def test_threads_views_and_what_is_no_number(monkeypatch):
     assert dense(x.bfloat16(), weight.bfloat16()).isnan().all(dim=-1).nonzero().tolist() == [[1, 2]]
 
 
-@needs_vnni
+@needs_kernels
 def test_a_layer_multiplies_a_few_rows_by_it_and_others_by_torch(monkeypatch):
     calls = []
     multiply = cpu_kernels.dense_multiply
@@ -319,15 +364,7 @@ def test_a_layer_multiplies_a_few_rows_by_it_and_others_by_torch(monkeypatch):
     assert len(calls) == 1
 
 
-@needs_vnni
-@torch.inference_mode()
-def test_an_older_processor_has_all_but_int4(level):
-    layer, norm, x = layer_of(128, 256), norm_of(256, torch.float32), noise(2, 256, seed=1)
-    assert torch.equal(layer(x), multiplied(layer, x) if level == 2 else by_torch(layer, x))
-    assert_equal(norm(x), torch.nn.functional.rms_norm(x, (256,), eps=1e-6) * (1 + norm.weight))
-
-
-@needs_vnni
+@needs_kernels
 def test_they_are_used_in_inference_mode_on_plain_tensors_in_memory_only():
     norm, x = norm_of(64, torch.float32), noise(2, 64, seed=1)
     with torch.inference_mode():
@@ -350,7 +387,8 @@ def test_they_are_used_in_inference_mode_on_plain_tensors_in_memory_only():
         assert_equal(compiled(x), norm(x))
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_float32_and_bfloat16_answers_are_those_of_torchs_operations(monkeypatch):
     """The whole demo model: the same tokens in float32; logits within the bounds."""
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
@@ -392,7 +430,8 @@ def test_without_it_a_layer_uses_torchs():
     assert torch.equal(layer(x), by_torch(layer, x))
 
 
-@needs_vnni
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
 def test_the_demo_model_answers_as_with_torchs_kernel(monkeypatch):
     """Teacher-forced logits beside those of the dequantised weights, and the same tokens wherever these are clear."""
     model = Gemma3ForConditionalGeneration.from_pretrained(
@@ -470,7 +509,7 @@ def test_every_compiler_of_such_a_machine_builds_them_without_a_warning(tmp_path
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.usefixtures("anew")
 def test_nothing_is_left_behind_of_building_it(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

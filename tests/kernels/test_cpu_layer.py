@@ -1,6 +1,6 @@
 """A decoder layer in one call of our CPU kernels: the same as its parts one by one, and only where these are ours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from gemma3_core.nn.layers import RMSNorm
 WINDOW = 8
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
-pytestmark = pytest.mark.vnni
+pytestmark = pytest.mark.cpu_kernels
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +70,6 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.Tensor]:
     return run
 
 
-@pytest.fixture(params=[2, 1], ids=["avx512", "avx2"])
-def level(request: pytest.FixtureRequest) -> Iterator[int]:
-    kernels = cpu_kernels.library()
-    assert kernels is not None
-    kernels.choose_level(request.param)
-    yield request.param
-    kernels.choose_level(2)
-
-
 def ids(count: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(192, (rows, count), generator=torch.Generator().manual_seed(seed))
 
@@ -91,14 +82,14 @@ def decoded(model: Any, tokens: torch.Tensor, known: int) -> torch.Tensor:
     return torch.stack(new)
 
 
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("int4", [False, True])
-def test_tokens_get_the_logits_that_they_get_part_by_part(models, calls, one_by_one, level, int4, dtype):
+def test_tokens_get_the_logits_that_they_get_part_by_part(models, calls, one_by_one, int4, dtype):
     """On both sides of where the local layers' ring closes, in a batch of two."""
     model, tokens = models[int4, dtype], ids(2 * WINDOW + 4, rows=2)
     ours = decoded(model, tokens, 3)
-    used = not int4 or level == 2
-    assert calls == ([2] * 3 * (2 * WINDOW + 1) if used else [])
+    assert calls == [2] * 3 * (2 * WINDOW + 1)
     parts = one_by_one(decoded, model, tokens, 3)
     assert_equal(ours.float(), parts.float(), 5e-4 if int4 and dtype == torch.float32 else BOUND[dtype])
     if dtype == torch.float32:
@@ -116,6 +107,7 @@ def test_in_bfloat16_it_is_closer_to_float32(models, one_by_one):
     assert (ours - true).norm() < (parts - true).norm()
 
 
+@pytest.mark.usefixtures("kernel_level")
 @pytest.mark.parametrize("int4", [False, True])
 def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(models, calls, monkeypatch, int4):
     """Rows of different lengths, with caches of their own, so large that each part of the work is worth several
