@@ -68,8 +68,8 @@ def sharpened(rests: RestsOn, look: Sequence[TileMap], tiles: Sequence[Image.Ima
     `tiles` are the tiles as the encoder sees them. Of many, only the hottest are cut into patches. Raises what `check`
     raises: it is called before each of these.
     """
-    parts = [np.array([one.grid for one in maps]) for maps in (rests.tiles, look)]
-    added = sum(map(_to_one, parts))
+    needed, looked = (np.array([one.grid for one in maps]) for maps in (rests.tiles, look))
+    added = _to_one(needed) + _to_one(looked)
     maps = [TileMap(one.tile, tuple(map(tuple, grid.tolist()))) for one, grid in zip(look, added, strict=True)]
     hottest = sorted(range(len(maps)), key=lambda number: -added[number].max())[:_MOST_SHARP]
     for number in hottest:
