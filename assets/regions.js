@@ -49,7 +49,8 @@
   document.addEventListener("click", (event) => {
     const area = event.target.closest("#inside figure")?.querySelector(".drawable");
     if (event.target.matches("#inside .hide-box")) hideRegion(area);
-    if (event.target.matches("#inside .closer-box")) lookCloser(area);
+    if (event.target.matches("#inside .closer-box")) lookCloser([area.dataset.picture, ...area.region].join(" "));
+    if (event.target.matches("#inside .closer-place")) lookCloser(event.target.dataset.region);
   });
 
   // Draws an area's box and says where it is; without a region removes it.
@@ -77,9 +78,9 @@
     control.click();
   }
 
-  function lookCloser(area) {
+  function lookCloser(region) {
     const control = document.querySelector("#look-closer");
-    control.dataset.region = [area.dataset.picture, ...area.region].join(" ");
+    control.dataset.region = region;
     control.dataset.number = document.querySelector("#inside-open").dataset.number;
     control.click();
   }

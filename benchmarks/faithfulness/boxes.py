@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from benchmarks.faithfulness.cases import SEED, WORLDS_WITH_OBJECTS, Case, drawn_cases
-from benchmarks.faithfulness.methods import gradient_x_attention, ours
+from benchmarks.faithfulness.methods import gradient_x_attention, knock_out
 from benchmarks.faithfulness.report import interval
 from benchmarks.faithfulness.scores import upsampled
 from benchmarks.faithfulness.subject import Subject, asked
@@ -77,7 +77,7 @@ def find(cases: Iterator[Case], until: float) -> tuple[list[Found], int]:
 def _found(subject: Subject) -> Found:
     row = subject.turn["input_ids"].shape[1] - 1
     looks = replay(subject.model, subject.turn, [row]).weights[:, :, 0, subject.tokens].float()
-    heads, knock_out = looks.view(*looks.shape[:2], subject.grid, subject.grid).numpy(), ours(subject)
+    heads, rests = looks.view(*looks.shape[:2], subject.grid, subject.grid).numpy(), knock_out(subject)
     layers = heads.mean(axis=1)
     maps = {
         "attention, mean of global layers": heads[list(chosen_layers(subject.model.text_config, "global", None))].mean(
@@ -85,8 +85,8 @@ def _found(subject: Subject) -> Found:
         ),
         "attention, best layer": layers[layers.max(axis=(1, 2)).argmax()],
         "gradient x attention": gradient_x_attention(subject),
-        "knock-out": knock_out,
-        PAGE: heads[most_on(looks, torch.from_numpy(knock_out).flatten())],
+        "knock-out": rests,
+        PAGE: heads[most_on(looks, torch.from_numpy(rests).flatten())],
     }
     outline = subject.case.outline
     assert outline is not None

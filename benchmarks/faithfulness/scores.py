@@ -11,7 +11,7 @@ FRACTIONS = (0.0, 0.02, 0.06, 0.15, 0.3, 0.6, 1.0)
 
 
 def scores_of(subject: Subject, heat: np.ndarray) -> dict[str, float]:
-    """All scores of a map [G, G]; those about the object only where its outline is known.
+    """All scores of a map [G, G], of soft tokens or finer; those about the object only where its outline is known.
 
     Insertion and deletion (Petsiuk et al. 2018, arXiv 1806.07421) are areas under the word's probability as the map's
     pixels come or go, largest first; what is not there is blurred or has the picture's mean color.
@@ -55,8 +55,19 @@ def curves(subject: Subject, pixels: np.ndarray) -> dict[str, float]:
     return scores
 
 
+def reached_at_once(subject: Subject) -> dict[str, float]:
+    """Insertion and deletion of a word that is as likely as with the whole picture, or with none of it, from the first
+    step of the curves on: what is left to reach. Single maps can go beyond."""
+    ends, step = subject.ends(), FRACTIONS[1] / 2
+    without = float(np.mean([ends[name] for name in subject.bases]))
+    return {
+        "insertion": (1 - step) * ends["whole"] + step * without,
+        "deletion": step * ends["whole"] + (1 - step) * without,
+    }
+
+
 def upsampled(heat: np.ndarray, side: int) -> np.ndarray:
-    """A map [G, G] interpolated to [side, side] pixels."""
+    """A map [G, G], of soft tokens or finer, interpolated to [side, side] pixels."""
     grid = Image.fromarray(np.asarray(heat, dtype=np.float32))
     return np.asarray(grid.resize((side, side), Image.Resampling.BILINEAR))
 

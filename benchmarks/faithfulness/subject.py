@@ -14,7 +14,7 @@ from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 
 _BLUR = 10 / 224  # of the tile's side: nothing of the demo model's letters is left
-_TILES_AT_A_TIME = 16
+_TILES_AT_A_TIME = 4  # what many layers leave of more does not fit a core's cache
 
 
 class Subject:
@@ -42,8 +42,8 @@ class Subject:
         self.grid = round(len(self.tokens) ** 0.5)
         self.word = range(0)
         self._ends: dict[str, float] = {}
-        small = case.picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
-        blurred = small.filter(ImageFilter.GaussianBlur(_BLUR * self.side))
+        self.small = case.picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
+        blurred = self.small.filter(ImageFilter.GaussianBlur(_BLUR * self.side))
         blur = processor.image_processor(images=[blurred], return_tensors="pt")["pixel_values"][0].to(self.pixels)
         mean = self.pixels.mean(dim=(1, 2), keepdim=True).expand_as(self.pixels)
         self.bases = {"blurred": blur, "mean": mean}
@@ -71,17 +71,18 @@ class Subject:
     def choose(self, texts: Sequence[str]) -> float:
         """Chooses the asked word, or the one that the picture decides most; returns by how much its probability falls
         with the picture hidden."""
-        falls = []
-        for number in range(len(self.ids)):
-            knock_out = KnockOut(self.model, self.prompt, self.ids, range(number, number + 1))
-            hidden = torch.zeros(2, len(self.tokens), dtype=torch.bool)
-            hidden[1] = True
-            seen, unseen = knock_out.probabilities(hidden).tolist()
-            falls.append(seen - unseen)
         asked = [number for number, text in enumerate(texts) if text.strip() == self.case.word]
-        number = asked[0] if asked else max(range(len(falls)), key=falls.__getitem__)
+        falls = {number: self._fall(number) for number in asked[:1] or range(len(self.ids))}
+        number = max(falls, key=falls.__getitem__)
         self.word = range(number, number + 1)
         return falls[number]
+
+    def _fall(self, number: int) -> float:
+        knock_out = KnockOut(self.model, self.prompt, self.ids, range(number, number + 1))
+        hidden = torch.zeros(2, len(self.tokens), dtype=torch.bool)
+        hidden[1] = True
+        seen, unseen = knock_out.probabilities(hidden).tolist()
+        return seen - unseen
 
     @torch.inference_mode()
     def probabilities(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from components.shown.image_strip import picture_html
+from components.shown.regions import region_around
 from components.shown.token_view import percent
 from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePreview, TileMap, WordReport
 
@@ -45,7 +46,11 @@ def rests_html(report: WordReport, previews: Iterable[PicturePreview]) -> str:
     word = escape(report.text.strip())
     where = ""
     if place is not None:
-        where = f'<p class="note">Where? The dashed box is an estimate of the place that “{word}” is about.</p>'
+        around = region_around(place.picture, place.box, sizes[place.picture])
+        where = (
+            f'<p class="note">Where? The dashed box is an estimate of the place that “{word}” is about. '
+            f'<button type="button" class="closer-place" data-region="{around}">Look closer at it</button></p>'
+        )
     region = ""
     if report.region is not None:
         number, box = report.region

@@ -22,8 +22,8 @@ CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the mode
 _VIEWS = [("Where it looked", LOOKED), ("What the answer rests on", RESTS)]
 _EXPLAINED = (
     '<p class="note looked">The model\'s attention when it wrote the word. It does not prove that a place mattered.</p>'
-    '<p class="note rests">Bright is what makes the word less likely when it is hidden. As measured, this is no more '
-    "faithful than attention.</p>"
+    '<p class="note rests">Bright is what makes the word less likely when it is hidden, and what one head looks at, '
+    "drawn along things of like color.</p>"
 )
 
 

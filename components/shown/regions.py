@@ -1,4 +1,4 @@
-"""A region that a visitor has drawn on a picture, as the browser reports it."""
+"""A region of a picture, as the browser reports it: drawn by a visitor, or a place with what is around it."""
 
 import math
 from collections.abc import Sequence
@@ -22,6 +22,15 @@ def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
     if box.right - box.left < 2 or box.bottom - box.top < 2:
         raise Gemma3Error("The box is too small. Draw a larger one.")
     return int(number), box
+
+
+def region_around(number: int, box: Box, size: tuple[int, int]) -> str:
+    """What `drawn_box` reads, for a box on picture `number` of this width and height with half its sides around it."""
+    across, down = (box.right - box.left) / 2, (box.bottom - box.top) / 2
+    width, height = size
+    left, top = max(0.0, box.left - across) / width, max(0.0, box.top - down) / height
+    right, bottom = min(width, box.right + across) / width, min(height, box.bottom + down) / height
+    return f"{number} {left:.5f} {top:.5f} {right:.5f} {bottom:.5f}"
 
 
 def _finite(text: str) -> float:

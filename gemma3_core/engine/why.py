@@ -13,12 +13,20 @@ from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import as_picture
 from gemma3_core.inspection.attention import Check, replay, with_answer
 from gemma3_core.inspection.confidence import token_text
-from gemma3_core.inspection.heat_maps import AttentionMap, chosen_layers, columns_within, map_of, mean_weights
+from gemma3_core.inspection.heat_maps import (
+    AttentionMap,
+    chosen_layers,
+    columns_within,
+    hottest_of,
+    map_of,
+    mean_weights,
+    soft_tokens_around,
+)
 from gemma3_core.inspection.knockout import UNSEEN_MAX_TOKENS, probabilities_unseen
 from gemma3_core.inspection.layers import HeadLook, LayerSaid, heads_on, logit_lens
-from gemma3_core.inspection.place import Place, estimated_place
+from gemma3_core.inspection.place import Place, estimated_place, look_of_best_head
 from gemma3_core.inspection.prompt import prompt_tokens
-from gemma3_core.inspection.rests_on import RestsOn, rests_on
+from gemma3_core.inspection.rests_on import RestsOn, rests_on, sharpened
 from gemma3_core.models.multimodal import Model
 from gemma3_core.processor import Gemma3Processor
 
@@ -31,12 +39,12 @@ class WordReport:
     """Why an answer has the word `text`.
 
     `rests_on` is None without pictures. `attention` is where the word's tokens looked, as the mean over the global
-    layers. `said` is what each layer would have said in place of the word's first token. `heads` are all heads by the
-    share of that token's attention inside the `region` (a picture's number and a box in its pixels): the one that was
-    asked for, or the one that the word rests on most. Without pictures there are none. `place` is an estimate of where
-    the word's object is; None where the pictures hardly mattered. `unseen` are the probabilities of all tokens of the
-    answer if no word sees a picture; there are none without pictures, or in a conversation of more than
-    UNSEEN_MAX_TOKENS words.
+    layers. `said` is what each layer would have said in place of the word's first token. `place` estimates where
+    the word's object is; None where the pictures hardly mattered. `heads` are all heads by the share of that token's
+    attention inside the `region` (a picture's number and a box in its pixels): the one that was asked for, or the soft
+    tokens around `place`, or without a place those whose hiding did most. Without pictures there are none. `unseen` are
+    the probabilities of all tokens of the answer if no word sees a picture; there are none without pictures, or in a
+    conversation of more than UNSEEN_MAX_TOKENS words.
     """
 
     text: str
@@ -87,13 +95,14 @@ def look_at_word(
     layers = chosen_layers(model.text_config, "global", None)
     described = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
     attention = map_of(mean_weights(weights, layers, None).mean(dim=0), described, tiles, "global", layers, None)
-    rests = rests_on(model, inputs, ids, word, tiles, check) if tiles else None
-    if rests is not None and region is None:
-        tile, hottest = rests.hottest()
-        region = tile.picture, hottest
-    place = None
-    if rests is not None and not hardly_mattered(rests):
-        place = estimated_place(weights, rests.tiles, [as_picture(tile) for tile in prompt.all_tiles()])
+    rests, place = rests_on(model, inputs, ids, word, tiles, check) if tiles else None, None
+    if rests is not None and hardly_mattered(rests):
+        region = region or _hottest(rests)
+    elif rests is not None:
+        look, pictures = look_of_best_head(weights, rests.tiles), [as_picture(tile) for tile in prompt.all_tiles()]
+        place = estimated_place(look, pictures)
+        rests = sharpened(rests, look.tiles, pictures, check)
+        region = region or (place.picture, soft_tokens_around(attention.tiles, place.picture, place.box))
     few_words = prompt.num_tokens - int(prompt.token_type_ids.sum()) + len(ids) <= UNSEEN_MAX_TOKENS
     unseen = probabilities_unseen(model, inputs, ids, check) if tiles and few_words else ()
     columns = () if region is None else columns_within(attention.tiles, *region)
@@ -107,6 +116,11 @@ def look_at_word(
         place,
         unseen,
     )
+
+
+def _hottest(rests: RestsOn) -> tuple[int, Box]:
+    tile, box = hottest_of(rests.tiles)
+    return tile.picture, box
 
 
 def word_range(tokens: Sequence[int], count: int) -> range:

@@ -113,6 +113,16 @@ def columns_within(tiles: Sequence[TileMap], picture: int, box: Box) -> tuple[in
     return tuple(found)
 
 
+def soft_tokens_around(tiles: Sequence[TileMap], picture: int, box: Box) -> Box:
+    """The smallest box of whole soft tokens of a picture's whole tile around `box`."""
+    (one,) = (one for one in tiles if one.tile.picture == picture and one.tile.crop is None)
+    whole, side = one.tile.box, len(one.grid)
+    width, height = whole.right - whole.left, whole.bottom - whole.top
+    rows = (box.top - whole.top) * side // height, -(-(box.bottom - whole.top) * side // height) - 1
+    columns = (box.left - whole.left) * side // width, -(-(box.right - whole.left) * side // width) - 1
+    return one.cells(rows, columns)
+
+
 def attention_map(
     model: Model,
     inputs: Mapping[str, Any],

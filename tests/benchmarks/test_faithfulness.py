@@ -13,12 +13,14 @@ from places import DEMO_MODEL, EXAMPLES
 from benchmarks.faithfulness import __main__ as benchmark
 from benchmarks.faithfulness import boxes
 from benchmarks.faithfulness.cases import WORLDS_WITH_OBJECTS, Case, cases_of_folder, drawn_cases
-from benchmarks.faithfulness.methods import METHODS, _rank_filtered
-from benchmarks.faithfulness.report import summary, table
-from benchmarks.faithfulness.scores import rank_correlation, scores_of, upsampled
+from benchmarks.faithfulness.methods import EVERY_PICTURE, METHODS, _rank_filtered
+from benchmarks.faithfulness.report import AT_ONCE, summary, table, tables
+from benchmarks.faithfulness.scores import rank_correlation, reached_at_once, scores_of, upsampled
 from benchmarks.faithfulness.subject import Subject
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
+
+ALONG_PATCHES = ("gradient x attention, along patches", "ours")
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +63,14 @@ def test_the_asked_object_lies_in_its_picture():
 def test_every_method_makes_a_finite_map_of_its_own(subject):
     maps = {name: np.asarray(method(subject)) for name, method in METHODS.items()}
     for name, heat in maps.items():
-        assert heat.shape == (8, 8), name
+        assert heat.shape == ((128, 128) if name in ALONG_PATCHES else (8, 8)), name
         assert np.isfinite(heat).all(), name
         assert np.ptp(heat) > 0, name
     assert len({heat.tobytes() for heat in maps.values()}) == len(METHODS)
     # The star lies at the top right of the picture; what does not see weights does not know.
-    assert np.unravel_index(maps["ours"].argmax(), (8, 8))[0] < 5
+    row, column = np.unravel_index(maps["ours"].argmax(), (128, 128))
+    assert row < 64 < column
+    assert (maps["ours"] > 0.5).mean() < 0.1, "the star and nothing else"
 
 
 def test_scores_tell_a_map_of_the_object_from_its_opposite(subject):
@@ -74,6 +78,9 @@ def test_scores_tell_a_map_of_the_object_from_its_opposite(subject):
     good, bad = scores_of(subject, heat), scores_of(subject, -heat)
     assert good["insertion"] > bad["insertion"]
     assert good["deletion"] < bad["deletion"]
+    at_once = reached_at_once(subject)
+    assert bad["insertion"] < at_once["insertion"] <= subject.ends()["whole"]
+    assert at_once["deletion"] < bad["deletion"]
     assert "pointing_mask" not in good, "nothing is known about the folder's objects"
     assert upsampled(heat, 224).shape == (224, 224)
     assert rank_correlation(heat, heat) == pytest.approx(1)
@@ -88,14 +95,21 @@ def test_the_rank_filter_takes_the_middle_of_a_window():
     assert _rank_filtered(np.full((4, 4), 3.0)) == pytest.approx(np.full((4, 4), 3.0))
 
 
-def test_the_table_has_means_intervals_and_what_was_left_out():
+def test_the_tables_have_means_intervals_and_what_was_left_out():
     scores = {"insertion": 0.9, "deletion": 0.1, "seconds": 0.5}
-    records = [{"case": str(n), "world": "scenes", "methods": dict.fromkeys(METHODS, scores)} for n in range(3)]
-    records[0]["sanity"] = {"ours": [0.5, 0.25, 0.1]}
+    every = dict.fromkeys((AT_ONCE, *EVERY_PICTURE), scores)
+    records = [{"case": str(n), "world": "scenes", "methods": dict(every)} for n in range(3)]
+    records[0] |= {"methods": every | dict.fromkeys(METHODS, scores), "sanity": {"ours": [0.5, 0.25, 0.1]}}
+    records[1]["methods"]["gradient x attention"] = scores | {"insertion": 0.6}
     figures = summary([*records, {"case": "3", "world": "signs", "left_out": "wrong answer"}])
-    assert (figures["pictures"], figures["left_out"]) == ({"scenes": 3}, {"wrong answer": 1})
-    assert figures["methods"]["ours"]["insertion"] == {"mean": 0.9, "low": 0.9, "high": 0.9}
-    assert "| ours | 0.900 (0.900 to 0.900) | 0.100 (0.100 to 0.100) |  |  |  | 0.50 | 0.10 |" in table(figures)
+    assert (figures["every"]["pictures"], figures["part"]["pictures"]) == ({"scenes": 3}, {"scenes": 1})
+    assert figures["left_out"] == {"wrong answer": 1}
+    assert figures["every"]["methods"]["ours"]["insertion"] == {"mean": 0.9, "low": 0.9, "high": 0.9}
+    assert figures["every"]["ours_minus"]["gradient x attention"]["insertion"]["mean"] == pytest.approx(0.1)
+    assert figures["every"]["ours_minus"]["gradient x attention"]["deletion"]["mean"] == 0
+    assert "| ours | 0.900 (0.900 to 0.900) | 0.100 (0.100 to 0.100) |  |  |  | 0.50 | 0.10 |" in tables(figures)
+    assert "| random |" in table(figures["part"])
+    assert "| random |" not in table(figures["every"])
 
 
 def test_a_second_start_goes_on_where_the_first_ended(tmp_path, monkeypatch):
@@ -106,7 +120,7 @@ def test_a_second_start_goes_on_where_the_first_ended(tmp_path, monkeypatch):
         return {"case": case.name, "world": case.world, "left_out": "a test"}
 
     monkeypatch.setattr(benchmark, "record", record)
-    monkeypatch.setattr(benchmark, "table", str)
+    monkeypatch.setattr(benchmark, "tables", str)
     command = [
         "faithfulness",
         "--folder",

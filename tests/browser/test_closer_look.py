@@ -1,5 +1,7 @@
 """A closer look: what was too small to read is asked again with crops, and both answers stand side by side."""
 
+import re
+
 from browsing import answered, look_inside, send, write
 from places import EXAMPLES
 
@@ -48,3 +50,24 @@ def test_a_region_of_ones_own_is_looked_at_closer(page):
     assert row.locator(".message-content").count() == 2  # whatever the demo model makes of one crop: it never saw one
     page.locator("#inside .maps figcaption").get_by_text("crop 1").wait_for()  # Inside follows
     page.locator("#strip summary").get_by_text("2 tiles").wait_for()
+
+
+def test_what_an_answer_rests_on_is_looked_at_closer(page):
+    write(page, "What color is the star?", EXAMPLES / "night.png")
+    send(page)
+    answered(page)
+    look_inside(page)
+    page.locator("#inside .maps img").first.wait_for()
+    page.get_by_label("What the answer rests on").check()
+    page.locator("#inside .maps .place").wait_for()
+    page.locator("#inside .closer-place").click()
+    page.get_by_text("Looked again, with 1 crop").wait_for()
+    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
+    crop = page.locator("#strip .box")
+    assert crop.count() == 1
+    left, width = (
+        float(re.search(rf"{name}: ?([\d.]+)%", crop.get_attribute("style"))[1]) for name in ("left", "width")
+    )
+    # The star and something around it, not the heart, whose right edge is at 40 %.
+    assert 40 < left < 57
+    assert 80 < left + width <= 100.1

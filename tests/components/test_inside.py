@@ -252,6 +252,12 @@ def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
     assert 55 < left < left + width < 90
     assert 5 < top < top + height < 75
     assert "The dashed box is an estimate of the place that “yellow” is about" in maps
+    number, crop = drawn_box(re.search(r'class="closer-place" data-region="([^"]*)"', maps)[1], [(1000, 1000)])
+    box = tuple(10 * side for side in (left, top, left + width, top + height))
+    assert number == 0
+    assert crop == pytest.approx(
+        (box[0] - 5 * width, box[1] - 5 * height, box[2] + 5 * width, box[3] + 5 * height), abs=2
+    )
     assert re.search(r"The probability of “yellow” is (100|9\d) % with the picture, and [\d.< ]+ % without it", rest)
     assert "hardly mattered" not in rest
     assert rest.count('scope="row">Layer') == 10, "heads"

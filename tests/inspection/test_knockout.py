@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import TOKENS_PER_IMAGE, WINDOW, assert_equal, image_prompt, pixels
 
 from gemma3_core.config.gemma3 import GLOBAL, LOCAL
@@ -14,7 +15,7 @@ from gemma3_core.inspection.heat_maps import TileMap, columns_within
 from gemma3_core.inspection.knockout import KnockOut, probabilities_unseen
 from gemma3_core.inspection.layers import heads_on, logit_lens
 from gemma3_core.inspection.prompt import Tile
-from gemma3_core.inspection.rests_on import MOST_ROWS, _windows, rests_on, token_map
+from gemma3_core.inspection.rests_on import MOST_ROWS, RestsOn, _windows, rests_on, sharpened, token_map
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.nn.masks import attention_mask, image_blocks
@@ -167,7 +168,27 @@ def test_a_map_of_a_real_turn_has_its_tiles(model):
         torch.tensor([made.seen, made.unseen]),
         torch.tensor([plain(model, prompt, nothing), plain(model, prompt, everything)]),
     )
-    assert made.hottest()[0] == tile
+
+
+def test_the_hottest_tiles_are_cut_into_patches_and_all_keep_one_scale():
+    rng, count = np.random.default_rng(0), 10
+    tiles = [Tile(n, None, Box(0, 0, 90, 80), 16 * n, 16 * n + 16) for n in range(count)]
+    grids = rng.uniform(0.1, 0.2, (count, 4, 4))
+    grids[3, 1, 2] = 1.0
+    maps = tuple(TileMap(tile, tuple(map(tuple, grid.tolist()))) for tile, grid in zip(tiles, grids, strict=True))
+    picture = Image.new("RGB", (60, 60), (20, 30, 120))
+    picture.paste((200, 30, 30), (34, 19, 42, 27))
+    calls = []
+    rests = RestsOn(maps, 0.9, 0.1, 64)
+    made = sharpened(rests, maps, [picture] * count, lambda: calls.append(1))
+    assert (made.seen, made.unseen, made.rows) == (0.9, 0.1, 64)
+    sides = [len(one.grid) for one in made.tiles]
+    assert (sides.count(128), sides.count(4), len(calls)) == (8, 2, 8)
+    values = [np.array(one.grid) for one in made.tiles]
+    assert max(value.max() for value in values) == values[3].max() == 1.0
+    assert values[3][46, 80] > 2 * values[3][100, 20]
+    with pytest.raises(ZeroDivisionError):
+        sharpened(rests, maps, [picture] * count, lambda: 1 // 0)
 
 
 @pytest.mark.parametrize("chunk", [2048, 12])

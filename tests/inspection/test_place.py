@@ -2,12 +2,14 @@
 seen through."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.heat_maps import TileMap
-from gemma3_core.inspection.place import estimated_box, estimated_place, like_colored
+from gemma3_core.inspection.patches import SIDE, along_patches, like_colored
+from gemma3_core.inspection.place import estimated_box, estimated_place, look_of_best_head
 from gemma3_core.inspection.prompt import Tile
 
 WHOLE = Tile(0, None, Box(0, 0, 400, 200), 1, 17)
@@ -36,6 +38,24 @@ def test_patches_hang_together_and_are_alike():
     assert patches[12, 12] != patches[45, 45]
 
 
+def test_a_map_along_patches_has_all_of_a_thing_before_the_ground_and_ends_where_it_ends():
+    thing, ground = (slice(8, 24), slice(40, 60)), (60, 10)
+    sharp = np.array(along_patches(map_at(WHOLE, 0, 1), drawn((40, 8, 59, 23))).grid)
+    assert sharp.shape == (SIDE, SIDE)
+    within = np.zeros_like(sharp, dtype=bool)
+    within[thing] = True
+    assert sharp[within].min() > 3 * sharp[~within].max(), "a soft token reaches far beyond it"
+    assert sharp[within].max() - sharp[within].min() < 0.01 < sharp[thing][0, 0] - sharp[ground]
+
+
+def test_what_stands_out_little_has_a_patch_too():
+    faint = Image.new("RGB", (128, 128), (200, 200, 200))
+    faint.paste((180, 180, 180), (40, 8, 60, 24))
+    assert like_colored(faint).max() == 0
+    sharp = np.array(along_patches(map_at(WHOLE, 0, 1), faint).grid)
+    assert sharp[16, 50] > 1.5 * sharp[4, 50]
+
+
 def test_the_box_is_around_what_the_heat_lies_on():
     picture = drawn((40, 8, 59, 23), (90, 90, 120, 120))
     assert estimated_box(map_at(WHOLE, 0, 1), picture) == Box(125, 12, 188, 38)
@@ -61,6 +81,9 @@ def test_the_place_is_seen_through_the_head_that_looks_most_at_what_the_word_res
     weights[1, 0, 0, WHOLE.start + 15] = 0.9  # elsewhere
     rests = (TileMap(WHOLE, ((0.0,) * 4,) * 4), map_at(CROP, 0, 1))
     picture = drawn((40, 8, 59, 23), (90, 90, 120, 120))
-    place = estimated_place(weights, rests, (picture, picture))
+    look = look_of_best_head(weights, rests)
+    assert look.tiles[1].grid[0][1] == pytest.approx(0.4)
+    assert np.array(look.tiles[0].grid).max() == 0
+    place = estimated_place(look, (picture, picture))
     assert (place.picture, place.layer, place.head) == (1, 0, 1)
     assert place.box == Box(162, 6, 194, 19)
