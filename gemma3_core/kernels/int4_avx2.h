@@ -214,6 +214,8 @@ ALWAYS void multiply_rows_256(const Product *p, int64_t column, int64_t from, in
             /* These lie far apart, where the processor expects none. */
             int64_t later = group + AHEAD < groups ? AHEAD * p->outputs : (AHEAD - groups) * p->outputs + p->block;
             for (int64_t n = 0; n < p->block; n += 16) __builtin_prefetch(numbers + later + n);
+            for (int64_t n = 0; n < p->group * column; n += 64) /* the processor itself stops at the end of a page */
+                __builtin_prefetch(packed + AHEAD * p->group * column + n);
             for (int64_t strip = 0; strip < column; strip += STRIP)
                 add_strip(p, packed + strip, column, numbers + strip, from, to, group, totals + strip);
         }
