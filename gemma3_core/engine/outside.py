@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from itertools import islice
@@ -461,7 +462,8 @@ def _offered(client: OpenAIClient) -> list[dict[str, Any]]:
     end, is_told = time.monotonic() + _LOADS_WITHIN_S, False
     while True:
         try:
-            return asyncio.run(client.models())
+            with ThreadPoolExecutor(1) as beside:  # a notebook has an event loop running in this thread
+                return beside.submit(asyncio.run, client.models()).result()
         except StillLoadingError:
             if time.monotonic() > end:
                 raise

@@ -242,6 +242,13 @@ class _Parts(httpx.AsyncByteStream):
         self._server.closed.set()
 
 
+def test_a_notebook_which_runs_an_event_loop_connects_too(url):
+    async def cell() -> OutsideEngine:
+        return OutsideEngine.connect(url, key="a-key-of-ours")
+
+    assert asyncio.run(cell()).info.outside
+
+
 def odd(*parts, local=None, **options) -> tuple[Outside, Odd]:
     server = Odd(*parts, **options)
     return OutsideEngine.connect("http://odd.invalid", local=local, transport=server), server
