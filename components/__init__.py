@@ -13,8 +13,8 @@ def _file_outside_gradio(named: Any) -> str:
     return _file_of(named)
 
 
-# While Gradio is imported, it parses each component's source and writes a stub for editors beside it, which takes two
-# fifths of the import. It leaves out classes that have no file.
+# Whenever Gradio is imported, it parses each component's source and writes a stub for editors beside it, which takes a
+# good part of the import. It leaves out classes that have no file.
 inspect.getfile = _file_outside_gradio  # type: ignore[assignment]
 try:
     import gradio  # noqa: F401

@@ -291,8 +291,8 @@ def optimisers(model: nn.Module, heads: nn.Module, rate: float) -> list[torch.op
 
 
 class _InFloat32(TorchFunctionMode):
-    """What is converted to bfloat16 stays in float32: Muon's iterations, whose products take forty times as long in
-    bfloat16 on processors without units for it."""
+    """What would be converted to bfloat16 stays in float32: Muon's iterations, whose products are very slow in bfloat16
+    on processors without units for it."""
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.bfloat16:
