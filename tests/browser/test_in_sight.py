@@ -117,6 +117,24 @@ def test_nothing_but_code_scrolls_sideways(browser, url, width, height):
             assert not scrolled, scrolled
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_scroll_bars_have_the_themes_colors(browser, url, theme):
+    with opened(browser, url, query=f"?__theme={theme}") as page:
+        for one in ("#chat", "#inside"):
+            thumb, text = page.evaluate(
+                """(one) => {
+                const styles = getComputedStyle(document.querySelector(one));
+                const probe = document.body.appendChild(document.createElement("p"));
+                probe.style.color = "var(--body-text-color-subdued)";
+                const text = getComputedStyle(probe).color;
+                probe.remove();
+                return [styles.scrollbarColor, text];
+                }""",
+                one,
+            )
+            assert thumb == f"{text} rgba(0, 0, 0, 0)"
+
+
 def test_no_bubble_changes_its_width_while_an_answer_comes(browser, scripted, scripted_url):
     scripted.answer = "There are three red hearts, and beside them a star that is smaller than all of them together."
     with opened(browser, scripted_url) as page:
