@@ -182,7 +182,8 @@ def _kills(registry: RemoteRegistry, right: Sequence[str], kills: int) -> dict[s
             victim = sorted(processes(registry))[number % 2]
             os.kill(victim, signal.SIGKILL)
             back.append(until(lambda victim=victim: _whole_without(registry, victim)))
-    return {"kills": kills, "questions": _outcomes(asking), "back_after_s": round(statistics.median(back), 1)}
+    back_after_s = round(statistics.median(back), 1)
+    return {"machine": machine(), "kills": kills, "questions": _outcomes(asking), "back_after_s": back_after_s}
 
 
 def _hangs(registry: RemoteRegistry, right: Sequence[str], hangs: int) -> dict[str, Any]:
@@ -198,7 +199,8 @@ def _hangs(registry: RemoteRegistry, right: Sequence[str], hangs: int) -> dict[s
             found.append(round(time.monotonic() - began, 1))
             until(lambda pid=hanging: _whole_without(registry, pid))
             replaced.append(round(time.monotonic() - began, 1))
-    return {"hangs": hangs, "ended_after_s": found, "replaced_after_s": replaced, "questions": _outcomes(asking)}
+    report = {"machine": machine(), "hangs": hangs, "ended_after_s": found, "replaced_after_s": replaced}
+    return report | {"questions": _outcomes(asking)}
 
 
 def _outcomes(asking: Asking) -> dict[str, int]:
@@ -221,9 +223,8 @@ def _whole_without(registry: RemoteRegistry, victim: int) -> bool:
 def measure(rounds: int, kills: int, hangs: int) -> None:
     """Runs what is asked for, prints it, and writes it into the results, which keep what was not measured again."""
     report: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    report["machine"] = machine()
     if rounds:
-        report["overhead"] = overhead(rounds)
+        report |= {"machine": machine(), "overhead": overhead(rounds)}
         print(json.dumps(report["overhead"]), flush=True)
         report["throughput"] = [throughput(number, rounds) for number in (1, 2)]
         print(json.dumps(report["throughput"]), flush=True)
