@@ -6,10 +6,9 @@ one row with weights reads them at about half the speed of the memory, and for t
 them as fast as they come, once for all rows.
 
 torch's int4 kernel widens each weight to a float, which takes longer than reading it; ours multiplies integers, with
-activations that are rounded to 16 bits within each group. It runs on AVX2, and otherwise on AVX-512 with VNNI and VBMI;
-the results are the same to the bit. The rounding error is at most a 65,000th of
-a group's largest activation: less than that of torch's kernel for float32, which rounds to bfloat16, and about that of
-the result itself for bfloat16.
+activations that are rounded to 16 bits within each group. There is one for AVX2, and one for AVX-512 with VNNI and
+VBMI, whose results are the same to the bit. The rounding error is at most a 65,000th of a group's largest activation:
+less than that of torch's kernel for float32, which rounds to bfloat16, and about that of a result in bfloat16.
 
 The machine's C compiler builds the kernels while a model loads, in about a second. Without a compiler, on another
 processor or system, or if GEMMA_CPU_KERNELS is not 1, torch's operations are used and the log says why.
