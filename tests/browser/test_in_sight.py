@@ -6,7 +6,7 @@ import pytest
 from browsing import add, answered, choose, look_inside, send, write
 from PIL import Image
 from places import EXAMPLES
-from running_app import opened
+from running_app import opened, wait_until_drawn
 
 from benchmarks.first_load import SHIFTS
 
@@ -92,9 +92,11 @@ def test_the_answer_stays_in_sight_when_a_picture_is_added_below(browser, url):
         add(page, HEARTS)
         page.locator("#strip details[open] img").first.wait_for()
         page.wait_for_function(IN_SIGHT_JS, arg="#chat .bot-row .message-content", timeout=5_000)
+        wait_until_drawn(page)
         page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTo(0, 0)")
         add(page, EXAMPLES / "night.png")  # somebody who reads further up stays there
         page.locator("#strip details[open] img").nth(1).wait_for()
+        wait_until_drawn(page)
         assert page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop") == 0
 
 

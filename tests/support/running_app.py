@@ -129,8 +129,13 @@ def unfold(page: Any, name: str, field: str) -> Any:
     """
     page.locator("#settings").get_by_role("button", name=name).click()
     page.locator(field).wait_for()
-    page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    wait_until_drawn(page)
     return page.locator(field)
+
+
+def wait_until_drawn(page: Any) -> None:
+    """Waits until the page has been drawn once more, and has seen which sizes that changed."""
+    page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
 
 
 def free_port() -> int:
