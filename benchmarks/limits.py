@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _ROUNDS, _LONG_S = 5, 5.0
-"""So many runs, or as many as begin within so many seconds: a processor without units for bfloat16 takes that for one."""
+"""So many runs, or as many as begin within so many seconds: one takes longer where bfloat16 has no units of its own."""
 
 
 @dataclass(frozen=True)

@@ -6,38 +6,47 @@ whoever operates the server asks is answered here too, by operating.py.
 """
 
 import asyncio
-import gzip
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qsl, urlencode
 
-import brotli
 import orjson
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.examples import card_sheet
+from components.serving.assets import Assets, accepted_encoding, compress
 from components.serving.frontend import stand_in
 from components.serving.head import WORDS, joined_styles, with_head
+from components.serving.messages import (
+    BUSY,
+    NOT_FOUND,
+    NOTHING_HERE,
+    body_of,
+    bounded,
+    into,
+    json_of,
+    plain,
+    query_of,
+    refusal,
+    replayed,
+    whole_answer,
+)
 from components.serving.operating import ROUTES as OPERATORS_ROUTES
 from components.serving.operating import Operated, Operating
-from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Receiving, RefusedError, chunks
+from components.serving.receiving import UNREADABLE, GoneError, Receiving, RefusedError
 from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
 
 logger = logging.getLogger(__name__)
 
-NOTHING_HERE = "There is nothing at this address."
-BUSY = "The server is handling too many requests. Try again in a minute."
 WAITING_ALREADY = "Too many actions of this page are still waiting. Wait until some of them are done."
-NOT_FOUND = "This doesn't exist, or no longer does. Reload the page and try again."
 
 MAX_REQUESTS = 1000
 """Requests that are open at the same time, streams included. An open page has one or two."""
@@ -52,13 +61,6 @@ LINGER_S = 20.0
 _CLOSE = b'data: {"msg":"close_stream"'
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SMALL_BODY_BYTES = 10_000
-MAX_ASSET_BYTES = 50_000_000
-"""Gradio's scripts and styles that are kept compressed."""
-_ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
-    "br": partial(brotli.compress, quality=7),
-    "gzip": partial(gzip.compress, compresslevel=7),
-    "identity": bytes,
-}
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,7 @@ class Gate:
         """Uploads that are arriving, with the ids that the page gave them."""
         self._lingering: dict[str, asyncio.Event] = {}
         """Streams without events, by their session; set when an event comes."""
-        self._assets: dict[tuple[str, str, bool], Response] = {}
-        """By their addresses, their encodings, and whether the address changes with the content."""
+        self._assets = Assets()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -181,14 +182,14 @@ class Gate:
 
     def _refuse(self, status: int, message: str) -> Response:
         self._operating.count(status)
-        return _refusal(status, message)
+        return refusal(status, message)
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on to Gradio, without a body."""
-        await self._app(scope, _bounded(receive, 0), _plain(send))
+        await self._app(scope, bounded(receive, 0), plain(send))
 
     async def _small(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, _replayed(await _body(receive, _SMALL_BODY_BYTES), receive), _plain(send))
+        await self._app(scope, replayed(await body_of(receive, _SMALL_BODY_BYTES), receive), plain(send))
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The page itself, without the parameters of Gradio's deep links, which would write sessions to disk.
@@ -198,7 +199,7 @@ class Gate:
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         asked = urlencode([(name, value) for name, value in query if name not in ("deep_link", "page")])
         page = Response()
-        await self._app({**scope, "query_string": asked.encode()}, _bounded(receive, 0), _plain(_into(page)))
+        await self._app({**scope, "query_string": asked.encode()}, bounded(receive, 0), plain(into(page)))
         if scope["method"] == "GET" and page.status_code == 200:
             await run_in_threadpool(self._prepare, page, scope)
         await page(scope, receive, send)
@@ -207,12 +208,7 @@ class Gate:
         """Adds our own head to the page and compresses it."""
         served = self._served
         html = with_head(bytes(page.body).decode(), served.kinds(), served.theme_css, served.theme_hash)
-        encoding = _accepted(scope)
-        page.body = _ENCODINGS[encoding](html.encode())
-        page.headers["content-length"] = str(len(page.body))
-        page.headers["vary"] = "accept-encoding"
-        if encoding != "identity":
-            page.headers["content-encoding"] = encoding
+        compress(page, html.encode(), accepted_encoding(scope))
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's scripts and styles."""
@@ -223,16 +219,16 @@ class Gate:
             other = await run_in_threadpool(stand_in, Path(scope["path"]).name) if named else None
             if other is not None:
                 return Response(other, media_type="text/javascript")
-            return await _whole_answer(self._app, scope)
+            return await whole_answer(self._app, scope)
 
-        await self._kept(made, named, scope, receive, send)
+        await self._assets.answer(made, named, scope, receive, send)
 
     async def _styles(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def joined() -> Response:
             made = await run_in_threadpool(joined_styles, self._served.kinds(), self._served.theme_css)
             return Response(made, media_type="text/css")
 
-        await self._kept(joined, bool(scope["query_string"]), scope, receive, send)
+        await self._assets.answer(joined, bool(scope["query_string"]), scope, receive, send)
 
     async def _words(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The page's sentences in another language."""
@@ -243,28 +239,7 @@ class Gate:
                 raise RefusedError(404, NOTHING_HERE)
             return Response(await run_in_threadpool(file.read_bytes), media_type="application/json")
 
-        await self._kept(read, False, scope, receive, send)
-
-    async def _kept(
-        self, made: Callable[[], Awaitable[Response]], named: bool, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """An answer that is compressed once, not for every page that opens. `named` says that its address changes with
-        its content."""
-        encoding = _accepted(scope)
-        key = (scope["path"], encoding, named)
-        if (asset := self._assets.get(key)) is None:
-            asset = await made()
-            if asset.status_code != 200:
-                raise RefusedError(404, NOT_FOUND)
-            asset.body = await run_in_threadpool(_ENCODINGS[encoding], bytes(asset.body))
-            if encoding != "identity":
-                asset.headers["content-encoding"] = encoding
-            asset.headers["cache-control"] = f"public, max-age={'31536000, immutable' if named else '3600'}"
-            asset.headers["vary"] = "accept-encoding"
-            asset.headers["content-length"] = str(len(asset.body))
-            if sum(len(one.body) for one in self._assets.values()) + len(asset.body) <= MAX_ASSET_BYTES:
-                self._assets[key] = asset
-        await (asset if scope["method"] == "GET" else Response(headers=dict(asset.headers)))(scope, receive, send)
+        await self._assets.answer(read, False, scope, receive, send)
 
     async def _cards(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The pictures of all example cards."""
@@ -272,7 +247,7 @@ class Gate:
         async def made() -> Response:
             return Response(await run_in_threadpool(card_sheet), media_type="image/svg+xml")
 
-        await self._kept(made, False, scope, receive, send)
+        await self._assets.answer(made, False, scope, receive, send)
 
     async def _robots(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keeps search engines away from a public link, which is meant for those who were given it."""
@@ -285,7 +260,7 @@ class Gate:
         self._heartbeats[session] += 1
         self._uploads.opened(session)
         try:
-            await self._app(scope, receive, _plain(send))
+            await self._app(scope, receive, plain(send))
         finally:
             self._heartbeats[session] -= 1
             if not self._heartbeats[session]:
@@ -295,7 +270,7 @@ class Gate:
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The messages of a browser window's events, or of one event by its id."""
         last = scope["path"].rpartition("/")[2]
-        name = _query(scope).get("session_hash", "") if last == "data" else last
+        name = query_of(scope).get("session_hash", "") if last == "data" else last
         if not self._served.is_told(name):
             raise RefusedError(404, NOT_FOUND)
         if last == "data" and b"mozilla" in dict(scope["headers"]).get(b"user-agent", b"").lower():
@@ -325,7 +300,7 @@ class Gate:
 
         while True:
             closing = False
-            await self._app(scope, _replayed(b"", receive), _plain(forward))
+            await self._app(scope, replayed(b"", receive), plain(forward))
             if not closing:
                 break
             if not await self._comes_another(session, receive):
@@ -355,8 +330,8 @@ class Gate:
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An event of the page, such as a click. Malformed events are refused before they reach Gradio."""
-        body = await _body(receive, MAX_BODY_BYTES)
-        event = await run_in_threadpool(_json, body)
+        body = await body_of(receive, MAX_BODY_BYTES)
+        event = await run_in_threadpool(json_of, body)
         session, fn_index, data = event.get("session_hash"), event.get("fn_index"), event.get("data")
         expected = self._served.num_inputs(fn_index) if type(fn_index) is int else None
         checks = (
@@ -374,16 +349,14 @@ class Gate:
             index = told.get("index") if isinstance(told, dict) else None
             event["event_data"] = {"index": index if type(index) is int else None, "value": None}
             body = orjson.dumps(event)
-        await self._app(
-            self._served.desk.callers.checked(scope), _replayed(body, receive), _plain(send, own_errors=True)
-        )
+        await self._app(self._served.desk.callers.checked(scope), replayed(body, receive), plain(send, own_errors=True))
         if (came := self._lingering.get(str(session))) is not None:
             came.set()
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A question to `/ask`, with positional or named arguments."""
-        body = await _body(receive, MAX_BODY_BYTES)
-        question = await run_in_threadpool(_json, body)
+        body = await body_of(receive, MAX_BODY_BYTES)
+        question = await run_in_threadpool(json_of, body)
         by_place = "/v2/" not in scope["path"]
         session = question.get("session_hash")
         if by_place and not isinstance(question.get("data"), list):
@@ -393,7 +366,7 @@ class Gate:
         if by_place:  # missing arguments at the end become None, so that new ones break no program
             missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
             body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
-        await self._app(self._served.desk.callers.checked(scope), _replayed(body, receive), _plain(send))
+        await self._app(self._served.desk.callers.checked(scope), replayed(body, receive), plain(send))
 
     async def _tool(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A program's message to the MCP server (`--mcp`), which keeps nothing between two messages and sends none
@@ -402,10 +375,10 @@ class Gate:
             raise RefusedError(404, NOTHING_HERE)
         if scope["method"] != "POST":
             raise RefusedError(405, NOTHING_HERE)
-        body = await _body(receive, MAX_BODY_BYTES)
-        await run_in_threadpool(_json, body)
+        body = await body_of(receive, MAX_BODY_BYTES)
+        await run_in_threadpool(json_of, body)
         callers = self._served.desk.callers
-        await self._app(callers.marked(callers.checked(scope)), _replayed(body, receive), _plain(send))
+        await self._app(callers.marked(callers.checked(scope)), replayed(body, receive), plain(send))
 
     async def _programs(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._served.programs(scope, receive, send)
@@ -416,7 +389,7 @@ class Gate:
         if self._served.mcp_server:
             await self._passed(scope, receive, send)
         else:
-            await _refusal(300, NOTHING_HERE)(scope, receive, send)
+            await refusal(300, NOTHING_HERE)(scope, receive, send)
 
     async def _summary(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's statistics of requests, which this app doesn't keep."""
@@ -427,7 +400,7 @@ class Gate:
 
         The page sends `document=1` with a PDF or a video, of which it takes pictures then.
         """
-        upload_id, is_document = _query(scope).get("upload_id", ""), _query(scope).get("document") == "1"
+        upload_id, is_document = query_of(scope).get("upload_id", ""), query_of(scope).get("document") == "1"
         most = MAX_DOCUMENT_BYTES if is_document else MAX_FILE_BYTES
         upload = Receiving(self._uploads.folder, self._has_room, most)
         self._receiving[upload] = upload_id
@@ -458,7 +431,7 @@ class Gate:
 
     async def _progress(self, scope: Scope, receive: Receive, send: Send) -> None:
         """How much of an upload has arrived, for its progress bar."""
-        upload_id = _query(scope).get("upload_id", "")
+        upload_id = query_of(scope).get("upload_id", "")
 
         async def told() -> AsyncIterator[str]:
             upload, said = next((one for one, name in self._receiving.items() if name == upload_id), None), 0
@@ -479,114 +452,3 @@ class Gate:
             await send(message)
 
         return send_with_headers
-
-
-async def _whole_answer(app: ASGIApp, scope: Scope) -> Response:
-    """What the app answers to anybody who asks for this address: whole, plain, and even if this visitor has left."""
-    answer = Response()
-
-    async def never_left() -> Message:
-        return await asyncio.get_running_loop().create_future()
-
-    host = [(name, value) for name, value in scope["headers"] if name == b"host"]
-    await app({**scope, "method": "GET", "headers": host}, _replayed(b"", never_left), _into(answer))
-    return answer
-
-
-def _into(answer: Response) -> Send:
-    """Takes an app's answer, instead of the connection."""
-
-    async def sent(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            answer.status_code = message["status"]
-            answer.raw_headers = [(n, v) for n, v in message["headers"] if n not in (b"etag", b"last-modified")]
-        answer.body = bytes(answer.body) + message.get("body", b"")
-
-    return sent
-
-
-def _accepted(scope: Scope) -> str:
-    """The best encoding that the browser takes."""
-    accepted = dict(scope["headers"]).get(b"accept-encoding", b"").decode("latin-1")
-    return next((name for name in _ENCODINGS if name in re.split(r"[ ,;]+", accepted)), "identity")
-
-
-def _query(scope: Scope) -> dict[str, str]:
-    return dict(parse_qsl(scope["query_string"].decode("latin-1")))
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        content = orjson.loads(body)
-    except (orjson.JSONDecodeError, RecursionError):
-        raise RefusedError(400, UNREADABLE) from None
-    if not isinstance(content, dict):
-        raise RefusedError(422, UNREADABLE)
-    return content
-
-
-async def _body(receive: Receive, most: int) -> bytes:
-    body = bytearray()
-    async for chunk in chunks(receive):
-        body += chunk
-        if len(body) > most:
-            raise RefusedError(413, TOO_LARGE)
-    return bytes(body)
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that has been read a second time, and then the messages that follow it."""
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def received() -> Message:
-        return next(messages, None) or await receive()
-
-    return received
-
-
-def _bounded(receive: Receive, most: int) -> Receive:
-    """As `receive`, but cuts the body after `most` bytes."""
-
-    async def received() -> Message:
-        message = await receive()
-        if message["type"] == "http.request":
-            return {**message, "body": message.get("body", b"")[:most], "more_body": False}
-        return message
-
-    return received
-
-
-def _refusal(status: int, message: str) -> Response:
-    return JSONResponse({"detail": message, "error": message}, status)
-
-
-_SENTENCES = {
-    400: UNREADABLE, 403: NOT_FOUND, 404: NOT_FOUND, 405: NOTHING_HERE, 413: TOO_LARGE, 422: UNREADABLE,
-    500: UNREADABLE, 503: BUSY,
-}  # fmt: skip
-
-
-def _plain(send: Send, own_errors: bool = False) -> Send:
-    """Replaces Gradio's error bodies, which mention paths and Python, by one sentence of ours.
-
-    With `own_errors` a 500 already holds one of our messages, and stays.
-    """
-    replaced: bytes | None = None
-
-    async def send_plainly(message: MutableMapping[str, Any]) -> None:
-        nonlocal replaced
-        if message["type"] == "http.response.start":
-            status = message["status"]
-            if status in _SENTENCES and not (own_errors and status == 500):
-                replaced = orjson.dumps({"detail": _SENTENCES[status], "error": _SENTENCES[status]})
-                length = str(len(replaced)).encode()
-                message = {
-                    **message,
-                    "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
-                }
-        elif message["type"] == "http.response.body" and replaced is not None:
-            message = {"type": "http.response.body", "body": replaced, "more_body": message.get("more_body", False)}
-            replaced = b""
-        await send(message)
-
-    return send_plainly

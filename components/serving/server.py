@@ -25,8 +25,10 @@ from starlette.types import ASGIApp
 from components.chat.conversation import Conversation
 from components.chat.panel import prepare
 from components.serving.desk import FrontDesk, Operation
-from components.serving.gate import MAX_REQUESTS, NOTHING_HERE, UNREADABLE, Gate
+from components.serving.gate import MAX_REQUESTS, Gate
 from components.serving.limits import allow_open_files, close_silent, limit_logs
+from components.serving.messages import NOTHING_HERE
+from components.serving.receiving import UNREADABLE
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
 from components.theme import build_theme
 from gemma3_core.engine import Gemma3Error, fetch_image, read_data_url

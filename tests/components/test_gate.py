@@ -25,11 +25,12 @@ from window import DEMO
 from components.chat import handlers as chat_handlers
 from components.examples import load_examples
 from components.inside import handlers as inside_handlers
-from components.serving import gate, limits, receiving
+from components.serving import assets, gate, limits, messages, receiving
 from components.serving import server as serving
 from components.serving.frontend import FRONTEND
-from components.serving.gate import BUSY, NOTHING_HERE, ROUTES, WAITING_ALREADY
+from components.serving.gate import ROUTES, WAITING_ALREADY
 from components.serving.limits import LogLimit
+from components.serving.messages import BUSY, NOTHING_HERE
 from components.serving.receiving import TOO_LARGE, UNREADABLE
 from components.serving.uploads import FULL, UploadError
 
@@ -119,7 +120,7 @@ def test_what_is_not_on_the_list_is_not_there(lasting, path):
     for method in ("GET", "POST"):
         reply = lasting.request(method, path)
         assert reply.status_code == 404
-        assert reply.json()["detail"] in (NOTHING_HERE, gate.NOT_FOUND)
+        assert reply.json()["detail"] in (NOTHING_HERE, messages.NOT_FOUND)
 
 
 def test_recordings_and_sessions_are_not_written_to_disk(page, client):
@@ -135,7 +136,7 @@ def test_files_of_the_server_are_not_served(lasting):
     for path in ("/etc/passwd", str(Path(__file__)), str(EXAMPLES / "night.png"), "..%2f..%2fetc%2fpasswd"):
         reply = lasting.get(f"/gradio_api/file={path}")
         assert reply.status_code == 403
-        assert reply.json()["detail"] == gate.NOT_FOUND  # which says nothing of the path
+        assert reply.json()["detail"] == messages.NOT_FOUND  # which says nothing of the path
 
 
 def test_cards_come_small_in_one_file(lasting):
@@ -478,8 +479,8 @@ def test_a_visitor_who_leaves_spoils_no_script_for_others(monkeypatch):
     gone = {"type": "http.disconnect"}
     asyncio.run(answer(gone, gone))
     assert asyncio.run(answer({"type": "http.request", "body": b""})) == b"".join(parts)
-    assert len(one._assets) == 1
-    monkeypatch.setattr(gate, "MAX_ASSET_BYTES", 300)
+    assert len(one._assets._kept) == 1
+    monkeypatch.setattr(assets, "MAX_ASSET_BYTES", 300)
     scope["path"] = "/assets/b.js"
     assert asyncio.run(answer({"type": "http.request", "body": b""})) == b"".join(parts)
-    assert len(one._assets) == 1  # no room for a second one
+    assert len(one._assets._kept) == 1  # no room for a second one
