@@ -19,7 +19,9 @@ from components.chat.running import Pace, RunningAnswers
 from components.examples import Example
 from components.settings import Choices, chosen_example, with_brought
 from components.shown.regions import drawn_box
+from components.shown.stats import PICTURE_CHANGED_NOTHING
 from gemma3_core.engine import (
+    HARDLY,
     Answered,
     Box,
     DoneEvent,
@@ -49,6 +51,9 @@ NEW_CHAT = "This is a new chat."
 BESIDE = "The next question reads the new answer."
 REPLACED = "The earlier answer is replaced."
 REPLACED_ALL = "The earlier answer and what came after it are replaced."
+
+_SHORT_CONVERSATION = 2000
+"""Characters. All words of a conversation are read again to see whether a picture mattered."""
 
 Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversation's state and the notice
 
@@ -347,16 +352,17 @@ class ChatHandlers:
             yield page_update(self.messages(answered), composer.waiting(), answered, notice)
 
     def messages(self, conversation: Conversation) -> list[chat.Message]:
-        """The conversation, with advice under a last answer that may be wrong or by which the demo model says that it
-        knows nothing."""
+        """The conversation, with advice under a last answer that may be wrong, that its picture didn't change, or by
+        which the demo model says that it knows nothing."""
         last = conversation.exchanges[-1] if conversation.exchanges else None
         if last is None:
             return []
         info = self._models.info(last.stats.model)
         if info is not None and info.is_demo and chat.knows_nothing(last.answer):
             return chat.messages(conversation, advice=chat.onward(self._models.names))
-        reason = reason_to_look_closer(last, info)
-        return chat.messages(conversation, advice=reason, looks_closer=bool(reason))
+        reason, effect = reason_to_look_closer(last, info), last.answered.done.picture_effect
+        advice = PICTURE_CHANGED_NOTHING if effect is not None and effect < HARDLY else reason
+        return chat.messages(conversation, advice=advice, looks_closer=bool(reason))
 
     def _without_answer(
         self, question: Turn, conversation: Conversation, said: chat.Message, again: bool, failure: str = ""
@@ -404,10 +410,15 @@ async def _drawn(answer: AsyncGenerator[Event], draft: _Draft) -> AsyncGenerator
 def request_for(
     models: ModelRegistry, question: Turn, conversation: Conversation, choices: Choices, window: str
 ) -> Request:
-    """The engine's request for the question, with the visitor's settings. Raises Gemma3Error for impossible ones."""
+    """The engine's request for the question, with the visitor's settings. Raises Gemma3Error for impossible ones.
+
+    Whether the question's own pictures mattered is checked only while nobody else asks anything.
+    """
     shown, info = models.info(choices.shown), models.info(choices.model)
+    turns = conversation.turns(question)
+    is_short = sum(len(turn.text) for turn in turns) <= _SHORT_CONVERSATION
     request = Request(
-        turns=conversation.turns(question),
+        turns=turns,
         system_prompt=choices.system_prompt or "",
         pan_and_scan=bool(choices.pan_and_scan),
         int4=choices.own_int4(shown),
@@ -417,5 +428,6 @@ def request_for(
         visitor=window,
         confidence=True,
         continue_text=choices.continues(info),
+        check_pictures=bool(question.pictures) and is_short and models.is_idle,
     )
     return ask_in_fields(request, read_fields(choices.fields or ""), named=info is None or not info.is_demo)

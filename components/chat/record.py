@@ -113,6 +113,7 @@ class _KeptAnswer(_Strict):
     token_ids: list[_Id]
     choices: list[tuple[_Token, Annotated[list[_Token], Field(max_length=20)]]]
     stats: _KeptStats
+    picture_effect: _Probability | None = None
 
 
 class _KeptExchange(_KeptAnswer):
@@ -161,6 +162,7 @@ def document(exchange: Exchange, example_of: Callable[[Path], str]) -> dict[str,
         "token_ids": list(done.token_ids),
         "choices": [(_token(choice), [_token(other) for other in choice.alternatives]) for choice in exchange.choices],
         "stats": done.stats.to_dict(),
+        **({} if done.picture_effect is None else {"picture_effect": round(done.picture_effect, _DIGITS)}),
     }
 
 
@@ -220,7 +222,7 @@ def _exchange(
     choices = TokenChoices(
         TokenChoice(*token, tuple(Alternative(*other) for other in others)) for token, others in kept.choices
     )
-    done = DoneEvent(kept.answer, Stats(**kept.stats.model_dump()), tuple(kept.token_ids))
+    done = DoneEvent(kept.answer, Stats(**kept.stats.model_dump()), tuple(kept.token_ids), kept.picture_effect)
     return Exchange(question, kept.pan_and_scan, Answered(request, done), choices, first, settings.fields)
 
 

@@ -4,6 +4,7 @@ looked at the place."""
 from collections.abc import Sequence
 from html import escape
 
+from components.shown.stats import PICTURE_CHANGED_NOTHING
 from components.shown.token_view import percent, visible
 from gemma3_core.engine import HARDLY, HeadLook, LayerSaid, TokenChoice, WordReport
 
@@ -13,7 +14,6 @@ _LENS = (
     "they say is a hint."
 )
 _HEADS = "The share of each head's attention that fell into the region that the word rests on most."
-_NOTHING = "The picture changed nothing in the whole answer: no word of it is more or less likely without the picture."
 
 
 def changed_nothing(report: WordReport, choices: Sequence[TokenChoice]) -> bool:
@@ -36,7 +36,7 @@ def anyway_html(report: WordReport, choices: Sequence[TokenChoice]) -> str:
     seen, unseen = percent(rests.seen), percent(rests.unseen)
     said = f"The probability of “{word}” is {seen} with the picture, and {unseen} without it."
     if changed_nothing(report, choices):
-        said += f"</p><p><b>{_NOTHING}</b>"
+        said += f"</p><p><b>{PICTURE_CHANGED_NOTHING}</b>"
     elif report.picture_hardly_mattered:
         said += f"</p><p><b>The picture hardly mattered for “{word}”: it is as likely without it.</b>"
     return f'<h3>Would it have said so anyway?</h3><div class="anyway"><p>{said}</p></div>'

@@ -2,6 +2,10 @@
 
 from gemma3_core.engine import Stats
 
+PICTURE_CHANGED_NOTHING = (
+    "The picture changed nothing in the whole answer: no word of it is more or less likely without the picture."
+)
+
 
 def short_line(stats: Stats) -> str:
     """For example "demo model · 0.9 s"; also says if the answer was cut or stopped."""

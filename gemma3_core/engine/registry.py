@@ -437,6 +437,12 @@ class ModelRegistry:
         """Whether a question that comes now will be answered."""
         return self.first.is_ready
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody's question is being answered or waits."""
+        with self._changed:
+            return not any(sum(engine.queue.counts()) for engine in self._engines())
+
     def evict(self) -> None:
         """Evicts what all models keep for visitors who have not come back for a while."""
         with self._changed:

@@ -71,3 +71,16 @@ def test_what_an_answer_rests_on_is_looked_at_closer(page):
     # The star and something around it, not the heart, whose right edge is at 40 %.
     assert 40 < left < 57
     assert 80 < left + width <= 100.1
+
+
+def test_an_answer_that_its_picture_did_not_change_says_so_also_after_a_reload(page):
+    write(page, "What does the sign say?", EXAMPLES / "night.png")
+    send(page)
+    assert "no sign" in answered(page)
+    page.locator("#chat .advice").get_by_text("The picture changed nothing in the whole answer").wait_for()
+    page.reload()
+    page.locator("#chat .advice").get_by_text("The picture changed nothing in the whole answer").wait_for()
+    write(page, "What color is the star?", EXAMPLES / "night.png")
+    send(page)
+    assert "yellow" in answered(page, 2)
+    assert page.locator("#chat .advice").count() == 0

@@ -20,7 +20,7 @@ from window import DEMO, STATS, Window, choice, exchange_of, run, typed
 from components.chat import panel as chat
 from components.chat.closer_look import TOO_SMALL, UNSURE, closer_question, reason_to_look_closer
 from components.chat.conversation import NOTHING, Conversation, Exchange, joined, question_of
-from components.chat.handlers import ChatHandlers
+from components.chat.handlers import ChatHandlers, request_for
 from components.examples import FOLDER, Example, load_examples
 from components.serving.server import Page, declare_pictures, launch_options
 from components.settings import (
@@ -31,7 +31,7 @@ from components.settings import (
 )
 from components.shown import image_strip as strip
 from components.shown import markdown
-from components.shown.stats import figures_line, short_line
+from components.shown.stats import PICTURE_CHANGED_NOTHING, figures_line, short_line
 from components.theme import build_theme
 from gemma3_core.engine import (
     Answered,
@@ -48,6 +48,7 @@ from gemma3_core.engine import (
     TokenEvent,
     Turn,
 )
+from gemma3_core.engine.fair_queue import FairQueue
 
 
 def changed(value, **fields):
@@ -226,7 +227,7 @@ class Speaking:
     """An engine that answers at once with what it is told to, or refuses."""
 
     def __init__(self, *answers: str | Exception):
-        self.info, self.answers, self.requests = DEMO, list(answers), []
+        self.info, self.answers, self.requests, self.queue = DEMO, list(answers), [], FairQueue()
 
     def stream(self, request, _stop=None):
         self.requests.append(request)
@@ -356,6 +357,29 @@ def seen(answer: str, *probabilities: float) -> Exchange:
 )
 def test_a_closer_look_is_offered_where_it_may_help(exchange, info, reason):
     assert reason_to_look_closer(exchange, info) == reason
+
+
+def test_whether_pictures_mattered_is_checked_while_nobody_else_asks():
+    engine, choices = Speaking(), Choices(*VALUES)
+    models, asked = ModelRegistry(engine), question_of("What is it?", ["/cache/a.png"])
+
+    def checks(question, conversation=None):
+        return request_for(models, question, conversation or Conversation(), choices, "one").check_pictures
+
+    assert checks(asked)
+    assert not checks(question_of("And now?", []), two_exchanges())
+    assert not checks(question_of("What is it? " * 500, ["/cache/a.png"]))
+    engine.queue.enter("another")
+    assert not checks(asked)
+
+
+@pytest.mark.parametrize(("effect", "told"), [(None, False), (0.01, True), (0.5, False)])
+def test_an_answer_says_when_its_picture_changed_nothing(effect, told):
+    exchange = seen("There is no sign.")
+    done = replace(exchange.answered.done, picture_effect=effect)
+    conversation = Conversation((replace(exchange, answered=replace(exchange.answered, done=done)),))
+    *_, message = ChatHandlers(ModelRegistry(Speaking()), ()).messages(conversation)
+    assert (PICTURE_CHANGED_NOTHING in message["content"][-1].value) is told
 
 
 def test_a_closer_look_asks_again_with_crops_and_keeps_both_answers():

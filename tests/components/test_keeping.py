@@ -59,7 +59,7 @@ def conversation_of_two() -> Conversation:
     sampling = PartialSampling(temperature=0.5, seed=7)
     asked = Request((first,), "Be short.", True, True, 64, sampling, "one", confidence=True, int4_or_default=True)
     tokens = TokenChoices([choice(5, " Th", 0.75), choice(9, "ree", 1.0)])
-    one = Exchange(first, True, Answered(asked, DoneEvent("Three", STATS, (5, 9))), tokens)
+    one = Exchange(first, True, Answered(asked, DoneEvent("Three", STATS, (5, 9), 0.0125)), tokens)
     conversation = Conversation().add(one)
     second = Turn("user", "And?")
     asked = replace(asked, turns=conversation.turns(second), pan_and_scan=False)

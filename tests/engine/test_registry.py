@@ -319,6 +319,16 @@ def test_two_checkpoints_answer_each_as_if_it_were_alone(real, chat_folder, text
         assert engine.info.vocabulary == real.first.info.vocabulary
 
 
+def test_it_is_idle_while_nobody_is_answered_by_any_of_the_models(real):
+    done(real, "small-text-model")
+    assert real.is_idle
+    events = real.stream("small-text-model", QUESTION)
+    next(events)
+    assert not real.is_idle
+    events.close()
+    assert real.is_idle
+
+
 def test_pictures_for_a_model_that_reads_text_only(real):
     request = Request((Turn("user", "what", (torch.zeros(3, 8, 8, dtype=torch.uint8),)),))
     with pytest.raises(ValueError, match="small-text-model reads text only"):

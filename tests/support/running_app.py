@@ -167,7 +167,9 @@ class ScriptedEngine:
     """
 
     def __init__(self, info: Any):
-        self.info = info
+        from gemma3_core.engine.fair_queue import FairQueue
+
+        self.info, self.queue = info, FairQueue()
         self.go_on = {stage: threading.Event() for stage in ("queued", "encoding", "reading", "writing")}
         self.requests: list[Any] = []
         self.closed_in: list[str] = []
