@@ -39,13 +39,14 @@ _PREFILL_CHUNK_SIZE_ON_CPU = 512
 
 class AnswerWriter:
     """Writes answers; the caller runs their passes one at a time, in one thread. `kept` holds the caches between
-    answers; `background` does work between their passes."""
+    answers, within one budget with those of `beside`; `background` does work between their passes."""
 
     def __init__(
         self,
         precisions: AnyVariants,
         processor: Gemma3Processor,
         at_once: int,
+        beside: PrefixCache | None = None,
         background: Background | None = None,
     ):
         self._precisions, self._processor, self._at_once = precisions, processor, at_once
@@ -53,7 +54,7 @@ class AnswerWriter:
         self._slots: dict[int, SlotRunner | None] = {}
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
-        self.kept = PrefixCache(*cache_budget(self._model.device))
+        self.kept = PrefixCache(*cache_budget(self._model.device), beside=beside)
         if background is not None and has_slots(self._model.device):
             background(self._warming_up())
 
@@ -66,7 +67,7 @@ class AnswerWriter:
 
     def make_room(self) -> None:
         """Frees what is held between answers: kept caches, and slots that nobody is in."""
-        self.kept.clear()
+        self.kept.clear(all_owners=True)
         for slots in self._slots.values():
             if slots is not None:
                 slots.give_back()

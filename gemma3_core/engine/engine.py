@@ -47,7 +47,7 @@ from gemma3_core.engine.own_thread import start_in_own_thread
 from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import HeldTiles, PictureReader
 from gemma3_core.engine.precisions import ONLY_PLAIN, ModelVariants, quantization_name
-from gemma3_core.engine.prefix_cache import cache_budget
+from gemma3_core.engine.prefix_cache import PrefixCache, cache_budget
 from gemma3_core.engine.prompts import (
     Prompt,
     Tiles,
@@ -119,6 +119,7 @@ class Engine:
         pictures: PictureReader | None = None,
         tiles: HeldTiles | None = None,
         loop: DeviceLoop | None = None,
+        kept: PrefixCache | None = None,
         at_once: int = AT_ONCE,
     ):
         if at_once < 1:
@@ -132,7 +133,7 @@ class Engine:
         budget = cache_budget(self._model.device)[0]
         self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
-        self._writer = AnswerWriter(precisions, processor, self.queue.max_running, self._background)
+        self._writer = AnswerWriter(precisions, processor, self.queue.max_running, kept, self._background)
         stops = self._model.generation_config.stop_ids
         self._grammars = Grammars(processor.tokenizer, self._model.text_config.vocab_size, stops)
         if self.info.why_text_only:
@@ -182,10 +183,7 @@ class Engine:
         name = name or (DEMO_NAME if model is None else Path(model).name)
         processor = Gemma3Processor.from_pretrained(folder, device=cls._resizes_on(precisions.default.device))
         own = (precisions, processor, name, model is None, folder)
-        if beside is None:
-            engine = cls(*own, at_once=at_once)
-        else:
-            engine = cls(*own, beside.queue, beside._pictures, beside._tiles, beside._loop)
+        engine = cls(*own, at_once=at_once) if beside is None else cls(*own, *beside._shared)
         return engine if stored is None or merge_adapter else engine.adapted(stored)
 
     def adapted(self, adapter: str | Path | StoredAdapter) -> Self:
@@ -200,8 +198,13 @@ class Engine:
         if not isinstance(self._precisions, ModelVariants) or self._precisions.adapter is not None:
             raise UnsupportedOptionError(f"{self.info.name} has an adapter already. Start from the base.")
         precisions = self._loaded(partial(AdaptedVariants, self._precisions, stored))
-        shared = (self.queue, self._pictures, self._tiles, self._loop)
-        return type(self)(precisions, self._processor, self.info.name, self.info.is_demo, self._folder, *shared)
+        own = (precisions, self._processor, self.info.name, self.info.is_demo, self._folder)
+        return type(self)(*own, *self._shared)
+
+    @property
+    def _shared(self) -> tuple[FairQueue, PictureReader, HeldTiles, DeviceLoop, PrefixCache]:
+        """What engines on one device have in common."""
+        return self.queue, self._pictures, self._tiles, self._loop, self._writer.kept
 
     @property
     def _background(self) -> Background | None:
@@ -300,6 +303,10 @@ class Engine:
             stopped = stop is not None and stop.is_set()
             if was_ready and not stopped:  # otherwise it took longer, or less, than the next answers will
                 self.queue.remember(running.running_s)
+        except (RuntimeError, MemoryError) as error:  # of what comes before the passes: `_written` sees to theirs
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(NO_MEMORY) from None
         finally:
             self._tiles.release(ticket)
             self.queue.leave(ticket)
@@ -384,6 +391,9 @@ class Engine:
             raise PromptError(f"The answer must be allowed at least 1 token, got {request.max_new_tokens}.")
         if not request.turns or request.turns[-1].role != "user" or (asked and not request.turns[-1].text.strip()):
             raise PromptError("There is no question. Write one and send again.")
+        vocabulary = self._model.text_config.vocab_size
+        if any(not 0 <= token < vocabulary for token in request.answer_so_far):
+            raise PromptError("The answer so far has tokens that this model doesn't have. Ask again.")
         if request.json_schema is not None:
             check_schema(request.json_schema)
         self._check_sees(request.num_images)
@@ -556,7 +566,7 @@ class Engine:
         ticket = self.queue.enter(answered.request.visitor, ready=False)
         try:
             prompt = _told(self._when_it_is_its_turn(ticket, answered.request), stop, tell)
-            check_answered(answered, prompt, self.info.context_length)
+            check_answered(answered, prompt, self._model.text_config)
             work = self._look(partial(look, answered, *arguments), prompt, int4, partial(check_stop, stop))
             return _told(work, stop, tell)
         except (RuntimeError, MemoryError) as error:
@@ -608,7 +618,8 @@ class Engine:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that a pass ran out of memory, on a GPU or on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def is_base_name(name: str) -> bool:

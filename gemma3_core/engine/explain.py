@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from gemma3_core.config.gemma3 import Gemma3TextConfig
 from gemma3_core.engine.api import MAX_NEW_TOKENS, Answered
 from gemma3_core.engine.prompts import Prompt, Tiles, encode
 from gemma3_core.errors import AttentionError
@@ -60,8 +61,11 @@ class OcclusionReport:
     answer: str
 
 
-def check_answered(answered: Answered, prompt: Prompt, context_length: int) -> None:
-    """Raises AttentionError if the prompt, read again, differs from the one that was answered, or if both don't fit."""
+def check_answered(answered: Answered, prompt: Prompt, config: Gemma3TextConfig) -> None:
+    """Raises AttentionError if the prompt, read again, differs from the one that was answered, if both don't fit, or
+    for tokens that the model doesn't have."""
+    if any(not 0 <= token < config.vocab_size for token in answered.done.token_ids):
+        raise AttentionError("This answer has tokens that this model doesn't have. Ask again.")
     asked = answered.done.stats.num_images
     if len(prompt.pictures) != asked:
         raise AttentionError(
@@ -73,6 +77,7 @@ def check_answered(answered: Answered, prompt: Prompt, context_length: int) -> N
             f"The prompt has {prompt.num_tokens:,} tokens now but had {answered.done.stats.prompt_tokens:,}: the "
             "pictures or their crops have changed. Ask again."
         )
+    context_length = config.max_position_embeddings
     if (length := prompt.num_tokens + len(answered.done.token_ids)) > context_length:
         raise AttentionError(
             f"Prompt and answer have {length:,} tokens; this model's context has {context_length:,}. Ask again."

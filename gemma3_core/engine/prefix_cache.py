@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -80,6 +80,20 @@ class Lent:
     back: Kept | None = None
 
 
+_Key = tuple["PrefixCache", str, bool]
+"""Whose it is, the visitor, and whether it is of the int4 model."""
+
+
+@dataclass
+class _Store:
+    """All caches within one budget."""
+
+    most_bytes: int = 0
+    most_bytes_of_newcomers: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    entries: OrderedDict[_Key, _Entry] = field(default_factory=OrderedDict)
+
+
 class PrefixCache:
     """At most one cache for each visitor and precision; safe to use from many threads."""
 
@@ -88,22 +102,28 @@ class PrefixCache:
         most_bytes: int = MOST_BYTES,
         most_bytes_of_newcomers: int = MOST_BYTES_OF_NEWCOMERS,
         now: Callable[[], float] = time.monotonic,
+        beside: "PrefixCache | None" = None,
     ):
-        self._most_bytes, self._most_bytes_of_newcomers, self._now = most_bytes, most_bytes_of_newcomers, now
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, bool], _Entry] = OrderedDict()
+        """Neither serves what the other has kept, but `beside` shares its budget from now on: that of the latest."""
+        self._store: _Store = _Store() if beside is None else beside._store
+        self._store.most_bytes, self._store.most_bytes_of_newcomers = most_bytes, most_bytes_of_newcomers
+        self._lock, self._kept, self._now = self._store.lock, self._store.entries, now
         self._using: set[str] = set()  # visitors whose answer is running
         self._gone: set[str] = set()  # those of them who have left
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._kept)
+            return len(self._own())
 
     @property
     def num_bytes(self) -> int:
         """Of the caches that are not in use."""
         with self._lock:
-            return sum(kept.num_bytes for kept in self._kept.values())
+            return sum(self._kept[key].num_bytes for key in self._own())
+
+    def _own(self) -> list[_Key]:
+        """The caller holds the lock."""
+        return [key for key in self._kept if key[0] is self]
 
     @contextmanager
     def acquire(self, visitor: str, int4: bool, keys: Sequence[TokenKey]) -> Iterator[Lent]:
@@ -112,7 +132,7 @@ class PrefixCache:
         Evicts a cache that does not fit. Keeps `Lent.back` at the end, unless the visitor has left meanwhile.
         """
         with self._lock:
-            entry = self._kept.pop((visitor, int4), None)
+            entry = self._kept.pop((self, visitor, int4), None)
             self._using.add(visitor)
         lent = Lent(None if entry is None else _fitting(entry.kept, keys))
         try:
@@ -121,17 +141,17 @@ class PrefixCache:
             with self._lock:
                 self._using.discard(visitor)
                 if lent.back is not None and visitor not in self._gone:
-                    self._keep(
-                        (visitor, int4), _Entry(lent.back, entry is not None, self._now(), lent.back.cache.num_bytes)
-                    )
+                    num_bytes = lent.back.cache.num_bytes
+                    self._keep((self, visitor, int4), _Entry(lent.back, entry is not None, self._now(), num_bytes))
                 self._gone.discard(visitor)
 
-    def _keep(self, key: tuple[str, bool], entry: _Entry) -> None:
+    def _keep(self, key: _Key, entry: _Entry) -> None:
         """Adds the entry as the newest and evicts others until all fit, newcomers' first; the caller holds the lock."""
+        store = self._store
         self._kept[key] = entry
         newcomers = [other for other, kept in self._kept.items() if not kept.came_back]
-        too_many = sum(kept.num_bytes for kept in self._kept.values()) - self._most_bytes
-        of_newcomers = sum(self._kept[other].num_bytes for other in newcomers[:-1]) - self._most_bytes_of_newcomers
+        too_many = sum(kept.num_bytes for kept in self._kept.values()) - store.most_bytes
+        of_newcomers = sum(self._kept[other].num_bytes for other in newcomers[:-1]) - store.most_bytes_of_newcomers
         for other in newcomers:
             if other != key and max(of_newcomers, too_many) > 0:
                 freed = self._kept.pop(other).num_bytes
@@ -140,7 +160,7 @@ class PrefixCache:
             too_many -= self._kept.popitem(last=False)[1].num_bytes
 
     def evict(self, kept_s: float = KEPT_S) -> None:
-        """Evicts caches that have been idle for `kept_s` seconds."""
+        """Evicts caches that have been idle for `kept_s` seconds, whoever kept them."""
         with self._lock:
             old = self._now() - kept_s
             for key in [key for key, entry in self._kept.items() if entry.since <= old]:
@@ -150,14 +170,15 @@ class PrefixCache:
         """Evicts everything kept for a visitor; a cache in use goes when its answer ends."""
         with self._lock:
             for int4 in (False, True):
-                self._kept.pop((visitor, int4), None)
+                self._kept.pop((self, visitor, int4), None)
             if visitor in self._using:
                 self._gone.add(visitor)
 
-    def clear(self) -> None:
-        """Evicts every cache that is not in use."""
+    def clear(self, all_owners: bool = False) -> None:
+        """Evicts every cache that is not in use, with `all_owners` also those of others within the same budget."""
         with self._lock:
-            self._kept.clear()
+            for key in list(self._kept) if all_owners else self._own():
+                del self._kept[key]
 
 
 def _fitting(kept: Kept, keys: Sequence[TokenKey]) -> KVCache | None:

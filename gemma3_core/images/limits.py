@@ -41,6 +41,7 @@ _OTHER_FORMATS = {
 }
 """The first bytes of files that are no pictures here, and what to do."""
 _EXIF_ORIENTATION = 0x0112
+_BITS, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 258, 277, 322, 323  # TIFF 6.0
 _SCAN_MARKER = b"\xff\xda"
 
 # Bytes of memory per pixel, measured with Pillow 12.
@@ -145,6 +146,7 @@ def check_header(picture: ImageFile.ImageFile, file: ImageFileObject, limits: Im
     """Checks an opened picture and returns the memory that decoding takes, in bytes. Raises ImageError."""
     check_pixels(*picture.size, limits)
     needed = int(_bytes_per_pixel(picture) * picture.width * picture.height) + file.seek(0, os.SEEK_END)
+    needed += _tile_bytes(picture)
     if needed > limits.max_decoding_bytes:
         raise ImageError(
             f"A {picture.format} picture of {picture.width} x {picture.height} pixels needs {needed / 1e6:,.0f} MB of "
@@ -186,6 +188,18 @@ def _bytes_per_pixel(picture: ImageFile.ImageFile) -> float:
     turning = 2 * loaded if orientation(picture) != 1 else loaded
     converting = loaded if picture.mode == "RGB" else loaded + RGB_BYTES
     return max(loading, turning, converting)
+
+
+def _tile_bytes(picture: ImageFile.ImageFile) -> int:
+    """What decoding a tile of a TIFF takes, which may be larger than the picture: as it is stored, and as RGBA."""
+    tags = getattr(picture, "tag_v2", {})
+    width, height, samples, bits = (tags.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH, _SAMPLES, _BITS))
+    if not (isinstance(width, int) and isinstance(height, int)):
+        return 0
+    depths = [bits] if isinstance(bits, int) else list(bits or [8])
+    deepest = max((depth for depth in depths if isinstance(depth, int)), default=8)
+    stored = (samples if isinstance(samples, int) else len(depths)) * deepest / 8
+    return int(width * height * (stored + 4))
 
 
 def _is_progressive(picture: ImageFile.ImageFile) -> bool:

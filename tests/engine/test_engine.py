@@ -824,6 +824,18 @@ def test_without_memory_at_all_the_visitor_is_told_what_to_lower_and_others_go_o
     assert answer(engine, ask("what is this", picture(1))).text is not None
 
 
+@pytest.mark.parametrize("error", FULL, ids=["GPU", "CPU"])
+@pytest.mark.parametrize("before", ["_prepared", "_when_it_is_its_turn"])
+def test_memory_that_runs_out_before_the_passes_is_told(engine, monkeypatch, before, error):
+    """While int4 weights are made, or a picture is made smaller on the device."""
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, before, FullOnce(None, error, 1))
+        with pytest.raises(OutOfMemoryError, match="Send fewer pictures"):
+            answer(engine, ask("what is this", picture(1)))
+    assert engine.queue.counts() == (0, 0)
+    assert answer(engine, ask("what is this", picture(1))).text is not None
+
+
 def test_memory_that_runs_out_in_the_middle_of_an_answer_is_told(engine, monkeypatch):
     confidence = FullOnce(answer_writer.choice_of, FULL[0], 0)
     monkeypatch.setattr(answer_writer, "choice_of", confidence)

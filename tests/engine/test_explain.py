@@ -22,6 +22,7 @@ from gemma3_core.errors import (
     UnsupportedOptionError,
 )
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.models.text import ScaledEmbedding
 
 PATIENCE_S = 120
 
@@ -189,17 +190,25 @@ def test_answers_that_can_not_be_looked_at_are_refused_and_the_chat_goes_on(engi
     assert engine.attention(long_answer, [0]).tiles
 
 
-@pytest.mark.parametrize("ids", [(2**31 - 1, 3), (3,) * 100_000], ids=["no such token", "longer than the context"])
-def test_a_made_up_answer_is_refused(engine, ids):
-    """As a browser may bring one back."""
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [((2**31 - 1, 3), "tokens that this model doesn't have"), ((-1,), "doesn't have"), ((3,) * 100_000, "context")],
+    ids=["no such token", "below all", "longer than the context"],
+)
+def test_a_made_up_answer_is_refused(engine, monkeypatch, ids, words):
+    """As a browser may bring one back. On a GPU such ids must not reach the model, whose device would be lost."""
     real = answered(engine, SHORT)
     made_up = replace(real, done=replace(real.done, token_ids=ids))
-    with pytest.raises((AttentionError, PromptError)):
-        engine.attention(made_up, [len(ids) - 1])
-    with pytest.raises((AttentionError, PromptError)):
-        engine.occlude(made_up, len(ids) - 1, 0, Box(0, 0, 9, 9))
-    with pytest.raises((ContextLengthError, PromptError)):
-        list(engine.stream(replace(SHORT, answer_so_far=ids)))
+    with monkeypatch.context() as patch:
+        patch.setattr(ScaledEmbedding, "forward", lambda *_: pytest.fail("the model got the ids"))
+        with pytest.raises(AttentionError, match=words):
+            engine.attention(made_up, [len(ids) - 1])
+        with pytest.raises(AttentionError, match=words):
+            engine.why(made_up, [len(ids) - 1])
+        with pytest.raises(AttentionError, match=words):
+            engine.occlude(made_up, len(ids) - 1, 0, Box(0, 0, 9, 9))
+        with pytest.raises(PromptError, match=words):
+            list(engine.stream(replace(SHORT, answer_so_far=ids)))
     assert answered(engine, SHORT).done.token_ids == real.done.token_ids
 
 

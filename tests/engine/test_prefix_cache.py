@@ -244,6 +244,26 @@ def test_memory_is_bounded_and_the_oldest_goes_first():
     assert len(kept) == 0
 
 
+def test_caches_of_several_engines_fit_into_one_budget_and_serve_their_own():
+    one = filled(40).num_bytes
+    first = PrefixCache(most_bytes=9 * one)
+    put(first, "a", 40)
+    put(first, "b", 40)
+    second = PrefixCache(most_bytes=2 * one, beside=first)
+    put(second, "b", 40)
+    assert (len(first), len(second)) == (1, 1)
+    assert who_is_kept(second, "a", "b") == ["b"]
+    assert who_is_kept(first, "a", "b") == ["b"]
+    second.forget("b")
+    assert (len(first), second.num_bytes) == (1, 0)
+    put(second, "c", 40)
+    first.clear()
+    assert len(second) == 1
+    put(first, "a", 40)
+    first.clear(all_owners=True)
+    assert (len(first), len(second)) == (0, 0)
+
+
 def who_is_kept(kept, *visitors):
     found = []
     for visitor in visitors:
@@ -261,7 +281,7 @@ def test_those_who_have_not_come_back_take_little_room_and_go_first():
     for visitor in "abcdef":
         put(kept, visitor, 40)
     assert len(kept) == 4  # two newcomers, the latest, and who has come back
-    assert set(kept._kept) == {(visitor, False) for visitor in ("returned", *"def")}
+    assert set(kept._kept) == {(kept, visitor, False) for visitor in ("returned", *"def")}
     assert who_is_kept(kept, "returned", *"abcdef") == ["returned", "d", "e", "f"]
     put(kept, "g", 40)
     put(kept, "h", 40)  # all others have come back by now: the newcomer before goes, though it is not the oldest

@@ -4,9 +4,11 @@ import base64
 import io
 import os
 import re
+import struct
 import sys
 import threading
 import warnings
+import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -249,6 +251,24 @@ def test_the_header_tells_at_least_the_memory_that_decoding_takes(tmp_path, form
     picture.save(path, form, **options)
     taken, told = peak_bytes_per_pixel(path, size * size)
     assert 0.5 * told < taken < 1.1 * told
+
+
+def tiled_tiff(size: int, tile: int) -> bytes:
+    """A TIFF of one deflated tile of zeros that may be larger than its picture."""
+    data = zlib.compress(bytes(min(tile, 4096) ** 2 * 3), 9)
+    tags = {256: size, 257: size, 258: 8, 259: 8, 262: 2, 277: 3, 322: tile, 323: tile, 325: len(data)}
+    tags = dict(sorted({**tags, 324: 10 + 12 * (len(tags) + 1) + 4}.items()))
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + data
+
+
+def test_a_tile_of_a_tiff_counts_though_its_picture_is_small():
+    """The decoder holds all of it: 26,752 x 26,752 pixels are 2 GB."""
+    assert load_image(tiled_tiff(16, 256)).size == (16, 16)
+    for read in (load_image, read_header):
+        with pytest.raises(ImageError, match=r"16 x 16 pixels needs 5,\d{3} MB"):
+            read(tiled_tiff(16, 26_752))
+    assert read_header(tiled_tiff(16, 4096)).decoding_bytes > 3 * 4096**2
 
 
 def test_what_takes_too_much_memory_or_too_many_passes_is_refused(gradient_picture):
