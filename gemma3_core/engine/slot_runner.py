@@ -185,7 +185,11 @@ class SlotRunner:
         if reason is not None:
             log.warning("Answers are decoded without captured steps: %s.", reason)
             return None
-        return cls(model, rows, most_bytes, background=background)
+        try:
+            return cls(model, rows, most_bytes, background=background)
+        except torch.OutOfMemoryError:
+            log.warning("Answers are decoded without captured steps: there is no memory to fuse the weights in.")
+            return None
 
     def warm_up(self) -> None:
         """Makes the shortest slots, so that their steps are captured before an answer needs them."""

@@ -85,6 +85,8 @@ def why_not_fused(model: Any) -> str | None:
         return "its layers lie on several devices"
     if model.device.type == "cuda" and model.device.index not in (None, torch.cuda.current_device()):
         return "its device is not the current one"
+    if not isinstance(decoder.embed_tokens, nn.Embedding):
+        return f"embed_tokens is a {type(decoder.embed_tokens).__name__}"
     for name, module in decoder.named_modules():
         if name.endswith("_proj") and type(module) not in (Linear, Int4Linear):
             return f"{name} is a {type(module).__name__}"
@@ -141,5 +143,5 @@ def _fused_int4(parts: Sequence[Any], outputs: int, bias: nn.Parameter | None) -
     whole.scale_and_zero = torch.cat([part.scale_and_zero for part in parts], dim=1)
     whole.symmetric = first.symmetric
     for part, view in zip(parts, whole.qdata.split([len(part.qdata) for part in parts]), strict=True):
-        part.qdata = view
+        part.qdata.data = view  # the same tensor to a model that shares it
     return whole

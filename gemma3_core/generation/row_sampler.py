@@ -147,10 +147,16 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int = 
     return SampledRows(logits, rows, ahead)
 
 
+def _widest(device: torch.device) -> torch.dtype:
+    """The type in which token ids and numbers stand together. Apple's GPUs have no float64, and any id is exact in
+    float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _sampled(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [R], and float64 [R, 4 + 2 ALTERNATIVES]: token, whether the logits are finite, whether too many tie, the
-    token's probability, and the likeliest ids and probabilities in turn. Without alternatives [R, 4]."""
-    device, vocabulary = logits.device, logits.shape[1]
+    """Tokens [R], and in the type `_widest` [R, 4 + 2 ALTERNATIVES]: token, whether the logits are finite, whether too
+    many tie, the token's probability, and the likeliest ids and probabilities in turn. Without alternatives [R, 4]."""
+    device, vocabulary, wide = logits.device, logits.shape[1], _widest(logits.device)
     low, high = logits.aminmax(dim=-1)
     _forbid(logits, rows)
     scores = _penalised(logits, rows)
@@ -167,13 +173,13 @@ def _sampled(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int) -> t
         tokens, tied = tokens.index_copy(0, some, drawn), tied.index_copy(0, some, too_many)
     found = [tokens, torch.isfinite(low) & torch.isfinite(high), tied]
     if not any(row.with_alternatives for row in rows):
-        return tokens, torch.stack([*found, torch.zeros_like(tokens)], dim=1).double()
+        return tokens, torch.stack([*found, torch.zeros_like(tokens)], dim=1).to(wide)
     if likeliest is None:
         likeliest = logits.topk(min(ALTERNATIVES, vocabulary)).indices
     shown = torch.cat((tokens[:, None], likeliest), dim=1)
-    probabilities = (logits.gather(1, shown) - logits.logsumexp(dim=-1, keepdim=True)).exp().double()
-    pairs = torch.stack((shown.double(), probabilities), dim=-1).flatten(1)
-    return tokens, torch.cat((torch.stack(found, dim=1).double(), pairs[:, 1:]), dim=1)
+    probabilities = (logits.gather(1, shown) - logits.logsumexp(dim=-1, keepdim=True)).exp().to(wide)
+    pairs = torch.stack((shown.to(wide), probabilities), dim=-1).flatten(1)
+    return tokens, torch.cat((torch.stack(found, dim=1).to(wide), pairs[:, 1:]), dim=1)
 
 
 def _forbid(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
@@ -200,7 +206,7 @@ def _drawn(
     settings = [
         (row.params.temperature, row.params.top_p, row.params.min_p or 0.0, row.params.top_k - 1) for row in rows
     ]
-    temperature, top_p, min_p, last = on_device(settings, best.device, torch.float64).split(1, dim=1)
+    temperature, top_p, min_p, last = on_device(settings, best.device, _widest(best.device)).split(1, dim=1)
     best = best / temperature.float()
     least = best.gather(1, last.long().clamp(max=best.shape[1] - 1))
     # What a constraint forbids ties at -inf, and is never drawn.

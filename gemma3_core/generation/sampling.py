@@ -7,10 +7,14 @@ import torch
 
 from gemma3_core.errors import SamplingError
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below draw the best token, as 0 does: divided by them, scores would soon leave float32."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Validated sampling parameters. Temperature 0 is greedy; then only the repetition penalty has an effect.
+    """Validated sampling parameters. Temperature 0 is greedy, and so is one below GREEDY_BELOW; then only the
+    repetition penalty has an effect.
 
     top_k keeps the k best tokens (0: all), top_p the smallest set whose probabilities reach p, min_p the tokens at
     least min_p times as likely as the best (None: all). A repetition_penalty above 1 makes tokens of prompt and answer
@@ -40,7 +44,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def penalises(self) -> bool:

@@ -361,7 +361,8 @@ def _levels(part: np.ndarray) -> tuple[Image.Image, bool]:
 
 
 def _resize(pixels: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """[N, C, H, W] -> [N, C, *size] on the same device, and on the CPU where the device's kernel refuses the scale.
+    """[N, C, H, W] -> [N, C, *size] on the same device, and on the CPU where the device's kernel refuses the scale or
+    lacks memory.
 
     torch resizes 8-bit numbers on CPUs alone (in whole numbers, like Pillow); elsewhere they go through float32.
     """
@@ -369,7 +370,7 @@ def _resize(pixels: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Ten
     try:
         return (_resize_through_float if through_float else _interpolate)(pixels, size, mode)
     except RuntimeError as error:
-        if _SCALE_REFUSED not in str(error):
+        if _SCALE_REFUSED not in str(error) and not isinstance(error, torch.OutOfMemoryError):
             raise
         return _interpolate(pixels.cpu(), size, mode).to(pixels.device)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import save_adapter
 from places import DEMO_MODEL
 from reference import TEXT, WINDOW, assert_equal, image_prompt, randomise
 
@@ -12,6 +13,7 @@ from gemma3_core import Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma
 from gemma3_core.generation.fused_decoder import FusedDecoder, why_not_fused
 from gemma3_core.generation.loop import decode_step, prefill
 from gemma3_core.int4.linear import Int4Linear, quantize_weight
+from gemma3_core.int4.quantize import sharing_copy
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.nn.cache import KVCache
 from gemma3_core.nn.slots import SlotCache
@@ -144,3 +146,21 @@ def test_what_can_not_be_fused_is_told():
     assert why_not_fused(few) == "weights that would become one are of several types"  # as in GGUF files
     model.model.layers[0].mlp.up_proj = torch.nn.Linear(4, 4)
     assert why_not_fused(model) == "layers.0.mlp.up_proj is a Linear"
+
+
+def test_an_adapter_of_the_embedding_alone_is_not_left_out(tmp_path):
+    model = text_model()
+    model.save_pretrained(tmp_path / "base")
+    adapter = save_adapter(text_model(), tmp_path / "adapter", target_modules=["embed_tokens"], r=2)
+    model.load_adapter(adapter)
+    assert why_not_fused(model) == "embed_tokens is a AdaptedEmbedding"
+
+
+def test_a_model_that_shares_int4_weights_follows_when_they_are_fused():
+    model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, quantization_config=TorchAoConfig(32))
+    shares = sharing_copy(model)
+    fused = FusedDecoder(model)
+    for own, other in zip(model.decoder.layers, shares.decoder.layers, strict=True):
+        assert own.self_attn.q_proj.qdata.data_ptr() == other.self_attn.q_proj.qdata.data_ptr()
+    whole = fused._layers[0].qkv.qdata
+    assert whole.data_ptr() == shares.decoder.layers[0].self_attn.q_proj.qdata.data_ptr()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gemma3_core.generation import row_sampler
 from gemma3_core.generation.row_sampler import ALTERNATIVES, Sampled, SamplingRow, sample_rows
 from gemma3_core.generation.sampling import SamplingParams, process_logits, sample
 
@@ -126,6 +127,16 @@ def test_without_alternatives_none_are_computed():
     logits = logits_of(1)
     (found,) = sample_rows(logits, [plain]).read()
     assert (found.token_id, found.likeliest) == (int(logits.argmax()), ())
+
+
+def test_a_device_without_float64_samples_the_same(monkeypatch):
+    """As Apple's GPUs. The largest id of a published vocabulary is exact in float32."""
+    expected = answers([row(params) for params in EVERY_KIND], 6)
+    monkeypatch.setattr(row_sampler, "_widest", lambda _: torch.float32)
+    monkeypatch.setattr(torch.Tensor, "double", lambda _: pytest.fail("float64"))
+    assert answers([row(params) for params in EVERY_KIND], 6) == expected
+    assert row_sampler._widest(torch.device("mps")) == torch.float32
+    assert torch.tensor(262_207).float().item() == 262_207
 
 
 def test_a_small_vocabulary():

@@ -15,7 +15,14 @@ from transformers import (
 )
 
 from gemma3_core.errors import SamplingError
-from gemma3_core.generation.sampling import SamplingParams, SamplingSettings, process_logits, sample, seen_tokens
+from gemma3_core.generation.sampling import (
+    GREEDY_BELOW,
+    SamplingParams,
+    SamplingSettings,
+    process_logits,
+    sample,
+    seen_tokens,
+)
 
 CPU = torch.device("cpu")
 VOCABULARY = 97
@@ -160,12 +167,21 @@ def test_torchs_own_random_numbers_draw_from_the_whole_vocabulary_as_in_transfor
     assert [sample(logits, PUBLISHED, None).tolist() for _ in range(5)] == theirs
 
 
-def test_temperature_zero_is_greedy_whatever_else_is_said():
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-6])
+def test_temperature_zero_is_greedy_whatever_else_is_said(temperature):
     logits = random_logits()
-    settings = SamplingSettings(temperature=0.0, top_k=1, top_p=0.1, seed=5)
+    settings = SamplingSettings(temperature, top_k=1, top_p=0.1, seed=5)
     assert settings.greedy
     assert settings.generator(CPU) is None
     assert torch.equal(sample(logits, settings, None), logits.argmax(-1))
+
+
+def test_the_least_temperature_that_draws_stays_within_float32():
+    logits = torch.tensor([[3e4, -3e4, 2.9e4]])
+    for top_k in (0, 2):
+        settings = SamplingSettings(GREEDY_BELOW, top_k, seed=5)
+        assert not settings.greedy
+        assert sample(logits, settings, settings.generator(CPU)).tolist() == [0]
 
 
 def test_greedy_takes_the_first_of_equals_as_transformers_does():
