@@ -70,10 +70,10 @@ class _Held:
     async def picture(self, address: str) -> bytes:
         """The picture's file, from a data URL or an address. Raises Gemma3Error, WrongError."""
         if address.startswith("data:"):
-            data = await run_in_threadpool(read_data_url, address)
+            data = await _to_its_end(read_data_url, address)
         else:
             async with self._room.fetching:
-                data = await run_in_threadpool(fetch_image, address)
+                data = await _to_its_end(fetch_image, address)
         self.add(len(data))
         return data
 
@@ -212,6 +212,18 @@ async def _unless_left(answer: Any, receive: Receive) -> Any:
             with suppress(asyncio.CancelledError):
                 await task
     return None if writing.cancelled() else writing.result()
+
+
+async def _to_its_end(read: Callable[[str], bytes], address: str) -> bytes:
+    """Reads in a thread. A program that leaves stays counted until the thread has ended, which can't be broken off."""
+    reading = asyncio.ensure_future(run_in_threadpool(read, address))
+    try:
+        await asyncio.wait([reading])
+    except asyncio.CancelledError:
+        await asyncio.wait([reading])
+        reading.exception()  # nobody is left who could be told
+        raise
+    return reading.result()
 
 
 async def _left(receive: Receive) -> None:

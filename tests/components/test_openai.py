@@ -443,6 +443,35 @@ def test_fetched_pictures_count_too(url, monkeypatch):
     assert post(url, GOOD).status_code == 200
 
 
+def test_whoever_leaves_counts_until_their_fetch_has_ended(url, monkeypatch):
+    arrived, go_on = [], threading.Event()
+
+    def fetch(_address: str) -> bytes:
+        arrived.append(None)
+        go_on.wait(PATIENCE_S)
+        return HEARTS.read_bytes()
+
+    monkeypatch.setattr(openai_app, "fetch_image", fetch)
+    asked = {**GOOD, "messages": about(picture_at("https://example.org/a.png"), QUESTION)}
+    long = {**GOOD, "messages": [{"role": "user", "content": "x" * 2000}]}
+    body = json.dumps(asked, separators=(",", ":"))
+    try:
+        for _ in range(3 * openai_app.MAX_FETCHES):
+            with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+                client.post(f"{url}/v1/chat/completions", json=asked, timeout=httpx.Timeout(20, read=0.3))
+        time.sleep(0.5)
+        assert len(arrived) == openai_app.MAX_FETCHES  # those behind them have left before their turn
+        with monkeypatch.context() as context:
+            context.setattr(openai_app, "MAX_HELD_BYTES", 2000 + openai_app.MAX_FETCHES * len(body))
+            assert post(url, long).status_code == 503
+            go_on.set()
+            wait_for(lambda: post(url, long).status_code != 503)
+    finally:
+        go_on.set()
+    assert post(url, asked).status_code == 200
+    assert len(arrived) == openai_app.MAX_FETCHES + 1
+
+
 def test_strangers_leave_room_for_known_programs(url, monkeypatch):
     monkeypatch.setattr(openai_app, "MAX_HELD_BYTES", 1000)
     large = b'{"model": "' + b"x" * 2000
