@@ -60,7 +60,7 @@ class Operation:
 
     `ledger` keeps what they have used; with `knows_addresses` a visitor is an address (see `Callers`). `metrics` are
     served to this machine, or to whoever sends the `metrics_token`; `behind_proxy` says that strangers come from this
-    machine too.
+    machine too. Of `trusted_proxies`, addresses or networks, the headers tell who asks.
     """
 
     ledger: Ledger = field(default_factory=MemoryLedger)
@@ -69,6 +69,7 @@ class Operation:
     metrics: Metrics | None = None
     metrics_token: str = ""
     behind_proxy: bool = False
+    trusted_proxies: Sequence[str] = ()
 
 
 class FrontDesk:
