@@ -136,7 +136,8 @@ class Completions:
                 "This server has a login. Its operator can let programs in with --api-key.", status=401, code="no_keys"
             )
         address = self._desk.callers.address(headers, host)
-        return Caller("v1", address), is_from_here(headers, host) and not self._is_shared()
+        may_be_anybody = self._is_shared() or self._desk.behind_proxy
+        return Caller("v1", address), is_from_here(scope) and not may_be_anybody
 
     @contextmanager
     def _as_visitor(self, name: str, is_known: bool) -> Iterator[tuple[str, bool]]:

@@ -77,7 +77,7 @@ class FrontDesk:
 
     def __init__(self, models: ModelRegistry, operation: Operation):
         self._models, self._ledger, self._watchers = models, operation.ledger, [*operation.watchers]
-        self.callers = Callers(operation.knows_addresses)
+        self.callers, self.behind_proxy = Callers(operation.knows_addresses), operation.behind_proxy
         self._changed = threading.Condition()
         self._asked_about: OrderedDict[bytes, None] = OrderedDict()
         self._running = 0
