@@ -8,6 +8,7 @@ whoever operates the server asks is answered here too, by operating.py.
 import asyncio
 import json
 import logging
+import posixpath
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -212,11 +213,14 @@ class Gate:
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's scripts and styles."""
+        # Another spelling of a path would be the same file, and be compressed and kept once more.
+        if posixpath.normpath(path := scope["path"]) != path or "\\" in path:
+            raise RefusedError(404, NOT_FOUND)
         # The names in /assets change with their content.
-        named = scope["path"].startswith("/assets/")
+        named = path.startswith("/assets/")
 
         async def made() -> Response:
-            other = await run_in_threadpool(stand_in, Path(scope["path"]).name) if named else None
+            other = await run_in_threadpool(stand_in, path.removeprefix("/assets/")) if named else None
             if other is not None:
                 return Response(other, media_type="text/javascript")
             return await whole_answer(self._app, scope)

@@ -416,6 +416,24 @@ def test_scripts_are_compressed_once_and_stay_what_they_are(lasting):
     assert lasting.get("/", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
 
 
+@pytest.mark.parametrize("spelling", [
+    "assets/none/../{}", "assets/%2e%2e/assets/{}", "assets/%2e/{}", "assets/x/%2e%2e%2f{}", "assets/x//%2e./{}",
+    "assets/{}/", "assets/{}/.", "assets/./{}", "assets/x%5c..%5c{}", "assets/none/{}", "static/../assets/{}",
+])  # fmt: skip
+def test_another_spelling_of_a_scripts_path_is_not_there_and_keeps_nothing(
+    lasting_page, lasting, spelling, monkeypatch
+):
+    kept = []
+    monkeypatch.setattr(assets, "compress", lambda *_: kept.append(spelling))
+    script = re.search(r'src="\./assets/([^"]+\.js)"', lasting.get("/").text)[1]
+    for name in (script, next(FRONTEND.glob("assets/hls-*.js")).name):
+        asked = f"GET /{spelling.format(name)} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as raw:
+            raw.sendall(asked.encode())  # a client would shorten it
+            assert b" 404 " in raw.recv(1000)
+    assert kept == []
+
+
 def test_gradios_styles_come_as_one(lasting):
     page = lasting.get("/").text
     (address,) = re.findall(r'<link rel="stylesheet" href="(styles[.]css[^"]*)">', page)
