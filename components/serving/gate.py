@@ -438,7 +438,9 @@ class Gate:
         upload_id = query_of(scope).get("upload_id", "")
 
         async def told() -> AsyncIterator[str]:
-            upload, said = next((one for one, name in self._receiving.items() if name == upload_id), None), 0
+            # Programs give their uploads no id, and are told nothing of one another's.
+            named = (one for one, name in self._receiving.items() if upload_id and name == upload_id)
+            upload, said = next(named, None), 0
             while upload is not None and not upload.ended:
                 if upload.num_bytes > said:
                     news = {"msg": "update", "orig_name": upload.name, "chunk_size": upload.num_bytes - said}

@@ -344,6 +344,20 @@ def test_how_much_of_an_upload_has_arrived_is_told(page, client):
     assert client.get("/gradio_api/upload_progress?upload_id=nobody").text.strip() == lines[-1]
 
 
+@pytest.mark.parametrize("query", ["", "?upload_id=", "?upload_id"])
+def test_uploads_of_programs_are_told_to_nobody(page, client, query):
+    head = (
+        b"POST /gradio_api/upload HTTP/1.1\r\nhost: a\r\ncontent-length: 5000\r\n"
+        b"content-type: multipart/form-data; boundary=x\r\n\r\n"
+        b'--x\r\ncontent-disposition: form-data; name="files"; filename="private.png"\r\n\r\n'
+    )
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
+        slow.sendall(head + NIGHT[:1000])
+        time.sleep(0.3)
+        threading.Timer(0.5, slow.close).start()
+        assert client.get(f"/gradio_api/upload_progress{query}").text.strip() == 'data: {"msg": "done"}'
+
+
 def test_silent_connections_are_closed(page, client, monkeypatch):
     monkeypatch.setattr(limits, "SILENT_S", 0.2)
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as silent:
