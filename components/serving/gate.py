@@ -367,6 +367,8 @@ class Gate:
             raise RefusedError(422, UNREADABLE)
         if session is not None and not (isinstance(session, str) and _SESSION.fullmatch(session)):
             raise RefusedError(422, UNREADABLE)
+        if session is not None and self._served.num_waiting(session) >= MAX_WAITING_EVENTS:
+            raise RefusedError(429, WAITING_ALREADY)
         if by_place:  # missing arguments at the end become None, so that new ones break no program
             missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
             body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})

@@ -212,6 +212,17 @@ def test_one_window_may_have_so_many_events_waiting(page, client, monkeypatch):
     assert client.post("/gradio_api/queue/join", json=event(page, "keep", session="other")).status_code == 200
 
 
+def test_one_session_of_a_program_may_have_so_many_questions_waiting(client, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_WAITING_EVENTS", 3)
+    ask, question = partial(client.post, "/gradio_api/call/ask"), {"data": [[], "Hi"], "session_hash": "one"}
+    replies = [ask(json=question) for _ in range(5)]
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 429]
+    assert replies[-1].json()["detail"] == WAITING_ALREADY
+    client.get(f"/gradio_api/call/ask/{replies[0].json()['event_id']}")
+    assert ask(json=question).status_code == 200
+    assert ask(json={**question, "session_hash": "other"}).status_code == 200
+
+
 def test_so_many_requests_at_once(client, monkeypatch):
     monkeypatch.setattr(gate, "MAX_REQUESTS", 2)
     with client.stream("GET", "/gradio_api/heartbeat/one"), client.stream("GET", "/gradio_api/heartbeat/two"):
