@@ -12,6 +12,7 @@ import time
 from base64 import b64decode
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -33,6 +34,9 @@ from components.serving.limits import LogLimit
 from components.serving.messages import BUSY, NOTHING_HERE
 from components.serving.receiving import TOO_LARGE, UNREADABLE
 from components.serving.uploads import FULL, UploadError
+from components.watch.logs import JsonLines
+from gemma3_core.engine import openai_client
+from gemma3_core.images import documents
 
 NIGHT = (EXAMPLES / "night.png").read_bytes()
 
@@ -390,21 +394,31 @@ def test_silent_connections_are_closed(page, client, monkeypatch):
 
 
 def test_log_lines_are_bounded():
-    limit, seen = LogLimit(most=3, period_s=60.0), []
-    for number in range(10):
+    clock = SimpleNamespace(s=1000.0)
+    limit, seen = LogLimit(most=3, period_s=60.0, now=lambda: clock.s), []
+
+    def line(number: int) -> logging.LogRecord:
         record = logging.LogRecord("x", logging.WARNING, "", 0, "line %d", (number,), None)
-        record.created = 1000.0 + number
-        if limit.filter(record):
-            seen.append(record.getMessage())
-    assert seen == ["line 0", "line 1", "line 2 (further messages are dropped for a minute)"]
-    later = logging.LogRecord("x", logging.WARNING, "", 0, "later", (), None)
-    later.created = 1100.0
-    assert limit.filter(later)
+        record.created = 0.0  # a clock that was set back closes it for no longer
+        return record
+
+    for number in range(10):
+        if limit.filter(record := line(number)):
+            seen.append(record)
+        clock.s += 1.0
+    assert [record.getMessage() for record in seen] == [
+        "line 0", "line 1", "line 2 (further messages are dropped for a minute)",
+    ]  # fmt: skip
+    assert json.loads(JsonLines().format(seen[-1]))["message"].startswith("line %d (further")
+    clock.s += 60.0
+    assert limit.filter(line(10))
 
 
 @pytest.mark.usefixtures("lasting")
 def test_every_logger_of_the_page_has_that_bound():
-    for name in ("uvicorn.error", chat_handlers.__name__, inside_handlers.__name__, gate.__name__, serving.__name__):
+    ours = (chat_handlers.__name__, inside_handlers.__name__, gate.__name__, serving.__name__)
+    engines = (openai_client.__name__, documents.__name__)
+    for name in ("uvicorn.error", *ours, *engines):
         assert any(isinstance(found, LogLimit) for found in logging.getLogger(name).filters), name
 
 
