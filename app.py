@@ -344,6 +344,7 @@ def _operation(settings: argparse.Namespace) -> Any:
         metrics=Metrics() if settings.metrics or settings.metrics_token else None,
         metrics_token=settings.metrics_token or "",
         behind_proxy=bool(settings.trusted_proxy) or "SPACE_ID" in os.environ,
+        trusted_proxies=settings.trusted_proxy,
     )
 
 
@@ -419,9 +420,6 @@ def main() -> None:
         from components.watch.logs import log_as_json
 
         log_as_json()
-    if settings.trusted_proxy:
-        # uvicorn reads it when the server starts, and takes visitors' addresses from these proxies' headers.
-        os.environ["FORWARDED_ALLOW_IPS"] = ",".join(settings.trusted_proxy)
     here_only = listens_here_only(settings, os.environ) and not has_replicas(settings)
     if settings.model is None and here_only and not (settings.openai or settings.tensor_parallel):
         # Asking these models starts a download. On a public page a stranger could do that.

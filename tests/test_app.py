@@ -118,6 +118,7 @@ def test_questions_are_limited_where_strangers_come_and_nothing_else_was_said(li
 def test_an_address_is_believed_where_a_proxy_is_named_or_none_can_be_between(line, knows, behind):
     operation = app._operation(app.parse(line.split(), {}))
     assert (operation.knows_addresses, operation.behind_proxy, operation.metrics) == (knows, behind, None)
+    assert bool(operation.trusted_proxies) is ("--trusted-proxy" in line)
 
 
 def test_the_command_line_wins():

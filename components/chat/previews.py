@@ -25,7 +25,7 @@ class Previews:
         self._models, self._running, self._caption = models, running, caption
         self._numbers = itertools.count()
         self._newest: dict[str, int] = {}
-        """The newest preview of each window."""
+        """The newest preview of each window, while it is being made."""
 
     def forget(self, window: str) -> None:
         """Forgets a window that has been closed."""
@@ -48,8 +48,13 @@ class Previews:
         if window in self._running:
             return gr.skip()
         number = self._newest[window] = next(self._numbers)
-        html = self._preview_html(held(message), pan_and_scan, conversation, model)
-        return html if self._newest.get(window) == number else gr.skip()
+        try:
+            html = self._preview_html(held(message), pan_and_scan, conversation, model)
+        finally:
+            is_newest = self._newest.get(window) == number
+            if is_newest:
+                del self._newest[window]
+        return html if is_newest else gr.skip()
 
     def _preview_html(self, question: Turn, pan_and_scan: bool, conversation: Conversation, model: str | None) -> str:
         answered = not question.pictures and bool(conversation.exchanges)

@@ -31,8 +31,7 @@ def is_owner(request: gr.Request) -> bool:
 
     The page is built with its models only where the program serves this machine alone; this is the second look.
     """
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    return is_from_here(headers, request.client.host if request.client is not None else "")
+    return request.request is not None and is_from_here(request.request.scope)
 
 
 def require_owner(request: gr.Request) -> None:

@@ -70,10 +70,10 @@ class _Held:
     async def picture(self, address: str) -> bytes:
         """The picture's file, from a data URL or an address. Raises Gemma3Error, WrongError."""
         if address.startswith("data:"):
-            data = await run_in_threadpool(read_data_url, address)
+            data = await _to_its_end(read_data_url, address)
         else:
             async with self._room.fetching:
-                data = await run_in_threadpool(fetch_image, address)
+                data = await _to_its_end(fetch_image, address)
         self.add(len(data))
         return data
 
@@ -136,7 +136,8 @@ class Completions:
                 "This server has a login. Its operator can let programs in with --api-key.", status=401, code="no_keys"
             )
         address = self._desk.callers.address(headers, host)
-        return Caller("v1", address), is_from_here(headers, host) and not self._is_shared()
+        may_be_anybody = self._is_shared() or self._desk.behind_proxy
+        return Caller("v1", address), is_from_here(scope) and not may_be_anybody
 
     @contextmanager
     def _as_visitor(self, name: str, is_known: bool) -> Iterator[tuple[str, bool]]:
@@ -212,6 +213,18 @@ async def _unless_left(answer: Any, receive: Receive) -> Any:
             with suppress(asyncio.CancelledError):
                 await task
     return None if writing.cancelled() else writing.result()
+
+
+async def _to_its_end(read: Callable[[str], bytes], address: str) -> bytes:
+    """Reads in a thread. A program that leaves stays counted until the thread has ended, which can't be broken off."""
+    reading = asyncio.ensure_future(run_in_threadpool(read, address))
+    try:
+        await asyncio.wait([reading])
+    except asyncio.CancelledError:
+        await asyncio.wait([reading])
+        reading.exception()  # nobody is left who could be told
+        raise
+    return reading.result()
 
 
 async def _left(receive: Receive) -> None:

@@ -91,15 +91,17 @@ def headers_of(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-def is_from_here(headers: Mapping[str, str], address: str) -> bool:
+def is_from_here(scope: Scope) -> bool:
     """Whether a program of this machine asks, by this machine's own address and with no one between.
 
-    The address by which it asks (the Host header) tells another site's page apart whose name leads here. Names of
-    `headers` are in small letters.
+    The address by which it asks (the Host header) tells another site's page apart whose name leads here. nginx adds no
+    headers unless it is told to, but speaks HTTP 1.0.
     """
+    headers, address = headers_of(scope), (scope.get("client") or ("",))[0]
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return not PROXY_HEADERS.intersection(headers) and is_loopback(name) and is_loopback(address)
+    has_proxy = scope.get("http_version") == "1.0" or PROXY_HEADERS.intersection(headers)
+    return not has_proxy and is_loopback(name) and is_loopback(address)
 
 
 def is_loopback(host: str) -> bool:

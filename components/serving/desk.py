@@ -60,7 +60,7 @@ class Operation:
 
     `ledger` keeps what they have used; with `knows_addresses` a visitor is an address (see `Callers`). `metrics` are
     served to this machine, or to whoever sends the `metrics_token`; `behind_proxy` says that strangers come from this
-    machine too.
+    machine too. Of `trusted_proxies`, addresses or networks, the headers tell who asks.
     """
 
     ledger: Ledger = field(default_factory=MemoryLedger)
@@ -69,6 +69,7 @@ class Operation:
     metrics: Metrics | None = None
     metrics_token: str = ""
     behind_proxy: bool = False
+    trusted_proxies: Sequence[str] = ()
 
 
 class FrontDesk:
@@ -76,7 +77,7 @@ class FrontDesk:
 
     def __init__(self, models: ModelRegistry, operation: Operation):
         self._models, self._ledger, self._watchers = models, operation.ledger, [*operation.watchers]
-        self.callers = Callers(operation.knows_addresses)
+        self.callers, self.behind_proxy = Callers(operation.knows_addresses), operation.behind_proxy
         self._changed = threading.Condition()
         self._asked_about: OrderedDict[bytes, None] = OrderedDict()
         self._running = 0

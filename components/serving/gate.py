@@ -8,6 +8,7 @@ whoever operates the server asks is answered here too, by operating.py.
 import asyncio
 import json
 import logging
+import posixpath
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -212,11 +213,14 @@ class Gate:
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's scripts and styles."""
+        # Another spelling of a path would be the same file, and be compressed and kept once more.
+        if posixpath.normpath(path := scope["path"]) != path or "\\" in path:
+            raise RefusedError(404, NOT_FOUND)
         # The names in /assets change with their content.
-        named = scope["path"].startswith("/assets/")
+        named = path.startswith("/assets/")
 
         async def made() -> Response:
-            other = await run_in_threadpool(stand_in, Path(scope["path"]).name) if named else None
+            other = await run_in_threadpool(stand_in, path.removeprefix("/assets/")) if named else None
             if other is not None:
                 return Response(other, media_type="text/javascript")
             return await whole_answer(self._app, scope)
@@ -363,6 +367,8 @@ class Gate:
             raise RefusedError(422, UNREADABLE)
         if session is not None and not (isinstance(session, str) and _SESSION.fullmatch(session)):
             raise RefusedError(422, UNREADABLE)
+        if session is not None and self._served.num_waiting(session) >= MAX_WAITING_EVENTS:
+            raise RefusedError(429, WAITING_ALREADY)
         if by_place:  # missing arguments at the end become None, so that new ones break no program
             missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
             body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
@@ -434,7 +440,9 @@ class Gate:
         upload_id = query_of(scope).get("upload_id", "")
 
         async def told() -> AsyncIterator[str]:
-            upload, said = next((one for one, name in self._receiving.items() if name == upload_id), None), 0
+            # Programs give their uploads no id, and are told nothing of one another's.
+            named = (one for one, name in self._receiving.items() if upload_id and name == upload_id)
+            upload, said = next(named, None), 0
             while upload is not None and not upload.ended:
                 if upload.num_bytes > said:
                     news = {"msg": "update", "orig_name": upload.name, "chunk_size": upload.num_bytes - said}

@@ -14,7 +14,9 @@ HOUR_S, DAY_S = 3600.0, 86400.0
 MOST_VISITORS = 50_000
 """Visitors whose use is remembered; the one who has asked least recently is forgotten first."""
 LONGEST_STREAM_S = 3600.0
-"""A stream that is older doesn't count: the program that would have ended it is gone."""
+"""A stream that is older counts no longer as one: the program that would end it may be gone."""
+LONGEST_ANSWER_S = DAY_S
+"""After so long a question is forgotten; until then what its answer took is counted."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class _Asked:
     visitor: str
     questions: int
     pictures: int
+    began: float
 
     def amount(self, what: What) -> int:
         """What it takes at its beginning; of tokens at least one."""
@@ -119,9 +122,10 @@ class MemoryLedger:
             self._allowances = tuple(allowances)
 
     def begin(self, visitor: str, questions: int, pictures: int) -> int | Refusal:
-        now, asked = self._now(), _Asked(visitor, questions, pictures)
+        now = self._now()
+        asked = _Asked(visitor, questions, pictures, now)
         with self._lock:
-            self._forget_lost_streams(now)
+            self._forget_lost(now)
             accounts = self._accounts_of(visitor)
             refusals = [
                 refusal
@@ -165,13 +169,16 @@ class MemoryLedger:
                 use = _use(allowance, account, now)
                 use.used = max(0, use.used + amount)
 
-    def _forget_lost_streams(self, now: float) -> None:
-        old = itertools.takewhile(lambda one: now - one[1] > LONGEST_STREAM_S, self._together.streams.items())
+    def _forget_lost(self, now: float) -> None:
+        """Forgets what began too long ago, or, where the clock was set back, as far ahead."""
+        old = itertools.takewhile(lambda one: abs(now - one[1]) > LONGEST_STREAM_S, self._together.streams.items())
         for number in [number for number, _ in old]:  # the oldest come first
-            asked = self._running.pop(number)
             del self._together.streams[number]
-            if (account := self._accounts.get(asked.visitor)) is not None:
+            if (account := self._accounts.get(self._running[number].visitor)) is not None:
                 account.streams.pop(number, None)
+        lost = itertools.takewhile(lambda one: abs(now - one[1].began) > LONGEST_ANSWER_S, self._running.items())
+        for number in [number for number, _ in lost]:
+            del self._running[number]
 
 
 def _use(allowance: Allowance, account: _Account, now: float) -> _Use:
@@ -179,6 +186,7 @@ def _use(allowance: Allowance, account: _Account, now: float) -> _Use:
     use = account.uses.get(allowance.counted)
     if use is None or (allowance.period_s is not None and now >= use.began + allowance.period_s):
         use = account.uses[allowance.counted] = _Use(now)
+    use.began = min(use.began, now)  # a clock that was set back prolongs no period by its step
     return use
 
 

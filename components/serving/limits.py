@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 SILENT_S = 60.0
@@ -36,17 +36,23 @@ def allow_open_files(wanted: int) -> None:
 class LogLimit(logging.Filter):
     """Lets at most `most` records through in each period, so that strangers can't fill the disk with log lines."""
 
-    def __init__(self, most: int = _MAX_LOG_RECORDS, period_s: float = _LOG_PERIOD_S):
+    def __init__(
+        self,
+        most: int = _MAX_LOG_RECORDS,
+        period_s: float = _LOG_PERIOD_S,
+        now: Callable[[], float] = time.monotonic,
+    ):
         super().__init__()
-        self._most, self._period_s = most, period_s
-        self._began, self._count = 0.0, 0
+        self._most, self._period_s, self._now = most, period_s, now
+        self._began, self._count = now(), 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.created - self._began > self._period_s:
-            self._began, self._count = record.created, 0
+        if self._now() - self._began > self._period_s:
+            self._began, self._count = self._now(), 0
         self._count += 1
         if self._count == self._most:
-            record.msg, record.args = f"{record.getMessage()} (further messages are dropped for a minute)", ()
+            # Only its form: a log of JSON lines leaves out what fills it.
+            record.msg = f"{record.msg} (further messages are dropped for a minute)"
         return self._count <= self._most
 
 

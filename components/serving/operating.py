@@ -57,8 +57,5 @@ class Operating:
         )
 
     def _is_own(self, scope: Scope) -> bool:
-        """Whether a program of this machine asks, and no proxy on it: nginx adds no headers unless it is told to, but
-        speaks HTTP 1.0."""
         may_be_anybody = self._page.is_shared or self._page.operation.behind_proxy
-        address = (scope.get("client") or ("",))[0]
-        return not may_be_anybody and scope.get("http_version") != "1.0" and is_from_here(headers_of(scope), address)
+        return not may_be_anybody and is_from_here(scope)

@@ -307,8 +307,10 @@ class Page(gr.Blocks):
     def launch(self, *args: Any, **options: Any) -> Any:
         declare_pictures()
         allow_open_files(2 * _MAX_CONNECTIONS)
-        ours = (name for name in logging.root.manager.loggerDict if name.startswith("components."))
+        ours = (name for name in logging.root.manager.loggerDict if name.startswith(("components.", "gemma3_core.")))
         limit_logs("uvicorn.error", "asyncio", *ours)
+        # uvicorn reads it now; without it, anybody on this machine could say that another address asks.
+        os.environ["FORWARDED_ALLOW_IPS"] = ",".join(self.operation.trusted_proxies)
         self._launching = threading.get_ident()
         return super().launch(*args, **{**launch_options(self), **options})
 

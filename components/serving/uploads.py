@@ -28,6 +28,8 @@ MAX_SESSION_BYTES = 200_000_000
 MAX_ALL_BYTES = 2_000_000_000
 MAX_FILES = 5_000
 KEPT_UNUSED_S = 3600.0
+MAX_AWAY = 500
+"""Browser windows that are not open and whose files are still known as theirs, in case they come back."""
 
 FULL = "The server has no room for more pictures. Try again in a few minutes."
 
@@ -67,6 +69,8 @@ class Uploads:
         self._files: dict[str, _Upload] = {}
         self._refused: OrderedDict[str, str] = OrderedDict()
         self._open: set[str] = set()
+        self._away: OrderedDict[str, float] = OrderedDict()
+        """The windows that are not open but use files, with when each was last there; the first one longest ago."""
 
     def __len__(self) -> int:
         return len(self._files)
@@ -143,28 +147,47 @@ class Uploads:
                 file.sessions.add(session)
             for file in wanted:
                 file.touched = self.now()
+            if session not in self._open and (wanted or own):
+                self._leave(session)
 
     def opened(self, session: str) -> None:
         """A browser window has opened; the files that it uses stay until it is `closed`."""
         with self._lock:
             self._open.add(session)
+            self._away.pop(session, None)
 
     def closed(self, session: str) -> None:
         """A browser window has closed; its files stay for a while, in case it comes back."""
         with self._lock:
             self._open.discard(session)
-            for file in self._files.values():
-                if session in file.sessions:
-                    file.touched = self.now()
+            used = [file for file in self._files.values() if session in file.sessions]
+            for file in used:
+                file.touched = self.now()
+            if used:
+                self._leave(session)
 
     def sweep(self, kept_unused_s: float = KEPT_UNUSED_S) -> list[str]:
         """Deletes files that no open window uses and that were last used long ago; returns their paths."""
         with self._lock:
             old = self.now() - kept_unused_s
+            for session in [session for session, left in self._away.items() if left <= old]:
+                self._forget(session)
             gone = [path for path, file in self._files.items() if not self._in_use(file) and file.touched <= old]
             for path in gone:
                 self._delete(path)
             return gone
+
+    def _leave(self, session: str) -> None:
+        """A window that is not open uses files; the lock is held. A made-up one never opens."""
+        self._away[session] = self.now()
+        self._away.move_to_end(session)
+        if len(self._away) > MAX_AWAY:
+            self._forget(next(iter(self._away)))
+
+    def _forget(self, session: str) -> None:
+        del self._away[session]
+        for file in self._files.values():
+            file.sessions.discard(session)
 
     def _in_use(self, file: _Upload) -> bool:
         return not self._open.isdisjoint(file.sessions)

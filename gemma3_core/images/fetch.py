@@ -52,7 +52,7 @@ async def _request(url: str, limits: ImageLimits) -> tuple[bytes | None, str]:
     headers = {"Accept": "image/*", "Accept-Encoding": "identity"}  # a compressed body could unpack to any size
     client = httpx.AsyncClient(transport=transport, trust_env=False, timeout=limits.timeout, headers=headers)
     async with client, client.stream("GET", url) as response:
-        if response.is_redirect:
+        if response.has_redirect_location:
             return None, urljoin(url, response.headers["location"])
         if response.status_code != 200:
             status = response.status_code

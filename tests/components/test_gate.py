@@ -12,6 +12,7 @@ import time
 from base64 import b64decode
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -33,6 +34,9 @@ from components.serving.limits import LogLimit
 from components.serving.messages import BUSY, NOTHING_HERE
 from components.serving.receiving import TOO_LARGE, UNREADABLE
 from components.serving.uploads import FULL, UploadError
+from components.watch.logs import JsonLines
+from gemma3_core.engine import openai_client
+from gemma3_core.images import documents
 
 NIGHT = (EXAMPLES / "night.png").read_bytes()
 
@@ -212,6 +216,17 @@ def test_one_window_may_have_so_many_events_waiting(page, client, monkeypatch):
     assert client.post("/gradio_api/queue/join", json=event(page, "keep", session="other")).status_code == 200
 
 
+def test_one_session_of_a_program_may_have_so_many_questions_waiting(client, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_WAITING_EVENTS", 3)
+    ask, question = partial(client.post, "/gradio_api/call/ask"), {"data": [[], "Hi"], "session_hash": "one"}
+    replies = [ask(json=question) for _ in range(5)]
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 429]
+    assert replies[-1].json()["detail"] == WAITING_ALREADY
+    client.get(f"/gradio_api/call/ask/{replies[0].json()['event_id']}")
+    assert ask(json=question).status_code == 200
+    assert ask(json={**question, "session_hash": "other"}).status_code == 200
+
+
 def test_so_many_requests_at_once(client, monkeypatch):
     monkeypatch.setattr(gate, "MAX_REQUESTS", 2)
     with client.stream("GET", "/gradio_api/heartbeat/one"), client.stream("GET", "/gradio_api/heartbeat/two"):
@@ -344,6 +359,20 @@ def test_how_much_of_an_upload_has_arrived_is_told(page, client):
     assert client.get("/gradio_api/upload_progress?upload_id=nobody").text.strip() == lines[-1]
 
 
+@pytest.mark.parametrize("query", ["", "?upload_id=", "?upload_id"])
+def test_uploads_of_programs_are_told_to_nobody(page, client, query):
+    head = (
+        b"POST /gradio_api/upload HTTP/1.1\r\nhost: a\r\ncontent-length: 5000\r\n"
+        b"content-type: multipart/form-data; boundary=x\r\n\r\n"
+        b'--x\r\ncontent-disposition: form-data; name="files"; filename="private.png"\r\n\r\n'
+    )
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
+        slow.sendall(head + NIGHT[:1000])
+        time.sleep(0.3)
+        threading.Timer(0.5, slow.close).start()
+        assert client.get(f"/gradio_api/upload_progress{query}").text.strip() == 'data: {"msg": "done"}'
+
+
 def test_silent_connections_are_closed(page, client, monkeypatch):
     monkeypatch.setattr(limits, "SILENT_S", 0.2)
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as silent:
@@ -365,21 +394,31 @@ def test_silent_connections_are_closed(page, client, monkeypatch):
 
 
 def test_log_lines_are_bounded():
-    limit, seen = LogLimit(most=3, period_s=60.0), []
-    for number in range(10):
+    clock = SimpleNamespace(s=1000.0)
+    limit, seen = LogLimit(most=3, period_s=60.0, now=lambda: clock.s), []
+
+    def line(number: int) -> logging.LogRecord:
         record = logging.LogRecord("x", logging.WARNING, "", 0, "line %d", (number,), None)
-        record.created = 1000.0 + number
-        if limit.filter(record):
-            seen.append(record.getMessage())
-    assert seen == ["line 0", "line 1", "line 2 (further messages are dropped for a minute)"]
-    later = logging.LogRecord("x", logging.WARNING, "", 0, "later", (), None)
-    later.created = 1100.0
-    assert limit.filter(later)
+        record.created = 0.0  # a clock that was set back closes it for no longer
+        return record
+
+    for number in range(10):
+        if limit.filter(record := line(number)):
+            seen.append(record)
+        clock.s += 1.0
+    assert [record.getMessage() for record in seen] == [
+        "line 0", "line 1", "line 2 (further messages are dropped for a minute)",
+    ]  # fmt: skip
+    assert json.loads(JsonLines().format(seen[-1]))["message"].startswith("line %d (further")
+    clock.s += 60.0
+    assert limit.filter(line(10))
 
 
 @pytest.mark.usefixtures("lasting")
 def test_every_logger_of_the_page_has_that_bound():
-    for name in ("uvicorn.error", chat_handlers.__name__, inside_handlers.__name__, gate.__name__, serving.__name__):
+    ours = (chat_handlers.__name__, inside_handlers.__name__, gate.__name__, serving.__name__)
+    engines = (openai_client.__name__, documents.__name__)
+    for name in ("uvicorn.error", *ours, *engines):
         assert any(isinstance(found, LogLimit) for found in logging.getLogger(name).filters), name
 
 
@@ -414,6 +453,24 @@ def test_scripts_are_compressed_once_and_stay_what_they_are(lasting):
     assert missing.status_code == 404
     assert is_plain(missing.json()["detail"])
     assert lasting.get("/", headers={"accept-encoding": "gzip"}).headers["content-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize("spelling", [
+    "assets/none/../{}", "assets/%2e%2e/assets/{}", "assets/%2e/{}", "assets/x/%2e%2e%2f{}", "assets/x//%2e./{}",
+    "assets/{}/", "assets/{}/.", "assets/./{}", "assets/x%5c..%5c{}", "assets/none/{}", "static/../assets/{}",
+])  # fmt: skip
+def test_another_spelling_of_a_scripts_path_is_not_there_and_keeps_nothing(
+    lasting_page, lasting, spelling, monkeypatch
+):
+    kept = []
+    monkeypatch.setattr(assets, "compress", lambda *_: kept.append(spelling))
+    script = re.search(r'src="\./assets/([^"]+\.js)"', lasting.get("/").text)[1]
+    for name in (script, next(FRONTEND.glob("assets/hls-*.js")).name):
+        asked = f"GET /{spelling.format(name)} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as raw:
+            raw.sendall(asked.encode())  # a client would shorten it
+            assert b" 404 " in raw.recv(1000)
+    assert kept == []
 
 
 def test_gradios_styles_come_as_one(lasting):

@@ -94,6 +94,37 @@ def test_streams_are_those_that_have_not_ended(clock):
     ledger.end(second, 0, True)
 
 
+def test_an_answer_that_takes_longer_than_a_stream_is_counted_all_the_same(clock):
+    ledger = MemoryLedger([Allowance("tokens", 100, DAY_S), Allowance("streams", 1)], clock)
+    long = ledger.begin("a", 1, 0)
+    clock.now += LONGEST_STREAM_S + 1
+    other = ledger.begin("a", 1, 0)
+    ledger.end(long, 70, True)
+    ledger.end(other, 30, True)
+    assert ledger.begin("a", 1, 0).used == 100
+
+
+def test_what_nobody_ends_is_forgotten_after_a_day(clock):
+    ledger = MemoryLedger([Allowance("tokens", 100, DAY_S)], clock)
+    for _ in range(9):
+        ledger.begin("a", 1, 0)
+        ledger.begin("a", 0, 0)  # a look
+    clock.now += DAY_S + 1
+    ledger.begin("a", 1, 0)
+    assert len(ledger._running) == 1
+
+
+def test_a_clock_that_is_set_back_prolongs_nothing_by_its_step(clock):
+    ledger = MemoryLedger([Allowance("questions", 1, HOUR_S), Allowance("streams", 1)], clock)
+    lost = ledger.begin("a", 1, 0)
+    clock.now -= 100 * DAY_S
+    refusal = ledger.begin("a", 1, 0)
+    assert (refusal.allowance.what, refusal.back_at) == ("questions", clock.now + HOUR_S)
+    clock.now += HOUR_S
+    assert not isinstance(ledger.begin("a", 1, 0), Refusal)
+    ledger.end(lost, 0, True)
+
+
 def test_a_look_takes_tokens_alone(clock):
     ledger = MemoryLedger(
         [Allowance("questions", 1, HOUR_S), Allowance("tokens", 9, DAY_S), Allowance("streams", 1)], clock

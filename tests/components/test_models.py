@@ -30,9 +30,12 @@ BROKEN = FoundModel("broken", "/models/broken.gguf", "LM Studio", "GGUF", 1, pro
 class Owner:
     """A request of a browser on this machine."""
 
-    def __init__(self, host="127.0.0.1:7860", client="127.0.0.1", **headers):
+    def __init__(self, host="127.0.0.1:7860", client="127.0.0.1", version="1.1", **headers):
         self.headers = {"host": host} | {name.replace("_", "-"): value for name, value in headers.items()}
         self.client = SimpleNamespace(host=client)
+        raw = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+        scope = {"headers": raw, "client": (client, 1), "http_version": version}
+        self.request = SimpleNamespace(scope=scope)
         self.session_hash = "one"
 
 
@@ -99,6 +102,7 @@ def number_of(handlers, text, html=None):
 STRANGERS = [
     Owner(host="abc.gradio.live"), Owner(client="192.168.0.7"), Owner(x_forwarded_for="1.2.3.4"), Owner(host=""),
     Owner(forwarded="for=1.2.3.4"), Owner(host="evil.example:7860"), Owner(host="0.0.0.0:7860"),
+    Owner(version="1.0"),
 ]  # fmt: skip
 
 

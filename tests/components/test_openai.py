@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import math
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from window import DEMO, STATS
 
 from components.openai import app as openai_app
 from components.openai.told import _logprob, pieces
+from components.serving.desk import Operation
 from gemma3_core.engine import (
     DoneEvent,
     Engine,
@@ -443,6 +445,35 @@ def test_fetched_pictures_count_too(url, monkeypatch):
     assert post(url, GOOD).status_code == 200
 
 
+def test_whoever_leaves_counts_until_their_fetch_has_ended(url, monkeypatch):
+    arrived, go_on = [], threading.Event()
+
+    def fetch(_address: str) -> bytes:
+        arrived.append(None)
+        go_on.wait(PATIENCE_S)
+        return HEARTS.read_bytes()
+
+    monkeypatch.setattr(openai_app, "fetch_image", fetch)
+    asked = {**GOOD, "messages": about(picture_at("https://example.org/a.png"), QUESTION)}
+    long = {**GOOD, "messages": [{"role": "user", "content": "x" * 2000}]}
+    body = json.dumps(asked, separators=(",", ":"))
+    try:
+        for _ in range(3 * openai_app.MAX_FETCHES):
+            with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+                client.post(f"{url}/v1/chat/completions", json=asked, timeout=httpx.Timeout(20, read=0.3))
+        time.sleep(0.5)
+        assert len(arrived) == openai_app.MAX_FETCHES  # those behind them have left before their turn
+        with monkeypatch.context() as context:
+            context.setattr(openai_app, "MAX_HELD_BYTES", 2000 + openai_app.MAX_FETCHES * len(body))
+            assert post(url, long).status_code == 503
+            go_on.set()
+            wait_for(lambda: post(url, long).status_code != 503)
+    finally:
+        go_on.set()
+    assert post(url, asked).status_code == 200
+    assert len(arrived) == openai_app.MAX_FETCHES + 1
+
+
 def test_strangers_leave_room_for_known_programs(url, monkeypatch):
     monkeypatch.setattr(openai_app, "MAX_HELD_BYTES", 1000)
     large = b'{"model": "' + b"x" * 2000
@@ -533,19 +564,33 @@ def test_a_page_with_a_login_is_closed_to_programs_without_a_key(engine):
         page.close(verbose=False)
 
 
-@pytest.mark.parametrize("proxy", ["", "x-forwarded-for", "forwarded", "x-real-ip", "via", "host"])
+def status_over_http_1_0(page, body) -> int:
+    """As nginx asks when it is told nothing: by this machine's address, without a header of its own."""
+    sent = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.0\r\nHost: 127.0.0.1:{page.server_port}\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+    with socket.create_connection((page.server_name, page.server_port), timeout=PATIENCE_S) as connection:
+        connection.sendall(head.encode() + sent)
+        return int(connection.recv(100).split()[1])
+
+
+@pytest.mark.parametrize("proxy", ["", "x-forwarded-for", "forwarded", "x-real-ip", "via", "host", "1.0", "named"])
 def test_strangers_share_a_place_in_the_queue_and_no_cache(proxy):
     """Through a public link, through a proxy, or from another site's page whose name leads here."""
     scripted = ScriptedEngine(DEMO)
     scripted.let_through("queued", "encoding", "reading", "writing")
-    page = built(scripted)
+    page = built(scripted, operation=Operation(behind_proxy=proxy == "named"))
     launch(page)
     try:
         page.is_shared = not proxy
         for number in range(2):
             name = "evil.example" if proxy == "host" else f"127.0.0.{number}"
-            headers = {} if page.is_shared else {proxy: name}
-            assert post(page.local_url.rstrip("/"), {**GOOD, "model": DEMO.name}, headers=headers).status_code == 200
+            headers = {} if proxy in ("", "1.0", "named") else {proxy: name}
+            asked = {**GOOD, "model": DEMO.name}
+            if proxy == "1.0":
+                assert status_over_http_1_0(page, asked) == 200
+                continue
+            assert post(page.local_url.rstrip("/"), asked, headers=headers).status_code == 200
         assert len({request.visitor for request in scripted.requests}) == 1
         assert not any(request.reuse for request in scripted.requests)
     finally:

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from places import EXAMPLES, REPOSITORY
 from prometheus_client.parser import text_string_to_metric_families
-from running_app import ScriptedEngine, free_port, require_demo_model, wait_until_ready
+from running_app import ScriptedEngine, built, free_port, launch, require_demo_model, wait_until_ready
 from warm import Program
 from window import DEMO, STATS, choice, exchange_of
 
@@ -74,7 +74,9 @@ def records():
 def page(records):
     require_demo_model()
     prepare_tool()
-    operation = Operation(knows_addresses=True, watchers=[records.append], metrics=Metrics())
+    operation = Operation(
+        knows_addresses=True, watchers=[records.append], metrics=Metrics(), trusted_proxies=["127.0.0.1"]
+    )
     page = build_page(Engine.load(device="cpu"), operation=operation)
     page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, mcp_server=True)
     yield page
@@ -685,6 +687,21 @@ def test_an_address_counts_only_where_nobody_could_have_made_it_up():
     assert unsure.checked(marked) == marked
     assert unsure.of(Asker("shared", "127.0.0.1", **headers)) == Caller("mcp", "192.0.2.1")
     assert sure.checked(marked)["headers"] == []  # another server's secret
+
+
+@pytest.mark.parametrize(("named", "statuses"), [((), [200, 429, 429]), (("127.0.0.1", "::1"), [200] * 3)])
+def test_a_proxy_on_this_machine_makes_up_no_visitors_unless_it_is_named(named, statuses):
+    """It may pass on what a stranger wrote. Behind one that nobody named, all are one visitor."""
+    engine = ScriptedEngine(DEMO)
+    engine.let_through(*engine.go_on)
+    ledger = MemoryLedger([Allowance("questions", 1, HOUR_S)])
+    page = built(engine, operation=Operation(ledger, knows_addresses=True, trusted_proxies=named))
+    launch(page)
+    try:
+        asked = [on_v1(page.local_url.rstrip("/"), f"203.0.113.{number}") for number in range(3)]
+        assert [reply.status_code for reply in asked] == statuses
+    finally:
+        page.close(verbose=False)
 
 
 # Log lines

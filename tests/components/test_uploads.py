@@ -95,6 +95,34 @@ def test_a_second_window_keeps_what_the_first_has_let_go(held, tmp_path, clock):
     assert held.sweep(60.0) == []
 
 
+def test_a_window_whose_connection_broke_finds_its_files_again(held, tmp_path, clock):
+    path = add(held, tmp_path, png(1))
+    held.opened("window")
+    held.use("window", [path])
+    held.closed("window")
+    clock.s += 50
+    held.sweep(60.0)
+    held.opened("window")
+    clock.s += 1000
+    assert held.sweep(60.0) == []
+
+
+def test_windows_that_were_made_up_take_no_memory(held, tmp_path, clock):
+    path = add(held, tmp_path, png(1))
+    sessions = held._files[path].sessions
+    for window in ("open", "left"):
+        held.opened(window)
+        held.use(window, [path])
+    held.closed("left")
+    for number in range(3 * uploads.MAX_AWAY):
+        held.use(f"made up {number}", [path])
+        held.use(f"uses nothing {number}", [])
+    assert len(sessions) == len(held._away) + 1 == uploads.MAX_AWAY + 1
+    clock.s += 61
+    assert held.sweep(60.0) == []
+    assert (sessions, len(held._away)) == ({"open"}, 0)
+
+
 def test_where_room_is_needed_the_oldest_unused_go_first(held, tmp_path, clock, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_ALL_BYTES", 3 * len(png(1)))
     paths = []
