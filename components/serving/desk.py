@@ -102,7 +102,10 @@ class FrontDesk:
     async def astream(
         self, caller: Caller, model: str | None, request: Request, stop: threading.Event | None = None
     ) -> AsyncGenerator[Event]:
-        """As `ModelRegistry.astream`. Raises NotNowError for a question that the caller may not ask now."""
+        """As `ModelRegistry.astream`. Leaving before the answer's end sets `stop`, which an engine notices also while
+        it waits for another machine that says nothing. Raises NotNowError for a question that the caller may not ask
+        now."""
+        stop = threading.Event() if stop is None else stop
         of_page = caller.door == "page" and bool(request.turns)
         asked_about = len(request.turns[-1].pictures) if of_page else request.num_images
         account = Account(caller.door, self._named(model), asked_about)
@@ -123,6 +126,8 @@ class FrontDesk:
             account.fail(error)
             raise
         finally:
+            if account.stats is None:
+                stop.set()
             self._end(account, number, account.tokens(request, self._tokens_per_picture(model)))
 
     @asynccontextmanager

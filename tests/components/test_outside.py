@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from contextlib import aclosing
 from dataclasses import replace
 
 import httpx
@@ -17,6 +18,8 @@ from components.chat.panel import badge
 from components.inside.code_view import Address, scripts
 from components.inside.handlers import _inputs
 from components.page import build_page
+from components.serving.callers import Caller
+from components.serving.desk import FrontDesk, Operation
 from gemma3_core.engine import (
     Answered,
     DoneEvent,
@@ -432,3 +435,18 @@ def test_closing_the_iterator_ends_the_request():
         pass
     events.close()
     assert server.closed.wait(5)
+
+
+def test_a_visitor_who_leaves_ends_an_answer_of_a_server_that_has_fallen_silent():
+    engine, server = odd(chunk("a"), 60.0)
+    desk = FrontDesk(ModelRegistry(engine), Operation())
+
+    async def leave():
+        async with aclosing(desk.astream(Caller("v1", "192.0.2.1"), None, TEXT)) as events:
+            async for event in events:
+                if isinstance(event, TokenEvent):
+                    return
+
+    asyncio.run(leave())
+    assert server.closed.wait(5)
+    assert engine.queue.wait_until_empty(5)
