@@ -1,6 +1,7 @@
 """Another server behind the same door: our own `/v1/` as that server, and one that fails in odd ways."""
 
 import asyncio
+import io
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import replace
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from PIL import Image
 from places import EXAMPLES
 from running_app import free_port, launch, require_demo_model
 
@@ -34,6 +36,7 @@ from gemma3_core.engine import (
     StageEvent,
     TokenEvent,
     Turn,
+    sent_pictures,
     usage_of,
 )
 from gemma3_core.engine import outside as outsides
@@ -50,6 +53,7 @@ from gemma3_core.errors import (
     SchemaError,
     UnsupportedOptionError,
 )
+from gemma3_core.images.load import read_header
 
 HEARTS = EXAMPLES / "hearts.png"
 QUESTION = "How many hearts are there?"
@@ -126,9 +130,9 @@ def test_what_it_holds_is_told_like_that_of_other_engines(outside, url):
 
 def test_each_way_of_sampling_is_sent_and_a_broken_picture_has_its_number(outside):
     sampling = SamplingSettings(temperature=1.0, min_p=0.1, repetition_penalty=1.2)
-    body = outside._body(replace(ASKED, sampling=sampling))
+    body = outside._body(replace(ASKED, sampling=sampling), ["data:"])
     assert (body["min_p"], body["repetition_penalty"], body["top_k"]) == (0.1, 1.2, 64)
-    assert not {"min_p", "repetition_penalty"} & outside._body(ASKED).keys()
+    assert not {"min_p", "repetition_penalty"} & outside._body(ASKED, ["data:"]).keys()
     before = (ASKED.turns[0], Turn("assistant", "Three."))
     with pytest.raises(ImageError, match="The 2nd picture"):
         list(outside.stream(replace(ASKED, turns=(*before, Turn("user", "And here?", (HEARTS.read_bytes()[:400],))))))
@@ -347,6 +351,33 @@ def test_what_the_server_refuses_is_said_plainly(status, body, kind, said):
         events_of(engine, TEXT)
     assert said in str(error.value)
     assert "secret" not in str(error.value)
+
+
+def test_pictures_are_decoded_within_the_bounds_of_all_and_let_go_after_the_answer(monkeypatch):
+    engine, server = odd(chunk("a"), DONE)
+    jobs, submit = [], engine._pictures.submit
+    monkeypatch.setattr(engine._pictures, "submit", lambda work, size: jobs.append(size) or submit(work, size))
+    photo = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(photo, "JPEG")
+    asked = replace(TEXT, turns=(Turn("user", "Which?", (str(HEARTS), photo.getvalue(), str(HEARTS))),))
+    assert events_of(engine, asked)[1].text == "a"
+    assert jobs == [read_header(picture).decoding_bytes for picture in asked.turns[0].pictures[:2]]
+    *parts, question = server.asked[0]["messages"][0]["content"]
+    addresses = [part["image_url"]["url"] for part in parts]
+    assert [one.partition(";")[0] for one in addresses] == ["data:image/png", "data:image/jpeg", "data:image/png"]
+    assert question == {"type": "text", "text": "Which?"}
+    assert not engine._sent._held._held
+
+
+def test_stop_ends_a_question_whose_pictures_wait_for_room():
+    engine, server = odd(chunk("a"), DONE)
+    engine._sent._held.hold("another question", sent_pictures.MAX_IN_FLIGHT_BYTES, 0)
+    stop = threading.Event()
+    events = engine.stream(replace(ASKED, confidence=False), stop)
+    assert next(events).text == "Waiting until there is room for these pictures"
+    stop.set()
+    *_, done = events
+    assert (done.stats.stop_reason, server.asked) == ("cancelled", [])
 
 
 def test_a_server_without_log_probabilities_is_asked_without_them():
