@@ -19,6 +19,7 @@ from gemma3_core.engine import (
     CheckpointError,
     Gemma3Error,
     NonFiniteError,
+    OperatorError,
     OutOfMemoryError,
     PartialSampling,
     QueueFullError,
@@ -86,6 +87,7 @@ class WrongError(Exception):
 _STATUS: dict[type[Gemma3Error], int] = {
     QueueFullError: 429,
     OutOfMemoryError: 503,
+    OperatorError: 502,
     ReplicaLostError: 503,
     StoppedError: 503,
     NonFiniteError: 500,

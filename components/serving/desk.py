@@ -34,7 +34,6 @@ _BUDGETS = {
     "tokens": "This public link has used as many tokens as it may:",
 }
 _NEW_LINK = "Ask whoever gave it to you for a new one."
-_QUEUE_FULL = "queue_full"
 _DRAINED_S, _SOON_S = 30, 5
 """After how many seconds programs try again, where the server restarts and where own answers are being written."""
 
@@ -182,7 +181,7 @@ class FrontDesk:
             self._running -= 1
             self._changed.notify_all()
         if number is not None:
-            self._ledger.end(number, tokens, account.reason != _QUEUE_FULL)
+            self._ledger.end(number, tokens, account.counts)
         record = account.record()
         for watcher in self._watchers:
             try:

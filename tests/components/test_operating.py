@@ -45,13 +45,17 @@ from components.watch.record import Account
 from components.watch.spans import Spans
 from gemma3_core.engine import (
     Answered,
+    CheckpointError,
     ContextLengthError,
     DoneEvent,
     Engine,
     Gemma3Error,
     ModelRegistry,
+    NonFiniteError,
+    OperatorError,
     OutOfMemoryError,
     QueueFullError,
+    ReplicaLostError,
     Request,
     StageEvent,
     TokenChoices,
@@ -518,6 +522,10 @@ class Failing(ScriptedEngine):
         (Gemma3Error("No."), "refused", "invalid"),
         (OutOfMemoryError("No room."), "failed", "out_of_memory"),
         (ValueError("a secret"), "failed", "unexpected"),
+        (ReplicaLostError("Gone."), "failed", "lost"),
+        (NonFiniteError("NaN."), "failed", "not_finite"),
+        (CheckpointError("No file."), "failed", "checkpoint"),
+        (OperatorError("Another key."), "failed", "operator"),
     ],
 )
 def test_what_went_wrong_is_a_word(error, outcome, reason):
@@ -527,10 +535,42 @@ def test_what_went_wrong_is_a_word(error, outcome, reason):
     with pytest.raises(type(error)):
         answered(desk, question())
     assert [(record.outcome, record.reason) for record in records] == [(outcome, reason)]
-    # The next one may be asked only where the queue was full.
-    with pytest.raises(type(error) if reason == "queue_full" else NotNowError):
+    # The next one may be asked only where the visitor could not help it.
+    given_back = reason in ("queue_full", "lost", "not_finite", "checkpoint", "operator")
+    with pytest.raises(type(error) if given_back else NotNowError):
         answered(desk, question())
     assert desk.running == 0
+
+
+def test_a_question_that_is_lost_after_its_first_word_is_used_up():
+    class Lost(ScriptedEngine):
+        def stream(self, *_):
+            yield TokenEvent("There ")
+            raise ReplicaLostError("Gone.")
+
+    desk = FrontDesk(ModelRegistry(Lost(DEMO)), Operation(ledger=MemoryLedger([Allowance("questions", 1, HOUR_S)])))
+    with pytest.raises(ReplicaLostError):
+        answered(desk, question())
+    with pytest.raises(NotNowError):
+        answered(desk, question())
+
+
+@pytest.mark.parametrize(("stages", "tokens"), [((), 0), (("queued",), 0), (("queued", "encoding"), 135)])
+def test_whoever_leaves_before_the_prompt_is_read_has_used_no_tokens(stages, tokens, monkeypatch):
+    engine, desk = scripted(allowances=[Allowance("tokens", 1000, DAY_S)])
+    engine.let_through(*stages)
+    last = ("queued", "encoding", "reading")[len(stages)]
+    ends = []
+    monkeypatch.setattr(desk._ledger, "end", lambda _number, tokens, _counts: ends.append(tokens))
+
+    async def leave():
+        async with aclosing(desk.astream(Caller("page", "192.0.2.1"), None, question("new.png"))) as events:
+            async for event in events:
+                if isinstance(event, StageEvent) and event.stage == last:
+                    return
+
+    asyncio.run(leave())
+    assert ends == [tokens]
 
 
 def test_a_visitor_who_leaves_has_used_what_was_written():
