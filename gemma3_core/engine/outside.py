@@ -399,6 +399,7 @@ class _Reading:
         self._pieces: queue.SimpleQueue[Delta | BaseException | None] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
+        self._has_left = False
         self._thread = threading.Thread(target=self._work, name="outside", daemon=True)
 
     def __enter__(self) -> queue.SimpleQueue[Delta | BaseException | None]:
@@ -407,14 +408,21 @@ class _Reading:
 
     def __exit__(self, *_: object) -> None:
         with suppress(RuntimeError):  # it has ended already
-            self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+            self._loop.call_soon_threadsafe(self._leave)
         self._thread.join()
+
+    def _leave(self) -> None:
+        self._has_left = True
+        if self._task is not None:
+            self._task.cancel()
 
     def _work(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._run())
 
     async def _run(self) -> None:
+        if self._has_left:  # before there was a task to cancel
+            return
         self._task = asyncio.ensure_future(self._read())
         with suppress(asyncio.CancelledError):
             await self._task

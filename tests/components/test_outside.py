@@ -483,3 +483,23 @@ def test_a_visitor_who_leaves_ends_an_answer_of_a_server_that_has_fallen_silent(
     asyncio.run(leave())
     assert server.closed.wait(5)
     assert engine.queue.wait_until_empty(5)
+
+
+def test_leaving_before_the_reading_has_begun_ends_it_too(monkeypatch):
+    engine, server = odd(60.0)
+    work, may_begin = outsides._Reading._work, threading.Event()
+
+    def late(reading):
+        may_begin.wait(5)
+        work(reading)
+
+    monkeypatch.setattr(outsides._Reading, "_work", late)
+    events = engine.stream(TEXT)
+    while next(events).text != "Waiting for the server that answers":
+        pass
+    next(events)
+    threading.Timer(0.2, may_begin.set).start()
+    began = time.monotonic()
+    events.close()
+    assert time.monotonic() - began < 5
+    assert server.asked == []
