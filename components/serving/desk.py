@@ -107,7 +107,7 @@ class FrontDesk:
         stop = threading.Event() if stop is None else stop
         of_page = caller.door == "page" and bool(request.turns)
         asked_about = len(request.turns[-1].pictures) if of_page else request.num_images
-        account = Account(caller.door, self._named(model), asked_about)
+        account = Account(caller.door, self._named(model), asked_about, request.stop_strings)
         number: int | None = None
         with self._changed:
             self._running += 1

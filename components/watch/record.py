@@ -92,6 +92,7 @@ class Account:
     door: str
     model: str
     pictures: int
+    stop_strings: tuple[str, ...] = ()
     now: Callable[[], float] = time.time
     began: float = 0.0
     outcome: Outcome = "left"
@@ -114,6 +115,8 @@ class Account:
             self._enter("decode")
         elif isinstance(event, DoneEvent):
             self.stats, self.outcome = event.stats, event.stats.stop_reason
+            if self.outcome == "cancelled" and any(one in event.text for one in self.stop_strings):
+                self.outcome = "stop"
 
     def refuse(self, reason: str) -> None:
         """Notes that the question was not taken."""

@@ -242,6 +242,8 @@ class OutsideEngine(Engine):
             "seed": secrets.randbits(_SEED_BITS) if seed is None else seed,
             **{name: value for name, value in own.items() if value is not None},
         }
+        if request.stop_strings:
+            body["stop"] = [*request.stop_strings]
         if request.confidence or self._tokenizer is not None:
             body |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
         if request.json_schema is not None:

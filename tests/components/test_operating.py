@@ -32,6 +32,7 @@ from warm import Program
 from window import DEMO, STATS, choice, exchange_of
 
 from components.inside.handlers import InsideHandlers, Selected
+from components.openai.told import pieces
 from components.page import build_page
 from components.serving.callers import Caller, Callers
 from components.serving.desk import DRAINING, FrontDesk, NotNowError, Operation
@@ -571,6 +572,23 @@ def test_whoever_leaves_before_the_prompt_is_read_has_used_no_tokens(stages, tok
 
     asyncio.run(leave())
     assert ends == [tokens]
+
+
+@pytest.mark.parametrize(("stop_string", "outcome"), [("here", "stop"), ("hearts", "cancelled")])
+def test_an_answer_that_ends_at_its_stop_string_was_not_cancelled(stop_string, outcome):
+    records, stop = [], threading.Event()
+    engine, desk = scripted(records.append)
+    engine.let_through("queued", "encoding", "reading")
+    asked = replace(question(), stop_strings=(stop_string,))
+
+    async def read():
+        async with aclosing(desk.astream(Caller("v1", "192.0.2.1"), None, asked, stop)) as events:
+            async for piece in pieces(events, asked.stop_strings, stop):
+                if piece.text.strip() == "There":  # as a program might
+                    stop.set()
+
+    asyncio.run(read())
+    assert [record.outcome for record in records] == [outcome]
 
 
 def test_a_visitor_who_leaves_has_used_what_was_written():

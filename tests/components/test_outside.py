@@ -13,7 +13,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 from places import EXAMPLES
-from running_app import free_port, launch, require_demo_model
+from running_app import free_port, launch, require_demo_model, served
 
 from components.chat.conversation import Exchange
 from components.chat.panel import badge
@@ -160,6 +160,34 @@ def test_the_page_asks_the_server(outside):
         assert stats["device"] == "another server"
     finally:
         page.close(verbose=False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_reach_the_server_which_then_tells_its_prompt(outside, stream):
+    with served(ModelRegistry(outside)) as address:
+        body = {"model": outside.info.name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+        body |= {"stream": stream, "stream_options": {"include_usage": True}}
+        whole = told_of(httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60))
+        word = whole[0].split()[1]
+        cut, usage = told_of(httpx.post(f"{address}/v1/chat/completions", json={**body, "stop": word}, timeout=60))
+    assert cut == whole[0].partition(word)[0]
+    assert usage["prompt_tokens"] == whole[1]["prompt_tokens"] > 0
+
+
+def told_of(reply):
+    """The text and the usage of an answer in OpenAI's form, streamed or not."""
+    if "event-stream" not in reply.headers["content-type"]:
+        return reply.json()["choices"][0]["message"]["content"], reply.json()["usage"]
+    lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: {")]
+    *chunks, last = [json.loads(line) for line in lines]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks), last["usage"]
+
+
+def test_another_server_is_told_stop_strings_only_where_there_are_some():
+    engine, server = odd(chunk("a"), DONE)
+    for stops in ((), ("x", "y")):
+        events_of(engine, replace(TEXT, stop_strings=stops))
+    assert [asked.get("stop") for asked in server.asked] == [None, ["x", "y"]]
 
 
 @pytest.mark.parametrize("local", [False, True])
