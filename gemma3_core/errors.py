@@ -75,6 +75,10 @@ class ReplicaLostError(Gemma3Error, RuntimeError):
     """The machine that was answering has failed, or none answers; asking again may reach another one."""
 
 
+class OperatorError(Gemma3Error, RuntimeError):
+    """What only the operator of the server can mend: another server wants another key, or lacks the model."""
+
+
 def require_known(where: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Raises UnsupportedOptionError that names the unknown options and lists the known ones."""
     if unknown := sorted(set(names) - set(known)):

@@ -19,6 +19,7 @@ from gemma3_core.engine import (
     CheckpointError,
     Gemma3Error,
     NonFiniteError,
+    OperatorError,
     OutOfMemoryError,
     PartialSampling,
     QueueFullError,
@@ -86,6 +87,7 @@ class WrongError(Exception):
 _STATUS: dict[type[Gemma3Error], int] = {
     QueueFullError: 429,
     OutOfMemoryError: 503,
+    OperatorError: 502,
     ReplicaLostError: 503,
     StoppedError: 503,
     NonFiniteError: 500,
@@ -125,9 +127,12 @@ class Asked:
     request: Request
     stream: bool
     with_usage: bool
-    stops: tuple[str, ...]
     alternatives: int | None
     """None without log probabilities."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return self.request.stop_strings
 
 
 async def read_request(
@@ -169,13 +174,14 @@ async def read_request(
         sampling=sampling,
         confidence=with_logprobs,
         json_schema=_schema(body.get("response_format")),
+        stop_strings=_stops(body.get("stop")),
     )
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise WrongError("stream_options must be an object.", "stream_options")
     stream, usage = bool(_switch(body, "stream")), bool(_switch(options, "include_usage"))
     shown = (alternatives or 0) if with_logprobs else None
-    return Asked(str(model), request, stream, usage, _stops(body.get("stop")), shown)
+    return Asked(str(model), request, stream, usage, shown)
 
 
 async def _turns(messages: Any, picture: Callable[[str], Awaitable[bytes]]) -> tuple[str, tuple[Turn, ...]]:

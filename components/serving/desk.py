@@ -34,7 +34,6 @@ _BUDGETS = {
     "tokens": "This public link has used as many tokens as it may:",
 }
 _NEW_LINK = "Ask whoever gave it to you for a new one."
-_QUEUE_FULL = "queue_full"
 _DRAINED_S, _SOON_S = 30, 5
 """After how many seconds programs try again, where the server restarts and where own answers are being written."""
 
@@ -103,10 +102,13 @@ class FrontDesk:
     async def astream(
         self, caller: Caller, model: str | None, request: Request, stop: threading.Event | None = None
     ) -> AsyncGenerator[Event]:
-        """As `ModelRegistry.astream`. Raises NotNowError for a question that the caller may not ask now."""
+        """As `ModelRegistry.astream`. Leaving before the answer's end sets `stop`, which an engine notices also while
+        it waits for another machine that says nothing. Raises NotNowError for a question that the caller may not ask
+        now."""
+        stop = threading.Event() if stop is None else stop
         of_page = caller.door == "page" and bool(request.turns)
         asked_about = len(request.turns[-1].pictures) if of_page else request.num_images
-        account = Account(caller.door, self._named(model), asked_about)
+        account = Account(caller.door, self._named(model), asked_about, request.stop_strings)
         number: int | None = None
         with self._changed:
             self._running += 1
@@ -124,6 +126,8 @@ class FrontDesk:
             account.fail(error)
             raise
         finally:
+            if account.stats is None:
+                stop.set()
             self._end(account, number, account.tokens(request, self._tokens_per_picture(model)))
 
     @asynccontextmanager
@@ -178,7 +182,7 @@ class FrontDesk:
             self._running -= 1
             self._changed.notify_all()
         if number is not None:
-            self._ledger.end(number, tokens, account.reason != _QUEUE_FULL)
+            self._ledger.end(number, tokens, account.counts)
         record = account.record()
         for watcher in self._watchers:
             try:

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gemma3_core.engine import (
+    CheckpointError,
     ContextLengthError,
     DoneEvent,
     Event,
     Gemma3Error,
+    NonFiniteError,
+    OperatorError,
     OutOfMemoryError,
     QueueFullError,
+    ReplicaLostError,
     Request,
     StageEvent,
     Stats,
@@ -37,9 +41,17 @@ _REASONS: dict[type[Exception], str] = {
     ContextLengthError: "too_long",
     OutOfMemoryError: "out_of_memory",
     StoppedError: "stopped",
+    ReplicaLostError: "lost",
+    NonFiniteError: "not_finite",
+    CheckpointError: "checkpoint",
+    OperatorError: "operator",
     Gemma3Error: "invalid",
 }
 """By the first one that fits."""
+_REFUSALS = ("queue_full", "too_long", "invalid")
+"""Of the engine, before an answer has begun; the others are failures."""
+_GIVEN_BACK = ("queue_full", "lost", "not_finite", "checkpoint", "operator")
+"""What no visitor can help."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Account:
     door: str
     model: str
     pictures: int
+    stop_strings: tuple[str, ...] = ()
     now: Callable[[], float] = time.time
     began: float = 0.0
     outcome: Outcome = "left"
@@ -102,6 +115,8 @@ class Account:
             self._enter("decode")
         elif isinstance(event, DoneEvent):
             self.stats, self.outcome = event.stats, event.stats.stop_reason
+            if self.outcome == "cancelled" and any(one in event.text for one in self.stop_strings):
+                self.outcome = "stop"
 
     def refuse(self, reason: str) -> None:
         """Notes that the question was not taken."""
@@ -110,16 +125,20 @@ class Account:
     def fail(self, error: Exception) -> None:
         """Notes what ended the answer. Of the error only its kind is kept."""
         reason = next((word for kind, word in _REASONS.items() if isinstance(error, kind)), "unexpected")
-        began = self.new_tokens or reason in ("unexpected", "out_of_memory", "stopped")
-        self.outcome, self.reason = ("failed" if began else "refused"), reason
+        refused = reason in _REFUSALS and not self.new_tokens
+        self.outcome, self.reason = ("refused" if refused else "failed"), reason
+
+    @property
+    def counts(self) -> bool:
+        """Whether the visitor has used the question up: something was written, or it is not given back."""
+        return bool(self.new_tokens) or self.reason not in _GIVEN_BACK
 
     def tokens(self, request: Request, tokens_per_picture: int) -> int:
-        """Tokens that were read and written. Those of the prompt are an estimate where the visitor left before the end,
-        and where another server does not tell them."""
+        """Tokens that were read and written: none before the prompt is read. Those of the prompt are an estimate where
+        the visitor left before the end, and where another server does not tell them."""
         if self.stats is not None and self.stats.prompt_tokens:
             return self.stats.prompt_tokens - self.stats.reused_tokens + self.stats.new_tokens
-        waited = self.stats is not None and self._stage in ("queue", "load", "prepare", "picture")
-        if self.outcome == "refused" or waited:
+        if self.outcome == "refused" or self._stage in ("queue", "load", "prepare", "picture"):
             return 0
         return about_tokens(request, tokens_per_picture) + self.new_tokens
 

@@ -75,7 +75,8 @@ class Request:
     Schema as text, only what fits is sampled, so that an answer that ends with "stop" is JSON of that form; the prompt
     is unchanged. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together. With `check_pictures`
     and `confidence`, the answer is read once more without its pictures, in one pass over the words, and its DoneEvent
-    says how much they changed; not with a `json_schema`.
+    says how much they changed; not with a `json_schema`. Whoever asks with `stop_strings` ends the answer at the first
+    of them and cuts it there; another server is told them, and ends by itself.
     """
 
     turns: tuple[Turn, ...]
@@ -92,6 +93,7 @@ class Request:
     continue_text: bool | None = None
     json_schema: str | None = None
     check_pictures: bool = False
+    stop_strings: tuple[str, ...] = ()
 
     def settings(self, default: SamplingSettings) -> SamplingSettings:
         """The answer's sampling settings; the model's `default` fills in what the request leaves open."""

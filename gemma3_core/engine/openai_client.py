@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from gemma3_core.errors import ContextLengthError, Gemma3Error, QueueFullError, ReplicaLostError
+from gemma3_core.errors import ContextLengthError, Gemma3Error, OperatorError, QueueFullError, ReplicaLostError
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ class OpenAIClient:
 
     async def answer(self, body: dict[str, Any]) -> AsyncIterator[Delta]:
         """Yields the answer as it comes. Raises Gemma3Error: QueueFullError for a server that has too much to do or is
-        still loading, ReplicaLostError for one that is gone or fails, ContextLengthError."""
+        still loading, ReplicaLostError for one that is gone or fails, OperatorError for one that wants another key or
+        lacks the model, ContextLengthError."""
         try:
             async for delta in self._answer(body):
                 yield delta
@@ -149,9 +150,9 @@ def _error_of(status: int, body: bytes) -> Gemma3Error:
     if status in _REFUSALS or (status == 500 and "not supported" in said):
         return _RefusedError(f"The server that answers refuses this question{': ' + said if said else ''}. Change it.")
     if status in (401, 403):
-        return Gemma3Error("The server that answers wants another key. Its operator can give one with --openai-key.")
+        return OperatorError("The server that answers wants another key. Its operator can give one with --openai-key.")
     if status == 404:
-        return Gemma3Error("The server that answers does not have this model. Its operator can name one that it has.")
+        return OperatorError("The server that answers does not have this model. Its operator can name one that it has.")
     if status == 503 and "loading" in said.lower():
         return StillLoadingError(LOADING)
     if status in (429, 503):

@@ -5,8 +5,6 @@ tokens again with it; else it says why there is nothing to see.
 """
 
 import asyncio
-import base64
-import io
 import logging
 import math
 import queue
@@ -43,12 +41,13 @@ from gemma3_core.engine.fair_queue import FairQueue
 from gemma3_core.engine.openai_client import Delta, OpenAIClient, StillLoadingError, TokenTold
 from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import PictureReader
-from gemma3_core.engine.prompts import check_size, load_picture, numbered, ordinal, read_headers
+from gemma3_core.engine.prompts import check_size, ordinal
+from gemma3_core.engine.sent_pictures import SentPictures
 from gemma3_core.errors import AttentionError, CheckpointError, PromptError, UnsupportedOptionError
 from gemma3_core.generation.grammar import check_schema
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.crops import Crops
-from gemma3_core.images.load import ImageSource, PictureHeader
+from gemma3_core.images.load import ImageSource
 from gemma3_core.images.processor import Gemma3ImageProcessor, ImageProcessor
 from gemma3_core.inspection.confidence import Alternative, TokenChoice
 from gemma3_core.inspection.mask_view import MaskView
@@ -65,8 +64,6 @@ _APART, _APART_PER_PICTURE = 2, 2
 """Tokens by which two ways of writing one prompt differ: the line breaks around a picture, a beginning told or not."""
 _LOADS_WITHIN_S, _LOOKS_AGAIN_S = 600.0, 1.0
 """How long a server may load its model before the page starts."""
-_MOST_PNG_PIXELS = 4_000_000
-"""Larger pictures are sent as JPEG."""
 ELSEWHERE = "another server"
 NOTE = "Another server answered. What stands here comes from reading its tokens again with {}, on this machine."
 OTHER_PROMPT = (
@@ -107,6 +104,7 @@ class OutsideEngine(Engine):
         if self._local is not None:
             self._images, self._tokenizer = self._local._processor.image_processor, self._local._processor.tokenizer
         self.queue, self._pictures = FairQueue(max_running=at_once), PictureReader()
+        self._sent = SentPictures(self._pictures)
         self.info = self._info(offered)
 
     @classmethod
@@ -170,8 +168,15 @@ class OutsideEngine(Engine):
                     yield _Writing(self, request, began, began).done("cancelled")
                     return
                 place = self.queue.wait(ticket, place, _TICK_S)
-            yield from self._answered(request, stop, _Writing(self, request, began, time.monotonic()))
+            writing = _Writing(self, request, began, time.monotonic())
+            pictures = [picture for turn in request.turns for picture in turn.pictures]
+            urls = yield from self._sent.write(ticket, pictures, stop)
+            if stop.is_set():
+                yield writing.done("cancelled")
+                return
+            yield from self._answered(self._body(request, urls), stop, writing)
         finally:
+            self._sent.release(ticket)
             self.queue.leave(ticket)
 
     def astream(self, request: Request, stop: threading.Event | None = None) -> AsyncGenerator[Event]:
@@ -196,10 +201,7 @@ class OutsideEngine(Engine):
         check_size(request, self.info.context_length)
         return replace(request, max_new_tokens=request.max_new_tokens or MAX_NEW_TOKENS, int4=None)
 
-    def _answered(self, request: Request, stop: threading.Event, writing: "_Writing") -> Iterator[Event]:
-        if request.num_images:
-            yield StageEvent("preparing", "Sending the pictures")
-        body = self._body(request)
+    def _answered(self, body: dict[str, Any], stop: threading.Event, writing: "_Writing") -> Iterator[Event]:
         writing.seed = body["seed"]
         yield StageEvent("reading", "Waiting for the server that answers")
         with _Reading(self._client, body) as pieces:
@@ -222,8 +224,9 @@ class OutsideEngine(Engine):
                     break
         yield writing.done("cancelled")
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        """The question in OpenAI's form. What the visitor left open is left to the server."""
+    def _body(self, request: Request, urls: Sequence[str]) -> dict[str, Any]:
+        """The question in OpenAI's form, with its pictures' data URLs. What the visitor left open is left to the
+        server."""
         given = request.sampling
         own = {} if given is None else {name: getattr(given, name) for name in ("temperature", "top_p", "top_k")}
         if isinstance(given, SamplingSettings):  # known to vLLM, SGLang and llama.cpp, and sent only where they act
@@ -232,35 +235,21 @@ class OutsideEngine(Engine):
         seed = None if given is None else given.seed
         body = {
             "model": self._model_id,
-            "messages": self._messages(request),
+            "messages": _messages(request, urls),
             "stream": True,
             "stream_options": {"include_usage": True},
             "max_tokens": request.max_new_tokens,
             "seed": secrets.randbits(_SEED_BITS) if seed is None else seed,
             **{name: value for name, value in own.items() if value is not None},
         }
+        if request.stop_strings:
+            body["stop"] = [*request.stop_strings]
         if request.confidence or self._tokenizer is not None:
             body |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
         if request.json_schema is not None:
             schema = {"name": "answer", "strict": True, "schema": check_schema(request.json_schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
-
-    def _messages(self, request: Request) -> list[dict[str, Any]]:
-        headers = enumerate(read_headers([picture for turn in request.turns for picture in turn.pictures]))
-        system = [{"role": "system", "content": request.system_prompt}] if request.system_prompt else []
-        return [*system, *(self._message(turn, headers, request.num_images) for turn in request.turns)]
-
-    def _message(self, turn: Turn, headers: Iterator[tuple[int, PictureHeader]], count: int) -> dict[str, Any]:
-        if not turn.pictures:
-            return {"role": turn.role, "content": turn.text}
-        parts: list[dict[str, Any]] = []
-        own = islice(headers, len(turn.pictures))
-        for caption, (number, header) in zip(turn.captions or [""] * len(turn.pictures), own, strict=True):
-            parts += [{"type": "text", "text": caption}] if caption else []
-            with numbered(number, count):
-                parts.append({"type": "image_url", "image_url": {"url": _data_url(header)}})
-        return {"role": turn.role, "content": [*parts, {"type": "text", "text": turn.text}]}
 
     def preview(
         self, pictures: Sequence[ImageSource], pan_and_scan: bool, crops: Sequence[Crops] = ()
@@ -412,6 +401,7 @@ class _Reading:
         self._pieces: queue.SimpleQueue[Delta | BaseException | None] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
+        self._has_left = False
         self._thread = threading.Thread(target=self._work, name="outside", daemon=True)
 
     def __enter__(self) -> queue.SimpleQueue[Delta | BaseException | None]:
@@ -420,14 +410,21 @@ class _Reading:
 
     def __exit__(self, *_: object) -> None:
         with suppress(RuntimeError):  # it has ended already
-            self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+            self._loop.call_soon_threadsafe(self._leave)
         self._thread.join()
+
+    def _leave(self) -> None:
+        self._has_left = True
+        if self._task is not None:
+            self._task.cancel()
 
     def _work(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._run())
 
     async def _run(self) -> None:
+        if self._has_left:  # before there was a task to cancel
+            return
         self._task = asyncio.ensure_future(self._read())
         with suppress(asyncio.CancelledError):
             await self._task
@@ -440,6 +437,23 @@ class _Reading:
             self._pieces.put(None)
         except Exception as error:  # noqa: BLE001  raised again where the answer is read
             self._pieces.put(error)
+
+
+def _messages(request: Request, urls: Sequence[str]) -> list[dict[str, Any]]:
+    coming = iter(urls)
+    system = [{"role": "system", "content": request.system_prompt}] if request.system_prompt else []
+    return [*system, *({"role": turn.role, "content": _content(turn, coming)} for turn in request.turns)]
+
+
+def _content(turn: Turn, urls: Iterator[str]) -> str | list[dict[str, Any]]:
+    if not turn.pictures:
+        return turn.text
+    parts: list[dict[str, Any]] = []
+    own = islice(urls, len(turn.pictures))
+    for caption, url in zip(turn.captions or [""] * len(turn.pictures), own, strict=True):
+        parts += [{"type": "text", "text": caption}] if caption else []
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return [*parts, {"type": "text", "text": turn.text}]
 
 
 def _same(one: str, other: str) -> bool:
@@ -515,14 +529,6 @@ def _as_if_by(local: Engine, answered: Answered) -> Answered:
         prompt_tokens=len(local.inspect(request).tokens),  # the server may have counted otherwise, or not at all
     )
     return Answered(request, replace(done, stats=stats))
-
-
-def _data_url(header: PictureHeader) -> str:
-    """The picture as the model would see it, without what its file says about place and time."""
-    picture, written = load_picture(header), io.BytesIO()
-    is_large = picture.width * picture.height > _MOST_PNG_PIXELS
-    picture.save(written, **({"format": "JPEG", "quality": 95} if is_large else {"format": "PNG"}))
-    return f"data:image/{'jpeg' if is_large else 'png'};base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def _shown(data: bytes) -> str:

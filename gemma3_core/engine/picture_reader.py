@@ -103,10 +103,12 @@ class HeldTiles:
         self._held: dict[Hashable, int] = {}
 
     def hold(self, owner: Hashable, num_bytes: int, seconds: float) -> bool:
-        """Waits up to `seconds` for room for an owner's tiles; True if there is. A single owner always has room."""
+        """Waits up to `seconds` for room for an owner's tiles, in place of what it held; True if there is. A single
+        owner always has room."""
 
         def fits() -> bool:
-            return not num_bytes or not self._held or sum(self._held.values()) + num_bytes <= self._max_bytes
+            others = sum(held for other, held in self._held.items() if other != owner)
+            return not num_bytes or not others or others + num_bytes <= self._max_bytes
 
         with self._changed:
             if not self._changed.wait_for(fits, seconds):

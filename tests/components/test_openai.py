@@ -27,6 +27,7 @@ from gemma3_core.engine import (
     Engine,
     Gemma3Error,
     NonFiniteError,
+    OperatorError,
     OutOfMemoryError,
     QueueFullError,
     Request,
@@ -516,6 +517,7 @@ def test_a_long_name_of_an_option_does_not_come_back(url):
         (OutOfMemoryError("Full. Wait."), 503),
         (PromptError("Wrong. Mend it."), 400),
         (NonFiniteError("NaN. Load it again."), 500),
+        (OperatorError("Another key. Give it."), 502),
         (RuntimeError("/a/path"), 500),
     ],
 )

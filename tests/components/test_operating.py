@@ -32,6 +32,7 @@ from warm import Program
 from window import DEMO, STATS, choice, exchange_of
 
 from components.inside.handlers import InsideHandlers, Selected
+from components.openai.told import pieces
 from components.page import build_page
 from components.serving.callers import Caller, Callers
 from components.serving.desk import DRAINING, FrontDesk, NotNowError, Operation
@@ -45,13 +46,17 @@ from components.watch.record import Account
 from components.watch.spans import Spans
 from gemma3_core.engine import (
     Answered,
+    CheckpointError,
     ContextLengthError,
     DoneEvent,
     Engine,
     Gemma3Error,
     ModelRegistry,
+    NonFiniteError,
+    OperatorError,
     OutOfMemoryError,
     QueueFullError,
+    ReplicaLostError,
     Request,
     StageEvent,
     TokenChoices,
@@ -520,6 +525,10 @@ class Failing(ScriptedEngine):
         (Gemma3Error("No."), "refused", "invalid"),
         (OutOfMemoryError("No room."), "failed", "out_of_memory"),
         (ValueError("a secret"), "failed", "unexpected"),
+        (ReplicaLostError("Gone."), "failed", "lost"),
+        (NonFiniteError("NaN."), "failed", "not_finite"),
+        (CheckpointError("No file."), "failed", "checkpoint"),
+        (OperatorError("Another key."), "failed", "operator"),
     ],
 )
 def test_what_went_wrong_is_a_word(error, outcome, reason):
@@ -529,10 +538,59 @@ def test_what_went_wrong_is_a_word(error, outcome, reason):
     with pytest.raises(type(error)):
         answered(desk, question())
     assert [(record.outcome, record.reason) for record in records] == [(outcome, reason)]
-    # The next one may be asked only where the queue was full.
-    with pytest.raises(type(error) if reason == "queue_full" else NotNowError):
+    # The next one may be asked only where the visitor could not help it.
+    given_back = reason in ("queue_full", "lost", "not_finite", "checkpoint", "operator")
+    with pytest.raises(type(error) if given_back else NotNowError):
         answered(desk, question())
     assert desk.running == 0
+
+
+def test_a_question_that_is_lost_after_its_first_word_is_used_up():
+    class Lost(ScriptedEngine):
+        def stream(self, *_):
+            yield TokenEvent("There ")
+            raise ReplicaLostError("Gone.")
+
+    desk = FrontDesk(ModelRegistry(Lost(DEMO)), Operation(ledger=MemoryLedger([Allowance("questions", 1, HOUR_S)])))
+    with pytest.raises(ReplicaLostError):
+        answered(desk, question())
+    with pytest.raises(NotNowError):
+        answered(desk, question())
+
+
+@pytest.mark.parametrize(("stages", "tokens"), [((), 0), (("queued",), 0), (("queued", "encoding"), 135)])
+def test_whoever_leaves_before_the_prompt_is_read_has_used_no_tokens(stages, tokens, monkeypatch):
+    engine, desk = scripted(allowances=[Allowance("tokens", 1000, DAY_S)])
+    engine.let_through(*stages)
+    last = ("queued", "encoding", "reading")[len(stages)]
+    ends = []
+    monkeypatch.setattr(desk._ledger, "end", lambda _number, tokens, _counts: ends.append(tokens))
+
+    async def leave():
+        async with aclosing(desk.astream(Caller("page", "192.0.2.1"), None, question("new.png"))) as events:
+            async for event in events:
+                if isinstance(event, StageEvent) and event.stage == last:
+                    return
+
+    asyncio.run(leave())
+    assert ends == [tokens]
+
+
+@pytest.mark.parametrize(("stop_string", "outcome"), [("here", "stop"), ("hearts", "cancelled")])
+def test_an_answer_that_ends_at_its_stop_string_was_not_cancelled(stop_string, outcome):
+    records, stop = [], threading.Event()
+    engine, desk = scripted(records.append)
+    engine.let_through("queued", "encoding", "reading")
+    asked = replace(question(), stop_strings=(stop_string,))
+
+    async def read():
+        async with aclosing(desk.astream(Caller("v1", "192.0.2.1"), None, asked, stop)) as events:
+            async for piece in pieces(events, asked.stop_strings, stop):
+                if piece.text.strip() == "There":  # as a program might
+                    stop.set()
+
+    asyncio.run(read())
+    assert [record.outcome for record in records] == [outcome]
 
 
 def test_a_visitor_who_leaves_has_used_what_was_written():

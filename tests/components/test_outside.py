@@ -1,22 +1,27 @@
 """Another server behind the same door: our own `/v1/` as that server, and one that fails in odd ways."""
 
 import asyncio
+import io
 import json
 import threading
 import time
+from contextlib import aclosing
 from dataclasses import replace
 
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from PIL import Image
 from places import EXAMPLES
-from running_app import free_port, launch, require_demo_model
+from running_app import free_port, launch, require_demo_model, served
 
 from components.chat.conversation import Exchange
 from components.chat.panel import badge
 from components.inside.code_view import Address, scripts
 from components.inside.handlers import _inputs
 from components.page import build_page
+from components.serving.callers import Caller
+from components.serving.desk import FrontDesk, Operation
 from gemma3_core.engine import (
     Answered,
     DoneEvent,
@@ -31,6 +36,7 @@ from gemma3_core.engine import (
     StageEvent,
     TokenEvent,
     Turn,
+    sent_pictures,
     usage_of,
 )
 from gemma3_core.engine import outside as outsides
@@ -42,11 +48,13 @@ from gemma3_core.errors import (
     CheckpointError,
     ContextLengthError,
     ImageError,
+    OperatorError,
     PromptError,
     ReplicaLostError,
     SchemaError,
     UnsupportedOptionError,
 )
+from gemma3_core.images.load import read_header
 
 HEARTS = EXAMPLES / "hearts.png"
 QUESTION = "How many hearts are there?"
@@ -123,9 +131,9 @@ def test_what_it_holds_is_told_like_that_of_other_engines(outside, url):
 
 def test_each_way_of_sampling_is_sent_and_a_broken_picture_has_its_number(outside):
     sampling = SamplingSettings(temperature=1.0, min_p=0.1, repetition_penalty=1.2)
-    body = outside._body(replace(ASKED, sampling=sampling))
+    body = outside._body(replace(ASKED, sampling=sampling), ["data:"])
     assert (body["min_p"], body["repetition_penalty"], body["top_k"]) == (0.1, 1.2, 64)
-    assert not {"min_p", "repetition_penalty"} & outside._body(ASKED).keys()
+    assert not {"min_p", "repetition_penalty"} & outside._body(ASKED, ["data:"]).keys()
     before = (ASKED.turns[0], Turn("assistant", "Three."))
     with pytest.raises(ImageError, match="The 2nd picture"):
         list(outside.stream(replace(ASKED, turns=(*before, Turn("user", "And here?", (HEARTS.read_bytes()[:400],))))))
@@ -152,6 +160,34 @@ def test_the_page_asks_the_server(outside):
         assert stats["device"] == "another server"
     finally:
         page.close(verbose=False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_reach_the_server_which_then_tells_its_prompt(outside, stream):
+    with served(ModelRegistry(outside)) as address:
+        body = {"model": outside.info.name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+        body |= {"stream": stream, "stream_options": {"include_usage": True}}
+        whole = told_of(httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60))
+        word = whole[0].split()[1]
+        cut, usage = told_of(httpx.post(f"{address}/v1/chat/completions", json={**body, "stop": word}, timeout=60))
+    assert cut == whole[0].partition(word)[0]
+    assert usage["prompt_tokens"] == whole[1]["prompt_tokens"] > 0
+
+
+def told_of(reply):
+    """The text and the usage of an answer in OpenAI's form, streamed or not."""
+    if "event-stream" not in reply.headers["content-type"]:
+        return reply.json()["choices"][0]["message"]["content"], reply.json()["usage"]
+    lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: {")]
+    *chunks, last = [json.loads(line) for line in lines]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks), last["usage"]
+
+
+def test_another_server_is_told_stop_strings_only_where_there_are_some():
+    engine, server = odd(chunk("a"), DONE)
+    for stops in ((), ("x", "y")):
+        events_of(engine, replace(TEXT, stop_strings=stops))
+    assert [asked.get("stop") for asked in server.asked] == [None, ["x", "y"]]
 
 
 @pytest.mark.parametrize("local", [False, True])
@@ -321,8 +357,9 @@ def test_a_server_that_fails_in_odd_ways_costs_one_sentence(parts, said):
         ),
         (422, {"detail": "no pictures"}, Gemma3Error, "refuses this question: no pictures."),
         (413, "<html>", Gemma3Error, "refuses this question. Change it."),
-        (401, {}, Gemma3Error, "wants another key"),
-        (404, {}, Gemma3Error, "does not have this model"),
+        (401, {}, OperatorError, "wants another key"),
+        (403, {}, OperatorError, "wants another key"),
+        (404, {}, OperatorError, "does not have this model"),
         (429, {}, QueueFullError, "too much to do"),
         (503, LOADING_BY_LLAMA, QueueFullError, "is loading its model"),
         (500, {"error": {"message": "image input is not supported - hint: …"}}, Gemma3Error, "image input is not"),
@@ -344,6 +381,33 @@ def test_what_the_server_refuses_is_said_plainly(status, body, kind, said):
         events_of(engine, TEXT)
     assert said in str(error.value)
     assert "secret" not in str(error.value)
+
+
+def test_pictures_are_decoded_within_the_bounds_of_all_and_let_go_after_the_answer(monkeypatch):
+    engine, server = odd(chunk("a"), DONE)
+    jobs, submit = [], engine._pictures.submit
+    monkeypatch.setattr(engine._pictures, "submit", lambda work, size: jobs.append(size) or submit(work, size))
+    photo = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(photo, "JPEG")
+    asked = replace(TEXT, turns=(Turn("user", "Which?", (str(HEARTS), photo.getvalue(), str(HEARTS))),))
+    assert events_of(engine, asked)[1].text == "a"
+    assert jobs == [read_header(picture).decoding_bytes for picture in asked.turns[0].pictures[:2]]
+    *parts, question = server.asked[0]["messages"][0]["content"]
+    addresses = [part["image_url"]["url"] for part in parts]
+    assert [one.partition(";")[0] for one in addresses] == ["data:image/png", "data:image/jpeg", "data:image/png"]
+    assert question == {"type": "text", "text": "Which?"}
+    assert not engine._sent._held._held
+
+
+def test_stop_ends_a_question_whose_pictures_wait_for_room():
+    engine, server = odd(chunk("a"), DONE)
+    engine._sent._held.hold("another question", sent_pictures.MAX_IN_FLIGHT_BYTES, 0)
+    stop = threading.Event()
+    events = engine.stream(replace(ASKED, confidence=False), stop)
+    assert next(events).text == "Waiting until there is room for these pictures"
+    stop.set()
+    *_, done = events
+    assert (done.stats.stop_reason, server.asked) == ("cancelled", [])
 
 
 def test_a_server_without_log_probabilities_is_asked_without_them():
@@ -432,3 +496,38 @@ def test_closing_the_iterator_ends_the_request():
         pass
     events.close()
     assert server.closed.wait(5)
+
+
+def test_a_visitor_who_leaves_ends_an_answer_of_a_server_that_has_fallen_silent():
+    engine, server = odd(chunk("a"), 60.0)
+    desk = FrontDesk(ModelRegistry(engine), Operation())
+
+    async def leave():
+        async with aclosing(desk.astream(Caller("v1", "192.0.2.1"), None, TEXT)) as events:
+            async for event in events:
+                if isinstance(event, TokenEvent):
+                    return
+
+    asyncio.run(leave())
+    assert server.closed.wait(5)
+    assert engine.queue.wait_until_empty(5)
+
+
+def test_leaving_before_the_reading_has_begun_ends_it_too(monkeypatch):
+    engine, server = odd(60.0)
+    work, may_begin = outsides._Reading._work, threading.Event()
+
+    def late(reading):
+        may_begin.wait(5)
+        work(reading)
+
+    monkeypatch.setattr(outsides._Reading, "_work", late)
+    events = engine.stream(TEXT)
+    while next(events).text != "Waiting for the server that answers":
+        pass
+    next(events)
+    threading.Timer(0.2, may_begin.set).start()
+    began = time.monotonic()
+    events.close()
+    assert time.monotonic() - began < 5
+    assert server.asked == []

@@ -3,14 +3,19 @@
 import asyncio
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install -r requirements/ray.txt)")
 
-from gemma3_core.engine import DoneEvent, Request, StageEvent, TokenEvent, Turn
+from window import DEMO
+
+from components.serving.callers import Caller
+from components.serving.desk import FrontDesk, Operation
+from gemma3_core.engine import DoneEvent, ModelRegistry, Request, StageEvent, TokenEvent, Turn
 from gemma3_core.replicas import fleet as fleets
 from gemma3_core.replicas.fleet import Call, Fleet, Gone
 from gemma3_core.replicas.remote import RemoteEngine
@@ -145,6 +150,27 @@ def test_stop_ends_an_answer_whose_replica_hangs(monkeypatch):
         assert isinstance(event, DoneEvent)
         assert (event.text, event.stats.stop_reason) == ("So far", "cancelled")
         assert fleet.queue.wait_until_empty(1)
+
+
+def test_a_visitor_who_leaves_ends_an_answer_whose_replica_hangs(monkeypatch):
+    from gemma3_core.replicas import remote
+
+    async def hangs():
+        yield [StageEvent("reading", "Reading"), TokenEvent("So far")]
+        await asyncio.sleep(600)
+
+    async def leave():
+        async with aclosing(desk.astream(Caller("ask", "192.0.2.1"), None, Request((Turn("user", "what"),)))) as events:
+            async for event in events:
+                if isinstance(event, TokenEvent):
+                    return
+
+    monkeypatch.setattr(remote, "_STOPS_WITHIN_S", 0.3)
+    with calls(monkeypatch, hangs) as fleet:
+        engine = RemoteEngine(fleet, replace(DEMO, name="model"))
+        desk = FrontDesk(ModelRegistry(engine), Operation())
+        asyncio.run(leave())
+        assert fleet.queue.wait_until_empty(5)
 
 
 def test_the_queue_grows_with_the_replicas_and_stays_while_the_head_node_is_away(monkeypatch):
