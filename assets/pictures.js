@@ -122,6 +122,13 @@
       next();
     }
   }
+  // The event itself failed, as where something before the server refuses it.
+  ask.notArrived = () => {
+    busy = false;
+    refused = ask.address = null;
+    say("The server did not answer. Try again.");
+    setTimeout(next, 3000);
+  };
   ask.arrive = (message, arrived) => {
     busy = false;
     const files = JSON.parse(arrived || "[]").map((file) => ({ ...file, url: ask.fileAt(file.path) }));
