@@ -30,6 +30,7 @@
     if (!files.length || files.every(isPlain)) return;
     event.preventDefault();
     event.stopImmediatePropagation();
+    if (event.type === "change") event.target.value = ""; // so that the same file can be chosen again
     take(files);
   }
   document.addEventListener("change", (event) => {

@@ -95,6 +95,7 @@
     // Some event has ended. While the composer shows Stop, the answer is still being written.
     answered() {
       if (!isAnswering()) kept.set("sent", null);
+      kept.set("text", document.querySelector("#composer textarea")?.value ?? ""); // a question may have come back
       document.querySelector("#give")?.click();
     },
     // An event failed, as where the server or what stands before it refuses. Its question returns to the composer, in

@@ -304,9 +304,8 @@ def test_a_conversation_that_another_window_deleted_is_said_to_be_gone(page):
         }"""
     )
     forgotten(page)
-    note = page.locator("#conversations .note")
-    page.wait_for_function("document.querySelector('#conversations .note').textContent")
-    assert note.text_content() == "This conversation is no longer in this browser: it was deleted in another window."
+    said = "This conversation is no longer in this browser: it was deleted in another window."
+    page.locator("#conversations .note", has_text=said).wait_for(state="attached")
     assert page.evaluate("ask.kept.get('conversation')") is None
     page.wait_for_timeout(300)
     assert page.locator("#changing p").count() == 0

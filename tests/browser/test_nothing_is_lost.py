@@ -239,6 +239,9 @@ def test_the_second_of_two_clicks_does_nothing(page):
     composer_becomes(page, "And the stars?")
     page.wait_for_timeout(500)
     assert page.locator("#chat .figures").count() == 1
+    page.reload()
+    answered(page)
+    composer_becomes(page, "And the stars?")
     page.locator("#clear").evaluate("(clear) => { clear.click(); clear.click(); }")
     page.locator("#chat .placeholder-content").wait_for()
     page.wait_for_timeout(500)
