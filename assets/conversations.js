@@ -3,6 +3,7 @@
   const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3;
   const DOCUMENT = "conversation.json";
   const FOREIGN = "This is no saved conversation: save one with “Save the conversation” in the Share menu.";
+  const GONE = "This conversation is no longer in this browser: it was deleted in another window.";
   const OFF = "This browser keeps no conversations for this page: its storage is switched off or full.";
   const { kept } = ask;
   if (ask.embedded) return;
@@ -35,9 +36,27 @@
   });
   const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
 
-  const picturesOf = (conversation) => new Set(Object.values(conversation.exchanges).flatMap(
-    (exchange) => exchange.pictures.filter(({ path }) => path).map(({ path }) => digestOf(path)),
-  ));
+  // After a closer look, an exchange holds the one before it, which names pictures as well.
+  const picturesIn = (exchanges) => exchanges
+    .flatMap((exchange) => (exchange.first ? [exchange, exchange.first] : [exchange]))
+    .flatMap(({ pictures }) => pictures);
+  const picturesOf = (conversation) => new Set(
+    picturesIn(Object.values(conversation.exchanges)).filter(({ path }) => path).map(({ path }) => digestOf(path)),
+  );
+
+  // For each conversation of this tab, by the id that the server has of it: the entry that keeps it, and the keys that
+  // this tab last read or wrote there.
+  const seen = (id) => (kept.get("seen") ?? {})[id];
+  const see = (id, entry) => kept.set("seen", { ...kept.get("seen"), [id]: { id: entry.id, keys: entry.keys } });
+
+  // The entry that may be replaced by a conversation with these keys. What another window has added to it must not be
+  // lost: then there is none, and the conversation goes on as one of its own.
+  function replaceable(conversations, id, keys) {
+    const last = seen(id), entry = conversations.find((one) => one.id === (last?.id ?? id));
+    if (entry && last && entry.keys.join() === last.keys.join()) return entry;
+    const goesOn = (one) => one.keys.every((key, number) => key === keys[number]);
+    return entry && goesOn(entry) ? entry : conversations.find(goesOn);
+  }
 
   // Deletes pictures that no conversation shows, and the oldest conversations beyond MOST_BYTES, or one more if `full`.
   async function trim(full = false, unusedMs = full ? 0 : UNUSED_MS) {
@@ -60,24 +79,22 @@
   }
 
   async function save(given) {
-    const { version, keys, new: fresh } = JSON.parse(given);
-    if (!keys.length) return;
+    const { version, id, keys, new: fresh } = JSON.parse(given);
+    if (!keys.length) return kept.set("conversation", null);
     const conversations = await all(), known = Object.assign({}, ...conversations.map((one) => one.exchanges));
-    // The entry of this conversation: it may have begun in another window, or have been put aside by New chat.
-    const before = conversations.find((one) => one.keys[0] === keys[0])
-      ?? conversations.find((one) => one.id === kept.get("conversation"));
+    const before = replaceable(conversations, id, keys), free = !conversations.some((one) => one.id === id);
     const exchanges = Object.fromEntries(keys.map((key) => [key, fresh[key] ?? known[key]]));
     if (Object.values(exchanges).includes(undefined)) return; // deleted meanwhile; the next answer keeps it all
     const same = before && before.keys.join() === keys.join();
     const title = before?.renamed ? before.title : exchanges[keys[0]].question.slice(0, LONGEST_TITLE);
     const conversation = {
-      id: before?.id ?? newId(), changed: same ? before.changed : Date.now(), renamed: before?.renamed ?? false,
+      id: before?.id ?? (free && id ? id : newId()), changed: same ? before.changed : Date.now(), renamed: before?.renamed ?? false,
       title, version, keys, exchanges,
     };
     kept.set("conversation", conversation.id);
-    for (const exchange of Object.values(fresh))
-      for (const { path } of exchange.pictures) if (path) await keepPicture(path);
+    for (const { path } of picturesIn(Object.values(fresh))) if (path) await keepPicture(path);
     if (!same) await within("readwrite", (store) => store.put(conversation));
+    see(id, conversation);
   }
 
   // Whatever goes wrong here concerns the keeping alone; the conversation on the page goes on.
@@ -169,7 +186,7 @@
   // A conversation as files: the document, the same as Markdown, and its pictures by their SHA-256.
   async function saveZip(one) {
     const exchanges = one.keys.map((key) => structuredClone(one.exchanges[key])), files = new Map();
-    for (const picture of exchanges.flatMap(({ pictures }) => pictures)) {
+    for (const picture of picturesIn(exchanges)) {
       if (!picture.path) continue;
       const blob = (await stored(digestOf(picture.path)))?.blob;
       picture.file = fileOf(picture);
@@ -196,7 +213,8 @@
     try {
       files = await ask.zip.read(file, MOST_BYTES);
       saved = JSON.parse(new TextDecoder().decode(files.get(DOCUMENT)));
-      for (const picture of saved.exchanges.flatMap(({ pictures }) => pictures)) {
+      delete saved.id; // that of another browser's entry
+      for (const picture of picturesIn(saved.exchanges)) {
         if (!picture.file) continue;
         const content = files.get(picture.file), digest = picture.file.split("/").at(-1).split(".")[0];
         picture.path = content ? await uploaded(new Blob([content]), picture.name) : "";
@@ -218,14 +236,15 @@
   });
 
   // The id of the kept conversation to open, or the document of a saved one.
-  let chosen = null;
+  let chosen = null, saving = Promise.resolve();
   ask.conversations = {
     draw: () => keeping(draw),
-    save: (given) => keeping(async () => {
+    // One after the other, as they were given: the last one says which conversation is shown.
+    save: (given) => (saving = saving.then(() => keeping(async () => {
       await save(given);
       await trim();
       await draw();
-    }),
+    }))),
     // The keys of the exchanges that need not be sent again: those of the conversation that is shown.
     async known() {
       let one = null;
@@ -236,16 +255,21 @@
       chosen = id;
       document.querySelector("#bring").click();
     },
-    // The chosen conversation's document, with its pictures on the server.
+    // The chosen conversation's document, with its pictures on the server; empty if it can't be read here.
     async document() {
       let text = "";
       await keeping(async () => {
         if (typeof chosen !== "string") return void (text = JSON.stringify(chosen));
-        const { version, keys, exchanges } = (await all()).find(({ id }) => id === chosen);
-        const documents = keys.map((key) => structuredClone(exchanges[key]));
-        for (const picture of documents.flatMap(({ pictures }) => pictures))
+        const entry = (await all()).find(({ id }) => id === chosen);
+        if (!entry) {
+          if (kept.get("conversation") === chosen) kept.set("conversation", null);
+          return note(GONE);
+        }
+        const { version, id, keys, exchanges } = entry, documents = keys.map((key) => structuredClone(exchanges[key]));
+        for (const picture of picturesIn(documents))
           if (picture.path) picture.path = await here(picture.path, picture.name);
-        text = JSON.stringify({ version, exchanges: documents });
+        if (!ask.isAnswering()) see(id, entry); // else the server doesn't open it
+        text = JSON.stringify({ version, id, exchanges: documents });
       });
       return text;
     },

@@ -30,6 +30,7 @@
     if (!files.length || files.every(isPlain)) return;
     event.preventDefault();
     event.stopImmediatePropagation();
+    if (event.type === "change") event.target.value = ""; // so that the same file can be chosen again
     take(files);
   }
   document.addEventListener("change", (event) => {
@@ -122,6 +123,13 @@
       next();
     }
   }
+  // The event itself failed, as where something before the server refuses it.
+  ask.notArrived = () => {
+    busy = false;
+    refused = ask.address = null;
+    say("The server did not answer. Try again.");
+    setTimeout(next, 3000);
+  };
   ask.arrive = (message, arrived) => {
     busy = false;
     const files = JSON.parse(arrived || "[]").map((file) => ({ ...file, url: ask.fileAt(file.path) }));

@@ -26,6 +26,8 @@
     },
   };
 
+  const settingsBefore = kept.get("settings");
+
   const ARMED_MS = 4000;
   let card = null, own = [];
   document.addEventListener("click", (event) => {
@@ -41,6 +43,7 @@
   }
 
   const unchanged = { __type__: "update" };
+  const isAnswering = () => Boolean(document.querySelector("#composer .stop-button"));
   // The composer can be seen and used before page.js has run and before the server has brought back what was left.
   let scriptRan, cameBack, sending = false;
   const stands = Promise.all([
@@ -51,13 +54,17 @@
     kept,
     framed,
     embedded,
+    isAnswering,
     scriptRan,
     stands,
 
     // The settings that an example card brings, until the next new chat.
     useCard(cards, panAndScan, systemPrompt) {
-      const [cut, prompt] = cards[card] ?? [false, ""];
-      own = [cut && !panAndScan ? [panAndScan] : [], prompt ? [systemPrompt ?? ""] : []];
+      const [cut, prompt] = cards[card] ?? [false, ""], [ownCut = [], ownPrompt = []] = own;
+      own = [
+        ownCut.length || !cut || panAndScan ? ownCut : [panAndScan],
+        ownPrompt.length || !prompt ? ownPrompt : [systemPrompt ?? ""],
+      ];
       return [panAndScan || cut, prompt || systemPrompt, prompt ? { __type__: "update", open: true } : unchanged];
     },
     restoreOwnSettings(panAndScan, systemPrompt) {
@@ -79,24 +86,39 @@
       sending = true;
       await stands;
       sending = false;
-      kept.set("sent", message);
+      if (message.text.trim() || message.files.length) kept.set("sent", message);
       kept.set("text", "");
       document.querySelector("#empty").click();
       ask.foldStrip();
       return message;
     },
+    // Some event has ended. While the composer shows Stop, the answer is still being written.
     answered() {
-      kept.set("sent", null);
+      if (!isAnswering()) kept.set("sent", null);
+      kept.set("text", document.querySelector("#composer textarea")?.value ?? ""); // a question may have come back
       document.querySelector("#give")?.click();
     },
-
-    // `offer` says what there is to set: another start of the server may offer other models and switches.
-    keepSettings(offer, ...values) {
-      kept.set("settings", { offer, values });
+    // An event failed, as where the server or what stands before it refuses. Its question returns to the composer, in
+    // the browser, since the server may be out of reach. Updates of the composer and, with `notice`, of the notice.
+    unsent(notice, message) {
+      const sent = kept.get("sent"), files = message?.files ?? [];
+      if (!sent || isAnswering()) return [unchanged, unchanged];
+      kept.set("sent", null);
+      const text = [sent.text, message?.text].filter(Boolean).join("\n\n");
+      kept.set("text", text);
+      const others = files.filter(({ path }) => !sent.files.some((file) => file.path === path));
+      return [{ text, files: [...sent.files, ...others] }, notice];
     },
-    settingsBack(offer, ...values) {
-      const before = kept.get("settings");
-      return before?.offer === offer && before?.values.length === values.length ? before.values : values;
+
+    // `offer` says what there is to set: another start of the server may offer other models and switches. Whether a
+    // model that came since the start, whose name stands at this place, is still offered, only the server knows.
+    keepSettings(offer, place, values) {
+      kept.set("settings", { offer, values, model: values[place] });
+    },
+    settingsBack(offer, place, models, values) {
+      const before = settingsBefore;
+      if (before?.offer !== offer || before.values.length !== values.length) return values;
+      return before.values.map((value, at) => (at === place && !models.includes(value) ? values[at] : value));
     },
     keepFiles(message) {
       const paths = (message?.files ?? []).map((file) => file.path);
@@ -111,6 +133,7 @@
         session: kept.get("session"),
         sent: sent && { ...sent, files: await back(sent.files ?? []) },
         draft: { text, files: await back(files) },
+        model: settingsBefore?.model,
         link: newLink(),
       });
     },

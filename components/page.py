@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components.arguments import read_arguments
-from components.chat.composer import SOURCES, build_composer, build_notice
+from components.chat.composer import SOURCES, build_composer, build_making, build_notice, missing
 from components.chat.conversation import Conversation
 from components.chat.documents import Documents
 from components.chat.handlers import ChatHandlers
@@ -17,7 +17,7 @@ from components.chat.keeping import Keeping
 from components.chat.model_choice import ModelChoiceHandlers
 from components.chat.panel import badge, build_chat
 from components.chat.previews import Previews
-from components.chat.returning import Returning
+from components.chat.returning import NOT_ARRIVED, Returning
 from components.chat.table import MOST_ROWS, TableRows
 from components.endpoint import build_ask_endpoint
 from components.examples import Example, examples_for
@@ -45,7 +45,7 @@ _FILES_JS = "(message) => window.ask.keepFiles(message)"
 # Sending empties the composer at once, so that a letter typed right after it is not lost.
 # While the composer shows Stop, Enter sends nothing and the text stays.
 _SEND_JS = """async (message, ...rest) => {
-  if (document.querySelector("#composer .stop-button")) return [null, ...rest];
+  if (window.ask.isAnswering()) return [null, ...rest];
   return [await window.ask.send(JSON.parse(JSON.stringify(message))), ...rest];
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
@@ -73,6 +73,7 @@ class Panels:
     chat: gr.Chatbot
     composer: gr.MultimodalTextbox
     notice: gr.HTML
+    making: gr.HTML
     image_strip: gr.HTML
     token_count: gr.HTML
     clear: gr.Button
@@ -110,7 +111,7 @@ def build_page(
                 gr.HTML(share_menu(cards), elem_id="share")
                 clear = gr.Button("New chat", elem_id="clear", size="sm", scale=0, min_width=96)
             chat = build_chat(info, cards, models.names)
-            notice = build_notice()
+            notice, making = build_notice(), build_making()
             picker = build_picker()
             composer = build_composer(info, attaches=info.multimodal or len(models.names) > 1 or machine is not None)
             if info.multimodal:
@@ -119,7 +120,7 @@ def build_page(
             image_strip, token_count = build_image_strip(), build_token_count()
         inside = build_inside(info, models.names)
         chat_handlers = ChatHandlers(models, cards, page.uploads.caption, desk.on_page)
-        panels = Panels(conversation, settings, chat, composer, notice, image_strip, token_count, clear)
+        panels = Panels(conversation, settings, chat, composer, notice, making, image_strip, token_count, clear)
         keeping = None if forgetful else Keeping(chat_handlers, page.uploads.__contains__, cards)
         changes = _connect_chat(chat_handlers, keeping, panels)
         owners = None if machine is None else ModelsHandlers(models, machine)
@@ -176,7 +177,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
         retry.click(chat_handlers.retry, [number, state, *values], js=_NUMBER_JS.format("retry"), **common),
         closer.click(chat_handlers.look_closer, [number, looked_at, state, *values], js=_CLOSER_JS, **common),
         go_on.click(chat_handlers.go_on, [state, *values], **common),
-        undo.click(chat_handlers.undo, [composer, state], **common),
+        undo.click(chat_handlers.undo, [number, composer, state], js=_NUMBER_JS.format("undo"), **common),
         edit.click(chat_handlers.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),
         keep.click(chat_handlers.keep, [state], **common),
         restore.click(chat_handlers.restore, [composer, state], **common),
@@ -187,10 +188,31 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
     for change in changes[5:]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
     hand_back: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
-    ended = [change.then(**{**hand_back, "outputs": [composer, state]}) for change in changes]
+    hand_back["outputs"] = [composer, state]
+    ended = [change.then(**hand_back) for change in changes]
     for end in ended:
         end.then(None, js="() => window.ask.answered()", api_visibility="private")
+    _connect_failures(changes, hand_back, panels)
     return ended
+
+
+def _connect_failures(changes: Sequence[Any], hand_back: dict[str, Any], panels: Panels) -> None:
+    """Where an event fails as a whole, because the server, or what stands before it, refuses, Gradio runs no `then`.
+
+    Send comes back, and the question of the first of these `changes` returns to the composer, even if `hand_back` fails
+    as well.
+    """
+    failures = [change.failure(**hand_back) for change in changes]
+    notice = json.dumps(missing(NOT_ARRIVED))
+    unsent: dict[str, Any] = {
+        "fn": None,
+        "inputs": panels.composer,
+        "outputs": [panels.composer, panels.notice],
+        "js": f"(message) => window.ask.unsent({notice}, message)",
+        "api_visibility": "private",
+    }
+    failures[0].then(**unsent)
+    failures[0].failure(**unsent)
 
 
 def _connect_keeping(keeping: Keeping, panels: Panels, common: dict[str, Any]) -> Any:
@@ -203,6 +225,7 @@ def _connect_keeping(keeping: Keeping, panels: Panels, common: dict[str, Any]) -
         document,
         js="async (_, state) => [await window.ask.conversations.known(), state]",
         show_progress="hidden",
+        trigger_mode="always_last",  # a change that comes while another is given is given after it
         queue=False,
         api_visibility="private",
     )
@@ -238,9 +261,12 @@ def _connect_return(
     back.then(None, window, js="(told) => window.ask.opened(told)", **common)
     settings = [one for one in panels.settings.inputs if not isinstance(one, gr.State)]
     offer = json.dumps(json.dumps([*models.names, panels.settings.int4 is not None]))
-    page.load(None, settings, settings, js=f"(...values) => window.ask.settingsBack({offer}, ...values)", **common)
+    model = panels.settings.model
+    place = -1 if model is None else settings.index(model)
+    told = f"{offer}, {place}, {json.dumps(models.names)}"
+    page.load(None, settings, settings, js=f"(...values) => window.ask.settingsBack({told}, values)", **common)
     changes = [one.change for one in settings]  # type: ignore[attr-defined]
-    gr.on(changes, None, settings, js=f"(...values) => window.ask.keepSettings({offer}, ...values)", **common)
+    gr.on(changes, None, settings, js=f"(...values) => window.ask.keepSettings({offer}, {place}, values)", **common)
 
 
 def _connect_fields(form: FieldsForm) -> None:
@@ -335,6 +361,7 @@ def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) ->
     for arrival in came:
         arrival.then(None, [composer, arrived], composer, js="(...values) => ask.arrive(...values)",
                      api_visibility="private")  # fmt: skip
+        arrival.failure(None, js="() => { ask.notArrived(); }", api_visibility="private")
     gr.Button("Close", elem_id="close-picker", visible="hidden").click(
         None, None, picker, js="() => ''", api_visibility="private"
     )
@@ -349,7 +376,8 @@ def _connect_table(rows: TableRows, settings: Settings) -> None:
     given["js"] = "(_, ...rest) => [ask.table.asked(), ...rest]"
     told.change(None, told, js="(told) => { ask.table.hears(told); }", api_visibility="private")
     for event in (begin.click(rows.begin, queue=False, **given), ask.click(rows.row, concurrency_limit=None, **given)):
-        event.then(None, told, js="(told) => { ask.table.hears(told, true); }", api_visibility="private")
+        for ends in (event.then, event.failure):
+            ends(None, told, js="(told) => { ask.table.hears(told, true); }", api_visibility="private")
     stop.click(rows.stop, None, None, queue=False, **common)
 
 
@@ -406,7 +434,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     stops: dict[str, tuple[Any, list[Any]]] = {
         "look-stop": (inside_handlers.stop_looking, looked),
         "hide-stop": (inside_handlers.stop_hiding, [inside.effect]),
-        "card-stop": (inside_handlers.stop_card, [panels.notice]),
+        "card-stop": (inside_handlers.stop_card, [panels.making]),
     }
     for name, (stop, shows) in stops.items():
         gr.Button("Stop", elem_id=name, visible="hidden").click(stop, None, shows, queue=False, **common)
@@ -421,6 +449,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     )
     for change in changes:
         change.then(inside_handlers.follow, [selected, panels.conversation], shown, **waits)
+        change.then(None, None, panels.making, js="() => ''", api_visibility="private")  # a failure is told once
     if panels.settings.model is not None:
         models = [selected, gr.State("model"), inside.other]
         inside.compare_models.click(inside_handlers.compare, models, inside.comparison, **common)
@@ -442,7 +471,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     made = make.click(
         inside_handlers.card,
         [number, panels.conversation],
-        [panels.notice, card],
+        [panels.making, card],
         js=_NUMBER_JS.format("card"),
         **waits,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from components.chat.conversation import Conversation
 from gemma3_core.engine import ModelInfo, Turn
 
 # What pictures.js reads through the server before the composer gets it, as the file dialog filters it.
@@ -46,21 +47,24 @@ def build_notice() -> gr.HTML:
     return gr.HTML(elem_id="changing")
 
 
-def notice(number: int | None) -> str:
-    """HTML of the line for the question that is being edited, counted from 0; empty for None."""
-    if number is None:
+def build_making() -> gr.HTML:
+    """The line beside it about an answer card that is being made, so that neither takes the other's place."""
+    return gr.HTML(elem_id="making")
+
+
+def notice(conversation: Conversation) -> str:
+    """HTML of the line for as long as a question is being edited, or what an action has replaced can be brought
+    back; empty for neither."""
+    if conversation.changing is not None:
+        return (
+            f'<p role="status"><span>Editing question {conversation.changing + 1}. '
+            "Sending it replaces its answer and everything after it.</span> "
+            '<button type="button" data-act="keep">Cancel editing</button></p>'
+        )
+    if conversation.before is None:
         return ""
-    return (
-        f'<p role="status"><span>Editing question {number + 1}. '
-        "Sending it replaces its answer and everything after it.</span> "
-        '<button type="button" data-act="keep">Cancel editing</button></p>'
-    )
-
-
-def brings_back(text: str) -> str:
-    """HTML of the line that says what an action has replaced, with a button that brings it back."""
     button = '<button type="button" data-act="restore">Bring it back</button>'
-    return f'<p role="status"><span>{escape(text)}</span> {button}</p>'
+    return f'<p role="status"><span>{escape(conversation.replaced)}</span> {button}</p>'
 
 
 def missing(text: str) -> str:

@@ -1,5 +1,6 @@
 """What one browser window has asked so far. Stays in the server's memory and is never sent to the browser."""
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +47,9 @@ class Conversation:
 
     While an earlier question is edited, `changing` is its index and `aside` is what the composer held before.
     `returned` goes into the composer after the handler that set it. `failure` is why the chat shows no answer.
-    `before` is what the last action replaced, for as long as the visitor can bring it back.
+    `before` is what the last action replaced, for as long as the visitor can bring it back, and `replaced` says so.
+    `id` is that of the conversation's entry in the browser. It says nothing of what was said, and does not count in
+    comparisons.
     """
 
     exchanges: tuple[Exchange, ...] = ()
@@ -55,6 +58,8 @@ class Conversation:
     returned: Turn = NOTHING
     failure: str = ""
     before: "Conversation | None" = None
+    replaced: str = ""
+    id: str = field(default="", compare=False)
 
     def turns(self, question: Turn) -> tuple[Turn, ...]:
         """All turns so far, each with its own pan & scan setting, followed by `question`."""
@@ -71,16 +76,21 @@ class Conversation:
         return [str(picture) for turn in turns for picture in turn.pictures] + earlier
 
     def add(self, exchange: Exchange) -> "Conversation":
-        return Conversation((*self.exchanges, exchange))
+        return Conversation((*self.exchanges, exchange), id=self.id or secrets.token_hex(8))
 
-    def replacing(self, exchanges: tuple[Exchange, ...], draft: Turn = NOTHING) -> "Conversation":
-        """This conversation in place of these exchanges, which can be brought back once, with a draft."""
-        before = Conversation(exchanges, returned=draft)
-        return replace(self, before=None if before == Conversation() else before)
+    def replacing(self, other: "Conversation", replaced: str, draft: Turn = NOTHING) -> "Conversation":
+        """This conversation in place of the other's exchanges, which can be brought back once, with a draft; `replaced`
+        says so."""
+        before = Conversation(other.exchanges, returned=draft, id=other.id)
+        return self if before == Conversation() else replace(self, before=before, replaced=replaced)
 
     def up_to(self, number: int) -> "Conversation":
         """The conversation before the exchange with this index; -1 drops the last exchange."""
-        return Conversation(self.exchanges[:number])
+        return Conversation(self.exchanges[:number], id=self.id)
+
+    def whole(self) -> "Conversation":
+        """All exchanges, and nothing of what waits."""
+        return self.up_to(len(self.exchanges))
 
 
 def question_of(text: str, files: Sequence[str]) -> Turn:

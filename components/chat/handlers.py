@@ -110,6 +110,9 @@ class ChatHandlers:
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
         question = captioned(held(message), self._caption)
+        if window_of(request) in self.running:  # sent before the browser knew
+            yield page_update(conversation=replace(conversation, returned=question))
+            return
         async with aclosing(self._ask(question, conversation, kept, Choices(*values), request)) as updates:
             async for update in updates:
                 yield update
@@ -174,7 +177,7 @@ class ChatHandlers:
         try:
             drawn = await asyncio.to_thread(self._drawn, exchange, region) if region else None
         except Gemma3Error as error:
-            yield page_update(notice=composer.missing(str(error)))
+            yield page_update(notice=composer.missing(str(error)) + composer.notice(conversation))
             return
         question = closer_question(exchange, drawn)
         async with aclosing(
@@ -218,9 +221,14 @@ class ChatHandlers:
         return page_update(self.messages(before), composer.holding(joined(before.returned, held(message))),
                        replace(before, returned=NOTHING), "")  # fmt: skip
 
-    def undo(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
-        """Moves the last question back into the composer, before the text there."""
-        if window_of(request) in self.running or not conversation.exchanges or conversation.changing is not None:
+    def undo(
+        self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
+    ) -> Update:
+        """Moves the last question back into the composer, before the text there. Another `number` than its index is
+        that of a second click, and does nothing."""
+        index = _index(number, conversation)
+        is_last = index is not None and index == len(conversation.exchanges) - 1
+        if window_of(request) in self.running or not is_last or conversation.changing is not None:
             return page_update()
         question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
         return page_update(self.messages(kept), composer.holding(joined(question, held(message))), kept, "")
@@ -234,15 +242,15 @@ class ChatHandlers:
         index = _index(number, conversation)
         if index is None:
             return page_update()
-        changing = Conversation(conversation.exchanges, index, aside=held(message))
+        changing = replace(conversation.whole(), changing=index, aside=held(message))
         question = conversation.exchanges[index].question
-        return page_update(self.messages(changing), composer.holding(question), changing, composer.notice(index))
+        return page_update(self.messages(changing), composer.holding(question), changing, composer.notice(changing))
 
     def keep(self, conversation: Conversation, request: gr.Request) -> Update:
         """Ends editing and restores what the composer held before."""
         if window_of(request) in self.running or conversation.changing is None:
             return page_update()
-        kept = Conversation(conversation.exchanges)
+        kept = conversation.whole()
         return page_update(self.messages(kept), composer.holding(conversation.aside), kept, "")
 
     def hand_back(
@@ -275,11 +283,16 @@ class ChatHandlers:
     async def clear(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Returns the page to its initial state; the conversation and the draft can be brought back."""
         window = window_of(request)
-        await self.running.discard(window)
+        asked = await self.running.discard(window)
         self._models.forget(window)
-        new = Conversation().replacing(conversation.exchanges, joined(conversation.aside, held(message)))
-        notice = "" if new.before is None else composer.brings_back(NEW_CHAT)
-        return page_update([], composer.emptied(), new, notice)
+        draft = joined(asked, joined(conversation.aside, held(message)))
+        if conversation.exchanges or conversation.before is None:
+            new = Conversation().replacing(conversation, NEW_CHAT, draft)
+        else:  # a second click; what the first one replaced can still be brought back
+            before = conversation.before
+            whole = draft if draft == before.returned else joined(before.returned, draft)
+            new = Conversation().replacing(before, NEW_CHAT, whole)
+        return page_update([], composer.emptied(), new, composer.notice(new))
 
     async def _ask(
         self,
@@ -300,12 +313,12 @@ class ChatHandlers:
         from a question sent in between, and a slow browser sees only the latest of several updates.
         """
         window = window_of(asker)
-        if window in self.running:  # sent while an answer is running
-            yield page_update(conversation=replace(conversation, returned=question))
+        if window in self.running:  # a second click
+            yield page_update()
             return
         if not question.text:
             reason = ONLY_PICTURE if question.pictures else NO_QUESTION
-            notice = composer.missing(reason) + composer.notice(conversation.changing)
+            notice = composer.missing(reason) + composer.notice(conversation)
             yield page_update(None, composer.waiting(), replace(conversation, returned=question), notice)
             return
         first = cut.first if cut is not None else first
@@ -317,7 +330,7 @@ class ChatHandlers:
             if cut is not None:
                 so_far, longest, fields = cut.answered.done.token_ids, asked.max_new_tokens, cut.fields
                 asked = replace(cut.answered.request, answer_so_far=so_far, max_new_tokens=longest, visitor=window)
-            with self.running.entry(window) as running:
+            with self.running.entry(window, NOTHING if again else question) as running:
                 yield page_update([*shown, draft.message()], composer.waiting(), notice="")
                 answer = running.events(self._answers(asker, choices.model, asked, running.stop))
                 async with aclosing(_drawn(answer, draft)) as drawings:
@@ -343,13 +356,12 @@ class ChatHandlers:
             choices_told = TokenChoices(draft.choices)
             exchange = Exchange(question, asked.pan_and_scan, complete, choices_told, first, fields)
             answered = replace(kept.add(exchange), returned=conversation.aside)
-            notice = ""
             if cut is None and len(kept.exchanges) < len(conversation.exchanges):
-                answered = answered.replacing(conversation.exchanges)
                 dropped = len(conversation.exchanges) - len(kept.exchanges)
                 stands_beside = first is not None and first is conversation.exchanges[-1]
-                notice = composer.brings_back(BESIDE if stands_beside else REPLACED if dropped == 1 else REPLACED_ALL)
-            yield page_update(self.messages(answered), composer.waiting(), answered, notice)
+                replaced = BESIDE if stands_beside else REPLACED if dropped == 1 else REPLACED_ALL
+                answered = answered.replacing(conversation, replaced)
+            yield page_update(self.messages(answered), composer.waiting(), answered, composer.notice(answered))
 
     def messages(self, conversation: Conversation) -> list[chat.Message]:
         """The conversation, with advice under a last answer that may be wrong, that its picture didn't change, or by
@@ -371,7 +383,7 @@ class ChatHandlers:
         shown = [*self.messages(conversation), *([] if again else chat.asked(question)), said]
         returned = NOTHING if again else question
         conversation = replace(conversation, returned=returned, failure=failure)
-        return page_update(shown, composer.waiting(), conversation, composer.notice(conversation.changing))
+        return page_update(shown, composer.waiting(), conversation, composer.notice(conversation))
 
 
 def _answered_to_the_end(conversation: Conversation, before: Conversation) -> bool:

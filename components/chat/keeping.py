@@ -30,28 +30,34 @@ class Keeping:
         self._examples = {picture.stem: picture for example in examples for picture in example.pictures}
 
     def given(self, known: str, conversation: Conversation) -> str:
-        """The conversation for the browser, as JSON: the `keys` of its exchanges, and the documents of those `new` to
-        it. `known` are the keys that it has, as a JSON list."""
+        """The conversation for the browser, as JSON: the `id` of its entry, the `keys` of its exchanges, and the
+        documents of those `new` to it. `known` are the keys that it has, as a JSON list."""
         documents = [record.document(exchange, self._example_of) for exchange in conversation.exchanges]
         keys = [record.key_of(document) for document in documents]
         has = _strings(known)
         new = {key: document for key, document in zip(keys, documents, strict=True) if key not in has}
-        return json.dumps({"version": record.VERSION, "keys": keys, "new": new})
+        return json.dumps({"version": record.VERSION, "id": conversation.id, "keys": keys, "new": new})
 
     def brought(self, text: str, conversation: Conversation, request: gr.Request) -> Update:
-        """Opens a document in place of this window's conversation; the composer keeps what it holds."""
-        window = window_of(request)
+        """Opens a document in place of this window's conversation; the composer keeps what it holds.
+
+        `text` is empty where the browser could not read it, and has said so.
+        """
+        window, standing = window_of(request), composer.notice(conversation)
+        if not text:
+            return page_update()
         if window in self._chat.running:
-            return page_update(notice=composer.missing(STILL_WRITING))
+            return page_update(notice=composer.missing(STILL_WRITING) + standing)
         try:
             opened = record.read(text, self._picture, window)
         except Gemma3Error as error:
-            return page_update(notice=composer.missing(str(error)))
+            return page_update(notice=composer.missing(str(error)) + standing)
         self._chat.forget(window)
         held = composer.holding(conversation.aside) if conversation.changing is not None else None
         count = opened.missing
         lost = MISSING.format("A picture" if count == 1 else f"{count} pictures")
-        notice = composer.missing(lost) if count else ""
+        # What a page that has just opened says stays: the answer to the last question may not have arrived.
+        notice = composer.missing(lost) if count else "" if standing or conversation.exchanges else None
         return page_update(self._chat.messages(opened.conversation), held, opened.conversation, notice)
 
     def _example_of(self, path: Path) -> str:

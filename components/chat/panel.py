@@ -202,7 +202,7 @@ def _answered(exchange: Exchange, number: int, controls: bool, last: bool, advic
         which = "the last question" if last else f"question {number + 1}"
         buttons.append(_button("retry", "Retry", f"Retry: ask {which} again", number))
     if controls and last:
-        buttons.append(_button("undo", "Undo", "Undo: move the last question back into the composer"))
+        buttons.append(_button("undo", "Undo", "Undo: move the last question back into the composer", number))
     rest = figures_line(stats).removeprefix(f"{stats.model} · ")
     figures = f"<details><summary>{escape(short_line(stats))}</summary><span>{escape(rest)}</span></details>"
     line = f'<div class="figures">{figures}<span class="acts">{"".join(buttons)}</span></div>'

@@ -1,8 +1,8 @@
 """A conversation as a document, in which form a browser keeps it and brings it back.
 
-The document is JSON: `{"version": 1, "exchanges": [...]}`. It names pictures, and does not hold them. What comes back
-may have been written by anybody, so it is read like any other input: sizes and kinds first, and no path that is not one
-of the reader's pictures.
+The document is JSON: `{"version": 1, "id": "...", "exchanges": [...]}`, where `id` is that of the browser's entry, and
+may be missing. It names pictures, and does not hold them. What comes back may have been written by anybody, so it is
+read like any other input: sizes and kinds first, and no path that is not one of the reader's pictures.
 """
 
 import hashlib
@@ -126,6 +126,7 @@ class _Versioned(_Strict):
 
 
 class _Kept(_Strict):
+    id: _Name = ""
     exchanges: Annotated[list[_KeptExchange], Field(max_length=1000)]
 
 
@@ -173,8 +174,12 @@ def _named(exchange: Exchange) -> bool:
 
 def key_of(exchange: dict[str, Any]) -> str:
     """Equal for two exchanges only if their documents are; where their pictures lie does not count."""
-    content = {name: value for name, value in exchange.items() if name != "pictures"}
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(_without_pictures(exchange)).encode()).hexdigest()[:32]
+
+
+def _without_pictures(answer: dict[str, Any]) -> dict[str, Any]:
+    content = {name: value for name, value in answer.items() if name != "pictures"}
+    return {**content, "first": _without_pictures(content["first"])} if "first" in content else content
 
 
 def read(text: str, picture_of: Callable[[KeptPicture], Path | None], visitor: str) -> Opened:
@@ -189,7 +194,7 @@ def read(text: str, picture_of: Callable[[KeptPicture], Path | None], visitor: s
         kept = _Kept.model_validate_json(text)
     except ValidationError:
         raise Gemma3Error(UNREADABLE) from None
-    conversation, missing = Conversation(), 0
+    conversation, missing = Conversation(id=kept.id), 0
     for one in kept.exchanges:
         first = None if one.first is None else _exchange(one.first, conversation, picture_of, visitor)
         exchange = _exchange(one, conversation, picture_of, visitor, first)

@@ -52,7 +52,8 @@ class Returning:
         its next reload, and whether the one before was `found`), and of what a link has `brought`.
 
         `left` is what the browser kept, as JSON (see start.js): the name of the window before, a question that was sent
-        without an answer, what the composer held, and the parameters of a link that this tab has not used yet.
+        without an answer, what the composer held, the model that was chosen, and the parameters of a link that this tab
+        has not used yet.
         """
         window = request.session_hash or ""
         kept = object_of(left)
@@ -69,11 +70,13 @@ class Returning:
         link = object_of(kept.get("link")) if held == NOTHING and not found.exchanges else {}
         if link:
             held = self._asked_by(link)
-        conversation, models = Conversation(found.exchanges), list(self._models(request))
+        conversation, models = found.whole(), list(self._models(request))
         brought = self._settings_of(link, models)
         if self._shown_models not in (None, models):  # some have come since the program started
-            chosen = {} if brought["model"] is None else {"value": brought["model"]}
-            brought["model"] = gr.update(choices=models, **chosen)
+            added = kept.get("model")
+            added = added if added in models and added not in (self._shown_models or ()) else None
+            chosen = brought["model"] or added
+            brought["model"] = gr.update(choices=models, **({} if chosen is None else {"value": chosen}))
         return (
             self._messages(conversation) if conversation.exchanges else gr.skip(),
             gr.skip() if held == NOTHING else composer.holding(held),

@@ -7,15 +7,18 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gemma3_core.engine import Event, TokenEvent
+from components.chat.conversation import NOTHING
+from gemma3_core.engine import Event, TokenEvent, Turn
 
 _REDRAW_S = 0.05
 
 
 class RunningAnswer:
-    """One answer that a window waits for. The engine looks at `stop`; nobody wants to see a `discarded` answer."""
+    """One answer that a window waits for, to a question that nothing else holds yet (or to none). The engine looks at
+    `stop`; nobody wants to see a `discarded` answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, question: Turn = NOTHING) -> None:
+        self.question = question
         self.stop = threading.Event()
         self.discarded = False
         self._has_tokens = False
@@ -66,9 +69,9 @@ class RunningAnswers:
         return window in self._running
 
     @contextmanager
-    def entry(self, window: str) -> Iterator[RunningAnswer]:
+    def entry(self, window: str, question: Turn = NOTHING) -> Iterator[RunningAnswer]:
         """Registers a running answer of the window for the duration of the `with` block."""
-        answer = self._running[window] = RunningAnswer()
+        answer = self._running[window] = RunningAnswer(question)
         try:
             yield answer
         finally:
@@ -80,10 +83,13 @@ class RunningAnswers:
         if answer := self._running.get(window):
             answer.halt()
 
-    async def discard(self, window: str) -> None:
-        """Ends the window's running answer, if any; nothing of it stays."""
-        if answer := self._running.get(window):
-            await answer.discard()
+    async def discard(self, window: str) -> Turn:
+        """Ends the window's running answer, if any; nothing of it stays. Returns its question."""
+        answer = self._running.get(window)
+        if answer is None:
+            return NOTHING
+        await answer.discard()
+        return answer.question
 
 
 class Pace:

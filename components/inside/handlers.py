@@ -168,7 +168,7 @@ class InsideHandlers:
         return CHOOSE_WORD, ""
 
     async def stop_card(self, request: gr.Request) -> str:
-        """Cancels the making of an answer card; updates the notice."""
+        """Cancels the making of an answer card; updates the line about it."""
         self._calls.give_up(window_of(request), _CARD)
         return ""
 
@@ -295,7 +295,7 @@ class InsideHandlers:
     async def card(
         self, number: float | None, conversation: Conversation, request: gr.Request
     ) -> AsyncGenerator[tuple[Any, Any], None]:
-        """Updates of the notice, which says how far it is, and of the answer card, HTML that the browser saves as a
+        """Updates of the line that says how far it is, and of the answer card, HTML that the browser saves as a
         file: for the exchange with this index, or the last one."""
         exchanges, card = conversation.exchanges, ""
         if not exchanges:

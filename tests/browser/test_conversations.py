@@ -133,6 +133,184 @@ def test_a_new_chat_brought_back_and_asked_on_is_one_conversation(page):
     assert len(listed(page, 1)) == 1
 
 
+def in_browser(page, work):
+    """What the entries, oldest first, are after `work`, a function on each of them that may change it."""
+    return page.evaluate(
+        """async (work) => {
+          const within = ask.storage("conversations", { conversations: "id", pictures: "digest" });
+          const all = await within("readonly", (store) => store.getAll());
+          all.sort((one, other) => one.changed - other.changed);
+          for (const one of all) if (eval(work)(one)) await within("readwrite", (store) => store.put(one));
+          return all.map((one) => one.keys.map((key) => one.exchanges[key].question));
+        }""",
+        work,
+    )
+
+
+def entries(page):
+    return in_browser(page, "() => false")
+
+
+def forgotten(page):
+    """The server no longer knows this tab."""
+    page.evaluate("sessionStorage.removeItem('session')")
+    page.reload()
+
+
+HEARTS_ASKED, STAR_ASKED = ["How many hearts are there?"], ["What color is the star?"]
+
+
+def two_conversations(page):
+    for number in range(2):
+        choose(page, number)
+        answered(page)
+        listed(page, number + 1)
+        if number == 0:
+            new_chat(page)
+    assert entries(page) == [HEARTS_ASKED, STAR_ASKED]
+
+
+def test_a_conversation_that_reads_otherwise_than_it_was_kept_takes_no_others_place(page):
+    """As after a release that changed what a document holds, or where a crop was of a picture that is missing now."""
+    two_conversations(page)
+    in_browser(
+        page,
+        """(one) => {
+          if (!one.title.includes("hearts")) return false;
+          one.exchanges = { other: one.exchanges[one.keys[0]] };
+          one.keys = ["other"];
+          return true;
+        }""",
+    )
+    forgotten(page)
+    answered(page)
+    page.locator("#conversations details").evaluate("(details) => { details.open = true; }")
+    page.get_by_role("button", name="Open “How many hearts").click()
+    page.locator("#chat .bot-row", has_text="There are three hearts.").wait_for()
+    page.locator("#conversations [aria-current]").get_by_text("How many hearts").wait_for()
+    send_next(page, "And the stars?", 2)
+    in_time(page, lambda: entries(page) == [STAR_ASKED, [*HEARTS_ASKED, "And the stars?"]])
+
+
+def send_next(page, question, number):
+    page.locator("#composer .submit-button").wait_for()
+    write(page, question)
+    send(page)
+    answered(page, number)
+
+
+def in_time(page, holds):
+    for _ in range(50):
+        if holds():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(entries(page))
+
+
+def test_a_question_after_a_conversation_that_was_not_opened_takes_no_place_of_it(page):
+    choose(page)
+    answered(page)
+    listed(page, 1)
+    in_browser(page, "(one) => Boolean(one.version = 99)")
+    forgotten(page)
+    page.locator("#changing", has_text="newer version").wait_for()
+    choose(page, 1)
+    answered(page)
+    in_time(page, lambda: entries(page) == [HEARTS_ASKED, STAR_ASKED])
+
+
+def test_a_card_chosen_while_the_conversation_comes_back_takes_no_place_of_it(page):
+    page.add_init_script(
+        """const send = window.fetch;
+        let opens;
+        const chosen = new Promise((resolve) => (opens = resolve));
+        window.chosen = opens;
+        window.fetch = async (...request) => {
+          if (request[1]?.method === "HEAD") await chosen;
+          return send(...request);
+        };"""
+    )
+    write(page, "How many hearts are there?", HEARTS)
+    send(page)
+    answered(page)
+    listed(page, 1)
+    forgotten(page)
+    page.locator("#chat .placeholder-content").wait_for()
+    page.locator("#composer .submit-button").wait_for()
+    choose(page, 1)
+    answered(page)
+    in_time(page, lambda: entries(page) == [HEARTS_ASKED, STAR_ASKED])
+    page.evaluate("window.chosen()")
+    page.locator("#chat .bot-row", has_text="three hearts").wait_for()
+    in_time(page, lambda: entries(page) == [HEARTS_ASKED, STAR_ASKED])
+
+
+def test_a_new_chat_stays_new_though_the_conversation_before_it_is_kept_late(page):
+    page.evaluate(
+        """() => {
+          const { save } = ask.conversations;
+          ask.conversations.save = (given) => save(window.given = given);
+        }"""
+    )
+    choose(page)
+    answered(page)
+    listed(page, 1)
+    page.evaluate("() => { document.querySelector('#clear').click(); ask.conversations.save(window.given); }")
+    page.locator("#chat .placeholder-content").wait_for()
+    page.locator("#composer .submit-button").wait_for()
+    page.wait_for_function("sessionStorage.getItem('conversation') === 'null'")
+    forgotten(page)
+    choose(page, 1)
+    answered(page)
+    in_time(page, lambda: entries(page) == [HEARTS_ASKED, STAR_ASKED])
+
+
+def test_of_one_conversation_in_two_windows_no_answer_is_lost(page):
+    choose(page)
+    answered(page)
+    listed(page, 1)
+    other = page.context.new_page()
+    other.goto(page.url)
+    listed(other, 1)
+    other.get_by_role("button", name="Open “How many hearts").click()
+    answered(other)
+    send_next(other, "And the stars?", 2)
+    in_time(page, lambda: entries(page) == [[*HEARTS_ASKED, "And the stars?"]])
+    send_next(page, "And in all?", 2)
+    both = [[*HEARTS_ASKED, "And the stars?"], [*HEARTS_ASKED, "And in all?"]]
+    in_time(page, lambda: entries(page) == both)
+    send_next(page, "Are you sure?", 3)
+    both[1].append("Are you sure?")
+    in_time(page, lambda: entries(page) == both)
+    # An answer that is replaced in its own window is one that nobody wants back.
+    page.get_by_role("button", name="Undo").click()
+    page.locator("#chat .figures").nth(2).wait_for(state="detached")
+    both[1].pop()
+    in_time(page, lambda: entries(page) == both)
+    page.get_by_role("button", name="Retry: ask question 1 again").click()
+    page.locator("#changing", has_text="what came after it are replaced").wait_for()
+    both[1].pop()
+    in_time(page, lambda: entries(page) == both)
+
+
+def test_a_conversation_that_another_window_deleted_is_said_to_be_gone(page):
+    choose(page)
+    answered(page)
+    listed(page, 1)
+    page.evaluate(
+        """async () => {
+          const within = ask.storage("conversations", { conversations: "id", pictures: "digest" });
+          await within("readwrite", (store) => store.delete(ask.kept.get("conversation")));
+        }"""
+    )
+    forgotten(page)
+    said = "This conversation is no longer in this browser: it was deleted in another window."
+    page.locator("#conversations .note", has_text=said).wait_for(state="attached")
+    assert page.evaluate("ask.kept.get('conversation')") is None
+    page.wait_for_timeout(300)
+    assert page.locator("#changing p").count() == 0
+
+
 def test_beyond_its_room_the_oldest_conversation_goes(browser, url):
     """With room for less than one: the constant is replaced in what the server sends."""
     context = browser.new_context()
@@ -262,6 +440,37 @@ def test_a_saved_conversation_is_opened_elsewhere_and_replayed(browser, url, pag
             other.get_by_role("tab", name="Compare").click()
             other.locator("#replay").click()
             other.get_by_text("Both answers are the same, token by token.").wait_for()
+
+
+def test_the_pictures_of_the_answer_before_a_closer_look_travel_with_it(browser, url, page):
+    write(page, "How many hearts are there?", HEARTS)
+    send(page)
+    answered(page)
+    listed(page, 1)
+    in_browser(
+        page,
+        """(one) => {
+          const exchange = one.exchanges[one.keys[0]];
+          return Boolean(exchange.first = structuredClone(exchange));
+        }""",
+    )
+    saved = save(page, "Save the conversation (zip)").read_bytes()
+    with ZipFile(BytesIO(saved)) as files:
+        document = json.loads(files.read("conversation.json"))
+        [picture] = document["exchanges"][0]["first"]["pictures"]
+        assert files.read(picture["file"]) == HEARTS.read_bytes()
+        assert "path" not in picture
+    with opened(browser, url) as other:
+        other.locator("#conversations details").evaluate("(details) => { details.open = true; }")
+        open_saved(other, saved)
+        answered(other)
+        listed(other, 1)
+        other.route("**/file=**", lambda route: route.fulfill(status=404) if route.request.method == "HEAD"
+                    else route.continue_())  # fmt: skip
+        sent = []
+        other.on("request", lambda request: sent.append(request.url) if "/upload?" in request.url else None)
+        other.get_by_role("button", name="Open “How many hearts").click()
+        in_time(other, lambda: len(sent) == 2)
 
 
 def zipped(files, method=ZIP_STORED):

@@ -171,3 +171,18 @@ def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser, 
 def test_where_there_is_one_model_there_is_no_choice(browser, chat_folder):
     with served(ModelRegistry.load(chat_folder, device="cpu")) as address, opened(browser, address) as page:
         assert page.locator("#model").count() == 0
+
+
+def test_a_kept_model_that_is_no_longer_offered_is_not_chosen(page):
+    """As one that was added while the program ran, before it was started again."""
+    choose(page, "other-demo")
+    page.wait_for_function("ask.kept.get('settings')?.values.includes('other-demo')")
+    page.evaluate(
+        """() => {
+          const { offer, values } = ask.kept.get("settings");
+          ask.kept.set("settings", { offer, values: values.map((one) => (one === "other-demo" ? "added" : one)) });
+        }"""
+    )
+    page.reload()
+    page.wait_for_function("document.querySelector('#model input')?.value === 'demo model'")
+    assert ask(page).startswith("demo model · ")

@@ -1,6 +1,7 @@
 """What a visitor has written, chosen and been told survives slips, reloads and a lost connection."""
 
-from browsing import add, answered, choose, send, write
+import pytest
+from browsing import accept, add, answered, choose, refuse, send, write
 from places import EXAMPLES
 from running_app import opened, unfold
 
@@ -175,6 +176,103 @@ def test_a_question_without_its_answer_comes_back_after_a_lost_connection(browse
         scripted.go_on["reading"].set()
         send(page)
         answered(page, 2)
+
+
+@pytest.mark.parametrize("status", [422, 429, 502, 503])
+def test_a_question_that_was_refused_is_back_in_the_composer(page, status):
+    write(page, "How many hearts are there?", HEARTS)
+    refuse(page, status)
+    send(page)
+    page.locator("#changing", has_text="did not arrive").wait_for()
+    composer_becomes(page, "How many hearts are there?", 1)
+    accept(page)
+    page.reload()
+    page.locator("#composer textarea").wait_for()
+    composer_becomes(page, "How many hearts are there?", 1)
+    send(page)
+    assert answered(page) == "There are three hearts."
+    composer_becomes(page, "")
+
+
+def test_enter_while_an_answer_is_written_loses_nothing(browser, scripted_url):
+    with opened(browser, scripted_url) as page:
+        write(page, "How many?", HEARTS)
+        send(page)
+        page.locator("#chat .bot-row").get_by_text("2nd in the queue").wait_for()
+        page.locator("#composer .stop-button").wait_for()
+        page.evaluate(
+            """() => {
+              const { answered } = ask;
+              window.ended = 0;
+              ask.answered = () => {
+                answered();
+                window.ended += 1;
+              };
+            }"""
+        )
+        page.locator("#composer textarea").press("Enter")
+        page.wait_for_function("window.ended")
+        page.reload()
+        page.locator("#composer textarea").wait_for()
+        page.get_by_text("did not arrive").wait_for()
+        composer_becomes(page, "How many?", 1)
+
+
+def test_a_new_chat_brings_back_the_question_that_was_being_answered(browser, scripted_url):
+    with opened(browser, scripted_url) as page:
+        write(page, "How many?", HEARTS)
+        send(page)
+        page.locator("#chat .bot-row").get_by_text("2nd in the queue").wait_for()
+        page.locator("#clear").click()
+        page.locator("#chat .placeholder-content").wait_for()
+        page.get_by_role("button", name="Bring it back").click()
+        composer_becomes(page, "How many?", 1)
+
+
+def test_the_second_of_two_clicks_does_nothing(page):
+    for number, question in enumerate(("How many hearts are there?", "And the stars?"), 1):
+        write(page, question, *([HEARTS] if number == 1 else []))
+        send(page)
+        answered(page, number)
+    page.locator("#composer .submit-button").wait_for()
+    page.get_by_role("button", name="Undo").evaluate("(undo) => { undo.click(); undo.click(); }")
+    composer_becomes(page, "And the stars?")
+    page.wait_for_timeout(500)
+    assert page.locator("#chat .figures").count() == 1
+    page.reload()
+    answered(page)
+    composer_becomes(page, "And the stars?")
+    page.locator("#clear").evaluate("(clear) => { clear.click(); clear.click(); }")
+    page.locator("#chat .placeholder-content").wait_for()
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Bring it back").click()
+    answered(page)
+    composer_becomes(page, "And the stars?")
+
+
+def test_a_card_that_is_clicked_twice_is_asked_once_and_its_settings_go_with_it(page):
+    board = page.locator("#chat button.example").filter(has_text="pan & scan on")
+    board.evaluate("(card) => { card.click(); setTimeout(() => card.click(), 30); }")
+    answered(page)
+    page.locator("#composer .submit-button").wait_for()
+    page.wait_for_function("document.querySelector('#pan-and-scan input').checked")
+    composer_becomes(page, "")
+    page.locator("#clear").click()
+    page.locator("#chat .placeholder-content").wait_for()
+    page.wait_for_function("!document.querySelector('#pan-and-scan input').checked")
+
+
+def test_making_an_answer_card_ends_no_editing(page):
+    choose(page)
+    answered(page)
+    page.get_by_role("button", name="Edit question 1").click()
+    page.locator("#changing", has_text="Editing question 1").wait_for()
+    page.locator("#share summary").click()
+    with page.expect_download():
+        page.get_by_role("button", name="Save the answer as a card").click()
+    page.wait_for_timeout(300)
+    page.get_by_role("button", name="Cancel editing").click(timeout=3000)
+    page.get_by_role("button", name="Edit question 1").wait_for()
 
 
 def test_of_an_answer_that_had_begun_its_words_stay_or_its_question_comes_back(browser, scripted, scripted_url):

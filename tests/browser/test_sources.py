@@ -4,7 +4,7 @@ import io
 import random
 
 import pytest
-from browsing import add, answered, send
+from browsing import accept, add, answered, refuse, send
 from PIL import Image
 from places import EXAMPLES
 
@@ -44,6 +44,15 @@ def test_a_page_of_a_document_is_chosen_and_asked_about(page, scan):
     assert page.locator("#composer textarea").input_value() == QUESTION
     send(page)
     assert answered(page) == "There are three hearts."
+
+
+def test_after_a_document_that_was_refused_the_next_one_is_read(page, scan):
+    refuse(page)
+    choose_file(page, scan)
+    page.locator("#said", has_text="The server did not answer. Try again.").wait_for()
+    accept(page)
+    choose_file(page, scan)
+    page.locator("#picker .cost").get_by_text("3 pictures").wait_for()
 
 
 def test_frames_of_a_video_are_counted_by_their_tokens_and_bring_their_times(page, tmp_path):

@@ -5,6 +5,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+from browsing import accept, refuse
 from places import EXAMPLES
 from running_app import ScriptedEngine, opened, served
 from window import DEMO, choice
@@ -81,3 +82,15 @@ def test_a_table_is_stopped_goes_on_after_a_reload_and_is_sorted_and_downloaded(
         page.keyboard.press("Escape")
         page.keyboard.press("Escape")  # back to the chat
         page.locator("#composer textarea").wait_for()
+
+
+def test_a_row_that_was_refused_says_so_and_is_asked_again(page):
+    page.get_by_role("button", name="Ask about many pictures").click()
+    choose(page, EXAMPLES / "hearts.png")
+    page.locator("#table textarea").fill(QUESTION)
+    refuse(page)  # the rows; the table itself does not wait in the queue
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator("#table tbody .failure", has_text="The answer did not arrive.").wait_for()
+    accept(page)
+    page.get_by_role("button", name="Go on").click()
+    page.locator("#table .said", has_text="All pictures have an answer.").wait_for()

@@ -4,7 +4,9 @@ import asyncio
 import json
 import mimetypes
 import re
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,6 +231,9 @@ class Speaking:
     def __init__(self, *answers: str | Exception):
         self.info, self.answers, self.requests, self.queue = DEMO, list(answers), [], FairQueue()
 
+    def forget(self, visitor):
+        pass
+
     def stream(self, request, _stop=None):
         self.requests.append(request)
         answer = self.answers.pop(0)
@@ -311,9 +316,132 @@ def test_a_question_that_there_is_not_is_not_edited(number):
 
 def test_undo_takes_the_last_question_back_before_what_is_typed_already():
     before = two_exchanges().add(exchange_of(question_of("Who?", ["/cache/a.png"]), "I.", pan_and_scan=True))
-    shown, box, after, _ = ChatHandlers(ModelRegistry(Speaking()), ()).undo(typed("and you"), before, Window())
+    handlers = ChatHandlers(ModelRegistry(Speaking()), ())
+    shown, box, after, _ = handlers.undo(2, typed("and you"), before, Window())
     assert (after, len(shown)) == (two_exchanges(), 4)
     assert box["value"] == {"text": "Who?\n\nand you", "files": ["/cache/a.png"]}
+    for stale in (2, 0, None):  # the second of two clicks takes nothing more
+        assert all(part == gr.skip() for part in handlers.undo(stale, typed("Who?"), after, Window()))
+
+
+def cleared(handlers, conversation, draft=""):
+    return asyncio.run(handlers.clear(typed(draft), conversation, Window()))
+
+
+def test_a_second_new_chat_leaves_what_the_first_one_replaced():
+    handlers = ChatHandlers(ModelRegistry(Speaking()), ())
+    _, _, new, notice = cleared(handlers, two_exchanges(), "half a")
+    _, _, newer, again = cleared(handlers, new, "question")
+    assert "Bring it back" in notice
+    assert again == notice
+    _, _, same, _ = cleared(handlers, new, "half a")  # it left the browser before the first one emptied the composer
+    assert same.before.returned.text == "half a"
+    _, box, back, notice = handlers.restore(typed(""), newer, Window())
+    assert (back, notice) == (two_exchanges(), "")
+    assert box["value"]["text"] == "half a\n\nquestion"
+
+
+def test_a_question_that_lacks_something_leaves_what_can_be_brought_back():
+    handlers = ChatHandlers(ModelRegistry(Speaking(Gemma3Error("no"))), ())
+    _, _, new, _ = cleared(handlers, two_exchanges())
+    _, after, notice = run(handlers.send(typed(""), new, Window(), *VALUES))
+    assert "There is no question yet" in notice
+    assert "Bring it back" in notice
+    _, _, notice = run(handlers.send(typed("Who?"), after, Window(), *VALUES))
+    assert "Bring it back" in notice
+
+
+class Waiting(Speaking):
+    """Says what it does, and then nothing until it may end."""
+
+    def __init__(self):
+        super().__init__()
+        self.may_end = threading.Event()
+
+    def stream(self, request, _stop=None):
+        self.requests.append(request)
+        yield StageEvent("reading", "Reading 9 tokens")
+        self.may_end.wait(10)
+        yield DoneEvent("It is.", STATS)
+
+
+def while_answering(handlers, begun, does):
+    """What `does()` gives while the answer that `begun` asks for is being written."""
+
+    async def go():
+        async def asking():
+            async for _ in begun:
+                pass
+
+        asked = asyncio.create_task(asking())
+        while Window().session_hash not in handlers.running:
+            await asyncio.sleep(0.01)
+        try:
+            return await does()
+        finally:
+            handlers._models.first.may_end.set()
+            await asked
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("act", ["card", "retry", "look_closer"])
+def test_a_second_click_while_an_answer_is_written_changes_nothing(act):
+    conversation, engine = Conversation((seen("It is too small."),)), Waiting()
+    handlers = ChatHandlers(ModelRegistry(engine), load_examples())
+    click = gr.SelectData(None, {"index": 0, "value": None})
+    acts = {
+        "card": lambda: handlers.ask_example(conversation, Window(), click, *VALUES),
+        "retry": lambda: handlers.retry(0, conversation, Window(), *VALUES),
+        "look_closer": lambda: handlers.look_closer(0, "", conversation, Window(), *VALUES),
+    }
+
+    async def second():
+        return [update async for update in acts[act]()]
+
+    assert while_answering(handlers, acts[act](), second) == [(gr.skip(),) * 4]
+    assert len(engine.requests) == 1
+
+
+def test_a_question_sent_while_an_answer_is_written_comes_back():
+    handlers = ChatHandlers(ModelRegistry(Waiting()), ())
+
+    async def second():
+        again = handlers.send(typed("And?"), two_exchanges(), Window(), *VALUES)
+        return [update async for update in again]
+
+    begun = handlers.send(typed("Who?"), two_exchanges(), Window(), *VALUES)
+    [(_, _, conversation, _)] = while_answering(handlers, begun, second)
+    assert conversation.returned.text == "And?"
+
+
+def test_a_new_chat_while_an_answer_is_written_brings_its_question_back():
+    for conversation, retries in ((Conversation(), False), (two_exchanges(), True)):
+        handlers = ChatHandlers(ModelRegistry(Waiting()), ())
+        begun = (
+            handlers.retry(1, conversation, Window(), *VALUES)
+            if retries
+            else handlers.send(typed("Who?", "/cache/a.png"), conversation, Window(), *VALUES)
+        )
+        clear = partial(handlers.clear, typed("And"), conversation, Window())
+        _, _, new, notice = while_answering(handlers, begun, clear)
+        assert "Bring it back" in notice
+        draft = {"text": "And", "files": []} if retries else {"text": "Who?\n\nAnd", "files": ["/cache/a.png"]}
+        assert handlers.restore(typed(""), new, Window())[1]["value"] == draft
+
+
+def test_a_conversation_stays_one_entry_of_the_browser():
+    handlers = ChatHandlers(ModelRegistry(Speaking("A heart.", "Mine.", "A star.")), ())
+    _, one, _ = run(handlers.send(typed("Which?"), Conversation(), Window(), *VALUES))
+    _, two, _ = run(handlers.retry(0, one, Window(), *VALUES))
+    _, _, changing, _ = handlers.edit(0, typed(""), two, Window())
+    _, _, kept, _ = handlers.keep(changing, Window())
+    _, _, undone, _ = handlers.undo(0, typed(""), kept, Window())
+    _, _, new, _ = cleared(handlers, two)
+    _, _, back, _ = handlers.restore(typed(""), new, Window())
+    assert {one.id, two.id, changing.id, kept.id, undone.id, back.id} == {one.id}
+    _, other, _ = run(handlers.send(typed("What?"), new, Window(), *VALUES))
+    assert len({"", one.id, other.id}) == 3
 
 
 @pytest.mark.parametrize("answer", ["", Gemma3Error("no"), RuntimeError("no")])

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ def test_it_comes_back_as_it_was(keeping, chat):
     kept = document_of(keeping.given("[]", before))
     shown, box, after, notice = keeping.brought(kept, Conversation(), Window())
     assert after == before
-    assert (shown, notice) == (["Three", "No"], "")
+    assert (shown, notice) == (["Three", "No"], gr.skip())
     assert "value" not in box  # the draft stays
     assert chat.forgotten == ["one"]
 
@@ -117,7 +118,7 @@ def test_only_what_is_new_is_given(keeping):
     first, second = whole["keys"]
     more = json.loads(keeping.given(json.dumps([first, "other"]), conversation_of_two()))
     assert (more["keys"], list(more["new"])) == ([first, second], [second])
-    assert json.loads(keeping.given("no list", Conversation())) == {"version": 1, "keys": [], "new": {}}
+    assert json.loads(keeping.given("no list", Conversation())) == {"version": 1, "id": "", "keys": [], "new": {}}
 
 
 def test_a_key_says_nothing_of_where_a_picture_lies(keeping):
@@ -125,6 +126,19 @@ def test_a_key_says_nothing_of_where_a_picture_lies(keeping):
     moved = {**document, "pictures": []}
     assert record.key_of(moved) == record.key_of(document)
     assert record.key_of({**document, "answer": "Two"}) != record.key_of(document)
+    closer = {**document, "first": document}
+    assert record.key_of({**closer, "first": moved}) == record.key_of(closer)
+    assert record.key_of({**closer, "first": {**document, "answer": "Two"}}) != record.key_of(closer)
+
+
+def test_the_browsers_entry_stays_that_of_the_conversation(keeping):
+    before = conversation_of_two()
+    given = keeping.given("[]", before)
+    kept = json.loads(document_of(given))
+    assert len(json.loads(given)["id"]) > 8
+    after = keeping.brought(json.dumps({**kept, "id": "mine"}), Conversation(), Window())[2]
+    assert (after.id, after.up_to(-1).id, json.loads(keeping.given("[]", after))["id"]) == ("mine",) * 3
+    assert keeping.brought(json.dumps(kept), Conversation(), Window())[2].id not in ("", "mine", before.id)
 
 
 @pytest.mark.parametrize("path", ["/uploads/other/mine.png", "/etc/passwd", "", "/uploads/0a1b/../0a1b/mine.png"])
@@ -142,6 +156,22 @@ def test_nothing_is_opened_over_an_answer_that_is_being_written(keeping, chat):
                                          Window())  # fmt: skip
     assert STILL_WRITING in notice
     assert all("__type__" in part for part in unchanged)
+
+
+def test_what_stands_above_the_composer_goes_only_with_what_it_is_about(keeping, chat):
+    kept = document_of(keeping.given("[]", conversation_of_two()))
+    editing = replace(conversation_of_two(), changing=0)
+    replaced = Conversation().replacing(conversation_of_two(), "This is a new chat.")
+    assert keeping.brought(kept, Conversation(), Window())[3] == gr.skip()  # an answer did not arrive
+    assert keeping.brought(kept, editing, Window())[3] == keeping.brought(kept, replaced, Window())[3] == ""
+    for running in (set(), {"one"}):
+        chat.running = running
+        for conversation, button in ((editing, "Cancel editing"), (replaced, "Bring it back")):
+            *unchanged, notice = keeping.brought("{}" if not running else kept, conversation, Window())
+            assert button in notice
+            assert (STILL_WRITING if running else record.UNREADABLE.split("'")[0]) in notice
+            assert all(part == gr.skip() for part in unchanged)
+    assert all(part == gr.skip() for part in keeping.brought("", editing, Window()))  # the browser has said why
 
 
 def test_an_edit_that_was_begun_goes_back_to_its_draft(keeping):
@@ -178,7 +208,19 @@ def test_what_is_outside_the_form_is_refused(keeping, case):
     assert said.replace("'", "&#x27;") in notice
 
 
-KEYS = ("version", "exchanges", "question", "pictures", "path", "stats", "token_ids", "choices", "settings", "answer")
+KEYS = (
+    "version",
+    "id",
+    "exchanges",
+    "question",
+    "pictures",
+    "path",
+    "stats",
+    "token_ids",
+    "choices",
+    "settings",
+    "answer",
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
@@ -186,7 +228,7 @@ JSON = st.recursive(
 )
 
 
-@given(JSON, st.text(max_size=20))
+@given(JSON, st.text(min_size=1, max_size=20))
 def test_whatever_a_browser_sends_is_refused_in_plain_words(told, text):
     keeping = Keeping(Chat(), {MINE}.__contains__, load_examples())
     for sent in (json.dumps(told), json.dumps({"version": 1, "exchanges": told}), text, "[" * 100_000):

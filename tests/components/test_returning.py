@@ -100,6 +100,18 @@ def test_a_link_is_used_where_nothing_else_is(returning):
         assert all(value == gr.skip() for value in brought.values())
 
 
+def test_a_chosen_model_that_came_since_the_start_comes_back_while_it_is_offered(returning, names):
+    assert opened(returning, model="added")[-1]["model"] == gr.skip()
+    names.append("added")
+    try:
+        assert opened(returning, model="added")[-1]["model"]["value"] == "added"
+        assert opened(returning, model="added", link={"model": "other"})[-1]["model"]["value"] == "other"
+        for model in ("gone", "other", None, 3, ["added"]):  # the browser itself brings back what there was at first
+            assert "value" not in opened(returning, model=model)[-1]["model"]
+    finally:
+        names.remove("added")
+
+
 @given(JSON)
 def test_whatever_a_browser_sends_is_read_or_ignored(returning, left):
     for sent in (json.dumps(left), left):

@@ -34,3 +34,15 @@ def look_inside(page, number=1):
     page.get_by_role("button", name=f"Look inside answer {number}").click()
     page.locator("#maps :is(figure img, .failure)").first.wait_for()
     assert page.locator("#maps .failure").count() == 0, page.locator("#maps").inner_text()
+
+
+JOIN = "**/queue/join*"
+
+
+def refuse(page, status=502):
+    """From now on, something before the server refuses what the page asks for through the queue; `accept` ends it."""
+    page.route(JOIN, lambda route: route.fulfill(status=status, json={"detail": "refused"}))
+
+
+def accept(page):
+    page.unroute(JOIN)
