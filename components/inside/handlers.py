@@ -33,6 +33,7 @@ from components.inside.panel import (
     model_updates,
 )
 from components.inside.word_view import anyway_html, folds_html
+from components.shown.fields_view import told
 from components.shown.image_strip import strip_html
 from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
@@ -79,6 +80,23 @@ class Selected:
 def values_in(exchange: Exchange) -> list[range]:
     """The tokens of each value of an answer in fields."""
     return [value.tokens for value in exchange.values]
+
+
+def _hidden_from(exchange: Exchange, token: int) -> tuple[int, str]:
+    """The token whose probability says what hiding a region does, and the value to which it belongs: of a value in
+    fields it is the one of which the model was least sure, quotes left out."""
+    value = next((value for value in exchange.values if token in value.tokens), None)
+    if value is None:
+        return token, ""
+    choices = list(exchange.choices)
+    said = [place for place in value.tokens if any(map(str.isalnum, choices[place].text))] or list(value.tokens)
+    return min(said, key=lambda place: choices[place].probability), told(value.value)
+
+
+def _is_alike(engine: Engine, exchange: Exchange) -> bool:
+    """Whether the engine reads an answer as it was written: not one in JSON by another server, whose tokens keep to no
+    schema here."""
+    return exchange.answered.request.json_schema is None or not engine.info.outside
 
 
 def _first_looked_at(exchange: Exchange, first: float | None) -> int | None:
@@ -223,7 +241,7 @@ class InsideHandlers:
         if selected is None or selected.token is None:
             yield _problem(NO_WORD)
             return
-        answered, token = selected.exchange.answered, selected.token
+        answered, (token, value) = selected.exchange.answered, _hidden_from(selected.exchange, selected.token)
 
         def draw(engine: Engine, call: Call) -> str:
             sizes = [
@@ -234,7 +252,7 @@ class InsideHandlers:
             picture, box = drawn_box(region, sizes) if region else (None, None)
             report = engine.occlude(answered, token, picture, box, stop=call.stop, tell=call.tell)
             preview = next(islice(_previews(engine, answered), report.picture, None))
-            return occlusion_html(report, preview)
+            return occlusion_html(report, preview, value, _is_alike(engine, selected.exchange))
 
         async with aclosing(self._called(request, _HIDE, selected.exchange, draw)) as drawings:
             async for effect in drawings:
@@ -336,7 +354,8 @@ class InsideHandlers:
             report = engine.why(answered, word, stop=call.stop, tell=call.tell)
             # The probabilities of an answer that must fit a schema are among the allowed tokens alone.
             known = choices if answered.request.json_schema is None else []
-            rest[:] = [anyway_html(report, known), *rest, folds_html(report)]
+            anyway = anyway_html(report, known) if _is_alike(engine, selected.exchange) else ""
+            rest[:] = [anyway, *rest, folds_html(report)]
             return rests_html(report, _previews(engine, answered))
 
         def draw_looked(engine: Engine, call: Call) -> str:

@@ -37,6 +37,7 @@ from gemma3_core.engine import (
     Engine,
     Gemma3Error,
     ModelRegistry,
+    OcclusionReport,
     PicturePreview,
     PromptToken,
     PromptView,
@@ -47,6 +48,8 @@ from gemma3_core.engine import (
     TokenChoices,
     TokenEvent,
     Turn,
+    ask_in_fields,
+    read_fields,
 )
 from gemma3_core.inspection.prompt import Tile
 
@@ -265,6 +268,45 @@ def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
     region = re.search(r'class="maps" data-region="([^"]*)"', maps)[1]
     effect = last(handlers.hide(selected, Window(), region))
     assert "the probability of “yellow” goes from" in effect, "what is hottest here can be hidden"
+
+
+@pytest.fixture(scope="module")
+def in_fields(engine):
+    question = Turn("user", "What color is the star?", (NIGHT,))
+    request = ask_in_fields(Request((question,)), read_fields("color: red, yellow, blue, green"), named=False)
+    *tokens, done = engine.stream(request)
+    choices = [e.choice for e in tokens if isinstance(e, TokenEvent) and e.choice is not None]
+    return Exchange(question, False, Answered(request, done), TokenChoices(choices), fields="color: red, yellow")
+
+
+def test_a_value_is_hidden_by_its_least_sure_token_and_the_new_answer_keeps_to_the_schema(engine, in_fields):
+    pytest.importorskip("llguidance")
+    (color,) = in_fields.values
+    assert in_fields.choices[color.tokens.start].text == '"', "a value's first token is a quote"
+    handlers = InsideHandlers(ModelRegistry(engine))
+    effect = last(handlers.hide(Selected(in_fields, color.tokens.start), Window(), "0 0.5 0 1 0.8"))
+    assert f"the probability of “y” in “yellow” goes from <b>{percent(color.probability)}</b> to" in effect
+    becomes = unescape(re.search(r"The answer becomes: “(.*)”", effect)[1])
+    assert json.loads(becomes)["color"] in ("red", "yellow", "blue", "green")
+
+
+def test_a_value_rests_on_the_picture_with_the_probability_of_the_table(engine, in_fields):
+    pytest.importorskip("llguidance")
+    (color,) = in_fields.values
+    handlers = InsideHandlers(ModelRegistry(engine))
+    selected = Selected(in_fields, color.tokens.start)
+    _, rest = last(handlers.look_again(selected, "global", MEAN_HEADS, Window(), RESTS))
+    assert f"The probability of “yellow” is {percent(color.probability)} with the picture" in rest
+    rests = engine.why(in_fields.answered, color.tokens).rests_on
+    assert rests.seen == pytest.approx(color.probability, abs=1e-4)
+    assert rests.unseen < 0.5
+
+
+def test_an_answer_in_json_by_another_server_gets_no_verdict(engine, in_fields, monkeypatch):
+    monkeypatch.setattr(engine, "info", replace(engine.info, outside="by another server"))
+    monkeypatch.setattr(engine, "occlude", lambda *_, **__: OcclusionReport(0, Box(0, 0, 9, 9), "y", 0.9, 0.1, "Red."))
+    handlers, selected = InsideHandlers(ModelRegistry(engine)), Selected(in_fields, in_fields.values[0].tokens.start)
+    assert "The answer becomes" not in last(handlers.hide(selected, Window()))
 
 
 def test_a_picture_that_changed_nothing_is_told(engine):
