@@ -147,7 +147,7 @@ class InsideHandlers:
             code=self._code(exchange, request),
             selected=selected,
             # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-            **model_updates(info, self._models.names, token is not None),
+            **model_updates(info, self._models.names, token is not None, bool(exchange.question.pictures)),
         )
         if token is None:
             return
@@ -337,7 +337,8 @@ class InsideHandlers:
         info = self._models.info(exchange.stats.model)
         if info is None:
             return _problem(f"{exchange.stats.model} is not offered here, so there is no program for this answer.")
-        return code_html(exchange, info, address(getattr(request, "headers", {})))
+        where = address(getattr(request, "headers", {}))
+        return code_html(exchange, info, replace(where, asks=self._models.names[0]))
 
     async def _maps(
         self, selected: Selected, layer: str, head: int, request: gr.Request, view: str = LOOKED

@@ -26,7 +26,7 @@ from components.inside.attention_view import spotlit
 from components.inside.compare import both_requests, first_difference
 from components.inside.handlers import NO_WORD, InsideHandlers, Selected
 from components.inside.mask_view import mask_html
-from components.inside.panel import CHOOSE_WORD, HIDING, LOOKED, MEAN_HEADS, OPENED, RESTS
+from components.inside.panel import CHOOSE_WORD, HIDING, LOOKED, MEAN_HEADS, OPENED, RESTS, model_updates
 from components.inside.word_view import anyway_html, changed_nothing
 from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html, word_of_content, words_of
@@ -345,6 +345,12 @@ def test_what_depends_on_the_model_comes_with_the_panel_and_never_again(engine, 
         assert later
         for update in later:  # by now the visitor may have chosen another model, layer or head
             assert update.other == update.layer == update.head == gr.skip()
+
+
+def test_pan_and_scan_is_compared_only_where_the_question_has_pictures_of_its_own(engine):
+    for own in (True, False):
+        updates = model_updates(engine.info, [engine.info.name], True, own)
+        assert updates["compare_pan_and_scan"]["visible"] is own
 
 
 def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
