@@ -35,8 +35,10 @@
   });
   const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
 
+  // Of an answer, and of the one before a closer look.
+  const picturesIn = ({ pictures, first }) => [...pictures, ...(first?.pictures ?? [])];
   const picturesOf = (conversation) => new Set(Object.values(conversation.exchanges).flatMap(
-    (exchange) => exchange.pictures.filter(({ path }) => path).map(({ path }) => digestOf(path)),
+    (exchange) => picturesIn(exchange).filter(({ path }) => path).map(({ path }) => digestOf(path)),
   ));
 
   // Deletes pictures that no conversation shows, and the oldest conversations beyond MOST_BYTES, or one more if `full`.
@@ -76,7 +78,7 @@
     };
     kept.set("conversation", conversation.id);
     for (const exchange of Object.values(fresh))
-      for (const { path } of exchange.pictures) if (path) await keepPicture(path);
+      for (const { path } of picturesIn(exchange)) if (path) await keepPicture(path);
     if (!same) await within("readwrite", (store) => store.put(conversation));
   }
 
@@ -169,7 +171,7 @@
   // A conversation as files: the document, the same as Markdown, and its pictures by their SHA-256.
   async function saveZip(one) {
     const exchanges = one.keys.map((key) => structuredClone(one.exchanges[key])), files = new Map();
-    for (const picture of exchanges.flatMap(({ pictures }) => pictures)) {
+    for (const picture of exchanges.flatMap(picturesIn)) {
       if (!picture.path) continue;
       const blob = (await stored(digestOf(picture.path)))?.blob;
       picture.file = fileOf(picture);
@@ -196,7 +198,7 @@
     try {
       files = await ask.zip.read(file, MOST_BYTES);
       saved = JSON.parse(new TextDecoder().decode(files.get(DOCUMENT)));
-      for (const picture of saved.exchanges.flatMap(({ pictures }) => pictures)) {
+      for (const picture of saved.exchanges.flatMap(picturesIn)) {
         if (!picture.file) continue;
         const content = files.get(picture.file), digest = picture.file.split("/").at(-1).split(".")[0];
         picture.path = content ? await uploaded(new Blob([content]), picture.name) : "";
@@ -243,7 +245,7 @@
         if (typeof chosen !== "string") return void (text = JSON.stringify(chosen));
         const { version, keys, exchanges } = (await all()).find(({ id }) => id === chosen);
         const documents = keys.map((key) => structuredClone(exchanges[key]));
-        for (const picture of documents.flatMap(({ pictures }) => pictures))
+        for (const picture of documents.flatMap(picturesIn))
           if (picture.path) picture.path = await here(picture.path, picture.name);
         text = JSON.stringify({ version, exchanges: documents });
       });

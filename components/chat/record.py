@@ -173,8 +173,14 @@ def _named(exchange: Exchange) -> bool:
 
 def key_of(exchange: dict[str, Any]) -> str:
     """Equal for two exchanges only if their documents are; where their pictures lie does not count."""
-    content = {name: value for name, value in exchange.items() if name != "pictures"}
+    content = _without_pictures(exchange)
+    if "first" in content:
+        content["first"] = _without_pictures(content["first"])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _without_pictures(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name != "pictures"}
 
 
 def read(text: str, picture_of: Callable[[KeptPicture], Path | None], visitor: str) -> Opened:

@@ -20,7 +20,7 @@ from components.chat.conversation import Conversation, Exchange
 from components.inside.answer_card import make_card
 from components.inside.attention_view import maps_html, occlusion_html, rests_html
 from components.inside.code_view import address, code_html
-from components.inside.compare import Setting, compared, replayed
+from components.inside.compare import Asks, Setting, compared, replayed
 from components.inside.mask_view import mask_html
 from components.inside.panel import (
     CHOOSE_WORD,
@@ -190,6 +190,11 @@ class InsideHandlers:
         self._calls.give_up(window_of(request), _CARD)
         return ""
 
+    async def stop_comparing(self, request: gr.Request) -> str:
+        """Cancels the window's comparison; updates it."""
+        self._calls.give_up(window_of(request), _COMPARE)
+        return ""
+
     async def stop_hiding(self, request: gr.Request) -> str:
         """Cancels the hiding of a region; updates the effect."""
         self._calls.give_up(window_of(request), _HIDE)
@@ -276,8 +281,8 @@ class InsideHandlers:
             yield gr.skip()
             return
         model, asked = selected.exchange.stats.model, selected.exchange.answered.request
-        both = compared(self._models, model, asked, setting, other, partial(self._asked, request))
-        async with aclosing(self._drawn(both, window_of(request))) as drawings:
+        both = partial(compared, self._models, model, asked, setting, other)
+        async with aclosing(self._drawn(both, request)) as drawings:
             async for html in drawings:
                 yield html
 
@@ -286,19 +291,22 @@ class InsideHandlers:
         if selected is None:
             yield gr.skip()
             return
-        again = replayed(self._models, selected.exchange, partial(self._asked, request))
-        async with aclosing(self._drawn(again, window_of(request))) as drawings:
+        again = partial(replayed, self._models, selected.exchange)
+        async with aclosing(self._drawn(again, request)) as drawings:
             async for html in drawings:
                 yield html
 
-    def _asked(self, asker: gr.Request, model: str | None, request: Request) -> AsyncGenerator[Event]:
-        return self._ask(asker, model, request, None)
-
-    async def _drawn(self, drawings: AsyncGenerator[str, None], window: str) -> AsyncGenerator[Any, None]:
+    async def _drawn(
+        self, compare: Callable[[Asks], AsyncGenerator[str, None]], request: gr.Request
+    ) -> AsyncGenerator[Any, None]:
         """The drawings of a comparison, or why it failed; the window's earlier comparison ends."""
         try:
-            with self._calls.entry(window, _COMPARE) as call:
-                async with aclosing(drawings):
+            with self._calls.entry(window_of(request), _COMPARE) as call:
+
+                def asks(model: str | None, asked: Request) -> AsyncGenerator[Event]:
+                    return self._ask(request, model, asked, call.stop)
+
+                async with aclosing(compare(asks)) as drawings:
                     async for html in drawings:
                         if call.stop.is_set():
                             yield gr.skip()

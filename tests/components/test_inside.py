@@ -43,6 +43,7 @@ from gemma3_core.engine import (
     PromptView,
     Request,
     SamplingSettings,
+    StageEvent,
     StoppedError,
     TileMap,
     TokenChoices,
@@ -516,6 +517,32 @@ def test_hiding_that_waits_is_given_up_without_the_maps(engine, exchange, monkey
     assert 'data-act="hide-stop"' in shown
     assert rest[-1] == gr.skip()
     assert waits.stops[0].is_set()
+
+
+def test_a_comparison_that_waits_is_stopped(engine, exchange, monkeypatch):
+    """The button stands there from the first drawing on, and the engine sees the stop while it waits."""
+    given = []
+
+    def stream(_request, stop=None):
+        given.append(stop)
+        yield StageEvent("queued", "9th in the queue")
+        assert stop.wait(60)
+        yield DoneEvent("", replace(STATS, stop_reason="cancelled"))
+
+    monkeypatch.setattr(engine, "stream", stream)
+
+    async def go():
+        handlers = InsideHandlers(ModelRegistry(engine))
+        drawings = handlers.replay(Selected(exchange), Window())
+        first = await anext(drawings)
+        assert await handlers.stop_comparing(Window()) == ""
+        return first, [html async for html in drawings]
+
+    first, rest = run(go())
+    assert "9th in the queue" in first
+    assert 'data-act="compare-stop"' in first
+    assert rest == [gr.skip()]
+    assert given[0].is_set()
 
 
 def test_closing_the_panel_ends_a_comparison(engine, exchange, closed):
