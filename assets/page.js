@@ -110,17 +110,17 @@
     const question = inComposer ? composer().value.trim() : asked?.querySelector(".message-content")?.innerText.trim();
     const picture = inComposer ? find("#composer .thumbnail-item img") : asked?.querySelector("img");
     const name = picture?.src.split("/").at(-1).replace(/[.]png$/, "");
-    const model = find("#model input")?.value;
+    const model = find("#model input")?.value, int4 = find("#int4 input")?.checked;
     return {
       q: question,
       example: share.dataset.examples.split(" ").includes(name) ? name : "",
       pan_and_scan: find("#pan-and-scan input")?.checked ? "1" : "",
-      int4: find("#int4 input")?.checked ? "1" : "",
+      int4: model === firstModel && int4 === firstInt4 ? "" : int4 ? "1" : int4 === undefined ? "" : "0",
       model: model === firstModel ? "" : model,
       system_prompt: find("#system-prompt textarea")?.value.trim(),
     };
   }
-  const firstModel = find("#model input")?.value;
+  const firstModel = find("#model input")?.value, firstInt4 = find("#int4 input")?.checked;
 
   // Focus goes where the work is.
   document.addEventListener("click", (event) => {

@@ -18,10 +18,12 @@
   const exact = new Map(), patterns = [], found = new Map();
   function said(text) {
     if (exact.has(text)) return exact.get(text);
-    for (const { pattern, begin, translation } of patterns) {
+    for (const { pattern, begin, translation, joins } of patterns) {
       if (!text.startsWith(begin)) continue;
-      const parts = text.match(pattern)?.slice(1);
-      if (parts) return translation.replace(/\{=?\}/g, (place) => place === "{=}" ? parts.shift() : said(parts.shift()));
+      const parts = text.match(pattern)?.slice(1), places = translation.match(/\{=?\}/g);
+      // “a · {} tokens” is a list, and not so many tokens.
+      if (!parts || (!joins && parts.some((part, at) => places[at] === "{}" && part.includes(" · ")))) continue;
+      return translation.replace(/\{=?\}/g, (place) => place === "{=}" ? parts.shift() : said(parts.shift()));
     }
     const list = text.split(" · ");
     return list.length > 1 ? list.map(said).join(" · ") : text;
@@ -59,7 +61,7 @@
       const parts = english.split(/\{=?\}/);
       if (parts.length === 1) exact.set(english, translation);
       else patterns.push({
-        begin: parts[0], length: english.length, translation,
+        begin: parts[0], length: english.length, translation, joins: english.includes(" · "),
         pattern: new RegExp(`^${parts.map(escaped).join("(.+?)")}$`, "s"),
       });
     }

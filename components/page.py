@@ -434,6 +434,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     stops: dict[str, tuple[Any, list[Any]]] = {
         "look-stop": (inside_handlers.stop_looking, looked),
         "hide-stop": (inside_handlers.stop_hiding, [inside.effect]),
+        "compare-stop": (inside_handlers.stop_comparing, [inside.comparison]),
         "card-stop": (inside_handlers.stop_card, [panels.making]),
     }
     for name, (stop, shows) in stops.items():
@@ -452,7 +453,7 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
         change.then(None, None, panels.making, js="() => ''", api_visibility="private")  # a failure is told once
     if panels.settings.model is not None:
         models = [selected, gr.State("model"), inside.other]
-        inside.compare_models.click(inside_handlers.compare, models, inside.comparison, **common)
+        inside.compare_models.click(inside_handlers.compare, models, inside.comparison, **waits)
     gr.on([close.click, panels.clear.click], inside_handlers.close, None, [inside.title, selected], **common)
     look.click(
         inside_handlers.look,
@@ -477,6 +478,6 @@ def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Pan
     )
     save = "(html) => { if (html) window.ask.download('answer.html', 'text/html', html); }"
     made.then(None, card, js=save, api_visibility="private")
-    inside.replay.click(inside_handlers.replay, [selected], inside.comparison, **common)
+    inside.replay.click(inside_handlers.replay, [selected], inside.comparison, **waits)
     for button, setting in ((inside.compare_pan_and_scan, "pan_and_scan"), (inside.compare_int4, "int4")):
-        button.click(inside_handlers.compare, [selected, gr.State(setting)], inside.comparison, **common)
+        button.click(inside_handlers.compare, [selected, gr.State(setting)], inside.comparison, **waits)

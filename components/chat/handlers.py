@@ -352,7 +352,10 @@ class ChatHandlers:
             logger.exception("answering failed")
             yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
-            complete = Answered(replace(asked, answer_so_far=()), done)
+            whole = asked.max_new_tokens
+            if whole is not None:  # of the answer and not only of its last part, so that a replay is as long
+                whole += len(asked.answer_so_far)
+            complete = Answered(replace(asked, answer_so_far=(), max_new_tokens=whole), done)
             choices_told = TokenChoices(draft.choices)
             exchange = Exchange(question, asked.pan_and_scan, complete, choices_told, first, fields)
             answered = replace(kept.add(exchange), returned=conversation.aside)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from components.shown.image_strip import picture_html
 from components.shown.regions import region_around
-from components.shown.token_view import percent
+from components.shown.token_view import bare, percent
 from gemma3_core.engine import AttentionMap, Box, OcclusionReport, PicturePreview, TileMap, WordReport
 
 NO_PICTURES = '<p class="note">This conversation has no pictures: the model saw only the words of the prompt.</p>'
@@ -43,7 +43,7 @@ def rests_html(report: WordReport, previews: Iterable[PicturePreview]) -> str:
     marked = {} if place is None else {place.picture: place.box}
     captions = [tile.tile.label for tile in tiles]
     figures, sizes = _lit(tiles, previews, "What the answer rests on in {}", captions, marked)
-    word = escape(report.text.strip())
+    word = escape(bare(report.text))
     where = ""
     if place is not None:
         around = region_around(place.picture, place.box, sizes[place.picture])
@@ -105,15 +105,20 @@ def _figure(tile_map: TileMap, image: str, caption: str) -> str:
     return f"<figure><div{drawable}>{image}</div><figcaption>{escape(caption)}</figcaption>{controls}</figure>"
 
 
-def occlusion_html(report: OcclusionReport, preview: PicturePreview) -> str:
-    """HTML of the effect of hiding a region: the region on the picture, and the word's probability before and after."""
+def occlusion_html(report: OcclusionReport, preview: PicturePreview, value: str = "", is_alike: bool = True) -> str:
+    """HTML of the effect of hiding a region: the region on the picture, and the word's probability before and after.
+
+    `value` is the field's, of an answer in fields, to which the word belongs. Unless the new answer `is_alike`, in the
+    form of the first, it is left out.
+    """
     image = picture_html(preview.original, "The picture with the hidden region marked", _LONGEST)
-    word = escape(report.text.strip())
+    word = escape(bare(report.text))
+    word = f"“{word}” in “{escape(value)}”" if value and value != bare(report.text) else f"“{word}”"
+    becomes = f" The answer becomes: “{escape(report.answer.strip())}”" if is_alike else ""
     return (
         f'<figure class="hidden-region"><div>{image}{_mark(preview, report.box)}</div></figure>'
-        f'<p role="status">With this region hidden, the probability of “{word}” goes from '
-        f"<b>{percent(report.before)}</b> to <b>{percent(report.after)}</b>. "
-        f"The answer becomes: “{escape(report.answer.strip())}”</p>"
+        f'<p role="status">With this region hidden, the probability of {word} goes from '
+        f"<b>{percent(report.before)}</b> to <b>{percent(report.after)}</b>.{becomes}</p>"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from components.chat.conversation import Exchange
 from components.examples import FOLDER as EXAMPLES
+from components.settings import MOST_NEW_TOKENS
 from components.shown.token_view import word_at, word_of_content
 from gemma3_core.engine import DEMO_NAME, AdapterFacts, ModelInfo, Request, SamplingSettings, Turn
 
@@ -23,6 +24,8 @@ _GGUF_PICTURES = "# transformers reads no mmproj file, and so no pictures with t
 _BASE_PICTURES = "# This base model continues a text with pictures in it, not a chat: use the first program.\n"
 _NO_CROPS = "# transformers takes no crops of one's own, and this answer looked closer: use the first program.\n"
 _GGUF = ".gguf"
+_OTHER = "# /ask asks {first}, and this answer is by {name}: {instead}.\n"
+_LONG = f"# /ask takes at most {MOST_NEW_TOKENS:,} new tokens: use one of the first two programs.\n"
 _CAPTIONS = (
     "# /ask puts no times before pictures, as they stand before a video's frames: use one of the first two programs."
 )
@@ -30,10 +33,12 @@ _CAPTIONS = (
 
 @dataclass(frozen=True)
 class Address:
-    """Where programs reach this server: `client` for gradio_client, `url` for curl."""
+    """Where programs reach this server: `client` for gradio_client, `url` for curl. `/ask` asks the model `asks`; where
+    that is not told, it is the one that answered."""
 
     client: str
     url: str
+    asks: str | None = None
 
 
 def address(headers: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> Address:
@@ -69,10 +74,11 @@ def scripts(exchange: Exchange, info: ModelInfo, where: Address) -> dict[str, st
     }
     if exchange.choices and not info.outside:
         here[INSIDE] = here["gemma3_core"] + _inside(exchange)
+    beyond = _beyond_ask(request, stats.model, info, where.asks)
     return {
         **({} if info.outside else here),  # another server's weights and precision are not known
-        "gradio_client": _client(request, sampling, int4, where.client),
-        "curl": _curl(request, sampling, int4, where.url),
+        "gradio_client": beyond or _client(request, sampling, int4, where.client),
+        "curl": beyond or _curl(request, sampling, int4, where.url),
     }
 
 
@@ -218,8 +224,6 @@ def _message(role: str, text: str, before: Sequence[dict[str, str]] = ()) -> str
 
 
 def _client(request: Request, sampling: SamplingSettings, int4: bool, where: str) -> str:
-    if reason := _beyond_ask(request):
-        return reason
     pictures = ", ".join(f"handle_file({_name(picture)!r})" for picture in request.turns[0].pictures)
     arguments = "".join(f"    {value!r},\n" for value in _ask_arguments(request, sampling, int4))
     return _sampled(sampling) + (
@@ -231,8 +235,6 @@ def _client(request: Request, sampling: SamplingSettings, int4: bool, where: str
 
 
 def _curl(request: Request, sampling: SamplingSettings, int4: bool, url: str) -> str:
-    if reason := _beyond_ask(request):
-        return reason
     rest = "".join(f", {json.dumps(value, ensure_ascii=False)}" for value in _ask_arguments(request, sampling, int4))
     parts = ["printf '%s' '{\"data\": [['"]
     for number, picture in enumerate(request.turns[0].pictures):
@@ -249,10 +251,15 @@ def _curl(request: Request, sampling: SamplingSettings, int4: bool, url: str) ->
     )
 
 
-def _beyond_ask(request: Request) -> str:
-    """Why `/ask` can't ask this, as a comment; empty if it can."""
+def _beyond_ask(request: Request, name: str, info: ModelInfo, first: str | None) -> str:
+    """Why `/ask`, which asks the model `first`, can't ask this of the model `name`, as a comment; empty if it can."""
+    if first not in (None, name):
+        instead = "ask /v1/chat/completions" if info.outside else "use one of the first two programs"
+        return _OTHER.format(first=first, name=name, instead=instead)
     if len(request.turns) > 1:
         return f"{_EARLIER}\n"
+    if (request.max_new_tokens or 0) > MOST_NEW_TOKENS:
+        return _LONG
     return f"{_CAPTIONS}\n" if request.turns[0].captions else ""
 
 

@@ -31,6 +31,7 @@ Asks = Callable[[str | None, Request], AsyncGenerator[Event]]
 
 NAMES = {"pan_and_scan": ("Pan & scan off", "Pan & scan on"), "int4": ("Full precision", "int4")}
 _SEED = 0
+_STOP = '<button type="button" data-act="compare-stop">Stop</button>'
 
 
 @dataclass
@@ -150,7 +151,7 @@ def comparison_html(sides: Sequence[_Side]) -> str:
     """
     one, other = sides
     places: tuple[int | None, int | None] = (None, None)
-    verdict = ""
+    verdict = _STOP
     complete = one.stats is not None and other.stats is not None
     if complete and one.vocabulary == other.vocabulary:
         place = first_difference(one.tokens, other.tokens)

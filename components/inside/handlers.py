@@ -20,7 +20,7 @@ from components.chat.conversation import Conversation, Exchange
 from components.inside.answer_card import make_card
 from components.inside.attention_view import maps_html, occlusion_html, rests_html
 from components.inside.code_view import address, code_html
-from components.inside.compare import Setting, compared, replayed
+from components.inside.compare import Asks, Setting, compared, replayed
 from components.inside.mask_view import mask_html
 from components.inside.panel import (
     CHOOSE_WORD,
@@ -33,6 +33,7 @@ from components.inside.panel import (
     model_updates,
 )
 from components.inside.word_view import anyway_html, folds_html
+from components.shown.fields_view import told
 from components.shown.image_strip import strip_html
 from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, prompt_html, word_at, word_of_content
@@ -79,6 +80,23 @@ class Selected:
 def values_in(exchange: Exchange) -> list[range]:
     """The tokens of each value of an answer in fields."""
     return [value.tokens for value in exchange.values]
+
+
+def _hidden_from(exchange: Exchange, token: int) -> tuple[int, str]:
+    """The token whose probability says what hiding a region does, and the value to which it belongs: of a value in
+    fields it is the one of which the model was least sure, quotes left out."""
+    value = next((value for value in exchange.values if token in value.tokens), None)
+    if value is None:
+        return token, ""
+    choices = list(exchange.choices)
+    said = [place for place in value.tokens if any(map(str.isalnum, choices[place].text))] or list(value.tokens)
+    return min(said, key=lambda place: choices[place].probability), told(value.value)
+
+
+def _is_alike(engine: Engine, exchange: Exchange) -> bool:
+    """Whether the engine reads an answer as it was written: not one in JSON by another server, whose tokens keep to no
+    schema here."""
+    return exchange.answered.request.json_schema is None or not engine.info.outside
 
 
 def _first_looked_at(exchange: Exchange, first: float | None) -> int | None:
@@ -129,7 +147,7 @@ class InsideHandlers:
             code=self._code(exchange, request),
             selected=selected,
             # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-            **model_updates(info, self._models.names, token is not None),
+            **model_updates(info, self._models.names, token is not None, bool(exchange.question.pictures)),
         )
         if token is None:
             return
@@ -170,6 +188,11 @@ class InsideHandlers:
     async def stop_card(self, request: gr.Request) -> str:
         """Cancels the making of an answer card; updates the line about it."""
         self._calls.give_up(window_of(request), _CARD)
+        return ""
+
+    async def stop_comparing(self, request: gr.Request) -> str:
+        """Cancels the window's comparison; updates it."""
+        self._calls.give_up(window_of(request), _COMPARE)
         return ""
 
     async def stop_hiding(self, request: gr.Request) -> str:
@@ -223,7 +246,7 @@ class InsideHandlers:
         if selected is None or selected.token is None:
             yield _problem(NO_WORD)
             return
-        answered, token = selected.exchange.answered, selected.token
+        answered, (token, value) = selected.exchange.answered, _hidden_from(selected.exchange, selected.token)
 
         def draw(engine: Engine, call: Call) -> str:
             sizes = [
@@ -234,7 +257,7 @@ class InsideHandlers:
             picture, box = drawn_box(region, sizes) if region else (None, None)
             report = engine.occlude(answered, token, picture, box, stop=call.stop, tell=call.tell)
             preview = next(islice(_previews(engine, answered), report.picture, None))
-            return occlusion_html(report, preview)
+            return occlusion_html(report, preview, value, _is_alike(engine, selected.exchange))
 
         async with aclosing(self._called(request, _HIDE, selected.exchange, draw)) as drawings:
             async for effect in drawings:
@@ -258,8 +281,8 @@ class InsideHandlers:
             yield gr.skip()
             return
         model, asked = selected.exchange.stats.model, selected.exchange.answered.request
-        both = compared(self._models, model, asked, setting, other, partial(self._asked, request))
-        async with aclosing(self._drawn(both, window_of(request))) as drawings:
+        both = partial(compared, self._models, model, asked, setting, other)
+        async with aclosing(self._drawn(both, request)) as drawings:
             async for html in drawings:
                 yield html
 
@@ -268,19 +291,22 @@ class InsideHandlers:
         if selected is None:
             yield gr.skip()
             return
-        again = replayed(self._models, selected.exchange, partial(self._asked, request))
-        async with aclosing(self._drawn(again, window_of(request))) as drawings:
+        again = partial(replayed, self._models, selected.exchange)
+        async with aclosing(self._drawn(again, request)) as drawings:
             async for html in drawings:
                 yield html
 
-    def _asked(self, asker: gr.Request, model: str | None, request: Request) -> AsyncGenerator[Event]:
-        return self._ask(asker, model, request, None)
-
-    async def _drawn(self, drawings: AsyncGenerator[str, None], window: str) -> AsyncGenerator[Any, None]:
+    async def _drawn(
+        self, compare: Callable[[Asks], AsyncGenerator[str, None]], request: gr.Request
+    ) -> AsyncGenerator[Any, None]:
         """The drawings of a comparison, or why it failed; the window's earlier comparison ends."""
         try:
-            with self._calls.entry(window, _COMPARE) as call:
-                async with aclosing(drawings):
+            with self._calls.entry(window_of(request), _COMPARE) as call:
+
+                def asks(model: str | None, asked: Request) -> AsyncGenerator[Event]:
+                    return self._ask(request, model, asked, call.stop)
+
+                async with aclosing(compare(asks)) as drawings:
                     async for html in drawings:
                         if call.stop.is_set():
                             yield gr.skip()
@@ -319,7 +345,8 @@ class InsideHandlers:
         info = self._models.info(exchange.stats.model)
         if info is None:
             return _problem(f"{exchange.stats.model} is not offered here, so there is no program for this answer.")
-        return code_html(exchange, info, address(getattr(request, "headers", {})))
+        where = address(getattr(request, "headers", {}))
+        return code_html(exchange, info, replace(where, asks=self._models.names[0]))
 
     async def _maps(
         self, selected: Selected, layer: str, head: int, request: gr.Request, view: str = LOOKED
@@ -336,7 +363,8 @@ class InsideHandlers:
             report = engine.why(answered, word, stop=call.stop, tell=call.tell)
             # The probabilities of an answer that must fit a schema are among the allowed tokens alone.
             known = choices if answered.request.json_schema is None else []
-            rest[:] = [anyway_html(report, known), *rest, folds_html(report)]
+            anyway = anyway_html(report, known) if _is_alike(engine, selected.exchange) else ""
+            rest[:] = [anyway, *rest, folds_html(report)]
             return rests_html(report, _previews(engine, answered))
 
         def draw_looked(engine: Engine, call: Call) -> str:

@@ -73,10 +73,13 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
     return Inside(title, inputs, *attention, mask_tab, mask, *compare, code)
 
 
-def model_updates(info: ModelInfo | None, models: Sequence[str], word_chosen: bool) -> dict[str, Any]:
+def model_updates(
+    info: ModelInfo | None, models: Sequence[str], word_chosen: bool, own_pictures: bool
+) -> dict[str, Any]:
     """Updates of fields of Inside as it opens for an answer of this model, or of one no longer offered (None).
 
-    `models` are all that can be compared. Without a chosen word nothing can be hidden.
+    `models` are all that can be compared. Without a chosen word nothing can be hidden. Earlier pictures keep their pan
+    & scan, so without `own_pictures` of the question there is nothing to compare.
     """
     hide = gr.update(interactive=word_chosen)
     if info is None:
@@ -88,7 +91,7 @@ def model_updates(info: ModelInfo | None, models: Sequence[str], word_chosen: bo
         "head": gr.update(choices=_heads(info), value=MEAN_HEADS),
         "hide": hide | gr.update(visible=info.multimodal),
         "effect": gr.update(value=HIDING, visible=info.multimodal),
-        "compare_pan_and_scan": gr.update(visible=info.multimodal and not info.outside),
+        "compare_pan_and_scan": gr.update(visible=info.multimodal and not info.outside and own_pictures),
         "compare_int4": gr.update(visible=_has_both_precisions(info)),
         "other": gr.update(choices=others, value=others[0] if others else None),
     }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from components.shown.stats import PICTURE_CHANGED_NOTHING
-from components.shown.token_view import percent, visible
+from components.shown.token_view import bare, percent, visible
 from gemma3_core.engine import HARDLY, HeadLook, LayerSaid, TokenChoice, WordReport
 
 _MOST_HEADS = 10
@@ -32,7 +32,7 @@ def anyway_html(report: WordReport, choices: Sequence[TokenChoice]) -> str:
     rests = report.rests_on
     if rests is None:
         return ""
-    word = escape(report.text.strip())
+    word = escape(bare(report.text))
     seen, unseen = percent(rests.seen), percent(rests.unseen)
     said = f"The probability of “{word}” is {seen} with the picture, and {unseen} without it."
     if changed_nothing(report, choices):

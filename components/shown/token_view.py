@@ -145,6 +145,11 @@ def visible(text: str) -> str:
     return escape(text.replace("\n", "⏎")) or "∅"
 
 
+def bare(text: str) -> str:
+    """A word without the spaces around it, and without a string's quotes in JSON."""
+    return text.strip().strip('"') or text.strip()
+
+
 def percent(share: float) -> str:
     """ "3.1 %", "98 %", "< 0.1 %"."""
     if share < 0.001:

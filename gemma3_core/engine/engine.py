@@ -68,7 +68,7 @@ from gemma3_core.errors import (
     UnsupportedOptionError,
 )
 from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
-from gemma3_core.generation.grammar import Grammars, check_schema
+from gemma3_core.generation.grammar import Grammar, Grammars, check_schema
 from gemma3_core.generation.loop import DecodePass, check_length
 from gemma3_core.gguf.checkpoint import why_text_only
 from gemma3_core.images.crops import Crops
@@ -295,7 +295,7 @@ class Engine:
         request = running.request
         ticket = self.queue.enter(request.visitor, ready=False)
         try:
-            yield from self._compiled(running)  # within the queue's bounds for each visitor
+            running.grammar = yield from self._compiled(request)  # within the queue's bounds for each visitor
             running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))
@@ -318,12 +318,14 @@ class Engine:
         passes = self._written(running, prompt)
         yield from self._loop.run(passes, threading.Event().is_set if stop is None else stop.is_set)
 
-    def _compiled(self, running: RunningRequest) -> Iterator[StageEvent]:
-        """Compiles the schema of an answer, in this thread. Raises SchemaError, UnsupportedOptionError."""
-        if running.request.json_schema is not None:
-            if not self._grammars.is_ready:
-                yield StageEvent("preparing", "Reading the vocabulary for an answer in JSON")
-            running.grammar = self._grammars.compile(running.request.json_schema)
+    def _compiled(self, request: Request) -> Generator[StageEvent, None, Grammar | None]:
+        """Compiles the schema of an answer, if it has one, in this thread. Raises SchemaError,
+        UnsupportedOptionError."""
+        if request.json_schema is None:
+            return None
+        if not self._grammars.is_ready:
+            yield StageEvent("preparing", "Reading the vocabulary for an answer in JSON")
+        return self._grammars.compile(request.json_schema)
 
     def _prepared(self, int4: bool) -> Iterator[StageEvent]:
         """Makes or loads the precision's weights if they are missing, in this thread: others are answered meanwhile."""
@@ -594,8 +596,10 @@ class Engine:
 
         def found() -> T:
             check()
-            return look(prompt, self._processor, self._precisions.model(int4), check_and_give_way, decode)
+            model = self._precisions.model(int4)
+            return look(prompt, self._processor, model, check_and_give_way, decode, grammar)
 
+        grammar = yield from self._compiled(prompt.request)
         yield from self._prepared(int4)
         future = self._loop.submit(found)
         try:

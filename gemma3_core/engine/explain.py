@@ -14,6 +14,7 @@ from gemma3_core.config.gemma3 import Gemma3TextConfig
 from gemma3_core.engine.api import MAX_NEW_TOKENS, Answered
 from gemma3_core.engine.prompts import Prompt, Tiles, encode
 from gemma3_core.errors import AttentionError
+from gemma3_core.generation.grammar import Grammar
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.attention import Check, with_answer
 from gemma3_core.inspection.confidence import token_text
@@ -31,10 +32,17 @@ Decode = Callable[[Callable[[], None], int], None]
 
 
 class Look(Protocol[T_co]):
-    """A look at an answer, with its prompt (which has its tiles) and the model that gave it. It can be pickled."""
+    """A look at an answer, with its prompt (which has its tiles), the model that gave it and, if it had to fit a JSON
+    schema, the grammar of that. It can be pickled."""
 
     def __call__(
-        self, prompt: Prompt, processor: Gemma3Processor, model: Model, check: Check, decode: Decode
+        self,
+        prompt: Prompt,
+        processor: Gemma3Processor,
+        model: Model,
+        check: Check,
+        decode: Decode,
+        grammar: Grammar | None,
     ) -> T_co: ...
 
 
@@ -50,7 +58,8 @@ class PromptView:
 class OcclusionReport:
     """How hiding `box` of picture number `picture` (from 0) changed the token `text` of an answer.
 
-    `before` and `after` are the token's probabilities; `answer` is the greedy answer with the box hidden.
+    `before` and `after` are the token's probabilities; `answer` is the greedy answer with the box hidden. Both keep to
+    the JSON schema of an answer that had one.
     """
 
     picture: int
@@ -154,6 +163,7 @@ def look_at_attention(
     model: Model,
     check: Check,
     _decode: Decode,
+    _grammar: Grammar | None,
 ) -> AttentionMap:
     """A Look: where the answer's `tokens` looked. Raises what `view_attention` raises."""
     inputs = forward_inputs(prompt, processor, model, check)
@@ -170,6 +180,7 @@ def look_without_region(
     model: Model,
     check: Check,
     decode: Decode,
+    grammar: Grammar | None,
 ) -> OcclusionReport:
     """A Look: what hiding `box`, or the hottest region of the `token`'s map, changes.
 
@@ -188,7 +199,7 @@ def look_without_region(
     for _, work, num_bytes in tiles.jobs():
         decode(work, 2 * num_bytes)  # the picture and a copy without the region
     without = forward_inputs(tiles.prompt(), processor, model, check)
-    return view_occlusion(inputs, without, region, answered, token, processor, model, check)
+    return view_occlusion(inputs, without, region, answered, token, processor, model, check, grammar)
 
 
 def region_to_hide(
@@ -222,6 +233,7 @@ def view_occlusion(
     processor: Gemma3Processor,
     model: Model,
     check: Check | None = None,
+    grammar: Grammar | None = None,
 ) -> OcclusionReport:
     """How hiding a region changed the answer's token number `token`; both inputs are `forward_inputs`.
 
@@ -229,7 +241,7 @@ def view_occlusion(
     """
     most, stops = answered.request.max_new_tokens or MAX_NEW_TOKENS, model.generation_config.stop_ids
     with torch.inference_mode():
-        done = occlusion(model, inputs, inputs_hidden, answered.done.token_ids, token, most, stops, check)
+        done = occlusion(model, inputs, inputs_hidden, answered.done.token_ids, token, most, stops, check, grammar)
     tokenizer = processor.tokenizer
     return OcclusionReport(
         *region,

@@ -512,8 +512,9 @@ def told_otherwise(answered: Answered, tokens: int) -> str:
 
 
 def _as_a_chat(request: Request) -> Request:
-    """The question as the local engine reads it: a base model goes on with a text where nothing else is said."""
-    return replace(request, int4=None, continue_text=False)
+    """The question as the local engine reads it: a base model goes on with a text where nothing else is said, and the
+    server's tokens may stand for JSON in another form."""
+    return replace(request, int4=None, continue_text=False, json_schema=None)
 
 
 def _as_if_by(local: Engine, answered: Answered) -> Answered:

@@ -9,6 +9,7 @@ from gemma3_core.engine.api import Answered
 from gemma3_core.engine.explain import Decode, forward_inputs, tiles_in
 from gemma3_core.engine.prompts import Prompt
 from gemma3_core.errors import AttentionError
+from gemma3_core.generation.grammar import Grammar
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.images.processor import as_picture
 from gemma3_core.inspection.attention import Check, replay, with_answer
@@ -43,8 +44,9 @@ class WordReport:
     the word's object is; None where the pictures hardly mattered. `heads` are all heads by the share of that token's
     attention inside the `region` (a picture's number and a box in its pixels): the one that was asked for, or the soft
     tokens around `place`, or without a place those whose hiding did most. Without pictures there are none. `unseen` are
-    the probabilities of all tokens of the answer if no word sees a picture; there are none without pictures, or in a
-    conversation of more than UNSEEN_MAX_TOKENS words.
+    the probabilities of all tokens of the answer if no word sees a picture; there are none without pictures, in a
+    conversation of more than UNSEEN_MAX_TOKENS words, or for an answer that had to fit a JSON schema. The word's own
+    probabilities in such an answer are among the tokens that the schema allowed.
     """
 
     text: str
@@ -77,6 +79,7 @@ def look_at_word(
     model: Model,
     check: Check,
     _decode: Decode,
+    grammar: Grammar | None,
 ) -> WordReport:
     """A Look: the answer's word of these `tokens` (from 0, one after the other).
 
@@ -95,7 +98,7 @@ def look_at_word(
     layers = chosen_layers(model.text_config, "global", None)
     described = prompt_tokens(processor.tokenizer, turn["input_ids"], None, types)
     attention = map_of(mean_weights(weights, layers, None).mean(dim=0), described, tiles, "global", layers, None)
-    rests, place = rests_on(model, inputs, ids, word, tiles, check) if tiles else None, None
+    rests, place = rests_on(model, inputs, ids, word, tiles, check, grammar) if tiles else None, None
     if rests is not None and hardly_mattered(rests):
         region = region or _hottest(rests)
     elif rests is not None:
@@ -104,7 +107,7 @@ def look_at_word(
         rests = sharpened(rests, look.tiles, pictures, check)
         region = region or (place.picture, soft_tokens_around(attention.tiles, place.picture, place.box))
     few_words = prompt.num_tokens - int(prompt.token_type_ids.sum()) + len(ids) <= UNSEEN_MAX_TOKENS
-    unseen = probabilities_unseen(model, inputs, ids, check) if tiles and few_words else ()
+    unseen = probabilities_unseen(model, inputs, ids, check) if tiles and few_words and grammar is None else ()
     columns = () if region is None else columns_within(attention.tiles, *region)
     return WordReport(
         "".join(token_text(processor.tokenizer, ids[number]) for number in word),

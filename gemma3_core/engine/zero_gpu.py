@@ -181,7 +181,7 @@ class BorrowingEngine(Engine):
         running = RunningRequest(work.prompt.request, self.info, self._processor.tokenizer)
         running.prompt = work.prompt
         running.start()
-        yield from self._compiled(running)
+        running.grammar = yield from self._compiled(running.request)
         yield from self._prepared(bool(work.prompt.request.int4))
         known = len(running.token_ids)
         for event in run_alone(self._written(running, work.prompt)):
@@ -194,10 +194,11 @@ class BorrowingEngine(Engine):
     def _found(self, work: _Looking) -> Iterator[_Found | StageEvent | None]:
         """Yields the steps, then None while a look works, so that it can be closed at any time, then what it found."""
         yield from self._prepared(work.int4)
+        grammar = yield from self._compiled(work.prompt.request)
         stop = threading.Event()
         model, check = self._precisions.model(work.int4), partial(check_stop, stop)
         with ThreadPoolExecutor(1) as thread:
-            found = thread.submit(work.look, work.prompt, self._processor, model, check, _decode_here)
+            found = thread.submit(work.look, work.prompt, self._processor, model, check, _decode_here, grammar)
             try:
                 while not wait([found], _TICK_S).done:
                     yield None

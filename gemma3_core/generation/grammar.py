@@ -125,6 +125,21 @@ class Grammar:
         return constraint
 
 
+def allowed_before(
+    grammar: Grammar | None, token_ids: Sequence[int], word: range, vocabulary: int
+) -> torch.Tensor | None:
+    """bool [N, vocabulary], on the CPU: the tokens that an answer of `token_ids` might have had at each place of
+    `word`; None without a grammar. Raises SchemaError if the answer does not fit."""
+    if grammar is None:
+        return None
+    constraint = grammar.begin(token_ids[: word.start])
+    rows = []
+    for place in word:
+        rows.append(constraint.allowed(vocabulary))
+        constraint.push(token_ids[place])
+    return torch.stack(rows)
+
+
 class Constraint:
     """What one answer may go on with; in one thread at a time."""
 

@@ -21,6 +21,7 @@ import torch
 
 from gemma3_core.config.gemma3 import GLOBAL, LOCAL
 from gemma3_core.errors import AttentionError
+from gemma3_core.generation.grammar import Grammar, allowed_before
 from gemma3_core.inspection.attention import Check, encoded, with_answer
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration, Model
 from gemma3_core.nn.cache import CopiedRows, KVCache, cache_bytes
@@ -49,10 +50,12 @@ class KnockOut:
         answer_ids: Sequence[int],
         word: range,
         check: Check | None = None,
+        grammar: Grammar | None = None,
     ):
         """`inputs` are the prompt's [1, T], with soft_tokens or pixel_values; `word` are the answer's tokens (from 0)
-        whose probability is read. Raises AttentionError if there is no picture or no such word, and what `check`
-        raises: it is called before each layer."""
+        whose probability is read: with a grammar, among the tokens that it allows there. Raises AttentionError if there
+        is no picture or no such word, SchemaError if the answer does not fit the grammar, and what `check` raises: it
+        is called before each layer."""
         if not isinstance(model, Gemma3ForConditionalGeneration):
             raise AttentionError("This model reads text only, so its answers rest on no picture.")
         _check_word(answer_ids, word)
@@ -61,6 +64,8 @@ class KnockOut:
             raise AttentionError("This question had no picture, so the answer rests on none. Ask about a picture.")
         self.rows_read = 0
         self._model, self._check = model, check
+        allowed = allowed_before(grammar, answer_ids, word, model.text_config.vocab_size)
+        self._allowed = None if allowed is None else allowed.to(model.device)
         self._word_ids = torch.tensor([answer_ids[number] for number in word], device=model.device)
         types = turn["token_type_ids"]
         self.columns = (types[0] == 1).nonzero()[:, 0]
@@ -88,7 +93,7 @@ class KnockOut:
         cache = CopiedRows(self._shared, positions, before, self._before + self._words.shape[1]).cache()
         blocks = self._blocks[:, self._before :].expand(rows, -1)
         states = self._read(self._words.expand(rows, -1, -1), cache, blocks)[:, -len(self._word_ids) :]
-        return _probabilities(self._model, states, self._word_ids).prod(dim=1)
+        return _probabilities(self._model, states, self._word_ids, self._allowed).prod(dim=1)
 
     def _read(self, x: torch.Tensor, cache: KVCache, blocks: torch.Tensor) -> torch.Tensor:
         decoder, reader = self._model.model.decoder, _Checker(self._check)
@@ -149,11 +154,16 @@ def _check_word(answer_ids: Sequence[int], word: range) -> None:
         )
 
 
-def _probabilities(model: Model, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The probabilities [R, N] in float32 of the tokens `ids` [N] after the states [R, N, E], some rows at a time."""
-    flat, wanted = states.flatten(0, 1), ids.repeat(states.shape[0])
+def _probabilities(
+    model: Model, states: torch.Tensor, ids: torch.Tensor, allowed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The probabilities [R, N] in float32 of the tokens `ids` [N] after the states [R, N, E], some rows at a time;
+    among the `allowed` tokens, bool [N, vocabulary], if there are any."""
+    places = torch.arange(len(ids), device=ids.device).repeat(states.shape[0])
     parts = []
-    for some, one in zip(flat.split(_LOGITS_AT_A_TIME), wanted.split(_LOGITS_AT_A_TIME), strict=True):
+    for some, place in zip(states.flatten(0, 1).split(_LOGITS_AT_A_TIME), places.split(_LOGITS_AT_A_TIME), strict=True):
         logits = model.lm_head(some).float()
-        parts.append(logits.softmax(dim=-1).gather(1, one[:, None])[:, 0])
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[place], float("-inf"))
+        parts.append(logits.softmax(dim=-1).gather(1, ids[place, None])[:, 0])
     return torch.cat(parts).view(states.shape[:2])

@@ -13,11 +13,14 @@ import torch
 from PIL import Image, ImageStat
 
 from gemma3_core.errors import AttentionError
-from gemma3_core.generation.loop import Step, generate_tokens
+from gemma3_core.generation.grammar import Grammar, allowed_before
+from gemma3_core.generation.loop import DecodePass, RowSampler, Step, decode_together, generate_tokens
+from gemma3_core.generation.row_sampler import SamplingRow
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.pan_and_scan import Box
 from gemma3_core.inspection.attention import Check, encoded, replay, with_answer
 from gemma3_core.models.multimodal import Model
+from gemma3_core.nn.cache import KVCache
 
 _SURROUNDINGS = 0.25
 
@@ -26,8 +29,9 @@ _SURROUNDINGS = 0.25
 class Occlusion:
     """How hiding a region changed one token of an answer.
 
-    `before` and `after` are the token's probabilities, from 0 to 1, after the answer's original earlier tokens.
-    `answer_ids` is the greedy answer with the region hidden, without its stop token.
+    `before` and `after` are the token's probabilities, from 0 to 1, after the answer's original earlier tokens; those
+    of an answer that must fit a grammar are among the allowed tokens. `answer_ids` is the greedy answer with the region
+    hidden, without its stop token; it fits the grammar too.
     """
 
     token_id: int
@@ -66,17 +70,27 @@ def _levels(picture: Image.Image, box: tuple[int, int, int, int]) -> tuple[np.nd
 
 
 def token_probability(
-    model: Model, inputs: Mapping[str, Any], answer_ids: Sequence[int], token: int, check: Check | None = None
+    model: Model,
+    inputs: Mapping[str, Any],
+    answer_ids: Sequence[int],
+    token: int,
+    check: Check | None = None,
+    grammar: Grammar | None = None,
 ) -> float:
-    """The probability of the answer's token number `token` (from 0) after the prompt and the tokens before it.
+    """The probability of the answer's token number `token` (from 0) after the prompt and the tokens before it; with a
+    grammar, among the tokens that it allows there.
 
-    `inputs` are the prompt's [1, T]. Raises AttentionError if the answer has no such token.
+    `inputs` are the prompt's [1, T]. Raises AttentionError if the answer has no such token, SchemaError if it does not
+    fit the grammar.
     """
     if not 0 <= token < len(answer_ids):
         raise AttentionError(f"The answer has {len(answer_ids)} tokens, numbered from 0; there is no number {token}.")
     turn = with_answer(inputs, answer_ids[:token])
     logits = replay(model, turn, [turn["input_ids"].shape[1] - 1], with_logits=True, check=check).logits
     assert logits is not None
+    allowed = allowed_before(grammar, answer_ids, range(token, token + 1), logits.shape[-1])
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
     return float(logits[0].float().softmax(dim=-1)[answer_ids[token]])
 
 
@@ -89,25 +103,36 @@ def occlusion(
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     check: Check | None = None,
+    grammar: Grammar | None = None,
 ) -> Occlusion:
     """Compares a prompt with the same prompt whose pictures were changed by `hidden`, both as model inputs [1, T].
 
-    Raises AttentionError if the answer has no token number `token` (from 0), and what generation and `check` raise.
+    Raises AttentionError if the answer has no token number `token` (from 0), SchemaError if it does not fit the
+    grammar, and what generation and `check` raise.
     """
-    before = token_probability(model, inputs, answer_ids, token, check)
+    before = token_probability(model, inputs, answer_ids, token, check, grammar)
     prompt = encoded(model, inputs_hidden, check)
-    after = token_probability(model, prompt, answer_ids, token, check)
-    return Occlusion(answer_ids[token], before, after, _greedy(model, prompt, max_new_tokens, stop_ids, check))
+    after = token_probability(model, prompt, answer_ids, token, check, grammar)
+    return Occlusion(answer_ids[token], before, after, _greedy(model, prompt, max_new_tokens, stop_ids, check, grammar))
 
 
 def _greedy(
-    model: Model, prompt: dict[str, Any], max_new_tokens: int, stop_ids: tuple[int, ...], check: Check | None
+    model: Model,
+    prompt: dict[str, Any],
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    check: Check | None,
+    grammar: Grammar | None,
 ) -> tuple[int, ...]:
-    tokens = []
+    tokens, settings, cache = [], SamplingSettings(temperature=0.0), KVCache(model.text_config)
+    row = SamplingRow(settings, None, False, constraint=None if grammar is None else grammar.begin())
+    sampler = RowSampler(model, cache, row, stop_ids)
     with torch.inference_mode():
-        for step in generate_tokens(model, prompt, SamplingSettings(temperature=0.0), max_new_tokens, stop_ids):
+        for step in generate_tokens(model, prompt, settings, max_new_tokens, stop_ids, cache, sampler=sampler):
             if check is not None:
                 check()
-            if isinstance(step, Step):
+            if isinstance(step, DecodePass):
+                decode_together([step])
+            elif isinstance(step, Step):
                 tokens.append(int(step.tokens[0]))
     return tuple(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gemma3_core.generation.grammar import Grammar
 from gemma3_core.inspection.attention import Check
 from gemma3_core.inspection.heat_maps import TileMap
 from gemma3_core.inspection.knockout import KnockOut
@@ -54,9 +55,11 @@ def rests_on(
     word: range,
     tiles: Sequence[Tile],
     check: Check | None = None,
+    grammar: Grammar | None = None,
 ) -> RestsOn:
-    """The map of the answer's tokens `word` over the prompt's `tiles`. Raises what KnockOut raises."""
-    knock_out = KnockOut(model, inputs, answer_ids, word, check)
+    """The map of the answer's tokens `word` over the prompt's `tiles`; the answer fits the `grammar`. Raises what
+    KnockOut raises."""
+    knock_out = KnockOut(model, inputs, answer_ids, word, check, grammar)
     maps, seen, unseen = token_map(knock_out, len(tiles))
     grids = [TileMap(tile, tuple(map(tuple, grid.tolist()))) for tile, grid in zip(tiles, maps, strict=True)]
     return RestsOn(tuple(grids), seen, unseen, knock_out.rows_read)

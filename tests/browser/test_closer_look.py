@@ -1,6 +1,8 @@
 """A closer look: what was too small to read is asked again with crops, and both answers stand side by side."""
 
+import json
 import re
+from zipfile import ZipFile
 
 from browsing import answered, look_inside, send, write
 from places import EXAMPLES
@@ -29,6 +31,14 @@ def test_what_was_too_small_is_read_with_crops_and_both_answers_stay(page):
     assert page.get_by_role("button", name="Look closer").count() == 0
     page.reload()
     page.get_by_text("Looked again, with 3 crops").wait_for()
+    page.locator("#share summary").click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the conversation (zip)").click()
+    page.keyboard.press("Escape")
+    with ZipFile(saved.value.path()) as files:
+        [exchange] = json.loads(files.read("conversation.json"))["exchanges"]
+        assert exchange["first"]["pictures"] == exchange["pictures"]  # named by their files in the zip
+        assert "path" not in exchange["pictures"][0]
     write(page, "And the tea?")
     send(page)
     assert answered(page, 2)

@@ -5,7 +5,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from browsing import answered, choose, send, write
 from places import EXAMPLES
-from running_app import opened
+from running_app import opened, served
+
+from gemma3_core.engine import Engine
 
 
 def share(page, what):
@@ -83,9 +85,20 @@ def test_a_text_is_a_text_and_bounded(browser, url):
         assert len(value) <= 2000
 
 
-def test_in_a_space_the_link_is_the_spaces(browser, monkeypatch, scripted):
-    from running_app import served
+def test_a_link_brings_full_precision_to_a_server_of_int4(browser):
+    with served(Engine.load(device="cpu", int4=True)) as address, opened(browser, address) as page:
+        write(page, "What is it?")
+        assert "int4" not in parse_qs(urlsplit(share(page, "Copy link with the question")).query)
+        page.keyboard.press("Escape")
+        page.locator("#int4 input").uncheck()
+        link = share(page, "Copy link with the question")
+        assert parse_qs(urlsplit(link).query) == {"q": ["What is it?"], "int4": ["0"]}
+        with opened(browser, address, query=f"?{urlsplit(link).query}") as other:
+            composer_becomes(other, "What is it?")
+            other.wait_for_function("!document.querySelector('#int4 input').checked")
 
+
+def test_in_a_space_the_link_is_the_spaces(browser, monkeypatch, scripted):
     monkeypatch.setenv("SPACE_ID", "somebody/pictures")
     with served(scripted) as address, opened(browser, address) as page:
         write(page, "How many?")

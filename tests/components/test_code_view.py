@@ -197,3 +197,15 @@ def test_seeds_are_drawn_told_and_not_told_where_nothing_is_drawn(engine, greedy
     assert len(drawn) == 3
     assert exchange(engine, sampling=SamplingSettings(temperature=1.0, seed=7)).stats.seed == 7
     assert greedy.stats.revision == engine.info.revision != ""
+
+
+def test_an_answer_that_ask_would_not_give_is_no_program_for_it():
+    made = exchange_of(Turn("user", "Hi"), "Hello")
+    assert "Client(" in scripts(made, DEMO, Address("x", "x", asks=DEMO.name))["gradio_client"]
+    other = scripts(made, DEMO, Address("x", "x", asks="gemma-3-4b-it"))
+    told = "# /ask asks gemma-3-4b-it, and this answer is by demo model: use one of the first two programs.\n"
+    assert other["gradio_client"] == other["curl"] == told
+    elsewhere = scripts(made, replace(DEMO, outside="by another server"), Address("x", "x", asks="gemma-3-4b-it"))
+    assert elsewhere["curl"].endswith(": ask /v1/chat/completions.\n")
+    continued = replace(made, answered=replace(made.answered, request=Request((made.question,), max_new_tokens=2304)))
+    assert scripts(continued, DEMO, Address("x", "x"))["curl"].startswith("# /ask takes at most 2,048 new tokens")

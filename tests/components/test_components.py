@@ -287,6 +287,7 @@ def test_an_answer_goes_on_with_the_settings_that_it_had():
     (exchange,) = after.exchanges
     assert (exchange.answer, exchange.pan_and_scan, notice) == ("There are three.", True, "")
     assert exchange.answered.request.answer_so_far == ()
+    assert exchange.answered.request.max_new_tokens == 2 + 8, "a replay is as long as both parts"
 
 
 def test_editing_can_be_given_up():

@@ -26,7 +26,7 @@ from components.inside.attention_view import spotlit
 from components.inside.compare import both_requests, first_difference
 from components.inside.handlers import NO_WORD, InsideHandlers, Selected
 from components.inside.mask_view import mask_html
-from components.inside.panel import CHOOSE_WORD, HIDING, LOOKED, MEAN_HEADS, OPENED, RESTS
+from components.inside.panel import CHOOSE_WORD, HIDING, LOOKED, MEAN_HEADS, OPENED, RESTS, model_updates
 from components.inside.word_view import anyway_html, changed_nothing
 from components.shown.regions import drawn_box
 from components.shown.token_view import alternatives_html, answer_html, percent, prompt_html, word_of_content, words_of
@@ -37,16 +37,20 @@ from gemma3_core.engine import (
     Engine,
     Gemma3Error,
     ModelRegistry,
+    OcclusionReport,
     PicturePreview,
     PromptToken,
     PromptView,
     Request,
     SamplingSettings,
+    StageEvent,
     StoppedError,
     TileMap,
     TokenChoices,
     TokenEvent,
     Turn,
+    ask_in_fields,
+    read_fields,
 )
 from gemma3_core.inspection.prompt import Tile
 
@@ -267,6 +271,45 @@ def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
     assert "the probability of “yellow” goes from" in effect, "what is hottest here can be hidden"
 
 
+@pytest.fixture(scope="module")
+def in_fields(engine):
+    question = Turn("user", "What color is the star?", (NIGHT,))
+    request = ask_in_fields(Request((question,)), read_fields("color: red, yellow, blue, green"), named=False)
+    *tokens, done = engine.stream(request)
+    choices = [e.choice for e in tokens if isinstance(e, TokenEvent) and e.choice is not None]
+    return Exchange(question, False, Answered(request, done), TokenChoices(choices), fields="color: red, yellow")
+
+
+def test_a_value_is_hidden_by_its_least_sure_token_and_the_new_answer_keeps_to_the_schema(engine, in_fields):
+    pytest.importorskip("llguidance")
+    (color,) = in_fields.values
+    assert in_fields.choices[color.tokens.start].text == '"', "a value's first token is a quote"
+    handlers = InsideHandlers(ModelRegistry(engine))
+    effect = last(handlers.hide(Selected(in_fields, color.tokens.start), Window(), "0 0.5 0 1 0.8"))
+    assert f"the probability of “y” in “yellow” goes from <b>{percent(color.probability)}</b> to" in effect
+    becomes = unescape(re.search(r"The answer becomes: “(.*)”", effect)[1])
+    assert json.loads(becomes)["color"] in ("red", "yellow", "blue", "green")
+
+
+def test_a_value_rests_on_the_picture_with_the_probability_of_the_table(engine, in_fields):
+    pytest.importorskip("llguidance")
+    (color,) = in_fields.values
+    handlers = InsideHandlers(ModelRegistry(engine))
+    selected = Selected(in_fields, color.tokens.start)
+    _, rest = last(handlers.look_again(selected, "global", MEAN_HEADS, Window(), RESTS))
+    assert f"The probability of “yellow” is {percent(color.probability)} with the picture" in rest
+    rests = engine.why(in_fields.answered, color.tokens).rests_on
+    assert rests.seen == pytest.approx(color.probability, abs=1e-4)
+    assert rests.unseen < 0.5
+
+
+def test_an_answer_in_json_by_another_server_gets_no_verdict(engine, in_fields, monkeypatch):
+    monkeypatch.setattr(engine, "info", replace(engine.info, outside="by another server"))
+    monkeypatch.setattr(engine, "occlude", lambda *_, **__: OcclusionReport(0, Box(0, 0, 9, 9), "y", 0.9, 0.1, "Red."))
+    handlers, selected = InsideHandlers(ModelRegistry(engine)), Selected(in_fields, in_fields.values[0].tokens.start)
+    assert "The answer becomes" not in last(handlers.hide(selected, Window()))
+
+
 def test_a_picture_that_changed_nothing_is_told(engine):
     asked = Turn("user", "Thank you!", (NIGHT,))
     request = Request((asked,), confidence=True)
@@ -303,6 +346,12 @@ def test_what_depends_on_the_model_comes_with_the_panel_and_never_again(engine, 
         assert later
         for update in later:  # by now the visitor may have chosen another model, layer or head
             assert update.other == update.layer == update.head == gr.skip()
+
+
+def test_pan_and_scan_is_compared_only_where_the_question_has_pictures_of_its_own(engine):
+    for own in (True, False):
+        updates = model_updates(engine.info, [engine.info.name], True, own)
+        assert updates["compare_pan_and_scan"]["visible"] is own
 
 
 def test_rollout_of_one_head_is_refused_in_place(engine, exchange):
@@ -468,6 +517,32 @@ def test_hiding_that_waits_is_given_up_without_the_maps(engine, exchange, monkey
     assert 'data-act="hide-stop"' in shown
     assert rest[-1] == gr.skip()
     assert waits.stops[0].is_set()
+
+
+def test_a_comparison_that_waits_is_stopped(engine, exchange, monkeypatch):
+    """The button stands there from the first drawing on, and the engine sees the stop while it waits."""
+    given = []
+
+    def stream(_request, stop=None):
+        given.append(stop)
+        yield StageEvent("queued", "9th in the queue")
+        assert stop.wait(60)
+        yield DoneEvent("", replace(STATS, stop_reason="cancelled"))
+
+    monkeypatch.setattr(engine, "stream", stream)
+
+    async def go():
+        handlers = InsideHandlers(ModelRegistry(engine))
+        drawings = handlers.replay(Selected(exchange), Window())
+        first = await anext(drawings)
+        assert await handlers.stop_comparing(Window()) == ""
+        return first, [html async for html in drawings]
+
+    first, rest = run(go())
+    assert "9th in the queue" in first
+    assert 'data-act="compare-stop"' in first
+    assert rest == [gr.skip()]
+    assert given[0].is_set()
 
 
 def test_closing_the_panel_ends_a_comparison(engine, exchange, closed):

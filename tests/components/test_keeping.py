@@ -106,6 +106,9 @@ def test_a_closer_look_comes_back_with_its_crops_and_the_answer_before_it(keepin
     kept = document_of(keeping.given("[]", before))
     assert keeping.brought(kept, Conversation(), Window())[2] == before
     hostile = json.loads(kept)
+    elsewhere = json.loads(json.dumps(hostile["exchanges"][0]).replace(MINE, "/elsewhere.png"))
+    assert elsewhere != hostile["exchanges"][0]
+    assert record.key_of(elsewhere) == record.key_of(hostile["exchanges"][0]), "where the pictures lie does not count"
     hostile["exchanges"][0]["crops"] = [[[0, 0, 9, 9]] * 17]
     assert keeping.brought(json.dumps(hostile), Conversation(), Window())[3] != ""
     deep = json.loads(kept)

@@ -120,7 +120,7 @@ def test_who_leaves_ends_the_call(borrowing, lender, picture):
     assert lender.stopped == 1
 
 
-def look_for_ever(_answered, _prompt, _processor, _model, check, _decode):
+def look_for_ever(_answered, _prompt, _processor, _model, check, _decode, _grammar):
     while True:
         check()
         time.sleep(0.01)
