@@ -299,10 +299,12 @@ class Engine:
             running.prompt = prompt = yield from self._when_it_is_its_turn(ticket, request)
             running.start()
             was_ready = self._precisions.ready(bool(request.int4))
-            yield from self._run(running, prompt, stop)
-            stopped = stop is not None and stop.is_set()
-            if was_ready and not stopped:  # otherwise it took longer, or less, than the next answers will
-                self.queue.remember(running.running_s)
+            with closing(self._run(running, prompt, stop)) as events:
+                for event in events:
+                    ended = isinstance(event, DoneEvent) and event.stats.stop_reason != "cancelled"
+                    if ended and was_ready:  # otherwise it took longer, or less, than the next answers will
+                        self.queue.remember(running.running_s)
+                    yield event
         except (RuntimeError, MemoryError) as error:  # of what comes before the passes: `_written` sees to theirs
             if not is_out_of_memory(error):
                 raise
@@ -311,7 +313,7 @@ class Engine:
             self._tiles.release(ticket)
             self.queue.leave(ticket)
 
-    def _run(self, running: RunningRequest, prompt: Prompt, stop: threading.Event | None = None) -> Iterator[Event]:
+    def _run(self, running: RunningRequest, prompt: Prompt, stop: threading.Event | None = None) -> Generator[Event]:
         """Yields the events of an answer, whose passes run between those of others."""
         yield from self._prepared(bool(prompt.request.int4))
         running.in_loop = True

@@ -116,7 +116,7 @@ class BorrowingEngine(Engine):
         read = prompt.num_tokens / _PROMPT_TOKENS_PER_S + len(prompt.all_tiles()) / _TILES_PER_S
         return min(LONGEST_S, round(moved + passes * read + new_tokens / _NEW_TOKENS_PER_S))
 
-    def _run(self, running: RunningRequest, prompt: Prompt, _stop: threading.Event | None = None) -> Iterator[Event]:
+    def _run(self, running: RunningRequest, prompt: Prompt, _stop: threading.Event | None = None) -> Generator[Event]:
         request = prompt.request
         assert request.max_new_tokens is not None
         asked = _Answer(replace(prompt, request=replace(request, reuse=False)))

@@ -824,6 +824,18 @@ def test_without_memory_at_all_the_visitor_is_told_what_to_lower_and_others_go_o
     assert answer(engine, ask("what is this", picture(1))).text is not None
 
 
+def test_the_queue_learns_how_long_whole_answers_take(engine, monkeypatch):
+    monkeypatch.setattr(engine.queue, "mean_turn_s", None)
+    events = engine.stream(ask("what is this", picture(1)))
+    while not isinstance(next(events), TokenEvent):
+        pass
+    events.close()
+    assert engine.queue.mean_turn_s is None
+    answer(engine, ask("what is this", picture(1)))
+    assert 0 < engine.queue.mean_turn_s < 60
+    assert "about" in engine._queue_text(1)
+
+
 @pytest.mark.parametrize("error", FULL, ids=["GPU", "CPU"])
 @pytest.mark.parametrize("before", ["_prepared", "_when_it_is_its_turn"])
 def test_memory_that_runs_out_before_the_passes_is_told(engine, monkeypatch, before, error):
