@@ -144,6 +144,8 @@
       kept.set("session", name);
       ask.conversations?.opened(found);
     },
+    // The server refused to open it as it was left: it can be used, and what was left comes with the next reload.
+    notOpened: () => cameBack(),
 
     // The address of a file on the server, by its path there; and how a file gets there: its path, or an Error.
     fileAt(path) {

@@ -259,6 +259,7 @@ def _connect_return(
     shown = [panels.chat, panels.composer, state, panels.notice, window, *returning.brought.values()]
     back = page.load(returning.open, [left], shown, js="async () => [await window.ask.left()]", **common)
     back.then(None, window, js="(told) => window.ask.opened(told)", **common)
+    back.failure(None, None, js="() => { window.ask.notOpened(); }", **common)
     settings = [one for one in panels.settings.inputs if not isinstance(one, gr.State)]
     offer = json.dumps(json.dumps([*models.names, panels.settings.int4 is not None]))
     model = panels.settings.model

@@ -312,3 +312,15 @@ def test_another_window_finds_nothing(browser, url):
         answered(first)
         with opened(browser, url) as second:
             assert second.locator("#chat .bot-row").count() == 0
+
+
+def test_a_page_whose_opening_is_refused_can_be_used(page):
+    opening = "**/run/predict*"
+    page.route(opening, lambda route: route.fulfill(status=503, json={"detail": "refused"}))
+    with page.expect_response(lambda response: response.status == 503):
+        page.reload()
+    page.locator("#composer textarea").wait_for()
+    page.unroute(opening)
+    write(page, "How many hearts are there?", HEARTS)
+    send(page)
+    assert answered(page)
