@@ -88,7 +88,9 @@
     const same = before && before.keys.join() === keys.join();
     const title = before?.renamed ? before.title : exchanges[keys[0]].question.slice(0, LONGEST_TITLE);
     const conversation = {
-      id: before?.id ?? (free && id ? id : newId()), changed: same ? before.changed : Date.now(), renamed: before?.renamed ?? false,
+      id: before?.id ?? (free && id ? id : newId()),
+      changed: same ? before.changed : Date.now(),
+      renamed: before?.renamed ?? false,
       title, version, keys, exchanges,
     };
     kept.set("conversation", conversation.id);

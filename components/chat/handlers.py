@@ -277,7 +277,6 @@ class ChatHandlers:
         """Stops the answer of a closed window and forgets the visitor."""
         window = window_of(request)
         self.running.stop(window)
-        self.previews.forget(window)
         self._models.forget(window)
 
     async def clear(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:

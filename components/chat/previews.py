@@ -27,10 +27,6 @@ class Previews:
         self._newest: dict[str, int] = {}
         """The newest preview of each window, while it is being made."""
 
-    def forget(self, window: str) -> None:
-        """Forgets a window that has been closed."""
-        self._newest.pop(window, None)
-
     def preview(
         self,
         message: dict[str, Any] | None,
