@@ -289,29 +289,23 @@ def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:
 
 
 def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: gr.HTML, changes: Sequence[Any]) -> None:
-    """The badge shows the model and precision of the next answer; the page is updated for a newly chosen model."""
+    """The page is updated for a newly chosen model, and after each answer: a model's first answer has loaded it."""
     settings = panels.settings
-    common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    show_head: dict[str, Any] = {
-        "fn": handlers.head,
-        "inputs": [settings.int4, settings.chosen],
-        "outputs": head,
-        **common,
-    }
-    if settings.int4 is not None:
-        settings.int4.change(**show_head)
-    if settings.model is not None:
-        follow: dict[str, Any] = {
-            "fn": handlers.follow,
-            "inputs": [panels.conversation, *settings.inputs],
-            "outputs": handlers.outputs(settings, head, panels.chat, panels.composer),
-            **common,
-        }
-        settings.model.change(**follow)
-        for change in changes:  # the first answer of a model has loaded it
-            followed = change.then(**follow)
-            if settings.int4 is not None:  # which may have been switched since `follow` was asked
-                followed.then(**show_head)
+    if settings.model is None:
+        return
+    follow = gr.Button("Follow", elem_id="follow", visible="hidden")
+    gr.on(
+        [settings.model.change, follow.click],
+        handlers.follow,
+        [panels.conversation, *settings.inputs],
+        handlers.outputs(settings, head, panels.chat, panels.composer),
+        trigger_mode="always_last",  # one at a time: of two, the answer to the first could come last
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    for change in changes:
+        change.then(None, js="() => document.querySelector('#follow').click()", api_visibility="private")
 
 
 def _connect_machine(handlers: ModelsHandlers, settings: Settings) -> None:

@@ -34,7 +34,7 @@ class ModelChoiceHandlers:
         """
         choices = Choices(*values)
         info, shown = self._models.info(choices.model), self._models.info(choices.shown)
-        note, head = self._note(choices.model, info), self.head(choices.int4, choices.model)
+        note, head = self._note(choices.model, info), self._head_of(choices.model, info)
         # The page has an int4 switch if the first model does.
         has_int4 = self._models.first.info.int4 is not None
         if info is None or shown is None or info.name == shown.name:
@@ -44,13 +44,10 @@ class ModelChoiceHandlers:
         sampling = (now.temperature, now.top_k, now.top_p)
         int4 = [_int4(info, now.int4)] if has_int4 else []
         first = gr.skip() if conversation.exchanges else gr.update(placeholder=first_sight(info, self._models.names))
-        head = self.head(now.int4, info.name)
         return info.name, note, head, pan_and_scan, *sampling, *int4, first, gr.update(placeholder=hint(info))
 
-    def head(self, int4: bool | None, model: str | None) -> str:
-        """HTML of the page's top, for the model and the precision of the next answer."""
-        info = self._models.info(model)
-        return self._head(escape(f"{model} · not loaded yet") if info is None else badge(info, int4))
+    def _head_of(self, model: str | None, info: ModelInfo | None) -> str:
+        return self._head(escape(f"{model} · not loaded yet") if info is None else badge(info))
 
     def _note(self, model: str | None, info: ModelInfo | None) -> str:
         with self._models.held(model) as engine:

@@ -238,12 +238,20 @@ def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def badge(info: ModelInfo, int4: bool | None = None) -> str:
-    """HTML of the line with the model's name, size, precision and device. `int4` None is the server's setting."""
+def badge(info: ModelInfo) -> str:
+    """HTML of the line with the model's name, size, precision and device.
+
+    Where the visitor chooses the precision it holds a line for each, and style.css shows the one that the int4 switch
+    says: a server asked at each switch might answer the first one last.
+    """
     if info.outside:
         return f"<span>{escape(info.name)} · <span>on another server</span></span>"
-    if int4 is None:
-        int4 = info.quantization == "int4"
+    if info.int4 is None:
+        return _badge_line(info, info.quantization == "int4")
+    return _badge_line(info, False, ' class="if-full"') + _badge_line(info, True, ' class="if-int4"')
+
+
+def _badge_line(info: ModelInfo, int4: bool, attribute: str = "") -> str:
     exact = f"{'int4' if int4 else info.dtype} on {info.device}"
     facts = [
         info.name,
@@ -251,7 +259,7 @@ def badge(info: ModelInfo, int4: bool | None = None) -> str:
         "4-bit weights" if int4 else "full precision",
         "on ZeroGPU" if info.borrowed else "on the CPU" if info.device == "cpu" else "on a GPU",
     ]
-    return f'<span title="{escape(exact)}">{escape(" · ".join(facts))}</span>'
+    return f'<span{attribute} title="{escape(exact)}">{escape(" · ".join(facts))}</span>'
 
 
 def _size(parameters: int) -> str:

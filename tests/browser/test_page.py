@@ -134,7 +134,7 @@ def test_the_int4_switch_counts_from_the_next_answer_on(page):
     figures.nth(0).wait_for()
     for number, precision in ((1, "int4"), (2, "float32")):
         switch.set_checked(precision == "int4")
-        page.locator("#head .badge", has_text="4-bit" if precision == "int4" else "full precision").wait_for()
+        page.locator("#head .badge").get_by_text("4-bit" if precision == "int4" else "full precision").wait_for()
         write(page, "Is there a circle?")
         send(page)
         figures.nth(number).wait_for()

@@ -695,12 +695,12 @@ def test_badge():
     assert "on a GPU" in chat.badge(changed(DEMO, device="cuda:0"))
 
 
-def test_the_badge_follows_the_int4_switch():
-    assert "4-bit weights" in chat.badge(DEMO, int4=True)
-    assert "int4 on cpu" in chat.badge(DEMO, int4=True)
-    served = changed(DEMO, quantization="int4")
-    assert "4-bit weights" in chat.badge(served)
-    assert "full precision" in chat.badge(served, int4=False)
+def test_the_badge_holds_both_precisions_where_the_int4_switch_chooses():
+    assert "4-bit weights" in chat.badge(changed(DEMO, quantization="int4"))
+    full, int4 = re.findall(
+        '<span class="(.*?)" title="(.*?)">', chat.badge(changed(DEMO, int4=Int4Choice(False, "", 2, 1)))
+    )
+    assert (full, int4) == (("if-full", "float32 on cpu"), ("if-int4", "int4 on cpu"))
 
 
 def test_the_short_line_says_model_and_time_and_how_it_ended():
