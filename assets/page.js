@@ -128,8 +128,6 @@
   });
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || find("dialog[open]")) return;
-    const typed = event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey;
-    if (typed && document.activeElement === document.body) composer()?.focus();
     if (event.key === "Escape") escape();
     const way = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
     if (way && event.target.matches?.("[role=tab]")) {
@@ -174,14 +172,32 @@
   }, true);
   // So does the end of a chat that was there, when what stands below it grows and takes its room.
   const chat = find("#chat");
+  const below = (box) => box.scrollHeight - box.scrollTop - box.clientHeight;
   let room = chat.clientHeight;
   new ResizeObserver(() => {
     const box = find("#chat .bubble-wrap:has(.bot-row)"), taken = room - chat.clientHeight;
     room = chat.clientHeight;
-    if (!box || taken <= 0) return;
-    const below = box.scrollHeight - box.scrollTop - box.clientHeight;
-    if (below < taken + 40) box.scrollTo(0, box.scrollHeight);
+    if (box && taken > 0 && below(box) < taken + 40) box.scrollTo(0, box.scrollHeight);
   }).observe(chat);
+  // But whoever has scrolled up stays there until the next question. Sizes don't tell who has: a chat that was all in
+  // sight is at both its ends. And Gradio scrolls down 300 ms after each piece of an answer, whatever was done meanwhile.
+  let top = 0, asked = 0;
+  chat.addEventListener("scroll", ({ target: box }) => {
+    if (!box.matches(".bubble-wrap")) return;
+    if (below(box) < 40) delete box.scrollTo;
+    else if (box.scrollTop < top) box.scrollTo = () => {};
+    top = box.scrollTop;
+  }, true);
+  chat.addEventListener("click", ({ target }) => {
+    if (target.closest(".scroll-down-button-container")) delete find("#chat .bubble-wrap").scrollTo;
+  }, true);
+  new MutationObserver(() => {
+    const before = asked, box = find("#chat .bubble-wrap");
+    asked = chat.querySelectorAll(".user-row").length;
+    if (asked <= before) return;
+    delete box.scrollTo;
+    box.scrollTo(0, box.scrollHeight);
+  }).observe(chat, { childList: true, subtree: true });
 
   // A picture in the chat opens large.
   const large = document.createElement("dialog");

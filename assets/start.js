@@ -35,6 +35,13 @@
     if (example) card = [...example.parentElement.querySelectorAll("button.example")].indexOf(example);
   }, true);
 
+  // Letters typed anywhere go to the composer.
+  document.addEventListener("keydown", (event) => {
+    const typed = event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (!typed || event.defaultPrevented || embedded || document.querySelector("dialog[open]")) return;
+    if (document.activeElement === document.body) document.querySelector("#composer textarea")?.focus();
+  });
+
   // The parameters of a link, unless this tab has used them already.
   function newLink() {
     if (!location.search || kept.get("link") === location.search) return {};

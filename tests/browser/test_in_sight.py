@@ -1,6 +1,8 @@
 """The answer is in sight on every window, nothing moves while it comes, and Inside follows what is there."""
 
 import io
+import time
+from types import SimpleNamespace
 
 import pytest
 from browsing import add, answered, choose, look_inside, send, write
@@ -93,7 +95,9 @@ def test_the_answer_stays_in_sight_when_a_picture_is_added_below(browser, url):
         page.locator("#strip details[open] img").first.wait_for()
         page.wait_for_function(IN_SIGHT_JS, arg="#chat .bot-row .message-content", timeout=5_000)
         wait_until_drawn(page)
-        page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTo(0, 0)")
+        page.locator("#chat .bubble-wrap").hover()
+        page.mouse.wheel(0, -1000)
+        page.wait_for_function("document.querySelector('#chat .bubble-wrap').scrollTop === 0")
         add(page, EXAMPLES / "night.png")  # somebody who reads further up stays there
         page.locator("#strip details[open] img").nth(1).wait_for()
         wait_until_drawn(page)
@@ -238,3 +242,32 @@ def test_stop_is_no_error(browser, scripted_url):
         page.locator("#composer .stop-button").click()
         page.locator("#chat .remark").get_by_text("Stopped before the first word.").wait_for()
         assert page.locator("#chat .failure").count() == 0
+
+
+def test_whoever_scrolls_up_while_an_answer_comes_stays_there(browser, scripted, scripted_url):
+    """Gradio scrolls down 300 ms after each piece, so that nobody could read the beginning until the end had come."""
+    scripted.answer, scripted.go_on["writing"] = "One more line.\n\n" * 40, SimpleNamespace(wait=pause)
+    scripted.let_through("queued", "encoding", "reading")
+    with opened(browser, scripted_url, 390, 844) as page:
+        write(page, "Go on")
+        send(page)
+        page.wait_for_function("document.querySelector('#chat .bubble-wrap').scrollTop > 300")
+        page.mouse.move(195, 300)
+        page.mouse.wheel(0, -200)
+        page.wait_for_timeout(200)  # the wheel scrolls smoothly
+        place = page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop")
+        answered(page)
+        page.wait_for_timeout(400)
+        assert abs(page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop") - place) < 10
+        write(page, "Once more")  # whoever asks again looks at the end
+        send(page)
+        answered(page, 2)
+        page.wait_for_function("""() => {
+          const box = document.querySelector("#chat .bubble-wrap");
+          return box.scrollHeight - box.scrollTop - box.clientHeight < 2;
+        }""")
+
+
+def pause(_):
+    time.sleep(0.05)
+    return True

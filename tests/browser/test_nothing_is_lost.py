@@ -31,6 +31,14 @@ new MutationObserver((_, observer) => {
     box.dispatchEvent(new KeyboardEvent("keypress", { key: "Enter", bubbles: true, cancelable: true }));
   pressed();
 }).observe(document, { childList: true, subtree: true });"""
+_LETTER = """new MutationObserver((_, observer) => {
+  const composer = document.querySelector("#composer textarea");
+  if (!composer) return;
+  observer.disconnect();
+  composer.blur();
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "H", bubbles: true }));
+  window.reached = document.activeElement === composer;
+}).observe(document, { childList: true, subtree: true });"""
 
 
 def test_a_question_sent_before_the_page_stands_is_answered_once(browser, url):
@@ -68,6 +76,16 @@ def test_typing_reaches_the_composer_from_anywhere(page):
     page.evaluate("document.activeElement.blur()")
     page.keyboard.type("How many?")
     composer_becomes(page, "How many?")
+
+
+def test_a_letter_typed_before_the_page_stands_reaches_the_composer(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    page.add_init_script(_LETTER)
+    page.goto(url)
+    page.wait_for_function("window.reached !== undefined")
+    assert page.evaluate("window.reached")
+    context.close()
 
 
 def test_a_new_chat_can_be_undone_with_its_draft(page):

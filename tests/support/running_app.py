@@ -115,6 +115,7 @@ def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: 
     page.goto(f"{url}/{query}")
     page.locator("#composer textarea").wait_for()
     page.locator("#chat .placeholder-content").wait_for()
+    page.wait_for_function("window.ask.stands.then(() => true)")
     yield page
     context.close()
     assert not foreign, foreign
