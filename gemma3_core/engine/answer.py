@@ -223,7 +223,7 @@ class AnswerWriter:
             if slots is not None:
                 slots.release(cache)
             if is_good:
-                lent.back = Kept(cache, tuple(read[: cache.length]), began)
+                lent.back = Kept(cache, tuple(read[: cache.length]), began, len(keys))
 
     def _slots_of(self, model: Model) -> SlotRunner | None:
         """What decodes the model's answers on CUDA; called in the loop's thread, since it fuses weights."""

@@ -37,11 +37,13 @@ TokenKey = int | bytes
 
 @dataclass(frozen=True)
 class Kept:
-    """A cache and one key for each token it holds. The first `began` tokens precede its last question."""
+    """A cache and one key for each token it holds. The first `began` tokens precede its last question, the first
+    `prompted` its answer."""
 
     cache: KVCache
     keys: tuple[TokenKey, ...]
     began: int
+    prompted: int
 
 
 def prompt_keys(
@@ -182,11 +184,17 @@ class PrefixCache:
 
 
 def _fitting(kept: Kept, keys: Sequence[TokenKey]) -> KVCache | None:
-    """The cache, truncated to a place up to which it matches the prompt; None if there is no such place."""
-    for place in (len(kept.keys), kept.began):
-        # At least one token is read again: the answer's first token is sampled from its logits.
-        begins_alike = 0 < place < len(keys) and tuple(keys[:place]) == kept.keys[:place]
-        if begins_alike and kept.cache.can_truncate(place):
+    """The cache, truncated to a place up to which it matches the prompt; None if there is no such place.
+
+    The place lies in the answer, of which the model may have written more than its visitor saw, or before the question:
+    a question that is asked again is read in the same passes, so that a seed gives the same answer.
+    """
+    # At least one token is read again: the answer's first token is sampled from its logits.
+    most = min(len(keys) - 1, len(kept.keys))
+    shared = next((place for place in range(most) if keys[place] != kept.keys[place]), most)
+    in_answer = shared > kept.prompted or shared == len(kept.keys)
+    for place in (shared, kept.began) if in_answer else (kept.began,):
+        if 0 < place <= shared and kept.cache.can_truncate(place):
             kept.cache.truncate(place)
             return kept.cache
     return None
