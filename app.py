@@ -394,13 +394,29 @@ def print_models(settings: argparse.Namespace) -> None:
     print(listing(found, free_memory(settings.device)), flush=True)
 
 
+def _refuse_page_options(settings: argparse.Namespace) -> None:
+    """Raises Gemma3Error for options that the manifest's pages would silently lack."""
+    from gemma3_core.engine import Gemma3Error
+
+    models = {"model", "mmproj", "adapter", "merge_adapter", "also", "keep", "at_once", "int4", "device", "dtype"}
+    replicas = {"replicas", "min_replicas", "max_replicas", "ray", "tensor_parallel", "print_config"}
+    left = [
+        one.flag for one in OPTIONS if one.name not in models | replicas and getattr(settings, one.name) != one.default
+    ]
+    if left:
+        raise Gemma3Error(f"The manifest does not carry {', '.join(left)}. Add them to the pages' command in it.")
+
+
 def print_config(settings: argparse.Namespace) -> None:
     """Prints the file for `serve deploy`, or KubeRay's manifest. Ends the program for settings that are no good."""
     from gemma3_core.engine import Gemma3Error
     from gemma3_core.replicas.options import printed
 
     try:
-        print(printed(replica_options(settings), settings.print_config), end="")
+        options = replica_options(settings)
+        if settings.print_config == "kuberay":
+            _refuse_page_options(settings)
+        print(printed(options, settings.print_config), end="")
     except Gemma3Error as error:
         sys.exit(f"app.py: {error}")
 

@@ -18,6 +18,8 @@ DRAIN_S = 60
 LONGEST_ANSWER_S = 600
 """How long a replica that is replaced finishes its answers."""
 RAY_VERSION = "2.60.0"
+GCS_PORT, AGENT_PORT = 6379, 52365
+"""Where a head node, and every node, can be seen to live: Ray's own defaults."""
 TOKEN_SECRET = "gemma3-ray"
 """The Kubernetes Secret whose `auth_token` lets programs into the cluster: whoever has it may run code there."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 3.0
@@ -36,9 +38,10 @@ class ReplicaOptions:
 
     With `min_replicas` or `max_replicas` their number follows the running answers; `replicas` is where it starts. A
     replica has one process, or as many as share its model ("tensor_parallel"). Each process has `cpus` and `gpus` of
-    Ray's counts to itself (no `gpus` named: one where Ray finds some and the models may use them); the replica has
-    `threads` for its passes (None: its share of this machine's, or torch's choice). `address` is a cluster's, or None
-    for a Ray of our own on this machine. Raises UnsupportedOptionError for numbers that exclude one another.
+    Ray's counts to itself (no `gpus` named: one where Ray finds some and the models may use them, which `printed` can't
+    look for); the replica has `threads` for its passes (None: its share of this machine's, or torch's choice).
+    `address` is a cluster's, or None for a Ray of our own on this machine. Raises UnsupportedOptionError for numbers
+    that exclude one another.
     """
 
     models: Mapping[str, Any] = field(default_factory=dict)
@@ -186,7 +189,8 @@ def kuberay_manifest(options: ReplicaOptions, image: str = "gemma3:latest") -> l
     """A RayService with the replicas, one worker each, and a Deployment and a Service of the pages in front.
 
     `image` holds this repository and its requirements at /app. The pages run two at a time, and a Service that keeps a
-    visitor at one of them by address stands before them.
+    visitor at one of them by address stands before them. Options of the page itself (a login, limits, keys) are not in
+    it.
     """
     environment = [{"name": name, "value": value} for name, value in RAY_ENVIRONMENT.items()]
     limits: dict[str, Any] = {"cpu": str(max(1, round(options.cpus * options.processes))), "memory": "16Gi"}
@@ -194,10 +198,14 @@ def kuberay_manifest(options: ReplicaOptions, image: str = "gemma3:latest") -> l
         limits["nvidia.com/gpu"] = str(max(1, round(options.gpus * options.processes)))
     container = {"image": image, "env": environment, "workingDir": "/app"}
 
-    def pod(name: str, resources: dict[str, Any]) -> dict[str, Any]:
+    def pod(name: str, resources: dict[str, Any], port: int) -> dict[str, Any]:
+        # Without probes of its own, KubeRay asks with wget, which the image lacks, and asks workers for Serve's proxy.
+        probe = {"tcpSocket": {"port": port}, "periodSeconds": 5, "failureThreshold": 24}
+        probes = {"readinessProbe": probe, "livenessProbe": probe}
+        resourced = {**container, "resources": {"limits": resources, "requests": resources}, **probes}
         spec = {
             "terminationGracePeriodSeconds": LONGEST_ANSWER_S,
-            "containers": [{"name": name, **container, "resources": {"limits": resources, "requests": resources}}],
+            "containers": [{"name": name, **resourced}],
         }
         return {"spec": spec}
 
@@ -205,8 +213,8 @@ def kuberay_manifest(options: ReplicaOptions, image: str = "gemma3:latest") -> l
         "rayVersion": RAY_VERSION,
         "authOptions": {"mode": "token", "secretName": TOKEN_SECRET},
         "headGroupSpec": {
-            "rayStartParams": {"num-cpus": "0", "dashboard-host": "127.0.0.1"},
-            "template": pod("ray-head", {"cpu": "2", "memory": "8Gi"}),
+            "rayStartParams": {"num-cpus": "0"},
+            "template": pod("ray-head", {"cpu": "2", "memory": "8Gi"}, GCS_PORT),
         },
         "workerGroupSpecs": [
             {
@@ -215,7 +223,7 @@ def kuberay_manifest(options: ReplicaOptions, image: str = "gemma3:latest") -> l
                 "minReplicas": options.fewest,
                 "maxReplicas": options.most,
                 "rayStartParams": {},
-                "template": pod("ray-worker", limits),
+                "template": pod("ray-worker", limits, AGENT_PORT),
             }
         ],
     }
@@ -233,7 +241,7 @@ def kuberay_manifest(options: ReplicaOptions, image: str = "gemma3:latest") -> l
 def _pages(options: ReplicaOptions, container: dict[str, Any]) -> list[dict[str, Any]]:
     """The pages in front: each joins the cluster as a node without resources, and ends after its answers have."""
     labels = {"app": f"{APPLICATION}-page"}
-    head = f"{APPLICATION}-head-svc:6379"
+    head = f"{APPLICATION}-head-svc:{GCS_PORT}"
     command = (
         f"ray start --address={head} --num-cpus=0 --num-gpus=0 && "
         f"exec python app.py --ray auto --host 0.0.0.0 --port 7860 --drain-seconds {DRAIN_S:.0f} {_flags(options)}"

@@ -94,6 +94,9 @@ def test_the_manifest_for_kuberay_has_the_same_config_and_pages_that_find_the_cl
         workers["template"]["spec"],
         pages["spec"]["template"]["spec"],
     ]
+    assert "dashboard-host" not in cluster["headGroupSpec"]["rayStartParams"], "KubeRay deploys through it"
+    ports = [pod["containers"][0]["readinessProbe"].get("tcpSocket", {}).get("port") for pod in pods]
+    assert ports == [6379, 52365, None], "KubeRay's own probes need wget, and a proxy of Serve on each worker"
     images = {container["image"] for pod in pods for container in pod["containers"]}
     assert len(images) == 1, "all machines run one version"
     assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -107,6 +110,15 @@ def test_the_manifest_for_kuberay_has_the_same_config_and_pages_that_find_the_cl
     assert app.replica_options(page).models == options.models
     assert front["spec"]["selector"] == pages["spec"]["selector"]["matchLabels"]
     assert front["spec"]["sessionAffinity"] == "ClientIP"
+
+
+def test_a_manifest_whose_pages_would_lack_the_login_is_refused(capsys):
+    arguments = ["--replicas", "2", "--auth", "ada:secret", "--api-key", "12345678", "--print-config", "kuberay"]
+    with pytest.raises(SystemExit, match=r"does not carry --api-key, --auth\. Add them to the pages' command"):
+        app.print_config(app.parse(arguments, {}))
+    assert capsys.readouterr().out == ""
+    app.print_config(app.parse([*arguments[:-1], "serve"], {}))  # the file for `serve deploy` has no pages
+    assert "secret" not in capsys.readouterr().out
 
 
 def test_a_replica_whose_model_several_processes_share_has_a_bundle_for_each(monkeypatch):
