@@ -184,8 +184,8 @@
   let top = 0, asked = 0;
   chat.addEventListener("scroll", ({ target: box }) => {
     if (!box.matches(".bubble-wrap")) return;
-    if (below(box) < 40) delete box.scrollTo;
-    else if (box.scrollTop < top) box.scrollTo = () => {};
+    if (box.scrollTop < top && below(box) > 1) box.scrollTo = () => {}; // a chat that has shrunk is at its end
+    else if (below(box) < 40) delete box.scrollTo;
     top = box.scrollTop;
   }, true);
   chat.addEventListener("click", ({ target }) => {
@@ -194,9 +194,9 @@
   new MutationObserver(() => {
     const before = asked, box = find("#chat .bubble-wrap");
     asked = chat.querySelectorAll(".user-row").length;
-    if (asked <= before) return;
-    delete box.scrollTo;
-    box.scrollTo(0, box.scrollHeight);
+    if (asked > before) delete box.scrollTo;
+    // Gradio no longer follows where 100 px come at once, as after a slow moment.
+    if (asked > before || ask.isAnswering()) box?.scrollTo(0, box.scrollHeight);
   }).observe(chat, { childList: true, subtree: true });
 
   // A picture in the chat opens large.

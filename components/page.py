@@ -169,7 +169,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
         "trigger_mode": "multiple",
         "api_visibility": "private",
     }
-    _connect_empty_button(composer)
+    _connect_empty_button(composer, panels.token_count)
     composer.stop(chat_handlers.stop, None, composer, queue=False, show_progress="hidden", api_visibility="private")
     changes = [
         composer.submit(chat_handlers.send, [composer, state, *values], js=_SEND_JS, **common),
@@ -326,10 +326,11 @@ def _connect_machine(handlers: ModelsHandlers, settings: Settings) -> None:
     parts.stop.click(handlers.stop, None, None, **quiet)
 
 
-def _connect_empty_button(composer: gr.MultimodalTextbox) -> None:
-    """A hidden button that empties the composer in the browser, without the server."""
+def _connect_empty_button(composer: gr.MultimodalTextbox, token_count: gr.HTML) -> None:
+    """A hidden button that empties the composer, and the count of its tokens, in the browser, without the server."""
     empty = gr.Button("Empty", elem_id="empty", visible="hidden")
-    empty.click(None, None, composer, js="() => ({ text: '', files: [] })", api_visibility="private")
+    js = "() => [{ text: '', files: [] }, '']"
+    empty.click(None, None, [composer, token_count], js=js, api_visibility="private")
 
 
 def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) -> None:
@@ -412,8 +413,6 @@ def _connect_token_count(previews: Previews, panels: Panels, changes: Sequence[A
     gr.on([button.click, settings.pan_and_scan.change, *model], trigger_mode="always_last", **draw)
     for change in changes:
         change.then(**draw)
-    sent = panels.composer.submit
-    sent(lambda: "", None, panels.token_count, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _connect_inside(inside_handlers: InsideHandlers, inside: Inside, panels: Panels, changes: Sequence[Any]) -> None:

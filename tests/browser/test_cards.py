@@ -73,7 +73,9 @@ def test_settings_that_a_card_brings_show_and_go_with_its_conversation(page, scr
     assert scripted.requests[-1].system_prompt == told.system_prompt
     assert not switch.is_checked()
     prompt.wait_for()  # its fold has opened
-    assert prompt.input_value() == told.system_prompt
+    page.wait_for_function(
+        "(text) => document.querySelector('#system-prompt textarea').value === text", arg=told.system_prompt
+    )
     page.locator("#clear").click()
     page.wait_for_function("!document.querySelector('#system-prompt textarea')?.value")
     page.locator("#chat .placeholder-content").wait_for()

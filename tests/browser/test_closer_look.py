@@ -12,6 +12,8 @@ def test_what_was_too_small_is_read_with_crops_and_both_answers_stay(page):
     write(page, "What does the milk cost?", EXAMPLES / "board.png")
     send(page)
     assert "too small" in answered(page)
+    page.wait_for_function("sessionStorage.getItem('seen') !== null")
+    seen = page.evaluate("sessionStorage.getItem('seen')")
     page.get_by_role("button", name="Look closer: ask question 1 again").click()
     page.get_by_text("Looked again, with 3 crops").wait_for()
     row = page.locator("#chat .bot-row")
@@ -29,6 +31,7 @@ def test_what_was_too_small_is_read_with_crops_and_both_answers_stay(page):
     page.get_by_role("button", name="Copied").wait_for()
     assert "1.50" in page.evaluate("navigator.clipboard.readText()")
     assert page.get_by_role("button", name="Look closer").count() == 0
+    page.wait_for_function("(before) => sessionStorage.getItem('seen') !== before", arg=seen)  # it is kept
     page.reload()
     page.get_by_text("Looked again, with 3 crops").wait_for()
     page.locator("#share summary").click()

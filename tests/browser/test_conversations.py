@@ -44,7 +44,7 @@ def test_everything_outlives_a_restart_of_the_server(browser, monkeypatch, tmp_p
         assert answered(page) == answer
         page.locator("#composer .submit-button").wait_for()
         write(page, "And the st", NIGHT)
-        page.wait_for_timeout(500)
+        in_time(page, lambda: pictures_kept(page) == 2)
         page.goto("about:blank")  # it would load again by itself, once there is a server
     with running_app() as url:
         page.goto(url)
@@ -199,8 +199,15 @@ def send_next(page, question, number):
     answered(page, number)
 
 
+def pictures_kept(page):
+    return page.evaluate(
+        """() => ask.storage("conversations", { conversations: "id", pictures: "digest" })(
+             "readonly", (_, pictures) => pictures.count())"""
+    )
+
+
 def in_time(page, holds):
-    for _ in range(50):
+    for _ in range(300):
         if holds():
             return
         page.wait_for_timeout(100)
@@ -255,7 +262,9 @@ def test_a_new_chat_stays_new_though_the_conversation_before_it_is_kept_late(pag
     choose(page)
     answered(page)
     listed(page, 1)
-    page.evaluate("() => { document.querySelector('#clear').click(); ask.conversations.save(window.given); }")
+    page.evaluate(
+        "async () => { document.querySelector('#clear').click(); await ask.conversations.save(window.given); }"
+    )
     page.locator("#chat .placeholder-content").wait_for()
     page.locator("#composer .submit-button").wait_for()
     page.wait_for_function("sessionStorage.getItem('conversation') === 'null'")

@@ -86,12 +86,10 @@ def test_it_fits_into_another_sites_page(browser, site, app, way, width):
 @pytest.mark.parametrize("way", PAGES)
 def test_a_site_that_is_not_named_shows_nothing(browser, site, url, way):
     page = browser.new_page()
-    refused = []
-    page.on("console", lambda message: refused.append(message.text) if "frame-ancestors" in message.text else None)
-    page.goto(f"{site}{way}?{url}")
+    with page.expect_console_message(lambda message: "frame-ancestors" in message.text, timeout=60_000):
+        page.goto(f"{site}{way}?{url}")
     page.locator("iframe").wait_for(timeout=60_000)
-    page.wait_for_timeout(1500)
-    assert refused
+    page.wait_for_timeout(500)
     assert page.frame_locator("iframe").locator("#chat").count() == 0
     assert page.locator("#chat").count() == 0
     page.close()

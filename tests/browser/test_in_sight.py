@@ -244,6 +244,18 @@ def test_stop_is_no_error(browser, scripted_url):
         assert page.locator("#chat .failure").count() == 0
 
 
+# Where a box stands once it has not moved for 20 frames: a wheel scrolls smoothly.
+AT_REST_JS = """(box) => new Promise((rests) => {
+  let place = NaN, still = 0;
+  const look = () => {
+    still = box.scrollTop === place ? still + 1 : 0;
+    place = box.scrollTop;
+    still < 20 ? requestAnimationFrame(look) : rests(place);
+  };
+  requestAnimationFrame(look);
+})"""
+
+
 def test_whoever_scrolls_up_while_an_answer_comes_stays_there(browser, scripted, scripted_url):
     """Gradio scrolls down 300 ms after each piece, so that nobody could read the beginning until the end had come."""
     scripted.answer, scripted.go_on["writing"] = "One more line.\n\n" * 40, SimpleNamespace(wait=pause)
@@ -254,8 +266,7 @@ def test_whoever_scrolls_up_while_an_answer_comes_stays_there(browser, scripted,
         page.wait_for_function("document.querySelector('#chat .bubble-wrap').scrollTop > 300")
         page.mouse.move(195, 300)
         page.mouse.wheel(0, -200)
-        page.wait_for_timeout(200)  # the wheel scrolls smoothly
-        place = page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop")
+        place = page.locator("#chat .bubble-wrap").evaluate(AT_REST_JS)
         answered(page)
         page.wait_for_timeout(400)
         assert abs(page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop") - place) < 10

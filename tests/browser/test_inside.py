@@ -5,7 +5,7 @@ import re
 from io import BytesIO
 
 import numpy as np
-from browsing import answered, choose, send, write
+from browsing import add, answered, choose, send, write
 from PIL import Image
 from places import EXAMPLES
 from running_app import opened, served
@@ -184,7 +184,7 @@ def total_of(counted):
 
 
 def test_the_prompts_tokens_are_counted_where_typing_pauses(page):
-    page.locator("#composer input[type=file]").set_input_files(str(EXAMPLES / "night.png"))
+    add(page, EXAMPLES / "night.png")
     page.locator("#composer textarea").press_sequentially("What color", delay=20)
     page.locator("#token-count summary").wait_for()
     counted = page.locator("#token-count summary")

@@ -518,7 +518,7 @@ def test_two_windows_that_ask_at_once_never_mix(browser, scripted, scripted_url)
             write(page, words)
             send(page)
         for page in (one, two):
-            page.locator("#chat .stage").wait_for()
+            page.locator("#chat .stage", has_text="2nd in the queue").wait_for()
         assert len(scripted.requests) == 2
         one.locator("#composer .stop-button").click()
         assert "Stopped before the first word" in remark(one)
@@ -643,14 +643,15 @@ def test_a_checkpoint_without_processor_files_shows_the_published_tiles(browser,
 # Closing and clearing.
 
 
-@pytest.mark.parametrize("stage", ["queued", "encoding", "writing"])
-def test_closing_the_tab_stops_the_engine(browser, scripted, scripted_url, stage):
+@pytest.mark.parametrize(
+    ("stage", "shown"), [("queued", "2nd in the queue"), ("encoding", "Encoding 1 picture"), ("writing", "There")]
+)
+def test_closing_the_tab_stops_the_engine(browser, scripted, scripted_url, stage, shown):
     stages = ("queued", "encoding", "reading", "writing")
     scripted.let_through(*stages[: stages.index(stage)])
     with opened(browser, scripted_url) as page:
         choose(page)
-        page.locator("#composer .stop-button").wait_for()
-        time.sleep(0.5)
+        page.locator("#chat .bot-row", has_text=shown).wait_for()
         page.close()
         assert scripted.wait_until_closed() == [stage]
 

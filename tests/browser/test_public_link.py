@@ -22,7 +22,7 @@ def engine():
 def server(engine, monkeypatch):
     """The page around the demo model, in this process, which cleans up five times a second."""
     monkeypatch.setattr(serving, "SWEEP_S", 0.2)
-    monkeypatch.setattr(serving, "KEPT_UNUSED_S", 0.5)
+    monkeypatch.setattr(serving, "KEPT_UNUSED_S", 3.0)
     page = built(engine)
     launch(page)
     yield page
@@ -77,7 +77,7 @@ def test_what_an_open_page_shows_outlives_the_clean_up_and_goes_with_it(browser,
         assert answered(page).strip()
         add(page, EXAMPLES / "sign.png")
         until(lambda: len(server.uploads) == 2)  # the one that was left is gone
-        page.wait_for_timeout(2000)  # several clean-ups
+        page.wait_for_timeout(4000)  # several clean-ups
         assert broken_pictures(page) == []
         picture = page.locator("#chat .user-row img").first.get_attribute("src")
         page.locator("#composer textarea").fill("What does the sign say?")
@@ -91,7 +91,7 @@ def test_what_an_open_page_shows_outlives_the_clean_up_and_goes_with_it(browser,
             assert all(re.search(r"/cards\.svg#\w+$", source) for source in sources)
             choose(other)
             assert answered(other).strip()
-            other.wait_for_timeout(1000)
+            other.wait_for_timeout(4000)
             assert broken_pictures(other) == []
         assert httpx.get(picture).status_code == 200
     until(lambda: len(server.uploads) == 0)

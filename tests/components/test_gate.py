@@ -351,9 +351,12 @@ def test_how_much_of_an_upload_has_arrived_is_told(page, client):
     )
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
         slow.sendall(head + NIGHT[:1000])
-        time.sleep(0.3)
-        threading.Timer(0.5, slow.close).start()
-        lines = [line for line in client.get("/gradio_api/upload_progress?upload_id=slow").text.split("\n\n") if line]
+        closing = threading.Timer(2, slow.close)
+        closing.start()
+        lines: list[str] = []
+        while len(lines) < 2 and closing.is_alive():  # before it has begun to arrive, only "done" is told
+            told = client.get("/gradio_api/upload_progress?upload_id=slow").text
+            lines = [line for line in told.split("\n\n") if line]
     assert '"orig_name": "a.png"' in lines[0]
     assert lines[-1] == 'data: {"msg": "done"}'
     assert client.get("/gradio_api/upload_progress?upload_id=nobody").text.strip() == lines[-1]

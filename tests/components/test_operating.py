@@ -355,7 +355,7 @@ def build(settings):
     def write():
         while not page.desk.is_draining:
             time.sleep(0.01)
-        time.sleep(1.5)
+        time.sleep(5)
         engine.let_through("writing")
 
     threading.Thread(target=write, daemon=True).start()

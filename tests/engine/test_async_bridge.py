@@ -122,7 +122,7 @@ def test_a_closed_handler_closes_the_iterator():
 
 
 def test_the_latest_stage_comes_again_in_a_silence_and_otherwise_once(monkeypatch):
-    monkeypatch.setattr(async_bridge, "_TICK_S", 0.2)
+    monkeypatch.setattr(async_bridge, "_TICK_S", 1.0)
     gate = threading.Event()
     stage = StageEvent("reading", "Reading")
     source = Source([stage, stage, stage, TokenEvent("a")], gate)

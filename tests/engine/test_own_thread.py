@@ -16,23 +16,30 @@ import numpy, torch
 from PIL import Image
 from gemma3_core.engine import Answered, Engine, Request, Turn
 
-def pools(label):
-    time.sleep(0.3)  # a pool's threads end a little later
+def count():
+    return len(os.listdir("/proc/self/task")) - threading.active_count()
+
+def pools(label, few=None):
+    time.sleep(0.3)
     while any(thread.name == "cpu_kernels" for thread in threading.enumerate()):
         time.sleep(0.1)
-    print(label, len(os.listdir("/proc/self/task")) - threading.active_count())
+    end = time.monotonic() + 20
+    while few is not None and count() > few and time.monotonic() < end:  # a pool's threads end a little later
+        time.sleep(0.1)
+    print(label, found := count())
+    return found
 
-pools("start")
+few = pools("start")
 engine = Engine.load(sys.argv[1], device="cpu", int4_group_size=32)
-pools("loaded")
+pools("loaded", few)
 picture = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (900, 300, 3), dtype=numpy.uint8))
 request = Request((Turn("user", "what is this", (picture,)),), max_new_tokens=4, pan_and_scan=True)
 *_, done = engine.stream(request)
-pools("answered")
+pools("answered", few)
 list(engine.preview([picture], True))
-pools("previewed")
+pools("previewed", few)
 engine.attention(Answered(request, done), [1])
-pools("looked")
+pools("looked", few)
 torch.randn(2000, 2000) @ torch.randn(2000, 2000)
 pools("multiplied")
 """

@@ -105,12 +105,12 @@ def test_a_replica_that_is_silent_is_given_up(monkeypatch):
         yield ["first"]
         await asyncio.sleep(600)
 
-    monkeypatch.setattr(fleets, "SILENT_S", 0.5)
+    monkeypatch.setattr(fleets, "SILENT_S", 2.0)
     with calls(monkeypatch, silent) as fleet:
         call = fleet.start("stream", "key", "model")
         assert isinstance(call, Call)
         batches = call.batches()
-        assert ["first"] in [next(batches) for _ in range(3)]
+        assert next(filter(None, batches)) == ["first"]
         with pytest.raises(Gone, match="silent"):
             list(batches)
         call.close()

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ import pytest
 from places import REPOSITORY
 from warm import Program
 
+_PORTS = iter(range(20_000 + os.getpid() * 101 % 11_000, 32_000))  # each process begins elsewhere
 READY_WITHIN_S = 120.0  # on a busy machine; an idle one takes under 20
 _CHROMIUM_OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -140,9 +141,12 @@ def wait_until_drawn(page: Any) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port below those that the system gives to whoever asks for any: an app takes its own only seconds later."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _leaves(address: str, url: str) -> bool:
