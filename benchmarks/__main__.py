@@ -43,7 +43,7 @@ def main() -> None:
     wanted = PARTS if arguments.only is None else (arguments.only,)
     if arguments.llama_cpp:
         llama_cpp.require()
-    report: dict[str, Any] = {"machine": machine()}
+    report: dict[str, Any] = {}
     if "demo" in wanted:
         report["demo"] = demo_app.measure(rounds=12) | {
             "next_question": next_question.measure(rounds=12),
@@ -140,11 +140,12 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _save(name: str, report: dict[str, Any]) -> None:
-    """Writes the figures; parts that were not run this time stay as they were."""
+    """Writes the figures, and the machine of each part; parts that were not run this time stay as they were."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**before, **report}, indent=2) + "\n", encoding="utf-8")
+    machines = {**before.pop("machines", {}), **dict.fromkeys(report, machine())}
+    path.write_text(json.dumps({"machines": machines, **before, **report}, indent=2) + "\n", encoding="utf-8")
 
 
 def _print_demo(figures: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@
 #define WORTH_SHARING 32768 /* numbers that take longer than to wake another thread */
 #define WIDEST 16 /* numbers of 32 bits in a register */
 #define TOGETHER 3 /* weights of one input */
+#define PAGE 4096 /* bytes */
+#define INTO_L2 2 /* where __builtin_prefetch puts what comes a page later */
 #define LARGEST 32639.0f /* 127 * 256 + 127: what two signed bytes hold */
 
 /* The thread pool that torch has, not one of our own: these come from the OpenMP library it has loaded. */

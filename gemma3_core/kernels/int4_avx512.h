@@ -6,6 +6,7 @@
 #define LANES 16
 #define BLOCK 64 /* rows of weights */
 #define VECTORS (BLOCK / LANES)
+#define AHEAD 4 /* groups */
 
 AVX512 static inline __m512 loaded(const void *x, int bfloat16, int64_t at) {
     if (bfloat16) return widened(_mm256_loadu_si256((const __m256i *)((const uint16_t *)x + at)));
@@ -66,18 +67,20 @@ static inline int32_t four_bytes(const int8_t *from) {
 
 /* Adds what one run of columns gives for 64 rows of weights and one row of x, or two: totals[together][64].
  *
- * Two at once unpack the weights once. Each sum is the same either way.
+ * Two at once unpack the weights once. Each sum is the same either way. Weights are fetched `ahead` bytes further on.
  */
 AVX512 static inline __attribute__((always_inline)) void add_group(const Product *p, const uint8_t *packed,
                                                                    const uint32_t *numbers, int64_t row, int together,
-                                                                   int64_t group, __m512i first, __m512i second,
-                                                                   float *totals) {
+                                                                   int64_t group, int64_t ahead, __m512i first,
+                                                                   __m512i second, float *totals) {
     const int64_t groups = p->inputs / p->group, start = row * p->inputs + group * p->group;
     const __m512i half = _mm512_set1_epi8(15);
     __m512i highs[2][VECTORS], lows[2][VECTORS];
     for (int r = 0; r < together; r++)
         for (int v = 0; v < VECTORS; v++) highs[r][v] = lows[r][v] = _mm512_setzero_si512();
     for (int64_t k = 0; k < p->group; k += 4, packed += 128) {
+        __builtin_prefetch(packed + ahead, 0, INTO_L2);
+        __builtin_prefetch(packed + ahead + 64, 0, INTO_L2);
         __m512i a = _mm512_loadu_si512(packed), b = _mm512_loadu_si512(packed + 64);
         /* Of four columns each, so that the four bytes of a row lie together. */
         __m512i left = _mm512_permutex2var_epi8(a, first, b), right = _mm512_permutex2var_epi8(a, second, b);
@@ -133,11 +136,14 @@ AVX512 static void multiply_rows(const Product *p, int64_t thread, int64_t threa
         for (int64_t group = 0; group < groups; group++) {
             const uint8_t *packed = p->packed + (block * p->inputs + group * p->group) * 32;
             const uint32_t *numbers = p->scale_and_zero + group * p->outputs + block * BLOCK;
-            int64_t row = from;
+            /* These lie far apart, where the processor expects none. */
+            int64_t later = group + AHEAD < groups ? AHEAD * p->outputs : (AHEAD - groups) * p->outputs + BLOCK;
+            for (int64_t n = 0; n < BLOCK; n += 16) __builtin_prefetch(numbers + later + n, 0, INTO_L2);
+            int64_t row = from, ahead = PAGE; /* at whose end the processor itself stops */
             float *total = totals;
-            for (; row + 2 <= to; row += 2, total += 2 * BLOCK)
-                add_group(p, packed, numbers, row, 2, group, first, second, total);
-            if (row < to) add_group(p, packed, numbers, row, 1, group, first, second, total);
+            for (; row + 2 <= to; row += 2, total += 2 * BLOCK, ahead = 0)
+                add_group(p, packed, numbers, row, 2, group, ahead, first, second, total);
+            if (row < to) add_group(p, packed, numbers, row, 1, group, ahead, first, second, total);
         }
         for (int64_t row = from; row < to; row++)
             for (int v = 0; v < VECTORS; v++)
@@ -163,3 +169,4 @@ AVX512 static void multiply_int4_512(void *data) {
 #undef LANES
 #undef BLOCK
 #undef VECTORS
+#undef AHEAD

@@ -61,8 +61,12 @@ INLINE void NAMED(multiply_tile)(const Dense *p, int64_t n, int wide, int64_t m,
     for (int64_t at = 0; at < bytes; at += 4 * LANES) {
         for (int i = 0; i < wide; i++) {
             words[i] = *(const Words *)(rows + i * bytes + at);
-            /* The next tile, row after row: memory gives a single stream fastest. */
-            if (wide > 1) __builtin_prefetch(rows + wide * (bytes + at) + i * 4 * LANES);
+            /* The next tile, row after row: memory gives a single stream fastest. One row comes from the page after
+             * this one, at whose end the processor itself stops. */
+            if (wide > 1)
+                __builtin_prefetch(rows + wide * (bytes + at) + i * 4 * LANES);
+            else
+                __builtin_prefetch(rows + at + PAGE, 0, INTO_L2);
         }
         for (int j = 0; j < tall; j++) {
             const float *x = p->x + (m + j) * p->inputs + at / 4;
