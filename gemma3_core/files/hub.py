@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from gemma3_core.errors import CheckpointError, StoppedError, require_known
 from gemma3_core.files.download import NO_SPACE, Watch, fetch
-from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of, holds_models, weights_of
+from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of, holds_models, projector_order, weights_of
 from gemma3_core.gguf.header import is_gguf
 
 # Only files that this program reads. Pickled weights are not among them: unpickling can run code.
@@ -123,7 +123,7 @@ def _from_hub(
         if folder is not None and not names:
             return folder
         model = _chosen_gguf(repo_id, names, asked)
-        projectors = sorted(filter(_is_mmproj, names), key=_mmproj_order)
+        projectors = sorted(filter(_is_mmproj, names), key=lambda name: projector_order(model, name))
         snapshot = _snapshot(repo_id, [*_parts_of(model, names), *projectors[:1]], given, watch)
     except (CheckpointError, StoppedError):
         raise
@@ -180,11 +180,6 @@ def _parts_of(model: str, names: Sequence[str]) -> list[str]:
 
 def _is_mmproj(name: str) -> bool:
     return "mmproj" in name.lower()
-
-
-def _mmproj_order(name: str) -> tuple[bool, str]:
-    """Half precision first: it is what the encoder was published in."""
-    return "f16" not in name.lower(), name
 
 
 def hub_id_of(folder: Path) -> str:

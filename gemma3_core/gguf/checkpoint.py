@@ -30,6 +30,8 @@ IMAGE_TOKEN = "<image_soft_token>"
 _FORMAT = 2
 """Of the folders; a new number makes them anew."""
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_PROJECTOR_WORDS = re.compile(r"mmproj[-_.]?|model[-_.]|[-_.]?mmproj")
+_PRECISION = re.compile(r"[-_.]?(?:ud-)?(?:i?q\d\w*|b?f16|f32)$")
 _DECODER_WEIGHT = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _OUTPUTS_MULTIPLE = 16
 _LAYERS_OF_27B = 62
@@ -71,12 +73,36 @@ def find_checkpoint(source: Path, mmproj: Path | None = None) -> GgufCheckpoint:
         if problem := _misfit(vision, width):
             raise CheckpointError(f"{mmproj.name} {problem}. Give the mmproj file of {path.name}.")
         return GgufCheckpoint(parts, vision)
-    return GgufCheckpoint(parts, next(_fitting(path.parent, width), None))
+    fitting = list(_fitting(path, width))
+    if len({_stem(header.path.name) for header in fitting}) > 1:
+        others = ", ".join(header.path.name for header in fitting[1:5])
+        logger.warning(
+            "%s reads pictures with %s, by its name; %s would fit too. --mmproj names another one.",
+            path.name, fitting[0].path.name, others,
+        )  # fmt: skip
+    return GgufCheckpoint(parts, fitting[0] if fitting else None)
 
 
-def _fitting(folder: Path, width: int) -> Iterator[Header]:
-    """The mmproj files in a folder that belong to a decoder of this width."""
-    for path in _others_in(folder):
+def projector_order(model: str, projector: str) -> tuple[int, int, bool, str]:
+    """Sorts the names of mmproj files by how well they suit a model's: the longest shared beginning first, then half
+    precision, which the encoder was published in.
+
+    llama.cpp keeps the files of all repositories in one folder, with the repository's name before each file's.
+    """
+    ours, other = _stem(model), _stem(projector)
+    shared = len(os.path.commonprefix([ours, other]))  # noqa: RUF071  characters are meant
+    return -shared, len(other) - shared, "f16" not in projector.lower(), projector
+
+
+def _stem(name: str) -> str:
+    """A file's name without its part, its precision and what calls it an mmproj file."""
+    name = part[1] if (part := _PART.fullmatch(name)) else name.removesuffix(".gguf")
+    return _PRECISION.sub("", _PROJECTOR_WORDS.sub("", name.lower()))
+
+
+def _fitting(model: Path, width: int) -> Iterator[Header]:
+    """The mmproj files beside a model of this width that fit it, the most likely one first."""
+    for path in sorted(_others_in(model.parent), key=lambda path: projector_order(model.name, path.name)):
         if _architecture_or_none(path) != VISION_ARCHITECTURE:
             continue
         try:

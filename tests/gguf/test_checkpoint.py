@@ -17,7 +17,7 @@ from gemma3_core.engine import DoneEvent, Engine, ModelRegistry, Request, Sampli
 from gemma3_core.errors import CheckpointError, Gemma3Error, PromptError, UnsupportedOptionError
 from gemma3_core.files.hub import resolve_folder, revision_of
 from gemma3_core.gguf import checkpoint
-from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of
+from gemma3_core.gguf.checkpoint import find_checkpoint, folder_of, projector_order
 from gemma3_core.int4.linear import Int4Linear
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 
@@ -307,6 +307,36 @@ def test_a_damaged_file_beside_the_model_is_passed_over(demo_gguf, tmp_path):
     assert find_checkpoint(path).mmproj is None
     (tmp_path / "mmproj-b.gguf").write_bytes(whole)
     assert find_checkpoint(path).mmproj.path.name == "mmproj-b.gguf"
+
+
+def test_beside_several_mmproj_files_the_one_of_the_models_name_is_taken(demo_gguf, tmp_path, caplog):
+    """As in llama.cpp's cache, where the files of all repositories lie in one folder."""
+    mmproj = demo_gguf.with_name("mmproj-model.gguf")
+    shared, own = "ggml-org_gemma-3-4b-it-GGUF_mmproj-model", "unsloth_medgemma-4b-it-GGUF_mmproj"
+    for name in (f"{shared}-f16", f"{own}-Q8_0", f"{own}-F16", f"{own}-F32"):
+        shutil.copy(mmproj, tmp_path / f"{name}.gguf")
+    path = shutil.copy(demo_gguf, tmp_path / "unsloth_medgemma-4b-it-GGUF_medgemma-4b-it-Q8_0.gguf")
+    assert find_checkpoint(path).mmproj.path.name == f"{own}-F16.gguf"
+    assert f"with {own}-F16.gguf, by its name" in caplog.text
+    assert "--mmproj names another one" in caplog.text
+    assert find_checkpoint(path, tmp_path / f"{own}-F32.gguf").mmproj.path.name == f"{own}-F32.gguf"
+
+
+@pytest.mark.parametrize(
+    ("model", "best"),
+    [
+        ("gemma-3-4b-it-Q8_0.gguf", "mmproj-gemma-3-4b-it-f16.gguf"),
+        ("gemma-3-4b-it-qat-q4_0-00001-of-00002.gguf", "gemma-3-4b-it-qat-mmproj-F32.gguf"),
+        ("medgemma-4b-it.Q4_K_M.gguf", "medgemma-4b-it.mmproj-BF16.gguf"),
+        ("another.gguf", "mmproj-model-f16.gguf"),
+    ],
+)
+def test_which_mmproj_file_suits_a_name(model, best):
+    names = [
+        "gemma-3-4b-it-qat-mmproj-F32.gguf", "medgemma-4b-it.mmproj-BF16.gguf", "mmproj-gemma-3-4b-it-Q8_0.gguf",
+        "mmproj-gemma-3-4b-it-f16.gguf", "mmproj-model-Q8_0.gguf", "mmproj-model-f16.gguf",
+    ]  # fmt: skip
+    assert min(names, key=lambda name: projector_order(model, name)) == best
 
 
 def test_two_processes_that_make_the_same_folder(demo_gguf, tmp_path, monkeypatch):
