@@ -3,9 +3,12 @@
 import contextlib
 import math
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BufferedReader, BytesIO
+from itertools import islice
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -42,7 +45,10 @@ _OTHER_FORMATS = {
 """The first bytes of files that are no pictures here, and what to do."""
 _EXIF_ORIENTATION = 0x0112
 _BITS, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 258, 277, 322, 323  # TIFF 6.0
-_SCAN_MARKER = b"\xff\xda"
+# ITU-T T.81, table B.1: the markers of scans, of the picture's end, and those without a length (TEM, RSTn, SOI).
+_SCAN, _END, _BARE = 0xDA, 0xD9, (0x01, *range(0xD0, 0xD9))
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # behind a scan's data, which may hold FF 00 and restarts
+_MAX_SEGMENTS = 20_000  # of a JPEG; profiles and previews of a photograph take hundreds
 
 # Bytes of memory per pixel, measured with Pillow 12.
 RGB_BYTES = 4.5
@@ -50,7 +56,7 @@ _LOADED_BYTES = {"1": 1.0, "L": 1.0, "P": 1.0, "LA": 4.0, "PA": 4.0}
 _DEEP_BYTES = 16.0  # more than 8 bits a color: these are scaled down in wider numbers
 _DECODER_BYTES = {"WEBP": 17.0, "AVIF": 13.0, "HEIF": 10.5}
 _DEEP_HEIF_BYTES = 16.5
-_COEFFICIENT_BYTES = 2  # a progressive JPEG is held as coefficients until its last scan
+_COEFFICIENT_BYTES = 2  # a JPEG of several scans is held as coefficients until its last one
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class ImageLimits:
     """Limits of one picture; `timeout` is for a whole download, in seconds.
 
     `max_bytes` is the file's size, `max_decoding_bytes` the memory that decoding may take. `max_scans` is for
-    progressive JPEGs: each scan is a pass over the whole picture, and common files have about ten.
+    JPEGs: each scan is a pass over the whole picture, and common files have one to ten. `max_side` is the largest width
+    or height: resizing holds a list of weights for each pixel along a side.
     """
 
     max_pixels: int = 64_000_000
@@ -67,6 +74,7 @@ class ImageLimits:
     max_scans: int = 200
     timeout: float = 20.0
     max_redirects: int = 3
+    max_side: int = 65_535
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -89,6 +97,11 @@ def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
             f"The picture is {width} x {height} pixels ({megapixels:,g} megapixels); "
             f"at most {limits.max_pixels / 1e6:g} are accepted. Make it smaller and try again."
         )
+    if max(width, height) > limits.max_side:
+        raise ImageError(
+            f"The picture is {width} x {height} pixels; at most {limits.max_side:,} are accepted along one side. "
+            "Cut it into pieces and try again."
+        )
 
 
 def open_header(file: ImageFileObject) -> ImageFile.ImageFile:
@@ -103,6 +116,9 @@ def open_header(file: ImageFileObject) -> ImageFile.ImageFile:
         if accepts is not None and accepts(file.read(16)) is not True:
             continue
         file.seek(0)
+        if name == "JPEG":  # Pillow keeps each segment before the first scan
+            next(_jpeg_scans(file.read()), None)
+            file.seek(0)
         with contextlib.suppress(Exception):  # decoders raise anything on damaged bytes
             return factory(file, "")
     file.seek(0)
@@ -145,7 +161,8 @@ def _other_format(beginning: bytes) -> str | None:
 def check_header(picture: ImageFile.ImageFile, file: ImageFileObject, limits: ImageLimits) -> int:
     """Checks an opened picture and returns the memory that decoding takes, in bytes. Raises ImageError."""
     check_pixels(*picture.size, limits)
-    needed = int(_bytes_per_pixel(picture) * picture.width * picture.height) + file.seek(0, os.SEEK_END)
+    held_whole = _is_held_whole(picture, file, limits)
+    needed = int(_bytes_per_pixel(picture, held_whole) * picture.width * picture.height) + file.seek(0, os.SEEK_END)
     needed += _tile_bytes(picture)
     if needed > limits.max_decoding_bytes:
         raise ImageError(
@@ -153,12 +170,41 @@ def check_header(picture: ImageFile.ImageFile, file: ImageFileObject, limits: Im
             f"memory to decode; at most {limits.max_decoding_bytes / 1e6:,.0f} MB are allowed. Make it smaller, or "
             "save it as PNG."
         )
-    if _is_progressive(picture):
-        file.seek(0)
-        scans = file.read().count(_SCAN_MARKER)
-        if scans > limits.max_scans:
-            raise ImageError(f"This JPEG has {scans:,} scans; at most {limits.max_scans} are read. Save it again.")
     return needed
+
+
+def _is_held_whole(picture: ImageFile.ImageFile, file: ImageFileObject, limits: ImageLimits) -> bool:
+    """Whether decoding holds all coefficients, as of a JPEG whose first scan leaves something to later ones.
+
+    Raises ImageError for more than `max_scans`. Of a multi-picture file only the first is decoded, and counts.
+    """
+    if picture.format not in ("JPEG", "MPO"):
+        return False
+    file.seek(0)
+    components = list(islice(_jpeg_scans(file.read()), limits.max_scans + 1))
+    if len(components) > limits.max_scans:
+        raise ImageError(f"This JPEG has more than {limits.max_scans} scans. Save it again.")
+    num_layers = len(picture.layer)  # type: ignore[attr-defined]  # one for each color
+    return bool(picture.info.get("progressive")) or any(first < num_layers for first in components[:1])
+
+
+def _jpeg_scans(data: bytes) -> Iterator[int]:
+    """How many colors each scan holds, walking from segment to segment: previews in the EXIF data have scans too.
+
+    Raises ImageError for a file of very many segments.
+    """
+    place = 2
+    for _ in range(_MAX_SEGMENTS):
+        found = _NEXT_MARKER.search(data, place)
+        if found is None or data[found.end() - 1] == _END:
+            return
+        place = found.end()
+        marker = data[place - 1]
+        if marker == _SCAN:
+            yield from data[place + 2 : place + 3]
+        if marker not in _BARE:
+            place += max(2, int.from_bytes(data[place : place + 2], "big"))
+    raise ImageError(f"This JPEG is made of more than {_MAX_SEGMENTS:,} segments. Save it again.")
 
 
 def orientation(picture: Image.Image) -> int:
@@ -173,7 +219,7 @@ def orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _bytes_per_pixel(picture: ImageFile.ImageFile) -> float:
+def _bytes_per_pixel(picture: ImageFile.ImageFile, held_whole: bool) -> float:
     """The peak memory of decoding a picture, turning it upright and converting it to RGB."""
     if picture.mode.startswith("I") or picture.mode == "F":
         return _DEEP_BYTES
@@ -181,7 +227,7 @@ def _bytes_per_pixel(picture: ImageFile.ImageFile) -> float:
     loading = _DECODER_BYTES.get(picture.format or "", loaded)
     if picture.format == "HEIF" and picture.info.get("bit_depth", 8) > 8:
         loading = _DEEP_HEIF_BYTES
-    if _is_progressive(picture):
+    if held_whole:
         layers = picture.layer  # type: ignore[attr-defined]  # (id, horizontal, vertical, …) of each color
         most = max(across for _, across, *_ in layers) * max(down for _, _, down, *_ in layers)
         loading += _COEFFICIENT_BYTES * sum(across * down for _, across, down, *_ in layers) / most
@@ -200,10 +246,6 @@ def _tile_bytes(picture: ImageFile.ImageFile) -> int:
     deepest = max((depth for depth in depths if isinstance(depth, int)), default=8)
     stored = (samples if isinstance(samples, int) else len(depths)) * deepest / 8
     return int(width * height * (stored + 4))
-
-
-def _is_progressive(picture: ImageFile.ImageFile) -> bool:
-    return picture.format in ("JPEG", "MPO") and bool(picture.info.get("progressive"))
 
 
 def _late_png_exif(file: Any) -> Image.Exif | None:

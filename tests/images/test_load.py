@@ -278,8 +278,69 @@ def test_what_takes_too_much_memory_or_too_many_passes_is_refused(gradient_pictu
     scans = encoded(gradient_picture, "JPEG", progressive=True)
     assert load_image(scans).size == (240, 100)
     for read in (load_image, read_header):
-        with pytest.raises(ImageError, match=r"This JPEG has \d+ scans; at most 3 are read"):
+        with pytest.raises(ImageError, match=r"This JPEG has more than 3 scans"):
             read(scans, ImageLimits(max_scans=3))
+
+
+def in_scans_of_one_color(picture: Image.Image, times: int = 1) -> bytes:
+    """A sequential JPEG (baseline) whose colors come in scans of their own, each `times` times."""
+    data, colors = b"\xff\xd8", picture.split()
+    single = [encoded(color, "JPEG", quality=100) for color in colors]
+    tables = single[0].index(b"\xff\xdb"), single[0].index(b"\xff\xc0")
+    data += single[0][slice(*tables)]
+    frame = struct.pack(">HBHHB", 8 + 3 * len(colors), 8, picture.height, picture.width, len(colors))
+    data += b"\xff\xc0" + frame + b"".join(bytes([number, 0x11, 0]) for number in range(1, len(colors) + 1))
+    data += single[0][single[0].index(b"\xff\xc4") : single[0].index(b"\xff\xda")]
+    for number, one in enumerate(single, 1):
+        scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, number, 0, 0, 63, 0)
+        data += (scan + one[one.index(b"\xff\xda") + 10 : -2]) * times
+    return data + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("read", [load_image, read_header])
+def test_the_scans_of_a_sequential_jpeg_are_counted(gradient_picture, read):
+    """Each may bring one color alone, and any number of times: a small file takes seconds."""
+    colors = gradient_picture.convert("YCbCr")
+    assert len(in_scans_of_one_color(colors)) < 100_000
+    assert np.abs(np.asarray(load_image(in_scans_of_one_color(colors)), int) - np.asarray(gradient_picture)).mean() < 3
+    read(in_scans_of_one_color(colors, 66))
+    with pytest.raises(ImageError, match="more than 200 scans"):
+        read(in_scans_of_one_color(colors, 67))
+    with pytest.raises(ImageError, match="more than 200 scans"):
+        read(in_scans_of_one_color(colors, 67).replace(b"\xff\xda", b"\xff\xff\xff\xda"))  # fill bytes
+
+
+def test_the_scans_of_previews_are_not_counted(gradient_picture):
+    """EXIF data hold a JPEG of their own, and multi-picture files further ones behind the first."""
+    preview = encoded(gradient_picture.resize((32, 16)), "JPEG")
+    plain = encoded(gradient_picture, "JPEG")
+    with_previews = plain[:2] + (b"\xff\xe1" + struct.pack(">H", len(preview) + 2) + preview) * 300 + plain[2:]
+    assert load_image(with_previews + preview * 300).size == (240, 100)
+
+
+def test_a_jpeg_of_very_many_segments_is_refused_before_they_are_kept(gradient_picture):
+    plain = encoded(gradient_picture, "JPEG")
+    for read in (load_image, read_header):
+        with pytest.raises(ImageError, match="more than 20,000 segments"):
+            read(plain[:2] + b"\xff\xfe\0\2" * 4_000_000 + plain[2:])
+
+
+def test_the_coefficients_of_scans_of_one_color_count_as_memory(gradient_picture):
+    """Also where only the first of them is there."""
+    whole = in_scans_of_one_color(gradient_picture)
+    first = whole[: whole.index(b"\xff\xda", whole.index(b"\xff\xda") + 2)]
+    sizes = [read_header(data).decoding_bytes - len(data) for data in (encoded(gradient_picture, "JPEG"), whole, first)]
+    assert sizes[1] == sizes[2] == sizes[0] + 6 * 240 * 100
+
+
+def test_a_side_is_bounded_too():
+    """Resizing 8,000,000 x 1 pixels took 160 MB."""
+    for size in ((65_536, 1), (1, 8_000_000)):
+        with pytest.raises(ImageError, match=r"at most 65,535 are accepted along one side"):
+            load_image(png_header(*size))
+    assert load_image(encoded(Image.new("L", (65_535, 1)))).size == (65_535, 1)
+    with pytest.raises(ImageError, match="65,535"):
+        load_image(np.zeros((1, 65_536, 3), np.uint8))
 
 
 def test_transparency_becomes_white():
