@@ -95,8 +95,15 @@ class _Progress:
         self.check()
 
 
-def fetch(repo_id: str, patterns: Iterable[str], given: dict[str, Any], watch: Watch | None = None) -> None:
-    """Downloads those large files of a repository that fit the patterns and are not in the cache yet.
+def fetch(
+    repo_id: str,
+    patterns: Iterable[str],
+    given: dict[str, Any],
+    watch: Watch | None = None,
+    ignored: Iterable[str] = (),
+) -> None:
+    """Downloads those large files of a repository that fit the patterns, but none of `ignored`, and are not in the
+    cache yet.
 
     `given` are options of snapshot_download. Small files are left to it, and so is saying why the Hub can't be asked.
     Raises CheckpointError for a disk without room, a connection that breaks and a damaged file, StoppedError, and the
@@ -117,7 +124,8 @@ def fetch(repo_id: str, patterns: Iterable[str], given: dict[str, Any], watch: W
     large = [
         Missing(file.rfilename, file.lfs.sha256, file.lfs.size) for file in info.siblings or () if file.lfs is not None
     ]
-    wanted = set(filter_repo_objects([file.name for file in large], allow_patterns=list(patterns)))
+    names = [file.name for file in large]
+    wanted = set(filter_repo_objects(names, allow_patterns=list(patterns), ignore_patterns=list(ignored)))
     blobs = cache / f"models--{repo_id.replace('/', '--')}" / "blobs"
     missing = [f for f in large if f.name in wanted and not _is_cached(repo_id, f, info.sha, cache, blobs)]
     if not missing:

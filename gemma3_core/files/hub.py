@@ -15,6 +15,8 @@ from gemma3_core.gguf.header import is_gguf
 # Only files that this program reads. Pickled weights are not among them: unpickling can run code.
 _SMALL_FILES = ["*.json", "*.jinja"]
 _WEIGHT_FILES = ["*.safetensors"]
+_IN_FOLDERS = ["*/*"]
+"""What is left out beside a pattern that a file in any folder fits: steps of a training, as checkpoint-500/…"""
 _ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 _SAMPLE = 64 * 1024  # bytes
 _GGUF_FILES = "*.gguf"
@@ -116,7 +118,7 @@ def _from_hub(
     repo_id, _, asked = source.partition(":") if "/" in source.partition(":")[0] else (source, "", "")
     patterns = [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES
     try:
-        folder = None if asked else _snapshot(repo_id, patterns, given, watch)
+        folder = None if asked else _snapshot(repo_id, patterns, given, watch, _IN_FOLDERS)
         if folder is not None and any(folder.glob("*.safetensors" if weights else "*.json")):
             return _without_mmproj(folder, mmproj)
         names = _gguf_names(repo_id, given)
@@ -134,12 +136,14 @@ def _from_hub(
     return folder_of(find_checkpoint(snapshot / model, mmproj))
 
 
-def _snapshot(repo_id: str, patterns: list[str], given: dict[str, Any], watch: Watch | None) -> Path:
-    """The repository's folder in the Hub's cache, with the files that fit the patterns."""
+def _snapshot(
+    repo_id: str, patterns: list[str], given: dict[str, Any], watch: Watch | None, ignored: Sequence[str] = ()
+) -> Path:
+    """The repository's folder in the Hub's cache, with the files that fit the patterns, but for those ignored."""
     from huggingface_hub import snapshot_download
 
-    fetch(repo_id, patterns, given, watch)
-    return Path(snapshot_download(repo_id, allow_patterns=patterns, **given))
+    fetch(repo_id, patterns, given, watch, ignored)
+    return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=list(ignored), **given))
 
 
 def _gguf_names(repo_id: str, given: dict[str, Any]) -> list[str]:

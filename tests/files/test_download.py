@@ -53,6 +53,18 @@ def test_a_repository_is_downloaded_once_and_told_on_the_way(hub: LocalHub):
     assert hub.ranges == ["model.safetensors from 0"]
 
 
+def test_checkpoints_in_a_repositorys_folders_are_left_out(hub: LocalHub):
+    """Trainers upload checkpoint-500/… beside the model; transformers reads the top level alone."""
+    told: list[str] = []
+    hub.pause_s = 0.05
+    for name in ("checkpoint-500/model.safetensors", "checkpoint-500/config.json", "onnx/tokenizer.json"):
+        hub.repositories[REPO].files[name] = os.urandom(900_000)
+    folder = resolve_folder(REPO, watch=Watch(lambda text, _share: told.append(text)))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert hub.ranges == ["model.safetensors from 0"]
+    assert all(" of 1.5 MB" in text for text in told)
+
+
 def test_a_connection_that_breaks_is_opened_again_where_it_was(hub: LocalHub):
     hub.breaks = [400_000, 300_000]
     assert (resolve_folder(REPO) / "model.safetensors").read_bytes() == WEIGHTS
