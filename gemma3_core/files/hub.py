@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -119,11 +120,15 @@ def _from_hub(
     patterns = [*_SMALL_FILES, *_WEIGHT_FILES] if weights else _SMALL_FILES
     try:
         folder = None if asked else _snapshot(repo_id, patterns, given, watch, _IN_FOLDERS)
-        if folder is not None and any(folder.glob("*.safetensors" if weights else "*.json")):
+        # Some repositories of GGUF files have a config.json too, but no tokenizer.
+        whole = _WEIGHT_FILES if weights else [*_WEIGHT_FILES, "tokenizer.json"]
+        if folder is not None and any(path for pattern in whole for path in folder.glob(pattern)):
             return _without_mmproj(folder, mmproj)
-        names = _gguf_names(repo_id, given)
-        if folder is not None and not names:
+        partly = folder is not None and not weights and any(folder.glob("*.json"))
+        names = _names(repo_id, given, needed=not partly)
+        if folder is not None and (not any(map(_is_gguf_name, names)) or any(map(_is_of_checkpoint, names))):
             return folder
+        names = sorted(filter(_is_gguf_name, names))
         model = _chosen_gguf(repo_id, names, asked)
         projectors = sorted(filter(_is_mmproj, names), key=lambda name: projector_order(model, name))
         snapshot = _snapshot(repo_id, [*_parts_of(model, names), *projectors[:1]], given, watch)
@@ -146,8 +151,18 @@ def _snapshot(
     return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=list(ignored), **given))
 
 
-def _gguf_names(repo_id: str, given: dict[str, Any]) -> list[str]:
-    """The GGUF files of a repository; without a network, those in the Hub's cache."""
+def _is_gguf_name(name: str) -> bool:
+    return fnmatch(name, _GGUF_FILES)
+
+
+def _is_of_checkpoint(name: str) -> bool:
+    """Whether a repository with this file is loaded by its safetensors files."""
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in _WEIGHT_FILES)
+
+
+def _names(repo_id: str, given: dict[str, Any], needed: bool) -> list[str]:
+    """The files of a repository; without a network, the GGUF files in the Hub's cache, and if there are none and one is
+    `needed`, what the Hub's client raises."""
     from huggingface_hub import HfApi, snapshot_download
 
     access = {name: given[name] for name in ("revision", "token") if name in given}
@@ -158,9 +173,9 @@ def _gguf_names(repo_id: str, given: dict[str, Any]) -> list[str]:
     except Exception:
         cached = snapshot_download(repo_id, allow_patterns=[_GGUF_FILES], **given | {"local_files_only": True})
         names = [path.relative_to(cached).as_posix() for path in Path(cached).rglob(_GGUF_FILES)]
-        if not names:
+        if not names and needed:
             raise
-    return sorted(name for name in names if name.endswith(".gguf"))
+    return names
 
 
 def _chosen_gguf(repo_id: str, names: Sequence[str], asked: str) -> str:

@@ -65,6 +65,30 @@ def test_checkpoints_in_a_repositorys_folders_are_left_out(hub: LocalHub):
     assert all(" of 1.5 MB" in text for text in told)
 
 
+def test_a_config_beside_gguf_files_is_no_checkpoint(hub: LocalHub, blobs: Path, monkeypatch):
+    """Model and processor are of the same files: the config alone is no tokenizer."""
+    monkeypatch.setattr("gemma3_core.files.hub.find_checkpoint", lambda model, _mmproj: model)
+    monkeypatch.setattr("gemma3_core.files.hub.folder_of", lambda found: found)
+    files = hub.repositories[REPO].files
+    del files["model.safetensors"]
+    files["gemma-Q4_0.gguf"] = os.urandom(30_000)
+    for weights in (True, False):
+        assert resolve_folder(REPO, weights=weights).name == "gemma-Q4_0.gguf"
+    hub.down = True
+    assert resolve_folder(REPO, weights=False).name == "gemma-Q4_0.gguf"
+    hub.down = False
+    files["model.safetensors"] = WEIGHTS
+    folder = blobs.parent / "snapshots" / COMMIT
+    assert resolve_folder(REPO, weights=False) == resolve_folder(REPO) == folder
+    assert resolve_folder(f"{REPO}:Q4_0").name == "gemma-Q4_0.gguf"
+
+
+def test_a_config_alone_is_read_without_a_network(hub: LocalHub, blobs: Path):
+    folder = resolve_folder(REPO, weights=False)
+    hub.down = True
+    assert resolve_folder(REPO, weights=False) == folder == blobs.parent / "snapshots" / COMMIT
+
+
 def test_a_connection_that_breaks_is_opened_again_where_it_was(hub: LocalHub):
     hub.breaks = [400_000, 300_000]
     assert (resolve_folder(REPO) / "model.safetensors").read_bytes() == WEIGHTS
