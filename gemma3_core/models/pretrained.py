@@ -22,7 +22,14 @@ from gemma3_core.models.adapters import AdaptersMixin
 from gemma3_core.models.device_map import DeviceMap, mapped_device, pick_device
 from gemma3_core.models.embeddings import EmbeddingsMixin
 from gemma3_core.models.training import TrainingMixin
-from gemma3_core.models.weights import build_on_meta, check_layers, load_weights, parse_dtype, save_weights
+from gemma3_core.models.weights import (
+    build_on_meta,
+    check_layers,
+    load_weights,
+    parse_dtype,
+    save_weights,
+    with_head_of_its_own,
+)
 
 __all__ = ["LOADING", "PreTrainedModel", "pick_device"]
 
@@ -146,6 +153,8 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin, TrainingMixin, nn.Module):
             _ = config.tokens_per_side  # raises for a checkpoint whose pictures can't be read
         cls._check_config(config)
         check_layers(config, folder)
+        if hasattr(cls, "_tied_weights_keys"):
+            config = with_head_of_its_own(config, folder)
         model = build_on_meta(lambda: cls(config))
         assert isinstance(model, cls)
         model.set_attn_implementation("sdpa" if attn_implementation is None else attn_implementation)

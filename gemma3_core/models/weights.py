@@ -128,6 +128,36 @@ def check_layers(config: AnyConfig, folder: Path) -> None:
             )
 
 
+def with_head_of_its_own(config: AnyConfig, folder: Path) -> AnyConfig:
+    """`config`, or a copy that does not tie the head to the embedding, where the weights hold two different tensors.
+
+    As in transformers, which warns of it too. Reads the two tensors only where both are there.
+    """
+    if not config.tie_word_embeddings:
+        return config
+    multimodal = isinstance(config, Gemma3Config)
+    files = {
+        name: (path, stored)
+        for path in weight_files(folder)
+        for stored in tensor_names(path)
+        if (name := module_name(stored, multimodal)) == HEAD or name.endswith(EMBEDDING)
+    }
+    if len(files) != 2:
+        return config
+    one, other = (
+        next(tensor for name, tensor in read_tensors(path) if name == stored) for path, stored in files.values()
+    )
+    comparable = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.dtype == other.dtype
+    if comparable and torch.equal(cast(torch.Tensor, one), cast(torch.Tensor, other)):
+        return config
+    logger.warning(
+        "config.json ties %s to the embedding, but the checkpoint holds two different tensors, so they are not tied. "
+        "Set tie_word_embeddings to false there.",
+        HEAD,
+    )
+    return config.replace(tie_word_embeddings=False)
+
+
 def load_weights(
     model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device, *, mapped: bool = False
 ) -> None:
@@ -152,8 +182,10 @@ def load_weights(
             if name in found:
                 raise CheckpointError(f"The checkpoint holds {name} twice, as {stored_names[name]} and {stored}.")
             found[name], stored_names[name] = tensor, stored
-    if tied:
-        _drop_tied_head(found)
+    if tied and has_head and (head := found.pop(HEAD, None)) is not None:
+        # It is the embedding, which may be there too: `with_head_of_its_own` found no other one.
+        embedding = next(name for name in expected if name.endswith(EMBEDDING))
+        found.setdefault(embedding, head)
     elif not has_head:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(_OF_HEAD)}
     if is_bare:
@@ -255,16 +287,6 @@ def _new_score(model: nn.Module, shape: tuple[int, ...], found: Mapping[str, Any
     logger.warning("The checkpoint has no %s: it is new and random. Train it before you trust its answers.", SCORE)
     dtype = next((tensor.dtype for tensor in found.values() if tensor.is_floating_point()), torch.float32)
     return torch.randn(shape).mul_(model.config.initializer_range).to(dtype)  # type: ignore[union-attr,arg-type]
-
-
-def _drop_tied_head(found: dict[str, Any]) -> None:
-    head = found.pop(HEAD, None)
-    embedding = next((t for name, t in found.items() if name.endswith(EMBEDDING)), None)
-    if head is not None and embedding is not None and not torch.equal(head, embedding):
-        raise CheckpointError(
-            f"config.json ties {HEAD} to the embedding, but the checkpoint holds two different tensors. "
-            "Set tie_word_embeddings to false there if that is meant."
-        )
 
 
 def _check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:

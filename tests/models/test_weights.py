@@ -285,10 +285,36 @@ def test_a_tensor_under_two_names_is_refused(text_folder):
         Gemma3ForCausalLM.from_pretrained(text_folder)
 
 
-def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(text_folder):
+@pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "text"])
+@pytest.mark.parametrize("both", [True, False], ids=["two tensors", "only the head"])
+@torch.no_grad()
+def test_a_tied_head_in_the_file_is_read_as_transformers_does(tmp_path, caplog, multimodal, both):
+    """Where it differs from the embedding they are not tied, and the log says so; where it is alone it is both."""
+    kind, reference = (
+        (Gemma3ForConditionalGeneration, ReferenceModel) if multimodal else (Gemma3ForCausalLM, ReferenceCausalLM)
+    )
+    save_reference(tmp_path, multimodal)
+
+    def change(tensors):
+        embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+        kept = {name: tensor for name, tensor in tensors.items() if both or name != embedding}
+        return {**kept, "lm_head.weight": tensors[embedding].flip(0).contiguous()}
+
+    rewrite(tmp_path, change)
+    model, theirs = kind.from_pretrained(tmp_path), reference.from_pretrained(tmp_path).eval()
+    assert ("they are not tied" in caplog.text) is both
+    assert model.config.tie_word_embeddings is not both
+    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight) is not both
+    input_ids, _ = image_prompt("t20")
+    expected = theirs(input_ids=input_ids).logits
+    assert_equal(model(input_ids=input_ids).logits, expected)
+    model.save_pretrained(tmp_path / "saved")
+    assert_equal(kind.from_pretrained(tmp_path / "saved")(input_ids=input_ids).logits, expected)
+
+
+def test_a_model_without_a_head_does_without_one_that_differs(text_folder):
     rewrite(text_folder, lambda t: {**t, "lm_head.weight": torch.zeros_like(t["model.embed_tokens.weight"])})
-    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
-        Gemma3ForCausalLM.from_pretrained(text_folder)
+    assert Gemma3TextModel.from_pretrained(text_folder).config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "text"])
