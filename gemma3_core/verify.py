@@ -19,12 +19,11 @@ from PIL import Image, ImageDraw
 
 from gemma3_core.config.gemma3 import Gemma3Config, read_config
 from gemma3_core.errors import Gemma3Error, UnsupportedOptionError
-from gemma3_core.files.hub import resolve_folder
 from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.hf.auto import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 from gemma3_core.inspection.attention import with_answer
 from gemma3_core.model_inputs import ModelInputs
-from gemma3_core.models.pretrained import pick_device
+from gemma3_core.models.pretrained import pick_device, resolve_checkpoint
 
 BOUND = 1e-5
 """Relative to the largest logit. Two correct float32 implementations differ less (eager and sdpa: about 1e-6)."""
@@ -197,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     failed = []
     try:
-        folder = resolve_folder(asked.model, revision=asked.revision)
+        folder = resolve_checkpoint(asked.model, revision=asked.revision)
         with tempfile.TemporaryDirectory() as unpacked:
             if weights_of(folder) is not None:
                 folder = _written_out(folder, Path(unpacked))

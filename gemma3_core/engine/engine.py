@@ -67,7 +67,7 @@ from gemma3_core.errors import (
     StoppedError,
     UnsupportedOptionError,
 )
-from gemma3_core.files.hub import hub_id_of, resolve_folder, revision_of
+from gemma3_core.files.hub import hub_id_of, revision_of
 from gemma3_core.generation.grammar import Grammar, Grammars, check_schema
 from gemma3_core.generation.loop import DecodePass, check_length
 from gemma3_core.gguf.checkpoint import why_text_only
@@ -81,7 +81,7 @@ from gemma3_core.inspection.mask_view import MaskView
 from gemma3_core.int4.quantize import DEFAULT_GROUP_SIZE, TorchAoConfig
 from gemma3_core.kernels.cpu import FEW_ROWS
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.models.pretrained import pick_device
+from gemma3_core.models.pretrained import pick_device, resolve_checkpoint
 from gemma3_core.nn.cache import cache_bytes
 from gemma3_core.parallel.processes import LocalProcesses, Starter, leave, load_shared
 from gemma3_core.processor import Gemma3Processor
@@ -170,7 +170,7 @@ class Engine:
         """
         # Before the model, since it is small and may be the wrong one.
         stored = read_adapter(adapter) if isinstance(adapter, str | Path) else adapter
-        folder = resolve_folder(model or DEMO_MODEL, mmproj=mmproj)
+        folder = resolve_checkpoint(model or DEMO_MODEL, mmproj=mmproj)
         config = TorchAoConfig(int4_group_size)
         merged = stored if merge_adapter else None
         share = None

@@ -33,11 +33,11 @@ from gemma3_core.errors import (
 )
 from gemma3_core.files.download import Watch
 from gemma3_core.files.hub import UNGATED as UNGATED_REPOSITORY
-from gemma3_core.files.hub import resolve_folder
 from gemma3_core.files.weight_files import weight_files
 from gemma3_core.gguf.checkpoint import weights_of
 from gemma3_core.gguf.tensors import hub_tensors
 from gemma3_core.int4.linear import int4_obstacle
+from gemma3_core.models.pretrained import resolve_checkpoint
 from gemma3_core.parallel.processes import Starter
 
 PUBLISHED = "google/gemma-3-4b-it"
@@ -599,12 +599,12 @@ def _so_far(began: float) -> str:
 def _folder(entry: ModelEntry) -> Path:
     if not entry.from_hub and not Path(entry.source).exists():
         raise CheckpointError(f"{entry.name} is no longer there. Choose another model.")
-    return resolve_folder(entry.source)
+    return resolve_checkpoint(entry.source)
 
 
 def _fetch(entry: ModelEntry, watch: Watch) -> None:
     if entry.from_hub:
-        resolve_folder(entry.source, watch=watch)
+        resolve_checkpoint(entry.source, watch=watch)
 
 
 def _bytes_needed(folder: Path) -> int:

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import nn
 
 from gemma3_core.adapters.config import base_of
+from gemma3_core.config.base import CONFIG_FILE
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config, read_config
 from gemma3_core.errors import ConfigError, UnsupportedOptionError
-from gemma3_core.files.hub import pop_hub_options, resolve_folder
+from gemma3_core.files.download import Watch
+from gemma3_core.files.hub import HubOptions, pop_hub_options, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, refuse_options, write_json
 from gemma3_core.files.weight_files import MAX_SHARD_SIZE, shard_bytes
 from gemma3_core.generation.config import GenerationConfig, read_generation_config
@@ -135,7 +137,7 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin, TrainingMixin, nn.Module):
         refuse_options("from_pretrained", unknown, LOADING)
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise UnsupportedOptionError(f"dtype={dtype} and torch_dtype={torch_dtype} differ. Give dtype alone.")
-        folder = resolve_folder(pretrained_model_name_or_path, **hub)
+        folder = resolve_checkpoint(pretrained_model_name_or_path, has_config=config is not None, **hub)
         if (base := base_of(folder)) is not None:
             asked: dict[str, Any] = {
                 "config": config,
@@ -238,6 +240,23 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin, TrainingMixin, nn.Module):
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.eager = attn_implementation == "eager"
+
+
+def resolve_checkpoint(
+    source: str | Path, *, has_config: bool = False, watch: Watch | None = None, **hub: Unpack[HubOptions]
+) -> Path:
+    """As `resolve_folder`, but a repository whose config.json describes what can't run here is refused before its
+    weights are downloaded, unless the caller has another config.
+
+    Raises CheckpointError, ConfigError, UnsupportedOptionError.
+    """
+    if not has_config and ":" not in str(source) and not Path(str(source)).expanduser().exists():
+        folder = resolve_folder(source, weights=False, watch=watch, **hub)
+        if (folder / CONFIG_FILE).is_file():
+            stored = read_config(folder).extra.get("quantization_config")
+            if stored is not None:
+                TorchAoConfig.from_dict(stored)
+    return resolve_folder(source, watch=watch, **hub)
 
 
 def _int4_config(

@@ -1,6 +1,7 @@
 """Downloads against a Hub on this machine: what breaks off is continued, and what can't be had is said in words."""
 
 import errno
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from local_hub import COMMIT, LocalHub, local_hub
 
-from gemma3_core.errors import CheckpointError, StoppedError
+from gemma3_core import AutoModelForCausalLM, Gemma3ForCausalLM
+from gemma3_core.engine import Engine, ModelEntry, ModelRegistry
+from gemma3_core.errors import CheckpointError, Gemma3Error, StoppedError
 from gemma3_core.files import download
 from gemma3_core.files.download import Watch, fetch
 from gemma3_core.files.hub import resolve_folder
@@ -87,6 +90,32 @@ def test_a_config_alone_is_read_without_a_network(hub: LocalHub, blobs: Path):
     folder = resolve_folder(REPO, weights=False)
     hub.down = True
     assert resolve_folder(REPO, weights=False) == folder == blobs.parent / "snapshots" / COMMIT
+
+
+def _load_in_registry(repo: str) -> None:
+    models = ModelRegistry.load(None, device="cpu")
+    entry = models.offer(ModelEntry("another", repo, from_hub=True))
+    for _ in models.prepare(entry.name):
+        pass
+
+
+@pytest.mark.parametrize(
+    "load",
+    [AutoModelForCausalLM.from_pretrained, Gemma3ForCausalLM.from_pretrained, Engine.load, _load_in_registry],
+    ids=["auto class", "class", "engine", "registry"],
+)
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "gemma3_text", "quantization_config": {"quant_method": "bitsandbytes"}}, "by 'bitsandbytes'"),
+    ],
+)
+def test_what_can_not_run_is_refused_before_its_weights_are_downloaded(hub: LocalHub, load, config, says):
+    hub.repositories[REPO].files["config.json"] = json.dumps(config).encode()
+    with pytest.raises(Gemma3Error, match=says):
+        load(REPO)
+    assert not hub.ranges
 
 
 def test_a_connection_that_breaks_is_opened_again_where_it_was(hub: LocalHub):
