@@ -37,6 +37,9 @@ _REFUSED = """
 """
 """Arguments of transformers' generate that are not supported; None, False and [] mean that they are left out."""
 
+_RESERVED_AHEAD = 1024
+"""Tokens that the cache has room for at first, if only the answer's total length is bounded; it grows beyond them."""
+
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 """Options that have no effect on a greedy answer."""
 
@@ -262,7 +265,9 @@ def _decoder(
             raise UnsupportedOptionError("inputs_embeds need the cache: new tokens have ids only. Leave use_cache out.")
         return UncachedDecoder(model, prompt.fields), None
     cache = beside.past_key_values if beside.past_key_values is not None else KVCache(model.text_config)
-    cache.reserve(max(prompt.past + prompt.unread + plan.max_new_tokens, config.max_cache_len or 0))
+    # Whoever names the new tokens has their room at once; a limit that a file gives may be the whole context.
+    ahead = plan.max_new_tokens if config.max_new_tokens is not None else min(plan.max_new_tokens, _RESERVED_AHEAD)
+    cache.reserve(max(prompt.past + prompt.unread + ahead, config.max_cache_len or 0))
     chunk = PREFILL_CHUNK_SIZE if config.prefill_chunk_size is None else config.prefill_chunk_size
     return Decoder(model, cache, prompt.fields, chunk), cache
 

@@ -17,6 +17,7 @@ from transformers import Gemma3ForCausalLM as ReferenceCausalLM
 from transformers import GenerationConfig as ReferenceGenerationConfig
 
 from gemma3_core.errors import CheckpointError, ContextLengthError, SamplingError, UnsupportedOptionError
+from gemma3_core.generation import generate
 from gemma3_core.generation.config import UNSUPPORTED, GenerationConfig
 from gemma3_core.models.text import Gemma3ForCausalLM
 
@@ -45,6 +46,22 @@ def test_the_same_random_numbers_give_the_tokens_of_transformers(our_text, their
     assert torch.equal(our_text.generate(**given), expected)
     torch.manual_seed(6)
     assert not torch.equal(our_text.generate(**given), expected), "random numbers must count, or this tests nothing"
+
+
+def test_a_limit_of_the_whole_context_is_not_reserved_at_once(our_text, monkeypatch):
+    """As generation_config.json may name it, with max_length: the cache grows while tokens come."""
+    ids, new = torch.tensor([[2, 5, 6]]), 100
+    endless = {"eos_token_id": NEVER, "return_dict_in_generate": True}
+    at_once = our_text.generate(ids, max_new_tokens=new, **endless)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "_RESERVED_AHEAD", 40)
+        growing = our_text.generate(ids, max_length=3 + new, **endless)
+    assert torch.equal(growing.sequences, at_once.sequences)
+    assert growing.past_key_values.num_bytes > at_once.past_key_values.num_bytes  # it grew by more than was needed
+    ends = {"eos_token_id": list(range(our_text.vocab_size)), "return_dict_in_generate": True}
+    context = our_text.config.max_position_embeddings
+    assert our_text.generate(ids, max_length=context, **ends).past_key_values.reserved == 3 + 1024
+    assert our_text.generate(ids, max_new_tokens=2000, **ends).past_key_values.reserved == 3 + 2000
 
 
 def test_a_generator_gives_the_same_tokens_again_and_leaves_torchs_own_alone(our_text):
