@@ -5,11 +5,12 @@ The common fields and their defaults are those of every configuration in transfo
 
 import json
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args, get_origin
 
 from gemma3_core.errors import ConfigError, FrozenConfigError, UnsupportedOptionError
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DEFAULT_NUM_LABELS = 2
-MAX_LAYERS = 1000
+MAX_LAYERS, MAX_LABELS = 1000, 1_000_000
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 FIXED: Mapping[str, Any] = {
@@ -119,6 +120,11 @@ class JsonConfig:
 
     def _complete(self) -> None:
         """Checks the fields. Raises ConfigError."""
+        for f in fields(self):
+            if not _fits(value := getattr(self, f.name), f.type):
+                raise ConfigError(f"{f.name} must be {_in_words(f.type)}, got {value!r}.")
+            if f.name == "initializer_range" and value < 0:
+                raise ConfigError(f"{f.name} must be 0 or more, got {value!r}.")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ConfigError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}.")
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
@@ -218,9 +224,21 @@ class JsonConfig:
 def require_positive(config: Any, names: Iterable[str]) -> None:
     """Raises ConfigError where one of the fields is not a whole number of 1 or more."""
     for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+        positive_whole(name, getattr(config, name))
+
+
+def positive_whole(name: str, value: Any) -> int:
+    """A whole number of 1 or more. Raises ConfigError for anything else."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+    return value
+
+
+def positive_number(name: str, value: Any) -> float:
+    """A finite number above 0. Raises ConfigError for anything else."""
+    if not _fits(value, float) or value <= 0:
+        raise ConfigError(f"{name} must be a number above 0, got {value!r}.")
+    return float(value)
 
 
 def require_few_layers(name: str, value: Any) -> None:
@@ -244,8 +262,8 @@ def _read_labels(values: dict[str, Any]) -> dict[str, Any]:
         labels = None
     if not labels:
         count = DEFAULT_NUM_LABELS if count is None else count
-        if not isinstance(count, int) or count < 1:
-            raise ConfigError(f"num_labels must be a whole number of 1 or more, got {count!r}.")
+        if positive_whole("num_labels", count) > MAX_LABELS:
+            raise ConfigError(f"num_labels is {count:,}; at most {MAX_LABELS:,} are possible.")
         return {**values, **_default_labels(count)}
     try:
         labels = {int(number): str(label) for number, label in json_object("id2label", labels).items()}
@@ -257,6 +275,35 @@ def _read_labels(values: dict[str, Any]) -> dict[str, Any]:
 def _default_labels(count: int) -> dict[str, Any]:
     names = [f"LABEL_{number}" for number in range(count)]
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
+_WORDS = {NoneType: "null", bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a field of this type may have the value. Numbers are finite, and true is none."""
+    if kind is Any:
+        return True
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    origin = get_origin(kind)
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max
+    if kind is int and isinstance(value, bool):
+        return False
+    return isinstance(value, origin or kind)
+
+
+def _in_words(kind: Any) -> str:
+    """A field's type, as its error says it."""
+    if isinstance(kind, UnionType):
+        return " or ".join(_in_words(one) for one in get_args(kind))
+    if get_origin(kind) in (list, tuple):
+        return f"a list, each item {_in_words(get_args(kind)[0])}"
+    return _WORDS.get(kind, "a JSON object")
 
 
 def _torch_dtype(dtype: Any) -> Any:

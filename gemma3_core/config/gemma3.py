@@ -4,12 +4,21 @@ This is the one place for the facts of the architecture (layer kinds, rotary bas
 those of the reference classes in transformers 5.23 (`models/gemma3`, `models/siglip`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gemma3_core.config.base import CONFIG_FILE, JsonConfig, json_object, require_few_layers, require_positive
+from gemma3_core.config.base import (
+    CONFIG_FILE,
+    JsonConfig,
+    json_object,
+    positive_number,
+    positive_whole,
+    require_few_layers,
+    require_positive,
+)
 from gemma3_core.config.rope import GLOBAL, LOCAL, ROPE_FIELDS, RopeParameters, read_rope
 from gemma3_core.errors import ConfigError
 from gemma3_core.files.hub import read_json
@@ -73,16 +82,25 @@ class Gemma3TextConfig(JsonConfig):
             raise ConfigError(f"rope and {', '.join(given)} configure the same; give rope_parameters alone.")
         patterns = [values.pop(name, None) for name in ("sliding_window_pattern", "_sliding_window_pattern")]
         if values.get("layer_types") is None:
-            layers = values.get("num_hidden_layers") or Gemma3TextConfig.num_hidden_layers
-            require_few_layers("num_hidden_layers", layers)
-            every = patterns[0] or patterns[1] or DEFAULT_PATTERN
+            given_layers = values.get("num_hidden_layers")
+            layers = Gemma3TextConfig.num_hidden_layers if given_layers is None else given_layers
+            require_few_layers("num_hidden_layers", positive_whole("num_hidden_layers", layers))
+            every = positive_whole("sliding_window_pattern", patterns[0] or patterns[1] or DEFAULT_PATTERN)
             values["layer_types"] = [GLOBAL if (i + 1) % every == 0 else LOCAL for i in range(layers)]
-        values["layer_types"] = tuple(values["layer_types"])
+        if isinstance(values["layer_types"], list):
+            values["layer_types"] = tuple(values["layer_types"])
         return values
 
     def _complete(self) -> None:
         super()._complete()
         require_positive(self, _integer_fields(self))
+        for name in ("query_pre_attn_scalar", "rms_norm_eps"):
+            positive_number(name, getattr(self, name))
+        if self.final_logit_softcapping is not None:
+            positive_number("final_logit_softcapping", self.final_logit_softcapping)
+        rope = self.rope or {}
+        if set(rope) != {LOCAL, GLOBAL} or not all(isinstance(one, RopeParameters) for one in rope.values()):
+            raise ConfigError(f"rope must hold RopeParameters for {LOCAL} and {GLOBAL}; give rope_parameters instead.")
         require_few_layers("num_hidden_layers", self.num_hidden_layers)
         self._check_layer_types()
         if self.num_attention_heads % self.num_key_value_heads:
@@ -166,6 +184,7 @@ class SiglipVisionConfig(JsonConfig):
     def _complete(self) -> None:
         super()._complete()
         require_positive(self, _integer_fields(self))
+        positive_number("layer_norm_eps", self.layer_norm_eps)
         require_few_layers("vision num_hidden_layers", self.num_hidden_layers)
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
@@ -252,7 +271,7 @@ class Gemma3Config(JsonConfig):
         Only loading a checkpoint and reading pictures check this: as in transformers, the class defaults
         (14 patches a side, 256 soft tokens) are allowed in a configuration and a model.
         """
-        side = int(self.mm_tokens_per_image**0.5)
+        side = math.isqrt(self.mm_tokens_per_image)
         if side * side != self.mm_tokens_per_image or self.vision_config.patches_per_side % side:
             raise ConfigError(
                 f"mm_tokens_per_image ({self.mm_tokens_per_image}) must be a square whose side divides the "

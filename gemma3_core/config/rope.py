@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemma3_core.config.base import json_object
+from gemma3_core.config.base import json_object, positive_number
 from gemma3_core.errors import ConfigError
 
 LOCAL = "sliding_attention"
@@ -15,12 +15,19 @@ ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base
 
 @dataclass(frozen=True)
 class RopeParameters:
-    """Rotary embedding of one layer kind: base `theta`, positions divided by `factor`."""
+    """Rotary embedding of one layer kind: base `theta`, positions divided by `factor`.
+
+    Raises ConfigError where one of them is no number above 0.
+    """
 
     theta: float
     factor: float = 1.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the file, kept for saving."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "theta", positive_number("rope_theta", self.theta))
+        object.__setattr__(self, "factor", positive_number("The rotary embedding's factor", self.factor))
 
     def to_dict(self) -> dict[str, Any]:
         if self.factor == 1.0:
@@ -38,10 +45,13 @@ def read_rope(data: dict[str, Any]) -> dict[str, RopeParameters]:
     # As in transformers, rope_scaling is for global layers and wins over the newer spelling.
     older = {GLOBAL: scaling, LOCAL: {}}
     given = {k: {**json_object(f"rope_parameters of {k}", newer.get(k) or {}), **older[k]} for k in (GLOBAL, LOCAL)}
-    return {k: _rope(given[k], theta[k] or DEFAULT_ROPE_THETA[k]) for k in (GLOBAL, LOCAL)}
+    return {
+        kind: _rope(given[kind], DEFAULT_ROPE_THETA[kind] if theta[kind] is None else theta[kind])
+        for kind in (GLOBAL, LOCAL)
+    }
 
 
-def _rope(data: dict[str, Any], theta: float) -> RopeParameters:
+def _rope(data: dict[str, Any], theta: Any) -> RopeParameters:
     older, newer = data.pop("type", None), data.pop("rope_type", None)
     kind = newer or older or "default"
     if kind not in ("default", "linear"):
@@ -51,4 +61,4 @@ def _rope(data: dict[str, Any], theta: float) -> RopeParameters:
     factor, base = data.pop("factor", None), data.pop("rope_theta", None)
     if kind == "default" or factor is None:
         factor = 1.0
-    return RopeParameters(float(base or theta), float(factor), data)
+    return RopeParameters(theta if base is None else base, factor, data)

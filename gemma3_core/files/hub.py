@@ -264,7 +264,7 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         advice = "Download it again, or give the folder that holds it."
         raise CheckpointError(f"{path.name} is missing from the checkpoint folder. {advice}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} can't be read ({type(error).__name__}). Download it again.") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path.name} must hold a JSON object, got {type(data).__name__}. Download it again.")

@@ -21,11 +21,20 @@ def read_backend(folder: Path) -> Tokenizer:
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template.json, else the config's key: a text or named texts."""
+    """chat_template.jinja, else chat_template.json, else the config's key: a text or named texts.
+
+    Raises CheckpointError for what is neither, and for a file that can't be read.
+    """
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{jinja.name} can't be read ({type(error).__name__}). Download it again.") from None
     template = (read_json(folder / "chat_template.json", optional=True) or config).get("chat_template")
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = [entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default"]
+        template = named[-1].get("template") if named else None
+    if not isinstance(template, str | None):
+        raise CheckpointError(f"The chat_template is of type {type(template).__name__}, not a text. Download it again.")
     return template

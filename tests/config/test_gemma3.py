@@ -1,6 +1,7 @@
 """config.json in both spellings, in and out, against transformers' own classes."""
 
 import copy
+import dataclasses
 import json
 import pickle
 from typing import Any
@@ -238,6 +239,24 @@ def test_replace_leaves_the_original_alone():
         ({"dtype": "int3"}, ["dtype", "'int3'", "bfloat16"]),
         ({"rope_parameters": {GLOBAL: {"partial_rotary_factor": 0.5}}}, ["partial_rotary_factor", "0.5"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ["'yarn'", "linear"]),
+        ({"num_hidden_layers": "26"}, ["num_hidden_layers", "'26'"]),
+        ({"layer_types": 5}, ["layer_types", "5"]),
+        ({"layer_types": [[]], "num_hidden_layers": 1}, ["layer_types", "a list, each item a text"]),
+        ({"sliding_window_pattern": "6"}, ["sliding_window_pattern", "'6'"]),
+        ({"rope_theta": "a"}, ["rope_theta", "'a'"]),
+        ({"rope_local_base_freq": -1.0}, ["rope_theta", "-1.0"]),
+        ({"rope_parameters": {GLOBAL: {"rope_theta": 0}}}, ["rope_theta", "got 0"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, ["factor", "got 0"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": [8]}}, ["factor", "[8]"]),
+        ({"query_pre_attn_scalar": 0}, ["query_pre_attn_scalar", "above 0", "0"]),
+        ({"query_pre_attn_scalar": "256"}, ["query_pre_attn_scalar", "'256'"]),
+        ({"rms_norm_eps": -1e-6}, ["rms_norm_eps", "-1e-06"]),
+        ({"rms_norm_eps": float("nan")}, ["rms_norm_eps", "nan"]),
+        ({"final_logit_softcapping": 10**400}, ["final_logit_softcapping"]),
+        ({"initializer_range": -0.02}, ["initializer_range", "-0.02"]),
+        ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "true or false", "'yes'"]),
+        ({"eos_token_id": "1"}, ["eos_token_id", "'1'"]),
+        ({"num_labels": 10**9}, ["num_labels", "1,000,000"]),
     ],
 )
 def test_a_decoder_that_can_not_be_is_refused_with_what_was_got(change, words):
@@ -277,6 +296,24 @@ def test_malformed_fields_are_config_errors_and_never_raw_ones_or_silence(change
     with pytest.raises(ConfigError) as error:
         kind.from_dict(change)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_no_value_of_a_field_raises_anything_but_a_config_error():
+    """Each field with each kind of value that JSON has: a config, or a sentence."""
+    junk = ["26", 5, -1, 0, 0.5, True, [], {}, [[1]], ["a"], {GLOBAL: 5}, {"rope_type": "linear", "factor": "x"}]
+    junk += [{GLOBAL: {"rope_theta": "a"}}, float("inf"), float("nan"), 10**400]
+    more = ["rope_theta", "rope_local_base_freq", "rope_scaling", "rope_parameters", "sliding_window_pattern"]
+    parts: list[tuple[Any, list[str]]] = [(Gemma3TextConfig, [*more, "num_labels", "torch_dtype"]),
+                                          (SiglipVisionConfig, []), (Gemma3Config, ["image_token_id"])]  # fmt: skip
+    refused = 0
+    for kind, others in parts:
+        for name in [*(field.name for field in dataclasses.fields(kind)), *others]:
+            for value in junk:
+                try:
+                    json.dumps(kind.from_dict({name: value}).to_diff_dict())
+                except ConfigError:
+                    refused += 1
+    assert refused > 600
 
 
 @pytest.mark.parametrize("tokens", [250, 9])
@@ -328,7 +365,11 @@ def test_another_architecture_is_named_in_the_error(tmp_path):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]"], ids=["missing", "empty", "cut off", "no object"])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "{", "[1, 2]", "[" * 100_000],
+    ids=["missing", "empty", "cut off", "no object", "nested without end"],
+)
 def test_an_unreadable_config_names_the_file_and_not_its_folder(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)

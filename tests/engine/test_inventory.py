@@ -98,6 +98,24 @@ def test_damaged_ones_are_listed_and_the_others_go_on(demo_gguf, tmp_path):
         assert not models[name].ways
 
 
+def test_a_config_of_wrong_types_does_not_end_the_list(tmp_path):
+    for name, content in (
+        ("layers", json.dumps({"model_type": "gemma3_text", "num_hidden_layers": "26"})),
+        ("kinds", json.dumps({"model_type": "gemma3_text", "layer_types": 5})),
+        ("theta", json.dumps({"model_type": "gemma3_text", "rope_theta": "a"})),
+        ("deep", "[" * 100_000),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+        (tmp_path / name / "model.safetensors").touch()
+    shutil.copytree(DEMO_MODEL, tmp_path / "whole")
+    models = found(tmp_path)
+    assert set(models) == {"layers", "kinds", "theta", "deep", "whole"}
+    assert [name for name, model in models.items() if not model.problem] == ["whole"]
+    assert "'26'" in models["layers"].problem
+    assert "config.json can't be read (RecursionError)" in models["deep"].problem
+
+
 def test_models_of_other_kinds_are_no_ones_business(demo_gguf, tmp_path):
     shutil.copytree(DEMO_MODEL, tmp_path / "llama")
     (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama"}))

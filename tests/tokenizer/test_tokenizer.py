@@ -200,3 +200,25 @@ def test_the_template_is_found_in_each_place(small_tokenizer_folder, tmp_path, n
     (tmp_path / "tokenizer.json").write_bytes((small_tokenizer_folder / "tokenizer.json").read_bytes())
     (tmp_path / name).write_text(content)
     assert Gemma3Tokenizer.from_pretrained(tmp_path).chat_template == "template"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", b"caf\xe9"),
+        ("chat_template.json", b'{"chat_template": 5}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": {}}]}'),
+    ],
+)
+def test_a_template_that_is_no_text_is_told(small_tokenizer_folder, tmp_path, name, content):
+    (tmp_path / "tokenizer.json").write_bytes((small_tokenizer_folder / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="chat_template"):
+        Gemma3Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("nameless", ['{"template": "a"}', '{"name": "default"}', '"default"'])
+def test_templates_without_a_name_are_none(small_tokenizer_folder, tmp_path, nameless):
+    (tmp_path / "tokenizer.json").write_bytes((small_tokenizer_folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"chat_template": [{nameless}]}}')
+    assert Gemma3Tokenizer.from_pretrained(tmp_path).chat_template is None
