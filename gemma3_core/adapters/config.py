@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from gemma3_core.adapters.patterns import require_bounded
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.files.hub import read_json
 
@@ -205,6 +206,7 @@ def _listed(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
 
 def _compiled(field: str, pattern: str) -> None:
     try:
+        require_bounded(field, pattern)
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError):
         raise _wrong(field, pattern, "a regular expression") from None

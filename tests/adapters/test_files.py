@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,45 @@ def test_values_of_a_wrong_type_are_named(field, value, expected, tmp_path):
         read_adapter(write(tmp_path, {field: value}))
     assert f"{field} must be {expected}" in str(error.value)
     assert len(str(error.value)) < 200
+
+
+UNSLOTH = (
+    r"(?:.*?(?:vision|image|visual|patch|language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
+    r"(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|out_proj|fc1|fc2).*?)|(?:\bmodel\.layers\.[\d]{1,}\."
+    r"(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:(?:q_proj|k_proj|v_proj|o_proj)))"
+)
+PEFT = (r".*language_model.*\.(q_proj|up_proj)", r"^(?!.*vision).*\.(?:k|v)_proj$", r"model\.layers\.\d+\.mlp\..*")
+
+
+def test_the_patterns_that_peft_and_unsloth_write_are_read(tmp_path):
+    for pattern in (UNSLOTH, *PEFT):
+        config = read_adapter_config(write(tmp_path, {"target_modules": pattern}))
+        assert not config.has_target("model.norm")
+    keys = {r"model\.layers\.(0|1|10)\.self_attn\..*": 8, "q_proj": 4, r"layers\.\d+\.mlp\.(gate|up)_proj": 16}
+    config = read_adapter_config(write(tmp_path, {"rank_pattern": keys}))
+    assert config.rank("model.language_model.layers.10.mlp.up_proj") == 16
+    config = read_adapter_config(write(tmp_path, {"target_modules": UNSLOTH}))
+    assert config.has_target("model.language_model.layers.0.self_attn.q_proj")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$", "(.*)*x", r"(\w|\w\w)*x", ".*.*.*.*.*.*.*x", "(.|.)" * 40 + "x", ".?" * 60 + "x", "(?:.?){60}x",
+        "(?:m|mo|mod)" * 30, "a" * 2001, "(?=(.*)*x)",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
+def test_patterns_that_may_take_very_long_are_refused(pattern, field, tmp_path):
+    with pytest.raises(CheckpointError, match=f"{field} has a regular expression that may take very long"):
+        read_adapter(write(tmp_path, {field: {pattern: 2} if field.endswith("pattern") else pattern}))
+
+
+def test_what_is_let_through_takes_a_bounded_time(tmp_path):
+    config = read_adapter_config(write(tmp_path, {"target_modules": ".*.*.*.*x"}))
+    began = time.monotonic()
+    assert not config.has_target("model.vision_tower.vision_model.encoder.layers.10.self_attn.q_proj")
+    assert time.monotonic() - began < 5
 
 
 def test_folders_that_are_no_adapter(tmp_path):
