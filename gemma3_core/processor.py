@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError, require_known
+from gemma3_core.errors import ChatTemplateError, ConfigError, PromptError, UnsupportedOptionError, require_known
 from gemma3_core.files.hub import pop_hub_options, read_json, resolve_folder
 from gemma3_core.files.saving import folder_to_save_in, write_json, write_text
 from gemma3_core.images.arrays import is_array
@@ -23,6 +23,7 @@ from gemma3_core.tokenizer.tokenizer import TOKENIZER_OPTIONS, Gemma3Tokenizer, 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
 
 _IMAGE_SEQ_LENGTH = 256  # of the published checkpoints: 64 x 64 patches pooled 4 x 4
+_MOST_SOFT_TOKENS = 65_536  # the text of a picture repeats its token so often
 _ONE_LIST_PER_TEXT = "Give one list of pictures per text, which may be empty: images=[[first, second], []]."
 
 
@@ -40,12 +41,16 @@ class Gemma3Processor:
     ) -> None:
         """`image_seq_length` is the number of soft tokens per picture and per crop.
 
-        Raises UnsupportedOptionError for arguments of other types.
+        Raises UnsupportedOptionError for arguments of other types, ConfigError for another number than 1 to 65,536.
         """
         _check_type("image_processor", image_processor, ImageProcessor)
         _check_type("tokenizer", tokenizer, Gemma3Tokenizer)
         _check_type("chat_template", chat_template, str | None)
         _check_type("image_seq_length", image_seq_length, int)
+        if isinstance(image_seq_length, bool) or not 1 <= image_seq_length <= _MOST_SOFT_TOKENS:
+            raise ConfigError(
+                f"image_seq_length must be a whole number from 1 to {_MOST_SOFT_TOKENS:,}, got {image_seq_length!r}."
+            )
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.image_seq_length = image_seq_length
@@ -76,7 +81,8 @@ class Gemma3Processor:
         folder = resolve_folder(pretrained_model_name_or_path, weights=False, **pop_hub_options(options))
         older = read_json(folder / "preprocessor_config.json", optional=True)
         newer = read_json(folder / "processor_config.json", optional=True)
-        length = image_seq_length or newer.get("image_seq_length") or older.get("image_seq_length")
+        lengths = (image_seq_length, newer.get("image_seq_length"), older.get("image_seq_length"), _IMAGE_SEQ_LENGTH)
+        length = next(length for length in lengths if length is not None)
         of_images = {name: options.pop(name) for name in ImageProcessorConfig.__annotations__ if name in options}
         if backend is None and use_fast is not None:
             backend = "torchvision" if use_fast else "pil"
@@ -84,7 +90,7 @@ class Gemma3Processor:
         require_known("The processor", options, {*TOKENIZER_OPTIONS, *ImageProcessorConfig.__annotations__})
         tokenizer = Gemma3Tokenizer.from_pretrained(folder, **options)
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
-        return cls(images, tokenizer, chat_template, length or _IMAGE_SEQ_LENGTH)
+        return cls(images, tokenizer, chat_template, length)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> list[str]:
         """Writes the tokenizer's files, preprocessor_config.json and processor_config.json; returns the last's path.

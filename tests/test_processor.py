@@ -3,12 +3,13 @@
 import base64
 import io
 import json
+import shutil
 from typing import Any
 
 import pytest
 import torch
 
-from gemma3_core.errors import ChatTemplateError, PromptError, UnsupportedOptionError
+from gemma3_core.errors import ChatTemplateError, ConfigError, PromptError, UnsupportedOptionError
 from gemma3_core.images.processor import Gemma3ImageProcessor, Gemma3ImageProcessorPil
 from gemma3_core.processor import Gemma3Processor
 
@@ -289,3 +290,14 @@ def test_bytes_are_pictures_too(small_processor, gradient_picture):
         small_processor(images=buffer.getvalue(), text="<start_of_image>", return_tensors="pt").pixel_values.shape[0]
         == 1
     )
+
+
+@pytest.mark.parametrize("length", [0, -1, 65_537, 10**12, True])
+def test_the_soft_tokens_of_a_picture_are_bounded(small_processor, small_tokenizer_folder, tmp_path, length):
+    """The text of one picture repeats its token so often."""
+    with pytest.raises(ConfigError, match="image_seq_length must be a whole number from 1 to 65,536"):
+        Gemma3Processor(small_processor.image_processor, small_processor.tokenizer, image_seq_length=length)
+    shutil.copytree(small_tokenizer_folder, tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps({"image_seq_length": length}))
+    with pytest.raises(ConfigError, match="image_seq_length"):
+        Gemma3Processor.from_pretrained(tmp_path / "model")
