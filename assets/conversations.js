@@ -1,6 +1,6 @@
 // Keeps conversations in the visitor's own browser (IndexedDB), lists them in the sidebar, and brings them back.
 (() => {
-  const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3;
+  const MOST_BYTES = 200e6, LONGEST_TITLE = 60, UNUSED_MS = 24 * 3600e3, LONG_AWAY_MS = 600e3;
   const DOCUMENT = "conversation.json";
   const FOREIGN = "This is no saved conversation: save one with “Save the conversation” in the Share menu.";
   const GONE = "This conversation is no longer in this browser: it was deleted in another window.";
@@ -78,9 +78,19 @@
     return staying.length < conversations.length;
   }
 
+  // The server has no answers. Those that stand on the page come back from here, once.
+  let sought = null, standing = 0;
+  function forgotten() {
+    const id = kept.get("conversation");
+    if (!standing || !id || id === sought) return kept.set("conversation", null);
+    sought = id;
+    ask.conversations.open(id);
+  }
+
   async function save(given) {
     const { version, id, keys, new: fresh } = JSON.parse(given);
-    if (!keys.length) return kept.set("conversation", null);
+    if (!keys.length) return forgotten();
+    sought = null;
     const conversations = await all(), known = Object.assign({}, ...conversations.map((one) => one.exchanges));
     const before = replaceable(conversations, id, keys), free = !conversations.some((one) => one.id === id);
     const exchanges = Object.fromEntries(keys.map((key) => [key, fresh[key] ?? known[key]]));
@@ -183,7 +193,14 @@
   document.addEventListener("input", (event) => {
     if (event.target.matches("#conversations input[type=search]")) keeping(draw);
   });
-  addEventListener("focus", () => keeping(draw)); // another window may have added one
+  // Meanwhile another window may have added one, and the server may have forgotten the one that stands here.
+  let away = null;
+  addEventListener("blur", () => (away = Date.now()));
+  addEventListener("focus", () => {
+    if (away && Date.now() - away > LONG_AWAY_MS && !ask.isAnswering()) document.querySelector("#give").click();
+    away = null;
+    keeping(draw);
+  });
 
   // A conversation as files: the document, the same as Markdown, and its pictures by their SHA-256.
   async function saveZip(one) {
@@ -250,6 +267,7 @@
     // The keys of the exchanges that need not be sent again: those of the conversation that is shown.
     async known() {
       let one = null;
+      standing = document.querySelectorAll("#chat .figures").length;
       await keeping(async () => (one = (await all()).find(({ id }) => id === kept.get("conversation"))));
       return JSON.stringify(one?.keys ?? []);
     },

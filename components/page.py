@@ -46,7 +46,8 @@ _FILES_JS = "(message) => window.ask.keepFiles(message)"
 # While the composer shows Stop, Enter sends nothing and the text stays.
 _SEND_JS = """async (message, ...rest) => {
   if (window.ask.isAnswering()) return [null, ...rest];
-  return [await window.ask.send(JSON.parse(JSON.stringify(message))), ...rest];
+  const [state, _, ...values] = rest, standing = document.querySelectorAll("#chat .figures").length;
+  return [await window.ask.send(JSON.parse(JSON.stringify(message))), state, standing, ...values];
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
 _NUMBER_JS = "(number, ...rest) => [Number(document.querySelector('#{}').dataset.number), ...rest]"
@@ -159,6 +160,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
     acts = ("retry", "undo", "edit", "keep", "restore", "continue", "look-closer")
     retry, undo, edit, keep, restore, go_on, closer = (gr.Button(act, elem_id=act, visible="hidden") for act in acts)
     number, looked_at = gr.Number(visible="hidden", precision=0), gr.Textbox(visible="hidden")
+    standing = gr.Number(visible="hidden", precision=0)
     state, composer, values = panels.conversation, panels.composer, panels.settings.inputs
     # No limit here: the engine's own queue decides the order. "multiple" lets each click reach the server, even one
     # that comes before the browser knows that the last answer is complete.
@@ -172,7 +174,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
     _connect_empty_button(composer, panels.token_count)
     composer.stop(chat_handlers.stop, None, composer, queue=False, show_progress="hidden", api_visibility="private")
     changes = [
-        composer.submit(chat_handlers.send, [composer, state, *values], js=_SEND_JS, **common),
+        composer.submit(chat_handlers.send, [composer, state, standing, *values], js=_SEND_JS, **common),
         panels.chat.example_select(chat_handlers.ask_example, [state, *values], **common),
         retry.click(chat_handlers.retry, [number, state, *values], js=_NUMBER_JS.format("retry"), **common),
         closer.click(chat_handlers.look_closer, [number, looked_at, state, *values], js=_CLOSER_JS, **common),

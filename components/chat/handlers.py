@@ -47,6 +47,7 @@ STOPPED_EARLY = "Stopped before the first word."
 NOTHING_SAID = "The model ended its answer before the first word. Rephrase your question."
 QUESTION_BACK = "The question is back below."
 ANSWER_STAYS = "The earlier answer stays."
+FORGOTTEN = "The server had forgotten this conversation. Send the question once it is back, or in a new chat."
 NEW_CHAT = "This is a new chat."
 BESIDE = "The next question reads the new answer."
 REPLACED = "The earlier answer is replaced."
@@ -99,14 +100,25 @@ class ChatHandlers:
         self.previews = Previews(models, self.running, caption)
 
     async def send(
-        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request, *values: Any
+        self,
+        message: dict[str, Any] | None,
+        conversation: Conversation,
+        request: gr.Request,
+        standing: float | None,
+        *values: Any,
     ) -> AsyncGenerator[Update, None]:
         """Asks the composer's question, either as a new one or in place of the one being edited.
 
-        `message` is None after Enter in a composer that shows Stop.
+        `message` is None after Enter in a composer that shows Stop. Where answers are `standing` on the page of which
+        the server knows nothing any longer, the question returns: asked now, it would be asked without them.
         """
         if message is None:
             yield page_update()
+            return
+        known = conversation.exchanges or conversation.before or conversation.id
+        if standing and not known:
+            returned = replace(conversation, returned=held(message))
+            yield page_update(None, composer.waiting(), returned, composer.missing(FORGOTTEN))
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
         question = captioned(held(message), self._caption)

@@ -6,10 +6,11 @@ from hashlib import sha256
 from io import BytesIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
+import pytest
 import running_app as support
 from browsing import add, answered, choose, look_inside, send, write
 from places import EXAMPLES
-from running_app import free_port, opened, running_app
+from running_app import built, free_port, launch, opened, running_app
 
 HEARTS, NIGHT = EXAMPLES / "hearts.png", EXAMPLES / "night.png"
 
@@ -155,6 +156,71 @@ def forgotten(page):
     """The server no longer knows this tab."""
     page.evaluate("sessionStorage.removeItem('session')")
     page.reload()
+
+
+_NOTES_THAT_IT_BROUGHT = """() => {
+  const { open } = ask.conversations, { answered } = ask;
+  let opened = false;
+  ask.conversations.open = (id) => {
+    opened = true;
+    open(id);
+  };
+  ask.answered = () => {
+    answered();
+    window.brought = opened;
+  };
+}"""
+
+
+@pytest.fixture
+def forgetting(browser, scripted):
+    """A visitor's page with one answer, and what makes the server forget its window."""
+    app = built(scripted)
+    scripted.let_through(*scripted.go_on)
+    launch(app)
+    try:
+        with opened(browser, app.local_url.rstrip("/")) as page:
+            write(page, "How many hearts are there?", HEARTS)
+            send(page)
+            answered(page)
+            listed(page, 1)
+            page.locator("#composer .submit-button").wait_for()
+            page.evaluate(_NOTES_THAT_IT_BROUGHT)
+            yield page, app.app.state_holder.session_data.clear
+    finally:
+        app.close(verbose=False)
+
+
+def test_a_question_to_a_server_that_has_forgotten_the_conversation_waits_until_it_is_back(forgetting, scripted):
+    page, forget = forgetting
+    forget()
+    write(page, "And the stars?")
+    send(page)
+    page.locator("#changing", has_text="had forgotten this conversation").wait_for()
+    page.wait_for_function("document.querySelector('#composer textarea').value === 'And the stars?'")
+    page.wait_for_function("window.brought")
+    send(page)
+    answered(page, 2)
+    turns = scripted.requests[-1].turns
+    assert [turn.text for turn in turns] == ["How many hearts are there?", scripted.answer, "And the stars?"]
+    assert turns[0].pictures
+    in_time(page, lambda: entries(page) == [[*HEARTS_ASKED, "And the stars?"]])
+
+
+def test_after_a_long_time_away_the_conversation_is_brought_back_before_anything_is_asked(forgetting, scripted):
+    page, forget = forgetting
+    forget()
+    page.evaluate(
+        """() => {
+          dispatchEvent(new Event("blur"));
+          const { now } = Date;
+          Date.now = () => now() + 3600e3;
+          dispatchEvent(new Event("focus"));
+        }"""
+    )
+    page.wait_for_function("window.brought")
+    send_next(page, "And the stars?", 2)
+    assert len(scripted.requests[-1].turns) == 3
 
 
 HEARTS_ASKED, STAR_ASKED = ["How many hearts are there?"], ["What color is the star?"]

@@ -253,7 +253,7 @@ def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_p
     assert box["value"] == {"text": "What?", "files": ["/cache/a.png"]}
     assert changing.exchanges == before.exchanges  # nothing is dropped before the new question is sent
     assert "Editing question 1" in notice
-    shown, after, notice = run(handlers.send(typed("Which?", "/cache/a.png"), changing, Window(), *VALUES))
+    shown, after, notice = run(handlers.send(typed("Which?", "/cache/a.png"), changing, Window(), 0, *VALUES))
     assert [turn.text for turn in engine.requests[0].turns] == ["Which?"]
     assert [(e.question.text, e.answer) for e in after.exchanges] == [("Which?", "A heart.")]
     assert [path.name for path in after.exchanges[0].question.pictures] == ["a.png"]
@@ -271,7 +271,7 @@ def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_p
 def test_an_empty_question_ends_no_editing():
     handlers = ChatHandlers(ModelRegistry(Speaking()), ())
     _, _, changing, _ = handlers.edit(0, typed(""), two_exchanges(), Window())
-    _, after, notice = run(handlers.send(typed(" "), changing, Window(), *VALUES))
+    _, after, notice = run(handlers.send(typed(" "), changing, Window(), 0, *VALUES))
     assert after.changing == 0
     assert "There is no question yet" in notice
     assert "Cancel editing" in notice
@@ -301,7 +301,7 @@ def test_editing_can_be_given_up():
 def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
     handlers = ChatHandlers(ModelRegistry(Speaking(Gemma3Error("The conversation has 9,000 tokens."))), ())
     _, _, changing, _ = handlers.edit(0, typed(""), two_exchanges(), Window())
-    shown, after, notice = run(handlers.send(typed("word " * 9000), changing, Window(), *VALUES))
+    shown, after, notice = run(handlers.send(typed("word " * 9000), changing, Window(), 0, *VALUES))
     assert after.exchanges == two_exchanges().exchanges
     assert "9,000 tokens" in shown[-1]["content"][0].value
     assert after.changing == 0
@@ -342,13 +342,26 @@ def test_a_second_new_chat_leaves_what_the_first_one_replaced():
     assert box["value"]["text"] == "half a\n\nquestion"
 
 
+def test_of_a_conversation_that_the_server_has_forgotten_nothing_is_asked():
+    """After an hour away, or when 500 windows came since: asked now, the question would be the first of a new one."""
+    engine = Speaking("A heart.")
+    handlers = ChatHandlers(ModelRegistry(engine), ())
+    _, after, notice = run(handlers.send(typed("And this?", "/cache/a.png"), Conversation(), Window(), 1, *VALUES))
+    assert (engine.requests, after.exchanges) == ([], ())
+    assert after.returned == question_of("And this?", ["/cache/a.png"])
+    assert "had forgotten this conversation" in notice
+    emptied = two_exchanges().up_to(0)  # by Undo, of which the browser may not know yet
+    _, after, _ = run(handlers.send(typed("And this?"), replace(emptied, id="known"), Window(), 2, *VALUES))
+    assert [exchange.answer for exchange in after.exchanges] == ["A heart."]
+
+
 def test_a_question_that_lacks_something_leaves_what_can_be_brought_back():
     handlers = ChatHandlers(ModelRegistry(Speaking(Gemma3Error("no"))), ())
     _, _, new, _ = cleared(handlers, two_exchanges())
-    _, after, notice = run(handlers.send(typed(""), new, Window(), *VALUES))
+    _, after, notice = run(handlers.send(typed(""), new, Window(), 0, *VALUES))
     assert "There is no question yet" in notice
     assert "Bring it back" in notice
-    _, _, notice = run(handlers.send(typed("Who?"), after, Window(), *VALUES))
+    _, _, notice = run(handlers.send(typed("Who?"), after, Window(), 0, *VALUES))
     assert "Bring it back" in notice
 
 
@@ -408,10 +421,10 @@ def test_a_question_sent_while_an_answer_is_written_comes_back():
     handlers = ChatHandlers(ModelRegistry(Waiting()), ())
 
     async def second():
-        again = handlers.send(typed("And?"), two_exchanges(), Window(), *VALUES)
+        again = handlers.send(typed("And?"), two_exchanges(), Window(), 0, *VALUES)
         return [update async for update in again]
 
-    begun = handlers.send(typed("Who?"), two_exchanges(), Window(), *VALUES)
+    begun = handlers.send(typed("Who?"), two_exchanges(), Window(), 0, *VALUES)
     [(_, _, conversation, _)] = while_answering(handlers, begun, second)
     assert conversation.returned.text == "And?"
 
@@ -422,7 +435,7 @@ def test_a_new_chat_while_an_answer_is_written_brings_its_question_back():
         begun = (
             handlers.retry(1, conversation, Window(), *VALUES)
             if retries
-            else handlers.send(typed("Who?", "/cache/a.png"), conversation, Window(), *VALUES)
+            else handlers.send(typed("Who?", "/cache/a.png"), conversation, Window(), 0, *VALUES)
         )
         clear = partial(handlers.clear, typed("And"), conversation, Window())
         _, _, new, notice = while_answering(handlers, begun, clear)
@@ -433,7 +446,7 @@ def test_a_new_chat_while_an_answer_is_written_brings_its_question_back():
 
 def test_a_conversation_stays_one_entry_of_the_browser():
     handlers = ChatHandlers(ModelRegistry(Speaking("A heart.", "Mine.", "A star.")), ())
-    _, one, _ = run(handlers.send(typed("Which?"), Conversation(), Window(), *VALUES))
+    _, one, _ = run(handlers.send(typed("Which?"), Conversation(), Window(), 0, *VALUES))
     _, two, _ = run(handlers.retry(0, one, Window(), *VALUES))
     _, _, changing, _ = handlers.edit(0, typed(""), two, Window())
     _, _, kept, _ = handlers.keep(changing, Window())
@@ -441,7 +454,7 @@ def test_a_conversation_stays_one_entry_of_the_browser():
     _, _, new, _ = cleared(handlers, two)
     _, _, back, _ = handlers.restore(typed(""), new, Window())
     assert {one.id, two.id, changing.id, kept.id, undone.id, back.id} == {one.id}
-    _, other, _ = run(handlers.send(typed("What?"), new, Window(), *VALUES))
+    _, other, _ = run(handlers.send(typed("What?"), new, Window(), 0, *VALUES))
     assert len({"", one.id, other.id}) == 3
 
 
@@ -590,11 +603,11 @@ def test_a_question_sent_while_another_is_answered_comes_back():
     handlers = ChatHandlers(ModelRegistry(Speaking("Right.")), ())
 
     async def both():
-        first = handlers.send(typed("One?"), Conversation(), Window(), *VALUES)
+        first = handlers.send(typed("One?"), Conversation(), Window(), 0, *VALUES)
         await anext(first)
         await anext(first)  # the engine has begun
-        second = [update async for update in handlers.send(typed("Two?"), Conversation(), Window(), *VALUES)]
-        other = [update async for update in handlers.send(typed("Three?"), Conversation(), Window("two"), *VALUES)]
+        second = [update async for update in handlers.send(typed("Two?"), Conversation(), Window(), 0, *VALUES)]
+        other = [update async for update in handlers.send(typed("Three?"), Conversation(), Window("two"), 0, *VALUES)]
         await first.aclose()
         return second, other
 
@@ -608,7 +621,7 @@ def test_send_comes_back_only_when_nothing_of_the_window_is_running():
     handlers = ChatHandlers(ModelRegistry(Speaking("Right.")), ())
 
     async def buttons():
-        answer = handlers.send(typed("What?"), Conversation(), Window(), *VALUES)
+        answer = handlers.send(typed("What?"), Conversation(), Window(), 0, *VALUES)
         updates = [await anext(answer)]
         during = [handlers.hand_back(typed(""), Conversation(), window)[0] for window in (Window(), Window("two"))]
         updates += [update async for update in answer]
@@ -625,7 +638,7 @@ def test_stop_brings_send_back_where_nothing_runs():
     handlers = ChatHandlers(ModelRegistry(Speaking("Right.")), ())
 
     async def stopped():
-        answer = handlers.send(typed("What?"), Conversation(), Window(), *VALUES)
+        answer = handlers.send(typed("What?"), Conversation(), Window(), 0, *VALUES)
         await anext(answer)
         during = await handlers.stop(Window())
         await answer.aclose()
@@ -638,7 +651,7 @@ def test_stop_brings_send_back_where_nothing_runs():
 
 def test_enter_while_the_composer_shows_stop_asks_nothing():
     shown, after, notice = run(
-        ChatHandlers(ModelRegistry(Speaking()), ()).send(None, Conversation(), Window(), *VALUES)
+        ChatHandlers(ModelRegistry(Speaking()), ()).send(None, Conversation(), Window(), 0, *VALUES)
     )
     assert (shown, after, notice) == (None, None, None)
 

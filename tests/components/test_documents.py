@@ -98,7 +98,7 @@ def test_frames_bring_their_time_into_the_prompt(handlers, uploads, scan, tmp_pa
     engine = ScriptedEngine(DEMO)
     engine.let_through(*engine.go_on)
     chat = ChatHandlers(ModelRegistry(engine), (), uploads.caption)
-    _, conversation, _ = run(chat.send(typed("What happens?", *paths), Conversation(), Window(), *VALUES))
+    _, conversation, _ = run(chat.send(typed("What happens?", *paths), Conversation(), Window(), 0, *VALUES))
     assert engine.requests[-1].turns[-1].captions == ("0:12", "1:12")
     assert conversation.exchanges[-1].question.captions == ("0:12", "1:12")
 

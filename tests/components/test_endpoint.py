@@ -249,7 +249,8 @@ def test_the_page_reads_no_file_of_the_server(url, file):
     config = httpx.get(f"{url}/config", timeout=30).json()
     message = {"text": "What is this?", "files": [file]}
     # The conversation is the second input; whatever is sent for it, the server's own state counts.
-    data = [message, {"exchanges": [{"question": {"pictures": ["/etc/passwd"]}}]}, False, "", 0, 64, 0.95, "", 8, False]
+    claimed = {"exchanges": [{"question": {"pictures": ["/etc/passwd"]}}]}
+    data = [message, claimed, 0, False, "", 0, 64, 0.95, "", 8, False]
     answer = page_call(url, config, "submit", data, uuid.uuid4().hex)
     assert SECRET not in answer
     assert '"success":false' in answer.replace(" ", "")

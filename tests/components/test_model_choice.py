@@ -115,7 +115,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     assert head == "&lt;b&gt;other · not loaded yet"
     assert all(update == gr.skip() for update in rest)
     chat_handlers = ChatHandlers(models, ())
-    message, after, _ = run(chat_handlers.send(typed("What?"), Conversation(), Window(), *values))
+    message, after, _ = run(chat_handlers.send(typed("What?"), Conversation(), Window(), 0, *values))
     assert "No answer here." in str(message[-1]["content"][0].value)
     assert after.returned.text == "What?"
     # Its own, though the page showed another's.
@@ -135,7 +135,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
 def test_a_model_that_is_not_offered_is_refused_in_place():
     chat_handlers = ChatHandlers(ModelRegistry(Engine(DEMO)), ())
     values = (False, "", 0.0, 0, 1.0, "", 8, None, "/etc", "demo model")
-    message, after, _ = run(chat_handlers.send(typed("What?"), Conversation(), Window(), *values))
+    message, after, _ = run(chat_handlers.send(typed("What?"), Conversation(), Window(), 0, *values))
     assert "offers no model" in message[-1]["content"][0].value
     assert after.exchanges == ()
 

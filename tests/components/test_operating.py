@@ -124,7 +124,7 @@ def on_page(url, address, text="What color is the star?"):
     """What the page's window is told."""
     config = httpx.get(f"{url}/config", timeout=30).json()
     called = next(one for one in config["dependencies"] if any(target[1] == "submit" for target in one["targets"]))
-    values = [{"text": text, "files": []}, None, False, "", 0, 64, 0.95, "", 8, False]
+    values = [{"text": text, "files": []}, None, 0, False, "", 0, 64, 0.95, "", 8, False]
     values += [None] * (len(called["inputs"]) - len(values))
     window = uuid.uuid4().hex
     body = {"data": values, "fn_index": called["id"], "session_hash": window}
