@@ -267,7 +267,7 @@
     // The keys of the exchanges that need not be sent again: those of the conversation that is shown.
     async known() {
       let one = null;
-      standing = document.querySelectorAll("#chat .figures").length;
+      standing = ask.answers();
       await keeping(async () => (one = (await all()).find(({ id }) => id === kept.get("conversation"))));
       return JSON.stringify(one?.keys ?? []);
     },

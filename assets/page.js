@@ -270,7 +270,6 @@
   const countTokens = () => find("#count-tokens")?.click();
   document.addEventListener("input", (event) => {
     if (!event.target.matches("#composer :is(textarea, input), #system-prompt textarea")) return;
-    if (event.target === composer()) ask.kept.set("text", event.target.value);
     clearTimeout(pause);
     pause = setTimeout(countTokens, PAUSE_MS);
   });

@@ -50,17 +50,28 @@
   }
 
   const unchanged = { __type__: "update" };
+  const answers = () => document.querySelectorAll("#chat .figures").length;
   const isAnswering = () => Boolean(document.querySelector("#composer .stop-button"));
   // The composer can be seen and used before page.js has run and before the server has brought back what was left.
-  let scriptRan, cameBack, sending = false;
+  let scriptRan, cameBack, sending = false, waits = true, draftCame = false, typed = "";
   const stands = Promise.all([
     new Promise((resolve) => (scriptRan = resolve)),
     new Promise((resolve) => (cameBack = resolve)),
   ]);
+  const isBack = () => {
+    waits = false;
+    cameBack();
+  };
+  document.addEventListener("input", ({ target }) => {
+    if (!target.matches("#composer textarea")) return;
+    if (waits) typed = target.value;
+    else kept.set("text", target.value);
+  });
   window.ask = {
     kept,
     framed,
     embedded,
+    answers,
     isAnswering,
     scriptRan,
     stands,
@@ -91,12 +102,16 @@
     async send(message) {
       if (sending) return null;
       sending = true;
+      const isEarly = waits;
       await stands;
       sending = false;
-      if (message.text.trim() || message.files.length) kept.set("sent", message);
+      // With the number of answers before its own, since the same may be asked again; while one is edited, none is sure.
+      const standing = document.querySelector("#changing [data-act=keep]") ? null : answers();
+      if (message.text.trim() || message.files.length) kept.set("sent", { ...message, standing });
+      ask.foldStrip();
+      if (isEarly && draftCame) return message; // that stands in the composer meanwhile
       kept.set("text", "");
       document.querySelector("#empty").click();
-      ask.foldStrip();
       return message;
     },
     // Some event has ended. While the composer shows Stop, the answer is still being written.
@@ -144,15 +159,22 @@
         link: newLink(),
       });
     },
-    // The page has opened: this window's name for its next reload, and whether the server knew the one before.
-    opened(text) {
-      cameBack();
-      const { window: name, found } = JSON.parse(text);
+    // The page has opened: this window's name for its next reload, whether the server knew the one before, and what the
+    // composer holds again, if anything. What was typed meanwhile follows it. Gives the composer's content.
+    opened(text, message) {
+      const { window: name, found, held } = JSON.parse(text);
+      draftCame = held !== null;
+      const isJoined = draftCame && typed && !sending; // what is being sent stands in no composer
+      const both = typed.startsWith(held) ? typed : `${held}\n\n${typed}`;
       kept.set("session", name);
+      kept.set("sent", null); // it is part of the draft now
+      kept.set("text", isJoined ? both : (held ?? (sending ? "" : typed)));
+      isBack();
       ask.conversations?.opened(found);
+      return isJoined ? { ...message, text: both } : unchanged;
     },
     // The server refused to open it as it was left: it can be used, and what was left comes with the next reload.
-    notOpened: () => cameBack(),
+    notOpened: () => isBack(),
 
     // The address of a file on the server, by its path there; and how a file gets there: its path, or an Error.
     fileAt(path) {

@@ -46,7 +46,7 @@ _FILES_JS = "(message) => window.ask.keepFiles(message)"
 # While the composer shows Stop, Enter sends nothing and the text stays.
 _SEND_JS = """async (message, ...rest) => {
   if (window.ask.isAnswering()) return [null, ...rest];
-  const [state, _, ...values] = rest, standing = document.querySelectorAll("#chat .figures").length;
+  const [state, _, ...values] = rest, standing = window.ask.answers();
   return [await window.ask.send(JSON.parse(JSON.stringify(message))), state, standing, ...values];
 }"""
 # Buttons in the conversation and in Inside carry the number of their answer or token in data-number (see page.js).
@@ -260,7 +260,8 @@ def _connect_return(
     common: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     shown = [panels.chat, panels.composer, state, panels.notice, window, *returning.brought.values()]
     back = page.load(returning.open, [left], shown, js="async () => [await window.ask.left()]", **common)
-    back.then(None, window, js="(told) => window.ask.opened(told)", **common)
+    arrived = "(told, message) => window.ask.opened(told, message)"
+    back.then(None, [window, panels.composer], panels.composer, js=arrived, **common)
     back.failure(None, None, js="() => { window.ask.notOpened(); }", **common)
     settings = [one for one in panels.settings.inputs if not isinstance(one, gr.State)]
     offer = json.dumps(json.dumps([*models.names, panels.settings.int4 is not None]))

@@ -49,7 +49,8 @@ class Returning:
 
     def open(self, left: str, request: gr.Request) -> tuple[Any, ...]:
         """Updates of chat, composer, conversation and notice, what the browser should know (this window's own name for
-        its next reload, and whether the one before was `found`), and of what a link has `brought`.
+        its next reload, whether the one before was `found`, and the text that the composer `held`), and of what a link
+        has `brought`.
 
         `left` is what the browser kept, as JSON (see start.js): the name of the window before, a question that was sent
         without an answer, what the composer held, the model that was chosen, and the parameters of a link that this tab
@@ -61,8 +62,8 @@ class Returning:
         before = self._left_by(session) if isinstance(session, str) else None  # anyone may name a window "None"
         found = before if isinstance(before, Conversation) else Conversation()
         sent, draft = self._turn(kept.get("sent")), self._turn(kept.get("draft"))
-        if any(sent.text == exchange.question.text for exchange in found.exchanges[-1:]):
-            sent = NOTHING  # its answer was complete
+        if _is_answered(sent, object_of(kept.get("sent")).get("standing"), found):
+            sent = NOTHING
         returned = found.returned
         if returned.text == sent.text:  # stopped before its first word, as the window closed: it came back here as well
             returned = replace(returned, text="")
@@ -70,19 +71,22 @@ class Returning:
         link = object_of(kept.get("link")) if held == NOTHING and not found.exchanges else {}
         if link:
             held = self._asked_by(link)
-        conversation, models = found.whole(), list(self._models(request))
+        # An edit goes on, and what was replaced can still be brought back.
+        conversation, models = replace(found, returned=NOTHING, failure=""), list(self._models(request))
         brought = self._settings_of(link, models)
         if self._shown_models not in (None, models):  # some have come since the program started
             added = kept.get("model")
             added = added if added in models and added not in (self._shown_models or ()) else None
             chosen = brought["model"] or added
             brought["model"] = gr.update(choices=models, **({} if chosen is None else {"value": chosen}))
+        notice = ("" if sent == NOTHING else composer.missing(NOT_ARRIVED)) + composer.notice(conversation)
+        came = None if held == NOTHING else held.text
         return (
             self._messages(conversation) if conversation.exchanges else gr.skip(),
             gr.skip() if held == NOTHING else composer.holding(held),
             conversation,
-            gr.skip() if sent == NOTHING else composer.missing(NOT_ARRIVED),
-            json.dumps({"window": window, "found": bool(found.exchanges)}),
+            notice or gr.skip(),
+            json.dumps({"window": window, "found": bool(found.exchanges), "held": came}),
             *(gr.skip() if value is None else value for value in map(brought.get, self.brought)),
         )
 
@@ -118,6 +122,19 @@ def object_of(value: Any) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _is_answered(sent: Turn, standing: Any, found: Conversation) -> bool:
+    """Whether the last answer is that of the question that was sent while so many answers were `standing`: the same may
+    be asked again, and an example's picture lies in two places."""
+    if not found.exchanges or found.changing is not None or standing == len(found.exchanges):
+        return False
+    last = found.exchanges[-1].question
+    return sent.text == last.text and _names(sent) == _names(last)
+
+
+def _names(question: Turn) -> list[str]:
+    return [Path(str(picture)).name for picture in question.pictures]
 
 
 def _text(value: Any) -> str:

@@ -41,6 +41,62 @@ _LETTER = """new MutationObserver((_, observer) => {
 }).observe(document, { childList: true, subtree: true });"""
 
 
+def test_what_is_typed_while_a_reload_waits_follows_the_draft(page):
+    write(page, "And the st")
+    page.wait_for_function("ask.kept.get('text') === 'And the st'")
+    waiting = []
+    page.route("**/run/predict*", lambda route: waiting.append(route))
+    page.reload()
+    page.locator("#composer textarea").wait_for()
+    in_time(page, lambda: waiting)
+    page.locator("#composer textarea").fill("And now")
+    for route in waiting:
+        route.continue_()
+    page.unroute("**/run/predict*")
+    composer_becomes(page, "And the st\n\nAnd now")
+    page.reload()
+    composer_becomes(page, "And the st\n\nAnd now")
+
+
+def in_time(page, holds):
+    for _ in range(100):
+        if holds():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(page.locator("body").inner_text())
+
+
+def test_an_edit_and_the_draft_that_it_set_aside_outlive_a_reload(page):
+    choose(page)
+    answered(page)
+    page.locator("#composer .submit-button").wait_for()
+    write(page, "And the st", NIGHT)
+    page.get_by_role("button", name="Edit question 1").click()
+    composer_becomes(page, "How many hearts are there?", 1)
+    page.locator("#composer textarea").fill("How many are red?")
+    page.reload()
+    page.locator("#changing", has_text="Editing question 1").wait_for()
+    composer_becomes(page, "How many are red?", 1)
+    page.get_by_role("button", name="Cancel editing").click()
+    composer_becomes(page, "And the st", 1)
+
+
+def test_what_was_replaced_can_be_brought_back_after_a_reload(page):
+    choose(page)
+    answered(page)
+    page.locator("#composer .submit-button").wait_for()
+    page.wait_for_function("ask.kept.get('conversation')")
+    write(page, "And the st")
+    page.locator("#clear").click()
+    page.get_by_role("button", name="Bring it back").wait_for()
+    page.locator("#chat .placeholder-content").wait_for()
+    page.wait_for_function("ask.kept.get('conversation') === null")
+    page.reload()
+    page.get_by_role("button", name="Bring it back").click()
+    assert answered(page) == "There are three hearts."
+    composer_becomes(page, "And the st")
+
+
 def test_a_question_sent_before_the_page_stands_is_answered_once(browser, url):
     context = browser.new_context()
     page = context.new_page()
@@ -55,7 +111,7 @@ def test_a_question_sent_before_the_page_stands_is_answered_once(browser, url):
 
 def composer_becomes(page, text, pictures=0):
     page.wait_for_function(
-        """([text, pictures]) => document.querySelector("#composer textarea").value === text
+        """([text, pictures]) => document.querySelector("#composer textarea")?.value === text
              && document.querySelectorAll("#composer .thumbnail-item").length === pictures""",
         arg=[text, pictures],
     )
@@ -194,6 +250,26 @@ def test_a_question_without_its_answer_comes_back_after_a_lost_connection(browse
         scripted.go_on["reading"].set()
         send(page)
         answered(page, 2)
+
+
+def test_the_same_question_about_another_picture_comes_back_though_the_first_is_answered(
+    browser, scripted, scripted_url
+):
+    with opened(browser, scripted_url) as page:
+        scripted.let_through(*scripted.go_on)
+        write(page, "How many?", HEARTS)
+        send(page)
+        answered(page)
+        scripted.go_on["reading"].clear()
+        write(page, "How many?", NIGHT)
+        send(page)
+        page.locator("#chat .bot-row").nth(1).get_by_text("Reading 90 tokens").wait_for()
+        page.reload()
+        page.get_by_text("did not arrive").wait_for()
+        composer_becomes(page, "How many?", 1)
+        page.locator("#composer textarea").fill("How many stars?")
+        page.reload()  # it is a draft now
+        composer_becomes(page, "How many stars?", 1)
 
 
 @pytest.mark.parametrize("status", [422, 429, 502, 503])

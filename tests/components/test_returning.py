@@ -68,8 +68,18 @@ def test_a_question_without_an_answer_comes_back_before_the_draft(returning):
     _, box, _, notice, _ = opened(returning, session="secret name", sent=sent, draft=draft)
     assert box["value"] == {"text": "And?\n\nhalf", "files": [MINE]}
     assert "did not arrive" in notice
-    _, box, _, notice, _ = opened(returning, session="secret name", sent={"text": "What?", "files": []})
+    asked = {"text": "What?", "files": [{"path": MINE}], "standing": 0}
+    _, box, _, notice, _ = opened(returning, session="secret name", sent=asked)
     assert (box, notice) == (gr.skip(), gr.skip())  # its answer is there
+
+
+def test_the_same_question_asked_again_or_of_another_picture_comes_back(returning):
+    again = {"text": "What?", "files": [{"path": MINE}], "standing": 1}
+    _, box, *_ = opened(returning, session="secret name", sent=again)
+    assert box["value"] == {"text": "What?", "files": [MINE]}
+    other = {"text": "What?", "files": [{"path": "hearts.png"}], "standing": None}
+    _, box, *_ = opened(returning, session="secret name", sent=other)
+    assert [Path(path).name for path in box["value"]["files"]] == ["hearts.png"]
 
 
 def test_a_question_that_was_stopped_before_its_first_word_comes_back_once(returning):
