@@ -8,7 +8,9 @@
   const ready = new WeakSet(); // files that the composer may have as they are
 
   // The line above the composer, with a button if something is offered.
+  let toldToWait = false;
   function say(text, offer, does) {
+    toldToWait = false;
     let line = find("#said");
     if (!line) {
       line = Object.assign(document.createElement("p"), { id: "said" });
@@ -36,8 +38,11 @@
   document.addEventListener("change", (event) => {
     if (event.target.matches?.("#composer input[type=file]")) intercept(event, event.target);
   }, true);
+  // Spreadsheets and word processors put a picture beside the text that they copy.
+  const isText = (data) => Boolean(data?.getData("text/plain").trim()) && data.types.includes("text/html");
   // They may be dropped or pasted anywhere on the page, also while it is being drawn.
   function bring(event, data) {
+    if (event.type === "paste" && isText(data)) return;
     if (event.target.closest?.("#composer")) return intercept(event, data);
     if (ask.embedded || !data?.files.length) return;
     event.preventDefault();
@@ -53,10 +58,25 @@
   async function take(files) {
     const isDocument = (file) => ENDING.test(file.name) || KIND.test(file.type);
     const pictures = files.filter((file) => !isDocument(file));
-    if (pictures.length) ask.attach(await Promise.all(pictures.map((file) => smaller(file))));
     waiting.push(...files.filter(isDocument));
     next();
+    if (!pictures.length) return;
+    making += 1;
+    try {
+      await ask.attach(await Promise.all(pictures.map((file) => smaller(file))));
+    } finally {
+      making -= 1;
+    }
+    if (toldToWait) say("");
   }
+  // Whether a picture is on its way into the composer; then whoever sends is told to wait.
+  let making = 0;
+  ask.isMissingPictures = () => {
+    const isRead = busy || ask.address || (waiting.length && !find("#picker .picker"));
+    if (!making && !isRead && !find("#composer .loader")) return false;
+    say("The picture is still on its way. Send again once it is here.");
+    return (toldToWait = true);
+  };
   ask.attach = async (files) => {
     await ask.stands;
     const input = find("#composer input[type=file]"), chosen = new DataTransfer();
@@ -193,6 +213,7 @@
     } else if (button?.dataset.from === "camera") openCamera();
     else if (button?.dataset.from === "table") ask.table.open();
     else if (button?.dataset.pick === "take") {
+      if (busy) return; // clicked twice
       busy = true;
       say("Taking the pictures …");
       find("#take-from").click();

@@ -29,7 +29,7 @@
   const settingsBefore = kept.get("settings");
 
   const ARMED_MS = 4000;
-  let card = null, own = [];
+  let card = null, own = kept.get("own") ?? []; // a reload keeps the card's settings, and so what they took the place of
   document.addEventListener("click", (event) => {
     const example = event.target.closest?.("#chat button.example");
     if (example) card = [...example.parentElement.querySelectorAll("button.example")].indexOf(example);
@@ -83,11 +83,13 @@
         ownCut.length || !cut || panAndScan ? ownCut : [panAndScan],
         ownPrompt.length || !prompt ? ownPrompt : [systemPrompt ?? ""],
       ];
+      kept.set("own", own);
       return [panAndScan || cut, prompt || systemPrompt, prompt ? { __type__: "update", open: true } : unchanged];
     },
     restoreOwnSettings(panAndScan, systemPrompt) {
       const [[cut = panAndScan], [prompt]] = own.length ? own : [[], []];
       own = [];
+      kept.set("own", own);
       if (prompt === undefined) return [cut, systemPrompt, unchanged];
       return [cut, prompt, { __type__: "update", open: Boolean(prompt) }];
     },

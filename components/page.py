@@ -43,9 +43,9 @@ TITLE, TEXT_TITLE = "Gemma 3 and pictures", "Gemma 3"
 _FILES_JS = "(message) => window.ask.keepFiles(message)"
 
 # Sending empties the composer at once, so that a letter typed right after it is not lost.
-# While the composer shows Stop, Enter sends nothing and the text stays.
+# While the composer shows Stop, or a picture is on its way to it, Enter sends nothing and the text stays.
 _SEND_JS = """async (message, ...rest) => {
-  if (window.ask.isAnswering()) return [null, ...rest];
+  if (window.ask.isAnswering() || window.ask.isMissingPictures()) return [null, ...rest];
   const [state, _, ...values] = rest, standing = window.ask.answers();
   return [await window.ask.send(JSON.parse(JSON.stringify(message))), state, standing, ...values];
 }"""

@@ -357,6 +357,18 @@ def test_a_card_that_is_clicked_twice_is_asked_once_and_its_settings_go_with_it(
     page.wait_for_function("!document.querySelector('#pan-and-scan input').checked")
 
 
+def test_after_a_reload_a_new_chat_still_brings_back_the_settings_before_the_card(page):
+    page.locator("#chat button.example").filter(has_text="pan & scan on").click()
+    answered(page)
+    page.wait_for_function("document.querySelector('#pan-and-scan input').checked")
+    page.wait_for_function("ask.kept.get('settings').values.includes(true)")
+    page.reload()
+    answered(page)
+    page.wait_for_function("document.querySelector('#pan-and-scan input').checked")
+    page.locator("#clear").click()
+    page.wait_for_function("!document.querySelector('#pan-and-scan input').checked")
+
+
 def test_making_an_answer_card_ends_no_editing(page):
     choose(page)
     answered(page)

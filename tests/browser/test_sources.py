@@ -135,6 +135,75 @@ def test_a_large_photograph_is_made_smaller_before_it_is_sent(page):
     assert Image.open(io.BytesIO(page.request.get(stored).body())).size == (3584, 2688)
 
 
+def test_enter_while_a_picture_is_on_its_way_asks_nothing_without_it(page):
+    page.evaluate(
+        """() => {
+          const read = window.createImageBitmap;
+          const waits = new Promise((go) => (window.goOn = go));
+          window.createImageBitmap = async (file) => {
+            await waits;
+            return read(file);
+          };
+        }"""
+    )
+    hearts = io.BytesIO()
+    Image.open(EXAMPLES / "hearts.png").convert("RGB").resize((700, 700)).save(hearts, "PNG", compress_level=0)
+    page.locator("#composer textarea").fill(QUESTION)
+    choose_file(page, file("hearts.png", hearts.getvalue(), "image/png"))
+    send(page)
+    page.locator("#said", has_text="The picture is still on its way.").wait_for()
+    assert page.locator("#composer textarea").input_value() == QUESTION
+    page.evaluate("window.goOn()")
+    page.locator("#composer .thumbnail-item").wait_for()
+    page.locator("#composer .loader").wait_for(state="detached")
+    page.wait_for_function("!document.querySelector('#said').textContent")
+    send(page)
+    assert answered(page) == "There are three hearts."
+    assert page.locator("#chat .bot-row").count() == 1
+
+
+def test_a_document_that_is_being_read_is_waited_for_too_and_its_pages_are_added_once(page, scan):
+    page.locator("#composer textarea").fill(QUESTION)
+    held = []
+    page.route("**/upload*", lambda route: held.append(route))
+    choose_file(page, scan)
+    page.locator("#said", has_text="Reading scan.tiff").wait_for()
+    send(page)
+    page.locator("#said", has_text="The picture is still on its way.").wait_for()
+    while not held:
+        page.wait_for_timeout(50)
+    for route in held:
+        route.continue_()
+    page.locator("#picker .cost").get_by_text("3 pictures").wait_for()
+    page.evaluate(
+        """() => {
+          window.taken = 0;
+          document.querySelector("#take-from").addEventListener("click", () => (window.taken += 1));
+        }"""
+    )
+    page.get_by_role("button", name="Add pages").evaluate("(add) => { add.click(); add.click(); }")
+    page.locator("#composer .thumbnail-item").nth(2).wait_for()
+    assert page.evaluate("window.taken") == 1
+    assert page.locator("#chat .bot-row").count() == 0
+
+
+def test_text_that_is_pasted_with_a_picture_of_itself_stays_text(page):
+    """As spreadsheets and word processors copy it."""
+    pasted = """([place, bytes]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
+      data.setData("text/plain", "1\\t2");
+      data.setData("text/html", "<table><tr><td>1</td><td>2</td></tr></table>");
+      const event = new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData: data });
+      document.querySelector(place).dispatchEvent(event);
+      return event.defaultPrevented;
+    }"""
+    for place, size in (("#composer textarea", 2_000_000), ("#composer textarea", 10), ("#chat", 10)):
+        assert not page.evaluate(pasted, [place, size])
+    page.get_by_role("button", name="Ask about many pictures").click()
+    assert not page.evaluate(pasted, ["#table textarea", 10])
+
+
 def test_the_browser_and_the_server_agree_on_what_is_enough(page):
     sizes = [(random.Random(n).randint(1, 9000), random.Random(-n).randint(1, 9000)) for n in range(500)]
     found = page.evaluate("(sizes) => sizes.map((size) => ask.enoughPixels(...size))", sizes)
