@@ -2,7 +2,8 @@
 (() => {
   if (ask.embedded) return;
   const PICTURE = /^[^.].*[.](png|jpe?g|webp|gif|bmp|tiff?|avif|hei[cf]|jp2)$/i;
-  const MOST_BYTES = 200e6, SIDE = 112;
+  const MOST_BYTES = 200e6, SIDE = 112, A_DAY_MS = 24 * 3600e3;
+  const NONE = 0; // the id where a window has deleted its table
   const LOST = "The answer did not arrive. “Go on” asks again for what is missing.";
   const AWAY = "The server can't be reached. Go on once it is back.";
   const CHOOSE = "This browser no longer has some of the pictures. Choose them again, then it goes on.";
@@ -33,8 +34,15 @@
   const save = () => keeping(() => within("readwrite", (tables) => tables.put({
     ...table, rows: table.rows.map(({ file, thumb, line, url, doing, halt, ...row }) => row),
   })));
+  // Another window may have a table of its own, which stays for a day.
+  const picturesOf = (id) => IDBKeyRange.bound([id], [id, Infinity]);
   function forget() {
-    return keeping(() => within("readwrite", (tables, pictures) => void (tables.clear(), pictures.clear())));
+    const before = Date.now() - A_DAY_MS, own = kept.get("table");
+    return keeping(() => within("readwrite", (tables, pictures) => {
+      tables.delete(IDBKeyRange.upperBound(before));
+      pictures.delete(IDBKeyRange.upperBound([before, Infinity]));
+      if (own) void (tables.delete(own), pictures.delete(picturesOf(own)));
+    }));
   }
   const keepPicture = (row) => keeping(async () => {
     const number = table.rows.indexOf(row), before = table.rows.slice(0, number + 1);
@@ -44,10 +52,12 @@
   });
   let restored = null;
   const restore = () => restored ??= keeping(async () => {
-    const [latest] = (await within("readonly", (tables) => tables.getAll())).sort((a, b) => b.id - a.id);
+    const tables = await within("readonly", (store) => store.getAll()), own = kept.get("table");
+    tables.sort((a, b) => (b.id === own) - (a.id === own) || b.id - a.id);
+    const [latest] = own === NONE ? [] : tables;
     if (!latest || table.rows.length) return;
-    const all = IDBKeyRange.bound([latest.id], [latest.id, Infinity]);
-    const pictures = await within("readonly", (_, store) => store.getAll(all));
+    kept.set("table", latest.id);
+    const pictures = await within("readonly", (_, store) => store.getAll(picturesOf(latest.id)));
     for (const { number, blob, thumb } of pictures) Object.assign(latest.rows[number], { file: blob, thumb });
     table = latest;
     draw();
@@ -116,6 +126,7 @@
     Object.assign(table, { id: Date.now(), question, header, shown, fields });
     table.rows.forEach((row, number) => (row.cells = rows[number]));
     await forget();
+    kept.set("table", table.id);
     await save();
     draw();
     find("[data-table=stop]").focus();
@@ -284,6 +295,7 @@
     async new(button) {
       if (!ask.armed(button, "Really delete this one?")) return;
       await forget();
+      kept.set("table", NONE);
       find("textarea").value = table.question;
       table = { rows: [] };
       draw();

@@ -84,6 +84,23 @@ def test_a_table_is_stopped_goes_on_after_a_reload_and_is_sorted_and_downloaded(
         page.locator("#composer textarea").wait_for()
 
 
+def test_each_of_two_windows_keeps_its_own_table(page):
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.wait_for_function("window.ask?.stands.then(() => true)")
+    for window in (page, other):  # before there is a table that could come back
+        window.get_by_role("button", name="Ask about many pictures").click()
+    for window, name in ((page, "hearts.png"), (other, "night.png")):
+        choose(window, EXAMPLES / name)
+        window.locator("#table textarea").fill(QUESTION)
+        window.get_by_role("button", name="Ask", exact=True).click()
+        window.locator("#table .said", has_text="All pictures have an answer.").wait_for()
+    for window, name in ((page, "hearts.png"), (other, "night.png")):
+        window.reload()
+        window.locator("#table tbody tr .thumb img").wait_for()
+        assert names(window) == [name]
+
+
 def test_a_row_that_was_refused_says_so_and_is_asked_again(page):
     page.get_by_role("button", name="Ask about many pictures").click()
     choose(page, EXAMPLES / "hearts.png")
