@@ -207,7 +207,11 @@
     storage(name, keys) {
       let opening = null;
       const stores = Object.keys(keys);
-      const database = () => opening ??= new Promise((resolve, reject) => {
+      const database = () => opening ??= opened().catch((error) => {
+        opening = null;
+        throw error;
+      });
+      const opened = () => new Promise((resolve, reject) => {
         const request = indexedDB.open(name, 1);
         request.onupgradeneeded = () => {
           for (const store of stores) request.result.createObjectStore(store, { keyPath: keys[store] });
@@ -215,7 +219,7 @@
         request.onsuccess = () => resolve(request.result);
         request.onerror = () => reject(request.error);
       });
-      return async (mode, work) => {
+      const once = async (mode, work) => {
         const transaction = (await database()).transaction(stores, mode);
         return new Promise((resolve, reject) => {
           const request = work(...stores.map((store) => transaction.objectStore(store)));
@@ -223,6 +227,12 @@
           transaction.onabort = () => reject(transaction.error);
         });
       };
+      // A browser may close the connection, as iOS does with that of a page which it suspends: then it is opened anew.
+      return (mode, work) => once(mode, work).catch((error) => {
+        if (!["InvalidStateError", "UnknownError"].includes(error?.name)) throw error;
+        opening = null;
+        return once(mode, work);
+      });
     },
     // The first click on a button asks; a second one soon after it does what it says.
     armed(pressed, asks = "Really delete?") {

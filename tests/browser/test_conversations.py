@@ -386,6 +386,25 @@ def test_a_conversation_that_another_window_deleted_is_said_to_be_gone(page):
     assert page.locator("#changing p").count() == 0
 
 
+def test_a_connection_to_the_storage_that_the_browser_closed_is_opened_anew(page):
+    page.add_init_script(
+        """const { transaction } = IDBDatabase.prototype;
+        IDBDatabase.prototype.transaction = function (...given) {
+          if (!window.lost) return transaction.apply(this, given);
+          window.lost = false;
+          this.close();
+          return transaction.apply(this, given);
+        };"""
+    )
+    page.reload()
+    page.wait_for_function("window.ask?.stands.then(() => true)")
+    page.evaluate("window.lost = true")
+    choose(page)
+    answered(page)
+    listed(page, 1)
+    assert not page.evaluate("window.lost")
+
+
 def test_beyond_its_room_the_oldest_conversation_goes(browser, url):
     """With room for less than one: the constant is replaced in what the server sends."""
     context = browser.new_context()
@@ -469,6 +488,7 @@ def test_a_forgetful_page_keeps_nothing(browser):
         answered(page)
         page.wait_for_timeout(500)
         assert page.locator("#conversations").count() == 0
+        assert page.locator("#share [data-share=zip], #share [data-share=markdown]").count() == 0
         assert page.evaluate("indexedDB.databases()") == []
         page.reload()
         answered(page)  # a reload of the tab still finds it on the server
