@@ -93,7 +93,9 @@
     if (kind === "zip" || kind === "markdown") {
       const text = await ask.conversations?.exported(kind);
       if (typeof text === "string") await copy(text);
-      done.textContent = text === undefined ? "There is nothing to save yet." : kind === "zip" ? "Saved." : "Copied.";
+      const nothing = ask.answers() ? "This browser did not keep this conversation, so it can't be saved."
+        : "There is nothing to save yet.";
+      done.textContent = text === undefined ? nothing : kind === "zip" ? "Saved." : "Copied.";
       return;
     }
     await copy(ask.link(kind === "page" ? {} : questionToShare()));
@@ -126,9 +128,13 @@
   document.addEventListener("click", (event) => {
     if (event.target.closest("#chat button.example, #clear")) toComposer();
   });
+  let closesList = false; // told before Gradio closes it
+  document.addEventListener("keydown", ({ target }) => {
+    closesList = target.matches?.("input[aria-expanded=true]");
+  }, true);
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || find("dialog[open]")) return;
-    if (event.key === "Escape") escape();
+    if (event.key === "Escape" && !event.isComposing && !closesList) escape();
     const way = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
     if (way && event.target.matches?.("[role=tab]")) {
       const tabs = [...event.target.closest("[role=tablist]").querySelectorAll("[role=tab]")];
@@ -146,8 +152,12 @@
     } else if (insideIsOpen()) closeInside();
     else if (find("#changing [data-act=keep]")) find("#keep").click();
     else if (ask.table.isOpen()) ask.table.close();
-    else if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
+    else ask.uncoverChat();
   }
+  // Where the settings lie over the chat.
+  ask.uncoverChat = () => {
+    if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
+  };
   function closeInside() {
     const number = find("#inside-open").dataset.number;
     find("#inside-close").click();

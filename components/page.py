@@ -62,7 +62,7 @@ _CLOSER_JS = """(number, region, ...rest) => {
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
 _HOTTEST_JS = "(selected) => [selected, document.querySelector('#maps .maps')?.dataset.region ?? '']"
 _OPENED_JS = "(...values) => [...values.slice(0, -1), Boolean(document.querySelector('#token-count details')?.open)]"
-_FOCUS_JS = "() => document.querySelector('#composer textarea').focus()"
+_FOCUS_JS = "() => { window.ask.toComposer(); }"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def build_page(
         with gr.Column(elem_id="main"):
             with gr.Row(elem_id="head"):
                 head = gr.HTML(_head(title, badge(info)))
-                gr.HTML(share_menu(cards), elem_id="share")
+                gr.HTML(share_menu(cards, saves=not forgetful), elem_id="share")
                 clear = gr.Button("New chat", elem_id="clear", size="sm", scale=0, min_width=96)
             chat = build_chat(info, cards, models.names)
             notice, making = build_notice(), build_making()

@@ -109,8 +109,8 @@ class ChatHandlers:
     ) -> AsyncGenerator[Update, None]:
         """Asks the composer's question, either as a new one or in place of the one being edited.
 
-        `message` is None after Enter in a composer that shows Stop or waits for a picture. Where answers are `standing` on the page of which
-        the server knows nothing any longer, the question returns: asked now, it would be asked without them.
+        `message` is None after Enter in a composer that shows Stop or waits for a picture. Where answers are `standing`
+        on the page of which the server knows nothing any longer, the question returns: it would be asked without them.
         """
         if message is None:
             yield page_update()

@@ -405,6 +405,24 @@ def test_a_connection_to_the_storage_that_the_browser_closed_is_opened_anew(page
     assert not page.evaluate("window.lost")
 
 
+def test_what_the_browser_did_not_keep_can_not_be_saved_and_is_said_to_be_so(browser, url):
+    context = browser.new_context()
+    context.add_init_script(
+        "Object.defineProperty(window, 'indexedDB', { get() { throw new DOMException('no', 'SecurityError'); } });"
+    )
+    page = context.new_page()
+    page.goto(f"{url}/")
+    page.locator("#share summary").click()
+    page.get_by_role("button", name="Save the conversation (zip)").click()
+    page.locator("#share [role=status]", has_text="There is nothing to save yet.").wait_for()
+    choose(page)
+    answered(page)
+    page.locator("#share summary").click()
+    page.get_by_role("button", name="Save the conversation (zip)").click()
+    page.locator("#share [role=status]", has_text="This browser did not keep this conversation").wait_for()
+    context.close()
+
+
 def test_beyond_its_room_the_oldest_conversation_goes(browser, url):
     """With room for less than one: the constant is replaced in what the server sends."""
     context = browser.new_context()

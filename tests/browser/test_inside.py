@@ -328,3 +328,27 @@ def test_an_answer_is_shown_as_a_program_and_replayed(page):
     page.get_by_text("Both answers are the same, token by token.").wait_for()
     page.get_by_role("button", name="Look inside answer 1").click()
     page.locator("#inside .answer-tokens").wait_for()
+
+
+def test_escape_that_closes_a_list_or_ends_a_composition_leaves_inside_open(page):
+    look_inside(page)
+    page.evaluate(
+        """() => {
+          window.closed = 0;
+          document.querySelector("#inside-close").addEventListener("click", () => (window.closed += 1));
+        }"""
+    )
+    page.locator("#layer-and-head .label-wrap").click()
+    page.locator("#layer-and-head input").first.click()
+    page.locator("#inside input[aria-expanded=true]").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("#inside input[aria-expanded=true]").wait_for(state="detached")
+    page.locator("#composer textarea").evaluate(
+        """(box) => {
+          const key = { key: "Escape", isComposing: true, bubbles: true };
+          box.dispatchEvent(new KeyboardEvent("keydown", key));
+        }"""
+    )
+    assert page.evaluate("window.closed") == 0
+    page.keyboard.press("Escape")
+    page.locator("#inside").wait_for(state="hidden")
