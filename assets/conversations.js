@@ -11,6 +11,7 @@
   const within = ask.storage("conversations", { conversations: "id", pictures: "digest" });
   const all = async () => (await within("readonly", (conversations) => conversations.getAll()))
     .sort((one, other) => other.changed - one.changed);
+  const entry = async (id) => id && within("readonly", (conversations) => conversations.get(id));
   const stored = (digest) => within("readonly", (_, pictures) => pictures.get(digest));
 
   // The server keeps each picture in a folder named by its SHA-256.
@@ -123,24 +124,32 @@
 
   const find = (selector) => document.querySelector(`#conversations ${selector}`);
   const note = (text) => find(".note")?.replaceChildren(text);
+  const tellCount = (count) => (find("summary").textContent = count ? `Conversations (${count})` : "Conversations");
   async function draw() {
     const list = find("ul");
     if (!list || list.querySelector("input")) return; // a name is being written
     const wanted = find("input[type=search]").value.trim().toLowerCase(), current = kept.get("conversation");
     const texts = (one) => [one.title, ...Object.values(one.exchanges).flatMap((e) => [e.question, e.answer])];
     const conversations = await all();
-    find("summary").textContent = conversations.length ? `Conversations (${conversations.length})` : "Conversations";
-    list.replaceChildren(...conversations
-      .filter((one) => !wanted || texts(one).some((text) => text.toLowerCase().includes(wanted)))
-      .map((one) => {
-        const row = document.createElement("li"), open = button(one.title, "open", `Open “${one.title}”`);
-        row.dataset.id = one.id;
-        if (one.id === current) open.setAttribute("aria-current", "true");
-        row.append(open, button("Rename", "rename", `Rename “${one.title}”`),
-          button("Delete", "delete", `Delete “${one.title}”`));
-        return row;
-      }));
-    if (!list.children.length) list.append(wanted ? "Nothing found." : "None yet.");
+    tellCount(conversations.length);
+    const matching = conversations
+      .filter((one) => !wanted || texts(one).some((text) => text.toLowerCase().includes(wanted)));
+    const rows = matching.map((one) => rowOf(one, list, one.id === current));
+    for (const part of [...list.childNodes]) if (!rows.includes(part)) part.remove();
+    rows.forEach((row, at) => row === list.childNodes[at] || list.insertBefore(row, list.childNodes[at] ?? null));
+    if (!rows.length) list.append(wanted ? "Nothing found." : "None yet.");
+  }
+  // The row that stands in the list stays there: it may have the focus, or be what is just being clicked.
+  function rowOf({ id, title }, list, isCurrent) {
+    let row = [...list.children].find((other) => other.dataset.id === id && other.dataset.title === title);
+    if (!row) {
+      row = document.createElement("li");
+      Object.assign(row.dataset, { id, title });
+      row.append(button(title, "open", `Open “${title}”`), button("Rename", "rename", `Rename “${title}”`),
+        button("Delete", "delete", `Delete “${title}”`));
+    }
+    isCurrent ? row.firstChild.setAttribute("aria-current", "true") : row.firstChild.removeAttribute("aria-current");
+    return row;
   }
   function button(text, act, label) {
     const made = document.createElement("button");
@@ -160,9 +169,9 @@
     Object.assign(field, { value: title, maxLength: 200, ariaLabel: "New name" });
     const end = async (text) => {
       field.onblur = null;
-      field.remove();
+      row.remove();
       await keeping(async () => {
-        const one = (await all()).find(({ id }) => id === row.dataset.id);
+        const one = await entry(row.dataset.id);
         if (text.trim() && one)
           await within("readwrite", (store) => store.put({ ...one, title: text.trim(), renamed: true }));
       });
@@ -182,12 +191,18 @@
     if (event.target.closest("#clear")) kept.set("conversation", null);
     if (!pressed) return;
     const act = pressed.dataset.conversation;
-    if (act === "open") ask.conversations.open(row.dataset.id);
+    if (act === "open") {
+      ask.conversations.open(row.dataset.id);
+      ask.uncoverChat();
+    }
     else if (act === "rename") rename(row, row.querySelector("button").textContent);
     else if (ask.armed(pressed))
       keeping(async () => {
+        const at = [...find("ul").children].indexOf(row);
         await remove(act === "delete" ? [row.dataset.id] : (await all()).map(({ id }) => id));
         await draw();
+        const next = find("ul").children[at] ?? find("ul").lastElementChild;
+        if (document.activeElement === document.body) (next?.querySelector("button") ?? find("summary")).focus();
       });
   });
   document.addEventListener("input", (event) => {
@@ -199,8 +214,12 @@
   addEventListener("focus", () => {
     if (away && Date.now() - away > LONG_AWAY_MS && !ask.isAnswering()) document.querySelector("#give").click();
     away = null;
-    keeping(draw);
+    if (find("details")?.open) return keeping(draw);
+    keeping(async () => find("summary") && tellCount(await within("readonly", (conversations) => conversations.count())));
   });
+  document.addEventListener("toggle", ({ target }) => {
+    if (target.matches("#conversations details") && target.open) keeping(draw);
+  }, true);
 
   // A conversation as files: the document, the same as Markdown, and its pictures by their SHA-256.
   async function saveZip(one) {
@@ -244,6 +263,7 @@
       return note(error.message === "too large" ? "This file is too large: 200 MB at most." : FOREIGN);
     }
     kept.set("conversation", null);
+    ask.uncoverChat();
     chosen = saved;
     document.querySelector("#bring").click();
   }
@@ -268,7 +288,7 @@
     async known() {
       let one = null;
       standing = ask.answers();
-      await keeping(async () => (one = (await all()).find(({ id }) => id === kept.get("conversation"))));
+      await keeping(async () => (one = await entry(kept.get("conversation"))));
       return JSON.stringify(one?.keys ?? []);
     },
     open(id) {
@@ -280,15 +300,15 @@
       let text = "";
       await keeping(async () => {
         if (typeof chosen !== "string") return void (text = JSON.stringify(chosen));
-        const entry = (await all()).find(({ id }) => id === chosen);
-        if (!entry) {
+        const one = await entry(chosen);
+        if (!one) {
           if (kept.get("conversation") === chosen) kept.set("conversation", null);
           return note(GONE);
         }
-        const { version, id, keys, exchanges } = entry, documents = keys.map((key) => structuredClone(exchanges[key]));
+        const { version, id, keys, exchanges } = one, documents = keys.map((key) => structuredClone(exchanges[key]));
         for (const picture of picturesIn(documents))
           if (picture.path) picture.path = await here(picture.path, picture.name);
-        if (!ask.isAnswering()) see(id, entry); // else the server doesn't open it
+        if (!ask.isAnswering()) see(id, one); // else the server doesn't open it
         text = JSON.stringify({ version, id, exchanges: documents });
       });
       return text;
@@ -302,7 +322,7 @@
     async exported(kind) {
       let told;
       await keeping(async () => {
-        const one = (await all()).find(({ id }) => id === kept.get("conversation"));
+        const one = await entry(kept.get("conversation"));
         if (one) told = kind === "zip" ? await saveZip(one) : markdown(one);
       });
       return told;

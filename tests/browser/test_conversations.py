@@ -386,6 +386,25 @@ def test_a_conversation_that_another_window_deleted_is_said_to_be_gone(page):
     assert page.locator("#changing p").count() == 0
 
 
+def test_coming_back_to_the_window_takes_away_neither_a_click_nor_the_focus(page):
+    two_conversations(page)
+    page.locator("#conversations details").evaluate("(details) => { details.open = true; }")
+    row = page.locator("#conversations li").filter(has_text="How many hearts")
+    row.locator("[data-conversation=open]").focus()
+    drawn = """() => {
+      window.row = document.activeElement.closest("li");
+      dispatchEvent(new Event("focus"));
+      return ask.conversations.draw();  // after that of the event
+    }"""
+    page.evaluate(drawn)
+    assert page.evaluate("window.row.isConnected && window.row.contains(document.activeElement)")
+    row.hover()
+    row.get_by_role("button", name="Delete").click()
+    row.get_by_role("button", name="Really").click()
+    page.locator("#conversations summary", has_text="Conversations (1)").wait_for()
+    page.wait_for_function("document.activeElement.ariaLabel?.startsWith('Open “What color')")
+
+
 def test_a_connection_to_the_storage_that_the_browser_closed_is_opened_anew(page):
     page.add_init_script(
         """const { transaction } = IDBDatabase.prototype;
@@ -403,6 +422,20 @@ def test_a_connection_to_the_storage_that_the_browser_closed_is_opened_anew(page
     answered(page)
     listed(page, 1)
     assert not page.evaluate("window.lost")
+
+
+def test_on_a_phone_an_opened_conversation_is_in_sight(browser, url):
+    with opened(browser, url, width=400, height=800) as page:
+        choose(page)
+        answered(page)
+        page.locator("#conversations summary", has_text="Conversations (1)").wait_for(state="attached")
+        new_chat(page)
+        page.get_by_role("button", name="Settings").click()
+        page.locator("#settings.open").wait_for()
+        listed(page, 1)
+        page.get_by_role("button", name="Open “How many hearts").click()
+        answered(page)
+        page.locator("#settings:not(.open)").wait_for(state="attached")
 
 
 def test_what_the_browser_did_not_keep_can_not_be_saved_and_is_said_to_be_so(browser, url):
