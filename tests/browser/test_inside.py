@@ -334,8 +334,8 @@ def test_escape_that_closes_a_list_or_ends_a_composition_leaves_inside_open(page
     look_inside(page)
     page.evaluate(
         """() => {
-          window.closed = 0;
-          document.querySelector("#inside-close").addEventListener("click", () => (window.closed += 1));
+          window.closings = 0;
+          document.querySelector("#inside-close").addEventListener("click", () => (window.closings += 1));
         }"""
     )
     page.locator("#layer-and-head .label-wrap").click()
@@ -349,6 +349,6 @@ def test_escape_that_closes_a_list_or_ends_a_composition_leaves_inside_open(page
           box.dispatchEvent(new KeyboardEvent("keydown", key));
         }"""
     )
-    assert page.evaluate("window.closed") == 0
+    assert page.evaluate("window.closings") == 0
     page.keyboard.press("Escape")
     page.locator("#inside").wait_for(state="hidden")
