@@ -176,13 +176,15 @@ def test_where_there_is_one_model_there_is_no_choice(browser, chat_folder):
 def test_a_kept_model_that_is_no_longer_offered_is_not_chosen(page):
     """As one that was added while the program ran, before it was started again."""
     choose(page, "other-demo")
+    page.locator("#head .badge", has_text="other-demo").wait_for()  # after which nothing is kept anew
     page.wait_for_function("ask.kept.get('settings')?.values.includes('other-demo')")
     page.evaluate(
         """() => {
           const { offer, values } = ask.kept.get("settings");
           ask.kept.set("settings", { offer, values: values.map((one) => (one === "other-demo" ? "added" : one)) });
+          location.reload();
         }"""
     )
-    page.reload()
+    page.wait_for_function("window.ask && ask.kept.get('settings')?.values.includes('added') === false")
     page.wait_for_function("document.querySelector('#model input')?.value === 'demo model'")
     assert ask(page).startswith("demo model · ")

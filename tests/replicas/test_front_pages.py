@@ -138,4 +138,4 @@ def test_the_compose_file_names_what_the_proxy_and_the_image_have():
     assert settings.drain_seconds < 90
     assert (DEPLOY / services["head"]["build"]["context"] / services["head"]["build"]["dockerfile"]).is_file()
     recipe = (DEPLOY / "Dockerfile").read_text()
-    assert "requirements/ray.txt" in recipe
+    assert "requirements/*.txt" in recipe

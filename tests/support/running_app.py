@@ -19,6 +19,10 @@ from warm import Program
 
 _PORTS = iter(range(20_000 + os.getpid() * 101 % 11_000, 32_000))  # each process begins elsewhere
 READY_WITHIN_S = 120.0  # on a busy machine; an idle one takes under 20
+_STANDS_JS = """() => Promise.race([
+  window.ask.stands.then(() => true),
+  new Promise((_, fails) => setTimeout(() => fails(new Error("the page does not stand")), 30000)),
+])"""
 _CHROMIUM_OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -116,7 +120,7 @@ def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: 
     page.goto(f"{url}/{query}")
     page.locator("#composer textarea").wait_for()
     page.locator("#chat .placeholder-content").wait_for()
-    page.wait_for_function("window.ask.stands.then(() => true)")
+    page.evaluate(_STANDS_JS)
     yield page
     context.close()
     assert not foreign, foreign
