@@ -282,8 +282,8 @@ def _connect_fields(form: FieldsForm) -> None:
 
 
 def _connect_examples(cards: Sequence[Example], panels: Panels) -> None:
-    """Shows a card's settings in the sidebar; "New chat" restores the visitor's own. All in the browser, so that no
-    click can come before the answer to the one before."""
+    """Shows a card's settings in the sidebar once its answer has come; "New chat" restores the visitor's own. In the
+    browser, one after the other: the server's answer to a card could come after its answer to "New chat"."""
     brought = json.dumps([[card.pan_and_scan, card.system_prompt] for card in cards])
     shown = panels.settings.set_by_example
     common: dict[str, Any] = {"fn": None, "inputs": shown[:2], "outputs": shown, "api_visibility": "private"}

@@ -438,13 +438,18 @@ def test_on_a_phone_an_opened_conversation_is_in_sight(browser, url):
         page.locator("#settings:not(.open)").wait_for(state="attached")
 
 
-def test_what_the_browser_did_not_keep_can_not_be_saved_and_is_said_to_be_so(browser, url):
-    context = browser.new_context()
-    context.add_init_script(
+def without_storage(browser, url):
+    """The page in a browser that forbids IndexedDB."""
+    page = browser.new_context().new_page()
+    page.add_init_script(
         "Object.defineProperty(window, 'indexedDB', { get() { throw new DOMException('no', 'SecurityError'); } });"
     )
-    page = context.new_page()
     page.goto(f"{url}/")
+    return page
+
+
+def test_what_the_browser_did_not_keep_can_not_be_saved_and_is_said_to_be_so(browser, url):
+    page = without_storage(browser, url)
     page.locator("#share summary").click()
     page.get_by_role("button", name="Save the conversation (zip)").click()
     page.locator("#share [role=status]", has_text="There is nothing to save yet.").wait_for()
@@ -453,7 +458,7 @@ def test_what_the_browser_did_not_keep_can_not_be_saved_and_is_said_to_be_so(bro
     page.locator("#share summary").click()
     page.get_by_role("button", name="Save the conversation (zip)").click()
     page.locator("#share [role=status]", has_text="This browser did not keep this conversation").wait_for()
-    context.close()
+    page.context.close()
 
 
 def test_beyond_its_room_the_oldest_conversation_goes(browser, url):
@@ -500,16 +505,11 @@ def test_a_full_storage_is_said_and_the_page_goes_on(browser, url):
 
 
 def test_a_forbidden_storage_is_said_and_the_page_goes_on(browser, url):
-    context = browser.new_context()
-    context.add_init_script(
-        "Object.defineProperty(window, 'indexedDB', { get() { throw new DOMException('no', 'SecurityError'); } });"
-    )
-    page = context.new_page()
-    page.goto(f"{url}/")
+    page = without_storage(browser, url)
     choose(page)
     assert answered(page) == "There are three hearts."
     page.locator("#conversations .note", has_text="switched off or full").wait_for()
-    context.close()
+    page.context.close()
 
 
 def test_a_conversation_of_a_model_that_is_not_offered_opens_to_be_read(page):

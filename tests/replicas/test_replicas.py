@@ -346,7 +346,7 @@ def test_a_replica_that_hangs_is_ended_within_seconds_and_its_question_answered_
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(lambda: done_of(engine.stream(question)))
             wait_until(lambda: not is_alive(victim))
-            assert time.monotonic() - began < 60  # 16, and what a busy machine adds
+            assert time.monotonic() - began < 25  # 16, and what a busy machine adds
             assert answer.result(WITHIN_S).token_ids == expected
     finally:
         if is_alive(victim):
