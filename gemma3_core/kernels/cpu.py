@@ -57,6 +57,7 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Types of tensors whose memory is what they say."""
 
 log = logging.getLogger(__name__)
+_building = threading.Lock()
 
 
 class _CompilerError(Exception):
@@ -66,6 +67,12 @@ class _CompilerError(Exception):
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built and loaded; None if that fails, which the log explains."""
+    with _building:  # whoever comes meanwhile waits for the one build
+        return _library()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
     torchs = "the CPU runs torch's operations, not the faster kernels"
     try:
         _check_machine()
@@ -73,7 +80,8 @@ def library() -> ctypes.CDLL | None:
     except NotImplementedError as error:
         log.info("%s: %s", torchs, error)
     except (_CompilerError, OSError, subprocess.SubprocessError) as error:
-        log.warning("%s: %s", torchs, error)
+        if threading.main_thread().is_alive():  # else the program ends, and has removed the folder built in
+            log.warning("%s: %s", torchs, error)
     return None
 
 
@@ -105,7 +113,13 @@ def _built() -> ctypes.CDLL:
         built = Path(folder) / "cpu.so"
         command = [compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE)]
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_BUILDING_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_BUILDING_SECONDS,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for the program
         )
         if done.returncode != 0:
             raise _CompilerError(f"{compiler} could not build them: {done.stderr.strip()[:500]}")

@@ -1,15 +1,18 @@
 """Our own CPU kernels, RMSNorm and products: as exact as they say, and torch's where they can't be had."""
 
 import logging
+import os
 import platform
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from places import ASSETS
+from places import ASSETS, REPOSITORY
 from reference import assert_equal
 from torch._subclasses import FakeTensorMode
 
@@ -41,9 +44,14 @@ def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """The kernels are built anew, and once more for those that come after."""
-    cpu_kernels.library.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
     cpu_kernels.library.cache_clear()
+    cpu_kernels._library.cache_clear()
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -463,7 +471,7 @@ def test_where_it_cannot_be_had_the_log_says_why(monkeypatch, caplog, tmp_path):
 
     def said(level: str) -> str:
         caplog.clear()
-        cpu_kernels.library.cache_clear()
+        forget()
         assert cpu_kernels.library() is None
         assert cpu_kernels.library() is None
         (record,) = caplog.records  # once, and not for each layer
@@ -515,3 +523,37 @@ def test_nothing_is_left_behind_of_building_it(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert cpu_kernels.library() is not None
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_kernels
+@pytest.mark.usefixtures("anew")
+def test_whoever_asks_while_they_are_built_waits_for_that_build(monkeypatch):
+    built, build = [], cpu_kernels._built
+
+    def counted():
+        built.append(threading.current_thread().name)
+        return build()
+
+    monkeypatch.setattr(cpu_kernels, "_built", counted)
+    cpu_kernels.prepare()
+    assert cpu_kernels.library() is not None
+    assert len(built) == 1
+
+
+ENDING = """
+import atexit, time
+atexit.register(time.sleep, 4)  # the last at the end: temporary folders are gone by then, the compiler is done
+from gemma3_core.kernels import cpu
+cpu.prepare()
+time.sleep(1)
+"""
+
+
+@needs_kernels
+def test_a_program_that_ends_while_they_are_built_says_nothing(tmp_path):
+    slow = tmp_path / "cc"
+    slow.write_text('#!/bin/sh\nsleep 2\nexec gcc "$@"\n')
+    slow.chmod(0o755)
+    given = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ran = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, cwd=REPOSITORY, env=given)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
