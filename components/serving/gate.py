@@ -444,7 +444,7 @@ class Gate:
             named = (one for one, name in self._receiving.items() if upload_id and name == upload_id)
             upload, said = next(named, None), 0
             while upload is not None and not upload.ended:
-                if upload.num_bytes > said:
+                if upload.name and upload.num_bytes > said:
                     news = {"msg": "update", "orig_name": upload.name, "chunk_size": upload.num_bytes - said}
                     said = upload.num_bytes
                     yield f"data: {json.dumps(news)}\n\n"

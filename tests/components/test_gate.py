@@ -346,11 +346,13 @@ def test_an_upload_that_breaks_off_leaves_nothing(page):
 def test_how_much_of_an_upload_has_arrived_is_told(page, client):
     head = (
         b"POST /gradio_api/upload?upload_id=slow HTTP/1.1\r\nhost: a\r\ncontent-length: 5000\r\n"
-        b"content-type: multipart/form-data; boundary=x\r\n\r\n"
-        b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        b"content-type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
     )
+    named = b'content-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
-        slow.sendall(head + NIGHT[:1000])
+        slow.sendall(head)  # before it has a name, nothing is told
+        naming = threading.Timer(0.5, slow.sendall, [named + NIGHT[:1000]])
+        naming.start()
         closing = threading.Timer(2, slow.close)
         closing.start()
         lines: list[str] = []

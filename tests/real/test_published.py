@@ -9,7 +9,7 @@ import pytest
 import torch
 from browsing import answered
 from places import DEMO_MODEL, REPOSITORY
-from running_app import opened, running_app
+from running_app import opened, running_app, unfold
 from tokenizers import Tokenizer
 
 from gemma3_core import AutoModelForCausalLM, TorchAoConfig
@@ -169,7 +169,7 @@ def test_a_chat_page_that_continues_text(published, browser):
         assert "It is a base model" in page.locator("#chat .placeholder-content").inner_text()
         assert page.locator("#continue-text input").is_checked()
         page.set_default_timeout(120_000)
-        page.locator("#settings").get_by_role("button", name="Sampling").click()
+        unfold(page, "Sampling", "#seed input")
         page.get_by_label("number input for Temperature").fill("0")
         page.get_by_label("number input for Longest answer").fill("12")
         page.get_by_label("number input for Longest answer").press("Tab")
