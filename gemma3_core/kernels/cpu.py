@@ -60,6 +60,16 @@ log = logging.getLogger(__name__)
 _building = threading.Lock()
 
 
+def _build_for_itself() -> None:
+    """A process that is forked while another thread builds the kernels has no such thread to wait for."""
+    global _building
+    _building = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_build_for_itself)
+
+
 class _CompilerError(Exception):
     """The processor fits, but no compiler builds the kernels."""
 

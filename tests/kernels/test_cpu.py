@@ -557,3 +557,18 @@ def test_a_program_that_ends_while_they_are_built_says_nothing(tmp_path):
     given = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ran = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, cwd=REPOSITORY, env=given)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+FORKED = """
+import os
+from gemma3_core.kernels import cpu
+cpu._building.acquire()  # as the thread does that builds them
+if os.fork() == 0:
+    os._exit(0 if cpu.library() is not None else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@needs_kernels
+def test_a_process_forked_while_they_are_built_has_its_own():
+    subprocess.run([sys.executable, "-c", FORKED], cwd=REPOSITORY, check=True, timeout=120)
