@@ -10,8 +10,9 @@ explain. Nearly all time goes into the curves, so the floor, the slow methods an
 scored for a part of the pictures only; the others are shown for the same part too.
 
 Runs in parts: each picture's record is added to benchmarks/results/faithfulness.jsonl (or `--records`), and a new start
-goes on behind it; `--seconds` ends a part. Then writes the means with confidence intervals to
-benchmarks/results/faithfulness.json, and prints the tables. OMP_NUM_THREADS=1 helps on a machine that is busy.
+goes on behind it; `--seconds` ends a part, and several processes can share the work by `--worlds`. Then writes the
+means with confidence intervals to benchmarks/results/faithfulness.json, and prints the tables. OMP_NUM_THREADS=1 helps
+on a machine that is busy.
 """
 
 import argparse
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a checkpoint folder; the demo model if none is given")
     parser.add_argument("--folder", type=Path, help="a folder of pictures, instead of the demo model's worlds")
     parser.add_argument("--question", default="What is in this picture?", help="asked of each picture of the folder")
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS_WITH_OBJECTS, default=WORLDS_WITH_OBJECTS)
     parser.add_argument("--seed", type=int, default=SEED, help="of the demo model's worlds")
     parser.add_argument("--all-methods", type=int, default=5, metavar="N", help="for every N-th picture of a world")
     parser.add_argument("--sanity", type=int, default=3, help="pictures of the sanity check")
@@ -98,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.monotonic()
     arguments.records.touch()
-    done = [json.loads(line) for line in arguments.records.read_text(encoding="utf-8").splitlines()]
+    done = _records(arguments.records)
     known, checked = {one["case"] for one in done}, sum("sanity" in one for one in done)
     folder = arguments.model or DEMO_MODEL
     engine = Engine.load(arguments.model, device="cpu", dtype="float32")
@@ -118,12 +120,15 @@ def main() -> None:
         made = record(engine, model, processor, case, every and checked < arguments.sanity, names)
         checked += "sanity" in made
         kept[world] += "methods" in made
-        done.append(made)
         with arguments.records.open("a", encoding="utf-8") as records:
             records.write(json.dumps(made, ensure_ascii=False) + "\n")
-    figures = {"machine": machine(), **summary(done)}
+    figures = {"machine": machine(), **summary(_records(arguments.records))}
     arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(tables(figures))
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _worlds(arguments: argparse.Namespace) -> dict[str, Iterator[Case]]:
@@ -131,7 +136,7 @@ def _worlds(arguments: argparse.Namespace) -> dict[str, Iterator[Case]]:
     if arguments.folder is not None:
         return {"pictures": cases_of_folder(arguments.folder, arguments.question)}
     drawn = _DRAWN_FOR_ONE * arguments.pictures
-    return {world: drawn_cases(world, drawn, arguments.seed) for world in WORLDS_WITH_OBJECTS}
+    return {world: drawn_cases(world, drawn, arguments.seed) for world in arguments.worlds}
 
 
 if __name__ == "__main__":
