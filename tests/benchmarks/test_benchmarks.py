@@ -1,6 +1,5 @@
 """The benchmarks run, on shapes small enough for a test, and compare what they say they compare."""
 
-import json
 import subprocess
 import sys
 from copy import deepcopy
@@ -239,7 +238,8 @@ def test_the_memory_benchmark_counts_what_is_allocated_at_the_peak(tmp_path):
 
 def test_the_chart_shows_the_results_that_are_committed(tmp_path):
     """Drawn anew with `python -m benchmarks.chart` whenever they are measured."""
-    results = json.loads((chart.RESULTS / "cpu.json").read_text(encoding="utf-8"))["1b"]
+    results = chart.committed()
+    assert [row["dtype"] for row in results] == ["float32", "bfloat16", "int4, bfloat16"]
     chart.draw(results, tmp_path / "drawn.svg")
     for drawn in (tmp_path / "drawn.svg", chart.CHART):
         text = drawn.read_text(encoding="utf-8")
