@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import torch
+
 from gemma3_core.engine.api import Event, StageEvent
 from gemma3_core.engine.own_thread import run_job
 from gemma3_core.errors import StoppedError
@@ -157,7 +159,9 @@ class DeviceLoop:
         """A round of the answers, for a job to call now and then. Raises StoppedError when the program ends."""
         if _program_ends():
             raise StoppedError("The program ends.")
-        self._serve()
+        # What the round makes outlives the job: inference tensors could not be written to after it.
+        with torch.inference_mode(False):
+            self._serve()
 
     def _serve(self) -> None:
         """A round of the answers, with those that have arrived."""

@@ -335,6 +335,25 @@ def test_jobs_run_one_after_another_and_answers_go_on_where_they_give_way():
     assert "".join(order).strip(".") == "a.a.a..b.b.b"
 
 
+@pytest.mark.parametrize("batches", ["in slots"], indirect=True)
+def test_slots_that_are_made_during_a_look_serve_the_answers_after_it(engine, batches):
+    request = Request((Turn("user", "what is this"),), max_new_tokens=40, visitor="early", reuse=False)
+
+    def look():
+        """Reads in inference mode, as each look does, until the answer beside it has a slot."""
+        end = time.monotonic() + PATIENCE_S
+        with torch.inference_mode():
+            while not batches and time.monotonic() < end:
+                engine._loop.give_way()
+
+    with ThreadPoolExecutor(1) as threads:
+        looking = engine._loop.submit(look)
+        beside = threads.submit(answer, engine, request)
+        looking.result(PATIENCE_S)
+        assert batches
+        assert beside.result(PATIENCE_S).token_ids == answer(engine, request).token_ids
+
+
 def test_work_in_the_background_is_done_a_step_at_a_time_between_rounds(caplog):
     loop, order = DeviceLoop(), []
 
