@@ -243,18 +243,19 @@ def _without_cancelled(answers: list[_Task]) -> list[_Task]:
 
 
 def _decode(answers: list[_Task]) -> None:
-    """One decode step. If it fails, each answer is tried alone, so that one can't end the others."""
+    """One decode step. If it fails, each answer that has no token yet is tried alone, so that one can't end the
+    others."""
     steps = [answer.waiting for answer in answers if answer.waiting is not None]
     failed = False
     try:
         (steps[0].run or decode_together)(steps)
     except Exception as error:  # noqa: BLE001  raised where the answer goes on
         failed = True
-        if len(steps) == 1:
+        if len(steps) == 1 and not steps[0].is_done:
             steps[0].error = error
     # Outside `except`: the error keeps the failed pass and its memory alive.
-    for answer in answers:
-        if failed and len(steps) > 1:
+    for answer, step in zip(answers, steps, strict=True):
+        if failed and len(steps) > 1 and not step.is_done:
             _decode([answer])
         else:
             answer.advance()

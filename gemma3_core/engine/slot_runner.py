@@ -196,7 +196,8 @@ class SlotRunner:
         self._group(LENGTHS[0])
 
     def decode(self, passes: Sequence[DecodePass]) -> None:
-        """Runs the passes, those in slots of one length together; the others as `decode_together` does."""
+        """Runs the passes, those in slots of one length together; the others as `decode_together` does. After an error,
+        those that are not done may be run again; the others must not be."""
         by_group: dict[_Group, list[DecodePass]] = {}
         plain: list[DecodePass] = []
         lengths = [one.cache.length for one in passes]
@@ -208,11 +209,10 @@ class SlotRunner:
                 self._decode(group, some)
             if plain:
                 decode_together(plain)
-        except BaseException:  # none counts, since each is run again
+        except BaseException:
             for one, length in zip(passes, lengths, strict=True):
-                one.cache.length = length
-            for group in by_group:
-                group.ahead = None
+                if not one.is_done:
+                    one.cache.length = length
             raise
 
     def _admitted(self, cache: KVCache) -> _Group | None:
@@ -273,16 +273,19 @@ class SlotRunner:
             sampled = ahead.sampled or sample_rows(ahead.logits, rows)
         else:
             sampled = sample_rows(group.logits(slots, torch.cat(tokens), lengths), rows)
-        logits, following = None, None
-        if not sampled.needs_host:
-            longer = [length + 1 for length in lengths]
-            logits = group.logits(slots, sampled.tokens, longer)
-            if all(row.constraint is None for row in rows):
-                following = sample_rows(logits, rows, ahead=1)
-        found = sampled.read()
-        for one, token in zip(passes, found, strict=True):
-            one.sampled = token
-            one.cache.length += 1
+        longer, logits, following = [length + 1 for length in lengths], None, None
+        try:
+            if not sampled.needs_host:
+                logits = group.logits(slots, sampled.tokens, longer)
+                if all(row.constraint is None for row in rows):
+                    following = sample_rows(logits, rows, ahead=1)
+        finally:
+            # Even where the step ahead fails: it has stored a token in the column of a ring's oldest one, which running
+            # this step again would read.
+            found = sampled.read()
+            for one, token in zip(passes, found, strict=True):
+                one.sampled = token
+                one.cache.length += 1
         if logits is not None and not sampled.needs_host:  # reading may have changed a token
             group.ahead = _Ahead(slots, [token.token for token in found], longer, logits, following)
 

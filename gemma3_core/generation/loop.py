@@ -153,6 +153,11 @@ class DecodePass:
     error: Exception | None = None
     """Why it could not be run; it is raised where the answer goes on."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it has been run."""
+        return self.logits is not None or self.sampled is not None
+
 
 def decode_together(passes: Sequence[DecodePass]) -> None:
     """Runs decode steps of one model as one batch. After an error none counts, and each may be run again."""

@@ -1,13 +1,15 @@
 """Who gets a slot, and what happens without room. That answers stay what they are is in test_device_loop.py."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
-from reference import TEXT, image_prompt, randomise
+from reference import TEXT, WINDOW, image_prompt, randomise
 
 from gemma3_core import Gemma3ForCausalLM, Gemma3TextConfig
-from gemma3_core.engine import slot_runner
+from gemma3_core.engine import device_loop, slot_runner
+from gemma3_core.engine.device_loop import _Task
 from gemma3_core.engine.slot_runner import LENGTHS, SlotRunner
 from gemma3_core.generation.loop import DecodePass, decode_together, prefill
 from gemma3_core.generation.row_sampler import SamplingRow, sample_rows
@@ -42,6 +44,7 @@ class Answer:
         (first,) = sample_rows(prefill(model, self.cache, input_ids=prompt), [self.row]).read()
         self.row.push(first.token, first.token_id)
         self.tokens, self.last = [first.token_id], first.token
+        self.probabilities: list[float] = []
 
     def step(self) -> DecodePass:
         return DecodePass(self.model, self.cache, self.last, self.row)
@@ -50,6 +53,7 @@ class Answer:
         assert done.sampled is not None
         self.row.push(done.sampled.token, done.sampled.token_id)
         self.tokens.append(done.sampled.token_id)
+        self.probabilities.append(done.sampled.probability)
         self.last = done.sampled.token
 
 
@@ -139,14 +143,6 @@ def test_a_newcomer_and_one_who_leaves_change_nobodys_tokens(model):
     assert leaves.tokens == decode(decode_together, [Answer(model, 1)], 10)[0]
 
 
-def go_on_alone(runner: SlotRunner, answers: list[Answer]) -> None:
-    """After three tokens and a failure, each alone, as the loop does: they are the tokens of undisturbed answers."""
-    for answer in answers:
-        decode(runner.decode, [answer], 4)
-    alone = [decode(decode_together, [Answer(answer.model, seed)], 7)[0] for seed, answer in enumerate(answers)]
-    assert [answer.tokens for answer in answers] == alone
-
-
 def test_a_step_that_fails_can_be_run_again(model, monkeypatch):
     runner = SlotRunner(model, 8, PLENTY, captures=False)
     answers = [Answer(model, 0), Answer(model, 1)]
@@ -163,25 +159,53 @@ def test_a_step_that_fails_can_be_run_again(model, monkeypatch):
         group.ahead = None
     with pytest.raises(RuntimeError, match="broken"):
         runner.decode([answer.step() for answer in answers])
-    go_on_alone(runner, answers)
+    for answer in answers:
+        decode(runner.decode, [answer], 4)
+    alone = [decode(decode_together, [Answer(model, seed)], 7)[0] for seed in range(2)]
+    assert [answer.tokens for answer in answers] == alone
 
 
-def test_a_failure_in_one_length_counts_no_token_in_another(model, monkeypatch):
+def in_loop(answer: Answer, runner: SlotRunner) -> Iterator[DecodePass]:
+    """The passes of an answer without end, for the device's loop."""
+    while True:
+        one = answer.step()
+        one.run = runner.decode
+        yield one
+        if one.error is not None:
+            raise one.error
+        answer.take(one)
+
+
+@pytest.mark.parametrize("fails", ["the step ahead", "another length"])
+def test_after_a_failure_who_has_a_token_is_not_run_again(model, monkeypatch, fails):
+    """By then the ring of a local layer holds the next token, in the column of the oldest one."""
     runner = SlotRunner(model, 8, PLENTY, captures=False)
     answers = [Answer(model, 0), Answer(model, 1, LENGTHS[0])]
-    decode(runner.decode, answers, 3)
+    tasks = [_Task(in_loop(answer, runner), lambda: False) for answer in answers]
+    for task in tasks:
+        task.advance()
+    for _ in range(WINDOW + 4):
+        device_loop._decode(tasks)
     groups = list(runner._groups.values())
-    assert len(groups) == 2
+    step, failing = runner._step.__call__, [True]
 
-    def broken(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def stored_and_failed_once(*given):
+        logits = step(*given)
+        if failing.pop() if failing else False:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits
 
-    with monkeypatch.context() as patched:
-        patched.setattr(groups[1], "_step", broken)
+    if fails == "another length":
         groups[1].ahead = None
-        with pytest.raises(torch.OutOfMemoryError):
-            runner.decode([answer.step() for answer in answers])
-    go_on_alone(runner, answers)
+    monkeypatch.setattr(groups[fails == "another length"], "_step", stored_and_failed_once)
+    for _ in range(4):
+        device_loop._decode(tasks)
+    assert not failing
+    alone = [Answer(model, 0), Answer(model, 1)]
+    decode(decode_together, alone, WINDOW + 8)
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in alone]
+    for answer, undisturbed in zip(answers, alone, strict=True):
+        assert answer.probabilities == pytest.approx(undisturbed.probabilities, rel=1e-4)
 
 
 def test_a_row_is_free_again_even_if_its_tokens_can_not_be_copied_back(model, monkeypatch):
