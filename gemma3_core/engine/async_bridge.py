@@ -16,7 +16,8 @@ async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
 
     A stage is sent at most once a second, and is repeated while the iterator is silent: a server notices that a visitor
     has left only when it sends something. The thread has the caller's context, by which a ZeroGPU Space knows the
-    visitor.
+    visitor. What the iterator raises is raised here; what is no Exception, such as a panic in Rust code, as
+    RuntimeError, since asyncio would end with it.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
@@ -35,6 +36,10 @@ async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
             hand_over(None)
         except Exception as error:  # noqa: BLE001  raised again in the event loop, which can show it
             hand_over(error)
+        except BaseException as error:  # noqa: BLE001  as above
+            fault = RuntimeError(f"{type(error).__name__}: {error}")
+            fault.__cause__ = error
+            hand_over(fault)
         finally:
             if (close := getattr(events, "close", None)) is not None:
                 close()

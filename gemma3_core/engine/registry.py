@@ -143,7 +143,7 @@ class _Load:
     share: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     engine: Engine | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
     ended: bool = False
 
     def text(self) -> str:
@@ -522,7 +522,7 @@ class ModelRegistry:
             if attempt.share is not None:  # something was downloaded
                 attempt.stage, attempt.began, attempt.share = _loading(slot.entry), time.monotonic(), None
             attempt.engine = self._load(slot.entry)
-        except Exception as error:  # noqa: BLE001  raised again where an answer waits for the model
+        except BaseException as error:  # noqa: BLE001  raised again where an answer waits for the model
             attempt.error = error
         with self._changed:
             slot.engine, slot.load, attempt.ended = attempt.engine, None, True

@@ -51,6 +51,27 @@ def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited():
     assert source.closed.wait(2)
 
 
+class Panic(BaseException):
+    """As Python raises where Rust code panics."""
+
+
+@pytest.mark.parametrize("error", [Panic("index out of bounds"), SystemExit("index out of bounds")], ids=repr)
+def test_what_is_no_exception_reaches_who_awaits_the_answer_as_one(error):
+    source = Source([TokenEvent("a")], error=error)
+    seen = []
+
+    async def run():
+        async with asyncio.timeout(5):
+            async for event in in_event_loop(source.stream()):
+                seen.append(event)
+
+    with pytest.raises(RuntimeError, match=f"^{type(error).__name__}: index out of bounds") as told:
+        asyncio.run(run())
+    assert told.value.__cause__ is error
+    assert seen == [TokenEvent("a")]
+    assert source.closed.wait(2)
+
+
 def test_a_cancelled_handler_closes_the_iterator():
     gate = threading.Event()
     source = Source([TokenEvent("a"), TokenEvent("b")], gate)

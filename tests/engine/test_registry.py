@@ -3,7 +3,7 @@
 import shutil
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -199,6 +199,23 @@ def test_an_unexpected_failure_reaches_who_asked_as_it_is(models, loader):
     loader.failures.append(ZeroDivisionError("by zero"))
     with pytest.raises(ZeroDivisionError):
         said(models, "a")
+    assert said(models, "a") == "a"
+
+
+class Panic(BaseException):
+    """As Python raises where Rust code panics."""
+
+
+def test_a_load_that_ends_with_no_exception_is_told_too(models, loader):
+    loader.failures.append(Panic("index out of bounds"))
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(list, models.stream("a", QUESTION, stop))
+        wait([asked], 5)
+        stop.set()
+        with pytest.raises(Panic, match="index out of bounds"):
+            asked.result(PATIENCE_S)
+    assert models.loading == {}
     assert said(models, "a") == "a"
 
 
