@@ -1,5 +1,6 @@
 """Writes one answer, from tiles to text: encodes the pictures, prefills the new part of the prompt, decodes."""
 
+import logging
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext, suppress
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ import torch
 
 from gemma3_core.engine.adapted import AnyVariants
 from gemma3_core.engine.api import Event, StageEvent
+from gemma3_core.engine.memory import is_out_of_memory
 from gemma3_core.engine.prefix_cache import Kept, Lent, PrefixCache, TokenKey, cache_budget, prompt_keys
 from gemma3_core.engine.prompts import Prompt, encode, followed_by
 from gemma3_core.engine.sequence import RunningRequest
@@ -31,6 +33,7 @@ from gemma3_core.nn.cache import KVCache
 from gemma3_core.processor import Gemma3Processor
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _TILES_PER_PASS = 8
 # On a CPU, larger batches are no faster, and Stop waits for the current pass.
 _TILES_PER_PASS_ON_CPU = 1
@@ -129,7 +132,12 @@ class AnswerWriter:
             yield rest
         if self._can_check(running):
             yield StageEvent("writing", "Reading the answer again without its pictures")
-            running.picture_effect = self._picture_effect(running)
+            try:
+                running.picture_effect = self._picture_effect(running)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("There was no memory to read an answer again without its pictures: it ends unchecked.")
         yield running.done("stop" if stopped else "length")
 
     def _can_check(self, running: RunningRequest) -> bool:

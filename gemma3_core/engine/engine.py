@@ -43,6 +43,7 @@ from gemma3_core.engine.explain import (
     view_prompt,
 )
 from gemma3_core.engine.fair_queue import FairQueue, Ticket
+from gemma3_core.engine.memory import is_out_of_memory
 from gemma3_core.engine.own_thread import start_in_own_thread
 from gemma3_core.engine.picture_previews import picture_previews
 from gemma3_core.engine.picture_reader import HeldTiles, PictureReader
@@ -620,12 +621,6 @@ class Engine:
             self._precisions.lead.close()
             leave()
         del self._model, self._precisions, self._writer
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that a pass ran out of memory, on a GPU or on a CPU."""
-    said = ("can't allocate memory", "MPS backend out of memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def is_base_name(name: str) -> bool:

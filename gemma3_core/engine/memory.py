@@ -1,4 +1,4 @@
-"""Free memory on a GPU or on the machine."""
+"""Free memory on a GPU or on the machine, and whether an error means that there was none."""
 
 from pathlib import Path
 
@@ -6,6 +6,12 @@ import torch
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that a pass ran out of memory, on a GPU or on a CPU."""
+    said = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def free_bytes(device: torch.device) -> int | None:

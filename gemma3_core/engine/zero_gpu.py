@@ -20,8 +20,9 @@ import torch
 from gemma3_core.adapters.files import StoredAdapter
 from gemma3_core.engine.api import DoneEvent, Event, ModelInfo, StageEvent, TokenEvent
 from gemma3_core.engine.device_loop import run_alone
-from gemma3_core.engine.engine import NO_MEMORY, Engine, check_stop, is_out_of_memory
+from gemma3_core.engine.engine import NO_MEMORY, Engine, check_stop
 from gemma3_core.engine.explain import Look
+from gemma3_core.engine.memory import is_out_of_memory
 from gemma3_core.engine.prompts import Prompt
 from gemma3_core.engine.sequence import RunningRequest
 from gemma3_core.errors import Gemma3Error, OutOfMemoryError

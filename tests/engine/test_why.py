@@ -137,3 +137,21 @@ def test_an_answer_says_by_how_much_its_pictures_changed_it(engine):
     assert answered(engine, only).done.picture_effect is None, "its probabilities are among the allowed tokens"
     words = replace(request, turns=(Turn("user", "hello"),))
     assert answered(engine, words).done.picture_effect is None, "there is no picture"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")], ids=["GPU", "CPU"]
+)
+def test_an_answer_is_whole_where_there_is_no_memory_to_check_it(engine, answer, monkeypatch, caplog, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("gemma3_core.engine.answer.probabilities_unseen", full)
+    done = answered(engine, replace(TWO, check_pictures=True)).done
+    assert (done.token_ids, done.text) == (answer.done.token_ids, answer.done.text)
+    assert done.stats.stop_reason == answer.done.stats.stop_reason
+    assert done.picture_effect is None
+    assert "no memory to read an answer again" in caplog.text
+    error = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        answered(engine, replace(TWO, check_pictures=True))
