@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -80,8 +81,8 @@ class PictureReader:
         return leaves_a_thread and sum(other.num_bytes for other in together) <= self._max_bytes
 
     def _run(self, job: _Job) -> None:
-        _yield_to_the_model()
         try:
+            _yield_to_the_model()
             result, error = job.work(), None
         except BaseException as raised:  # noqa: BLE001  raised again where the result is awaited
             result, error = None, raised
@@ -125,4 +126,5 @@ class HeldTiles:
 
 def _yield_to_the_model() -> None:
     if sys.platform == "linux":  # niceness is per thread there
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        with suppress(OSError):  # as in a sandbox that forbids it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -96,6 +96,19 @@ def test_the_threads_yield_to_the_models():
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
+def test_where_the_system_refuses_a_lower_priority_pictures_are_decoded_all_the_same(monkeypatch):
+    refused = []
+
+    def forbidden(*given):
+        refused.append(given)
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr("os.setpriority", forbidden)
+    reader = PictureReader(at_a_time=1)
+    assert [reader.submit(lambda: "decoded").result(5) for _ in range(2)] == ["decoded"] * 2
+    assert refused
+
+
 def test_tiles_that_wait_are_bounded_over_all_requests():
     tiles = HeldTiles(max_bytes=100)
     assert tiles.hold("a", 60, 0)
