@@ -119,10 +119,7 @@ class Grammar:
 
     def begin(self, token_ids: Sequence[int] = ()) -> "Constraint":
         """An answer's constraint, after its tokens so far. Raises SchemaError if these do not fit."""
-        constraint = Constraint(self._matcher.deep_copy(), self._stop_ids)
-        for token_id in token_ids:
-            constraint.push(token_id)
-        return constraint
+        return Constraint(self._matcher.deep_copy(), self._stop_ids, token_ids)
 
 
 def allowed_before(
@@ -143,9 +140,13 @@ def allowed_before(
 class Constraint:
     """What one answer may go on with; in one thread at a time."""
 
-    def __init__(self, matcher: Any, stop_ids: Sequence[int]):
+    def __init__(self, matcher: Any, stop_ids: Sequence[int], token_ids: Sequence[int] = ()):
+        """After the answer's tokens so far; `matcher` becomes the constraint's own. Raises SchemaError if they do not
+        fit."""
         self._matcher, self._stop_ids = matcher, frozenset(stop_ids)
         self._bits = b""
+        # Consuming tokens takes little time; finding what may follow takes the whole vocabulary.
+        self._matcher.consume_tokens([token_id for token_id in token_ids if token_id not in self._stop_ids])
         self._look()
 
     def push(self, token_id: int) -> None:

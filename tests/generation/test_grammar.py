@@ -11,7 +11,7 @@ from running_app import require_demo_model
 
 from gemma3_core.engine import DEMO_MODEL
 from gemma3_core.errors import SchemaError, UnsupportedOptionError
-from gemma3_core.generation.grammar import ANY_OBJECT, Grammars
+from gemma3_core.generation.grammar import ANY_OBJECT, Grammar, Grammars
 from gemma3_core.generation.row_sampler import SamplingRow, sample_rows
 from gemma3_core.generation.sampling import SamplingParams
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
@@ -103,6 +103,38 @@ def test_an_answer_that_was_cut_goes_on_within_its_schema(grammars, tokenizer, v
         assert grammar.begin(whole[:cut]).allowed(vocabulary)[whole[cut]]
     with pytest.raises(SchemaError):
         grammar.begin(tokenizer.encode("The star", add_special_tokens=False))
+
+
+class Counted:
+    """A matcher that counts how often it goes through the vocabulary."""
+
+    def __init__(self, matcher):
+        self.matcher, self.masks = matcher, 0
+
+    def __getattr__(self, name):
+        return getattr(self.matcher, name)
+
+    def deep_copy(self):
+        self.matcher = self.matcher.deep_copy()
+        return self
+
+    def compute_bitmask(self):
+        self.masks += 1
+        return self.matcher.compute_bitmask()
+
+
+def test_a_long_answer_goes_on_after_one_look_at_the_vocabulary(grammars, tokenizer, vocabulary, stops):
+    text = '{"words": "' + "the red star is dark " * 30
+    so_far = tokenizer.encode(text, add_special_tokens=False)
+    assert len(so_far) >= 100
+    grammar = grammars.compile('{"type": "object", "properties": {"words": {"type": "string"}}}')
+    step_by_step = grammar.begin()
+    for token in so_far:
+        step_by_step.push(token)
+    counted = Counted(grammar._matcher)
+    going_on = Grammar(counted, stops).begin([*so_far[:50], stops[0], *so_far[50:]])
+    assert counted.masks == 1
+    assert torch.equal(going_on.allowed(vocabulary), step_by_step.allowed(vocabulary))
 
 
 def test_nothing_but_the_end_follows_a_whole_value(grammars, tokenizer, vocabulary, stops):
