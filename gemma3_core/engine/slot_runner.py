@@ -51,7 +51,8 @@ class _Captures:
     one after another, and each one's logits are copied before the next."""
 
     def __init__(self, wanted: bool):
-        self.go_on, self._pool = wanted, None
+        self.go_on = wanted
+        self._pool: Any = None
 
     def capture(self, run: Callable[[], torch.Tensor], rows: int) -> Replay | None:
         """What runs the step again; None if it can't be captured, which the log explains."""
@@ -63,6 +64,11 @@ class _Captures:
             self.go_on = False
             log.warning("A decode step of %d rows can't be captured, so it is launched part by part: %s", rows, error)
             return None
+
+    def begin_anew(self) -> None:
+        """To be called when no captured step is left: the pool ends with its last one, and torch 2.8 to 2.11 can't
+        capture into one that has ended."""
+        self._pool = None
 
 
 def new_pool() -> Any:
@@ -100,6 +106,10 @@ class _Group:
         self._lengths = torch.zeros(cache.rows, dtype=torch.long, device=device)
         self._captured: dict[int, Replay] = {}
         self._runs: dict[int, int] = {}
+
+    @property
+    def has_captured(self) -> bool:
+        return bool(self._captured)
 
     def logits(self, slots: Sequence[Slot], tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Logits [n, vocabulary] of the slots' tokens [n]."""
@@ -255,6 +265,8 @@ class SlotRunner:
     def give_back(self) -> None:
         """Frees the slots of each length of which none is in use. They are made again when they are needed."""
         self._groups = {length: group for length, group in self._groups.items() if group is not None and group.slots}
+        if not any(group.has_captured for group in self._groups.values() if group is not None):
+            self._captures.begin_anew()
 
     def release(self, cache: KVCache) -> None:
         """Ends an answer: what was decoded goes to its cache, and its slot is free."""

@@ -356,5 +356,24 @@ def test_slots_that_are_given_back_are_not_captured_further(model, monkeypatch):
     assert list(work) == []
 
 
+def test_the_pool_of_captured_steps_is_given_up_with_the_last_of_them(model, monkeypatch):
+    """torch 2.8 to 2.11 capture into no pool whose graphs have all gone."""
+    pools = []
+    runner, work = warmed(model, monkeypatch, lambda run, pool: pools.append(pool) or run)
+    assert len(list(work.pop())) == 6
+    long = Answer(model, 0, LENGTHS[0])
+    decode(runner.decode, [long], 2)
+    assert len(list(work.pop())) == 6
+    runner.give_back()
+    runner.warm_up()
+    assert len(list(work.pop())) == 6
+    assert len(set(pools)) == 1  # the steps of the long answer are left
+    runner.release(long.cache)
+    runner.give_back()
+    runner.warm_up()
+    assert len(list(work.pop())) == 6
+    assert [pool is pools[0] for pool in pools] == 9 * [True] + 3 * [False]
+
+
 def test_there_are_none_but_on_cuda(model):
     assert SlotRunner.for_model(model, 8, PLENTY) is None
