@@ -46,13 +46,26 @@ class _Ahead:
     """None if a row's next token must fit what the host is still to read."""
 
 
+@dataclass(frozen=True)
+class CapturePool:
+    """Where the steps of one model are captured: their memory, and their stream.
+
+    cuBLAS keeps a workspace for each stream, which lies in the memory of the first capture there and is part of later
+    ones. So on torch's one stream for all captures, a model's steps would need memory that goes with another model's
+    (pytorch#193402).
+    """
+
+    memory: Any
+    stream: Any
+
+
 class _Captures:
-    """Captures the decode steps of one model, until one can't be captured. All share one memory pool: they are replayed
-    one after another, and each one's logits are copied before the next."""
+    """Captures the decode steps of one model, until one can't be captured. All share one pool: they are replayed one
+    after another, and each one's logits are copied before the next."""
 
     def __init__(self, wanted: bool):
         self.go_on = wanted
-        self._pool: Any = None
+        self._pool: CapturePool | None = None
 
     def capture(self, run: Callable[[], torch.Tensor], rows: int) -> Replay | None:
         """What runs the step again; None if it can't be captured, which the log explains."""
@@ -71,17 +84,17 @@ class _Captures:
         self._pool = None
 
 
-def new_pool() -> Any:
-    return torch.cuda.graph_pool_handle()
+def new_pool() -> CapturePool:
+    return CapturePool(torch.cuda.graph_pool_handle(), torch.cuda.Stream())
 
 
-def captured(run: Callable[[], torch.Tensor], pool: Any) -> Replay:
+def captured(run: Callable[[], torch.Tensor], pool: CapturePool) -> Replay:
     """A CUDA graph of `run`; a call replays it and returns the tensor that it writes. Raises RuntimeError."""
     graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     torch.cuda.synchronize()
     try:
         # Other threads may use the device meanwhile, to resize pictures.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool.memory, stream=pool.stream, capture_error_mode="thread_local"):
             written = run()
     except RuntimeError:
         torch.cuda.set_stream(before)  # torch leaves the stream of a capture that fails in place

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -373,6 +374,32 @@ def test_the_pool_of_captured_steps_is_given_up_with_the_last_of_them(model, mon
     runner.warm_up()
     assert len(list(work.pop())) == 6
     assert [pool is pools[0] for pool in pools] == 9 * [True] + 3 * [False]
+
+
+def test_each_model_has_a_stream_and_a_pool_of_its_own_for_its_captures(model, monkeypatch):
+    """On one stream its steps would share cuBLAS's workspace, which lies in the pool of whoever captured first."""
+    begun: list[tuple[object, object]] = []
+
+    def graph(_graph, *, pool, stream=None, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        begun.append((pool, stream))
+        return nullcontext()
+
+    for name in ("CUDAGraph", "Stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, object)
+    for name in ("synchronize", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    for _ in range(2):
+        work: list = []
+        runner = SlotRunner(model, 4, PLENTY, background=work.append)
+        runner.warm_up()
+        assert len(list(work.pop())) == 6
+    pools, streams = zip(*begun, strict=True)
+    for own in (pools, streams):
+        assert len(begun) == 6
+        assert len(set(own)) == 2
+        assert len(set(own[:3])) == len(set(own[3:])) == 1
 
 
 def test_there_are_none_but_on_cuda(model):
