@@ -37,8 +37,8 @@ _PASSES_IN_A_ROW = 4
 class _Task:
     """An answer in the loop, and its way out."""
 
-    def __init__(self, passes: Passes, stop: Callable[[], bool]):
-        self.passes, self._stop = passes, stop
+    def __init__(self, passes: Passes, stop: Callable[[], bool], failed: Callable[[BaseException], None]):
+        self.passes, self._stop, self._failed = passes, stop, failed
         self.events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self.reader_has_left = False
         self.ended = threading.Event()
@@ -62,6 +62,7 @@ class _Task:
                 if isinstance(item, StageEvent):
                     return
         except BaseException as error:  # noqa: BLE001  raised again where the answer is read
+            self._failed(error)
             self.end(error)
         else:
             self.end(None)
@@ -79,9 +80,15 @@ class _Task:
 
 
 class DeviceLoop:
-    """Runs answers and jobs on one device; safe to use from many threads. Its thread lives while there are some."""
+    """Runs answers and jobs on one device; safe to use from many threads. Its thread lives while there are some.
 
-    def __init__(self) -> None:
+    `is_lost` is True once an answer has found the device dead, as a GPU is for its process after an illegal access on
+    CUDA.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """`device` is the one of torch's current accelerator by default."""
+        self.is_lost, self._device = False, device
         self._changed = threading.Lock()
         self._arrived: list[_Task] = []
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -110,7 +117,7 @@ class DeviceLoop:
         The loop does not wait for the reader. Repeats a stage that takes long, since a server notices a closed page
         only when it sends something. Closing the iterator ends the answer too. Raises what `passes` raises.
         """
-        answer = _Task(passes, stop)
+        answer = _Task(passes, stop, self._look_at_the_device)
         with self._changed:
             self._begin()
             self._arrived.append(answer)
@@ -162,6 +169,18 @@ class DeviceLoop:
         # What the round makes outlives the job: inference tensors could not be written to after it.
         with torch.inference_mode(False):
             self._serve()
+
+    def _look_at_the_device(self, error: BaseException) -> None:
+        """Finds out whether the device can go on after an answer's error. It can after most, such as a lack of memory;
+        a dead one raises at each call."""
+        if not isinstance(error, torch.AcceleratorError):
+            return
+        try:
+            torch.accelerator.synchronize(self._device)
+        except torch.AcceleratorError:
+            if not self.is_lost:
+                log.critical("The device can't go on, and answers nothing until this program starts again: %s", error)
+            self.is_lost = True
 
     def _serve(self) -> None:
         """A round of the answers, with those that have arrived."""

@@ -130,7 +130,7 @@ class Engine:
         self._tiles = HeldTiles() if tiles is None else tiles
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
-        self._loop = DeviceLoop() if loop is None else loop
+        self._loop = DeviceLoop(self._model.device) if loop is None else loop
         budget = cache_budget(self._model.device)[0]
         self.queue = FairQueue(max_running=at_once, budget=budget) if queue is None else queue
         self.info = self._describe(name, is_demo, folder)
@@ -462,9 +462,15 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can answer: False once a process that holds a part of the model has ended."""
+        """Whether it can answer: False once its device is lost, or a process that holds a part of the model has
+        ended."""
         lead = self._precisions.lead
-        return lead is None or lead.is_whole
+        return not self.device_is_lost and (lead is None or lead.is_whole)
+
+    @property
+    def device_is_lost(self) -> bool:
+        """Whether the device can't go on in this process: on CUDA, after an illegal access and the like."""
+        return self._loop.is_lost
 
     @property
     def silent_s(self) -> float:

@@ -115,6 +115,8 @@ class Replica:
     async def check_health(self) -> None:
         """Serve replaces a replica for which this fails, or does not end, three times in a row."""
         engine = self._models.first
+        if engine.device_is_lost:
+            raise RuntimeError("the device can't go on in this process")
         if not engine.is_ready:
             raise RuntimeError(PROCESS_LOST)
         device = engine.info.device.partition(":")[0]

@@ -291,6 +291,28 @@ def test_after_an_error_nothing_is_kept_for_the_next_question(engine, monkeypatc
     assert len(engine._writer.kept) == kept
 
 
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_a_device_that_is_dead_after_an_error_is_told(engine, monkeypatch, caplog, is_dead):
+    """A dead one raises again at each call; after other errors it goes on."""
+    fault, waited = torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), []
+
+    def failing(_):
+        raise fault
+
+    def synchronize(device):
+        waited.append(device)
+        if is_dead:
+            raise fault
+
+    own = Engine(engine._precisions, engine._processor, "of its own loop")
+    monkeypatch.setattr(device_loop, "decode_together", failing)
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        answer(own, Request((Turn("user", "what is this"),), max_new_tokens=5))
+    assert waited == [own._model.device]
+    assert (own.is_ready, "device can't go on" in caplog.text) == (not is_dead, is_dead)
+
+
 def test_a_long_prompt_lets_others_pass():
     loop, order = DeviceLoop(), []
 

@@ -182,7 +182,7 @@ def test_after_a_failure_who_has_a_token_is_not_run_again(model, monkeypatch, fa
     """By then the ring of a local layer holds the next token, in the column of the oldest one."""
     runner = SlotRunner(model, 8, PLENTY, captures=False)
     answers = [Answer(model, 0), Answer(model, 1, LENGTHS[0])]
-    tasks = [_Task(in_loop(answer, runner), lambda: False) for answer in answers]
+    tasks = [_Task(in_loop(answer, runner), lambda: False, lambda _: None) for answer in answers]
     for task in tasks:
         task.advance()
     for _ in range(WINDOW + 4):

@@ -75,6 +75,12 @@ def test_a_device_that_ends_no_pass_is_unhealthy(replica, monkeypatch):
     job.result(timeout=60)
 
 
+def test_a_device_that_can_not_go_on_is_unhealthy(replica, monkeypatch):
+    monkeypatch.setattr(replica._models.first._loop, "is_lost", True)
+    with pytest.raises(RuntimeError, match="the device can't go on"):
+        asyncio.run(replica.check_health())
+
+
 def test_a_replica_that_is_only_busy_answers_the_check(replica, chat_folder):
     """Threads that never leave the interpreter, a device in the middle of a long pass, and a model that is loaded."""
     ended = threading.Event()
