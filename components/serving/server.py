@@ -121,8 +121,9 @@ class Page(gr.Blocks):
         self.is_shared = value
 
     def queue(self, **options: Any) -> Any:
-        """As in gr.Blocks, but a visitor who doesn't fetch their messages counts as gone."""
-        made = super().queue(**{"max_size": _MAX_EVENTS, **options})
+        """As in gr.Blocks, but nobody can ask for an event that waits past the queue and its limits, and a visitor who
+        doesn't fetch their messages counts as gone."""
+        made = super().queue(**{"max_size": _MAX_EVENTS, "api_open": False, **options})
         queue = self._queue
         # Gradio sorts these statistics again with each event, and this app shows them nowhere.
         queue.ANALYTICS_MAX_EVENTS = 1

@@ -227,6 +227,13 @@ def test_one_session_of_a_program_may_have_so_many_questions_waiting(client, mon
     assert ask(json={**question, "session_hash": "other"}).status_code == 200
 
 
+def test_no_event_that_waits_can_be_asked_for_past_the_queue(page, client):
+    assert page.api_open is False  # by itself, Gradio closes this on a Space alone
+    for method, status in (("look", 404), ("stop", 200)):
+        reply = client.post("/gradio_api/run/predict", json=event(page, method))
+        assert reply.status_code == status, method
+
+
 def test_so_many_requests_at_once(client, monkeypatch):
     monkeypatch.setattr(gate, "MAX_REQUESTS", 2)
     with client.stream("GET", "/gradio_api/heartbeat/one"), client.stream("GET", "/gradio_api/heartbeat/two"):
