@@ -145,8 +145,7 @@ def build_page(
         page.periodic_tasks.append(models.evict)
         build_ask_endpoint(desk)
         page.readers["ask"] = read_arguments
-        has_login, is_shared = (lambda: page.auth is not None), (lambda: page.is_shared)
-        page.programs = Completions(models, api_keys, has_login, is_shared, desk)
+        page.programs = Completions(models, api_keys, page.has_login, lambda: page.is_shared, desk)
     page.queue(default_concurrency_limit=None)
     return page
 

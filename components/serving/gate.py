@@ -28,6 +28,7 @@ from components.serving.frontend import stand_in
 from components.serving.head import WORDS, joined_styles, with_head
 from components.serving.messages import (
     BUSY,
+    LOG_IN,
     NOT_FOUND,
     NOTHING_HERE,
     body_of,
@@ -116,6 +117,8 @@ class Served(Operated, Protocol):
     programs: ASGIApp
     """Answers programs that speak OpenAI's interface."""
 
+    def has_login(self) -> bool: ...
+
     def kinds(self) -> frozenset[str]: ...
 
     def num_inputs(self, event: int | str) -> int | None: ...
@@ -184,6 +187,15 @@ class Gate:
     def _refuse(self, status: int, message: str) -> Response:
         self._operating.count(status)
         return refusal(status, message)
+
+    async def _check_login(self, scope: Scope) -> None:
+        """Asks Gradio, before anything of a request is read, whether its visitor has logged in where the page has a
+        login. Raises RefusedError."""
+        if self._served.has_login():
+            path = f"{scope.get('root_path', '')}{_API}/login_check"
+            asked = {**scope, "path": path, "raw_path": path.encode(), "query_string": b""}
+            if (await whole_answer(self._app, asked, b"cookie")).status_code != 200:
+                raise RefusedError(401, LOG_IN)
 
     async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on to Gradio, without a body."""
@@ -334,6 +346,7 @@ class Gate:
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An event of the page, such as a click. Malformed events are refused before they reach Gradio."""
+        await self._check_login(scope)
         body = await body_of(receive, MAX_BODY_BYTES)
         event = await run_in_threadpool(json_of, body)
         session, fn_index, data = event.get("session_hash"), event.get("fn_index"), event.get("data")
@@ -359,6 +372,7 @@ class Gate:
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A question to `/ask`, with positional or named arguments."""
+        await self._check_login(scope)
         body = await body_of(receive, MAX_BODY_BYTES)
         question = await run_in_threadpool(json_of, body)
         by_place = "/v2/" not in scope["path"]
@@ -411,11 +425,12 @@ class Gate:
         upload = Receiving(self._uploads.folder, self._has_room, most)
         self._receiving[upload] = upload_id
         try:
+            await self._check_login(scope)
             files = await upload.read(scope, receive)
             paths = [
                 await run_in_threadpool(self._add, file, name, bool(upload_id), is_document) for name, file in files
             ]
-        except UploadError as error:
+        except (UploadError, RefusedError) as error:  # as text, which the page shows
             await PlainTextResponse(str(error), error.status)(scope, receive, send)
         else:
             await JSONResponse(paths)(scope, receive, send)
@@ -437,6 +452,7 @@ class Gate:
 
     async def _progress(self, scope: Scope, receive: Receive, send: Send) -> None:
         """How much of an upload has arrived, for its progress bar."""
+        await self._check_login(scope)
         upload_id = query_of(scope).get("upload_id", "")
 
         async def told() -> AsyncIterator[str]:

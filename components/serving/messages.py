@@ -15,17 +15,21 @@ from components.serving.receiving import TOO_LARGE, UNREADABLE, RefusedError, ch
 NOTHING_HERE = "There is nothing at this address."
 BUSY = "The server is handling too many requests. Try again in a minute."
 NOT_FOUND = "This doesn't exist, or no longer does. Reload the page and try again."
+LOG_IN = "You are not logged in, or no longer. Reload the page and log in."
 
 
-async def whole_answer(app: ASGIApp, scope: Scope) -> Response:
-    """What the app answers to anybody who asks for this address: whole, plain, and even if this visitor has left."""
+async def whole_answer(app: ASGIApp, scope: Scope, *kept: bytes) -> Response:
+    """What the app answers to anybody who asks for this address: whole, plain, and even if this visitor has left.
+
+    Of the visitor's headers it gets those named in `kept`, besides the host.
+    """
     answer = Response()
 
     async def never_left() -> Message:
         return await asyncio.get_running_loop().create_future()
 
-    host = [(name, value) for name, value in scope["headers"] if name == b"host"]
-    await app({**scope, "method": "GET", "headers": host}, replayed(b"", never_left), into(answer))
+    headers = [(name, value) for name, value in scope["headers"] if name in (b"host", *kept)]
+    await app({**scope, "method": "GET", "headers": headers}, replayed(b"", never_left), into(answer))
     return answer
 
 

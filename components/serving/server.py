@@ -140,6 +140,10 @@ class Page(gr.Blocks):
         queue.send_message = send_unless_unread  # type: ignore[method-assign,assignment]
         return made
 
+    def has_login(self) -> bool:
+        """Whether visitors must log in (`--auth`)."""
+        return self.auth is not None
+
     def kinds(self) -> frozenset[str]:
         """The kinds of components on the page, such as "chatbot"."""
         return frozenset(block.get_block_name() for block in self.blocks.values())

@@ -333,6 +333,36 @@ def test_uploads_are_bounded(page, client, monkeypatch):
     assert files_in(page.uploads.folder) == before
 
 
+def test_with_a_login_nothing_of_a_stranger_is_read(engine):
+    page = built(engine)
+    launch(page, auth=("me", "a password"))
+    question, address = event(page, "undo", {"text": "a", "files": []}), page.local_url.rstrip("/")
+    try:
+        with httpx.Client(base_url=address, timeout=20) as stranger:
+            before = files_in(page.uploads.folder)
+            refused = [
+                upload(stranger, ("night.png", NIGHT)),
+                upload(stranger, ("night.png", NIGHT), params={"upload_id": "one", "document": "1"}),
+                stranger.get("/gradio_api/upload_progress?upload_id=one"),
+                stranger.post("/gradio_api/queue/join", json=question),
+                # Refused in other words if it were read.
+                *(stranger.post(f"/gradio_api/{path}", content=b"{") for path in ("run/predict", "call/ask")),
+            ]
+            assert [reply.status_code for reply in refused] == [401] * len(refused)
+            assert all(messages.LOG_IN in reply.text for reply in refused)
+            assert refused[0].text == messages.LOG_IN  # which the page shows
+            assert files_in(page.uploads.folder) == before
+        with httpx.Client(base_url=address, timeout=20) as known:
+            assert known.post("/login", data={"username": "me", "password": "a password"}).status_code == 200
+            (path,) = upload(known, ("night.png", NIGHT)).json()
+            assert Path(path).read_bytes() == NIGHT
+            assert known.get("/gradio_api/upload_progress?upload_id=one").status_code == 200
+            assert known.post("/gradio_api/queue/join", json=question).status_code == 200
+            assert known.post("/gradio_api/call/ask", json={"data": [[], "Hi"]}).status_code == 200
+    finally:
+        page.close(verbose=False)
+
+
 def test_an_upload_that_breaks_off_leaves_nothing(page):
     before = files_in(page.uploads.folder)
     head = (

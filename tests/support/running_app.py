@@ -78,15 +78,15 @@ def built(engine: Any, **options: Any) -> Any:
         return build_page(engine, **options)
 
 
-def launch(page: Any) -> None:
-    """Serves the page from this process, on a port of its own.
+def launch(page: Any, **options: Any) -> None:
+    """Serves the page from this process, on a port of its own, with further options of `gradio.Blocks.launch`.
 
     Gradio gives up where another process has taken the port first, or where its own first request isn't answered within
     three seconds, as on a busy machine: then it is launched again.
     """
     for left in (2, 1, 0):
         try:
-            page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+            page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **options)
             return
         except (OSError, ValueError):
             if not left:
