@@ -7,18 +7,24 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 SILENT_S = 60.0
-"""How long a connection may stay open before its first complete request."""
+"""How long a connection may stay open without a complete request, before its first one and after each answer."""
 
 _MAX_LOG_RECORDS = 100
 _LOG_PERIOD_S = 60.0
 
 
 def close_silent(connections: Iterable[Any], silent: MutableMapping[Any, float]) -> None:
-    """Closes uvicorn's connections that stay too long without a request; `silent` holds since when each is silent."""
+    """Closes uvicorn's connections that stay too long without a request.
+
+    `silent` holds since when each is silent: by the connection before its first request, then by the last one's cycle.
+    uvicorn's own time limit after an answer ends with the first byte that comes, as if that were a request.
+    """
     for connection in list(connections):
-        if connection.cycle is not None:  # after its first request uvicorn's own time limit applies
-            silent.pop(connection, None)
-        elif time.monotonic() - silent.setdefault(connection, time.monotonic()) > SILENT_S:
+        cycle = connection.cycle
+        if cycle is not None and not cycle.response_complete:
+            continue
+        last = connection if cycle is None else cycle
+        if time.monotonic() - silent.setdefault(last, time.monotonic()) > SILENT_S:
             connection.transport.close()
 
 

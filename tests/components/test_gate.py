@@ -415,24 +415,58 @@ def test_uploads_of_programs_are_told_to_nobody(page, client, query):
         assert client.get(f"/gradio_api/upload_progress{query}").text.strip() == 'data: {"msg": "done"}'
 
 
-def test_silent_connections_are_closed(page, client, monkeypatch):
+WHOLE = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_silent_connections_are_closed(page, client, monkeypatch, whole):
+    """Also those that fall silent in a later request, when uvicorn waits for them without end."""
     monkeypatch.setattr(limits, "SILENT_S", 0.2)
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as silent:
+        for _ in range(whole):
+            silent.sendall(WHOLE)
+            assert b'"alive"' in answer_on(silent)
         silent.sendall(b"GET / HTTP")
         connections, since = page.server.server_state.connections, {}
         end = time.monotonic() + 5
         while not connections:
             assert time.monotonic() < end
-        loop = page.server.servers[0].get_loop()
-
-        async def sweep():
-            limits.close_silent(connections, since)
-
-        asyncio.run_coroutine_threadsafe(sweep(), loop).result(5)
+        sweep = partial(on_its_loop, page, lambda: limits.close_silent(connections, since))
+        sweep()
         time.sleep(0.4)
-        asyncio.run_coroutine_threadsafe(sweep(), loop).result(5)
+        sweep()
         assert silent.recv(100) == b""
     assert client.get("/config").status_code == 200
+
+
+def test_a_connection_is_silent_since_its_last_request(page, monkeypatch):
+    monkeypatch.setattr(limits, "SILENT_S", 0.5)
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as asking:
+        connections, since = page.server.server_state.connections, {}
+        for _ in range(4):
+            asking.sendall(WHOLE)
+            assert b'"alive"' in answer_on(asking)
+            on_its_loop(page, lambda: limits.close_silent(connections, since))
+            time.sleep(0.3)
+
+
+def answer_on(connection):
+    """The whole answer to a short request that is sent by hand."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        more = connection.recv(1000)
+        assert more
+        answer += more
+    return answer
+
+
+def on_its_loop(page, act):
+    """Calls `act` in the thread of the page's server."""
+
+    async def called():
+        return act()
+
+    return asyncio.run_coroutine_threadsafe(called(), page.server.servers[0].get_loop()).result(10)
 
 
 def test_log_lines_are_bounded():
