@@ -149,7 +149,7 @@ class Gate:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, receive, self._with_headers(send))
-        # Web sockets are not used: without an answer the server refuses them.
+        # Web sockets are not used: the server takes none (limits.py), and others refuse them without an answer.
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"

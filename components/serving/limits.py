@@ -1,4 +1,4 @@
-"""Limits of the process itself: open files, silent connections, lines in the log."""
+"""Limits of the process itself: open files, what connections speak, those that are silent, lines in the log."""
 
 import logging
 import sys
@@ -6,11 +6,23 @@ import time
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
+from uvicorn.config import HTTP_PROTOCOLS, WS_PROTOCOLS
+
 SILENT_S = 60.0
 """How long a connection may stay open without a complete request, before its first one and after each answer."""
 
 _MAX_LOG_RECORDS = 100
 _LOG_PERIOD_S = 60.0
+
+
+def speak_http_alone() -> None:
+    """Has uvicorn read requests with h11, and no web sockets, which this app doesn't use.
+
+    h11 gives up at 16 KB of a head that doesn't end. By itself uvicorn takes httptools where it is installed, as Ray
+    does, and that keeps as many headers as come. Gradio starts uvicorn and passes neither choice on.
+    """
+    HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
+    WS_PROTOCOLS["auto"] = WS_PROTOCOLS["none"]
 
 
 def close_silent(connections: Iterable[Any], silent: MutableMapping[Any, float]) -> None:

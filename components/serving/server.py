@@ -26,7 +26,7 @@ from components.chat.conversation import Conversation
 from components.chat.panel import prepare
 from components.serving.desk import FrontDesk, Operation
 from components.serving.gate import MAX_REQUESTS, Gate
-from components.serving.limits import allow_open_files, close_silent, limit_logs
+from components.serving.limits import allow_open_files, close_silent, limit_logs, speak_http_alone
 from components.serving.messages import NOTHING_HERE
 from components.serving.receiving import UNREADABLE
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
@@ -312,6 +312,7 @@ class Page(gr.Blocks):
     def launch(self, *args: Any, **options: Any) -> Any:
         declare_pictures()
         allow_open_files(2 * _MAX_CONNECTIONS)
+        speak_http_alone()
         ours = (name for name in logging.root.manager.loggerDict if name.startswith(("components.", "gemma3_core.")))
         limit_logs("uvicorn.error", "asyncio", *ours)
         # uvicorn reads it now; without it, anybody on this machine could say that another address asks.

@@ -21,6 +21,7 @@ from places import EXAMPLES
 from plain_words import is_plain
 from running_app import ScriptedEngine, built, launch
 from starlette.responses import StreamingResponse
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from window import DEMO
 
 from components.chat import handlers as chat_handlers
@@ -437,6 +438,28 @@ def test_silent_connections_are_closed(page, client, monkeypatch, whole):
         sweep()
         assert silent.recv(100) == b""
     assert client.get("/config").status_code == 200
+
+
+def test_headers_are_bounded(lasting_page):
+    """Whatever is installed: with httptools, which Ray brings, uvicorn would keep all that come."""
+    assert lasting_page.server.config.http_protocol_class is H11Protocol
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as endless:
+        try:
+            endless.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n")
+            endless.sendall(b"".join(b"x-%d: %s\r\n" % (number, b"y" * 1000) for number in range(200)))
+            told = endless.recv(100)
+        except ConnectionError:  # closed before all of them had come
+            told = b""
+    assert told == b"" or told.split()[1] in (b"400", b"431")
+
+
+def test_web_sockets_are_not_opened(page):
+    """They would be connections without requests, which the sweep of silent ones does not know."""
+    with socket.create_connection((page.server_name, page.server_port), timeout=10) as asking:
+        wanted = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+        asking.sendall(WHOLE[:-2] + wanted + b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+        assert answer_on(asking).startswith(b"HTTP/1.1 200 ")
+        on_its_loop(page, lambda: limits.close_silent(page.server.server_state.connections, {}))
 
 
 def test_a_connection_is_silent_since_its_last_request(page, monkeypatch):
