@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urljoin, urlsplit
 
@@ -18,8 +19,9 @@ def fetch_image(url: str, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 async def _fetch(url: str, limits: ImageLimits) -> bytes:
     import httpx
 
-    host = urlsplit(url).hostname or "the address"
+    host = "the address"
     try:
+        host = urlsplit(url).hostname or host
         async with asyncio.timeout(limits.timeout):
             return await _follow(url, limits)
     except ImageError:
@@ -65,11 +67,16 @@ async def _request(url: str, limits: ImageLimits) -> tuple[bytes | None, str]:
 
 
 async def _public_address(host: str) -> str:
-    """An IP address of the host. Raises ValueError unless it is public: a visitor must not reach the server's own
-    network through a picture's address."""
-    from safehttpx import async_validate_url
+    """A public IP address of the host, which is then the one that is connected to: a visitor must not reach the
+    server's own network through a picture's address. Raises ValueError if there is none, and OSError.
 
-    address = await async_validate_url(host)
-    if not ipaddress.ip_address(address).is_global:
-        raise ValueError(f"{host} is not a public address")
-    return address
+    safehttpx's own look-up is not used: it keeps tasks that belong to another fetch's event loop, and asks a resolver
+    on the net about names of the server's own network.
+    """
+    from safehttpx import is_public_ip
+
+    for *_, place in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
+        address = str(place[0])
+        if is_public_ip(address) and ipaddress.ip_address(address).is_global:
+            return address
+    raise ValueError(f"{host} has no public address")

@@ -352,6 +352,7 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}]}
         ({"messages": about(picture_at("/etc/passwd"))}, 400, "messages.0"),
         ({"messages": about(picture_at("file:///etc/passwd"))}, 400, "messages.0"),
         ({"messages": about(picture_at("http://127.0.0.1/x.png"))}, 400, "messages.0"),
+        ({"messages": about(picture_at("http://["))}, 400, "messages.0"),
         ({"messages": about(picture_at("data:image/png;base64,AAAA"), "x")}, 400, None),
         ({"messages": about({"type": "input_audio", "input_audio": {}})}, 400, "messages.0"),
         ({"messages": about(*[picture_at("http://x.invalid/")] * 17)}, 400, "messages.0"),

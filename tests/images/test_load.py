@@ -1,19 +1,25 @@
 """Anything that holds a picture becomes an upright RGB picture, or an error that says what to do."""
 
+import asyncio
 import base64
 import io
 import os
 import re
+import socket
 import struct
 import sys
 import threading
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import safehttpx
 import torch
 from PIL import Image
 from png import png_header
@@ -21,6 +27,7 @@ from warm import ran
 
 from gemma3_core.errors import ImageError
 from gemma3_core.images import fetch
+from gemma3_core.images.fetch import fetch_image
 from gemma3_core.images.limits import ImageLimits
 from gemma3_core.images.load import decode_base64, load_image, read_header
 
@@ -558,6 +565,52 @@ def test_private_addresses_are_refused(host):
         load_image(f"http://{host}/a.png", ImageLimits(timeout=5))
 
 
+@pytest.mark.parametrize("address", ["http://[", "http://[::1", "https://]/a.png", "http://a\uff0fb/", "http://\0/"])
+def test_broken_addresses_are_refused(address):
+    with pytest.raises(ImageError, match=r"^The picture could not be fetched from .*Check the address"):
+        load_image(address, ImageLimits(timeout=5))
+
+
+def test_private_addresses_are_refused_at_the_same_moment(monkeypatch):
+    """Each fetch has an event loop of its own, so it may not wait for what another one has begun."""
+
+    async def slowly(*_, **__):
+        await asyncio.sleep(0.5)
+        raise httpx.ConnectError("no net")
+
+    def refused(after_s):
+        time.sleep(after_s)
+        with pytest.raises(ImageError, match="could not be fetched"):
+            fetch_image("http://127.0.0.2/a.png", ImageLimits(timeout=5))
+
+    monkeypatch.setattr(httpx.AsyncClient, "get", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(refused, (0.0, 0.2)))
+
+
+def test_of_a_hosts_addresses_a_public_one_is_taken_and_nobody_else_is_asked(monkeypatch):
+    private = ["127.0.0.1", "10.0.0.1", "100.64.0.1", "224.0.0.1", "240.0.0.1", "::1", "fe80::1", "::ffff:8.8.8.8"]
+    asked = []
+
+    async def others(host):
+        asked.append(host)
+        return ["8.8.8.8"]
+
+    def found(*addresses):
+        places = [
+            (socket.AF_INET6 if ":" in address else socket.AF_INET, 1, 6, "", (address, 0)) for address in addresses
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+        return asyncio.run(fetch._public_address("pictures.example"))
+
+    monkeypatch.setattr(safehttpx, "async_resolve_hostname_google", others)
+    assert found(*private, "8.8.8.8", "10.0.0.2") == "8.8.8.8"
+    assert found("2606:4700::1111") == "2606:4700::1111"
+    with pytest.raises(ValueError, match="no public address"):
+        found(*private)
+    assert asked == []
+
+
 @pytest.fixture
 def _any_address_is_public(monkeypatch):
     """The test's own server is on a private address; only `inner` stays out of reach."""
@@ -598,8 +651,6 @@ class TestDownload:
             load_image(f"{server}/gzip")
 
     def test_it_works_inside_an_event_loop(self, server, gradient_picture):
-        import asyncio
-
         async def ask():
             return load_image(f"{server}/a")
 
@@ -608,8 +659,6 @@ class TestDownload:
 
 @pytest.mark.usefixtures("_any_address_is_public")
 def test_a_silent_server_is_given_up():
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ImageError, match=r"within 0\.3 s|could not be fetched"):
