@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -128,6 +129,8 @@ class Page(gr.Blocks):
         # Gradio sorts these statistics again with each event, and this app shows them nowhere.
         queue.ANALYTICS_MAX_EVENTS = 1
         queue.compute_analytics_summary = lambda _records: {}  # type: ignore[method-assign]
+        # A stream looks its window up here; one that was forgotten while it sent its last message has no events left.
+        queue.pending_event_ids_session = defaultdict(set)
         send = queue.send_message
 
         def send_unless_unread(event: Any, message: Any) -> None:
@@ -176,8 +179,10 @@ class Page(gr.Blocks):
     def is_told(self, name: str) -> bool:
         """Whether there are messages for this browser window, or for the event with this id."""
         queue = self._queue
-        known = name in queue.pending_messages_per_session or name in queue.event_ids_to_events
-        return known or any(name in events for events in queue.pending_event_ids_session.values())
+        windows, events = queue.pending_messages_per_session, queue.pending_event_ids_session
+        if name in windows or name in queue.event_ids_to_events:
+            return True
+        return any(name in events.get(session, ()) for session in windows)  # an event that has ended
 
     async def process_api(  # type: ignore[override]
         self, block_fn: Any, inputs: list[Any], **options: Any
@@ -299,6 +304,7 @@ class Page(gr.Blocks):
                 logger.exception("the clean-up failed; it is tried again")
 
     async def _clean_up(self, silent: MutableMapping[Any, float]) -> None:
+        self._forget_ended()
         gone = set(await asyncio.to_thread(self.uploads.sweep, KEPT_UNUSED_S))
         for names in self.temp_file_sets:
             names -= gone
@@ -308,6 +314,19 @@ class Page(gr.Blocks):
         if server is not None:
             server.config.limit_concurrency = _MAX_CONNECTIONS
             close_silent(server.server_state.connections, silent)
+
+    def _forget_ended(self) -> None:
+        """Forgets ended events of windows that have no messages left to fetch.
+
+        By itself Gradio keeps each window for ever, and each event whose end nobody has fetched.
+        """
+        queue = self._queue
+        for session, events in list(queue.pending_event_ids_session.items()):
+            unread = queue.pending_messages_per_session.get(session)
+            if unread is None or unread.empty():
+                events.intersection_update(queue.event_ids_to_events)
+                if not events:
+                    del queue.pending_event_ids_session[session]
 
     def launch(self, *args: Any, **options: Any) -> Any:
         declare_pictures()

@@ -254,6 +254,32 @@ def test_who_fetches_nothing_is_taken_to_have_left(page, engine, client, monkeyp
     assert page._queue.pending_messages_per_session["window"].qsize() < 40
 
 
+def test_of_windows_whose_events_have_ended_nothing_stays(page, client):
+    queue = page._queue
+    queue.pending_messages_per_session.max_size = 10
+    windows = [f"made-up-{number}" for number in range(50)]
+    question = partial(event, page, "undo", {"text": "a", "files": []})
+    joined = [client.post("/gradio_api/queue/join", json=question(session=window)) for window in windows]
+    events = [reply.json()["event_id"] for reply in joined]
+    end = time.monotonic() + 10
+    while queue.event_ids_to_events:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    swept(page, {})
+    assert list(queue.pending_event_ids_session) == windows[40:]  # who may still ask how it ended
+    assert page.is_told(windows[-1])
+    assert page.is_told(events[-1])
+    assert not page.is_told(windows[0])
+    assert not page.is_told(events[0])
+    del queue.pending_event_ids_session[windows[-1]]  # as if it were forgotten while a stream sends its last message
+    for window in windows[40:]:
+        told = client.get("/gradio_api/queue/data", params={"session_hash": window}).text
+        assert "process_completed" in told
+        assert "unexpected_error" not in told
+    swept(page, {})
+    assert queue.pending_event_ids_session == {}
+
+
 def messages_of(stream):
     """The messages of a stream, as they come."""
     for line in stream.iter_lines():
@@ -432,7 +458,7 @@ def test_silent_connections_are_closed(page, client, monkeypatch, whole):
         end = time.monotonic() + 5
         while not connections:
             assert time.monotonic() < end
-        sweep = partial(on_its_loop, page, lambda: limits.close_silent(connections, since))
+        sweep = partial(swept, page, since)
         sweep()
         time.sleep(0.4)
         sweep()
@@ -459,17 +485,17 @@ def test_web_sockets_are_not_opened(page):
         wanted = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
         asking.sendall(WHOLE[:-2] + wanted + b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
         assert answer_on(asking).startswith(b"HTTP/1.1 200 ")
-        on_its_loop(page, lambda: limits.close_silent(page.server.server_state.connections, {}))
+        swept(page, {})
 
 
 def test_a_connection_is_silent_since_its_last_request(page, monkeypatch):
     monkeypatch.setattr(limits, "SILENT_S", 0.5)
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as asking:
-        connections, since = page.server.server_state.connections, {}
+        since: dict = {}
         for _ in range(4):
             asking.sendall(WHOLE)
             assert b'"alive"' in answer_on(asking)
-            on_its_loop(page, lambda: limits.close_silent(connections, since))
+            swept(page, since)
             time.sleep(0.3)
 
 
@@ -483,13 +509,9 @@ def answer_on(connection):
     return answer
 
 
-def on_its_loop(page, act):
-    """Calls `act` in the thread of the page's server."""
-
-    async def called():
-        return act()
-
-    return asyncio.run_coroutine_threadsafe(called(), page.server.servers[0].get_loop()).result(10)
+def swept(page, silent):
+    """One round of what the page does every SWEEP_S, in its server's thread."""
+    asyncio.run_coroutine_threadsafe(page._clean_up(silent), page.server.servers[0].get_loop()).result(10)
 
 
 def test_log_lines_are_bounded():
