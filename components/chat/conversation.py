@@ -3,6 +3,8 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,14 @@ class Exchange:
     @property
     def answer(self) -> str:
         return self.answered.done.text
+
+    @cached_property
+    def turns(self) -> tuple[Turn, Turn]:
+        """The question with its pan & scan setting, and the answer.
+
+        Each question after it holds them, so they are made once: a conversation would otherwise grow as its square.
+        """
+        return replace(self.question, pan_and_scan=self.pan_and_scan), Turn("assistant", self.answer)
 
     @property
     def values(self) -> tuple[FieldValue, ...]:
@@ -63,11 +73,7 @@ class Conversation:
 
     def turns(self, question: Turn) -> tuple[Turn, ...]:
         """All turns so far, each with its own pan & scan setting, followed by `question`."""
-        turns: list[Turn] = []
-        for exchange in self.exchanges:
-            asked = replace(exchange.question, pan_and_scan=exchange.pan_and_scan)
-            turns += [asked, Turn("assistant", exchange.answer)]
-        return (*turns, question)
+        return (*chain.from_iterable(exchange.turns for exchange in self.exchanges), question)
 
     def pictures(self) -> list[str]:
         """Paths of all pictures that the page shows or may show again."""
