@@ -3,8 +3,10 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -55,6 +57,8 @@ REPLACED_ALL = "The earlier answer and what came after it are replaced."
 
 _SHORT_CONVERSATION = 2000
 """Characters. All words of a conversation are read again to see whether a picture mattered."""
+_MOST_LOOKS = 4
+"""Conversations whose pictures' sizes are read at the same time, for a region that was drawn on one."""
 
 Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversation's state and the notice
 
@@ -98,6 +102,7 @@ class ChatHandlers:
         self._answers = (lambda _asker, *asked: models.astream(*asked)) if ask is None else ask
         self.running = RunningAnswers()
         self.previews = Previews(models, self.running, caption)
+        self._looks = ThreadPoolExecutor(_MOST_LOOKS, "closer-look")
 
     async def send(
         self,
@@ -177,8 +182,8 @@ class ChatHandlers:
 
         The question after it reads the new answer. What came after the earlier one is replaced.
         """
-        index = _index(number, conversation)
-        if index is None or conversation.changing is not None:
+        index, window = _index(number, conversation), window_of(request)
+        if index is None or conversation.changing is not None or window in self.running:
             yield page_update()
             return
         exchange, kept = conversation.exchanges[index], conversation.up_to(index)
@@ -187,9 +192,14 @@ class ChatHandlers:
             return
         choices, first = replace(Choices(*values), model=exchange.stats.model), exchange.first or exchange
         try:
-            drawn = await asyncio.to_thread(self._drawn, exchange, region) if region else None
+            with self.running.entry(window) as running:
+                look = partial(self._drawn, exchange, region)
+                drawn = await asyncio.get_running_loop().run_in_executor(self._looks, look) if region else None
         except Gemma3Error as error:
             yield page_update(notice=composer.missing(str(error)) + composer.notice(conversation))
+            return
+        if running.discarded or running.stop.is_set():
+            yield page_update(box=composer.waiting())
             return
         question = closer_question(exchange, drawn)
         async with aclosing(

@@ -6,9 +6,11 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -36,6 +38,8 @@ _BUDGETS = {
 _NEW_LINK = "Ask whoever gave it to you for a new one."
 _DRAINED_S, _SOON_S = 30, 5
 """After how many seconds programs try again, where the server restarts and where own answers are being written."""
+_MOST_BEGINNING = 16
+"""Questions that wait at the same time for a ledger on another machine."""
 
 
 MOST_PICTURES = 100_000
@@ -77,6 +81,8 @@ class FrontDesk:
     def __init__(self, models: ModelRegistry, operation: Operation):
         self._models, self._ledger, self._watchers = models, operation.ledger, [*operation.watchers]
         self.callers, self.behind_proxy = Callers(operation.knows_addresses), operation.behind_proxy
+        # Not the event loop's own few threads: whatever else takes long there would keep every question out.
+        self._beginning = ThreadPoolExecutor(_MOST_BEGINNING, "ledger")
         self._changed = threading.Condition()
         self._asked_about: OrderedDict[bytes, None] = OrderedDict()
         self._running = 0
@@ -194,8 +200,8 @@ class FrontDesk:
         """The question's number in the ledger. Raises NotNowError."""
         if self.is_draining:
             raise NotNowError(DRAINING, "draining", _DRAINED_S)
-        # In a thread, because the ledger may stand on another machine.
-        beginning = asyncio.ensure_future(asyncio.to_thread(self._ledger.begin, visitor, questions, pictures))
+        begin = partial(self._ledger.begin, visitor, questions, pictures)
+        beginning = asyncio.get_running_loop().run_in_executor(self._beginning, begin)
         try:
             begun = await asyncio.shield(beginning)
         except asyncio.CancelledError:  # the visitor left

@@ -44,6 +44,7 @@ from gemma3_core.engine import (
     ModelRegistry,
     PartialSampling,
     PicturePreview,
+    PromptView,
     Request,
     StageEvent,
     TokenChoices,
@@ -415,6 +416,69 @@ def test_a_second_click_while_an_answer_is_written_changes_nothing(act):
 
     assert while_answering(handlers, acts[act](), second) == [(gr.skip(),) * 4]
     assert len(engine.requests) == 1
+
+
+class Reading(Waiting):
+    """Reads the sizes of a conversation's pictures, one of 100 by 100 pixels, once it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = 0
+
+    def inspect(self, _request):
+        self.read += 1
+        self.may_end.wait(10)
+        return PromptView((), (SimpleNamespace(box=Box(0, 0, 100, 100), crop=None),))
+
+
+REGION = "0 0.1 0.1 0.5 0.5"
+
+
+def test_no_region_is_looked_at_while_an_answer_is_written():
+    conversation, engine = Conversation((seen("It is too small."),)), Reading()
+    handlers = ChatHandlers(ModelRegistry(engine), ())
+
+    async def second():
+        return [update async for update in handlers.look_closer(0, REGION, conversation, Window(), *VALUES)]
+
+    assert while_answering(handlers, handlers.retry(0, conversation, Window(), *VALUES), second) == [(gr.skip(),) * 4]
+    assert engine.read == 0
+
+
+def test_of_regions_that_one_window_draws_at_once_the_first_is_looked_at():
+    conversation, engine = Conversation((seen("It is too small."),)), Reading()
+    handlers = ChatHandlers(ModelRegistry(engine), ())
+
+    async def look():
+        return [update async for update in handlers.look_closer(0, REGION, conversation, Window(), *VALUES)]
+
+    async def looks():
+        first = asyncio.ensure_future(look())
+        while not engine.read:
+            await asyncio.sleep(0.01)
+        others = [await look() for _ in range(3)]
+        engine.may_end.set()
+        return await first, others
+
+    first, others = asyncio.run(looks())
+    assert others == [[(gr.skip(),) * 4]] * 3
+    assert engine.read == 1
+    assert first[-1][2].exchanges[0].question.crops == ((Box(10, 10, 50, 50),),)
+
+
+def test_what_is_cleared_while_its_region_is_looked_at_is_not_asked_again():
+    conversation, engine = Conversation((seen("It is too small."),)), Reading()
+    handlers = ChatHandlers(ModelRegistry(engine), ())
+
+    async def cleared_meanwhile():
+        clearing = asyncio.ensure_future(handlers.clear(typed(""), conversation, Window()))
+        await asyncio.sleep(0.05)
+        engine.may_end.set()
+        return await clearing
+
+    begun = handlers.look_closer(0, REGION, conversation, Window(), *VALUES)
+    assert while_answering(handlers, begun, cleared_meanwhile)[2].exchanges == ()
+    assert engine.requests == []
 
 
 def test_a_question_sent_while_an_answer_is_written_comes_back():

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -630,6 +631,25 @@ def test_whoever_leaves_before_the_ledger_has_answered_uses_nothing():
     asyncio.run(leave())
     assert desk.running == 0
     assert isinstance(MemoryLedger.begin(ledger, "address 192.0.2.1", 1, 0), int)
+
+
+def test_a_question_begins_while_something_else_takes_the_event_loops_threads():
+    engine, desk = scripted()
+    engine.let_through(*engine.go_on)
+    go_on = threading.Event()
+
+    async def asked():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        blocked = [asyncio.ensure_future(asyncio.to_thread(go_on.wait, 20)) for _ in range(4)]
+        await asyncio.sleep(0.1)  # until they have taken them
+        try:
+            async with asyncio.timeout(10), aclosing(desk.astream(Caller("v1"), None, question())) as events:
+                return [event async for event in events]
+        finally:
+            go_on.set()
+            await asyncio.wait(blocked)
+
+    assert isinstance(asyncio.run(asked())[-1], DoneEvent)
 
 
 def test_the_page_counts_a_pictures_first_question_alone_and_programs_each():
