@@ -10,6 +10,7 @@ from gemma3_core.engine import Box, Crops, Gemma3Error
 _FILE = {"meta": {"_type": "gradio.FileData"}}
 _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _SHOWN = 30  # characters of a wrong value in a message
+_LONGEST_JSON = 100_000  # characters; all boxes that a question may have are far shorter
 
 
 def read_arguments(given: Sequence[Any]) -> list[Any]:
@@ -87,6 +88,8 @@ def _schema(name: str, value: Any) -> str | None:
 
 
 def _json(name: str, value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _LONGEST_JSON:
+        raise Gemma3Error(f"“{name}” may have at most {_LONGEST_JSON:,} characters, got {len(value):,}.")
     if not isinstance(value, str) or value.strip() in ("", "auto"):
         return None if value == "" else value
     try:
@@ -123,7 +126,7 @@ def _short(value: Any) -> str:
     """A wrong value for a message: its beginning, or what it is, in JSON's words."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value[: _SHOWN + 1] if isinstance(value, str) else value, ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

@@ -473,6 +473,7 @@ WRONG = [
     ([[PICTURE] * 17, "Hi"], "At most 16 pictures may be given by address or as data."),
     ([None, "Hi", *[None] * 9], "At most 10 arguments are taken"),
     ([PICTURE, "Hi", *[None] * 6, "all"], '“crops” is neither “auto” nor JSON: "all".'),
+    ([PICTURE, "Hi", *[None] * 6, "[" * 200_000], "“crops” may have at most 100,000 characters, got 200,000."),
     ([PICTURE, "Hi", *[None] * 6, [None, None]], "a list with one entry per picture, got 2 for 1"),
     ([PICTURE, "Hi", *[None] * 6, "[[[0, 0, 9]]]"], "a list of boxes [left, top, right, bottom]"),
     ([PICTURE, "Hi", *[None] * 6, [[[0, 0, "9", 9]]]], "A crop must be four whole numbers"),
