@@ -23,7 +23,9 @@ from components.openai.asked import Asked, WrongError, error_of, read_request
 from components.openai.told import pieces, streamed_answer, whole_answer
 from components.serving.callers import Caller, headers_of, is_from_here
 from components.serving.desk import FrontDesk, Operation
-from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, RefusedError, chunks
+from components.serving.fetching import Fetches
+from components.serving.messages import MAX_VALUES, body_of
+from components.serving.receiving import TOO_LARGE, UNREADABLE, GoneError, Held, RefusedError, Room
 from components.serving.server import UNEXPECTED
 from gemma3_core.engine import Gemma3Error, ModelRegistry, fetch_image, read_data_url
 
@@ -36,44 +38,31 @@ MAX_HELD_BYTES = 128_000_000
 programs together, so that strangers leave room for these."""
 MAX_FETCHES = 2
 """Pictures that are fetched at the same time, for each of the two."""
-MAX_VALUES = 200_000
-"""Values in one request's JSON, each of which takes far more memory than its text."""
 
 
-class _Room:
+class _CallersRoom(Room):
     """What the requests of some callers hold together."""
 
     def __init__(self) -> None:
-        self.num_bytes = 0
-        self.fetching = asyncio.Semaphore(MAX_FETCHES)
+        super().__init__()
+        self.fetching, self.fetches = asyncio.Semaphore(MAX_FETCHES), Fetches()
 
 
-class _Held:
+class _Holding(Held):
     """What one request holds of its callers' room until it is answered."""
 
-    def __init__(self, room: _Room):
-        self._room, self._num_bytes = room, 0
-
-    def __enter__(self) -> "_Held":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._room.num_bytes -= self._num_bytes
-
-    def add(self, num_bytes: int) -> None:
-        """Counts bytes. Raises WrongError if all requests together hold too many."""
-        self._num_bytes += num_bytes
-        self._room.num_bytes += num_bytes
-        if self._room.num_bytes > MAX_HELD_BYTES:
-            raise WrongError("The server receives too much at once. Try again in a minute.", status=503)
+    def __init__(self, room: _CallersRoom, visitor: str):
+        super().__init__(room, MAX_HELD_BYTES)
+        self._fetches, self._fetching, self._visitor = room.fetches, room.fetching, visitor
 
     async def picture(self, address: str) -> bytes:
-        """The picture's file, from a data URL or an address. Raises Gemma3Error, WrongError."""
+        """The picture's file, from a data URL or an address. Raises Gemma3Error, RefusedError."""
         if address.startswith("data:"):
             data = await _to_its_end(read_data_url, address)
         else:
-            async with self._room.fetching:
-                data = await _to_its_end(fetch_image, address)
+            with self._fetches.counted(self._visitor, 1):
+                async with self._fetching:
+                    data = await _to_its_end(fetch_image, address)
         self.add(len(data))
         return data
 
@@ -96,7 +85,7 @@ class Completions:
         self._desk = FrontDesk(models, Operation()) if desk is None else desk
         self._models, self._keys, self._has_login, self._is_shared = models, tuple(keys), has_login, is_shared
         self._running: Counter[str] = Counter()
-        self._rooms = {is_known: _Room() for is_known in (True, False)}
+        self._rooms = {is_known: _CallersRoom() for is_known in (True, False)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -105,7 +94,7 @@ class Completions:
             if scope["method"] == "GET":
                 await self._listed(path)(scope, receive, send)
                 return
-            with _Held(self._rooms[is_known]) as held:
+            with _Holding(self._rooms[is_known], caller.visitor) as held:
                 content = await run_in_threadpool(_read, await _body(scope, receive, held))
                 asked = await _unless_left(read_request(content, self._models.names, held.picture), receive)
                 del content
@@ -115,6 +104,8 @@ class Completions:
                         await self._answer(asked, caller, scope, receive, send)
         except WrongError as wrong:
             await wrong.response()(scope, receive, send)
+        except RefusedError as refused:
+            await WrongError(str(refused), status=refused.status).response()(scope, receive, send)
         except GoneError:
             return
         except Exception:
@@ -185,21 +176,12 @@ class Completions:
             await JSONResponse(whole)(scope, receive, send)
 
 
-async def _body(scope: Scope, receive: Receive, held: _Held) -> bytes:
+async def _body(scope: Scope, receive: Receive, held: Held) -> bytes:
     kind = dict(scope["headers"]).get(b"content-type", b"").split(b";")[0].strip().lower()
     # Other sites' pages can send this kind only after the browser has asked, and it is told no.
     if kind != b"application/json":
         raise WrongError("Send JSON, with the header Content-Type: application/json.", status=415)
-    body = bytearray()
-    try:
-        async for chunk in chunks(receive):
-            body += chunk
-            held.add(len(chunk))
-            if len(body) > MAX_BODY_BYTES:
-                raise WrongError(TOO_LARGE, status=413)
-    except RefusedError as refused:
-        raise WrongError(str(refused), status=refused.status) from None
-    return bytes(body)
+    return await body_of(receive, MAX_BODY_BYTES, held)
 
 
 async def _unless_left(answer: Any, receive: Receive) -> Any:

@@ -242,6 +242,8 @@ def _cut(turns: tuple[Turn, ...], crops: Any) -> tuple[Turn, ...]:
 async def _picture(address: str, where: str, read: Callable[[str], Awaitable[bytes]]) -> bytes:
     try:
         return await read(address)
+    except NotNowError as error:
+        raise error_of(error) from None
     except Gemma3Error as error:
         raise WrongError(str(error), where) from None
 

@@ -28,13 +28,14 @@ from components.serving.frontend import stand_in
 from components.serving.head import WORDS, joined_styles, with_head
 from components.serving.messages import (
     BUSY,
+    HELD_BYTES,
     LOG_IN,
     NOT_FOUND,
     NOTHING_HERE,
     body_of,
     bounded,
     into,
-    json_of,
+    json_body,
     plain,
     query_of,
     refusal,
@@ -43,7 +44,7 @@ from components.serving.messages import (
 )
 from components.serving.operating import ROUTES as OPERATORS_ROUTES
 from components.serving.operating import Operated, Operating
-from components.serving.receiving import UNREADABLE, GoneError, Receiving, RefusedError
+from components.serving.receiving import UNREADABLE, GoneError, Held, Receiving, RefusedError, Room
 from components.serving.uploads import MAX_DOCUMENT_BYTES, MAX_FILE_BYTES, UploadError, Uploads
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ MAX_REQUESTS = 1000
 """Requests that are open at the same time, streams included. An open page has one or two."""
 MAX_BODY_BYTES = 8_000_000
 """The JSON of one request. The composer accepts a million characters."""
+MAX_HELD_BYTES = 256_000_000
+"""JSON of all requests that arrive or are answered and of all events that wait, with the memory of its values."""
 MAX_ARRIVING_BYTES = 500_000_000
 """Uploads that are arriving, for all visitors together."""
 MAX_WAITING_EVENTS = 32
@@ -125,6 +128,8 @@ class Served(Operated, Protocol):
 
     def num_waiting(self, session: str) -> int: ...
 
+    def num_waiting_bytes(self) -> int: ...
+
     def has_messages(self, session: str) -> bool: ...
 
     def is_told(self, name: str) -> bool: ...
@@ -137,6 +142,7 @@ class Gate:
         self._app, self._served, self._uploads, self._headers = app, served, uploads, headers
         self._operating = Operating(served)
         self._requests = 0
+        self._room = Room(served.num_waiting_bytes)
         self._heartbeats: Counter[str] = Counter()
         self._receiving: dict[Receiving, str] = {}
         """Uploads that are arriving, with the ids that the page gave them."""
@@ -347,46 +353,46 @@ class Gate:
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An event of the page, such as a click. Malformed events are refused before they reach Gradio."""
         await self._check_login(scope)
-        body = await body_of(receive, MAX_BODY_BYTES)
-        event = await run_in_threadpool(json_of, body)
-        session, fn_index, data = event.get("session_hash"), event.get("fn_index"), event.get("data")
-        expected = self._served.num_inputs(fn_index) if type(fn_index) is int else None
-        checks = (
-            isinstance(session, str) and _SESSION.fullmatch(session),
-            isinstance(data, list) and len(data) == expected,
-            isinstance(event.get("trigger_id"), int | None),
-            event.keys() <= {"session_hash", "fn_index", "data", "event_data", "trigger_id", "event_id"},
-        )
-        if not all(checks):
-            raise RefusedError(422, UNREADABLE)
-        if self._served.num_waiting(str(session)) >= MAX_WAITING_EVENTS:
-            raise RefusedError(429, WAITING_ALREADY)
-        if (told := event.get("event_data")) is not None:
-            # Only the number of a choice is used; the server knows the rest.
-            index = told.get("index") if isinstance(told, dict) else None
-            event["event_data"] = {"index": index if type(index) is int else None, "value": None}
-            body = orjson.dumps(event)
-        await self._app(self._served.desk.callers.checked(scope), replayed(body, receive), plain(send, own_errors=True))
+        with Held(self._room, MAX_HELD_BYTES) as held:
+            body, event = await json_body(receive, MAX_BODY_BYTES, held)
+            session, fn_index, data = event.get("session_hash"), event.get("fn_index"), event.get("data")
+            expected = self._served.num_inputs(fn_index) if type(fn_index) is int else None
+            checks = (
+                isinstance(session, str) and _SESSION.fullmatch(session),
+                isinstance(data, list) and len(data) == expected,
+                isinstance(event.get("trigger_id"), int | None),
+                event.keys() <= {"session_hash", "fn_index", "data", "event_data", "trigger_id", "event_id"},
+            )
+            if not all(checks):
+                raise RefusedError(422, UNREADABLE)
+            if self._served.num_waiting(str(session)) >= MAX_WAITING_EVENTS:
+                raise RefusedError(429, WAITING_ALREADY)
+            if (told := event.get("event_data")) is not None:
+                # Only the number of a choice is used; the server knows the rest.
+                index = told.get("index") if isinstance(told, dict) else None
+                event["event_data"] = {"index": index if type(index) is int else None, "value": None}
+                body = orjson.dumps(event)
+            await self._app(self._checked(scope, held), replayed(body, receive), plain(send, own_errors=True))
         if (came := self._lingering.get(str(session))) is not None:
             came.set()
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A question to `/ask`, with positional or named arguments."""
         await self._check_login(scope)
-        body = await body_of(receive, MAX_BODY_BYTES)
-        question = await run_in_threadpool(json_of, body)
-        by_place = "/v2/" not in scope["path"]
-        session = question.get("session_hash")
-        if by_place and not isinstance(question.get("data"), list):
-            raise RefusedError(422, UNREADABLE)
-        if session is not None and not (isinstance(session, str) and _SESSION.fullmatch(session)):
-            raise RefusedError(422, UNREADABLE)
-        if session is not None and self._served.num_waiting(session) >= MAX_WAITING_EVENTS:
-            raise RefusedError(429, WAITING_ALREADY)
-        if by_place:  # missing arguments at the end become None, so that new ones break no program
-            missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
-            body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
-        await self._app(self._served.desk.callers.checked(scope), replayed(body, receive), plain(send))
+        with Held(self._room, MAX_HELD_BYTES) as held:
+            body, question = await json_body(receive, MAX_BODY_BYTES, held)
+            by_place = "/v2/" not in scope["path"]
+            session = question.get("session_hash")
+            if by_place and not isinstance(question.get("data"), list):
+                raise RefusedError(422, UNREADABLE)
+            if session is not None and not (isinstance(session, str) and _SESSION.fullmatch(session)):
+                raise RefusedError(422, UNREADABLE)
+            if session is not None and self._served.num_waiting(session) >= MAX_WAITING_EVENTS:
+                raise RefusedError(429, WAITING_ALREADY)
+            if by_place:  # missing arguments at the end become None, so that new ones break no program
+                missing = (self._served.num_inputs("ask") or 0) - len(question["data"])
+                body = orjson.dumps({**question, "data": [*question["data"], *[None] * missing]})
+            await self._app(self._checked(scope, held), replayed(body, receive), plain(send))
 
     async def _tool(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A program's message to the MCP server (`--mcp`), which keeps nothing between two messages and sends none
@@ -395,10 +401,14 @@ class Gate:
             raise RefusedError(404, NOTHING_HERE)
         if scope["method"] != "POST":
             raise RefusedError(405, NOTHING_HERE)
-        body = await body_of(receive, MAX_BODY_BYTES)
-        await run_in_threadpool(json_of, body)
-        callers = self._served.desk.callers
-        await self._app(callers.marked(callers.checked(scope)), replayed(body, receive), plain(send))
+        with Held(self._room, MAX_HELD_BYTES) as held:
+            body = (await json_body(receive, MAX_BODY_BYTES, held))[0]
+            marked = self._served.desk.callers.marked(self._checked(scope, held))
+            await self._app(marked, replayed(body, receive), plain(send))
+
+    def _checked(self, scope: Scope, held: Held) -> Scope:
+        """The request as Gradio gets it, with what its body takes in memory for as long as its event waits."""
+        return {**self._served.desk.callers.checked(scope), HELD_BYTES: held.num_bytes}
 
     async def _programs(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._served.programs(scope, receive, send)

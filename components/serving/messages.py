@@ -6,16 +6,26 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+import numpy as np
 import orjson
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.serving.receiving import TOO_LARGE, UNREADABLE, RefusedError, chunks
+from components.serving.receiving import TOO_LARGE, UNREADABLE, Held, RefusedError, chunks
 
 NOTHING_HERE = "There is nothing at this address."
 BUSY = "The server is handling too many requests. Try again in a minute."
 NOT_FOUND = "This doesn't exist, or no longer does. Reload the page and try again."
 LOG_IN = "You are not logged in, or no longer. Reload the page and log in."
+
+MAX_VALUES = 200_000
+"""Values in one request's JSON, each of which takes far more memory than its text."""
+_VALUE_BYTES = 100
+"""About what an empty list or object takes, in the list that holds it."""
+_BEGIN_VALUES = np.isin(np.arange(256), [*b"{[,"])
+HELD_BYTES = "gemma3.held_bytes"
+"""In the scope of a request that Gradio gets: what its JSON takes in memory, in bytes."""
 
 
 async def whole_answer(app: ASGIApp, scope: Scope, *kept: bytes) -> Response:
@@ -60,11 +70,37 @@ def json_of(body: bytes) -> dict[str, Any]:
     return content
 
 
-async def body_of(receive: Receive, most: int) -> bytes:
+async def json_body(receive: Receive, most: int, held: Held) -> tuple[bytes, dict[str, Any]]:
+    """A body of at most `most` bytes and its JSON object, held as what they take in memory.
+
+    Raises RefusedError, and GoneError.
+    """
+    body = await body_of(receive, most, held)
+    values = await run_in_threadpool(num_values, body)
+    if values > MAX_VALUES:
+        raise RefusedError(413, TOO_LARGE)
+    held.add(values * _VALUE_BYTES)
+    return body, await run_in_threadpool(json_of, body)
+
+
+def num_values(body: bytes) -> int:
+    """The commas, and the brackets that open, outside the texts of a JSON, which has at least as many values.
+
+    Takes time and memory as the body is long, whatever it holds.
+    """
+    # Without what is escaped, each quotation mark begins or ends a text.
+    bare = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    inside = np.logical_xor.accumulate(bare == ord('"'))
+    return int(np.count_nonzero(_BEGIN_VALUES[bare] & ~inside))
+
+
+async def body_of(receive: Receive, most: int, held: Held | None = None) -> bytes:
     """A whole body of at most `most` bytes. Raises RefusedError, and GoneError."""
     body = bytearray()
     async for chunk in chunks(receive):
         body += chunk
+        if held is not None:
+            held.add(len(chunk))
         if len(body) > most:
             raise RefusedError(413, TOO_LARGE)
     return bytes(body)

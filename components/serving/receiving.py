@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +15,7 @@ from components.serving.uploads import FULL, MAX_FILE_BYTES, UploadError, shown
 
 UNREADABLE = "This request can't be read. Reload the page and try again."
 TOO_LARGE = "This request is too large. Send less at a time."
+TOO_MUCH = "The server receives too much at once. Try again in a minute."
 
 MAX_UPLOAD_BYTES = 100_000_000
 MAX_UPLOAD_FILES = 20
@@ -32,6 +33,44 @@ class RefusedError(Exception):
 
 class GoneError(Exception):
     """The visitor left before their request was complete."""
+
+
+class Room:
+    """What the requests of some callers hold together, in bytes."""
+
+    def __init__(self, elsewhere: Callable[[], int] = lambda: 0):
+        """`elsewhere` counts what is held for requests that have ended."""
+        self._elsewhere = elsewhere
+        self._num_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_bytes + self._elsewhere()
+
+    def add(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+
+
+class Held:
+    """What one request holds of a room until it has ended."""
+
+    def __init__(self, room: Room, most: int):
+        """`most` is what all requests may hold together."""
+        self._room, self._most = room, most
+        self.num_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.add(-self.num_bytes)
+
+    def add(self, num_bytes: int) -> None:
+        """Counts bytes. Raises RefusedError if all requests together hold too many."""
+        self.num_bytes += num_bytes
+        self._room.add(num_bytes)
+        if self._room.num_bytes > self._most:
+            raise RefusedError(503, TOO_MUCH)
 
 
 class Receiving:

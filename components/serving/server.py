@@ -26,9 +26,10 @@ from starlette.types import ASGIApp
 from components.chat.conversation import Conversation
 from components.chat.panel import prepare
 from components.serving.desk import FrontDesk, Operation
+from components.serving.fetching import Fetches
 from components.serving.gate import MAX_REQUESTS, Gate
 from components.serving.limits import allow_open_files, close_silent, limit_logs, speak_http_alone
-from components.serving.messages import NOTHING_HERE
+from components.serving.messages import HELD_BYTES, NOTHING_HERE
 from components.serving.receiving import UNREADABLE
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
 from components.theme import build_theme
@@ -37,6 +38,7 @@ from gemma3_core.engine import Gemma3Error, fetch_image, read_data_url
 logger = logging.getLogger(__name__)
 
 UNEXPECTED = "Something went wrong. Try again; if it happens again, see the server's log."
+LEFT = "The picture was not fetched, because whoever asked has left."
 
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 _MAX_WINDOWS = 500
@@ -96,7 +98,7 @@ class Page(gr.Blocks):
         self.uploads = Uploads(private_folder())  # before a component asks Gradio for its folder
         self.periodic_tasks: list[Callable[[], None]] = []
         """Called every SWEEP_S while the server runs."""
-        self._fetching = ThreadPoolExecutor(_MAX_FETCHES, "fetch")
+        self._fetching, self._fetches = ThreadPoolExecutor(_MAX_FETCHES, "fetch"), Fetches()
         self.readers: dict[str, Callable[[list[Any]], list[Any]]] = {}
         """By an event's name for programs: turns the arguments that they send into what its components take."""
         self.programs: ASGIApp = PlainTextResponse(NOTHING_HERE, 404)
@@ -171,6 +173,10 @@ class Page(gr.Blocks):
         """The number of a browser window's unfinished events."""
         return len(self._queue.pending_event_ids_session.get(session, ()))
 
+    def num_waiting_bytes(self) -> int:
+        """What the JSON of all windows' unfinished events takes in memory."""
+        return sum(event.request.scope.get(HELD_BYTES, 0) for event in self._queue.event_ids_to_events.values())
+
     def has_messages(self, session: str) -> bool:
         """Whether a browser window has messages to fetch, or events that will send some."""
         messages = self._queue.pending_messages_per_session.get(session)
@@ -198,7 +204,7 @@ class Page(gr.Blocks):
             if options.get("iterator") is None:  # otherwise a running event continues
                 if (read := self.readers.get(getattr(block_fn, "api_name", None) or "")) is not None:
                     inputs = read(inputs)
-                inputs = await self._with_files_here(inputs, options.get("session_hash"), options.get("state"))
+                inputs = await self._with_files_here(inputs, options)
             return await super().process_api(block_fn, inputs, **options)
         except gr.Error as error:
             if error.print_exception:  # Gradio's own messages, which mention files and types
@@ -245,8 +251,11 @@ class Page(gr.Blocks):
                 sent[place] = [["replace", [], update]]
         return sent
 
-    async def _with_files_here(self, inputs: list[Any], session: str | None, state: Any) -> list[Any]:
-        """The inputs, with a file for each picture given by an address or a data URL. Raises Gemma3Error."""
+    async def _with_files_here(self, inputs: list[Any], options: dict[str, Any]) -> list[Any]:
+        """The inputs, with a file for each picture given by an address or a data URL; `options` are those of
+        `process_api`. Raises Gemma3Error."""
+        session, state, request = options.get("session_hash"), options.get("state"), options.get("request")
+        event = self._queue.event_ids_to_events.get(options.get("event_id") or "")
         used: list[str] = []
 
         async def noted(file: dict[str, Any]) -> dict[str, Any]:
@@ -254,17 +263,24 @@ class Page(gr.Blocks):
             return file
 
         async def here(file: dict[str, Any]) -> dict[str, Any]:
-            if _is_address(file["path"]):
-                path = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetched, file["path"])
-                file = {**file, "path": path, "url": None}
+            address = file["path"]
+            if address.startswith("data:"):  # takes no turn among those who wait for other servers
+                file = {**file, "path": await to_thread.run_sync(self._read, address), "url": None}
+            elif is_http_url_like(address):
+                fetched = asyncio.get_running_loop().run_in_executor(self._fetching, self._fetched, address, event)
+                file = {**file, "path": await fetched, "url": None}
             return file
 
         await async_traverse(inputs, noted, _is_file)
-        if sum(map(_is_address, used)) > _MAX_ADDRESSES:
+        given = [path for path in used if path.startswith("data:") or is_http_url_like(path)]
+        if len(given) > _MAX_ADDRESSES:
             raise Gemma3Error(
                 f"At most {_MAX_ADDRESSES} pictures may be given by address or as data. Upload them, or ask with fewer."
             )
-        inputs = await async_traverse(inputs, here, _is_file)
+        to_fetch = sum(map(is_http_url_like, given))
+        visitor = self.desk.callers.of(request).visitor if to_fetch else ""
+        with self._fetches.counted(visitor, to_fetch):
+            inputs = await async_traverse(inputs, here, _is_file)
         await async_traverse(inputs, noted, _is_file)
         if session is not None:
             for value in () if state is None else state.state_data.values():
@@ -273,10 +289,16 @@ class Page(gr.Blocks):
             self.uploads.use(session, used)
         return inputs
 
-    def _fetched(self, address: str) -> str:
-        """Stores the picture of an address or a data URL and returns its path. Raises Gemma3Error."""
-        data = read_data_url(address) if address.startswith("data:") else fetch_image(address)
-        return self.store(data, "picture.bin", "")
+    def _read(self, data_url: str) -> str:
+        """Stores the picture of a data URL and returns its path. Raises Gemma3Error."""
+        return self.store(read_data_url(data_url), "picture.bin", "")
+
+    def _fetched(self, address: str, event: Any) -> str:
+        """Stores the picture of an address and returns its path, unless the visitor has left the event (None for one
+        that stands in no queue) before its turn. Raises Gemma3Error."""
+        if event is not None and not event.alive:
+            raise Gemma3Error(LEFT)
+        return self.store(fetch_image(address), "picture.bin", "")
 
     def store(self, data: bytes, name: str, caption: str) -> str:
         """Keeps a picture as an upload; `caption` stands before it in the prompt. Raises Gemma3Error."""
@@ -354,10 +376,6 @@ class _NoConfigValues(dict[int, Any]):
 
     def __setitem__(self, key: int, value: Any) -> None:
         return
-
-
-def _is_address(path: str) -> bool:
-    return path.startswith("data:") or is_http_url_like(path)
 
 
 def _is_file(value: Any) -> bool:

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,24 +22,29 @@ from plain_words import is_plain
 from running_app import ScriptedEngine, built, launch
 from starlette.responses import StreamingResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from window import DEMO
+from window import DEMO, STATS
 
 from components.chat import handlers as chat_handlers
+from components.chat import record
+from components.chat.conversation import Exchange
 from components.examples import load_examples
 from components.inside import handlers as inside_handlers
-from components.serving import assets, gate, limits, messages, receiving
+from components.serving import assets, fetching, gate, limits, messages, receiving
 from components.serving import server as serving
+from components.serving.fetching import OTHERS_WAIT, OWN_WAIT
 from components.serving.frontend import FRONTEND
 from components.serving.gate import ROUTES, WAITING_ALREADY
 from components.serving.limits import LogLimit
 from components.serving.messages import BUSY, NOTHING_HERE
-from components.serving.receiving import TOO_LARGE, UNREADABLE
+from components.serving.receiving import TOO_LARGE, TOO_MUCH, UNREADABLE
 from components.serving.uploads import FULL, UploadError
 from components.watch.logs import JsonLines
-from gemma3_core.engine import openai_client
+from gemma3_core.engine import Answered, DoneEvent, Request, Turn, openai_client
 from gemma3_core.images import documents
 
 NIGHT = (EXAMPLES / "night.png").read_bytes()
+PATIENCE_S = 20.0
+DOORS = ("queue/join", "run/predict", "call/ask", "mcp/")
 
 
 @pytest.fixture
@@ -88,6 +93,13 @@ def event(page, method, *data, session="window"):
     shown = [getattr(block, "value", None) for block in page.fns[index].inputs[len(data) :]]
     values = [*data, *(value if isinstance(value, str | int | float) else None for value in shown)]
     return {"data": values, "fn_index": index, "session_hash": session, "trigger_id": None}
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -200,6 +212,63 @@ def test_bodies_are_bounded(lasting, monkeypatch):
     assert (reply.status_code, reply.json()["detail"]) == (413, TOO_LARGE)
     reply = lasting.post("/gradio_api/cancel", content=b"x" * 20_000)
     assert (reply.status_code, reply.json()["detail"]) == (413, TOO_LARGE)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_request_of_very_many_values_is_refused_before_it_is_read(lasting_page, lasting, monkeypatch, door):
+    monkeypatch.setattr(lasting_page, "mcp_server", True)
+    body = b'{"session_hash": "window", "fn_index": 0, "data": [' + b"[]," * 333_333 + b"[]]}"
+    reply = lasting.post(f"/gradio_api/{door}", content=body, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()["detail"]) == (413, TOO_LARGE)
+
+
+@pytest.mark.parametrize(
+    ("body", "number"),
+    [
+        (b"", 0),
+        (b"[1, {}, []]", 5),
+        (b'{"a": "[[[,,,{{{", "b": ""}', 2),
+        (rb'["\"[,", "\\", [], "\\\"[,{", "\\\\"]', 6),
+    ],
+)
+def test_what_stands_in_a_text_is_no_value(body, number):
+    assert messages.num_values(body) == number
+
+
+def test_a_kept_conversation_may_be_long(page, client):
+    question = Turn("user", "How many hearts?")
+    done = DoneEvent("There are three.", STATS, (5,) * 400_000)
+    kept = record.document(Exchange(question, False, Answered(Request((question,)), done)), lambda _path: "")
+    text = json.dumps({"version": record.VERSION, "exchanges": [kept]})
+    assert len(text) > 1_000_000
+    assert text.count(",") > messages.MAX_VALUES
+    assert client.post("/gradio_api/queue/join", json=event(page, "brought", text)).status_code == 200
+    assert "There are three." in client.get("/gradio_api/queue/data", params={"session_hash": "window"}).text
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_bodies_are_bounded_together(lasting_page, lasting, monkeypatch, door):
+    monkeypatch.setattr(lasting_page, "mcp_server", True)
+    monkeypatch.setattr(gate, "MAX_HELD_BYTES", 1000)
+    reply = lasting.post(f"/gradio_api/{door}", json={"data": ["x" * 2000]})
+    assert (reply.status_code, reply.json()["detail"]) == (503, TOO_MUCH)
+    monkeypatch.setattr(gate, "MAX_HELD_BYTES", 10_000)
+    values = {"data": [[]] * 100}
+    assert lasting.post(f"/gradio_api/{door}", json=values).status_code == 503  # these are small alone as text
+    assert lasting.post(f"/gradio_api/{door}", json={"data": 1}).status_code < 500  # and they count no longer
+
+
+def test_what_waits_for_its_answer_is_held(page, engine, client, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_HELD_BYTES", 30_000)
+    engine.go_on["writing"].clear()
+    ask = partial(client.post, "/gradio_api/call/ask")
+    long = {"data": [[], "x" * 20_000]}
+    assert ask(json=long).status_code == 200
+    assert (reply := ask(json=long)).status_code == 503
+    assert reply.json()["detail"] == TOO_MUCH
+    assert client.post("/gradio_api/queue/join", json=event(page, "keep")).status_code == 200
+    engine.go_on["writing"].set()
+    wait_for(lambda: ask(json=long).status_code == 200)
 
 
 def test_a_body_that_pauses_is_given_up(page, monkeypatch):
@@ -558,6 +627,78 @@ def test_so_many_addresses_are_fetched_for_one_event(page, client, monkeypatch):
     assert len(asked) == 2
 
 
+class Slow:
+    """A server of pictures that sends none until it is told to go on."""
+
+    def __init__(self):
+        self.asked: list[str] = []
+        self.go_on = threading.Event()
+
+    def fetch(self, address):
+        self.asked.append(address)
+        self.go_on.wait(PATIENCE_S)
+        return NIGHT
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    slow = Slow()
+    monkeypatch.setattr(serving, "fetch_image", slow.fetch)
+    yield slow
+    slow.go_on.set()
+
+
+def ask_about(client, *pictures):
+    """The id of a question about these pictures to `/ask`."""
+    return client.post("/gradio_api/call/ask", json={"data": [pictures, "What is it?"]}).json()["event_id"]
+
+
+def told_of(client, event_id):
+    return client.get(f"/gradio_api/call/ask/{event_id}").text
+
+
+def test_a_picture_as_data_waits_for_no_other_server(client, slow):
+    for number in range(6):
+        ask_about(client, f"https://pictures.example/{number}.png")
+    wait_for(lambda: len(slow.asked) == 4)
+    as_data = f"data:image/png;base64,{b64encode(NIGHT).decode()}"
+    assert "event: complete" in told_of(client, ask_about(client, as_data))
+    assert len(slow.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"), [("MOST_OF_ONE", OWN_WAIT), ("MOST_TOGETHER", OTHERS_WAIT)], ids=["of one", "of all"]
+)
+def test_so_many_pictures_wait_to_be_fetched(client, slow, monkeypatch, limit, says):
+    monkeypatch.setattr(fetching, limit, 5)
+    first = ask_about(client, *(f"https://pictures.example/{number}.png" for number in range(4)))
+    wait_for(lambda: slow.asked)
+    assert is_plain(says)
+    assert says in told_of(
+        client, ask_about(client, "https://pictures.example/4.png", "https://pictures.example/5.png")
+    )
+    last = ask_about(client, "https://pictures.example/6.png")
+    slow.go_on.set()
+    assert "event: complete" in told_of(client, first)
+    assert "event: complete" in told_of(client, last)
+    assert len(slow.asked) == 5
+
+
+def test_for_whoever_has_left_nothing_is_fetched(page, client, slow):
+    others = [ask_about(client, f"https://pictures.example/{number}.png") for number in range(4)]
+    wait_for(lambda: len(slow.asked) == 4)
+    waiting = ask_about(client, "https://pictures.example/left.png")
+    event = page._queue.event_ids_to_events[waiting]
+    with client.stream("GET", f"/gradio_api/call/ask/{waiting}"):
+        time.sleep(0.2)
+    wait_for(lambda: not event.alive)
+    slow.go_on.set()
+    for one in others:
+        assert "event: complete" in told_of(client, one)
+    wait_for(lambda: waiting not in page._queue.event_ids_to_events)
+    assert "https://pictures.example/left.png" not in slow.asked
+
+
 def test_scripts_are_compressed_once_and_stay_what_they_are(lasting):
     address = re.search(r'src="\./(assets/[^"]+\.js)"', lasting.get("/").text)[1]
     plain, *packed = (
@@ -639,7 +780,7 @@ def test_a_visitor_who_leaves_spoils_no_script_for_others(monkeypatch):
     async def app(scope, receive, send):
         await StreamingResponse(slowly())(scope, receive, send)
 
-    one = gate.Gate(app, None, None, ())
+    one = gate.Gate(app, SimpleNamespace(num_waiting_bytes=lambda: 0), None, ())
     scope = {"type": "http", "method": "GET", "path": "/assets/a.js", "headers": []}
 
     async def answer(*received):
