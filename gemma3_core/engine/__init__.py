@@ -43,7 +43,7 @@ from gemma3_core.errors import (
     StoppedError,
 )
 from gemma3_core.files.download import size_of
-from gemma3_core.generation.grammar import ANY_OBJECT
+from gemma3_core.generation.grammar import ANY_OBJECT, check_schema
 from gemma3_core.generation.sampling import SamplingSettings
 from gemma3_core.images.crops import MAX_CROPS, Crops
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
@@ -130,6 +130,7 @@ __all__ = [
     "cells_of",
     "check_document",
     "check_picture",
+    "check_schema",
     "columns_of",
     "enough_pixels",
     "fetch_image",

@@ -21,7 +21,9 @@ from window import DEMO, STATS
 
 from components.openai import app as openai_app
 from components.openai.told import _logprob, pieces
+from components.serving import fetching
 from components.serving.desk import Operation
+from components.serving.fetching import OWN_WAIT
 from gemma3_core.engine import (
     DoneEvent,
     Engine,
@@ -474,6 +476,46 @@ def test_whoever_leaves_counts_until_their_fetch_has_ended(url, monkeypatch):
         go_on.set()
     assert post(url, asked).status_code == 200
     assert len(arrived) == openai_app.MAX_FETCHES + 1
+
+
+def test_so_many_pictures_wait_to_be_fetched(url, monkeypatch):
+    monkeypatch.setattr(fetching, "MOST_OF_ONE", 3)
+    arrived, go_on = [], threading.Event()
+
+    def fetch(_address: str) -> bytes:
+        arrived.append(None)
+        go_on.wait(PATIENCE_S)
+        return HEARTS.read_bytes()
+
+    monkeypatch.setattr(openai_app, "fetch_image", fetch)
+    asked = {**GOOD, "messages": about(picture_at("https://example.org/a.png"), QUESTION)}
+    with ThreadPoolExecutor(3) as threads:
+        try:
+            waiting = [threads.submit(post, url, asked) for _ in range(3)]
+            wait_for(lambda: len(arrived) == openai_app.MAX_FETCHES)
+            time.sleep(0.5)  # the third one waits behind them
+            reply = post(url, asked)
+            assert (reply.status_code, reply.json()["error"]["message"]) == (429, OWN_WAIT)
+            assert int(reply.headers["retry-after"]) > 0
+            assert post(url, {**GOOD, "messages": about(part(HEARTS), QUESTION)}).status_code == 200
+        finally:
+            go_on.set()
+        assert [one.result().status_code for one in waiting] == [200] * 3
+
+
+def test_a_schema_that_can_not_be_answered_is_refused_before_pictures_are_fetched(url, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(openai_app, "fetch_image", lambda address: fetched.append(address) or HEARTS.read_bytes())
+    asked = {**GOOD, "messages": about(picture_at("https://example.org/a.png"), QUESTION)}
+    for schema in ({"enum": ["x" * 70_000]}, nested(100), nested(400)):
+        reply = post(url, {**asked, "response_format": schema_of(schema)})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "response_format")
+    assert not fetched
+
+
+def test_a_model_that_is_no_name_does_not_come_back(url):
+    reply = post(url, {**GOOD, "model": [{"a": 1}] * 50_000})
+    assert reply.json()["error"]["message"] == f"There is no model '' here. Ask one of {MODEL}."
 
 
 def test_strangers_leave_room_for_known_programs(url, monkeypatch):
