@@ -299,7 +299,7 @@ def _connect_model_choice(handlers: ModelChoiceHandlers, panels: Panels, head: g
     gr.on(
         [settings.model.change, follow.click],
         handlers.follow,
-        [panels.conversation, *settings.inputs],
+        [*settings.inputs],
         handlers.outputs(settings, head, panels.chat, panels.composer),
         trigger_mode="always_last",  # one at a time: of two, the answer to the first could come last
         queue=False,

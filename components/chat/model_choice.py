@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from components.chat.composer import hint
-from components.chat.conversation import Conversation
 from components.chat.panel import badge, first_sight
 from components.settings import Choices, Settings, int4_line, model_note, pan_and_scan_line
 from gemma3_core.engine import ModelInfo, ModelRegistry
@@ -27,7 +26,7 @@ class ModelChoiceHandlers:
             settings.pan_and_scan, *settings.sampling[:3], *int4, chat, composer,
         ]  # fmt: skip
 
-    def follow(self, conversation: Conversation, *values: Any) -> tuple[Any, ...]:
+    def follow(self, *values: Any) -> tuple[Any, ...]:
         """Updates the page for the chosen model. Before it is loaded, only its note and its name are known.
 
         Settings that the visitor has changed stay.
@@ -43,7 +42,7 @@ class ModelChoiceHandlers:
         pan_and_scan = gr.update(visible=info.multimodal, info=pan_and_scan_line(info))
         sampling = (now.temperature, now.top_k, now.top_p)
         int4 = [_int4(info, now.int4)] if has_int4 else []
-        first = gr.skip() if conversation.exchanges else gr.update(placeholder=first_sight(info, self._models.names))
+        first = gr.update(placeholder=first_sight(info, self._models.names))  # seen while the chat is empty
         return info.name, note, head, pan_and_scan, *sampling, *int4, first, gr.update(placeholder=hint(info))
 
     def _head_of(self, model: str | None, info: ModelInfo | None) -> str:

@@ -94,6 +94,15 @@ def test_a_switch_counts_for_the_next_answer_of_this_visitor_only(browser, page,
     page.locator("#inside .maps img").first.wait_for()
 
 
+def test_a_new_chat_begins_with_the_line_of_the_model_that_answers(page):
+    ask(page)
+    choose(page, "other-demo")
+    ask(page, 2, None)
+    page.locator("#head .badge", has_text=re.compile(r"other-demo .* full precision")).wait_for()
+    page.locator("#clear").click()
+    page.locator("#chat .placeholder-content", has_text="other-demo answers. It can be wrong").wait_for()
+
+
 def ask_and_open_compare(page):
     ask(page)
     page.get_by_role("button", name="Look inside answer 1").click()

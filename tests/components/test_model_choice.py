@@ -109,7 +109,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     models = ModelRegistry(Engine(DEMO), [ModelEntry(OTHER.name, "/secret/other")], lambda _offer: other)
     following = ModelChoiceHandlers(models, lambda badge: badge)
     values = (False, "", 0.0, 0, 1.0, "", 8, None, OTHER.name, "demo model")
-    shown, note, head, *rest = following.follow(Conversation(), *values)
+    shown, note, head, *rest = following.follow(*values)
     assert shown == gr.skip()
     assert "Your next question loads this model" in note
     assert head == "&lt;b&gt;other · not loaded yet"
@@ -120,7 +120,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     assert after.returned.text == "What?"
     # Its own, though the page showed another's.
     assert other.requests[0].settings(OTHER.sampling) == OTHER.sampling
-    shown, note, head, pan_and_scan, *sampling, first, box = following.follow(Conversation(), *values)
+    shown, note, head, pan_and_scan, *sampling, first, box = following.follow(*values)
     assert (shown, note, pan_and_scan["visible"]) == (OTHER.name, "", False)
     assert sampling == [1.0, 64, 0.95]
     assert head.startswith('<span title="float32 on cpu">&lt;b&gt;other · ')
@@ -129,7 +129,7 @@ def test_the_page_follows_when_the_model_is_loaded_and_not_before():
     with gr.Blocks():
         settings = build_settings(DEMO, models.names)
         outputs = following.outputs(settings, gr.HTML(), gr.Chatbot(), gr.MultimodalTextbox())
-    assert len(outputs) == len(following.follow(Conversation(), *values)) == 9
+    assert len(outputs) == len(following.follow(*values)) == 9
 
 
 def test_a_model_that_is_not_offered_is_refused_in_place():
