@@ -4,6 +4,7 @@
   const DOCUMENT = "conversation.json";
   const FOREIGN = "This is no saved conversation: save one with “Save the conversation” in the Share menu.";
   const GONE = "This conversation is no longer in this browser: it was deleted in another window.";
+  const AWAY = "This conversation was not opened: the server could not be reached. Try again once it is back.";
   const OFF = "This browser keeps no conversations for this page: its storage is switched off or full.";
   const { kept } = ask;
   if (ask.embedded) return;
@@ -16,16 +17,24 @@
 
   // The server keeps each picture in a folder named by its SHA-256.
   const digestOf = (path) => path.split("/").at(-2);
+  // A picture that doesn't arrive is asked for again after the next answer; its conversation is kept all the same.
   async function keepPicture(path) {
     if (await stored(digestOf(path))) return;
-    const answer = await fetch(ask.fileAt(path));
-    if (!answer.ok) return;
-    const picture = { digest: digestOf(path), blob: await answer.blob(), at: Date.now() };
+    const blob = await fetched(path).catch((error) => console.info("A picture is not kept yet:", error));
+    if (!blob) return;
+    const picture = { digest: digestOf(path), blob, at: Date.now() };
     await within("readwrite", (_, pictures) => pictures.put(picture));
   }
-  // Where the server has a picture now; it is uploaded again if the server has forgotten it.
+  async function fetched(path) {
+    const answer = await fetch(ask.fileAt(path));
+    return answer.ok ? answer.blob() : null;
+  }
+  // Where the server has a picture now; it is uploaded again if the server has forgotten it. Empty where it is lost, and
+  // null while the server can't be reached.
   async function here(path, name) {
-    if (await ask.isThere(path)) return path;
+    const isThere = await ask.isThere(path).catch(() => null);
+    if (isThere === null) return null;
+    if (isThere) return path;
     const picture = await stored(digestOf(path));
     if (!picture) return "";
     return uploaded(picture.blob, name);
@@ -105,7 +114,7 @@
       title, version, keys, exchanges,
     };
     kept.set("conversation", conversation.id);
-    for (const { path } of picturesIn(Object.values(fresh))) if (path) await keepPicture(path);
+    for (const { path } of picturesIn(Object.values(exchanges))) if (path) await keepPicture(path);
     if (!same) await within("readwrite", (store) => store.put(conversation));
     see(id, conversation);
   }
@@ -117,13 +126,16 @@
     } catch (error) {
       if (error?.name === "QuotaExceededError" && (await trim(true).catch(() => false))) return keeping(work);
       console.info("Conversations are not kept:", error);
-      note(OFF);
-      if (find("details")) find("details").open = true;
+      warn(OFF);
     }
   }
 
   const find = (selector) => document.querySelector(`#conversations ${selector}`);
   const note = (text) => find(".note")?.replaceChildren(text);
+  function warn(text) {
+    note(text);
+    if (find("details")) find("details").open = true;
+  }
   const tellCount = (count) => (find("summary").textContent = count ? `Conversations (${count})` : "Conversations");
   async function draw() {
     const list = find("ul");
@@ -306,8 +318,11 @@
           return note(GONE);
         }
         const { version, id, keys, exchanges } = one, documents = keys.map((key) => structuredClone(exchanges[key]));
-        for (const picture of picturesIn(documents))
-          if (picture.path) picture.path = await here(picture.path, picture.name);
+        for (const picture of picturesIn(documents)) {
+          if (!picture.path) continue;
+          picture.path = await here(picture.path, picture.name);
+          if (picture.path === null) return warn(AWAY);
+        }
         if (!ask.isAnswering()) see(id, one); // else the server doesn't open it
         text = JSON.stringify({ version, id, exchanges: documents });
       });
@@ -332,7 +347,8 @@
       const there = [];
       await keeping(async () => {
         for (const file of files) {
-          const path = await here(file.path, file.orig_name ?? "picture");
+          // Where the server can't be reached now, it says later whether it still has the picture.
+          const path = (await here(file.path, file.orig_name ?? "picture")) ?? file.path;
           if (path) there.push({ ...file, path, url: null });
         }
       });

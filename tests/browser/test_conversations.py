@@ -512,6 +512,49 @@ def test_a_forbidden_storage_is_said_and_the_page_goes_on(browser, url):
     page.context.close()
 
 
+PICTURES = "**/file=**"
+
+
+def test_a_picture_that_does_not_arrive_costs_no_conversation_and_is_kept_later(page):
+    note = page.locator("#conversations .note")
+    says = note.text_content()
+    page.route(PICTURES, lambda route: route.abort())
+    write(page, "How many hearts are there?", HEARTS)
+    send(page)
+    answered(page)
+    assert listed(page, 1) == HEARTS_ASKED
+    assert note.text_content() == says
+    assert pictures_kept(page) == 0
+    page.unroute(PICTURES)
+    send_next(page, "And the stars?", 2)
+    in_time(page, lambda: pictures_kept(page) == 1)
+    assert note.text_content() == says
+
+
+def test_a_conversation_is_not_opened_while_the_server_can_not_be_reached(page):
+    write(page, "How many hearts are there?", HEARTS)
+    send(page)
+    answer = answered(page)
+    listed(page, 1)
+    new_chat(page)
+    page.route(PICTURES, lambda route: route.abort())
+    page.get_by_role("button", name="Open “How many hearts").click()
+    page.locator("#conversations .note", has_text="not opened: the server could not be reached.").wait_for()
+    assert page.locator("#chat .bot-row").count() == 0
+    page.unroute(PICTURES)
+    page.get_by_role("button", name="Open “How many hearts").click()
+    assert answered(page) == answer
+
+
+def test_a_draft_keeps_its_pictures_where_the_server_could_not_be_asked_about_them(page):
+    write(page, "And the st", NIGHT)
+    page.wait_for_function("ask.kept.get('files')?.length === 1 && ask.kept.get('text') === 'And the st'")
+    page.route(PICTURES, lambda route: route.abort() if route.request.method == "HEAD" else route.continue_())
+    page.reload()
+    page.locator("#composer .thumbnail-item").wait_for()
+    assert page.locator("#composer textarea").input_value() == "And the st"
+
+
 def test_a_conversation_of_a_model_that_is_not_offered_opens_to_be_read(page):
     choose(page)
     answer = answered(page)
