@@ -121,10 +121,18 @@ class InsideHandlers:
         self._calls = Calls(self._threads)
 
     async def open(
-        self, number: float | None, conversation: Conversation, request: gr.Request, first: float | None = None
+        self,
+        number: float | None,
+        conversation: Conversation,
+        request: gr.Request,
+        first: float | None = None,
+        draws_mask: bool = False,
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """Updates of the parts in OPENED and of the selected exchange: first the panel, then where the model looked for
-        the word with the token `first`, or for a word of content, as the mean of layers and heads."""
+        the word with the token `first`, or for a word of content, as the mean of layers and heads.
+
+        The mask is drawn when its tab is chosen, and with the panel if it `draws_mask`, since that tab may be in sight.
+        """
         index = int(number) if number is not None else -1
         if not 0 <= index < len(conversation.exchanges):
             yield _opened()
@@ -142,7 +150,7 @@ class InsideHandlers:
             words=answer_html(exchange.choices, token, values_in(exchange)),
             maps=CHOOSE_WORD,
             rest="",
-            mask="",
+            mask=await self.mask(selected) if draws_mask else "",
             comparison="",
             code=self._code(exchange, request),
             selected=selected,
@@ -163,7 +171,7 @@ class InsideHandlers:
         if selected is None or any(exchange is selected.exchange for exchange in conversation.exchanges):
             yield _opened()
         elif selected.index < len(conversation.exchanges):
-            async with aclosing(self.open(selected.index, conversation, request)) as updates:
+            async with aclosing(self.open(selected.index, conversation, request, draws_mask=True)) as updates:
                 async for update in updates:
                     yield update
         else:

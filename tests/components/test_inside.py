@@ -206,6 +206,18 @@ def test_an_answer_that_is_gone_is_never_shown(engine, exchange):
     assert run(first())[-1].exchange is other
 
 
+def test_the_mask_of_the_answer_that_took_the_place_of_another_is_drawn(engine, exchange):
+    """Its tab may be in sight, and is not chosen again."""
+    handlers = InsideHandlers(ModelRegistry(engine))
+
+    async def first():
+        return await anext(handlers.follow(Selected(exchange, 0), Conversation((replace(exchange),)), Window()))
+
+    shown = SimpleNamespace(**dict(zip((*OPENED, "selected"), run(first()), strict=True)))
+    assert shown.mask == run(handlers.mask(shown.selected))
+    assert 'class="mask-view"' in shown.mask
+
+
 def opened(handlers, exchange):
     """The first updates of Inside for this answer, by their names."""
 
