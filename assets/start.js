@@ -28,6 +28,7 @@
 
   const settingsBefore = kept.get("settings");
 
+  const NOT_TAKEN = "The server did not take the file. Try again.";
   const ARMED_MS = 4000;
   let card = null, own = kept.get("own") ?? []; // a reload keeps the card's settings, and so what they took the place of
   document.addEventListener("click", (event) => {
@@ -43,10 +44,18 @@
   });
 
   // The parameters of a link, unless this tab has used them already.
-  function newLink() {
-    if (!location.search || kept.get("link") === location.search) return {};
-    kept.set("link", location.search);
-    return Object.fromEntries(new URLSearchParams(location.search));
+  const newLink = () =>
+    kept.get("link") === location.search ? {} : Object.fromEntries(new URLSearchParams(location.search));
+
+  // Why an upload was refused, in the server's words. What stands before it answers with a page of its own.
+  async function refusal(answer) {
+    const kind = answer.headers.get("content-type") ?? "", text = await answer.text();
+    if (kind.startsWith("text/plain")) return text;
+    try {
+      return JSON.parse(text).error || NOT_TAKEN;
+    } catch {
+      return NOT_TAKEN;
+    }
   }
 
   const unchanged = { __type__: "update" };
@@ -161,10 +170,12 @@
         link: newLink(),
       });
     },
-    // The page has opened: this window's name for its next reload, whether the server knew the one before, and what the
-    // composer holds again, if anything. What was typed meanwhile follows it. Gives the composer's content.
+    // The page has opened: this window's name for its next reload, whether the server knew the one before, what the
+    // composer holds again, if anything, and whether the link was used: not where something stood already. What was
+    // typed meanwhile follows it. Gives the composer's content.
     opened(text, message) {
-      const { window: name, found, held } = JSON.parse(text);
+      const { window: name, found, held, linked } = JSON.parse(text);
+      if (linked) kept.set("link", location.search);
       draftCame = held !== null;
       const isJoined = draftCame && typed && !sending; // what is being sent stands in no composer
       const both = typed.startsWith(held) ? typed : `${held}\n\n${typed}`;
@@ -191,7 +202,7 @@
       form.append("files", blob, name);
       const id = Math.random().toString(36).slice(2);
       const answer = await fetch(`${root}${prefix}/upload?upload_id=${id}${more}`, { method: "POST", body: form });
-      if (!answer.ok) throw Object.assign(new Error(await answer.text()), { status: answer.status });
+      if (!answer.ok) throw Object.assign(new Error(await refusal(answer)), { status: answer.status });
       return (await answer.json())[0];
     },
     download(name, type, content) {

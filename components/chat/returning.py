@@ -49,8 +49,8 @@ class Returning:
 
     def open(self, left: str, request: gr.Request) -> tuple[Any, ...]:
         """Updates of chat, composer, conversation and notice, what the browser should know (this window's own name for
-        its next reload, whether the one before was `found`, and the text that the composer `held`), and of what a link
-        has `brought`.
+        its next reload, whether the one before was `found`, the text that the composer `held`, and whether the link was
+        used, which it isn't where something stands already), and of what a link has `brought`.
 
         `left` is what the browser kept, as JSON (see start.js): the name of the window before, a question that was sent
         without an answer, what the composer held, the model that was chosen, and the parameters of a link that this tab
@@ -86,7 +86,7 @@ class Returning:
             gr.skip() if held == NOTHING else composer.holding(held),
             conversation,
             notice or gr.skip(),
-            json.dumps({"window": window, "found": bool(found.exchanges), "held": came}),
+            json.dumps({"window": window, "found": bool(found.exchanges), "held": came, "linked": bool(link)}),
             *(gr.skip() if value is None else value for value in map(brought.get, self.brought)),
         )
 

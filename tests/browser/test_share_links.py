@@ -19,7 +19,7 @@ def share(page, what):
 
 def composer_becomes(page, text, pictures=0):
     page.wait_for_function(
-        """([text, pictures]) => document.querySelector("#composer textarea").value === text
+        """([text, pictures]) => document.querySelector("#composer textarea")?.value === text
              && document.querySelectorAll("#composer .thumbnail-item").length === pictures""",
         arg=[text, pictures],
     )
@@ -46,6 +46,30 @@ def test_a_link_brings_question_picture_and_settings_and_asks_nothing(browser, p
         other.reload()  # the link is used once: now the page is where its visitor left it
         answered(other)
         composer_becomes(other, "")
+
+
+def test_a_link_whose_opening_was_refused_brings_its_question_with_a_reload(browser, url):
+    context = browser.new_context()
+    page, opening = context.new_page(), "**/run/predict*"
+    page.route(opening, lambda route: route.fulfill(status=503, json={"detail": "refused"}))
+    with page.expect_response(lambda response: response.status == 503):
+        page.goto(f"{url}/?q=How+many%3F")
+    page.wait_for_function("window.ask?.stands.then(() => true)")
+    page.unroute(opening)
+    page.reload()
+    composer_becomes(page, "How many?")
+    context.close()
+
+
+def test_a_link_that_found_a_draft_waits_until_there_is_none(page, url):
+    write(page, "mine")
+    page.wait_for_function("ask.kept.get('text') === 'mine'")
+    page.goto(f"{url}/?q=How+many%3F")
+    composer_becomes(page, "mine")
+    page.wait_for_function("window.ask.stands.then(() => true)")
+    page.locator("#composer textarea").fill("")
+    page.reload()
+    composer_becomes(page, "How many?")
 
 
 def test_a_link_to_the_page_carries_nothing_and_a_picture_of_ones_own_stays_here(page, url):

@@ -111,3 +111,22 @@ def test_a_row_that_was_refused_says_so_and_is_asked_again(page):
     accept(page)
     page.get_by_role("button", name="Go on").click()
     page.locator("#table .said", has_text="All pictures have an answer.").wait_for()
+
+
+def test_a_row_whose_picture_is_refused_on_its_way_says_so_in_words(page):
+    page.get_by_role("button", name="Ask about many pictures").click()
+    choose(page, EXAMPLES / "hearts.png", EXAMPLES / "night.png")
+    page.locator("#table textarea").fill(QUESTION)
+    gateway = {"content_type": "text/html", "body": "<html><body>nginx</body></html>"}
+    page.route("**/upload*", lambda route: route.fulfill(status=502, **gateway))
+    page.get_by_role("button", name="Ask", exact=True).click()
+    failure = page.locator("#table tbody .failure", has_text="The server did not take the file. Try again.")
+    failure.wait_for()
+    page.unroute("**/upload*")
+    page.route("**/upload*", lambda route: route.fulfill(status=413, **gateway))
+    page.get_by_role("button", name="Go on").click()
+    failure.nth(1).wait_for()
+    assert "<html" not in page.locator("#table").inner_text()
+    page.unroute("**/upload*")
+    page.get_by_role("button", name="Ask the failed ones again").click()
+    page.locator("#table .said", has_text="All pictures have an answer.").wait_for()

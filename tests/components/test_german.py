@@ -157,6 +157,15 @@ def test_what_a_module_says_has_its_german(path):
     assert not missing
 
 
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "assets").glob("*.js")), ids=lambda path: path.name)
+def test_what_a_script_says_has_its_german(path):
+    """Its sentences, but those that choose a word for how many there are, and those for the console."""
+    source = re.sub(r"console[.].*", "", path.read_text(encoding="utf-8"))
+    said = re.findall(r'"([A-Z“][^"\n]*[.…])"|`([A-Z“$][^`?\n]*[.…])`', source)
+    texts = [text or re.sub(r"\$\{[^}]*\}", _ANY, template) for text, template in said]
+    assert [text for text in texts if english_in(text)] == []
+
+
 def test_the_sentences_are_found():
     found = {str(path.relative_to(REPOSITORY)): list(filter(None, sentences(path))) for path in _MODULES}
     assert "Waiting for another look inside" in found["gemma3_core/engine/engine.py"]

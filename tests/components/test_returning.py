@@ -110,6 +110,16 @@ def test_a_link_is_used_where_nothing_else_is(returning):
         assert all(value == gr.skip() for value in brought.values())
 
 
+def test_a_link_says_whether_it_was_used(returning):
+    """Else it is used by the next reload."""
+    for left, used in (
+        ({}, True), ({"session": "secret name"}, False), ({"draft": {"text": "mine", "files": []}}, False),
+    ):  # fmt: skip
+        told = json.loads(returning.open(json.dumps({"link": {"q": "How many?"}, **left}), Window())[4])
+        assert told["linked"] is used
+    assert json.loads(returning.open("{}", Window())[4])["linked"] is False
+
+
 def test_a_chosen_model_that_came_since_the_start_comes_back_while_it_is_offered(returning, names):
     assert opened(returning, model="added")[-1]["model"] == gr.skip()
     names.append("added")
