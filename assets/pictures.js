@@ -150,13 +150,13 @@
     say("The server did not answer. Try again.");
     setTimeout(next, 3000);
   };
-  ask.arrive = (message, arrived) => {
+  ask.arrive = (message, arrived, problem = "") => {
     busy = false;
     const files = JSON.parse(arrived || "[]").map((file) => ({ ...file, url: ask.fileAt(file.path) }));
     let text = message?.text ?? "";
     if (ask.address && files.length) text = text.replace(ask.address, "").trim();
     ask.address = null;
-    if (!find("#said button")) say("");
+    if (problem || !find("#said button")) say(problem);
     setTimeout(next, 300);
     return { text, files: [...(message?.files ?? []), ...files] };
   };
@@ -260,8 +260,13 @@
     dialog.id = "camera";
     dialog.setAttribute("aria-label", "Camera");
     dialog.innerHTML = `<video autoplay playsinline muted></video><p class="row">
-      <button type="button" class="primary">Take the photo</button><button type="button">Cancel</button></p>`;
+      <button type="button" class="primary" disabled>Take the photo</button><button type="button">Cancel</button></p>`;
     const video = dialog.querySelector("video"), [shoot, cancel] = dialog.querySelectorAll("button");
+    // Before its first frame there is nothing to take.
+    video.addEventListener("loadeddata", () => {
+      shoot.disabled = false;
+      shoot.focus();
+    });
     video.srcObject = stream;
     cancel.addEventListener("click", () => dialog.close());
     shoot.addEventListener("click", async () => {

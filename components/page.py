@@ -339,25 +339,22 @@ def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) ->
     """Pages, frames and pictures by address. pictures.js uploads the file, clicks the hidden buttons, and adds what has
     arrived to the composer."""
     composer, settings = panels.composer, panels.settings
-    path, chosen, arrived = (gr.Textbox(visible="hidden") for _ in range(3))
+    path, chosen, arrived, problem = (gr.Textbox(visible="hidden") for _ in range(4))
     costs = [settings.pan_and_scan, settings.chosen]
-    common: dict[str, Any] = {
-        "outputs": [picker, arrived],
-        "show_progress": "hidden",
-        "trigger_mode": "multiple",
-        "api_visibility": "private",
-    }
+    common: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple", "api_visibility": "private"}
     # Two files are read at a time for all visitors, each in a process of its own.
-    reads = {**common, "concurrency_limit": 2, "concurrency_id": "documents"}
+    reads = {**common, "outputs": [picker, arrived], "concurrency_limit": 2, "concurrency_id": "documents"}
+    # The picker may be open for a document meanwhile.
+    fetches = {**common, "outputs": [problem, arrived], "concurrency_limit": 4}
     look, take, fetch = (gr.Button(act, elem_id=act, visible="hidden") for act in ("look-into", "take-from", "fetch"))
-    came = [
-        look.click(documents.look, [path, *costs], js="(_, ...rest) => [ask.document, ...rest]", **reads),
-        take.click(documents.take, [path, chosen, *costs],
-                   js="(_, __, ...rest) => [ask.document, ask.chosen(), ...rest]", **reads),
-        fetch.click(documents.fetch, [path], js="() => [ask.address]", concurrency_limit=4, **common),
+    come = [
+        (look.click(documents.look, [path, *costs], js="(_, ...rest) => [ask.document, ...rest]", **reads), []),
+        (take.click(documents.take, [path, chosen, *costs],
+                    js="(_, __, ...rest) => [ask.document, ask.chosen(), ...rest]", **reads), []),
+        (fetch.click(documents.fetch, [path], js="() => [ask.address]", **fetches), [problem]),
     ]  # fmt: skip
-    for arrival in came:
-        arrival.then(None, [composer, arrived], composer, js="(...values) => ask.arrive(...values)",
+    for arrival, told in come:
+        arrival.then(None, [composer, arrived, *told], composer, js="(...values) => ask.arrive(...values)",
                      api_visibility="private")  # fmt: skip
         arrival.failure(None, js="() => { ask.notArrived(); }", api_visibility="private")
     gr.Button("Close", elem_id="close-picker", visible="hidden").click(

@@ -66,8 +66,8 @@ class Documents:
             except Gemma3Error as error:
                 return failure_html(str(error)), "[]"
 
-    def fetch(self, address: str | None) -> Arrival:
-        """The picture at an address arrives."""
+    def fetch(self, address: str | None) -> tuple[str, str]:
+        """Why the picture at an address does not arrive; empty where it does. And what has arrived, as in `Arrival`."""
         address = address or ""
         try:
             if len(address) > _MAX_ADDRESS or not address.startswith(("http://", "https://")):
@@ -75,7 +75,7 @@ class Documents:
             name = re.sub(r"[^\w.-]", "_", address.partition("?")[0].rpartition("/")[2]) or "picture"
             return "", json.dumps([_file(self._store(fetch_image(address), name, ""))])
         except Gemma3Error as error:
-            return failure_html(str(error)), "[]"
+            return str(error), "[]"
 
     def _opened(self, path: str) -> Document:
         if not self._is_upload(path):

@@ -35,7 +35,7 @@ def picker_html(document: Document, name: str, costs: Sequence[int], suggested: 
 
 
 def failure_html(reason: str) -> str:
-    """HTML of why a file or an address gives no picture."""
+    """HTML of why a file gives no picture."""
     return f'<p class="failure" role="alert">{escape(reason)}</p>'
 
 

@@ -7,7 +7,10 @@ import pytest
 from browsing import accept, add, answered, refuse, send
 from PIL import Image
 from places import EXAMPLES
+from running_app import ScriptedEngine, opened, served
+from window import DEMO
 
+from components.chat import documents
 from gemma3_core.images.pan_and_scan import enough_pixels
 
 QUESTION = "How many hearts are there?"
@@ -55,6 +58,26 @@ def test_after_a_document_that_was_refused_the_next_one_is_read(page, scan):
     page.locator("#picker .cost").get_by_text("3 pictures").wait_for()
 
 
+GATEWAY = {
+    "status": 502,
+    "content_type": "text/html",
+    "body": "<html><head><title>502 Bad Gateway</title></head></html>",
+}
+NOT_TAKEN = "The server did not take the file. Try again."
+
+
+@pytest.mark.parametrize(("refusal", "told"), [
+    (GATEWAY, NOT_TAKEN),
+    ({"status": 503, "json": {"detail": "Busy.", "error": "The server is busy."}}, "The server is busy."),
+    ({"status": 500, "content_type": "application/json", "body": "[1, 2"}, NOT_TAKEN),
+    ({"status": 507, "content_type": "text/plain; charset=utf-8", "body": "The disk is full."}, "The disk is full."),
+])  # fmt: skip
+def test_a_document_whose_upload_is_refused_says_so_in_words(page, refusal, told):
+    page.route("**/upload*", lambda route: route.fulfill(**refusal))
+    choose_file(page, file("a.pdf", b"%PDF-1.7", "application/pdf"))
+    page.wait_for_function("(told) => document.querySelector('#said')?.textContent === told", arg=told)
+
+
 def test_frames_of_a_video_are_counted_by_their_tokens_and_bring_their_times(page, tmp_path):
     av = pytest.importorskip("av", reason="av is not installed")
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
@@ -91,12 +114,32 @@ def test_what_can_not_be_read_leaves_the_question_and_its_pictures(page, scan):
     assert page.locator("#composer .thumbnail-item").count() == 1
 
 
-def test_an_address_in_the_question_is_offered_and_stays_if_nothing_comes(page):
+def test_an_address_in_the_question_is_offered_and_stays_if_nothing_comes(page, scan):
+    choose_file(page, scan)
+    page.locator("#picker .cost").get_by_text("3 pictures").wait_for()
     asked = "What is this? https://no-such-host.invalid/night.png"
     page.locator("#composer textarea").fill(asked)
     page.get_by_role("button", name="Add the picture").click()
     page.get_by_text("could not be fetched from no-such-host.invalid").wait_for()
     assert page.locator("#composer textarea").input_value() == asked
+    assert page.locator("#picker .picker").is_visible()
+
+
+class Counting(ScriptedEngine):
+    def picture_tokens(self, _width, _height, _pan_and_scan):
+        return 64
+
+
+def test_a_picture_by_its_address_arrives_beside_the_pages_that_are_being_chosen(browser, monkeypatch, scan):
+    monkeypatch.setattr(documents, "fetch_image", lambda _address: (EXAMPLES / "night.png").read_bytes())
+    with served(Counting(DEMO)) as url, opened(browser, url) as page:
+        choose_file(page, scan)
+        page.locator("#picker .cost").get_by_text("3 pictures").wait_for()
+        page.locator("#composer textarea").fill("What is this? https://example.com/night.png")
+        page.get_by_role("button", name="Add the picture").click()
+        page.locator("#composer .thumbnail-item").wait_for()
+        assert page.locator("#composer textarea").input_value() == "What is this?"
+        assert page.locator("#picker .picker").is_visible()
 
 
 def test_a_camera_that_is_refused_or_missing_is_told_of_and_one_that_works_gives_a_photo(page):
@@ -122,6 +165,25 @@ def test_a_camera_that_is_refused_or_missing_is_told_of_and_one_that_works_gives
     page.get_by_role("button", name="Take the photo").click()
     page.locator("#composer .thumbnail-item").wait_for()
     assert page.evaluate("window.seen.getTracks().every((track) => track.readyState === 'ended')")
+
+
+def test_there_is_no_photo_before_the_cameras_first_frame(page):
+    page.evaluate(
+        """() => {
+          const canvas = document.createElement("canvas");
+          window.seen = canvas.captureStream(20);
+          window.begin = () => setInterval(() => canvas.getContext("2d").fillRect(0, 0, 320, 240), 50);
+          navigator.mediaDevices.getUserMedia = async () => new MediaStream();
+        }"""
+    )
+    page.get_by_role("button", name="Take a photo").click()
+    shoot = page.get_by_role("button", name="Take the photo")
+    shoot.wait_for()
+    assert shoot.is_disabled()
+    page.evaluate("() => { document.querySelector('#camera video').srcObject = window.seen; window.begin(); }")
+    page.wait_for_function("document.activeElement.textContent === 'Take the photo'")
+    shoot.click()
+    page.locator("#composer .thumbnail-item").wait_for()
 
 
 def test_a_large_photograph_is_made_smaller_before_it_is_sent(page):

@@ -94,6 +94,14 @@ def test_what_goes_wrong_is_said_in_german(browser, url, tmp_path):
     broken.write_bytes(b"not a picture")
     page.locator("#composer input[type=file]").first.set_input_files(broken)
     page.get_by_text("„broken.png“ ist nicht hinzugefügt. Diese 13 Bytes sind kein lesbares Bild.").first.wait_for()
+    large = tmp_path / "film.mp4"
+    with large.open("wb") as film:
+        film.truncate(91_000_000)
+    page.locator("#composer input[type=file]").first.set_input_files(large)
+    page.get_by_text("„film.mp4“ ist größer als 90 MB.").wait_for()
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => new MediaStream(); }")
+    page.get_by_role("button", name="Foto aufnehmen").click()
+    page.get_by_role("dialog", name="Kamera").wait_for()
     page.context.close()
 
 
