@@ -50,7 +50,7 @@
       const texts = said.querySelectorAll(".message-content");
       const json = said.querySelector(".fields-json")?.textContent;
       await copy(json ?? texts[texts.length - 1].innerText.trim());  // after a closer look, the last answer
-      const name = button.ariaLabel;
+      const name = (button.dataset.name ??= button.ariaLabel); // a second click finds “Copied” there
       button.textContent = button.ariaLabel = "Copied";
       setTimeout(() => ([button.textContent, button.ariaLabel] = ["Copy", name]), 1500);
       return;

@@ -157,6 +157,16 @@ def test_retry_copy_and_clear(page):
     page.locator("#strip .strip").wait_for(state="detached")
 
 
+def test_a_copy_button_that_is_clicked_twice_gets_its_own_name_back(page):
+    choose(page)
+    answered(page)
+    page.get_by_role("button", name="Copy answer 1").click()
+    page.get_by_role("button", name="Copied").click()
+    page.get_by_role("button", name="Copied").wait_for(state="detached")
+    page.wait_for_timeout(1500)  # after the second click, too
+    page.get_by_role("button", name="Copy answer 1").wait_for()
+
+
 def test_an_empty_question_and_a_picture_alone(page):
     send(page)
     page.get_by_text("There is no question yet.").wait_for()
