@@ -150,12 +150,13 @@
       share.open = false;
       share.querySelector("summary").focus();
     } else if (insideIsOpen()) closeInside();
+    else if (ask.table.isOpen()) ask.table.close(); // what lies behind it stays as it is
     else if (find("#changing [data-act=keep]")) find("#keep").click();
-    else if (ask.table.isOpen()) ask.table.close();
     else ask.uncoverChat();
   }
-  // Where the settings lie over the chat.
+  // Where the table stands in its place, or the settings lie over it.
   ask.uncoverChat = () => {
+    if (ask.table.isOpen()) ask.table.close();
     if (settings.classList.contains("open") && !matchMedia("(min-width: 1100px)").matches) toggle.click();
   };
   function closeInside() {

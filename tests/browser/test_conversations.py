@@ -134,6 +134,22 @@ def test_a_new_chat_brought_back_and_asked_on_is_one_conversation(page):
     assert len(listed(page, 1)) == 1
 
 
+def test_a_conversation_is_opened_in_place_of_the_table(page):
+    choose(page)
+    answered(page)
+    listed(page, 1)
+    saved = save(page, "Save the conversation (zip)").read_bytes()
+    for opens in (
+        lambda: page.get_by_role("button", name="Open “How many hearts").click(),
+        lambda: open_saved(page, saved),
+    ):
+        new_chat(page)
+        page.get_by_role("button", name="Ask about many pictures").click()
+        page.locator("#table textarea").wait_for()
+        opens()
+        answered(page)
+
+
 def in_browser(page, work):
     """What the entries, oldest first, are after `work`, a function on each of them that may change it."""
     return page.evaluate(

@@ -81,6 +81,19 @@ def test_an_edit_and_the_draft_that_it_set_aside_outlive_a_reload(page):
     composer_becomes(page, "And the st", 1)
 
 
+def test_escape_closes_the_table_and_leaves_the_edit_behind_it(page):
+    choose(page)
+    answered(page)
+    page.locator("#composer .submit-button").wait_for()
+    page.get_by_role("button", name="Edit question 1").click()
+    composer_becomes(page, "How many hearts are there?", 1)
+    page.locator("#composer textarea").fill("How many are red?")
+    page.get_by_role("button", name="Ask about many pictures").click()
+    page.keyboard.press("Escape")
+    page.locator("#changing", has_text="Editing question 1").wait_for()
+    composer_becomes(page, "How many are red?", 1)
+
+
 def test_what_was_replaced_can_be_brought_back_after_a_reload(page):
     choose(page)
     answered(page)
