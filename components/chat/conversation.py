@@ -94,10 +94,6 @@ class Conversation:
         """The conversation before the exchange with this index; -1 drops the last exchange."""
         return Conversation(self.exchanges[:number], id=self.id)
 
-    def whole(self) -> "Conversation":
-        """All exchanges, and nothing of what waits."""
-        return self.up_to(len(self.exchanges))
-
 
 def question_of(text: str, files: Sequence[str]) -> Turn:
     """A visitor's question. `files` are paths that Gradio has checked to be uploads.

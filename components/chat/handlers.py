@@ -51,6 +51,7 @@ QUESTION_BACK = "The question is back below."
 ANSWER_STAYS = "The earlier answer stays."
 FORGOTTEN = "The server had forgotten this conversation. Send the question once it is back, or in a new chat."
 NEW_CHAT = "This is a new chat."
+TAKEN_BACK = "The answer is taken back."
 BESIDE = "The next question reads the new answer."
 REPLACED = "The earlier answer is replaced."
 REPLACED_ALL = "The earlier answer and what came after it are replaced."
@@ -238,7 +239,7 @@ class ChatHandlers:
     def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Brings back what the last action replaced."""
         before = conversation.before
-        if before is None or window_of(request) in self.running:
+        if before is None or conversation.changing is not None or window_of(request) in self.running:
             return page_update()
         return page_update(self.messages(before), composer.holding(joined(before.returned, held(message))),
                        replace(before, returned=NOTHING), "")  # fmt: skip
@@ -246,14 +247,17 @@ class ChatHandlers:
     def undo(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
     ) -> Update:
-        """Moves the last question back into the composer, before the text there. Another `number` than its index is
-        that of a second click, and does nothing."""
+        """Moves the last question back into the composer, before the text there; the answer can be brought back.
+
+        Another `number` than the question's index is that of a second click, and does nothing.
+        """
         index = _index(number, conversation)
         is_last = index is not None and index == len(conversation.exchanges) - 1
         if window_of(request) in self.running or not is_last or conversation.changing is not None:
             return page_update()
-        question, kept = conversation.exchanges[-1].question, conversation.up_to(-1)
-        return page_update(self.messages(kept), composer.holding(joined(question, held(message))), kept, "")
+        kept = conversation.up_to(-1).replacing(conversation, TAKEN_BACK)
+        box = composer.holding(joined(conversation.exchanges[-1].question, held(message)))
+        return page_update(self.messages(kept), box, kept, composer.notice(kept))
 
     def edit(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
@@ -264,7 +268,7 @@ class ChatHandlers:
         index = _index(number, conversation)
         if index is None:
             return page_update()
-        changing = replace(conversation.whole(), changing=index, aside=held(message))
+        changing = replace(conversation, changing=index, aside=held(message), returned=NOTHING, failure="")
         question = conversation.exchanges[index].question
         return page_update(self.messages(changing), composer.holding(question), changing, composer.notice(changing))
 
@@ -272,8 +276,8 @@ class ChatHandlers:
         """Ends editing and restores what the composer held before."""
         if window_of(request) in self.running or conversation.changing is None:
             return page_update()
-        kept = conversation.whole()
-        return page_update(self.messages(kept), composer.holding(conversation.aside), kept, "")
+        kept = replace(conversation, changing=None, aside=NOTHING)
+        return page_update(self.messages(kept), composer.holding(conversation.aside), kept, composer.notice(kept))
 
     def hand_back(
         self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request

@@ -299,6 +299,17 @@ def test_editing_can_be_given_up():
     assert box["value"] == {"text": "half a question", "files": ["/cache/b.png"]}
 
 
+def test_what_can_be_brought_back_outlasts_an_edit_that_is_given_up():
+    handlers = ChatHandlers(ModelRegistry(Speaking("Right.")), ())
+    _, retried, _ = run(handlers.retry(1, two_exchanges(), Window(), *VALUES))
+    _, _, changing, notice = handlers.edit(0, typed(""), retried, Window())
+    assert "Bring it back" not in notice
+    assert all(part == gr.skip() for part in handlers.restore(typed(""), changing, Window()))  # a click before the edit
+    _, _, kept, notice = handlers.keep(changing, Window())
+    assert "Bring it back" in notice
+    assert handlers.restore(typed(""), kept, Window())[2] == two_exchanges()
+
+
 def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
     handlers = ChatHandlers(ModelRegistry(Speaking(Gemma3Error("The conversation has 9,000 tokens."))), ())
     _, _, changing, _ = handlers.edit(0, typed(""), two_exchanges(), Window())
@@ -319,9 +330,11 @@ def test_a_question_that_there_is_not_is_not_edited(number):
 def test_undo_takes_the_last_question_back_before_what_is_typed_already():
     before = two_exchanges().add(exchange_of(question_of("Who?", ["/cache/a.png"]), "I.", pan_and_scan=True))
     handlers = ChatHandlers(ModelRegistry(Speaking()), ())
-    shown, box, after, _ = handlers.undo(2, typed("and you"), before, Window())
-    assert (after, len(shown)) == (two_exchanges(), 4)
+    shown, box, after, notice = handlers.undo(2, typed("and you"), before, Window())
+    assert (after.exchanges, len(shown)) == (two_exchanges().exchanges, 4)
     assert box["value"] == {"text": "Who?\n\nand you", "files": ["/cache/a.png"]}
+    assert "Bring it back" in notice
+    assert handlers.restore(typed(""), after, Window())[2] == before
     for stale in (2, 0, None):  # the second of two clicks takes nothing more
         assert all(part == gr.skip() for part in handlers.undo(stale, typed("Who?"), after, Window()))
 
