@@ -58,7 +58,15 @@
     }
   }
 
-  const unchanged = { __type__: "update" };
+  const unchanged = { __type__: "update" }, nothing = { text: "", files: [] };
+  // Two contents of the composer in one, each picture once.
+  const joined = (first, second) => ({
+    text: [first.text, second?.text].filter(Boolean).join("\n\n"),
+    files: [
+      ...first.files,
+      ...(second?.files ?? []).filter(({ path }) => !first.files.some((file) => file.path === path)),
+    ],
+  });
   const answers = () => document.querySelectorAll("#chat .figures").length;
   const isAnswering = () => Boolean(document.querySelector("#composer .stop-button"));
   // The composer can be seen and used before page.js has run and before the server has brought back what was left.
@@ -134,13 +142,19 @@
     // An event failed, as where the server or what stands before it refuses. Its question returns to the composer, in
     // the browser, since the server may be out of reach. Updates of the composer and, with `notice`, of the notice.
     unsent(notice, message) {
-      const sent = kept.get("sent"), files = message?.files ?? [];
+      const sent = kept.get("sent");
       if (!sent || isAnswering()) return [unchanged, unchanged];
       kept.set("sent", null);
-      const text = [sent.text, message?.text].filter(Boolean).join("\n\n");
-      kept.set("text", text);
-      const others = files.filter(({ path }) => !sent.files.some((file) => file.path === path));
-      return [{ text, files: [...sent.files, ...others] }, notice];
+      const whole = joined(sent, message);
+      kept.set("text", whole.text);
+      return [whole, notice];
+    },
+    // What the server hands back goes before what is in the composer, once. Updates of both.
+    handedBack(returned, message) {
+      if (!returned?.text && !returned?.files.length) return [unchanged, unchanged];
+      const whole = joined(returned, message);
+      kept.set("text", whole.text);
+      return [nothing, whole];
     },
 
     // `offer` says what there is to set: another start of the server may offer other models and switches. Whether a

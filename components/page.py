@@ -188,22 +188,27 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
         changes.append(_connect_keeping(keeping, panels, common))
     for change in changes[5:]:
         change.then(None, js=_FOCUS_JS, api_visibility="private")
-    hand_back: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": [composer, state]}
-    hand_back["outputs"] = [composer, state]
-    ended = [change.then(**hand_back) for change in changes]
+    returned = gr.MultimodalTextbox(visible="hidden")
+    hand_back: dict[str, Any] = {**common, "fn": chat_handlers.hand_back, "inputs": state}
+    hand_back["outputs"] = [composer, state, returned]
+    both = [returned, composer]
+    join: dict[str, Any] = {"fn": None, "inputs": both, "outputs": both, "api_visibility": "private"}
+    join["js"] = "(returned, message) => window.ask.handedBack(returned, message)"
+    ended = [change.then(**hand_back).then(**join) for change in changes]
     for end in ended:
         end.then(None, js="() => window.ask.answered()", api_visibility="private")
-    _connect_failures(changes, hand_back, panels)
+    _connect_failures(changes, hand_back, join, panels)
     return ended
 
 
-def _connect_failures(changes: Sequence[Any], hand_back: dict[str, Any], panels: Panels) -> None:
+def _connect_failures(changes: Sequence[Any], hand_back: dict[str, Any], join: dict[str, Any], panels: Panels) -> None:
     """Where an event fails as a whole, because the server, or what stands before it, refuses, Gradio runs no `then`.
 
     Send comes back, and the question of the first of these `changes` returns to the composer, even if `hand_back` fails
     as well.
     """
     failures = [change.failure(**hand_back) for change in changes]
+    joins = [failure.then(**join) for failure in failures]
     notice = json.dumps(missing(NOT_ARRIVED))
     unsent: dict[str, Any] = {
         "fn": None,
@@ -212,7 +217,7 @@ def _connect_failures(changes: Sequence[Any], hand_back: dict[str, Any], panels:
         "js": f"(message) => window.ask.unsent({notice}, message)",
         "api_visibility": "private",
     }
-    failures[0].then(**unsent)
+    joins[0].then(**unsent)
     failures[0].failure(**unsent)
 
 

@@ -279,15 +279,13 @@ class ChatHandlers:
         kept = replace(conversation, changing=None, aside=NOTHING)
         return page_update(self.messages(kept), composer.holding(conversation.aside), kept, composer.notice(kept))
 
-    def hand_back(
-        self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
-    ) -> tuple[Any, Any]:
-        """Updates the composer and the state: Send or Stop, and a returned question before text typed meanwhile."""
+    def hand_back(self, conversation: Conversation, request: gr.Request) -> tuple[Any, Any, Any]:
+        """Updates the composer, which shows Send or Stop, the state, and the returned question, which the browser puts
+        before what is in the composer: here, it would take the place of what is typed meanwhile."""
         buttons = composer.waiting() if window_of(request) in self.running else composer.ready()
         if conversation.returned == NOTHING:
-            return buttons, gr.skip()
-        whole = joined(conversation.returned, held(message))
-        return {**buttons, **composer.holding(whole)}, replace(conversation, returned=NOTHING)
+            return buttons, gr.skip(), gr.skip()
+        return buttons, replace(conversation, returned=NOTHING), composer.holding(conversation.returned)
 
     def forget(self, window: str) -> None:
         """Evicts what the models keep for the window's next question."""

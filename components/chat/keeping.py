@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
 
 from components.bridge import window_of
 from components.chat import composer, record
-from components.chat.conversation import Conversation
+from components.chat.conversation import NOTHING, Conversation, joined
 from components.chat.handlers import ChatHandlers, Update, page_update
 from components.examples import Example
 from gemma3_core.engine import Gemma3Error
@@ -39,7 +40,8 @@ class Keeping:
         return json.dumps({"version": record.VERSION, "id": conversation.id, "keys": keys, "new": new})
 
     def brought(self, text: str, conversation: Conversation, request: gr.Request) -> Update:
-        """Opens a document in place of this window's conversation; the composer keeps what it holds.
+        """Opens a document in place of this window's conversation. The composer keeps what it holds, and gets back what
+        an edit or a new chat had set aside.
 
         `text` is empty where the browser could not read it, and has said so.
         """
@@ -53,12 +55,13 @@ class Keeping:
         except Gemma3Error as error:
             return page_update(notice=composer.missing(str(error)) + standing)
         self._chat.forget(window)
-        held = composer.holding(conversation.aside) if conversation.changing is not None else None
+        draft = NOTHING if conversation.before is None else conversation.before.returned
+        brought = replace(opened.conversation, returned=joined(draft, conversation.aside))
         count = opened.missing
         lost = MISSING.format("A picture" if count == 1 else f"{count} pictures")
         # What a page that has just opened says stays: the answer to the last question may not have arrived.
         notice = composer.missing(lost) if count else "" if standing or conversation.exchanges else None
-        return page_update(self._chat.messages(opened.conversation), held, opened.conversation, notice)
+        return page_update(self._chat.messages(brought), None, brought, notice)
 
     def _example_of(self, path: Path) -> str:
         return path.stem if self._examples.get(path.stem) == path else ""

@@ -150,6 +150,26 @@ def test_a_conversation_is_opened_in_place_of_the_table(page):
         answered(page)
 
 
+def test_what_is_written_in_an_edit_and_what_a_new_chat_set_aside_follow_to_another_conversation(page):
+    two_conversations(page)
+    page.locator("#composer .submit-button").wait_for()
+    write(page, "a draft")
+    page.get_by_role("button", name="Edit question 1").click()
+    composer_holds(page, STAR_ASKED[0])
+    page.locator("#composer textarea").fill("And its color?")
+    page.get_by_role("button", name="Open “How many hearts").click()
+    composer_holds(page, "a draft\n\nAnd its color?")
+    page.locator("#changing p").wait_for(state="detached")
+    new_chat(page)
+    composer_holds(page, "")
+    page.get_by_role("button", name="Open “What color").click()
+    composer_holds(page, "a draft\n\nAnd its color?")
+
+
+def composer_holds(page, text):
+    page.wait_for_function("(text) => document.querySelector('#composer textarea').value === text", arg=text)
+
+
 def in_browser(page, work):
     """What the entries, oldest first, are after `work`, a function on each of them that may change it."""
     return page.evaluate(

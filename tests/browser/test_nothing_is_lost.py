@@ -1,7 +1,7 @@
 """What a visitor has written, chosen and been told survives slips, reloads and a lost connection."""
 
 import pytest
-from browsing import accept, add, answered, choose, refuse, send, write
+from browsing import JOIN, accept, add, answered, choose, refuse, send, write
 from places import EXAMPLES
 from running_app import opened, unfold
 
@@ -92,6 +92,32 @@ def test_escape_closes_the_table_and_leaves_the_edit_behind_it(page):
     page.keyboard.press("Escape")
     page.locator("#changing", has_text="Editing question 1").wait_for()
     composer_becomes(page, "How many are red?", 1)
+
+
+def test_what_is_typed_while_a_draft_comes_back_follows_it(page):
+    choose(page)
+    answered(page)
+    page.locator("#composer .submit-button").wait_for()
+    write(page, "And the st", NIGHT)
+    page.get_by_role("button", name="Edit question 1").click()
+    composer_becomes(page, "How many hearts are there?", 1)
+    page.locator("#composer textarea").fill("How many are red?")
+    handing = page.evaluate(
+        """gradio_config.dependencies.filter(({ api_name }) => String(api_name).startsWith("hand_back"))
+             .map(({ id }) => id)"""
+    )
+    held = []
+    page.route(
+        JOIN,
+        lambda route: held.append(route) if route.request.post_data_json["fn_index"] in handing else route.continue_(),
+    )
+    send(page)
+    in_time(page, lambda: held)
+    page.locator("#composer textarea").fill("abc")
+    for route in held:
+        route.continue_()
+    page.unroute(JOIN)
+    composer_becomes(page, "And the st\n\nabc", 1)
 
 
 def test_what_was_replaced_can_be_brought_back_after_a_reload(page):

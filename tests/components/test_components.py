@@ -261,8 +261,8 @@ def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_p
     assert (after.changing, len(shown)) == (None, 2)
     assert "what came after it" in notice
     assert after.before.exchanges == changing.exchanges
-    box, after = handlers.hand_back(typed(""), after, Window())
-    assert box["value"]["text"] == "half a question"
+    _, after, returned = handlers.hand_back(after, Window())
+    assert returned["value"]["text"] == "half a question"
     assert after.returned == NOTHING
     shown, box, back, notice = handlers.restore(typed("half a question"), after, Window())
     assert (back, notice, len(shown)) == (before, "", 4)
@@ -318,7 +318,7 @@ def test_an_edited_question_without_an_answer_leaves_the_conversation_whole():
     assert "9,000 tokens" in shown[-1]["content"][0].value
     assert after.changing == 0
     assert "Editing question 1" in notice
-    assert handlers.hand_back(typed(""), after, Window())[0]["value"]["text"].startswith("word word")
+    assert handlers.hand_back(after, Window())[2]["value"]["text"].startswith("word word")
 
 
 @pytest.mark.parametrize("number", [-1, 2, None])
@@ -700,9 +700,9 @@ def test_send_comes_back_only_when_nothing_of_the_window_is_running():
     async def buttons():
         answer = handlers.send(typed("What?"), Conversation(), Window(), 0, *VALUES)
         updates = [await anext(answer)]
-        during = [handlers.hand_back(typed(""), Conversation(), window)[0] for window in (Window(), Window("two"))]
+        during = [handlers.hand_back(Conversation(), window)[0] for window in (Window(), Window("two"))]
         updates += [update async for update in answer]
-        return updates, [*during, handlers.hand_back(typed(""), Conversation(), Window())[0]]
+        return updates, [*during, handlers.hand_back(Conversation(), Window())[0]]
 
     updates, handed = asyncio.run(buttons())
     # Gradio repeats the last update of a generator late, and drops what a later one no longer holds.

@@ -177,10 +177,13 @@ def test_what_stands_above_the_composer_goes_only_with_what_it_is_about(keeping,
     assert all(part == gr.skip() for part in keeping.brought("", editing, Window()))  # the browser has said why
 
 
-def test_an_edit_that_was_begun_goes_back_to_its_draft(keeping):
-    editing = replace(conversation_of_two(), changing=0, aside=Turn("user", "draft"))
-    kept = document_of(keeping.given("[]", conversation_of_two()))
-    assert keeping.brought(kept, editing, Window())[1]["value"]["text"] == "draft"
+def test_what_an_edit_or_a_new_chat_has_set_aside_returns_to_the_composer(keeping):
+    draft, kept = Turn("user", "draft"), document_of(keeping.given("[]", conversation_of_two()))
+    editing = replace(conversation_of_two(), changing=0, aside=draft)
+    for conversation in (editing, Conversation().replacing(conversation_of_two(), "This is a new chat.", draft)):
+        _, box, after, _ = keeping.brought(kept, conversation, Window())
+        assert after.returned == draft
+        assert "value" not in box  # what was written in the edit, or since, stays
 
 
 LIMITS = {
