@@ -2,11 +2,12 @@
 (() => {
   if (ask.embedded) return;
   const PICTURE = /^[^.].*[.](png|jpe?g|webp|gif|bmp|tiff?|avif|hei[cf]|jp2)$/i;
-  const MOST_BYTES = 200e6, SIDE = 112, A_DAY_MS = 24 * 3600e3;
+  const MOST_BYTES = 200e6, SIDE = 112, A_DAY_MS = 24 * 3600e3, LEAVES_MS = 2000;
   const NONE = 0; // the id where a window has deleted its table
   const LOST = "The answer did not arrive. “Go on” asks again for what is missing.";
   const AWAY = "The server can't be reached. Go on once it is back.";
   const CHOOSE = "This browser no longer has some of the pictures. Choose them again, then it goes on.";
+  const ELSEWHERE = "Your table is open in another window. Here you can begin a new one.";
   const OFF = "This browser keeps no table: its storage is switched off or full. Download it before you close the page.";
   const { made, kept } = ask, root = document.documentElement;
   const find = (selector) => document.querySelector(`#table ${selector}`);
@@ -34,6 +35,17 @@
   const save = () => keeping(() => within("readwrite", (tables) => tables.put({
     ...table, rows: table.rows.map(({ file, thumb, line, url, doing, halt, ...row }) => row),
   })));
+  // A table is in one window at a time, or two would write over each other's rows. After a reload, the page before may
+  // still have it for a moment. Whether this window has it now.
+  const take = (id, waits = false) => new Promise((resolve) => {
+    if (!navigator.locks) return resolve(true); // browsers have none over plain HTTP
+    const how = waits ? { signal: AbortSignal.timeout(LEAVES_MS) } : { ifAvailable: true };
+    const taken = navigator.locks.request(`table ${id}`, how, (lock) => {
+      resolve(Boolean(lock));
+      return lock && new Promise(() => {}); // until the page is left
+    });
+    taken.catch(() => resolve(false));
+  });
   // Another window may have a table of its own, which stays for a day.
   const picturesOf = (id) => IDBKeyRange.bound([id], [id, Infinity]);
   function forget() {
@@ -53,15 +65,20 @@
   let restored = null;
   const restore = () => restored ??= keeping(async () => {
     const tables = await within("readonly", (store) => store.getAll()), own = kept.get("table");
+    if (own === NONE) return;
     tables.sort((a, b) => (b.id === own) - (a.id === own) || b.id - a.id);
-    const [latest] = own === NONE ? [] : tables;
-    if (!latest || table.rows.length) return;
-    kept.set("table", latest.id);
-    const pictures = await within("readonly", (_, store) => store.getAll(picturesOf(latest.id)));
-    for (const { number, blob, thumb } of pictures) Object.assign(latest.rows[number], { file: blob, thumb });
-    table = latest;
-    draw();
-    say(sides(false).length ? "“Go on” asks for the rows that are missing." : "");
+    for (const latest of tables) {
+      if (table.rows.length || !(await take(latest.id, latest.id === own))) continue;
+      const pictures = await within("readonly", (_, store) => store.getAll(picturesOf(latest.id)));
+      if (table.rows.length) break; // chosen meanwhile
+      for (const { number, blob, thumb } of pictures) Object.assign(latest.rows[number], { file: blob, thumb });
+      kept.set("table", latest.id);
+      table = latest;
+      draw();
+      return say(sides(false).length ? "“Go on” asks for the rows that are missing." : "");
+    }
+    kept.set("table", null);
+    if (tables.length && !table.rows.length) say(ELSEWHERE);
   });
 
   // The pictures that are chosen.
@@ -118,6 +135,7 @@
   const isStage = (said) => "stage" in said || "text" in said;
 
   async function begin() {
+    await restored;
     if (heard) return; // asked twice
     const question = find("textarea").value.trim(), names = table.rows.map(({ name }) => name);
     const said = await asks("#begin-table", { question, names });
@@ -125,6 +143,7 @@
     const { header, shown, fields, rows } = said;
     Object.assign(table, { id: Date.now(), question, header, shown, fields });
     table.rows.forEach((row, number) => (row.cells = rows[number]));
+    await take(table.id);
     await forget();
     kept.set("table", table.id);
     await save();

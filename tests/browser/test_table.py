@@ -101,6 +101,33 @@ def test_each_of_two_windows_keeps_its_own_table(page):
         assert names(window) == [name]
 
 
+def test_a_table_stays_with_the_window_that_has_it(browser, scripted, scripted_url):
+    with opened(browser, scripted_url) as page:
+        page.get_by_role("button", name="Ask about many pictures").click()
+        choose(page, EXAMPLES / "hearts.png", EXAMPLES / "night.png")
+        page.locator("#table textarea").fill(QUESTION)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator("#table tbody tr").nth(0).get_by_text("2nd in the queue").wait_for()
+        others = [page.context.new_page() for _ in range(2)]
+        for other, own in zip(others, (None, page.evaluate("ask.kept.get('table')")), strict=True):
+            other.goto(page.url)
+            other.wait_for_function("window.ask?.stands.then(() => true)")
+            other.evaluate("(own) => ask.kept.set('table', own)", own)  # as in a copy of the first window
+            other.get_by_role("button", name="Ask about many pictures").click()
+            other.locator("#table .said", has_text="Your table is open in another window.").wait_for()
+            choose(other, EXAMPLES / "night.png")
+            other.locator("#table textarea").fill(QUESTION)
+            other.get_by_role("button", name="Ask", exact=True).click()
+            other.locator("#table tbody tr").nth(0).get_by_text("2nd in the queue").wait_for()
+        scripted.let_through(*scripted.go_on)
+        for window in (page, *others):
+            window.locator("#table .said", has_text="All pictures have an answer.").wait_for()
+        for window, count in ((page, "2 of 2 pictures"), *((other, "1 of 1 picture") for other in others)):
+            window.reload()
+            window.locator("#table .count").get_by_text(count, exact=True).wait_for()
+            window.locator("#table tbody tr").last.locator(".thumb img").wait_for()
+
+
 def test_a_row_that_was_refused_says_so_and_is_asked_again(page):
     page.get_by_role("button", name="Ask about many pictures").click()
     choose(page, EXAMPLES / "hearts.png")
