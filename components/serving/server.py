@@ -418,6 +418,7 @@ def launch_options(page: Page) -> dict[str, Any]:
         "strict_cors": True,
         "show_error": False,  # gr.Error is still shown, but no internal error
         "ssr_mode": False,
+        "_frontend": False,  # its check ends the program where a busy machine's page takes more than three seconds
         "enable_monitoring": False,
         "app_kwargs": {
             "middleware": [Middleware(Gate, served=page, uploads=page.uploads, headers=sent)],

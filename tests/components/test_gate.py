@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from gradio import networking
 from PIL import Image, ImageChops, ImageStat
 from places import EXAMPLES
 from plain_words import is_plain
@@ -183,6 +184,17 @@ def test_a_shared_page_is_the_normal_one_and_not_for_search_engines(page, client
     assert scripts == re.findall(r'<script[^>]* src="([^"]*)"', normal)
     assert all(script.startswith("./") for script in scripts)
     assert client.get("/robots.txt").text == "User-agent: *\nDisallow: /"
+
+
+def test_a_page_starts_also_where_gradios_check_of_its_address_gives_up(engine, monkeypatch):
+    """After three seconds, which a busy machine may need for a page."""
+    monkeypatch.setattr(networking, "url_ok", lambda _address: False)
+    page = built(engine)
+    launch(page)
+    try:
+        assert httpx.get(f"{page.local_url}healthz", timeout=20).status_code == 200
+    finally:
+        page.close(verbose=False)
 
 
 @pytest.mark.parametrize("change", [
@@ -361,7 +373,7 @@ def until(messages, kind):
 
 
 def test_a_browsers_stream_goes_on_where_an_event_comes_after_the_last_has_ended(page, client, monkeypatch):
-    monkeypatch.setattr(gate, "LINGER_S", 3.0)
+    monkeypatch.setattr(gate, "LINGER_S", 6.0)
     join = partial(client.post, "/gradio_api/queue/join")
     browser = {"headers": {"user-agent": "Mozilla/5.0"}, "params": {"session_hash": "window"}, "timeout": 20}
     first = join(json=event(page, "undo", {"text": "a", "files": []})).json()["event_id"]
@@ -370,11 +382,11 @@ def test_a_browsers_stream_goes_on_where_an_event_comes_after_the_last_has_ended
         assert until(messages, "process_completed")["event_id"] == first
         for wait_s in (0.0, 0.5, 1.0):
             time.sleep(wait_s)
+            began = time.monotonic()
             further = join(json=event(page, "undo", {"text": "b", "files": []})).json()["event_id"]
             assert until(messages, "process_completed")["event_id"] == further
-        began = time.monotonic()
         assert until(messages, "close_stream")
-        assert 2.0 < time.monotonic() - began < 10.0
+        assert time.monotonic() - began >= gate.LINGER_S
         assert list(messages) == []
     assert join(json=event(page, "undo", {"text": "c", "files": []})).status_code == 200
 
@@ -484,14 +496,17 @@ def test_how_much_of_an_upload_has_arrived_is_told(page, client):
     named = b'content-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
         slow.sendall(head)  # before it has a name, nothing is told
-        naming = threading.Timer(0.5, slow.sendall, [named + NIGHT[:1000]])
-        naming.start()
-        closing = threading.Timer(2, slow.close)
-        closing.start()
+        threading.Timer(0.5, slow.sendall, [named + NIGHT[:1000]]).start()
         lines: list[str] = []
-        while len(lines) < 2 and closing.is_alive():  # before it has begun to arrive, only "done" is told
-            told = client.get("/gradio_api/upload_progress?upload_id=slow").text
-            lines = [line for line in told.split("\n\n") if line]
+        end = time.monotonic() + 20
+        while len(lines) < 2:  # before it has begun to arrive, only "done" is told
+            assert time.monotonic() < end
+            lines.clear()
+            with client.stream("GET", "/gradio_api/upload_progress?upload_id=slow") as told:
+                for line in filter(None, told.iter_lines()):
+                    lines.append(line)
+                    if "update" in line:
+                        slow.close()
     assert '"orig_name": "a.png"' in lines[0]
     assert lines[-1] == 'data: {"msg": "done"}'
     assert client.get("/gradio_api/upload_progress?upload_id=nobody").text.strip() == lines[-1]
@@ -518,14 +533,15 @@ WHOLE = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
 def test_silent_connections_are_closed(page, client, monkeypatch, whole):
     """Also those that fall silent in a later request, when uvicorn waits for them without end."""
     monkeypatch.setattr(limits, "SILENT_S", 0.2)
+    connections, since = page.server.server_state.connections, {}
+    before = set(connections)  # which may just be closing
     with socket.create_connection((page.server_name, page.server_port), timeout=10) as silent:
         for _ in range(whole):
             silent.sendall(WHOLE)
             assert b'"alive"' in answer_on(silent)
         silent.sendall(b"GET / HTTP")
-        connections, since = page.server.server_state.connections, {}
-        end = time.monotonic() + 5
-        while not connections:
+        end = time.monotonic() + 20
+        while not connections - before:
             assert time.monotonic() < end
         sweep = partial(swept, page, since)
         sweep()

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal
 
 import httpx
@@ -16,7 +17,7 @@ import openai
 import pydantic
 import pytest
 from places import EXAMPLES
-from running_app import ScriptedEngine, built, free_port, launch, require_demo_model
+from running_app import ScriptedEngine, built, launch, require_demo_model
 from window import DEMO, STATS
 
 from components.openai import app as openai_app
@@ -54,11 +55,16 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def url(engine):
+def page(engine):
     page = built(engine)
     launch(page)
-    yield page.local_url.rstrip("/")
+    yield page
     page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def url(page):
+    return page.local_url.rstrip("/")
 
 
 @pytest.fixture(scope="module")
@@ -449,23 +455,28 @@ def test_fetched_pictures_count_too(url, monkeypatch):
     assert post(url, GOOD).status_code == 200
 
 
-def test_whoever_leaves_counts_until_their_fetch_has_ended(url, monkeypatch):
+def test_whoever_leaves_counts_until_their_fetch_has_ended(page, url, monkeypatch):
     arrived, go_on = [], threading.Event()
 
     def fetch(_address: str) -> bytes:
         arrived.append(None)
-        go_on.wait(PATIENCE_S)
+        go_on.wait(2 * PATIENCE_S)
         return HEARTS.read_bytes()
+
+    def leave() -> None:
+        with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+            client.post(f"{url}/v1/chat/completions", json=asked, timeout=httpx.Timeout(20, read=0.3))
 
     monkeypatch.setattr(openai_app, "fetch_image", fetch)
     asked = {**GOOD, "messages": about(picture_at("https://example.org/a.png"), QUESTION)}
     long = {**GOOD, "messages": [{"role": "user", "content": "x" * 2000}]}
     body = json.dumps(asked, separators=(",", ":"))
     try:
-        for _ in range(3 * openai_app.MAX_FETCHES):
-            with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-                client.post(f"{url}/v1/chat/completions", json=asked, timeout=httpx.Timeout(20, read=0.3))
-        time.sleep(0.5)
+        while len(arrived) < openai_app.MAX_FETCHES:  # a server that has no time may read a request too late
+            leave()
+        for _ in range(2 * openai_app.MAX_FETCHES):
+            leave()
+        wait_for(lambda: page.programs._rooms[True].num_bytes == openai_app.MAX_FETCHES * len(body))
         assert len(arrived) == openai_app.MAX_FETCHES  # those behind them have left before their turn
         with monkeypatch.context() as context:
             context.setattr(openai_app, "MAX_HELD_BYTES", 2000 + openai_app.MAX_FETCHES * len(body))
@@ -541,10 +552,10 @@ def test_a_request_of_very_many_values_is_refused_before_it_is_read(url, body):
 
 def test_a_text_in_many_parts_takes_no_longer_than_its_length(url):
     parts = [{"type": "text", "text": "hello there " * 20}] * 40_000
-    begin = time.monotonic()
+    begin = time.process_time()
     reply = post(url, {**GOOD, "messages": [{"role": "user", "content": parts}]})
     assert reply.status_code == 400  # too long for the model
-    assert time.monotonic() < begin + 10
+    assert time.process_time() < begin + 10
 
 
 def test_a_long_name_of_an_option_does_not_come_back(url):
@@ -601,7 +612,7 @@ def test_with_keys_a_program_must_send_one(guarded):
 
 def test_a_page_with_a_login_is_closed_to_programs_without_a_key(engine):
     page = built(engine)
-    page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, auth=("me", "a password"))
+    launch(page, auth=("me", "a password"))
     try:
         reply = post(page.local_url.rstrip("/"), GOOD)
         assert (reply.status_code, reply.json()["error"]["code"]) == (401, "no_keys")
@@ -609,13 +620,20 @@ def test_a_page_with_a_login_is_closed_to_programs_without_a_key(engine):
         page.close(verbose=False)
 
 
-def status_over_http_1_0(page, body) -> int:
-    """As nginx asks when it is told nothing: by this machine's address, without a header of its own."""
-    sent = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.0\r\nHost: 127.0.0.1:{page.server_port}\r\nConnection: close\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+@contextmanager
+def sent(page, body, version="1.1"):
+    """A connection over which a program has asked, by this machine's address and without a header of its own."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: 127.0.0.1:{page.server_port}\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((page.server_name, page.server_port), timeout=PATIENCE_S) as connection:
-        connection.sendall(head.encode() + sent)
+        connection.sendall(head.encode() + content)
+        yield connection
+
+
+def status_over_http_1_0(page, body) -> int:
+    """As nginx asks when it is told nothing."""
+    with sent(page, body, "1.0") as connection:
         return int(connection.recv(100).split()[1])
 
 
@@ -650,9 +668,9 @@ def test_a_program_that_leaves_ends_its_answer(stream):
     try:
         scripted.let_through("queued", "encoding", "reading")
         body = {**GOOD, "model": DEMO.name, "stream": stream}
-        with httpx.Client() as client, pytest.raises(httpx.TimeoutException):
-            client.post(f"{page.local_url}v1/chat/completions", json=body, timeout=httpx.Timeout(20, read=1))
-        scripted.wait_until_closed(1)
+        with sent(page, body):
+            wait_for(lambda: scripted.reached[-1:] == ["writing"])
+        assert scripted.wait_until_closed() == ["writing"]
     finally:
         scripted.let_through("writing")
         page.close(verbose=False)

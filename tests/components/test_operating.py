@@ -84,7 +84,7 @@ def page(records):
         knows_addresses=True, watchers=[records.append], metrics=Metrics(), trusted_proxies=["127.0.0.1"]
     )
     page = build_page(Engine.load(device="cpu"), operation=operation)
-    page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, mcp_server=True)
+    launch(page, mcp_server=True)
     yield page
     page.close(verbose=False)
 
@@ -341,7 +341,7 @@ def test_health_is_told_to_everybody_and_readiness_ends_with_draining(url, page,
 
 
 SLOW = f"""
-import sys, threading, time
+import pathlib, sys, threading, time
 sys.path.insert(0, {str(REPOSITORY / "tests" / "support")!r})
 import app
 from running_app import ScriptedEngine
@@ -354,9 +354,8 @@ def build(settings):
     page = build_page(engine, operation=app._operation(settings))
 
     def write():
-        while not page.desk.is_draining:
+        while not pathlib.Path(__file__).with_name("go on").exists():
             time.sleep(0.01)
-        time.sleep(5)
         engine.let_through("writing")
 
     threading.Thread(target=write, daemon=True).start()
@@ -365,14 +364,14 @@ def build(settings):
 app.build = build
 app.main()
 """
-"""app.py with an answer that ends only some time after SIGTERM."""
+"""app.py with an answer that ends once there is a file named "go on" beside it."""
 
 
 def test_sigterm_lets_a_running_answer_end(tmp_path):
     port, file = free_port(), tmp_path / "slow.py"
     url = f"http://127.0.0.1:{port}"
     file.write_text(SLOW)
-    options = ["--port", str(port), "--log-format", "json", "--drain-seconds", "60", "--metrics"]
+    options = ["--port", str(port), "--log-format", "json", "--drain-seconds", "300", "--metrics"]
     options += ["--trusted-proxy", "127.0.0.1", "--questions-per-hour", "1"]
     program = Program(file, options, {}, tmp_path)
     try:
@@ -386,17 +385,18 @@ def test_sigterm_lets_a_running_answer_end(tmp_path):
             while "There" not in next(lines):
                 pass
             assert on_v1(url, "203.0.113.2, 203.0.113.16").status_code == 429
-            assert httpx.get(f"{url}/metrics").status_code == 404  # the proxy is on this machine
+            assert httpx.get(f"{url}/metrics", timeout=60).status_code == 404  # the proxy is on this machine
             program.terminate()
-            end = time.monotonic() + 10
-            while httpx.get(f"{url}/readyz").status_code == 200 and time.monotonic() < end:
+            end = time.monotonic() + 60
+            while httpx.get(f"{url}/readyz", timeout=60).status_code == 200 and time.monotonic() < end:
                 time.sleep(0.02)
             refused = on_v1(url, "203.0.113.15")
             assert (refused.status_code, DRAINING in refused.text) == (503, True)
+            (tmp_path / "go on").touch()
             rest = list(lines)
             assert "hearts." in "".join(rest)
             assert "data: [DONE]" in rest
-        assert program.wait(timeout=20) == 0
+        assert program.wait(timeout=60) == 0
     finally:
         program.terminate()
         program.wait(timeout=20)

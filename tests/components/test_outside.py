@@ -485,8 +485,8 @@ def test_stop_ends_an_answer_wherever_the_server_is(parts):
     *_, done = events
     assert done.stats.stop_reason == "cancelled"
     assert done.text == (seen.text if isinstance(seen, TokenEvent) and not isinstance(seen, StageEvent) else "")
-    assert time.monotonic() - began < 5
-    assert server.closed.wait(5)
+    assert time.monotonic() - began < 30
+    assert server.closed.wait(30)
 
 
 def test_closing_the_iterator_ends_the_request():
@@ -495,7 +495,7 @@ def test_closing_the_iterator_ends_the_request():
     while not isinstance(next(events), TokenEvent):
         pass
     events.close()
-    assert server.closed.wait(5)
+    assert server.closed.wait(30)
 
 
 def test_a_visitor_who_leaves_ends_an_answer_of_a_server_that_has_fallen_silent():
@@ -509,8 +509,8 @@ def test_a_visitor_who_leaves_ends_an_answer_of_a_server_that_has_fallen_silent(
                     return
 
     asyncio.run(leave())
-    assert server.closed.wait(5)
-    assert engine.queue.wait_until_empty(5)
+    assert server.closed.wait(30)
+    assert engine.queue.wait_until_empty(30)
 
 
 def test_leaving_before_the_reading_has_begun_ends_it_too(monkeypatch):
@@ -518,7 +518,7 @@ def test_leaving_before_the_reading_has_begun_ends_it_too(monkeypatch):
     work, may_begin = outsides._Reading._work, threading.Event()
 
     def late(reading):
-        may_begin.wait(5)
+        may_begin.wait(60)
         work(reading)
 
     monkeypatch.setattr(outsides._Reading, "_work", late)
@@ -529,5 +529,5 @@ def test_leaving_before_the_reading_has_begun_ends_it_too(monkeypatch):
     threading.Timer(0.2, may_begin.set).start()
     began = time.monotonic()
     events.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert server.asked == []

@@ -81,14 +81,13 @@ def built(engine: Any, **options: Any) -> Any:
 def launch(page: Any, **options: Any) -> None:
     """Serves the page from this process, on a port of its own, with further options of `gradio.Blocks.launch`.
 
-    Gradio gives up where another process has taken the port first, or where its own first request isn't answered within
-    three seconds, as on a busy machine: then it is launched again.
+    Gradio gives up where another process has taken the port first: then it is launched again.
     """
     for left in (2, 1, 0):
         try:
             page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **options)
             return
-        except (OSError, ValueError):
+        except OSError:
             if not left:
                 raise
             page.close(verbose=False)
@@ -181,6 +180,7 @@ class ScriptedEngine:
         self.info, self.queue = info, FairQueue()
         self.go_on = {stage: threading.Event() for stage in ("queued", "encoding", "reading", "writing")}
         self.requests: list[Any] = []
+        self.reached: list[str] = []  # stages, as they begin
         self.closed_in: list[str] = []
         self.forgotten: list[str] = []
         self.answer = "There are three red hearts."
@@ -219,11 +219,13 @@ class ScriptedEngine:
         }
         try:
             for stage, text in words.items():
+                self.reached.append(stage)
                 while True:
                     yield StageEvent(stage, text)  # type: ignore[arg-type]
                     if self.go_on[stage].wait(0.2):
                         break
             stage = "writing"
+            self.reached.append(stage)
             answer = request.turns[-1].text if self.echoes else self.answer
             for piece in re.findall(r"\S+\s*", answer):
                 yield TokenEvent(piece)
@@ -249,7 +251,7 @@ class ScriptedEngine:
     def preview(self, _pictures: Any, _pan_and_scan: bool, _crops: Any = ()) -> list[Any]:
         return []
 
-    def wait_until_closed(self, count: int = 1, seconds: float = 10.0) -> list[str]:
+    def wait_until_closed(self, count: int = 1, seconds: float = 30.0) -> list[str]:
         end = time.monotonic() + seconds
         while len(self.closed_in) < count and time.monotonic() < end:
             time.sleep(0.02)
