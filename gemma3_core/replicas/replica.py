@@ -142,9 +142,17 @@ class Replica:
         changed, ended = asyncio.Event(), asyncio.Event()
         self._stops[key] = stop = threading.Event()
 
+        def tell(event: asyncio.Event) -> None:
+            try:
+                loop.call_soon_threadsafe(event.set)
+            except RuntimeError:
+                if not loop.is_closed():
+                    raise
+                stop.set()  # the replica ends, and nobody waits for the call
+
         def emit(item: Item | BaseException | None) -> None:
             arrived.append(item)
-            loop.call_soon_threadsafe(changed.set)
+            tell(changed)
 
         def run() -> None:
             try:
@@ -154,7 +162,7 @@ class Replica:
             except BaseException as error:  # noqa: BLE001  raised again where the call is answered
                 emit(error)
             emit(None)
-            loop.call_soon_threadsafe(ended.set)
+            tell(ended)
 
         threading.Thread(target=run, name="call", daemon=True).start()
         try:
