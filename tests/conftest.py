@@ -22,12 +22,19 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
 import pytest
 import torch
 from checkpoints import write_chat_checkpoint
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from places import REPOSITORY
 from running_app import chromium
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
+
+# The same examples each time, however long a busy machine takes for one of them.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -320,15 +320,9 @@ def answer_of(visitor: Visitor) -> str:
 
 def explore(strategy: st.SearchStrategy[Any], examples: int, look: Callable[[Any], None]) -> None:
     """Runs `look` on so many values of the strategy, the same ones each time."""
+    phases = [Phase.explicit, Phase.generate]
 
-    @settings(
-        derandomize=True,
-        deadline=None,
-        database=None,
-        max_examples=examples,
-        phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=examples, phases=phases, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def run(value: Any) -> None:
         look(value)
@@ -520,13 +514,15 @@ def told_by_name(visitor: Visitor, data: Any) -> Told:
             field_name, _, value = line.partition(": ")
             if field_name == "event":
                 kind = value
-            elif field_name == "data" and kind == "error":
+            if field_name != "data":
+                continue
+            if kind == "error":
                 said = json.loads(value)
                 told.sentences.append(said.get("error") if isinstance(said, dict) else said)
-            elif field_name == "data":
+            elif kind != "heartbeat":
                 told.outputs = [json.loads(value)]
-            ended = field_name == "data" and kind in ("error", "complete")
-            if ended or time.monotonic() - start > REPLY_WITHIN_S:
+            ended, late = kind in ("error", "complete"), time.monotonic() - start
+            if ended or (told.outputs and late > REPLY_WITHIN_S) or late > SILENT_S:
                 break
     told.complete = ended or bool(told.outputs)
     return told
