@@ -22,7 +22,7 @@ class Source:
         try:
             for number, event in enumerate(self.events):
                 if number == 1 and self.gate:
-                    self.gate.wait(5)
+                    self.gate.wait(60)
                 yield event
             if self.error:
                 raise self.error
@@ -41,14 +41,14 @@ def test_events_arrive_in_order_and_the_iterator_is_closed():
     events = [StageEvent("reading", "Reading"), TokenEvent("a"), TokenEvent("b")]
     source = Source(events)
     assert collect(source) == events
-    assert source.closed.wait(2)
+    assert source.closed.wait(60)
 
 
 def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited():
     source = Source([TokenEvent("a")], error=Gemma3Error("There is no question."))
     with pytest.raises(Gemma3Error, match="no question"):
         collect(source)
-    assert source.closed.wait(2)
+    assert source.closed.wait(60)
 
 
 class Panic(BaseException):
@@ -90,7 +90,7 @@ def test_a_cancelled_handler_closes_the_iterator():
 
     asyncio.run(run())
     gate.set()
-    assert source.closed.wait(2)
+    assert source.closed.wait(60)
 
 
 @pytest.mark.parametrize("steps", range(5))
@@ -98,9 +98,9 @@ def test_a_handler_cancelled_as_an_event_arrives_is_cancelled(steps):
     gate, over = threading.Event(), threading.Event()
 
     def source():
-        gate.wait(5)
+        gate.wait(60)
         yield TokenEvent("a")
-        over.wait(5)
+        over.wait(60)
 
     async def run():
         loop = asyncio.get_running_loop()
@@ -139,11 +139,11 @@ def test_a_closed_handler_closes_the_iterator():
         await events.aclose()
 
     asyncio.run(run())
-    assert source.closed.wait(2)
+    assert source.closed.wait(60)
 
 
 def test_the_latest_stage_comes_again_in_a_silence_and_otherwise_once(monkeypatch):
-    monkeypatch.setattr(async_bridge, "_TICK_S", 1.0)
+    monkeypatch.setattr(async_bridge, "_TICK_S", 3.0)
     gate = threading.Event()
     stage = StageEvent("reading", "Reading")
     source = Source([stage, stage, stage, TokenEvent("a")], gate)
