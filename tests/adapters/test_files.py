@@ -117,9 +117,9 @@ def test_patterns_that_may_take_very_long_are_refused(pattern, field, tmp_path):
 
 def test_what_is_let_through_takes_a_bounded_time(tmp_path):
     config = read_adapter_config(write(tmp_path, {"target_modules": ".*.*.*.*x"}))
-    began = time.monotonic()
+    began = time.thread_time()
     assert not config.has_target("model.vision_tower.vision_model.encoder.layers.10.self_attn.q_proj")
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
 
 
 def test_folders_that_are_no_adapter(tmp_path):

@@ -32,13 +32,19 @@ async def listen(running, window, source, seen):
     return answer
 
 
+async def begun(seen):
+    """Waits until the first event has come."""
+    while not seen:
+        await asyncio.sleep(0)
+
+
 def test_a_discarded_answer_ends_at_once_and_is_closed():
     async def go():
         running, source, seen = RunningAnswers(), Source(), []
         listening = asyncio.create_task(listen(running, "one", source, seen))
-        await asyncio.sleep(0.05)
+        await begun(seen)
         assert "one" in running
-        await asyncio.wait_for(running.discard("one"), 1)
+        await asyncio.wait_for(running.discard("one"), 20)
         assert "one" not in running
         answer = await listening
         assert (answer.discarded, answer.stop.is_set(), source.closed, seen) == (True, False, True, ["a"])
@@ -50,7 +56,7 @@ def test_a_stopped_answer_goes_on_to_its_end():
     async def go():
         running, source, seen = RunningAnswers(), Source(), []
         listening = asyncio.create_task(listen(running, "one", source, seen))
-        await asyncio.sleep(0.05)
+        await begun(seen)
         running.stop("nobody")
         running.stop("one")
         source.gate.set()
@@ -66,9 +72,9 @@ def test_an_answer_that_is_stopped_before_its_first_token_ends_at_once():
     async def go():
         running, source, seen = RunningAnswers(), Source(StageEvent("reading", "Reading 9,000 tokens")), []
         listening = asyncio.create_task(listen(running, "one", source, seen))
-        await asyncio.sleep(0.05)
+        await begun(seen)
         running.stop("one")
-        answer = await asyncio.wait_for(listening, 1)
+        answer = await asyncio.wait_for(listening, 20)
         assert (answer.discarded, answer.stop.is_set(), source.closed) == (False, True, True)
         assert seen == ["Reading 9,000 tokens"]
 
@@ -89,9 +95,9 @@ def test_windows_are_kept_apart():
 
 def test_a_handler_that_is_cancelled_closes_its_answer():
     async def go():
-        source = Source()
-        listening = asyncio.create_task(listen(RunningAnswers(), "one", source, []))
-        await asyncio.sleep(0.05)
+        source, seen = Source(), []
+        listening = asyncio.create_task(listen(RunningAnswers(), "one", source, seen))
+        await begun(seen)
         listening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await listening

@@ -244,11 +244,11 @@ def test_what_a_config_promises_is_counted_before_it_is_built(folder, part, name
     config = json.loads((folder / "config.json").read_text())
     config[part] = {**config[part], "layer_types": None, name: value}
     set_config(folder, **config)
-    before, began = anonymous_bytes(), time.monotonic()
+    before, began = anonymous_bytes(), time.thread_time()
     with pytest.raises((ConfigError, CheckpointError), match=says):
         Gemma3ForConditionalGeneration.from_pretrained(folder)
     assert anonymous_bytes() - before < 2**26
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
