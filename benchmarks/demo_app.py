@@ -20,7 +20,7 @@ PICTURES = ROOT / "assets" / "examples"
 
 def measure(rounds: int) -> dict[str, Any]:
     """Starts the app as a user does and asks `rounds` questions, each about one picture."""
-    port = _free_port()
+    port = free_port()
     start = time.perf_counter()
     app = subprocess.Popen(
         [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)],
@@ -89,7 +89,8 @@ def peak_memory(pid: int | str) -> int:
     return int(found[1]) * 1024
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Another program may take it before the app does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

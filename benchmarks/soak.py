@@ -88,13 +88,14 @@ class Soaking:
         self._random = random.Random(number)
         self.done: Counter[str] = Counter()
 
-    def run(self) -> None:
+    def run(self, least: int = 0) -> None:
+        """Until the end, and until `least` acts are done."""
         acts: tuple[tuple[Callable[[Visitor], bool], int], ...] = (
             (self._ask_about_a_picture, 4), (self._talk, 2), (self._look_inside, 2), (self._ask_by_name, 2),
             (self._open_the_page, 1), (self._break_off_an_upload, 1), (self._break_off_an_answer, 2),
             (self._never_listen, 1), (self._stop, 1), (self._send_what_is_no_picture, 1), (self._leave_at_once, 1),
         )  # fmt: skip
-        while time.monotonic() < self._end and self._app.alive():
+        while (time.monotonic() < self._end or self.done.total() < least) and self._app.alive():
             (act,) = self._random.choices([act for act, _ in acts], [weight for _, weight in acts])
             name = act.__name__.strip("_")
             try:
@@ -211,8 +212,9 @@ class Soaking:
         return True
 
 
-def measure(minutes: float, visitors: int, settle_s: float = SETTLE_S) -> dict[str, Any]:
-    """Runs a soak; reports how often each act was done, and the verdict on each resource."""
+def measure(minutes: float, visitors: int, settle_s: float = SETTLE_S, least: int = 0) -> dict[str, Any]:
+    """Runs a soak, for longer where a visitor has not done `least` acts by then; reports how often each act was done,
+    and the verdict on each resource."""
     seconds = 60 * minutes
     first_s = min(FIRST_S, seconds / 2)
     samples: list[Taken] = []
@@ -221,7 +223,7 @@ def measure(minutes: float, visitors: int, settle_s: float = SETTLE_S) -> dict[s
             events = read_events(visitor.client)
         start = time.monotonic()
         soaking = [Soaking(app, events, number, start + seconds) for number in range(visitors)]
-        threads = [threading.Thread(target=one.run) for one in soaking]
+        threads = [threading.Thread(target=one.run, args=(least,)) for one in soaking]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads) and app.alive():

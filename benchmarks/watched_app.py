@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.demo_app import ROOT, _free_port
+from benchmarks.demo_app import ROOT, free_port
 
 READY_WITHIN_S = 120.0
 _DEMO_MODEL = ROOT / "assets" / "demo_model"
@@ -100,15 +100,18 @@ def _started(file: Path, arguments: Sequence[str], environment: Mapping[str, str
 
 
 @contextmanager
-def watched_app(*arguments: str, start: Callable[..., Any] = _started, **environment: str) -> Iterator[WatchedApp]:
+def watched_app(
+    *arguments: str, start: Callable[..., Any] = _started, port: int | None = None, **environment: str
+) -> Iterator[WatchedApp]:
     """Runs the app with only the demo model; it is ready when the block begins and gone when the block ends.
 
-    `start` takes the file, its arguments, its environment and its log, and returns what subprocess.Popen would.
+    `port` is by default one that is free now. `start` takes the file, its arguments, its environment and its log, and
+    returns what subprocess.Popen would.
     """
     with tempfile.TemporaryDirectory(prefix="watched-app-") as name:
         folder, log = Path(name) / "temporary", Path(name) / "log"
         (folder / "uploads").mkdir(parents=True)
-        port = _free_port()
+        port = free_port() if port is None else port
         options = ["--model", str(_DEMO_MODEL), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
         own = {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "uploads"), "HF_HUB_OFFLINE": "1"}
         process = start(ROOT / "app.py", [*options, *arguments], {**os.environ, **own, **environment}, log)

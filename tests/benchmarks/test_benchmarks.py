@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +93,13 @@ def test_decode_is_what_comes_behind_the_first_token():
 LIMITS = Limits(bytes_per_s=1e9, operations_per_s=1e9)
 
 
+@pytest.fixture
+def own_time(monkeypatch):
+    """What is timed counts in this process's own time: beside other test processes one round tells nothing."""
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=time.process_time))
+
+
+@pytest.mark.usefixtures("own_time")
 def test_the_picture_benchmark_has_every_part(config: Gemma3Config, monkeypatch):
     monkeypatch.setattr(vision_language, "IN_SLOTS", (1, 3))
     report = vision_language.measure(config, "cpu", LIMITS, (40,), new_tokens=6, rounds=1)["float32"]
@@ -187,7 +196,7 @@ def test_a_further_question_is_answered_sooner():
 def test_a_newcomers_wait_is_measured_beside_answers_that_go_on():
     figures = newcomer.measure(rounds=1, running=2)
     assert 0 < figures["alone_s"] < 60
-    assert figures["times_alone"] == pytest.approx(figures["beside_s"] / figures["alone_s"], abs=0.02)
+    assert figures["times_alone"] == pytest.approx(figures["beside_s"] / figures["alone_s"], rel=0.01)  # all rounded
 
 
 def test_attention_in_a_box_counts_cells_by_the_part_that_it_covers():

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from running_app import free_port
 from warm import Program
 
 from benchmarks import serving
@@ -44,7 +45,7 @@ def test_each_has_a_picture_and_a_question_of_its_own():
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process takes is read from Linux's /proc")
 def test_visitors_get_their_own_answers():
     asked = serving.questions(3)
-    with watched_app("--at-once", "3", start=Program) as app:
+    with watched_app("--at-once", "3", start=Program, port=free_port()) as app:
         alone = [serving.ask(app, question) for question in asked]
         together = serving.together(app, asked)
         memory = serving._memory_over(app, asked, 6)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from running_app import free_port
 from warm import Program
 
 from benchmarks.first_load import first_load
@@ -13,7 +14,7 @@ MOST_REQUESTS, MOST_KILOBYTES, MOST_SHIFT = 59, 450, 0.05
 
 @pytest.fixture(scope="module")
 def app():
-    with watched_app(start=Program) as app:
+    with watched_app(start=Program, port=free_port()) as app:
         yield app
 
 

@@ -4,6 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from running_app import free_port
 from warm import Program
 
 from benchmarks.visitors import PageEvents, Visitor, answered, read_events
@@ -29,7 +30,7 @@ def ask_once(app: WatchedApp, events: PageEvents, number: int) -> bool:
 
 
 def test_150_visitors_leave_no_more_than_fifty_did():
-    with watched_app(start=Program) as app:
+    with watched_app(start=Program, port=free_port()) as app:
         with Visitor(app.url) as visitor:
             events = read_events(visitor.client)
         with ThreadPoolExecutor(AT_ONCE) as pool:
