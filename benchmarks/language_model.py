@@ -119,7 +119,7 @@ def compare(
         part = decode_of(count, sampling)
         tokens[part] = count * new_tokens
         several = start.expand(count, -1)
-        actions[f"{part}/ours"] = _our_decoding(ours, several, new_tokens, sampling)
+        actions[f"{part}/ours"] = our_decoding(ours, several, new_tokens, sampling)
         actions[f"{part}/transformers"] = _their_decoding(theirs, several, new_tokens, sampling)
         if backend is not None:
             actions[f"{part}/static"] = _their_decoding(theirs, several, new_tokens, sampling, backend, room)
@@ -128,7 +128,7 @@ def compare(
     times = times_in_turns(actions, rounds)
     name = str(dtype).removeprefix("torch.")
     report: dict[str, Any] = {"dtype": f"int4, {name}" if int4 else name, "logits_differ_by": difference}
-    read = bytes_of([*_weights(ours.decoder.layers), *_weights(ours.lm_head)])
+    read = bytes_of([*weights_of(ours.decoder.layers), *weights_of(ours.lm_head)])
     for part, count in tokens.items():
         seconds = by_program(times, part)
         mine = median(seconds["ours"])
@@ -172,7 +172,7 @@ def _our_prefill(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     prefill(model, KVCache(model.config, ids.shape[1]), input_ids=ids)
 
 
-def _our_decoding(
+def our_decoding(
     model: Gemma3ForCausalLM, prompt: torch.Tensor, new_tokens: int, sampling: SamplingParams
 ) -> Callable[[], None]:
     """As the engine decodes the answers to prompt [rows, T]."""
@@ -240,7 +240,7 @@ def _their_decoding(
     return run
 
 
-def _weights(module: nn.Module) -> list[torch.Tensor]:
+def weights_of(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 

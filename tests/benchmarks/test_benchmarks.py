@@ -15,6 +15,7 @@ from benchmarks import (
     attention,
     attention_memory,
     chart,
+    decode_profile,
     language_model,
     limits,
     llama_cpp,
@@ -243,6 +244,16 @@ def test_the_memory_benchmark_counts_what_is_allocated_at_the_peak(tmp_path):
     assert 0.5 < figures["allocated_mb"] < 60  # tiles are decoded elsewhere and encoded one by one
     rows = 32 * 8 * figures["tokens"] * 2 + 262_208 * 2
     assert figures["further_layers_mb"] == round(rows / 1e6, 1)
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("precision", decode_profile.PRECISIONS)
+def test_a_profile_of_decoding_tells_layers_and_head_apart(precision: str):
+    shape = {**language_model.SHAPE, "num_hidden_layers": 2, "vocab_size": 4096, "intermediate_size": 512}
+    config = Gemma3TextConfig.from_dict(shape)
+    parts = decode_profile.profile(precision, 2, 2, LIMITS, config)
+    assert all(part["time"] > 0 and part["limit"] > 0 for part in parts.values())
+    assert sum(part["time"] for part in parts.values()) <= 1
 
 
 def test_the_chart_shows_the_results_that_are_committed(tmp_path):
