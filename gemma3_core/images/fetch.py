@@ -79,4 +79,4 @@ async def _public_address(host: str) -> str:
         address = str(place[0])
         if is_public_ip(address) and ipaddress.ip_address(address).is_global:
             return address
-    raise ValueError(f"{host} has no public address")
+    raise ValueError(f"{host} is not a public address")

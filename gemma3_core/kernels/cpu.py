@@ -58,16 +58,8 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 log = logging.getLogger(__name__)
 _building = threading.Lock()
-
-
-def _build_for_itself() -> None:
-    """A process that is forked while another thread builds the kernels has no such thread to wait for."""
-    global _building
-    _building = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_build_for_itself)
+if hasattr(os, "register_at_fork"):  # not on Windows; a process has no thread of the one that it is forked from
+    os.register_at_fork(before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release)
 
 
 class _CompilerError(Exception):

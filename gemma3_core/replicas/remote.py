@@ -56,9 +56,14 @@ class RemoteEngine(Engine):
     def is_ready(self) -> bool:
         return self._fleet.health.ready
 
+    # The replicas look after their own devices.
+    @property
+    def device_is_lost(self) -> bool:
+        return False
+
     @property
     def silent_s(self) -> float:
-        return 0.0  # the replicas look after their own devices
+        return 0.0
 
     @property
     def kept_bytes(self) -> int:

@@ -606,7 +606,7 @@ def test_of_a_hosts_addresses_a_public_one_is_taken_and_nobody_else_is_asked(mon
     monkeypatch.setattr(safehttpx, "async_resolve_hostname_google", others)
     assert found(*private, "8.8.8.8", "10.0.0.2") == "8.8.8.8"
     assert found("2606:4700::1111") == "2606:4700::1111"
-    with pytest.raises(ValueError, match="no public address"):
+    with pytest.raises(ValueError, match="not a public address"):
         found(*private)
     assert asked == []
 

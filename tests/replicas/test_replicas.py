@@ -337,7 +337,10 @@ def test_two_pages_count_a_visitors_questions_together_and_each_by_itself_while_
     assert not asks(one)
     assert not [record for record in caplog.records if record.name == shared_ledger.__name__]
 
-    ray.kill(ray.get_actor(NAME, NAMESPACE))
+    ledger = ray.get_actor(NAME, NAMESPACE)
+    ray.kill(ledger)
+    with pytest.raises(ray.exceptions.RayActorError):  # it may answer once more
+        wait_until(lambda: ray.get(ledger.__ray_ready__.remote(), timeout=WITHIN_S) is None)
     monkeypatch.setattr(shared_ledger, "_AGAIN_S", 600.0)
     assert [asks(one), asks(one), asks(one)] == [True, True, False], "still answered, and still limited"
     assert [asks(two), asks(two), asks(two)] == [True, True, False]
