@@ -66,14 +66,20 @@ def in_time(page, holds):
     raise AssertionError(page.locator("body").inner_text())
 
 
-def test_an_edit_and_the_draft_that_it_set_aside_outlive_a_reload(page):
+def rewrite_a_question(page, *draft):
+    """Begins to edit an answered question, beside what stands in the composer."""
     choose(page)
     answered(page)
     page.locator("#composer .submit-button").wait_for()
-    write(page, "And the st", NIGHT)
+    if draft:
+        write(page, *draft)
     page.get_by_role("button", name="Edit question 1").click()
     composer_becomes(page, "How many hearts are there?", 1)
     page.locator("#composer textarea").fill("How many are red?")
+
+
+def test_an_edit_and_the_draft_that_it_set_aside_outlive_a_reload(page):
+    rewrite_a_question(page, "And the st", NIGHT)
     page.reload()
     page.locator("#changing", has_text="Editing question 1").wait_for()
     composer_becomes(page, "How many are red?", 1)
@@ -82,12 +88,7 @@ def test_an_edit_and_the_draft_that_it_set_aside_outlive_a_reload(page):
 
 
 def test_escape_closes_the_table_and_leaves_the_edit_behind_it(page):
-    choose(page)
-    answered(page)
-    page.locator("#composer .submit-button").wait_for()
-    page.get_by_role("button", name="Edit question 1").click()
-    composer_becomes(page, "How many hearts are there?", 1)
-    page.locator("#composer textarea").fill("How many are red?")
+    rewrite_a_question(page)
     page.get_by_role("button", name="Ask about many pictures").click()
     page.keyboard.press("Escape")
     page.locator("#changing", has_text="Editing question 1").wait_for()
@@ -95,13 +96,7 @@ def test_escape_closes_the_table_and_leaves_the_edit_behind_it(page):
 
 
 def test_what_is_typed_while_a_draft_comes_back_follows_it(page):
-    choose(page)
-    answered(page)
-    page.locator("#composer .submit-button").wait_for()
-    write(page, "And the st", NIGHT)
-    page.get_by_role("button", name="Edit question 1").click()
-    composer_becomes(page, "How many hearts are there?", 1)
-    page.locator("#composer textarea").fill("How many are red?")
+    rewrite_a_question(page, "And the st", NIGHT)
     handing = page.evaluate(
         """gradio_config.dependencies.filter(({ api_name }) => String(api_name).startsWith("hand_back"))
              .map(({ id }) => id)"""
