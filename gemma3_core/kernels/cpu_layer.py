@@ -90,10 +90,9 @@ def int4_weight(
     return Weight(qdata.data_ptr(), scale_and_zero.data_ptr(), 2 * halves, outputs, group_size, symmetric, block)
 
 
-def layer_fits(weights: Sequence[Weight], head_dim: int, rows: int) -> bool:
-    """Whether `decoder_layer` takes so many rows through these weights."""
-    groups = {weight.group for weight in weights if weight.group}
-    return 0 < rows <= FEW_ROWS and head_dim % _MULTIPLE == 0 and len(groups) <= 1
+def layer_fits(weights: Sequence[Weight], head_dim: int) -> bool:
+    """Whether `decoder_layer` takes these weights."""
+    return head_dim % _MULTIPLE == 0 and len({weight.group for weight in weights if weight.group}) <= 1
 
 
 def decoder_layer(
@@ -104,22 +103,26 @@ def decoder_layer(
     sines: torch.Tensor,
     places: Sequence[CachePlace],
 ) -> torch.Tensor:
-    """One new token of each row, x [B, E], through a layer: [B, E] in x's type. `layer` must fit (`layer_fits`).
+    """One new token of each row, x [B, 1, E] with B up to FEW_ROWS, through a layer that fits (`layer_fits`): as x.
 
-    cosines and sines [B, D] are the rotary tables. Keys and values are stored at `places`, which hold B rows together.
-    Rows do not depend on one another. Raises MemoryError.
+    cosines and sines [B or 1, 1, 1, D] are the rotary tables. Keys and values are stored at `places`, which hold B rows
+    together. Rows do not depend on one another. Raises MemoryError.
     """
+    count, dtype = len(x), x.dtype
     rows = _places(places)
-    assert len(rows) == len(x)
-    assert x.dtype in DTYPES
-    assert layer.bfloat16 == (x.dtype == torch.bfloat16)
-    assert all(t.dtype == x.dtype and t.is_cpu for t in (cosines, sines, *(p.keys for p in places)))
-    assert cosines.shape == sines.shape == (len(x), layer.head_dim)
+    assert len(rows) == count <= FEW_ROWS
+    assert dtype in DTYPES
+    assert layer.bfloat16 == (dtype == torch.bfloat16)
+    assert cosines.dtype == sines.dtype == dtype
+    assert cosines.shape == sines.shape
+    if len(cosines) != count:
+        cosines, sines = cosines.expand(count, -1, -1, -1), sines.expand(count, -1, -1, -1)
+    assert cosines.shape == (count, 1, 1, layer.head_dim)
     x, cosines, sines = x.contiguous(), cosines.contiguous(), sines.contiguous()
     out = torch.empty_like(x)
     tensors = (x.data_ptr(), cosines.data_ptr(), sines.data_ptr())
-    sizes = (len(x), torch.get_num_threads())
-    if kernels.decoder_layer(ctypes.byref(layer), *tensors, (_Place * len(rows))(*rows), out.data_ptr(), *sizes):
+    sizes = (count, torch.get_num_threads())
+    if kernels.decoder_layer(ctypes.byref(layer), *tensors, (_Place * count)(*rows), out.data_ptr(), *sizes):
         raise MemoryError("not enough memory for a decoder layer")
     return out
 
@@ -127,14 +130,14 @@ def decoder_layer(
 def _places(places: Sequence[CachePlace]) -> list[_Place]:
     rows = []
     for place in places:
-        keys, values = place.keys, place.values
-        strides = keys.stride()
+        keys, values, column, seen = place.keys, place.values, place.column, place.seen
+        strides, count = keys.stride(), len(keys)
         assert strides == values.stride()
         assert strides[2:] == (keys.shape[3], 1)
-        assert 0 <= place.column < place.seen <= keys.shape[2]
+        assert 0 <= column < seen <= keys.shape[2]
         assert keys.dtype == values.dtype
-        for row in range(len(keys)):
-            offset = row * strides[0] * keys.itemsize
-            pointers = (keys.data_ptr() + offset, values.data_ptr() + offset)
-            rows.append(_Place(*pointers, strides[1], place.column, place.seen))
+        assert keys.is_cpu
+        first = keys.data_ptr(), values.data_ptr()
+        for offset in range(0, count * strides[0] * keys.itemsize, strides[0] * keys.itemsize):
+            rows.append(_Place(first[0] + offset, first[1] + offset, strides[1], column, seen))
     return rows

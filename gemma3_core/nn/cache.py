@@ -46,8 +46,11 @@ class GrowingBuffer:
     def column(self, start: int) -> tuple[torch.Tensor, int, int]:
         """For a caller who stores the token of column `start` itself: the buffer, which has held tokens before, the
         place along `dim`, and how many of the buffer's columns then count."""
-        assert self._buffer is not None
-        return self._with_room(start + 1, self._buffer.narrow(self._dim, 0, 1), keep=start), start, start + 1
+        buffer = self._buffer
+        assert buffer is not None
+        if buffer.shape[self._dim] <= start:
+            buffer = self._with_room(start + 1, buffer.narrow(self._dim, 0, 1), keep=start)
+        return buffer, start, start + 1
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns every column so far (a view)."""
@@ -82,9 +85,11 @@ class RingBuffer(GrowingBuffer):
     def column(self, start: int) -> tuple[torch.Tensor, int, int]:
         if start < self._most:
             return super().column(start)
-        assert self._buffer is not None
-        held = min(start, self._buffer.shape[self._dim])
-        return self._with_room(self._most, self._buffer.narrow(self._dim, 0, 1), held), start % self._most, self._most
+        buffer = self._buffer
+        assert buffer is not None
+        if (held := buffer.shape[self._dim]) < self._most:
+            buffer = self._with_room(self._most, buffer.narrow(self._dim, 0, 1), held)
+        return buffer, start % self._most, self._most
 
     def write(self, new: torch.Tensor, start: int) -> torch.Tensor:
         """Stores `new` at column `start`; returns the columns that its queries may need: those kept before, and `new`.

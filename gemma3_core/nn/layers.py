@@ -12,7 +12,7 @@ from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.kernels.cpu_layer import Weight, dense_weight
 from gemma3_core.nn.cache import KVCache, RowCaches
 from gemma3_core.nn.checkpointing import CheckpointedLayer
-from gemma3_core.nn.cpu_step import is_untouched, read_token
+from gemma3_core.nn.cpu_step import KeptLayer, LayerParts, read_token
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
@@ -236,6 +236,7 @@ class DecoderLayer(CheckpointedLayer):
         self.post_attention_layernorm = RMSNorm(width, eps)
         self.pre_feedforward_layernorm = RMSNorm(width, eps)
         self.post_feedforward_layernorm = RMSNorm(width, eps)
+        self._kept = KeptLayer()
 
     def forward(
         self,
@@ -256,13 +257,19 @@ class DecoderLayer(CheckpointedLayer):
 
     def _read_token(self, x: torch.Tensor, rotary: Rotary, cache: KVCache | RowCaches) -> torch.Tensor | None:
         """`forward` of one new token in one call, x [B, 1, E], or None where the parts are needed one by one."""
-        attention, mlp = self.self_attn, self.mlp
-        if type(attention) is not Attention or type(mlp) is not MLP or not is_untouched((attention, mlp)):
+        if torch.compiler.is_compiling():
             return None
+        attention = self.self_attn
+        layer = self._kept.layer(x.dtype, self._parts, attention.config)
+        return None if layer is None else read_token(layer, x, rotary, cache, attention.layer_index)
+
+    def _parts(self) -> LayerParts | None:
+        """The modules that a token goes through, or None if some are not as they are here."""
+        attention, mlp = self.self_attn, self.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        linears = (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         before = (self.input_layernorm, attention.q_norm, attention.k_norm, self.post_attention_layernorm)
         norms = (*before, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
-        if any(type(norm) is not RMSNorm or norm.eps != attention.config.rms_norm_eps for norm in norms):
+        ours = type(attention) is Attention and type(mlp) is MLP
+        if not ours or any(type(norm) is not RMSNorm or norm.eps != attention.config.rms_norm_eps for norm in norms):
             return None
-        return read_token(x, rotary, cache, attention.layer_index, attention.config, linears, norms)
+        return LayerParts(self, attention, mlp, (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj), norms)

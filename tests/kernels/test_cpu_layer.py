@@ -1,5 +1,7 @@
 """A decoder layer in one call of our CPU kernels: the same as its parts one by one, and only where these are ours."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ from gemma3_core.generation.loop import decode_step, prefill
 from gemma3_core.int4.quantize import TorchAoConfig, quantized
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.text import Gemma3ForCausalLM
-from gemma3_core.nn import layers
+from gemma3_core.nn import cpu_step, layers
 from gemma3_core.nn.cache import KVCache, RowCaches
 from gemma3_core.nn.layers import RMSNorm
 
@@ -173,6 +175,91 @@ def test_where_the_parts_are_not_ours_alone_they_are_called(models, calls, monke
         patched.setattr(cpu_kernels, "library", lambda: None)
         assert called() == 0
     assert called() == 3 * 2
+
+
+def _new_parameter(layer: Any) -> None:
+    layer.mlp.gate_proj.weight = torch.nn.Parameter(layer.mlp.gate_proj.weight.detach() * 2)
+
+
+def _new_data(layer: Any) -> None:
+    layer.self_attn.k_norm.weight.data = layer.self_attn.k_norm.weight.data + 1
+
+
+def _new_state(layer: Any) -> None:
+    layer.load_state_dict({name: tensor * 1.5 for name, tensor in layer.state_dict().items()}, assign=True)
+
+
+def _new_in_place(layer: Any) -> None:
+    with torch.no_grad():
+        layer.mlp.gate_proj.weight.mul_(2)
+
+
+def _new_module(layer: Any) -> None:
+    layer.mlp.gate_proj = copy.deepcopy(layer.mlp.gate_proj)
+    _new_in_place(layer)
+
+
+def _parametrized(layer: Any) -> None:
+    torch.nn.utils.parametrize.register_parametrization(layer.mlp.down_proj, "weight", torch.nn.Tanh())
+
+
+def _with_bias(layer: Any) -> None:
+    layer.self_attn.v_proj.bias = torch.nn.Parameter(torch.ones(layer.self_attn.v_proj.out_features))
+
+
+def _other_eps(layer: Any) -> None:
+    layer.input_layernorm.eps = 1.0
+
+
+CHANGES = (
+    _new_parameter, _new_data, _new_state, _new_in_place, _new_module, _parametrized, _with_bias, _other_eps,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_layer_is_described_once_until_a_part_changes(models, one_by_one, monkeypatch, change):
+    model, tokens, described = copy.deepcopy(models[False, torch.float32]), ids(6), []
+    real = cpu_step._described
+    monkeypatch.setattr(cpu_step, "_described", lambda *given: described.append(1) or real(*given))
+    before = decoded(model, tokens, 2)
+    decoded(model, tokens, 2)
+    assert len(described) == 3  # once a layer
+    change(model.model.layers[1])
+    ours = decoded(model, tokens, 2)
+    assert_equal(ours, one_by_one(decoded, model, tokens, 2))
+    assert (ours - before).abs().max() > 1e-3
+    assert len(described) <= 4 + (change is _with_bias)
+
+
+def test_int4_weights_that_are_packed_anew_are_described_anew(models, one_by_one):
+    model, tokens = copy.deepcopy(models[True, torch.float32]), ids(6)
+    before, linear = decoded(model, tokens, 2), model.model.layers[0].mlp.down_proj
+    linear.pack(model.model.layers[1].mlp.down_proj.int4_weight())
+    ours = decoded(model, tokens, 2)
+    assert_equal(ours, one_by_one(decoded, model, tokens, 2), 5e-4)
+    assert (ours - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_its_own_weights(models, calls, copied):
+    model, tokens = models[False, torch.float32], ids(6)
+    before = decoded(model, tokens, 2)
+    other = copied(model)
+    for parameter in other.model.layers.parameters():
+        parameter.data.mul_(2)
+    calls.clear()
+    doubled = decoded(other, tokens, 2)
+    assert (doubled - before).abs().max() > 1e-2
+    assert torch.equal(decoded(model, tokens, 2), before)
+    assert len(calls) == 2 * 3 * 4
+
+
+def test_another_type_is_another_description(models, one_by_one):
+    model, tokens = copy.deepcopy(models[False, torch.float32]), ids(6)
+    exact = decoded(model, tokens, 2)
+    rounded = decoded(model.to(torch.bfloat16), tokens, 2)
+    assert_equal(rounded.float(), one_by_one(decoded, model, tokens, 2).float(), BOUND[torch.bfloat16])
+    assert_equal(decoded(model.float(), tokens, 2), exact, BOUND[torch.bfloat16])
 
 
 def test_weights_padding_and_many_rows_go_part_by_part(models, calls):
