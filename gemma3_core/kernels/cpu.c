@@ -38,7 +38,8 @@
 #define WIDEST 16 /* numbers of 32 bits in a register */
 #define TOGETHER 3 /* weights of one input */
 #define PAGE 4096 /* bytes */
-#define INTO_L2 2 /* where __builtin_prefetch puts what comes a page later */
+#define INTO_L1 3 /* where __builtin_prefetch puts what comes next */
+#define INTO_L2 2 /* and what comes a page later */
 #define LARGEST 32639.0f /* 127 * 256 + 127: what two signed bytes hold */
 
 /* The thread pool that torch has, not one of our own: these come from the OpenMP library it has loaded. */

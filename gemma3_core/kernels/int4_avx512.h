@@ -7,6 +7,7 @@
 #define BLOCK 64 /* rows of weights */
 #define VECTORS (BLOCK / LANES)
 #define AHEAD 4 /* groups */
+#define SOON 512 /* bytes */
 
 AVX512 static inline __m512 loaded(const void *x, int bfloat16, int64_t at) {
     if (bfloat16) return widened(_mm256_loadu_si256((const __m256i *)((const uint16_t *)x + at)));
@@ -65,38 +66,45 @@ static inline int32_t four_bytes(const int8_t *from) {
     return bytes;
 }
 
+/* sum += x * steps, four bytes each. In assembly, since of the intrinsic GCC 12 copies each sum to another register. */
+AVX512 static inline __attribute__((always_inline)) void add_product(__m512i *sum, __m512i steps, __m512i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(steps), "v"(x));
+}
+
 /* Adds what one run of columns gives for 64 rows of weights and one row of x, or two: totals[together][64].
  *
  * Two at once unpack the weights once. Each sum is the same either way. Weights are fetched `ahead` bytes further on.
+ *
+ * A byte is low + 16 * high, and so are the sums: only the upper half is cut out, and both are told apart in the end.
+ * With groups of 128 at most they fit into 32 bits.
  */
 AVX512 static inline __attribute__((always_inline)) void add_group(const Product *p, const uint8_t *packed,
                                                                    const uint32_t *numbers, int64_t row, int together,
                                                                    int64_t group, int64_t ahead, __m512i first,
                                                                    __m512i second, float *totals) {
     const int64_t groups = p->inputs / p->group, start = row * p->inputs + group * p->group;
-    const __m512i half = _mm512_set1_epi8(15);
+    const __m512i upper = _mm512_set1_epi8((char)0xf0);
     __m512i highs[2][VECTORS], lows[2][VECTORS];
     for (int r = 0; r < together; r++)
         for (int v = 0; v < VECTORS; v++) highs[r][v] = lows[r][v] = _mm512_setzero_si512();
     for (int64_t k = 0; k < p->group; k += 4, packed += 128) {
-        __builtin_prefetch(packed + ahead, 0, INTO_L2);
-        __builtin_prefetch(packed + ahead + 64, 0, INTO_L2);
+        if (ahead)
+            for (int64_t line = 0; line < 128; line += 64) {
+                __builtin_prefetch(packed + ahead + line, 0, INTO_L2);
+                __builtin_prefetch(packed + SOON + line, 0, INTO_L1);
+            }
         __m512i a = _mm512_loadu_si512(packed), b = _mm512_loadu_si512(packed + 64);
+        __asm__("" : "+v"(a), "+v"(b)); /* else each is loaded for both permutations */
         /* Of four columns each, so that the four bytes of a row lie together. */
         __m512i left = _mm512_permutex2var_epi8(a, first, b), right = _mm512_permutex2var_epi8(a, second, b);
-        __m512i steps[VECTORS] = {
-            _mm512_and_si512(left, half),
-            _mm512_and_si512(right, half),
-            _mm512_and_si512(_mm512_srli_epi16(left, 4), half),
-            _mm512_and_si512(_mm512_srli_epi16(right, 4), half),
-        };
+        __m512i bytes[VECTORS] = {left, right, _mm512_and_si512(left, upper), _mm512_and_si512(right, upper)};
         for (int r = 0; r < together; r++) {
             int64_t at = start + r * p->inputs + k;
             __m512i x_high = _mm512_set1_epi32(four_bytes(p->high + at));
             __m512i x_low = _mm512_set1_epi32(four_bytes(p->low + at));
             for (int v = 0; v < VECTORS; v++) {
-                highs[r][v] = _mm512_dpbusd_epi32(highs[r][v], steps[v], x_high);
-                lows[r][v] = _mm512_dpbusd_epi32(lows[r][v], steps[v], x_low);
+                add_product(&highs[r][v], bytes[v], x_high);
+                add_product(&lows[r][v], bytes[v], x_low);
             }
         }
     }
@@ -104,13 +112,18 @@ AVX512 static inline __attribute__((always_inline)) void add_group(const Product
         int64_t place = (row + r) * groups + group;
         __m512i eight_times = _mm512_set1_epi32(8 * p->sums[place]);
         __m512 sum = _mm512_set1_ps((float)p->sums[place]), x_scale = _mm512_set1_ps(p->scales[place]);
+        __m512i whole[VECTORS];
+        for (int v = 0; v < VECTORS; v++) whole[v] = _mm512_add_epi32(_mm512_slli_epi32(highs[r][v], 8), lows[r][v]);
+        for (int v = 0; v < VECTORS / 2; v++) {
+            whole[v] = _mm512_sub_epi32(whole[v], whole[v + VECTORS / 2]);
+            whole[v + VECTORS / 2] = _mm512_srai_epi32(whole[v + VECTORS / 2], 4);
+        }
         for (int v = 0; v < VECTORS; v++) {
             __m512i both = _mm512_loadu_si512(numbers + v * LANES);
             __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
             __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
             if (p->symmetric) scale = _mm512_add_ps(scale, zero), zero = _mm512_setzero_ps();
-            __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(highs[r][v], 8), lows[r][v]);
-            __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(whole, eight_times)), scale);
+            __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(whole[v], eight_times)), scale);
             product = _mm512_fmadd_ps(sum, zero, product);
             float *total = totals + r * BLOCK + v * LANES;
             _mm512_storeu_ps(total, _mm512_fmadd_ps(product, x_scale, _mm512_loadu_ps(total)));
@@ -170,3 +183,4 @@ AVX512 static void multiply_int4_512(void *data) {
 #undef BLOCK
 #undef VECTORS
 #undef AHEAD
+#undef SOON
