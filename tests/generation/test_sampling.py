@@ -19,6 +19,7 @@ from gemma3_core.generation.sampling import (
     GREEDY_BELOW,
     SamplingParams,
     SamplingSettings,
+    largest,
     process_logits,
     sample,
     seen_tokens,
@@ -305,3 +306,24 @@ def test_of_equal_logits_greedy_takes_the_first_as_argmax_does():
     logits[0, [7, 70, 4000]] = 2.0
     logits[1, [4098, 4097]] = 1.0
     assert sample(logits, SamplingSettings(temperature=0.0), None).tolist() == [7, 4097, 0]
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 129])
+@pytest.mark.parametrize("kind", ["noise", "ties", "forbidden", "one run", "nan"])
+def test_the_largest_of_a_large_vocabulary_are_those_that_torch_finds(kind, count):
+    scores = torch.randn(3, 262_208, generator=torch.Generator().manual_seed(0))
+    if kind == "ties":
+        scores = scores.round()
+    elif kind == "forbidden":  # all but a few, as by a grammar
+        scores[:, torch.randperm(262_208, generator=torch.Generator().manual_seed(1))[3:]] = -torch.inf
+    elif kind == "one run":
+        scores[:, 640:704] += 100
+    elif kind == "nan":
+        scores[1, 77_777] = torch.nan
+    found, ids = largest(scores, count)
+    wanted, places = scores.topk(count)
+    assert torch.equal(found.nan_to_num(1e9), wanted.nan_to_num(1e9))
+    assert torch.equal(scores.gather(1, ids).nan_to_num(1e9), found.nan_to_num(1e9))
+    assert all(len(set(row)) == count for row in ids.tolist())
+    if kind in ("noise", "one run"):
+        assert torch.equal(ids, places)
