@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -14,6 +14,8 @@ from gemma3_core.engine import Answered, Event, Request
 
 Ask = Callable[[gr.Request, str | None, Request, threading.Event | None], AsyncGenerator[Event]]
 """Asks a model, by its name, a question for whoever is at the page; setting the event stops the answer."""
+
+T = TypeVar("T")
 
 Look = Callable[[gr.Request, Answered], AbstractAsyncContextManager[Any]]
 """For the time of a look inside an answer: who is at the page, and the answer. Gives the look's account, whose
@@ -62,8 +64,8 @@ class Calls:
                 call.stop.set()
 
     async def results(
-        self, window: str, kind: str, work: Callable[[Call], str | None], waiting: Callable[[str], str]
-    ) -> AsyncGenerator[str | None, None]:
+        self, window: str, kind: str, work: Callable[[Call], T], waiting: Callable[[str], str]
+    ) -> AsyncGenerator[str | T | None, None]:
         """Runs `work` in a thread: yields `waiting(...)` of what it waits for until it ends, then its result.
 
         A cancelled call ends with None. The waiting text is repeated even if it hasn't changed, because Gradio notices

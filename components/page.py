@@ -120,7 +120,7 @@ def build_page(
                 gr.HTML(table_form(MOST_ROWS, forgetful), elem_id="table")
             image_strip, token_count = build_image_strip(), build_token_count()
         inside = build_inside(info, models.names)
-        chat_handlers = ChatHandlers(models, cards, page.uploads.caption, desk.on_page)
+        chat_handlers = ChatHandlers(models, cards, page.uploads.caption, desk.on_page, desk.looking)
         panels = Panels(conversation, settings, chat, composer, notice, making, image_strip, token_count, clear)
         keeping = None if forgetful else Keeping(chat_handlers, page.uploads.__contains__, cards)
         changes = _connect_chat(chat_handlers, keeping, panels)

@@ -7,13 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from components.chat.conversation import Exchange
-from gemma3_core.engine import Box, Crops, ModelInfo, TokenChoice, Turn
+from components.shown.regions import around
+from components.shown.token_view import words_of_content
+from gemma3_core.engine import MIN_CROP_SIDE, Box, Crops, ModelInfo, TokenChoice, Turn, WordReport
+
+Region = tuple[int, Box]
+"""The number of a picture in the conversation so far, and a box in its pixels."""
 
 TOO_SMALL = "The model says that it can't read this."
 UNSURE = "The model was unsure of this answer."
 
 _UNSURE_BELOW = 0.5  # the geometric mean of the probabilities of the answer's tokens
 _SHORT = 32  # tokens: in a longer answer many words could be others, and the mean says little about what was seen
+_LARGEST = 0.5  # of a picture, as the largest crop of an even tiling: a larger one would show less detail than that
+_MOST_ON_CPU = 1_000_000_000  # weights
 _CANT_READ = re.compile(
     r"too small|too tiny|too blurry|illegible|unreadable|(?:can ?not|can['’]t|unable to|hard to|difficult to)"
     r" (?:be read|read|make out|see)|zu klein|unleserlich|nicht (?:lesen|lesbar|erkennen)",
@@ -36,16 +43,53 @@ def reason_to_look_closer(exchange: Exchange, info: ModelInfo | None) -> str:
     return UNSURE if unsure and not info.is_demo else ""
 
 
+def word_to_look_for(exchange: Exchange, info: ModelInfo | None) -> range | None:
+    """The tokens of the word whose map says where to look closer: that of an unsure answer of which the model was least
+    sure. None where the pictures are tiled evenly.
+
+    That is where writing is too small, because no word stands for it, and where the pictures changed nothing in the
+    answer. It is also where a map takes too long: it reads 64 rows, which is two seconds on a GPU, but minutes on a CPU
+    with 1 billion weights or more; and a GPU that is lent for each call would be borrowed once more, in the visitor's
+    time.
+    """
+    if info is None or reason_to_look_closer(exchange, info) != UNSURE:
+        return None
+    if exchange.pictures_changed_nothing or not _is_soon_mapped(info):
+        return None
+    choices = list(exchange.choices)
+    words = [value.tokens for value in exchange.values] or words_of_content(choices)
+    return min(words, key=lambda word: min(choices[number].probability for number in word), default=None)
+
+
+def _is_soon_mapped(info: ModelInfo) -> bool:
+    return not info.borrowed and (info.device != "cpu" or info.num_parameters < _MOST_ON_CPU)
+
+
+def region_of(report: WordReport, sizes: Sequence[tuple[int, int]]) -> Region | None:
+    """The place of a word's object with what is `around` it, on pictures of these widths and heights.
+
+    None where the pictures hardly mattered for the word, and for a crop that is none: smaller than the engine takes, or
+    larger than half of its picture.
+    """
+    if report.place is None:
+        return None
+    number, size = report.place.picture, sizes[report.place.picture]
+    box = around(report.place.box, size)
+    width, height = box.right - box.left, box.bottom - box.top
+    if min(width, height) < MIN_CROP_SIDE or width * height > _LARGEST * size[0] * size[1]:
+        return None
+    return number, box
+
+
 def sureness(choices: Sequence[TokenChoice]) -> float:
     """The geometric mean of the probabilities of an answer's tokens, 0 to 1; 1 for an answer without any."""
     logs = [math.log(max(choice.probability, 1e-12)) for choice in choices]
     return math.exp(sum(logs) / len(logs)) if logs else 1.0
 
 
-def closer_question(exchange: Exchange, region: tuple[int, Box] | None = None) -> Turn:
-    """The exchange's question with an even tiling of its pictures, or with one crop: a `region`, as the number of a
-    picture in the conversation so far and a box in its pixels. A question without pictures takes those of the latest
-    turn before it that has some, or the region's."""
+def closer_question(exchange: Exchange, region: Region | None = None) -> Turn:
+    """The exchange's question with an even tiling of its pictures, or with one crop, a `region`. A question without
+    pictures takes those of the latest turn before it that has some, or the region's."""
     question = exchange.question
     if region is not None:
         number, box = region

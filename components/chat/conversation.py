@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gemma3_core.engine import Answered, FieldValue, Stats, TokenChoices, Turn, values_of
+from gemma3_core.engine import HARDLY, Answered, FieldValue, Stats, TokenChoices, Turn, values_of
 
 NOTHING = Turn("user", "")
 
@@ -45,6 +45,12 @@ class Exchange:
     def values(self) -> tuple[FieldValue, ...]:
         """The values of an answer in fields."""
         return () if self.answered.request.json_schema is None else values_of(self.answer, self.choices)
+
+    @property
+    def pictures_changed_nothing(self) -> bool:
+        """Whether the answer was read again without its pictures, and each word is about as likely without them."""
+        effect = self.answered.done.picture_effect
+        return effect is not None and effect < HARDLY
 
     @property
     def stats(self) -> Stats:

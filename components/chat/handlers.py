@@ -1,20 +1,19 @@
 """From a click to the streamed answer: what the page's controls do."""
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from components.bridge import Ask, window_of
+from components.bridge import Ask, Call, Calls, Look, window_of
 from components.chat import composer
 from components.chat import panel as chat
-from components.chat.closer_look import closer_question, reason_to_look_closer
+from components.chat.closer_look import Region, closer_question, reason_to_look_closer, region_of, word_to_look_for
 from components.chat.conversation import NOTHING, Conversation, Exchange, captioned, held, joined
 from components.chat.previews import Previews
 from components.chat.running import Pace, RunningAnswers
@@ -23,15 +22,14 @@ from components.settings import Choices, chosen_example, with_brought
 from components.shown.regions import drawn_box
 from components.shown.stats import PICTURE_CHANGED_NOTHING
 from gemma3_core.engine import (
-    HARDLY,
     Answered,
-    Box,
     DoneEvent,
     Event,
     Gemma3Error,
     ModelRegistry,
     Request,
     StageEvent,
+    StoppedError,
     TokenChoice,
     TokenChoices,
     TokenEvent,
@@ -44,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 NO_QUESTION = "There is no question yet. Write one, or choose an example."
 ONLY_PICTURE = "Ask something about the picture."
+SENDING = "Sending the question"
+LOOKING = "Looking for what the answer rests on"
 UNEXPECTED = "Something went wrong while answering. Try again; if it happens again, the server's log says why."
 STOPPED_EARLY = "Stopped before the first word."
 NOTHING_SAID = "The model ended its answer before the first word. Rephrase your question."
@@ -59,7 +59,8 @@ REPLACED_ALL = "The earlier answer and what came after it are replaced."
 _SHORT_CONVERSATION = 2000
 """Characters. All words of a conversation are read again to see whether a picture mattered."""
 _MOST_LOOKS = 4
-"""Conversations whose pictures' sizes are read at the same time, for a region that was drawn on one."""
+"""Closer looks that find out at the same time where to look; others wait for a thread."""
+_CLOSER = "closer"  # the kind of these calls
 
 Update = tuple[Any, Any, Any, Any]  # for the chat, the composer, the conversation's state and the notice
 
@@ -70,7 +71,7 @@ class _Draft:
 
     pieces: list[str] = field(default_factory=list)
     choices: list[TokenChoice] = field(default_factory=list)
-    stage: str = "Sending the question"
+    stage: str = SENDING
     done: DoneEvent | None = None
 
     def take(self, event: Event) -> None:
@@ -87,6 +88,14 @@ class _Draft:
         return chat.answering(text) if text.strip() else chat.working(self.stage)
 
 
+@dataclass
+class _Found:
+    """Where to look closer, or nowhere in particular; `ended` where nothing is asked, and why stands on the page."""
+
+    region: Region | None = None
+    ended: bool = False
+
+
 class ChatHandlers:
     """The page's handlers for a server's models. Of a visitor, they keep only the running answer."""
 
@@ -96,14 +105,16 @@ class ChatHandlers:
         examples: Sequence[Example],
         caption: Callable[[str], str] = lambda _path: "",
         ask: Ask | None = None,
+        look: Look | None = None,
     ):
-        """`caption` says what stands before a picture in the prompt, by its path. `ask` takes the questions; without,
-        the models do."""
+        """`caption` says what stands before a picture in the prompt, by its path. `ask` takes the questions, and `look`
+        lets looks begin; without, the models do."""
         self._models, self._examples, self._caption = models, tuple(examples), caption
         self._answers = (lambda _asker, *asked: models.astream(*asked)) if ask is None else ask
         self.running = RunningAnswers()
         self.previews = Previews(models, self.running, caption)
-        self._looks = ThreadPoolExecutor(_MOST_LOOKS, "closer-look")
+        self._look = (lambda *_: nullcontext()) if look is None else look
+        self._looks = Calls(ThreadPoolExecutor(_MOST_LOOKS, "closer-look"))
 
     async def send(
         self,
@@ -178,10 +189,12 @@ class ChatHandlers:
     async def look_closer(
         self, number: float | None, region: str, conversation: Conversation, request: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
-        """Asks the question with this index again with crops of its pictures, or with the one `region` that the visitor
-        has drawn (see `drawn_box`); both answers stay in sight.
+        """Asks the question with this index again with a crop: the `region` that the visitor has drawn (see
+        `drawn_box`), or what the least sure word of an unsure answer rests on (see `word_to_look_for`). Without either,
+        it is asked with an even tiling of its pictures.
 
-        The question after it reads the new answer. What came after the earlier one is replaced.
+        Both answers stay in sight. The question after it reads the new answer. What came after the earlier one is
+        replaced.
         """
         index, window = _index(number, conversation), window_of(request)
         if index is None or conversation.changing is not None or window in self.running:
@@ -192,17 +205,20 @@ class ChatHandlers:
             yield page_update()
             return
         choices, first = replace(Choices(*values), model=exchange.stats.model), exchange.first or exchange
-        try:
-            with self.running.entry(window) as running:
-                look = partial(self._drawn, exchange, region)
-                drawn = await asyncio.get_running_loop().run_in_executor(self._looks, look) if region else None
-        except Gemma3Error as error:
-            yield page_update(notice=composer.missing(str(error)) + composer.notice(conversation))
+        steps, found = None, _Found()
+        if region:
+            drawn = partial(self._drawn, exchange, region)
+            steps = self._looks.results(window, _CLOSER, drawn, lambda _told: SENDING)
+        elif word := word_to_look_for(exchange, self._models.info(exchange.stats.model)):
+            steps = self._mapped(exchange, word, request)
+        if steps is not None:
+            shown = [*chat.messages(kept, controls=False), *chat.asked(exchange.question), *chat.at_first(first)]
+            async with aclosing(self._find(steps, shown, conversation, window, found)) as updates:
+                async for update in updates:
+                    yield update
+        if found.ended:
             return
-        if running.discarded or running.stop.is_set():
-            yield page_update(box=composer.waiting())
-            return
-        question = closer_question(exchange, drawn)
+        question = closer_question(exchange, found.region)
         async with aclosing(
             self._ask(question, conversation, kept, choices, request, again=True, first=first)
         ) as updates:
@@ -230,11 +246,71 @@ class ChatHandlers:
             async for update in updates:
                 yield update
 
-    def _drawn(self, exchange: Exchange, region: str) -> tuple[int, Box]:
+    async def _find(
+        self,
+        steps: AsyncGenerator[str | Region | None],
+        shown: Sequence[chat.Message],
+        conversation: Conversation,
+        window: str,
+        found: _Found,
+    ) -> AsyncGenerator[Update, None]:
+        """Shows the steps behind the messages that are `shown`, until there is a region or none; Stop ends them."""
+        found.ended = True
+        try:
+            with self.running.entry(window) as running:
+                async with aclosing(running.events(steps)) as told:
+                    async for step in told:
+                        if isinstance(step, str):
+                            yield page_update([*shown, chat.working(step)], composer.waiting(), notice="")
+                        else:
+                            found.region = step
+        except Gemma3Error as error:
+            notice = composer.missing(str(error)) + composer.notice(conversation)
+            yield page_update(self.messages(conversation), composer.waiting(), notice=notice)
+        except Exception:
+            logger.exception("finding out where to look closer failed")
+            yield self._without_answer(NOTHING, conversation, chat.failed(UNEXPECTED), True, UNEXPECTED)
+        else:
+            if running.discarded:
+                yield page_update(box=composer.waiting())
+            elif running.stop.is_set():
+                stopped = chat.remark(f"{STOPPED_EARLY} {ANSWER_STAYS}")
+                yield self._without_answer(NOTHING, conversation, stopped, True)
+            else:
+                found.ended = False
+
+    async def _mapped(
+        self, exchange: Exchange, word: range, asker: gr.Request
+    ) -> AsyncGenerator[str | Region | None, None]:
+        """What is waited for, in words, and then the region that a word of an answer rests on, if its map says one.
+
+        Where there is no map, because memory runs out, a picture or the model is gone, or the visitor may not look now,
+        an even tiling needs none: whatever keeps the question itself from being asked, that will say.
+        """
+        yield LOOKING
+        try:
+            async with self._look(asker, exchange.answered):
+                rests_on = partial(self._rests_on, exchange, word)
+                waiting = self._looks.results(window_of(asker), _CLOSER, rests_on, _looking)
+                async with aclosing(waiting) as steps:
+                    async for step in steps:
+                        yield step
+        except StoppedError:
+            raise
+        except Gemma3Error as error:
+            logger.info("without a map, a closer look tiles its pictures evenly: %s", error)
+
+    def _rests_on(self, exchange: Exchange, word: range, call: Call) -> Region | None:
+        """Where the object of an answer's word is, from its map. Raises Gemma3Error."""
+        answered = exchange.answered
+        with self._models.that_answered(exchange.stats.model) as engine:
+            report = engine.why(answered, word, stop=call.stop, tell=call.tell)
+            return region_of(report, engine.inspect(answered.request).picture_sizes)
+
+    def _drawn(self, exchange: Exchange, region: str, _call: Call) -> Region:
         """The number of a picture of the conversation, and the box on it. Raises Gemma3Error."""
         with self._models.that_answered(exchange.stats.model) as engine:
-            tiles = engine.inspect(exchange.answered.request).tiles
-        return drawn_box(region, [(tile.box.right, tile.box.bottom) for tile in tiles if tile.crop is None])
+            return drawn_box(region, engine.inspect(exchange.answered.request).picture_sizes)
 
     def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Brings back what the last action replaced."""
@@ -398,8 +474,8 @@ class ChatHandlers:
         info = self._models.info(last.stats.model)
         if info is not None and info.is_demo and chat.knows_nothing(last.answer):
             return chat.messages(conversation, advice=chat.onward(self._models.names))
-        reason, effect = reason_to_look_closer(last, info), last.answered.done.picture_effect
-        advice = PICTURE_CHANGED_NOTHING if effect is not None and effect < HARDLY else reason
+        reason = reason_to_look_closer(last, info)
+        advice = PICTURE_CHANGED_NOTHING if last.pictures_changed_nothing else reason
         return chat.messages(conversation, advice=advice, looks_closer=bool(reason))
 
     def _without_answer(
@@ -424,6 +500,11 @@ def page_update(
     """None leaves a part of the page unchanged. (Yielding nothing would empty it.)"""
     parts = [gr.skip() if part is None else part for part in (shown, box, conversation, notice)]
     return parts[0], parts[1], parts[2], parts[3]
+
+
+def _looking(told: str) -> str:
+    """That a map is being made, and what it waits for or did last."""
+    return f"{LOOKING} · {told}" if told else LOOKING
 
 
 def _index(number: float | None, conversation: Conversation) -> int | None:

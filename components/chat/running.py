@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from components.chat.conversation import NOTHING
-from gemma3_core.engine import Event, TokenEvent, Turn
+from gemma3_core.engine import TokenEvent, Turn
+
+T = TypeVar("T")
 
 _REDRAW_S = 0.05
 
@@ -25,8 +27,9 @@ class RunningAnswer:
         self._left = asyncio.Event()
         self._ended = asyncio.Event()
 
-    async def events(self, answer: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-        """Yields the answer's events; ends at once if the answer is discarded, or stopped before its first token."""
+    async def events(self, answer: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        """Yields the answer's events, or what comes before it; ends at None, and at once if the answer is discarded, or
+        stopped before its first token."""
         left = asyncio.ensure_future(self._left.wait())
         following: asyncio.Future[Any] = left
         try:

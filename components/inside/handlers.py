@@ -257,11 +257,7 @@ class InsideHandlers:
         answered, (token, value) = selected.exchange.answered, _hidden_from(selected.exchange, selected.token)
 
         def draw(engine: Engine, call: Call) -> str:
-            sizes = [
-                (tile.box.right, tile.box.bottom)
-                for tile in engine.inspect(answered.request).tiles
-                if tile.crop is None
-            ]
+            sizes = engine.inspect(answered.request).picture_sizes
             picture, box = drawn_box(region, sizes) if region else (None, None)
             report = engine.occlude(answered, token, picture, box, stop=call.stop, tell=call.tell)
             preview = next(islice(_previews(engine, answered), report.picture, None))

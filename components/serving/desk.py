@@ -138,8 +138,8 @@ class FrontDesk:
 
     @asynccontextmanager
     async def looking(self, asker: Any, answered: Answered) -> AsyncIterator[Account]:
-        """For the time of a look inside an answer, which the model reads again; one whose account says "failed" takes
-        no tokens.
+        """For the time of a look inside an answer, which the model reads again; one that fails, or whose account says
+        so, takes no tokens.
 
         The figures of an answer may be a browser's, so its tokens are counted roughly. Raises NotNowError for a look
         that the visitor may not have now.
@@ -155,6 +155,9 @@ class FrontDesk:
             account.outcome = "stop" if account.outcome == "left" else account.outcome
         except NotNowError as error:
             account.refuse(error.reason)
+            raise
+        except Exception:
+            account.outcome = "failed"
             raise
         finally:
             self._end(account, number, 0 if account.outcome == "failed" else self._tokens_again(answered))

@@ -25,12 +25,18 @@ def drawn_box(region: str, sizes: Sequence[tuple[int, int]]) -> tuple[int, Box]:
 
 
 def region_around(number: int, box: Box, size: tuple[int, int]) -> str:
-    """What `drawn_box` reads, for a box on picture `number` of this width and height with half its sides around it."""
-    across, down = (box.right - box.left) / 2, (box.bottom - box.top) / 2
+    """What `drawn_box` reads, for a box on picture `number` of this width and height with what is `around` it."""
     width, height = size
-    left, top = max(0.0, box.left - across) / width, max(0.0, box.top - down) / height
-    right, bottom = min(width, box.right + across) / width, min(height, box.bottom + down) / height
-    return f"{number} {left:.5f} {top:.5f} {right:.5f} {bottom:.5f}"
+    left, top, right, bottom = around(box, size)
+    return f"{number} {left / width:.5f} {top / height:.5f} {right / width:.5f} {bottom / height:.5f}"
+
+
+def around(box: Box, size: tuple[int, int]) -> Box:
+    """The box with half its sides around it, as far as a picture of this width and height reaches."""
+    across, down = (box.right - box.left) // 2, (box.bottom - box.top) // 2
+    width, height = size
+    left, top = max(0, box.left - across), max(0, box.top - down)
+    return Box(left, top, min(width, box.right + across), min(height, box.bottom + down))
 
 
 def _finite(text: str) -> float:

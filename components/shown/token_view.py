@@ -79,11 +79,19 @@ def word_at(choices: Sequence[TokenChoice], number: int, values: Sequence[range]
 
 def word_of_content(choices: Sequence[TokenChoice], question: str) -> int | None:
     """The first token of the word that says most: not a word of grammar and, if possible, not of the question."""
-    texts = [(word.start, "".join(choices[n].text for n in word).strip().lower()) for word in words_of(choices)]
-    telling = [(start, text) for start, text in texts if any(char.isalnum() for char in text)]
-    content = [(start, text) for start, text in telling if text not in _GRAMMAR_WORDS]
-    new = [(start, text) for start, text in content if text not in question.lower()]
-    return next((start for start, _ in [*new, *content, *telling]), None)
+    content = words_of_content(choices)
+    new = [word for word in content if _said(choices, word) not in question.lower()]
+    return next((word.start for word in (*new, *content)), None)
+
+
+def words_of_content(choices: Sequence[TokenChoice]) -> list[range]:
+    """The words of an answer that are neither marks nor, where it has others, words of grammar."""
+    telling = [word for word in words_of(choices) if any(map(str.isalnum, _said(choices, word)))]
+    return [word for word in telling if _said(choices, word) not in _GRAMMAR_WORDS] or telling
+
+
+def _said(choices: Sequence[TokenChoice], word: range) -> str:
+    return "".join(choices[number].text for number in word).strip().lower()
 
 
 def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None, values: Sequence[range] = ()) -> str:

@@ -45,7 +45,7 @@ from gemma3_core.errors import (
 from gemma3_core.files.download import size_of
 from gemma3_core.generation.grammar import ANY_OBJECT, check_schema
 from gemma3_core.generation.sampling import SamplingSettings
-from gemma3_core.images.crops import MAX_CROPS, Crops
+from gemma3_core.images.crops import MAX_CROPS, MIN_CROP_SIDE, Crops
 from gemma3_core.images.documents import MAX_TAKEN, Document, Taken, open_document, take_frames, take_pages
 from gemma3_core.images.fetch import fetch_image
 from gemma3_core.images.load import read_data_url
@@ -66,6 +66,7 @@ __all__ = [
     "HARDLY",
     "MAX_CROPS",
     "MAX_TAKEN",
+    "MIN_CROP_SIDE",
     "PUBLISHED",
     "SURE",
     "UNGATED",

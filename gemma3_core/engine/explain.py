@@ -53,6 +53,11 @@ class PromptView:
     tokens: tuple[PromptToken, ...]
     tiles: tuple[Tile, ...]
 
+    @property
+    def picture_sizes(self) -> list[tuple[int, int]]:
+        """Width and height in pixels of each picture, in order."""
+        return [(tile.box.right, tile.box.bottom) for tile in self.tiles if tile.crop is None]
+
 
 @dataclass(frozen=True)
 class OcclusionReport:

@@ -2,10 +2,15 @@
 
 import json
 import re
+import threading
+from dataclasses import replace
 from zipfile import ZipFile
 
 from browsing import answered, look_inside, send, write
 from places import EXAMPLES
+from running_app import opened, require_demo_model, served
+
+from gemma3_core.engine import Engine
 
 
 def test_what_was_too_small_is_read_with_crops_and_both_answers_stay(page):
@@ -75,15 +80,48 @@ def test_what_an_answer_rests_on_is_looked_at_closer(page):
     page.locator("#inside .maps .place").wait_for()
     page.locator("#inside .closer-place").click()
     page.get_by_text("Looked again, with 1 crop").wait_for()
+    shows_the_star_as_a_crop(page)
+
+
+def shows_the_star_as_a_crop(page):
+    """The strip shows the star and something around it, not the heart, whose right edge is at 40 %."""
     page.locator("#strip summary").get_by_text("2 tiles").wait_for()
     crop = page.locator("#strip .box")
     assert crop.count() == 1
     left, width = (
         float(re.search(rf"{name}: ?([\d.]+)%", crop.get_attribute("style"))[1]) for name in ("left", "width")
     )
-    # The star and something around it, not the heart, whose right edge is at 40 %.
     assert 40 < left < 57
     assert 80 < left + width <= 100.1
+
+
+def test_an_unsure_answer_is_looked_at_closer_where_its_map_says(browser, monkeypatch):
+    require_demo_model()
+    engine, may_look = Engine.load(device="cpu"), threading.Event()
+    # An ordinary model, which was never quite sure.
+    engine.info = replace(engine.info, is_demo=False)
+    monkeypatch.setattr("components.chat.closer_look._UNSURE_BELOW", 1.1)
+    why = engine.why
+    monkeypatch.setattr(engine, "why", lambda *look, **options: may_look.wait(60) and why(*look, **options))
+    with served(engine) as url, opened(browser, url) as page:
+        write(page, "What color is the star?", EXAMPLES / "night.png")
+        send(page)
+        assert "yellow" in answered(page)
+        page.locator("#chat .advice").get_by_text("The model was unsure of this answer.").wait_for()
+        page.get_by_role("button", name="Look closer: ask question 1 again").click()
+        page.locator("#chat .stage").get_by_text("Looking for what the answer rests on").wait_for()
+        page.get_by_text("At first sight").wait_for()
+        page.locator("#composer .stop-button").wait_for()
+        may_look.set()
+        page.get_by_text("Looked again, with 1 crop").wait_for()
+        row = page.locator("#chat .bot-row")
+        row.locator(".figures").wait_for()
+        texts = row.locator(".message-content")
+        assert texts.count() == 2
+        before, after = (texts.nth(number).bounding_box() for number in (0, 1))
+        assert after["x"] > before["x"] + before["width"] / 2
+        assert abs(after["y"] - before["y"]) < 4
+        shows_the_star_as_a_crop(page)
 
 
 def test_an_answer_that_its_picture_did_not_change_says_so_also_after_a_reload(page):

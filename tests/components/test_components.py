@@ -483,11 +483,8 @@ def test_what_is_cleared_while_its_region_is_looked_at_is_not_asked_again():
     conversation, engine = Conversation((seen("It is too small."),)), Reading()
     handlers = ChatHandlers(ModelRegistry(engine), ())
 
-    async def cleared_meanwhile():
-        clearing = asyncio.ensure_future(handlers.clear(typed(""), conversation, Window()))
-        await asyncio.sleep(0.05)
-        engine.may_end.set()
-        return await clearing
+    async def cleared_meanwhile():  # without waiting for the look
+        return await asyncio.wait_for(handlers.clear(typed(""), conversation, Window()), 5)
 
     begun = handlers.look_closer(0, REGION, conversation, Window(), *VALUES)
     assert while_answering(handlers, begun, cleared_meanwhile)[2].exchanges == ()

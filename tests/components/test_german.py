@@ -14,6 +14,7 @@ import pytest
 from places import REPOSITORY
 from window import STATS
 
+from components.chat.handlers import LOOKING, _looking
 from components.chat.panel import _CHOOSE_PUBLISHED, _DEMO_LIMITS, _DUPLICATE, _ONWARD
 from components.settings import _FROM_HUB, _UNGATED
 from components.shown.picker import picker_html
@@ -190,6 +191,7 @@ _IN_PARTS = [
       for crops in ("", " and 1 crop", " and 4 crops")),
     "Reading 812 tokens", "Reading 512 of 812 tokens", "Reading demo model",
     *(f"Looked again, with {crops}" for crops in ("1 crop", "3 crops")),
+    LOOKING, _looking(f"{ordinal(2)} in the queue, about 6 s"),
     *(explain_pan_and_scan(*size) for size in ((300, 300), (310, 300), (1100, 300), (300, 1100), (400, 300))),
     *(f"demo model, which gave this answer, {why}. Ask again to look at the new answer."
       for why in ("is not loaded now: other models took its place", "is not offered here")),

@@ -142,6 +142,7 @@ def test_the_prompt_and_its_masks_are_those_of_the_request(engine, long_answer):
     assert len(view.tokens) == long_answer.done.stats.prompt_tokens
     assert masks.tokens == view.tokens
     assert [len(range(s.start, s.stop)) for s in view.tiles] == [TOKENS_PER_IMAGE] * 7
+    assert view.picture_sizes == [(90, 80), (1100, 300), (90, 80)]
     for number, tile in enumerate(view.tiles):
         assert {view.tokens[column].tile for column in range(tile.start, tile.stop)} == {number}
         first, last = tile.start, tile.stop - 1
