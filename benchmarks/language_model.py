@@ -21,6 +21,7 @@ from gemma3_core.generation.loop import DecodePass, decode_together, prefill
 from gemma3_core.generation.row_sampler import SamplingRow
 from gemma3_core.generation.sampling import SamplingParams
 from gemma3_core.int4.quantize import TorchAoConfig, quantized
+from gemma3_core.kernels.huge_pages import in_huge_pages
 from gemma3_core.models.text import Gemma3ForCausalLM
 from gemma3_core.models.weights import build_on_meta
 from gemma3_core.nn.cache import KVCache
@@ -49,12 +50,12 @@ START_TOKENS = 64
 
 
 def random_model(config: Gemma3TextConfig, dtype: torch.dtype, seed: int = 0) -> Gemma3ForCausalLM:
-    """Our model with small random weights (the values do not affect speed)."""
+    """Our model with small random weights (the values do not affect speed), in large pages, as Linux maps a file."""
     model = build_on_meta(lambda: Gemma3ForCausalLM(config))
     assert isinstance(model, Gemma3ForCausalLM)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.empty(p.shape, dtype=dtype).normal_(std=0.02, generator=generator)
+        name: in_huge_pages(torch.empty(p.shape, dtype=dtype).normal_(std=0.02, generator=generator))
         for name, p in model.named_parameters()
     }
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

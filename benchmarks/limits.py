@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gemma3_core.kernels.huge_pages import in_huge_pages
+
 _ROUNDS, _LONG_S = 5, 5.0
 """So many runs, or as many as begin within so many seconds: one takes longer where bfloat16 has no units of its own."""
 
@@ -30,7 +32,7 @@ class Limits:
 def measure(device: torch.device, size: int | None = None, width: int | None = None) -> Limits:
     """Reads `size` bytes, and multiplies matrices of `width`; both larger than any cache where they are not given."""
     on_gpu = device.type == "cuda"
-    numbers = torch.ones((size or (2**32 if on_gpu else 2**29)) // 4, device=device)
+    numbers = in_huge_pages(torch.ones((size or (2**32 if on_gpu else 2**29)) // 4, device=device))
     rows = numbers.view(64, -1)
     vector = torch.ones(rows.shape[1], device=device)
     # Neither a sum nor a product with a vector is the faster reader on every processor.

@@ -43,7 +43,7 @@ _OTHER_NAMES: Mapping[int, str] = {
     29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip
 
-_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def type_name(number: int) -> str:
@@ -60,8 +60,8 @@ def dequantize(data: torch.Tensor, kind: BlockType, out_dtype: torch.dtype = tor
     """
     assert data.dtype == torch.uint8
     assert data.shape[1] % kind.num_bytes == 0
-    if kind.name in _PLAIN:
-        return data.view(_PLAIN[kind.name]).to(out_dtype)
+    if kind.name in PLAIN_TYPES:
+        return data.view(PLAIN_TYPES[kind.name]).to(out_dtype)
     blocks = data.view(-1, kind.num_bytes)
     shape = (data.shape[0], data.shape[1] // kind.num_bytes * kind.elements)
     weights = torch.empty(shape, dtype=out_dtype, device=data.device)

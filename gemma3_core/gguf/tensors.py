@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gemma3_core.errors import CheckpointError
-from gemma3_core.gguf.blocks import dequantize, q4_0_steps
+from gemma3_core.gguf.blocks import PLAIN_TYPES, dequantize, q4_0_steps
 from gemma3_core.gguf.header import Header, TensorInfo, read_header
 
 Q4_0, Q4_0_GROUP_SIZE = "Q4_0", 32
@@ -75,6 +75,10 @@ class GgufTensor:
     def loaded_bytes(self) -> int:
         """What it takes in memory: as int4 weights, or dequantised."""
         return self._info.num_bytes if self.is_q4_0 else prod(self.shape) * self.dtype.itemsize
+
+    def is_mapped_as(self, dtype: torch.dtype) -> bool:
+        """Whether the weights of this type are a view of the file, on a CPU."""
+        return PLAIN_TYPES.get(self._info.kind.name) == dtype and not _is_shifted(self._info.name)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """The weights. In the file's own type and on a CPU they stay mapped."""

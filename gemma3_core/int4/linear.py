@@ -25,6 +25,7 @@ from torch import nn
 from gemma3_core.errors import CheckpointError, UnsupportedOptionError
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.kernels.cpu_layer import Weight, int4_weight
+from gemma3_core.kernels.huge_pages import in_huge_pages
 from gemma3_core.nn.layers import MANY_ROWS, has_bfloat16_tiles, multiplies_bfloat16_fast
 
 PACKED, SCALE, ZERO = "weight_packed", "weight_scale", "weight_zero"
@@ -174,11 +175,11 @@ class Int4Linear(nn.Module):
         """Takes `weight`, in the order of its device's kernel."""
         assert weight.shape == (self.out_features, self.in_features)
         assert weight.group_size == self.group_size
-        self.qdata = _pack(weight)
+        self.qdata = in_huge_pages(_pack(weight))
         self.symmetric = weight.is_symmetric and weight.packed.device.type == "cpu"
         scale = weight.scale.to(SCALE_DTYPE)
         second = (weight.scale.float() - scale.float()).to(SCALE_DTYPE) if self.symmetric else weight.zero
-        self.scale_and_zero = torch.stack((scale, second), dim=-1).transpose(0, 1).contiguous()
+        self.scale_and_zero = in_huge_pages(torch.stack((scale, second), dim=-1).transpose(0, 1).contiguous())
 
     def int4_weight(self) -> Int4Weight:
         """The inverse of `pack`."""

@@ -29,6 +29,7 @@ from gemma3_core.int4.linear import (
     stored_shapes,
 )
 from gemma3_core.int4.quantize import count_weights
+from gemma3_core.kernels.huge_pages import in_huge_pages
 from gemma3_core.models.embeddings import HEAD
 
 logger = logging.getLogger(__name__)
@@ -314,4 +315,6 @@ def _converted(
     if dtype is None and tensor.dtype not in (torch.float32, torch.bfloat16):
         raise CheckpointError(FLOAT16_REASON + " Load it with dtype='bfloat16'.")
     stays = mapped and tensor.dtype in (torch.float32, torch.bfloat16)
-    return tensor.to(device=device, dtype=tensor.dtype if stays or dtype is None else dtype)
+    made = tensor.to(device=device, dtype=tensor.dtype if stays or dtype is None else dtype)
+    is_mapped = tensor.is_mapped_as(made.dtype) if isinstance(tensor, GgufTensor) else made is tensor
+    return made if is_mapped else in_huge_pages(made)
