@@ -15,6 +15,8 @@ from gemma3_core.kernels.cpu import BLOCKS, DTYPES, FEW_ROWS, PLAIN
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _MULTIPLE = 32
 """Sizes of a layer are multiples of two vector registers."""
+_MANY_ROWS = 64
+"""As integers, so many rows stay in a processor's own cache."""
 
 
 class Weight(ctypes.Structure):
@@ -51,6 +53,8 @@ class Layer(ctypes.Structure):
     )
     head_dim: int
     bfloat16: int
+    most_rows = FEW_ROWS
+    """Rows that `decoder_layer` takes at once; see `most_rows`."""
 
 
 class _Place(ctypes.Structure):
@@ -95,6 +99,11 @@ def layer_fits(weights: Sequence[Weight], head_dim: int) -> bool:
     return head_dim % _MULTIPLE == 0 and len({weight.group for weight in weights if weight.group}) <= 1
 
 
+def most_rows(weights: Sequence[Weight]) -> int:
+    """The rows that a layer with these weights takes at once; with more, torch's products are faster."""
+    return _MANY_ROWS if all(weight.group for weight in weights) else FEW_ROWS
+
+
 def decoder_layer(
     kernels: ctypes.CDLL,
     layer: Layer,
@@ -103,14 +112,14 @@ def decoder_layer(
     sines: torch.Tensor,
     places: Sequence[CachePlace],
 ) -> torch.Tensor:
-    """One new token of each row, x [B, 1, E] with B up to FEW_ROWS, through a layer that fits (`layer_fits`): as x.
+    """One new token of each row, x [B, 1, E] with B up to `most_rows`, through a layer that fits (`layer_fits`): as x.
 
     cosines and sines [B or 1, 1, 1, D] are the rotary tables. Keys and values are stored at `places`, which hold B rows
     together. Rows do not depend on one another. Raises MemoryError.
     """
     count, dtype = len(x), x.dtype
     rows = _places(places)
-    assert len(rows) == count <= FEW_ROWS
+    assert len(rows) == count <= layer.most_rows
     assert dtype in DTYPES
     assert layer.bfloat16 == (dtype == torch.bfloat16)
     assert cosines.dtype == sines.dtype == dtype

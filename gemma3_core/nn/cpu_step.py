@@ -10,7 +10,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from gemma3_core.config.gemma3 import Gemma3TextConfig
 from gemma3_core.kernels import cpu as cpu_kernels
-from gemma3_core.kernels.cpu_layer import Layer, Weight, decoder_layer, layer_fits
+from gemma3_core.kernels.cpu_layer import Layer, Weight, decoder_layer, layer_fits, most_rows
 from gemma3_core.nn.cache import KVCache, RowCaches
 
 
@@ -87,7 +87,7 @@ def read_token(
     """One new token of each row, x [B, 1, E], through a layer of x's type: [B, 1, E]; None if the kernels can't do it
     here. The cache moves on as by `update`."""
     kernels = cpu_kernels.library_for(x)
-    if kernels is None or not 0 < len(x) <= cpu_kernels.FEW_ROWS:
+    if kernels is None or not 0 < len(x) <= layer.most_rows:
         return None
     places = cache.places(layer_index)
     if places is None or any(place.keys.dtype != x.dtype for place in places):
@@ -106,6 +106,7 @@ def _described(parts: LayerParts, dtype: torch.dtype, config: Gemma3TextConfig) 
         heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         numbers = (config.attention_scale, config.rms_norm_eps, dtype == torch.bfloat16)
         layer = Layer(*weights, *(norm.data_ptr() for norm in norms), *heads, *numbers)
+        layer.most_rows = most_rows(weights)
     watched: list[tuple[dict[str, Any], str, Any]] = [(vars(module), "forward", None) for module in every]
     for block in (parts.layer, parts.attention, parts.mlp):
         watched += [(block._modules, name, module) for name, module in block._modules.items()]

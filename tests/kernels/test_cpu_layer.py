@@ -140,6 +140,24 @@ def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(models
     assert out.isnan().all(dim=-1).tolist() == [False, True, False]
 
 
+@pytest.mark.usefixtures("kernel_level")
+@pytest.mark.parametrize("rows", [9, 33, 64])
+def test_many_rows_of_int4_weights_go_through_in_one_call(models, calls, rows):
+    model, lengths = models[True, torch.float32], [1 + n % 20 for n in range(rows)]
+    caches = [KVCache(model.config) for _ in lengths]
+    for cache, length in zip(caches, lengths, strict=True):
+        prefill(model, cache, input_ids=ids(length, seed=length))
+    new = ids(rows)[0]
+    calls.clear()
+    out = decode_step(model, RowCaches(caches), new, torch.tensor(lengths))
+    assert calls == [rows] * 3
+    for number in (0, 8, rows - 1):
+        alone = KVCache(model.config)
+        prefill(model, alone, input_ids=ids(lengths[number], seed=lengths[number]))
+        step = decode_step(model, alone, new[number : number + 1], torch.tensor(lengths[number : number + 1]))
+        assert torch.equal(out[number : number + 1], step)
+
+
 def test_where_the_parts_are_not_ours_alone_they_are_called(models, calls, monkeypatch):
     model, seen = models[False, torch.float32], []
     tokens = ids(6)
@@ -275,6 +293,7 @@ def test_weights_padding_and_many_rows_go_part_by_part(models, calls):
         model(input_ids=ids(5, rows=2), attention_mask=mask[:, :5], past_key_values=padded)
         model(input_ids=ids(1, rows=2), attention_mask=mask, past_key_values=padded)
     decoded(model, ids(5, rows=cpu_kernels.FEW_ROWS + 1), 4)
+    decoded(models[True, torch.float32], ids(5, rows=65), 4)
     with torch.no_grad():  # outside inference mode a gradient may be wanted
         model(input_ids=ids(1), past_key_values=cache)
     assert calls == []
