@@ -2,13 +2,11 @@
 
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from places import REPOSITORY
+from warm import ran
 
 from components.serving import uploads
 from components.serving.uploads import UploadError, Uploads
@@ -164,7 +162,7 @@ def test_one_window_gives_up_its_oldest_and_holds_no_more_than_its_share(held, t
 
 
 @pytest.mark.parametrize("named", [None, "chosen", "ask-about-pictures-1-of_another"])
-def test_the_folder_of_a_process_goes_with_it_and_so_do_those_of_dead_ones(tmp_path, named):
+def test_the_folder_of_a_process_goes_with_it_and_so_do_those_of_dead_ones(tmp_path, tmp_path_factory, named):
     """Named by its operator or not: two servers, or one after the other, share no folder."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     environment.pop("GRADIO_TEMP_DIR", None)
@@ -172,13 +170,14 @@ def test_the_folder_of_a_process_goes_with_it_and_so_do_those_of_dead_ones(tmp_p
         tmp_path = tmp_path / named
         tmp_path.mkdir()
         environment["GRADIO_TEMP_DIR"] = str(tmp_path)
-    code = "from components.serving.uploads import private_folder as f; assert f() == f(); print(f())"
+    said = tmp_path_factory.mktemp("said")
+    program = said / "program.py"
+    program.write_text("from components.serving.uploads import private_folder as f; assert f() == f(); print(f())")
     left = tmp_path / "ask-about-pictures-999999999-left"
     alive = tmp_path / f"ask-about-pictures-{os.getpid()}-alive"
     for folder in (left, alive):
         folder.mkdir()
-    command = [sys.executable, "-c", code]
-    root = REPOSITORY
-    out = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    assert Path(out).parent == tmp_path
+    status, out, errors = ran(program, [], environment, said)
+    assert status == 0, errors
+    assert Path(out.strip()).parent == tmp_path
     assert sorted(tmp_path.iterdir()) == [alive]
