@@ -197,6 +197,7 @@ def load_weights(
     stored_so = {name: shape for name, shape in expected.items() if name.rpartition(".")[0] not in from_gguf}
     stored_so |= {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in from_gguf.items()}
     _check_names_and_shapes(stored_so, found)
+    has_int4_head = isinstance(getattr(model, "lm_head", None), Int4Linear)
     converted: dict[str, torch.Tensor] = {}
     for name, tensor in found.items():
         layer = from_gguf.get(name.removesuffix(".weight"))
@@ -205,7 +206,10 @@ def load_weights(
         elif name in int4:
             converted[name] = _checked_int4(tensor, name).to(device)
         else:
-            converted[name] = _converted(tensor, name, dtype, device, mapped)
+            made = _converted(tensor, name, dtype, device, mapped)
+            # Where the head has weights of its own, a token reads one row of the embedding.
+            is_table = name.endswith(EMBEDDING) and (has_int4_head or not tied)
+            converted[name] = made if is_table or _is_mapped(tensor, made) else in_huge_pages(made)
     _require_finite({name: converted[name] for name in expected})  # in the model's order
     model.load_state_dict(converted, strict=True, assign=True)
 
@@ -315,6 +319,9 @@ def _converted(
     if dtype is None and tensor.dtype not in (torch.float32, torch.bfloat16):
         raise CheckpointError(FLOAT16_REASON + " Load it with dtype='bfloat16'.")
     stays = mapped and tensor.dtype in (torch.float32, torch.bfloat16)
-    made = tensor.to(device=device, dtype=tensor.dtype if stays or dtype is None else dtype)
-    is_mapped = tensor.is_mapped_as(made.dtype) if isinstance(tensor, GgufTensor) else made is tensor
-    return made if is_mapped else in_huge_pages(made)
+    return tensor.to(device=device, dtype=tensor.dtype if stays or dtype is None else dtype)
+
+
+def _is_mapped(tensor: torch.Tensor | GgufTensor, made: torch.Tensor) -> bool:
+    """Whether what loading made of a tensor on a CPU still is the file's own memory."""
+    return tensor.is_mapped_as(made.dtype) if isinstance(tensor, GgufTensor) else made is tensor

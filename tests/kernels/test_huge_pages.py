@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gemma3_core.config.gemma3 import Gemma3TextConfig
 from gemma3_core.int4.linear import Int4Linear, quantize_weight
+from gemma3_core.int4.quantize import TorchAoConfig, quantized
 from gemma3_core.kernels import huge_pages
 from gemma3_core.kernels.huge_pages import in_huge_pages
 from gemma3_core.models.text import Gemma3ForCausalLM
@@ -101,3 +103,21 @@ def test_what_loading_packs_or_converts_is_in_them(monkeypatch, weights):
     for tensor in (linear.qdata, linear.scale_and_zero, gate):
         assert asks_for_huge_pages(tensor) == huge_pages._are_given()
     assert not asks_for_huge_pages(as_stored)
+
+
+def test_an_embedding_beside_a_head_of_its_own_stays_where_it_is(monkeypatch, tmp_path):
+    """A token reads one row of it."""
+    config = Gemma3TextConfig(
+        vocab_size=192, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config)
+    model.save_pretrained(tmp_path / "tied")
+    quantized(model, TorchAoConfig(32)).save_pretrained(tmp_path / "int4")
+    monkeypatch.setattr(huge_pages, "_LEAST", 0)
+    tied, int4 = (
+        Gemma3ForCausalLM.from_pretrained(tmp_path / name, dtype="bfloat16").model for name in ("tied", "int4")
+    )
+    assert asks_for_huge_pages(tied.embed_tokens.weight) == huge_pages._are_given()
+    assert asks_for_huge_pages(int4.norm.weight) == huge_pages._are_given()
+    assert not asks_for_huge_pages(int4.embed_tokens.weight)
