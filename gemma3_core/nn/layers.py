@@ -263,6 +263,12 @@ class DecoderLayer(CheckpointedLayer):
         layer = self._kept.layer(x.dtype, self._parts, attention.config)
         return None if layer is None else read_token(layer, x, rotary, cache, attention.layer_index)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "DecoderLayer":
+        """As nn.Module's; the weights that it replaces are no longer kept."""
+        self._kept = KeptLayer()
+        super()._apply(fn, recurse)
+        return self
+
     def _parts(self) -> LayerParts | None:
         """The modules that a token goes through, or None if some are not as they are here."""
         attention, mlp = self.self_attn, self.mlp
