@@ -1,5 +1,6 @@
 """A decoder layer's part of a decode step on a CPU, in one call of our kernels."""
 
+import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ class LayerParts:
     """The modules of a decoder layer."""
 
     layer: nn.Module
-    attention: nn.Module
+    attention: Any
     mlp: nn.Module
     linears: Sequence[Any]
     """q, k, v, o, gate, up and down."""
@@ -65,19 +66,18 @@ class KeptLayer:
     def __reduce__(self) -> tuple[type["KeptLayer"], tuple[()]]:
         return KeptLayer, ()
 
-    def layer(
-        self, dtype: torch.dtype, parts: Callable[[], LayerParts | None], config: Gemma3TextConfig
-    ) -> Layer | None:
+    def layer(self, dtype: torch.dtype, parts: Callable[[], LayerParts | None]) -> Layer | None:
         """The layer for activations of this type; None if the kernels can't do it, or if its parts are not ours alone
         (an adapter, a hook): then `parts` may be None too."""
         described = self._described
         if described is None or not described.holds(dtype):
             found = parts()
-            self._described = described = None if found is None else _described(found, dtype, config)
+            self._described = described = None if found is None else _described(found, dtype)
         return None if described is None else described.layer
 
 
 def read_token(
+    kernels: ctypes.CDLL,
     layer: Layer,
     x: torch.Tensor,
     rotary: tuple[torch.Tensor, torch.Tensor],
@@ -86,8 +86,7 @@ def read_token(
 ) -> torch.Tensor | None:
     """One new token of each row, x [B, 1, E], through a layer of x's type: [B, 1, E]; None if the kernels can't do it
     here. The cache moves on as by `update`."""
-    kernels = cpu_kernels.library_for(x)
-    if kernels is None or not 0 < len(x) <= layer.most_rows:
+    if not 0 < len(x) <= layer.most_rows:
         return None
     places = cache.places(layer_index)
     if places is None or any(place.keys.dtype != x.dtype for place in places):
@@ -95,7 +94,8 @@ def read_token(
     return decoder_layer(kernels, layer, x, *rotary, places)
 
 
-def _described(parts: LayerParts, dtype: torch.dtype, config: Gemma3TextConfig) -> _Described | None:
+def _described(parts: LayerParts, dtype: torch.dtype) -> _Described | None:
+    config: Gemma3TextConfig = parts.attention.config
     every = (parts.attention, parts.mlp, *parts.linears, *parts.norms)
     if not is_untouched(every):
         return None

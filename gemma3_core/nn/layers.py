@@ -257,11 +257,11 @@ class DecoderLayer(CheckpointedLayer):
 
     def _read_token(self, x: torch.Tensor, rotary: Rotary, cache: KVCache | RowCaches) -> torch.Tensor | None:
         """`forward` of one new token in one call, x [B, 1, E], or None where the parts are needed one by one."""
-        if torch.compiler.is_compiling():
+        kernels = cpu_kernels.library_for(x)
+        layer = None if kernels is None else self._kept.layer(x.dtype, self._parts)
+        if kernels is None or layer is None:
             return None
-        attention = self.self_attn
-        layer = self._kept.layer(x.dtype, self._parts, attention.config)
-        return None if layer is None else read_token(layer, x, rotary, cache, attention.layer_index)
+        return read_token(kernels, layer, x, rotary, cache, self.self_attn.layer_index)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "DecoderLayer":
         """As nn.Module's; the weights that it replaces are no longer kept."""
@@ -272,10 +272,11 @@ class DecoderLayer(CheckpointedLayer):
     def _parts(self) -> LayerParts | None:
         """The modules that a token goes through, or None if some are not as they are here."""
         attention, mlp = self.self_attn, self.mlp
+        if type(attention) is not Attention or type(mlp) is not MLP:
+            return None
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         before = (self.input_layernorm, attention.q_norm, attention.k_norm, self.post_attention_layernorm)
         norms = (*before, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
-        ours = type(attention) is Attention and type(mlp) is MLP
-        if not ours or any(type(norm) is not RMSNorm or norm.eps != attention.config.rms_norm_eps for norm in norms):
+        if any(type(norm) is not RMSNorm or norm.eps != attention.config.rms_norm_eps for norm in norms):
             return None
         return LayerParts(self, attention, mlp, (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj), norms)

@@ -160,6 +160,17 @@ def test_many_rows_of_int4_weights_go_through_in_one_call(models, calls, rows):
         assert torch.equal(out[number : number + 1], step)
 
 
+class Wrapped(torch.nn.Module):
+    """Somebody's block around one of ours; it has none of its names."""
+
+    def __init__(self, inner: torch.nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *given: Any) -> Any:
+        return self.inner(*given)
+
+
 def test_where_the_parts_are_not_ours_alone_they_are_called(models, calls, monkeypatch):
     model, seen = models[False, torch.float32], []
     tokens = ids(6)
@@ -187,6 +198,10 @@ def test_where_the_parts_are_not_ours_alone_they_are_called(models, calls, monke
             calls.clear()
             decoded(model, tokens, 4)
             assert len(calls) == 2 * 2
+    for name in ("self_attn", "mlp"):
+        with monkeypatch.context() as patched:
+            patched.setitem(layer._modules, name, Wrapped(layer._modules[name]))
+            assert called() == 2 * 2
     wrapped = torch.nn.Sequential(layer.self_attn.o_proj)
     with monkeypatch.context() as patched:
         patched.setitem(layer.self_attn._modules, "o_proj", wrapped)
