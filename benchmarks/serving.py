@@ -6,7 +6,7 @@
 
 Starts `python app.py` with the demo model twice: answering one question at a time, and eight at once. 1, 8 and 50
 visitors each upload a held-out picture of their own, ask about it through `/ask` and read the stream; the two apps take
-turns. Then so many visitors come one after another, eight at a time, and the server's memory is read before and after.
+turns. Then so many visitors come one after another, eight at a time, and the server's memory is read each hundred.
 Prints a table and writes benchmarks/results/serving.json. Linux only; nothing leaves this machine.
 """
 
@@ -37,7 +37,8 @@ KINDS = ("describe", "where", "color", "read", "count_shape")
 """Of questions: their answers are sentences of 6 to 60 tokens."""
 VISITORS = (1, 8, 50)
 AT_ONCE = (1, 8)
-_WARM_UP = 100
+_PART = 100
+"""Requests, after which the memory is read."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _last_s(replies: Sequence[Reply]) -> float:
 
 
 def _memory_over(app: WatchedApp, asked: Sequence[Question], requests: int) -> dict[str, Any]:
-    """Resident MB after the first requests and after the last ones."""
+    """Resident MB after each hundred requests: memory that torch frees and takes again moves it up and down."""
     sizes = []
     with ThreadPoolExecutor(AT_ONCE[-1]) as threads:
         for part in _parts(requests):
@@ -160,18 +161,20 @@ def _memory_over(app: WatchedApp, asked: Sequence[Question], requests: int) -> d
             ]
             if any(refused):
                 raise RuntimeError(f"A question was refused: {next(filter(None, refused))}")
-            sizes.append(app.memory())
+            sizes.append(round(app.memory() / 1e6))
+    third = -(-len(sizes) // 3)
     return {
         "requests": requests,
-        "after_the_first_mb": round(sizes[0] / 1e6),
-        "after_the_last_mb": round(sizes[-1] / 1e6),
+        "first_third_mb": round(statistics.median(sizes[:third])),
+        "last_third_mb": round(statistics.median(sizes[-third:])),
+        "mb": sizes,
         "most_mb": round(app.peak() / 1e6),
     }
 
 
 def _parts(requests: int) -> Iterator[range]:
-    for start in range(0, requests, _WARM_UP):
-        yield range(start, min(requests, start + _WARM_UP))
+    for start in range(0, requests, _PART):
+        yield range(start, min(requests, start + _PART))
 
 
 def table(report: dict[str, Any]) -> str:
@@ -209,9 +212,8 @@ def main() -> None:
     print(table(report))
     if report["memory"]:
         print(
-            "Memory over {requests} requests: {after_the_first_mb} MB, then {after_the_last_mb} MB".format(
-                **report["memory"]
-            )
+            "Memory over {requests} requests, read each hundred: median of the first third {first_third_mb} MB, "
+            "of the last {last_third_mb} MB".format(**report["memory"])
         )
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

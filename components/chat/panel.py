@@ -263,7 +263,7 @@ def _badge_line(info: ModelInfo, int4: bool, attribute: str = "") -> str:
 
 
 def _size(parameters: int) -> str:
-    for unit, letter in ((1_000_000_000, "billion"), (1_000_000, "million")):
+    for unit, letter in ((1_000_000_000, "B"), (1_000_000, "M")):
         if parameters >= unit:
-            return f"{parameters / unit:.1f} {letter} weights"
+            return f"{parameters / unit:.1f}{letter} weights"
     return count(parameters, "weight")

@@ -52,4 +52,4 @@ def test_visitors_get_their_own_answers():
     assert [reply.answer for reply in together] == [reply.answer for reply in alone]
     assert all(reply.answer and reply.tokens and 0 < reply.first_s <= reply.last_s for reply in together)
     assert memory["requests"] == 6
-    assert memory["after_the_last_mb"] > 100
+    assert memory["last_third_mb"] > 100

@@ -1,10 +1,12 @@
 """The page's pure functions: texts, figures, conversation, strip, examples."""
 
 import asyncio
+import gc
 import json
 import mimetypes
 import re
 import threading
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from gradio.processing_utils import async_move_files_to_cache
 from gradio.state_holder import SessionState
 from gradio_client.utils import get_mimetype
 from PIL import Image
+from running_app import built
 from window import DEMO, STATS, Window, choice, exchange_of, run, typed
 
 from components.chat import panel as chat
@@ -221,6 +224,23 @@ def test_a_redraw_prepares_only_the_message_that_is_written_and_as_gradio_would(
     whole = asyncio.run(async_move_files_to_cache(postprocess(now), chatbot, postprocess=True))
     assert data == whole
     assert whole[0]["content"][0]["file"]["url"].endswith("/a.png")
+
+
+def test_a_window_costs_little_and_keeps_no_values_that_only_gradios_links_would_need():
+    page = built(Speaking())
+    gc.collect()
+    tracemalloc.start()
+    try:
+        windows = [SessionState(page) for _ in range(10)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken / len(windows) < 50_000
+    chatbot = next(block for block in page.blocks.values() if isinstance(block, gr.Chatbot))
+    windows[0]._update_value_in_config(chatbot._id, "a visitor's words")
+    assert not list(windows[0].components)
+    described = {component["id"]: component for component in page.get_config_file()["components"]}
+    assert described[chatbot._id]["props"]["elem_id"] == "chat"  # the page's own description is whole
 
 
 VALUES = (False, "", 0.0, 0, 1.0, "", 8)
@@ -777,9 +797,10 @@ def test_first_sight_says_the_demo_models_world_and_the_way_out():
 
 
 def test_badge():
-    shown = "demo model · 4.4 million weights · full precision · on the CPU"
+    shown = "demo model · 4.4M weights · full precision · on the CPU"
     assert chat.badge(DEMO) == f'<span title="float32 on cpu">{shown}</span>'
     assert "on a GPU" in chat.badge(changed(DEMO, device="cuda:0"))
+    assert "· 4.3B weights ·" in chat.badge(changed(DEMO, num_parameters=4_300_079_472))
 
 
 def test_the_badge_holds_both_precisions_where_the_int4_switch_chooses():
