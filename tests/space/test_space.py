@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,11 +20,12 @@ from typing import Any
 import httpx
 import pytest
 from adapters import PROJECTOR, save_adapter
-from browsing import answered, choose, send, write
+from browsing import answered, send, write
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from places import EXAMPLES, REPOSITORY
-from running_app import chromium, free_port, require_demo_model, unfold, wait_until_ready
+from running_app import free_port, require_demo_model, unfold, wait_until_ready
+from warm import Program
 
 from components.serving.zero_gpu import told
 from gemma3_core import Gemma3ForConditionalGeneration
@@ -71,8 +73,9 @@ class Hub:
 
 
 @contextmanager
-def space(log: Path, **environment: str) -> Iterator[str]:
-    """Runs the app as a Space; yields its address."""
+def space(log: Path, from_its_first_import: bool = False, **environment: str) -> Iterator[str]:
+    """Runs the app as a Space; yields its address. Unless told so it is forked from a process that has imported Gradio
+    and torch."""
     require_demo_model()
     port = free_port()
     variables = {
@@ -80,18 +83,22 @@ def space(log: Path, **environment: str) -> Iterator[str]:
         "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1",
         "HOME": "/proc",  # where not even root can make a file
     }  # fmt: skip
-    python = os.environ.get("SPACE_PYTHON", sys.executable)
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [python, "-u", str(REPOSITORY / "tests" / "support" / "as_a_space.py")],
-            env={**os.environ, **variables, **environment}, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            wait_until_ready(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
+    python, program = os.environ.get("SPACE_PYTHON"), REPOSITORY / "tests" / "support" / "as_a_space.py"
+    variables = {**os.environ, **variables, **environment}
+    process: Program | subprocess.Popen
+    if python or from_its_first_import:
+        with log.open("w") as out:
+            command = [python or sys.executable, "-u", str(program)]
+            process = subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT)
+    else:  # Gradio has read its own variable for the port before
+        log.touch()
+        process = Program(program, [], {**variables, "GEMMA_PORT": str(port)}, log)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
     assert "REACHED FOR THE NETWORK" not in log.read_text()
 
 
@@ -103,18 +110,24 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def zero_gpu(hub, tmp_path_factory, text_chat_folder) -> Iterator[str]:
-    """With a random model beside the demo model: its answers are as long as they may be."""
+def adapter(tmp_path_factory) -> Path:
+    model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL)
+    options = {"target_modules": ["q_proj", "v_proj", "down_proj", "fc1"], "target_parameters": [PROJECTOR], "r": 8}
+    return save_adapter(model, tmp_path_factory.mktemp("adapters") / "mine", seed=5, size=0.2, **options)
+
+
+@pytest.fixture(scope="module")
+def zero_gpu(hub, tmp_path_factory, adapter, text_chat_folder) -> Iterator[str]:
+    """With an adapter of the demo model, and a random model beside it: its answers are as long as they may be."""
     log = tmp_path_factory.mktemp("space") / "log.txt"
-    variables = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": hub.url}
-    with space(log, **variables, GEMMA_ALSO=str(text_chat_folder)) as url:
+    variables = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": hub.url, "GEMMA_DTYPE": "float32"}
+    with space(log, True, **variables, GEMMA_ADAPTER=str(adapter), GEMMA_ALSO=str(text_chat_folder)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
+def client(zero_gpu) -> Client:
+    return Client(zero_gpu, headers=VISITOR, verbose=False)
 
 
 @contextmanager
@@ -126,6 +139,12 @@ def visitor(browser: Any, url: str) -> Iterator[Any]:
     page.locator("#chat .placeholder-content").wait_for()
     yield page
     context.close()
+
+
+def choose_model(page: Any, name: str) -> None:
+    page.locator("#model input").click()
+    page.get_by_role("option", name=name, exact=True).click()
+    page.locator(".badge").filter(has_text=re.compile(rf"{name}(?! \+)")).wait_for()
 
 
 def test_a_space_on_a_cpu_answers_and_names_no_command_line(tmp_path):
@@ -146,59 +165,30 @@ def test_on_zero_gpu_int4_from_the_start_is_refused_in_a_sentence(hub, tmp_path)
     assert log.read_text().splitlines()[-1].startswith("app.py: A server whose GPU is lent")
 
 
-def test_on_zero_gpu_a_program_gets_the_answer_of_a_child(zero_gpu, hub):
-    client = Client(zero_gpu, headers=VISITOR, verbose=False)
-    picture = handle_file(EXAMPLES / "blue.png")
-    answer, stats = client.predict([picture], "How many shapes are there?", api_name="/ask")
-    assert answer == "There are three shapes."
-    assert (stats["device"], stats["reused_tokens"], stats["new_tokens"]) == ("cuda:0", 0, 6)
+def test_on_zero_gpu_a_program_gets_the_answer_of_a_child(zero_gpu, client, hub, adapter):
+    question = "What color is the star?"
+    asked = Request((Turn("user", question, (EXAMPLES / "night.png",)),), max_new_tokens=8)
+    *_, expected = Engine.load(device="cpu", adapter=adapter).stream(asked)
+    picture = handle_file(EXAMPLES / "night.png")
+    answer, stats = client.predict([picture], question, max_new_tokens=8, api_name="/ask")
+    assert (answer, stats["model"], stats["device"]) == (expected.text, "demo model + mine", "cuda:0")
+    assert (stats["reused_tokens"], stats["new_tokens"]) == (0, expected.stats.new_tokens)
     assert hub.count("startup-report") == hub.count("allow") == 1
     call = next(path for path in hub.asked if path.startswith("/schedule"))
     assert "token=a.e30.c" in call  # the visitor's time, not the Space's
     assert 4 <= int(call.partition("durationSeconds=")[2].partition("&")[0]) < 30
 
-
-def test_on_zero_gpu_an_adapter_answers(hub, tmp_path):
-    model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL)
-    options = {"target_modules": ["q_proj", "v_proj", "down_proj", "fc1"], "target_parameters": [PROJECTOR], "r": 8}
-    adapter = save_adapter(model, tmp_path / "mine", seed=5, size=0.2, **options)
-    expected = Engine.load(device="cpu", adapter=adapter)
-    question = "What color is the star?"
-    asked = Request((Turn("user", question, (EXAMPLES / "night.png",)),), max_new_tokens=8)
-    *_, done = expected.stream(asked)
-    variables = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": hub.url, "GEMMA_DTYPE": "float32"}
-    with space(tmp_path / "log.txt", **variables, GEMMA_ADAPTER=str(adapter)) as url:
-        client = Client(url, headers=VISITOR, verbose=False)
-        picture = handle_file(EXAMPLES / "night.png")
-        answer, stats = client.predict([picture], question, max_new_tokens=8, api_name="/ask")
-    assert (answer, stats["model"], stats["device"]) == (done.text, "demo model + mine", "cuda:0")
-    assert answer != "The star is yellow."
-
-
-def test_on_zero_gpu_a_visitor_looks_inside_and_compares(zero_gpu, hub, browser):
-    with visitor(browser, zero_gpu) as page:
-        assert "python app.py" not in page.content()
-        assert "Nothing is kept between two answers" in page.content()
-        assert "on ZeroGPU" in page.locator(".badge").inner_text()
-        choose(page)
-        assert answered(page)
-        page.locator('#chat [data-act="inside-open"]').first.click()
-        page.locator("#maps img").first.wait_for()
-        page.locator("#hide").click()
-        page.locator("#hiding .hidden-region").wait_for()
-        page.get_by_role("tab", name="Compare").click()
-        page.get_by_role("button", name="Pan & scan off and on").click()
-        page.locator("#inside .compared + .note").filter(has_text="token").wait_for()
-        assert page.locator("#inside .failure").count() == 0
-    _wait_for(lambda: hub.count("release") == hub.count("schedule") >= 5)
+    shown = {"url": f"data:image/png;base64,{b64encode((EXAMPLES / 'night.png').read_bytes()).decode()}"}
+    content = [{"type": "image_url", "image_url": shown}, {"type": "text", "text": question}]
+    body = {"model": "demo model", "messages": [{"role": "user", "content": content}], "temperature": 0}
+    told = httpx.post(f"{zero_gpu}/v1/chat/completions", json=body, headers=VISITOR, timeout=60).json()
+    assert told["choices"][0]["message"]["content"] == "The star is yellow." != answer, "the model without the adapter"
 
 
 def test_on_zero_gpu_another_model_answers_and_stop_gives_the_gpu_back(zero_gpu, hub, browser):
     given = hub.count("schedule")
     with visitor(browser, zero_gpu) as page:
-        page.locator("#model input").click()
-        page.get_by_role("option", name="small-text-model", exact=True).click()
-        page.locator(".badge").filter(has_text="small-text-model").wait_for()
+        choose_model(page, "small-text-model")
         unfold(page, "Sampling", "#seed input")
         longest = page.get_by_label("number input for Longest answer")
         longest.fill("480")  # on a busy machine a shorter one is over before Stop is pressed
@@ -219,19 +209,41 @@ def _wait_for(happens: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_on_zero_gpu_a_used_up_quota_is_a_sentence_and_the_question_comes_back(zero_gpu, hub, browser):
-    hub.left_s = 5
-    try:
-        with visitor(browser, zero_gpu) as page:
+def test_on_zero_gpu_a_visitor_without_time_is_told_so_and_one_with_time_looks_inside_and_compares(
+    zero_gpu, client, hub, browser
+):
+    with visitor(browser, zero_gpu) as page:
+        assert "python app.py" not in page.content()
+        assert "Nothing is kept between two answers" in page.content()
+        assert "on ZeroGPU" in page.locator(".badge").inner_text()
+
+        # A used-up quota is a sentence, and the question comes back.
+        hub.left_s = 5
+        try:
             write(page, "Who are you?")
             send(page)
             page.locator("#chat").get_by_text("you have 5 s left for today. Try again in 3 h 4 min").wait_for()
             page.locator("#composer .submit-button").wait_for()
             assert page.locator("#composer textarea").input_value() == "Who are you?"
-        with pytest.raises(AppError, match="5 s left"):
-            Client(zero_gpu, headers=VISITOR, verbose=False).predict([], "Who are you?", api_name="/ask")
-    finally:
-        hub.left_s = None
+            with pytest.raises(AppError, match="5 s left"):
+                client.predict([], "Who are you?", api_name="/ask")
+        finally:
+            hub.left_s = None
+            hub.asked.clear()
+
+        choose_model(page, "demo model")  # without the adapter, whose answers need not end
+        write(page, "How many hearts are there?", EXAMPLES / "hearts.png")
+        send(page)
+        assert answered(page)
+        page.locator('#chat [data-act="inside-open"]').first.click()
+        page.locator("#maps img").first.wait_for()
+        page.locator("#hide").click()
+        page.locator("#hiding .hidden-region").wait_for()
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_role("button", name="Pan & scan off and on").click()
+        page.locator("#inside .compared + .note").filter(has_text="token").wait_for()
+        assert page.locator("#inside .failure").count() == 0
+    _wait_for(lambda: hub.count("release") == hub.count("schedule") >= 4)
 
 
 @pytest.mark.parametrize(
