@@ -16,6 +16,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from places import EXAMPLES
 from running_app import ScriptedEngine, running_app, served
+from window import DEMO
 
 from components.chat import running
 from gemma3_core.engine import Gemma3Error, SamplingSettings, TokenEvent
@@ -39,6 +40,29 @@ def url():
 @pytest.fixture(scope="module")
 def client(url):
     return Client(url, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def scripted_engine():
+    return ScriptedEngine(DEMO)
+
+
+@pytest.fixture(scope="module")
+def scripted_url(scripted_engine):
+    with served(scripted_engine) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def scripted_client(scripted_url):
+    return Client(scripted_url, verbose=False)
+
+
+@pytest.fixture
+def scripted(scripted_engine):
+    scripted_engine.begin_anew()
+    yield scripted_engine
+    scripted_engine.let_through(*scripted_engine.go_on)
 
 
 def test_answer_and_stats(client):
@@ -84,7 +108,7 @@ def test_greedy_answers_repeat(client):
     assert len(answers) == 1
 
 
-def test_partial_answers_stream(scripted, monkeypatch):
+def test_partial_answers_stream(scripted, scripted_client, monkeypatch):
     """The engine writes a further word once the program has the one before."""
     monkeypatch.setattr(running, "_REDRAW_S", 0.0)
     scripted.let_through("queued", "encoding", "reading", "writing")
@@ -97,13 +121,12 @@ def test_partial_answers_stream(scripted, monkeypatch):
                 assert shown.acquire(timeout=60)
 
     monkeypatch.setattr(scripted, "stream", stream)
-    with served(scripted) as address:
-        job = Client(address, verbose=False).submit(question="How many?", api_name="/ask")
-        parts = []
-        for answer, _ in job:
-            if answer and answer not in parts:
-                parts.append(answer)
-                shown.release()
+    job = scripted_client.submit(question="How many?", api_name="/ask")
+    parts = []
+    for answer, _ in job:
+        if answer and answer not in parts:
+            parts.append(answer)
+            shown.release()
     words = [scripted.answer[: found.end()] for found in re.finditer(r"\S+\s*", scripted.answer)]
     assert parts == words
     assert parts[-1] == job.result()[0]
@@ -333,33 +356,24 @@ def test_a_login_is_asked_for_when_set():
 # Stop: a client that cancels, or goes away, must not leave work behind.
 
 
-@pytest.fixture
-def scripted():
-    from window import DEMO
-
-    return ScriptedEngine(DEMO)
-
-
 @pytest.mark.parametrize("stage", ["queued", "encoding", "reading", "writing"])
-def test_a_cancelled_job_stops_the_engine(scripted, stage):
+def test_a_cancelled_job_stops_the_engine(scripted, scripted_client, stage):
     scripted.let_through(*_before(stage))
-    with served(scripted) as address:
-        job = Client(address, verbose=False).submit(question="How many?", api_name="/ask")
-        # Gradio can end what it has sent something of, and the client name what it was given a number of.
-        _wait_for(lambda: scripted.reached[-1:] == [stage] and job.outputs())
-        job.cancel()
-        assert scripted.wait_until_closed() == [stage]
+    job = scripted_client.submit(question="How many?", api_name="/ask")
+    # Gradio can end what it has sent something of, and the client name what it was given a number of.
+    _wait_for(lambda: scripted.reached[-1:] == [stage] and job.outputs())
+    job.cancel()
+    assert scripted.wait_until_closed() == [stage]
 
 
 @pytest.mark.parametrize("stage", ["queued", "writing"])
-def test_a_vanished_client_stops_the_engine(scripted, stage):
+def test_a_vanished_client_stops_the_engine(scripted, scripted_url, stage):
     scripted.let_through(*_before(stage))
-    with served(scripted) as address:
-        data = [None, "How many?", "", False, None, 8, 0.0, 0]
-        event = httpx.post(f"{address}/gradio_api/call/ask", json={"data": data}, timeout=30).json()["event_id"]
-        with httpx.stream("GET", f"{address}/gradio_api/call/ask/{event}", timeout=30) as stream:
-            next(stream.iter_lines())
-        assert scripted.wait_until_closed(seconds=20) == [stage]
+    data = [None, "How many?", "", False, None, 8, 0.0, 0]
+    event = httpx.post(f"{scripted_url}/gradio_api/call/ask", json={"data": data}, timeout=30).json()["event_id"]
+    with httpx.stream("GET", f"{scripted_url}/gradio_api/call/ask/{event}", timeout=30) as stream:
+        next(stream.iter_lines())
+    assert scripted.wait_until_closed(seconds=20) == [stage]
 
 
 def _before(stage):
@@ -380,7 +394,7 @@ def test_messages_of_errors_hold_no_path_of_the_server(client):
     assert "/tmp" not in json.dumps(str(caught.value))
 
 
-def test_a_picture_by_address_is_fetched_within_our_limits(scripted, monkeypatch):
+def test_a_picture_by_address_is_fetched_within_our_limits(scripted, scripted_url, monkeypatch):
     asked_for = []
 
     def fetch(address):
@@ -391,31 +405,28 @@ def test_a_picture_by_address_is_fetched_within_our_limits(scripted, monkeypatch
 
     monkeypatch.setattr("components.serving.server.fetch_image", fetch)
     scripted.let_through("queued", "encoding", "reading", "writing")
-    with served(scripted) as address:
-        stream = ask_raw(address, [{"path": "https://pictures.example/hearts.png", **META}])
-        assert "event: complete" in stream
-        (picture,) = scripted.requests[0].turns[0].pictures
-        assert picture.read_bytes() == HEARTS.read_bytes()
-        refused = ask_raw(address, [{"path": "https://pictures.example/huge.png", **META}])
-        assert "more than 20 MB" in refused
-        assert "event: complete" not in refused
+    stream = ask_raw(scripted_url, [{"path": "https://pictures.example/hearts.png", **META}])
+    assert "event: complete" in stream
+    (picture,) = scripted.requests[0].turns[0].pictures
+    assert picture.read_bytes() == HEARTS.read_bytes()
+    refused = ask_raw(scripted_url, [{"path": "https://pictures.example/huge.png", **META}])
+    assert "more than 20 MB" in refused
+    assert "event: complete" not in refused
     assert [name.rpartition("/")[2] for name in asked_for] == ["hearts.png", "huge.png"]
     assert len(scripted.requests) == 1
 
 
-def test_nothing_is_kept_for_a_program(scripted):
+def test_nothing_is_kept_for_a_program(scripted, scripted_url):
     scripted.let_through("queued", "encoding", "reading", "writing")
-    with served(scripted) as address:
-        assert "event: complete" in ask_raw(address, [])
+    assert "event: complete" in ask_raw(scripted_url, [])
     assert [request.reuse for request in scripted.requests] == [False]
 
 
-def test_what_a_program_leaves_out_is_left_open(scripted):
+def test_what_a_program_leaves_out_is_left_open(scripted, scripted_url):
     scripted.let_through("queued", "encoding", "reading", "writing")
-    with served(scripted) as address:
-        for data in ([None, "How many?"], [None, "How many?", None, None, None, None, None, None]):
-            event = httpx.post(f"{address}/gradio_api/call/ask", json={"data": data}, timeout=30).json()["event_id"]
-            assert "event: complete" in httpx.get(f"{address}/gradio_api/call/ask/{event}", timeout=30).text
+    for data in ([None, "How many?"], [None, "How many?", None, None, None, None, None, None]):
+        event = httpx.post(f"{scripted_url}/gradio_api/call/ask", json={"data": data}, timeout=30).json()["event_id"]
+        assert "event: complete" in httpx.get(f"{scripted_url}/gradio_api/call/ask/{event}", timeout=30).text
     first, second = scripted.requests
     assert replace(first, visitor="") == replace(second, visitor="")
     assert (first.max_new_tokens, first.system_prompt, first.int4, first.pan_and_scan) == (256, "", None, False)

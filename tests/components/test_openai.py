@@ -23,7 +23,7 @@ from window import DEMO, STATS
 from components.openai import app as openai_app
 from components.openai.told import _logprob, pieces
 from components.serving import fetching
-from components.serving.desk import Operation
+from components.serving.desk import FrontDesk, Operation
 from components.serving.fetching import OWN_WAIT
 from gemma3_core.engine import (
     DoneEvent,
@@ -250,22 +250,32 @@ def test_text_that_may_begin_a_stop_string_waits_for_the_next():
     assert told("ab", "ab", stops=("abac", "bb")) == ["ab", "ab"]
 
 
-def test_several_requests_of_one_caller_run_beside_one_another():
-    scripted = ScriptedEngine(DEMO)
-    page = built(scripted)
+@pytest.fixture(scope="module")
+def scripted_page():
+    page = built(ScriptedEngine(DEMO))
     launch(page)
-    try:
-        body = {"model": DEMO.name, "messages": about("What is this?")}
-        scripted.let_through("queued", "encoding", "reading")
-        with ThreadPoolExecutor(3) as threads:
-            asked = [threads.submit(post, page.local_url.rstrip("/"), body) for _ in range(3)]
-            wait_for(lambda: len(scripted.requests) == 3)
-            scripted.let_through("writing")
-            assert [one.result(PATIENCE_S).status_code for one in asked] == [200, 200, 200]
-        assert len({request.visitor for request in scripted.requests}) == 3
-        assert [request.reuse for request in scripted.requests].count(True) == 1
-    finally:
-        page.close(verbose=False)
+    yield page
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def scripted(scripted_page):
+    engine = scripted_page.desk._models.first
+    engine.begin_anew()
+    yield engine
+    engine.let_through(*engine.go_on)
+
+
+def test_several_requests_of_one_caller_run_beside_one_another(scripted_page, scripted):
+    body = {"model": DEMO.name, "messages": about("What is this?")}
+    scripted.let_through("queued", "encoding", "reading")
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(post, scripted_page.local_url.rstrip("/"), body) for _ in range(3)]
+        wait_for(lambda: len(scripted.requests) == 3)
+        scripted.let_through("writing")
+        assert [one.result(PATIENCE_S).status_code for one in asked] == [200, 200, 200]
+    assert len({request.visitor for request in scripted.requests}) == 3
+    assert [request.reuse for request in scripted.requests].count(True) == 1
 
 
 def wait_for(condition) -> None:
@@ -638,42 +648,31 @@ def status_over_http_1_0(page, body) -> int:
 
 
 @pytest.mark.parametrize("proxy", ["", "x-forwarded-for", "forwarded", "x-real-ip", "via", "host", "1.0", "named"])
-def test_strangers_share_a_place_in_the_queue_and_no_cache(proxy):
+def test_strangers_share_a_place_in_the_queue_and_no_cache(scripted_page, scripted, monkeypatch, proxy):
     """Through a public link, through a proxy, or from another site's page whose name leads here."""
-    scripted = ScriptedEngine(DEMO)
     scripted.let_through("queued", "encoding", "reading", "writing")
-    page = built(scripted, operation=Operation(behind_proxy=proxy == "named"))
-    launch(page)
-    try:
-        page.is_shared = not proxy
-        for number in range(2):
-            name = "evil.example" if proxy == "host" else f"127.0.0.{number}"
-            headers = {} if proxy in ("", "1.0", "named") else {proxy: name}
-            asked = {**GOOD, "model": DEMO.name}
-            if proxy == "1.0":
-                assert status_over_http_1_0(page, asked) == 200
-                continue
-            assert post(page.local_url.rstrip("/"), asked, headers=headers).status_code == 200
-        assert len({request.visitor for request in scripted.requests}) == 1
-        assert not any(request.reuse for request in scripted.requests)
-    finally:
-        page.close(verbose=False)
+    monkeypatch.setattr(scripted_page, "is_shared", not proxy)
+    behind = FrontDesk(scripted_page.desk._models, Operation(behind_proxy=proxy == "named")).behind_proxy
+    monkeypatch.setattr(scripted_page.desk, "behind_proxy", behind)
+    for number in range(2):
+        name = "evil.example" if proxy == "host" else f"127.0.0.{number}"
+        headers = {} if proxy in ("", "1.0", "named") else {proxy: name}
+        asked = {**GOOD, "model": DEMO.name}
+        if proxy == "1.0":
+            assert status_over_http_1_0(scripted_page, asked) == 200
+            continue
+        assert post(scripted_page.local_url.rstrip("/"), asked, headers=headers).status_code == 200
+    assert len(scripted.requests) == 2
+    assert len({request.visitor for request in scripted.requests}) == 1
+    assert not any(request.reuse for request in scripted.requests)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_program_that_leaves_ends_its_answer(stream):
-    scripted = ScriptedEngine(DEMO)
-    page = built(scripted)
-    launch(page)
-    try:
-        scripted.let_through("queued", "encoding", "reading")
-        body = {**GOOD, "model": DEMO.name, "stream": stream}
-        with sent(page, body):
-            wait_for(lambda: scripted.reached[-1:] == ["writing"])
-        assert scripted.wait_until_closed() == ["writing"]
-    finally:
-        scripted.let_through("writing")
-        page.close(verbose=False)
+def test_a_program_that_leaves_ends_its_answer(scripted_page, scripted, stream):
+    scripted.let_through("queued", "encoding", "reading")
+    with sent(scripted_page, {**GOOD, "model": DEMO.name, "stream": stream}):
+        wait_for(lambda: scripted.reached[-1:] == ["writing"])
+    assert scripted.wait_until_closed() == ["writing"]
 
 
 def test_an_error_in_the_middle_of_a_stream_is_told(engine, url, monkeypatch):

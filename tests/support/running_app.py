@@ -178,6 +178,10 @@ class ScriptedEngine:
         from gemma3_core.engine.fair_queue import FairQueue
 
         self.info, self.queue = info, FairQueue()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """For the next test on the same page, once nothing is asked any more."""
         self.go_on = {stage: threading.Event() for stage in ("queued", "encoding", "reading", "writing")}
         self.requests: list[Any] = []
         self.reached: list[str] = []  # stages, as they begin
