@@ -102,7 +102,7 @@ def test_a_replica_that_is_only_busy_answers_the_check(replica, chat_folder):
                 pass
 
         reading, waits = asyncio.create_task(read()), []
-        for _ in range(30):
+        for _ in range(15):
             began = time.process_time()
             await asyncio.wait_for(replica.check_health(), 60)
             await asyncio.sleep(0.05)
