@@ -283,9 +283,9 @@ def test_what_waits_for_its_answer_is_held(page, engine, client, monkeypatch):
     wait_for(lambda: ask(json=long).status_code == 200)
 
 
-def test_a_body_that_pauses_is_given_up(page, monkeypatch):
+def test_a_body_that_pauses_is_given_up(lasting_page, monkeypatch):
     monkeypatch.setattr(receiving, "IDLE_S", 0.3)
-    with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as slow:
         slow.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
         assert b" 408 " in slow.recv(1000)
 
@@ -309,20 +309,20 @@ def test_one_session_of_a_program_may_have_so_many_questions_waiting(client, mon
     assert ask(json={**question, "session_hash": "other"}).status_code == 200
 
 
-def test_no_event_that_waits_can_be_asked_for_past_the_queue(page, client):
-    assert page.api_open is False  # by itself, Gradio closes this on a Space alone
+def test_no_event_that_waits_can_be_asked_for_past_the_queue(lasting_page, lasting):
+    assert lasting_page.api_open is False  # by itself, Gradio closes this on a Space alone
     for method, status in (("look", 404), ("stop", 200)):
-        reply = client.post("/gradio_api/run/predict", json=event(page, method))
+        reply = lasting.post("/gradio_api/run/predict", json=event(lasting_page, method))
         assert reply.status_code == status, method
 
 
-def test_so_many_requests_at_once(client, monkeypatch):
+def test_so_many_requests_at_once(lasting, monkeypatch):
     monkeypatch.setattr(gate, "MAX_REQUESTS", 2)
-    with client.stream("GET", "/gradio_api/heartbeat/one"), client.stream("GET", "/gradio_api/heartbeat/two"):
-        reply = client.get("/config")
+    with lasting.stream("GET", "/gradio_api/heartbeat/one"), lasting.stream("GET", "/gradio_api/heartbeat/two"):
+        reply = lasting.get("/config")
         assert (reply.status_code, reply.json()["detail"]) == (503, BUSY)
     end = time.monotonic() + 10
-    while client.get("/config").status_code != 200:
+    while lasting.get("/config").status_code != 200:
         assert time.monotonic() < end
 
 
@@ -415,30 +415,30 @@ def test_uploads_arrive_and_only_pictures_stay(page, client):
     assert set(files_in(page.uploads.folder)) == before | {Path(first), Path(second)}
 
 
-def test_uploads_are_bounded(page, client, monkeypatch):
-    before = files_in(page.uploads.folder)
-    many = upload(client, *[(f"{number}.png", NIGHT) for number in range(21)])
+def test_uploads_are_bounded(lasting_page, lasting, monkeypatch):
+    before = files_in(lasting_page.uploads.folder)
+    many = upload(lasting, *[(f"{number}.png", NIGHT) for number in range(21)])
     assert (many.status_code, many.text) == (
         413,
         "At most 20 pictures can be added at a time. Add the rest afterwards.",
     )
     monkeypatch.setattr(gate, "MAX_FILE_BYTES", len(NIGHT) - 1)
-    large = upload(client, ("night.png", NIGHT))
+    large = upload(lasting, ("night.png", NIGHT))
     assert large.status_code == 413
     assert large.text.startswith("“night.png” is larger than")
     monkeypatch.setattr(receiving, "MAX_UPLOAD_BYTES", 100)
-    assert upload(client, ("night.png", NIGHT)).status_code == 413
+    assert upload(lasting, ("night.png", NIGHT)).status_code == 413
     monkeypatch.undo()
     monkeypatch.setattr(gate, "MAX_ARRIVING_BYTES", 100)  # of all visitors together
-    full = upload(client, ("night.png", NIGHT))
+    full = upload(lasting, ("night.png", NIGHT))
     assert (full.status_code, full.text) == (507, FULL)
     for body in (b"", b"--x", b"--x--", b"\0" * 50):
-        reply = client.post(
+        reply = lasting.post(
             "/gradio_api/upload", content=body, headers={"content-type": "multipart/form-data; boundary=x"}
         )
         assert (reply.status_code, reply.text) == (400, UNREADABLE)
-    assert client.post("/gradio_api/upload", content=NIGHT).status_code == 400
-    assert files_in(page.uploads.folder) == before
+    assert lasting.post("/gradio_api/upload", content=NIGHT).status_code == 400
+    assert files_in(lasting_page.uploads.folder) == before
 
 
 def test_with_a_login_nothing_of_a_stranger_is_read(engine):
@@ -471,30 +471,30 @@ def test_with_a_login_nothing_of_a_stranger_is_read(engine):
         page.close(verbose=False)
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(page):
-    before = files_in(page.uploads.folder)
+def test_an_upload_that_breaks_off_leaves_nothing(lasting_page):
+    before = files_in(lasting_page.uploads.folder)
     head = (
         b"POST /gradio_api/upload HTTP/1.1\r\nhost: a\r\ncontent-type: multipart/form-data; boundary=x\r\n"
         b"content-length: 100000\r\n\r\n"
         b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     )
-    with socket.create_connection((page.server_name, page.server_port), timeout=10) as broken:
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as broken:
         broken.sendall(head + NIGHT)
         end = time.monotonic() + 10
-        while files_in(page.uploads.folder) == before:  # it is arriving
+        while files_in(lasting_page.uploads.folder) == before:  # it is arriving
             assert time.monotonic() < end
     end = time.monotonic() + 10
-    while files_in(page.uploads.folder) != before:
+    while files_in(lasting_page.uploads.folder) != before:
         assert time.monotonic() < end
 
 
-def test_how_much_of_an_upload_has_arrived_is_told(page, client):
+def test_how_much_of_an_upload_has_arrived_is_told(lasting_page, lasting):
     head = (
         b"POST /gradio_api/upload?upload_id=slow HTTP/1.1\r\nhost: a\r\ncontent-length: 5000\r\n"
         b"content-type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
     )
     named = b'content-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as slow:
         slow.sendall(head)  # before it has a name, nothing is told
         threading.Timer(0.5, slow.sendall, [named + NIGHT[:1000]]).start()
         lines: list[str] = []
@@ -502,40 +502,40 @@ def test_how_much_of_an_upload_has_arrived_is_told(page, client):
         while len(lines) < 2:  # before it has begun to arrive, only "done" is told
             assert time.monotonic() < end
             lines.clear()
-            with client.stream("GET", "/gradio_api/upload_progress?upload_id=slow") as told:
+            with lasting.stream("GET", "/gradio_api/upload_progress?upload_id=slow") as told:
                 for line in filter(None, told.iter_lines()):
                     lines.append(line)
                     if "update" in line:
                         slow.close()
     assert '"orig_name": "a.png"' in lines[0]
     assert lines[-1] == 'data: {"msg": "done"}'
-    assert client.get("/gradio_api/upload_progress?upload_id=nobody").text.strip() == lines[-1]
+    assert lasting.get("/gradio_api/upload_progress?upload_id=nobody").text.strip() == lines[-1]
 
 
 @pytest.mark.parametrize("query", ["", "?upload_id=", "?upload_id"])
-def test_uploads_of_programs_are_told_to_nobody(page, client, query):
+def test_uploads_of_programs_are_told_to_nobody(lasting_page, lasting, query):
     head = (
         b"POST /gradio_api/upload HTTP/1.1\r\nhost: a\r\ncontent-length: 5000\r\n"
         b"content-type: multipart/form-data; boundary=x\r\n\r\n"
         b'--x\r\ncontent-disposition: form-data; name="files"; filename="private.png"\r\n\r\n'
     )
-    with socket.create_connection((page.server_name, page.server_port), timeout=10) as slow:
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as slow:
         slow.sendall(head + NIGHT[:1000])
         time.sleep(0.3)
         threading.Timer(0.5, slow.close).start()
-        assert client.get(f"/gradio_api/upload_progress{query}").text.strip() == 'data: {"msg": "done"}'
+        assert lasting.get(f"/gradio_api/upload_progress{query}").text.strip() == 'data: {"msg": "done"}'
 
 
 WHOLE = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 @pytest.mark.parametrize("whole", [0, 1, 2])
-def test_silent_connections_are_closed(page, client, monkeypatch, whole):
+def test_silent_connections_are_closed(lasting_page, lasting, monkeypatch, whole):
     """Also those that fall silent in a later request, when uvicorn waits for them without end."""
     monkeypatch.setattr(limits, "SILENT_S", 0.2)
-    connections, since = page.server.server_state.connections, {}
+    connections, since = lasting_page.server.server_state.connections, {}
     before = set(connections)  # which may just be closing
-    with socket.create_connection((page.server_name, page.server_port), timeout=10) as silent:
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as silent:
         for _ in range(whole):
             silent.sendall(WHOLE)
             assert b'"alive"' in answer_on(silent)
@@ -543,12 +543,12 @@ def test_silent_connections_are_closed(page, client, monkeypatch, whole):
         end = time.monotonic() + 20
         while not connections - before:
             assert time.monotonic() < end
-        sweep = partial(swept, page, since)
+        sweep = partial(swept, lasting_page, since)
         sweep()
         time.sleep(0.4)
         sweep()
         assert silent.recv(100) == b""
-    assert client.get("/config").status_code == 200
+    assert lasting.get("/config").status_code == 200
 
 
 def test_headers_are_bounded(lasting_page):
@@ -564,23 +564,23 @@ def test_headers_are_bounded(lasting_page):
     assert told == b"" or told.split()[1] in (b"400", b"431")
 
 
-def test_web_sockets_are_not_opened(page):
+def test_web_sockets_are_not_opened(lasting_page):
     """They would be connections without requests, which the sweep of silent ones does not know."""
-    with socket.create_connection((page.server_name, page.server_port), timeout=10) as asking:
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as asking:
         wanted = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
         asking.sendall(WHOLE[:-2] + wanted + b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
         assert answer_on(asking).startswith(b"HTTP/1.1 200 ")
-        swept(page, {})
+        swept(lasting_page, {})
 
 
-def test_a_connection_is_silent_since_its_last_request(page, monkeypatch):
+def test_a_connection_is_silent_since_its_last_request(lasting_page, monkeypatch):
     monkeypatch.setattr(limits, "SILENT_S", 0.5)
-    with socket.create_connection((page.server_name, page.server_port), timeout=10) as asking:
+    with socket.create_connection((lasting_page.server_name, lasting_page.server_port), timeout=10) as asking:
         since: dict = {}
         for _ in range(4):
             asking.sendall(WHOLE)
             assert b'"alive"' in answer_on(asking)
-            swept(page, since)
+            swept(lasting_page, since)
             time.sleep(0.3)
 
 

@@ -34,7 +34,6 @@ from window import DEMO, STATS, choice, exchange_of
 
 from components.inside.handlers import InsideHandlers, Selected
 from components.openai.told import pieces
-from components.page import build_page
 from components.serving.callers import Caller, Callers
 from components.serving.desk import DRAINING, FrontDesk, NotNowError, Operation
 from components.serving.ledger import DAY_S, HOUR_S, Allowance, MemoryLedger
@@ -83,7 +82,7 @@ def page(records):
     operation = Operation(
         knows_addresses=True, watchers=[records.append], metrics=Metrics(), trusted_proxies=["127.0.0.1"]
     )
-    page = build_page(Engine.load(device="cpu"), operation=operation)
+    page = built(Engine.load(device="cpu"), operation=operation)
     launch(page, mcp_server=True)
     yield page
     page.close(verbose=False)

@@ -13,13 +13,12 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 from places import EXAMPLES
-from running_app import free_port, launch, require_demo_model, served
+from running_app import free_port, require_demo_model, served
 
 from components.chat.conversation import Exchange
 from components.chat.panel import badge
 from components.inside.code_view import Address, scripts
 from components.inside.handlers import _inputs
-from components.page import build_page
 from components.serving.callers import Caller
 from components.serving.desk import FrontDesk, Operation
 from gemma3_core.engine import (
@@ -72,15 +71,20 @@ def engine():
 
 @pytest.fixture(scope="module")
 def url(engine):
-    page = build_page(engine, api_keys=["a-key-of-ours"])
-    launch(page)
-    yield page.local_url.rstrip("/")
-    page.close(verbose=False)
+    with served(engine, api_keys=["a-key-of-ours"]) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def outside(url, engine):
     return OutsideEngine.connect(f"{url}/v1/", key="a-key-of-ours", local=engine)
+
+
+@pytest.fixture(scope="module")
+def in_front(outside):
+    """The page that asks the server."""
+    with served(ModelRegistry(outside)) as address:
+        yield address
 
 
 def events_of(engine, request, stop=None) -> tuple[list, DoneEvent]:
@@ -150,26 +154,20 @@ def test_schemas_lengths_and_seeds_reach_the_server(outside):
     assert events_of(outside, sampled)[1].stats.seed == 5
 
 
-def test_the_page_asks_the_server(outside):
-    page = build_page(ModelRegistry(outside))
-    launch(page)
-    try:
-        client = Client(page.local_url, verbose=False)
-        answer, stats = client.predict(images=[handle_file(HEARTS)], question=QUESTION, api_name="/ask")
-        assert answer == events_of(outside, ASKED)[1].text
-        assert stats["device"] == "another server"
-    finally:
-        page.close(verbose=False)
+def test_the_page_asks_the_server(outside, in_front):
+    client = Client(in_front, verbose=False)
+    answer, stats = client.predict(images=[handle_file(HEARTS)], question=QUESTION, api_name="/ask")
+    assert answer == events_of(outside, ASKED)[1].text
+    assert stats["device"] == "another server"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_stop_strings_reach_the_server_which_then_tells_its_prompt(outside, stream):
-    with served(ModelRegistry(outside)) as address:
-        body = {"model": outside.info.name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-        body |= {"stream": stream, "stream_options": {"include_usage": True}}
-        whole = told_of(httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60))
-        word = whole[0].split()[1]
-        cut, usage = told_of(httpx.post(f"{address}/v1/chat/completions", json={**body, "stop": word}, timeout=60))
+def test_stop_strings_reach_the_server_which_then_tells_its_prompt(outside, in_front, stream):
+    body = {"model": outside.info.name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    body |= {"stream": stream, "stream_options": {"include_usage": True}}
+    whole = told_of(httpx.post(f"{in_front}/v1/chat/completions", json=body, timeout=60))
+    word = whole[0].split()[1]
+    cut, usage = told_of(httpx.post(f"{in_front}/v1/chat/completions", json={**body, "stop": word}, timeout=60))
     assert cut == whole[0].partition(word)[0]
     assert usage["prompt_tokens"] == whole[1]["prompt_tokens"] > 0
 
