@@ -49,11 +49,16 @@ def pipes(tmp_path_factory, real_tokenizer_folder):
 
 
 @pytest.fixture(scope="module")
-def text_pipes(tmp_path_factory, real_tokenizer_folder):
+def text_pipes(tmp_path_factory, real_tokenizer_folder, pipes):
+    """With the tokenizers that `pipes` have read, which takes either seconds."""
     folder = tmp_path_factory.mktemp("reading")
     save(Gemma3ForCausalLM(Gemma3TextConfig.from_dict({**TEXT, **SMALL, **PUBLISHED})), folder, real_tokenizer_folder)
     given = {"device": "cpu", "do_sample": False}
-    return pipeline("text-generation", folder, **given), transformers.pipeline("text-generation", str(folder), **given)
+    ours, theirs = (pipe.processor.tokenizer for pipe in pipes)
+    return (
+        pipeline("text-generation", folder, tokenizer=ours, **given),
+        transformers.pipeline("text-generation", str(folder), tokenizer=theirs, **given),
+    )
 
 
 def user(text: str, *shown: Any) -> dict[str, Any]:
