@@ -41,6 +41,7 @@ from gemma3_core.engine import (
     Turn,
 )
 from gemma3_core.errors import PromptError, QueueFullError, ReplicaLostError, UnsupportedOptionError
+from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.replicas import fleet as fleets
 from gemma3_core.replicas.deployment import built
 from gemma3_core.replicas.options import APPLICATION, ReplicaOptions
@@ -74,10 +75,20 @@ def options(folder):
     return ReplicaOptions(models, replicas=2, cpus=0.25, threads=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_kernels():
+    """Each replica would build them, for two seconds of a processor."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GEMMA_CPU_KERNELS", "0")
+        patched.setattr(cpu_kernels, "library", lambda: None)  # here too: the numbers are compared
+        yield
+
+
 @pytest.fixture(scope="module")
 def registry(options):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fleets, "_COUNTED_EACH_S", 0.5)
+        patched.setenv("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1, it takes a twentieth of a processor
         with replicas(options) as registry:
             yield registry
 
@@ -99,7 +110,7 @@ def wait_until(condition) -> None:
     end = time.monotonic() + WITHIN_S
     while not condition():
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def processes(registry) -> dict[int, int]:
@@ -375,27 +386,36 @@ def test_a_replica_that_hangs_is_ended_within_seconds_and_its_question_answered_
 
 
 def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_follows_the_answers(registry, options):
-    """The new ones are one or two, whose model two processes share each; one stays."""
+    """Two processes share each new one's model. First there is one, with many answers two, and with none one again."""
     engine = registry.first  # while the replica that hung may still be on its way back
     ended, ending = [], threading.Event()
     models = {**options.models, "tensor_parallel": 2}
-    quick = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
+    new = replace(options, models=models, replicas=1, cpus=0.1, min_replicas=1, max_replicas=2, upscale_delay_s=0.5)
+
+    def deploy(downscale_delay_s: float) -> None:
+        deployed = built(replace(new, downscale_delay_s=downscale_delay_s))
+        serve.run(deployed, name=APPLICATION, route_prefix=None)
 
     def ask(visitor: str) -> None:
         while not ending.is_set():
             ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
+            ending.wait(0.5)  # the processor is for those that start
 
     def are_new(number: int) -> bool:
         return [told.models for told in registry.fleet.ask_all("describe")] == [models] * number
 
-    with ThreadPoolExecutor(4) as pool:  # more than one replica shall answer at a time
-        futures = [pool.submit(ask, f"visitor {n}") for n in range(4)]
+    def is_new_and_alone() -> bool:
+        return are_new(1) and registry.fleet.health.wanted == 1
+
+    with ThreadPoolExecutor(2) as pool:  # too few for a second replica
+        futures = [pool.submit(ask, f"visitor {n}") for n in range(2)]
         try:
-            serve.run(
-                built(replace(options, models=models, replicas=1, cpus=0.1, **quick)),
-                name=APPLICATION,
-                route_prefix=None,
-            )
+            deploy(downscale_delay_s=600.0)  # the second stays once it is asked for
+            wait_until(is_new_and_alone)
+            many = [begun(engine, long_one(f"many {n}")) for n in range(4)]
+            wait_until(lambda: registry.fleet.health.wanted == 2)
+            for events in many:
+                events.close()
             wait_until(lambda: are_new(2))
             written = len(ended)
             wait_until(lambda: len(ended) > written + 4)
@@ -405,7 +425,8 @@ def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_fol
             future.result(timeout=WITHIN_S)
     assert len({done.token_ids for done in ended}) == 1
     assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
-    wait_until(lambda: are_new(1) and registry.fleet.health.wanted == 1)
+    deploy(downscale_delay_s=1.0)
+    wait_until(is_new_and_alone)
 
 
 def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
