@@ -2,8 +2,9 @@
 
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 from running_app import free_port
@@ -11,12 +12,18 @@ from warm import Program
 
 from benchmarks import soak
 from benchmarks.visitors import Visitor
-from benchmarks.watched_app import Taken, watched_app
+from benchmarks.watched_app import Taken, _started, watched_app
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process takes is read from Linux's /proc")
 
 STEADY = Taken(memory=600_000_000, threads=20, descriptors=30, connections=8, disk=10_000_000)
 RESOURCES = set(asdict(STEADY))
+
+
+@pytest.fixture(scope="module")
+def app():
+    with watched_app(start=Program, port=free_port()) as running:
+        yield running
 
 
 def held(samples, first=60):
@@ -77,31 +84,40 @@ def at_rest(app):
     return until(app, rests)
 
 
-def test_what_is_counted_is_what_the_process_holds():
+def test_by_itself_an_app_is_a_process_with_its_arguments_environment_and_log(tmp_path):
+    """The other tests fork theirs, with one that has imported all."""
+    (tmp_path / "file.py").write_text("import os, sys; print(sys.argv[1:], os.environ, flush=True); sys.exit('end')")
+    process = _started(tmp_path / "file.py", ["--port", "1"], {"ONE": "two"}, tmp_path / "log")
+    assert process.wait(timeout=60) == 1
+    said = (tmp_path / "log").read_text()
+    assert said.startswith("['--port', '1'] environ({'ONE': 'two'")
+    assert said.endswith("end\n")
+
+
+def test_what_is_counted_is_what_the_process_holds(app):
     """Shown on the app itself: a file, five connections and their descriptors that come and go."""
-    with watched_app(start=Program, port=free_port()) as app:
-        before = at_rest(app)
-        assert before.connections == 0
-        (app.folder / "file").write_bytes(b"0" * 10_000_000)
-        with ExitStack() as pages:
-            for _ in range(5):
-                pages.enter_context(pages.enter_context(Visitor(app.url)).heartbeat())
-            during = until(app, lambda taken: taken.connections >= 5)
-        (app.folder / "file").unlink()
-        assert during.disk >= before.disk + 9_000_000  # what was there at the start may go
-        assert during.connections >= 5
-        assert during.threads >= 1
-        assert 200_000_000 < before.memory <= app.peak()
-        # Not against those of before, among which may be pipes to a compiler that still builds the kernels.
-        after = until(app, lambda taken: not taken.connections and taken.descriptors <= during.descriptors - 5)
-        assert after.connections == 0
-        assert after.disk <= during.disk - 9_000_000
-        assert after.descriptors <= during.descriptors - 5
+    before = at_rest(app)
+    assert before.connections == 0
+    (app.folder / "file").write_bytes(b"0" * 10_000_000)
+    with ExitStack() as pages:
+        for _ in range(5):
+            pages.enter_context(pages.enter_context(Visitor(app.url)).heartbeat())
+        during = until(app, lambda taken: taken.connections >= 5)
+    (app.folder / "file").unlink()
+    assert during.disk >= before.disk + 9_000_000  # what was there at the start may go
+    assert during.connections >= 5
+    assert during.threads >= 1
+    assert 200_000_000 < before.memory <= app.peak()
+    # Not against those of before, among which may be pipes to a compiler that still builds the kernels.
+    after = until(app, lambda taken: not taken.connections and taken.descriptors <= during.descriptors - 5)
+    assert after.connections == 0
+    assert after.disk <= during.disk - 9_000_000
+    assert after.descriptors <= during.descriptors - 5
 
 
-def test_a_short_soak_reports_each_resource(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.watched_app.free_port", free_port)
-    report = soak.measure(minutes=0.15, visitors=3, settle_s=1, least=2)
+def test_a_short_soak_reports_each_resource(app, tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "watched_app", partial(nullcontext, app))
+    report = soak.measure(minutes=0.05, visitors=3, settle_s=1, least=2)
     assert set(report) == {"machine", "minutes", "visitors", "done", "log_bytes", "resources"}
     assert set(report["resources"]) == RESOURCES
     for row in report["resources"].values():
