@@ -226,8 +226,8 @@ def test_the_machines_models_are_shown_only_to_whoever_started_the_program(line,
     class Page:
         share_url = desk = None
 
-        def launch(self, **_):
-            pass
+        def launch(self, **options):
+            built.append(options["auth"])
 
         def block_thread(self):
             pass
@@ -235,7 +235,7 @@ def test_the_machines_models_are_shown_only_to_whoever_started_the_program(line,
     monkeypatch.setattr(app, "build", lambda settings: built.append(settings.owned) or Page())
     monkeypatch.setattr("sys.argv", line.split())
     app.main()
-    assert built == [owned]
+    assert built == [owned, ("me", "secret") if "--auth" in line else None]
 
 
 def test_the_models_that_are_found_are_printed_at_the_start(tmp_path, monkeypatch, capsys):

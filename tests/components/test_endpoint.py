@@ -15,7 +15,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from places import EXAMPLES
-from running_app import ScriptedEngine, running_app, served
+from running_app import ScriptedEngine, built, launch, running_app, served
 from window import DEMO
 
 from components.chat import running
@@ -345,12 +345,19 @@ def test_the_page_can_be_installed_as_an_app(url):
 
 
 def test_a_login_is_asked_for_when_set():
-    with running_app("--auth", "me:secret") as address:
+    engine = ScriptedEngine(DEMO)
+    engine.let_through(*engine.go_on)
+    page = built(engine)
+    launch(page, auth=("me", "secret"))  # as app.py does: tests/test_app.py
+    try:
+        address = page.local_url.rstrip("/")
         assert httpx.get(f"{address}/config", timeout=30).status_code == 401
         with pytest.raises(Exception):  # noqa: B017, PT011  gradio_client raises what its version likes
             Client(address, verbose=False)
         client = Client(address, auth=("me", "secret"), verbose=False)
-        assert client.predict(question="Hello", max_new_tokens=2, api_name="/ask")[1]["new_tokens"] == 2
+        assert client.predict(question="Hello", api_name="/ask")[0] == engine.answer
+    finally:
+        page.close(verbose=False)
 
 
 # Stop: a client that cancels, or goes away, must not leave work behind.
