@@ -347,6 +347,7 @@ SLOW = ("send", "ask_example", "retry", "hide", "compare", "look", "look_again",
 def test_every_event_answers_whatever_it_is_sent_in_plain_words(url, events, visitor, slow):
     bad, reached, prepared = BadReplies(), set(), ""
     states = {part["id"] for event in events.all for part in event.inputs if part["type"] == "state"}
+    assert any(states.intersection(event.outputs) for event in events.all)
     for name, members in groups(events).items():
         if (members[0].handler in SLOW) is not slow:
             continue

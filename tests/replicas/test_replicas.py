@@ -273,7 +273,7 @@ def test_a_page_of_another_version_is_told_so(engine, monkeypatch):
 
 
 def test_a_replica_that_dies_costs_running_answers_a_sentence_and_what_was_not_shown_is_asked_again(engine, registry):
-    requests = [asked(f"number {n}", f"visitor {n}", 60) for n in range(8)]
+    requests = [asked(f"number {n}", f"visitor {n}", 30) for n in range(8)]
     expected = [done_of(engine.stream(request)).token_ids for request in requests]
 
     def ask(request: Request) -> tuple[int, ...] | None:
@@ -390,15 +390,12 @@ def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_fol
     engine = registry.first  # while the replica that hung may still be on its way back
     ended, ending = [], threading.Event()
     models = {**options.models, "tensor_parallel": 2}
-    new = replace(options, models=models, replicas=1, cpus=0.1, min_replicas=1, max_replicas=2, upscale_delay_s=0.5)
-
-    def deploy(downscale_delay_s: float) -> None:
-        deployed = built(replace(new, downscale_delay_s=downscale_delay_s))
-        serve.run(deployed, name=APPLICATION, route_prefix=None)
+    quick = {"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 0.5, "downscale_delay_s": 1.0}
+    new = replace(options, models=models, replicas=1, cpus=0.1, **quick)
 
     def ask(visitor: str) -> None:
         while not ending.is_set():
-            ended.append(done_of(engine.stream(asked("all the time", visitor, 60))))
+            ended.append(done_of(engine.stream(asked("all the time", visitor, 24))))
             ending.wait(0.5)  # the processor is for those that start
 
     def are_new(number: int) -> bool:
@@ -410,13 +407,12 @@ def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_fol
     with ThreadPoolExecutor(2) as pool:  # too few for a second replica
         futures = [pool.submit(ask, f"visitor {n}") for n in range(2)]
         try:
-            deploy(downscale_delay_s=600.0)  # the second stays once it is asked for
+            serve.run(built(new), name=APPLICATION, route_prefix=None)
             wait_until(is_new_and_alone)
             many = [begun(engine, long_one(f"many {n}")) for n in range(4)]
-            wait_until(lambda: registry.fleet.health.wanted == 2)
+            wait_until(lambda: are_new(2))
             for events in many:
                 events.close()
-            wait_until(lambda: are_new(2))
             written = len(ended)
             wait_until(lambda: len(ended) > written + 4)
         finally:
@@ -425,13 +421,12 @@ def test_replacing_the_replicas_loses_nothing_and_the_number_of_the_new_ones_fol
             future.result(timeout=WITHIN_S)
     assert len({done.token_ids for done in ended}) == 1
     assert {done.stats.stop_reason for done in ended} <= {"stop", "length"}
-    deploy(downscale_delay_s=1.0)
     wait_until(is_new_and_alone)
 
 
 def test_a_page_that_is_told_to_end_finishes_its_answers_and_takes_no_further_ones(engine, registry):
     """The last test: the queue stays closed."""
-    running = begun(engine, asked("a long answer", "last", 100, reuse=False))
+    running = begun(engine, asked("a long answer", "last", 60, reuse=False))
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(registry.drain, WITHIN_S)
         wait_until(lambda: registry.fleet.health.draining)
