@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
@@ -107,8 +107,16 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: str = "") -> Iterator[Any]:
-    """A new visitor's page, ready for use; fails on requests to other servers and on errors in the page."""
+def opened(
+    browser: Any,
+    url: str,
+    width: int = 1440,
+    height: int = 900,
+    query: str = "",
+    before: Callable[[Any], Any] = lambda _: None,
+) -> Iterator[Any]:
+    """A new visitor's page, ready for use; fails on requests to other servers and on errors in the page. `before` gets
+    the page before it loads."""
     context = browser.new_context(viewport={"width": width, "height": height})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = context.new_page()
@@ -116,6 +124,7 @@ def opened(browser: Any, url: str, width: int = 1440, height: int = 900, query: 
     foreign, faults = [], []
     page.on("request", lambda request: foreign.append(request.url) if _leaves(request.url, url) else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
+    before(page)
     page.goto(f"{url}/{query}")
     page.locator("#composer textarea").wait_for()
     page.locator("#chat .placeholder-content").wait_for()
