@@ -43,7 +43,7 @@ def ask(page, number):
     return text, page.locator("#chat .figures").nth(number - 1).text_content()
 
 
-def test_the_page_says_what_the_adapter_is_and_each_answer_is_by_the_chosen_one(browser, url):
+def test_the_page_says_what_the_adapter_is_compares_it_with_the_base_and_answers_by_the_chosen_one(browser, url):
     with opened(browser, url) as page:
         page.locator("#head .badge", has_text=re.compile(rf"^{re.escape(ADAPTED)} · .* full precision")).wait_for()
         note = page.locator("#model-note").inner_text()
@@ -54,6 +54,14 @@ def test_the_page_says_what_the_adapter_is_and_each_answer_is_by_the_chosen_one(
         assert "q_proj" in note
         adapted, figures = ask(page, 1)
         assert figures.startswith(ADAPTED)
+        page.get_by_role("button", name="Look inside answer 1").click()
+        page.get_by_role("tab", name="Compare").click()
+        page.wait_for_function("document.querySelector('#other-model input').value === 'demo model'")
+        page.locator("#compare-models").click()
+        page.locator("#inside .compared section .note").nth(1).wait_for()
+        assert page.locator("#inside .compared h3").all_inner_texts() == [ADAPTED, "demo model"]
+        page.get_by_text("The answers part at token").wait_for()
+        page.get_by_role("button", name="Close Inside").click()
         choose(page, "demo model")
         page.locator("#model-note").wait_for(state="hidden")
         base, figures = ask(page, 2)
@@ -62,18 +70,6 @@ def test_the_page_says_what_the_adapter_is_and_each_answer_is_by_the_chosen_one(
         assert adapted != base
         choose(page, ADAPTED)
         page.locator("#model-note", has_text="rank 4 to 8").wait_for()
-
-
-def test_base_and_adapter_side_by_side(browser, url):
-    with opened(browser, url) as page:
-        ask(page, 1)
-        page.get_by_role("button", name="Look inside answer 1").click()
-        page.get_by_role("tab", name="Compare").click()
-        page.wait_for_function("document.querySelector('#other-model input').value === 'demo model'")
-        page.locator("#compare-models").click()
-        page.locator("#inside .compared section .note").nth(1).wait_for()
-        assert page.locator("#inside .compared h3").all_inner_texts() == [ADAPTED, "demo model"]
-        page.get_by_text("The answers part at token").wait_for()
 
 
 def test_a_merged_adapter_is_told_in_german_too(browser, adapter):

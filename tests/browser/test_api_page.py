@@ -1,7 +1,5 @@
 """“Use via API”: Gradio's page for programs opens from the footer and by its address, without an error."""
 
-import pytest
-
 
 def listened_to(page):
     faults = []
@@ -10,22 +8,16 @@ def listened_to(page):
     return faults
 
 
-@pytest.mark.parametrize("way", ["footer", "address"])
-def test_it_opens_without_an_error_and_shows_ask_only(page, url, way):
+def test_it_opens_without_an_error_and_tells_of_ask_only_and_nothing_of_other_visitors(page, url):
     faults = listened_to(page)
-    with page.expect_response("**/gradio_api/mcp/schema"), page.expect_response("**/monitoring/summary"):
-        if way == "footer":
-            page.locator("footer .show-api").click()
-        else:
-            page.goto(f"{url}/?view=api")
-    assert "1 API endpoint" in page.locator(".api-docs h2").inner_text()
-    page.locator(".api-docs").get_by_text("/ask").first.wait_for()
-    for language in ("JavaScript", "cURL", "MCP"):
-        page.locator(".api-docs").get_by_text(language, exact=True).first.click()
-    assert faults == []
-
-
-def test_what_it_asks_for_tells_nothing_of_other_visitors(page, url):
+    for opens in (lambda: page.locator("footer .show-api").click(), lambda: page.goto(f"{url}/?view=api")):
+        with page.expect_response("**/gradio_api/mcp/schema"), page.expect_response("**/monitoring/summary"):
+            opens()
+        assert "1 API endpoint" in page.locator(".api-docs h2").inner_text()
+        page.locator(".api-docs").get_by_text("/ask").first.wait_for()
+        for language in ("JavaScript", "cURL", "MCP"):
+            page.locator(".api-docs").get_by_text(language, exact=True).first.click()
+        assert faults == []
     assert page.request.get(f"{url}/monitoring/summary").json() == {"functions": {}}
     assert page.request.get(f"{url}/gradio_api/mcp/schema").status == 300
     assert page.request.post(f"{url}/gradio_api/mcp/", data={}).status == 404

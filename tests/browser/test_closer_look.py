@@ -52,49 +52,6 @@ def test_what_was_too_small_is_read_with_crops_and_both_answers_stay(page):
     assert answered(page, 2)
 
 
-def test_a_region_of_ones_own_is_looked_at_closer(page):
-    write(page, "What does the milk cost?", EXAMPLES / "board.png")
-    send(page)
-    assert "too small" in answered(page)
-    look_inside(page)
-    area = page.locator("#inside .drawable")
-    area.evaluate("area => area.scrollIntoView({ block: 'center' })")
-    place = area.bounding_box()
-    page.mouse.click(place["x"] + 0.5 * place["width"], place["y"] + 0.5 * place["height"])
-    page.get_by_role("button", name="Look closer at it").click()
-    page.get_by_text("Looked again, with 1 crop").wait_for()
-    row = page.locator("#chat .bot-row")
-    row.locator(".figures").wait_for()
-    assert row.locator(".message-content").count() == 2  # whatever the demo model makes of one crop: it never saw one
-    page.locator("#inside .maps figcaption").get_by_text("crop 1").wait_for()  # Inside follows
-    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
-
-
-def test_what_an_answer_rests_on_is_looked_at_closer(page):
-    write(page, "What color is the star?", EXAMPLES / "night.png")
-    send(page)
-    answered(page)
-    look_inside(page)
-    page.locator("#inside .maps img").first.wait_for()
-    page.get_by_label("What the answer rests on").check()
-    page.locator("#inside .maps .place").wait_for()
-    page.locator("#inside .closer-place").click()
-    page.get_by_text("Looked again, with 1 crop").wait_for()
-    shows_the_star_as_a_crop(page)
-
-
-def shows_the_star_as_a_crop(page):
-    """The strip shows the star and something around it, not the heart, whose right edge is at 40 %."""
-    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
-    crop = page.locator("#strip .box")
-    assert crop.count() == 1
-    left, width = (
-        float(re.search(rf"{name}: ?([\d.]+)%", crop.get_attribute("style"))[1]) for name in ("left", "width")
-    )
-    assert 40 < left < 57
-    assert 80 < left + width <= 100.1
-
-
 def test_an_unsure_answer_is_looked_at_closer_where_its_map_says(browser, monkeypatch):
     require_demo_model()
     engine, may_look = Engine.load(device="cpu"), threading.Event()
@@ -124,6 +81,18 @@ def test_an_unsure_answer_is_looked_at_closer_where_its_map_says(browser, monkey
         shows_the_star_as_a_crop(page)
 
 
+def shows_the_star_as_a_crop(page):
+    """The strip shows the star and something around it, not the heart, whose right edge is at 40 %."""
+    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
+    crop = page.locator("#strip .box")
+    assert crop.count() == 1
+    left, width = (
+        float(re.search(rf"{name}: ?([\d.]+)%", crop.get_attribute("style"))[1]) for name in ("left", "width")
+    )
+    assert 40 < left < 57
+    assert 80 < left + width <= 100.1
+
+
 def test_an_answer_that_its_picture_did_not_change_says_so_also_after_a_reload(page):
     write(page, "What does the sign say?", EXAMPLES / "night.png")
     send(page)
@@ -135,3 +104,33 @@ def test_an_answer_that_its_picture_did_not_change_says_so_also_after_a_reload(p
     send(page)
     assert "yellow" in answered(page, 2)
     assert page.locator("#chat .advice").count() == 0
+
+
+def test_a_region_of_ones_own_or_what_an_answer_rests_on_is_looked_at_closer(page):
+    write(page, "What color is the star?", EXAMPLES / "night.png")
+    send(page)
+    answered(page)
+    look_inside(page)
+    area = page.locator("#inside .drawable")
+    area.evaluate("area => area.scrollIntoView({ block: 'center' })")
+    place = area.bounding_box()
+    page.mouse.click(place["x"] + 0.5 * place["width"], place["y"] + 0.5 * place["height"])
+    page.get_by_role("button", name="Look closer at it").click()
+    page.get_by_text("Looked again, with 1 crop").wait_for()
+    row = page.locator("#chat .bot-row")
+    row.locator(".figures").wait_for()
+    assert row.locator(".message-content").count() == 2  # whatever the demo model makes of one crop: it never saw one
+    page.locator("#inside .maps figcaption").get_by_text("crop 1").wait_for()  # Inside follows
+    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
+
+    page.locator("#clear").click()
+    page.locator("#chat .placeholder-content").wait_for()
+    write(page, "What color is the star?", EXAMPLES / "night.png")
+    send(page)
+    answered(page)
+    look_inside(page)
+    page.get_by_label("What the answer rests on").check()
+    page.locator("#inside .maps .place").wait_for()
+    page.locator("#inside .closer-place").click()
+    page.get_by_text("Looked again, with 1 crop").wait_for()
+    shows_the_star_as_a_crop(page)
