@@ -5,6 +5,7 @@ import re
 from io import BytesIO
 
 import numpy as np
+import pytest
 from browsing import add, answered, choose, send, write
 from PIL import Image
 from places import EXAMPLES
@@ -15,10 +16,31 @@ from components.examples import load_examples
 from gemma3_core.engine import Engine
 
 
-def look_inside(page, picture="night.png"):
-    """Asks the example about this picture and opens Inside for the answer."""
-    number = next(n for n, example in enumerate(load_examples()) if example.pictures[0].name == picture)
-    page.locator("#chat button.example").nth(number).click()
+@pytest.fixture(scope="module")
+def asked(browser, url):
+    """A visitor's page with an answer about the star."""
+    with opened(browser, url) as page:
+        ask_about_the_star(page)
+        yield page
+
+
+@pytest.fixture
+def page(asked):
+    """Inside of that answer, which opens anew for each test: so nothing that one does there reaches the next."""
+    open_inside(asked)
+    yield asked
+    if asked.locator("#inside").is_visible():
+        asked.get_by_role("button", name="Close Inside").click()
+        asked.locator("#inside").wait_for(state="hidden")
+
+
+def ask_about_the_star(page):
+    number = next(n for n, example in enumerate(load_examples()) if example.pictures[0].name == "night.png")
+    choose(page, number)
+    answered(page)
+
+
+def open_inside(page):
     page.get_by_role("button", name="Look inside answer 1").click()
     page.locator("#inside .answer-tokens").wait_for()
 
@@ -45,7 +67,6 @@ def brightest(page):
 
 
 def test_inputs_show_the_tiles_and_every_token(page):
-    look_inside(page)
     page.get_by_role("tab", name="Inputs").click()
     inputs = page.locator("#inside-inputs")
     inputs.locator(".strip img").wait_for()
@@ -56,7 +77,6 @@ def test_inputs_show_the_tiles_and_every_token(page):
 
 
 def test_a_word_of_the_answer_lights_up_what_it_is_about(page):
-    look_inside(page)
     choose_word(page, "yellow")
     across, down = brightest(page)
     assert 0.55 < across < 0.85  # where the star is
@@ -67,7 +87,6 @@ def test_a_word_of_the_answer_lights_up_what_it_is_about(page):
 
 
 def test_a_region_can_be_hidden(page):
-    look_inside(page)
     choose_word(page, "yellow")
     page.locator("#hide").click()
     effect = page.locator("#inside .hidden-region + p")
@@ -89,7 +108,6 @@ def test_a_region_can_be_hidden(page):
 
 def test_what_a_word_rests_on_is_shown_with_its_place_and_its_reasons(page):
     """Chosen by keyboard; the box lies on the star, and what is hottest in this view is what is hidden."""
-    look_inside(page)
     choose_word(page, "yellow")
     light = page.locator("#inside .maps img").first
     looked = light.get_attribute("src")
@@ -124,7 +142,6 @@ def test_what_a_word_rests_on_is_shown_with_its_place_and_its_reasons(page):
 
 
 def test_a_region_is_placed_and_hidden_by_keyboard(page):
-    look_inside(page)
     choose_word(page, "yellow")
     area = page.locator("#inside .drawable")
     assert area.get_attribute("aria-label") == "Region to hide on picture 1"
@@ -159,9 +176,13 @@ def test_a_region_is_placed_and_hidden_by_keyboard(page):
     assert after < before - 50
 
 
-def test_a_region_is_tapped_on_a_phone(browser, url):
+def test_inside_is_a_sheet_on_a_phone_in_which_a_region_is_tapped(browser, url):
     with opened(browser, url, width=390, height=844) as page:
-        look_inside(page)
+        ask_about_the_star(page)
+        open_inside(page)
+        sheet = page.locator("#inside").bounding_box()
+        assert sheet["width"] == 390
+        assert sheet["y"] > 100
         choose_word(page, "yellow")
         area = page.locator("#inside .drawable")
         area.evaluate("area => area.scrollIntoView({ block: 'center' })")
@@ -177,32 +198,36 @@ def test_a_region_is_tapped_on_a_phone(browser, url):
         page.get_by_role("button", name="Hide this region").click()
         page.locator("#inside .hidden-region").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.get_by_role("button", name="Close Inside").click()
+        page.locator("#inside").wait_for(state="hidden")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def total_of(counted):
     return int(re.search(r"prompt: (\d+)", counted.inner_text())[1])
 
 
-def test_the_prompts_tokens_are_counted_where_typing_pauses(page):
-    add(page, EXAMPLES / "night.png")
-    page.locator("#composer textarea").press_sequentially("What color", delay=20)
-    page.locator("#token-count summary").wait_for()
-    counted = page.locator("#token-count summary")
-    page.wait_for_function("/prompt: \\d+/.test(document.querySelector('#token-count summary')?.innerText)")
-    assert page.locator("#token-count .tokens").count() == 0
-    counted.click()
-    page.locator("#token-count .tokens .image").wait_for()
-    page.wait_for_function("document.querySelector('#token-count .tokens').innerText.includes('What color')")
-    few = total_of(counted)
-    page.locator("#composer textarea").press_sequentially(" is the star?", delay=20)
-    page.wait_for_function("document.querySelector('#token-count .tokens')?.innerText.includes('star?')")
-    assert total_of(counted) > few
-    assert page.locator("#token-count .tokens .text", has_text="color").get_attribute("title").startswith("token ")
-    total = total_of(counted)
-    page.locator("#composer textarea").press("Enter")
-    page.locator("#chat .figures").wait_for()
-    assert f"{total} tokens" in page.locator("#chat .figures").text_content()
-    page.locator("#token-count details").wait_for(state="detached")
+def test_the_prompts_tokens_are_counted_where_typing_pauses(browser, url):
+    with opened(browser, url) as page:
+        add(page, EXAMPLES / "night.png")
+        page.locator("#composer textarea").press_sequentially("What color", delay=20)
+        page.locator("#token-count summary").wait_for()
+        counted = page.locator("#token-count summary")
+        page.wait_for_function("/prompt: \\d+/.test(document.querySelector('#token-count summary')?.innerText)")
+        assert page.locator("#token-count .tokens").count() == 0
+        counted.click()
+        page.locator("#token-count .tokens .image").wait_for()
+        page.wait_for_function("document.querySelector('#token-count .tokens').innerText.includes('What color')")
+        few = total_of(counted)
+        page.locator("#composer textarea").press_sequentially(" is the star?", delay=20)
+        page.wait_for_function("document.querySelector('#token-count .tokens')?.innerText.includes('star?')")
+        assert total_of(counted) > few
+        assert page.locator("#token-count .tokens .text", has_text="color").get_attribute("title").startswith("token ")
+        total = total_of(counted)
+        page.locator("#composer textarea").press("Enter")
+        page.locator("#chat .figures").wait_for()
+        assert f"{total} tokens" in page.locator("#chat .figures").text_content()
+        page.locator("#token-count details").wait_for(state="detached")
 
 
 def test_the_mask_of_4000_tokens_is_on_the_screen_within_a_second(browser):
@@ -213,7 +238,6 @@ def test_the_mask_of_4000_tokens_is_on_the_screen_within_a_second(browser):
 
 
 def test_the_mask_tells_each_cell_by_mouse_and_keyboard(page):
-    look_inside(page)
     page.get_by_role("tab", name="Mask").click()
     canvas = page.locator("#inside canvas.mask").first
     canvas.focus()
@@ -235,7 +259,6 @@ def test_the_mask_tells_each_cell_by_mouse_and_keyboard(page):
 
 def test_zoomed_in_the_mask_has_its_tokens_beside_it(page):
     """What lies left of the mask is drawn on; what is under the mouse stays the same cell."""
-    look_inside(page)
     page.get_by_role("tab", name="Mask").click()
     canvas = page.locator("#inside canvas.mask").first
     canvas.focus()
@@ -264,36 +287,10 @@ def test_zoomed_in_the_mask_has_its_tokens_beside_it(page):
 
 
 def test_both_precisions_are_compared(page):
-    look_inside(page)
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Full precision and int4").click()
     page.locator("#inside .compared section .note").nth(1).wait_for()
     page.get_by_text("Both answers are the same").or_(page.get_by_text("The answers part at")).wait_for()
-
-
-def test_inside_is_a_sheet_on_a_phone_and_closes(browser, url):
-    with opened(browser, url, width=390, height=844) as page:
-        look_inside(page)
-        sheet = page.locator("#inside").bounding_box()
-        assert sheet["width"] == 390
-        assert sheet["y"] > 100
-        page.get_by_role("button", name="Close Inside").click()
-        page.locator("#inside").wait_for(state="hidden")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-def test_another_question_leaves_inside_as_it_is_and_a_new_chat_closes_it(page):
-    look_inside(page)
-    page.locator("#composer input[type=file]").set_input_files(str(EXAMPLES / "blue.png"))
-    page.locator("#composer .thumbnail-item").wait_for()
-    write(page, "How many shapes are there?")
-    send(page)
-    page.locator("#chat .figures").nth(1).wait_for()
-    assert page.locator("#inside h2").inner_text() == "Inside answer 1"
-    page.get_by_role("button", name="Look inside answer 2").click()
-    page.get_by_role("heading", name="Inside answer 2").wait_for()
-    page.locator("#clear").click()
-    page.locator("#inside").wait_for(state="hidden")
 
 
 def test_inside_of_a_model_that_reads_text_only(browser, text_chat_folder):
@@ -313,25 +310,33 @@ def test_inside_of_a_model_that_reads_text_only(browser, text_chat_folder):
         page.locator("#inside canvas.mask").first.wait_for()
 
 
-def test_an_answer_is_shown_as_a_program_and_replayed(page):
-    choose(page)
-    answered(page)
-    page.get_by_role("button", name="Show answer 1 as a program").click()
-    script = page.locator("#code pre").first
-    script.wait_for()
-    assert "Engine.load(" in script.inner_text()
-    page.get_by_role("button", name="Copy the script for gemma3_core").click()
-    page.locator("#code [data-copy]", has_text="Copied").wait_for()
-    assert page.evaluate("navigator.clipboard.readText()").strip() == script.inner_text().strip()
-    page.get_by_role("tab", name="Compare").click()
-    page.locator("#replay").click()
-    page.get_by_text("Both answers are the same, token by token.").wait_for()
-    page.get_by_role("button", name="Look inside answer 1").click()
-    page.locator("#inside .answer-tokens").wait_for()
+def test_an_answer_is_shown_as_a_program_and_replayed_and_inside_stays_with_it_until_a_new_chat(browser, url):
+    with opened(browser, url) as page:
+        choose(page)
+        answered(page)
+        page.get_by_role("button", name="Show answer 1 as a program").click()
+        script = page.locator("#code pre").first
+        script.wait_for()
+        assert "Engine.load(" in script.inner_text()
+        page.get_by_role("button", name="Copy the script for gemma3_core").click()
+        page.locator("#code [data-copy]", has_text="Copied").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()").strip() == script.inner_text().strip()
+        page.get_by_role("tab", name="Compare").click()
+        page.locator("#replay").click()
+        page.get_by_text("Both answers are the same, token by token.").wait_for()
+        open_inside(page)
+
+        write(page, "How many shapes are there?", EXAMPLES / "blue.png")
+        send(page)
+        answered(page, 2)
+        assert page.locator("#inside h2").inner_text() == "Inside answer 1"
+        page.get_by_role("button", name="Look inside answer 2").click()
+        page.get_by_role("heading", name="Inside answer 2").wait_for()
+        page.locator("#clear").click()
+        page.locator("#inside").wait_for(state="hidden")
 
 
 def test_escape_that_closes_a_list_or_ends_a_composition_leaves_inside_open(page):
-    look_inside(page)
     page.evaluate(
         """() => {
           window.closings = 0;
