@@ -2,6 +2,7 @@
 
 import io
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +22,24 @@ IN_SIGHT_JS = """(selector) => {
   return box.top >= chat.top - 1 && box.bottom <= Math.min(chat.bottom, innerHeight) + 1
     && (one === top || one.contains(top) || top?.contains(one));
 }"""
-LOW = [(844, 390), (700, 450), (390, 500)]
 
 
-@pytest.mark.parametrize(("width", "height"), LOW)
+@contextmanager
+def arrived(browser, url, width, height, query=""):
+    """A new visitor's page, in which nothing moved as it came."""
+    with opened(browser, url, width, height, query, before=lambda page: page.add_init_script(SHIFTS)) as page:
+        page.locator("#chat button.example").first.wait_for()
+        page.locator("#share summary").wait_for()
+        page.wait_for_timeout(700)
+        assert page.evaluate("window.shifts") < 0.1
+        toggle, title = page.locator("#settings .toggle-button").bounding_box(), page.locator("h1").bounding_box()
+        assert toggle["x"] + toggle["width"] <= title["x"]
+        yield page
+
+
+@pytest.mark.parametrize(("width", "height"), [(844, 390), (700, 450), (390, 500)])
 def test_the_answer_is_in_sight_on_a_low_window(browser, url, width, height):
-    with opened(browser, url, width, height) as page:
+    with arrived(browser, url, width, height) as page:
         write(page, "How many hearts are there?", HEARTS)
         send(page)
         answered(page)
@@ -43,51 +56,15 @@ def test_the_answer_is_in_sight_on_a_low_window(browser, url, width, height):
         page.locator("#strip details[data-answered][open]").wait_for()
 
 
-@pytest.mark.parametrize("query", ["", "?__theme=dark"])
-def test_the_answer_is_the_darkest_text_of_the_page(browser, url, query):
-    with opened(browser, url, query=query) as page:
-        choose(page)
-        answered(page)
-        answer = page.locator("#chat .bot-row .message-content p")
-        colors = (
-            "one => [getComputedStyle(one).color, getComputedStyle(document.querySelector('.gradio-container')).color]"
-        )
-        own, of_the_page = answer.evaluate(colors)
-        assert own == of_the_page
-        faint = (
-            "one => { for (; one; one = one.parentElement) if (getComputedStyle(one).opacity !== '1') return true; }"
-        )
-        assert not answer.evaluate(faint)
-
-
-def test_the_strip_is_open_before_and_folded_after(page):
-    add(page, HEARTS)
-    page.locator("#strip img").first.wait_for()
-    page.locator("#composer textarea").fill("How many hearts are there?")
-    send(page)
-    answered(page)
-    page.wait_for_function("document.querySelector('#strip details[data-answered]:not([open])')")
-
-
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844), *LOW])
-def test_nothing_moves_as_the_page_comes(browser, url, width, height):
-    context = browser.new_context(viewport={"width": width, "height": height})
-    page = context.new_page()
-    page.add_init_script(SHIFTS)
-    page.goto(url)
-    page.locator("#chat button.example").first.wait_for()
-    page.locator("#share summary").wait_for()
-    page.wait_for_timeout(700)
-    assert page.evaluate("window.shifts") < 0.1
-    toggle, title = page.locator("#settings .toggle-button").bounding_box(), page.locator("h1").bounding_box()
-    assert toggle["x"] + toggle["width"] <= title["x"]
-    context.close()
-
-
-def test_the_answer_stays_in_sight_when_a_picture_is_added_below(browser, url):
-    with opened(browser, url, 390, 844) as page:
+def test_on_a_phone_nothing_but_code_scrolls_sideways_and_the_answer_stays_in_sight(browser, url):
+    with arrived(browser, url, 390, 844) as page:
         choose(page, 1)
         answered(page)
+        look_inside(page)
+        nothing_but_code_scrolls_sideways(page)
+        page.get_by_role("button", name="Close Inside").click()
+
+        # A picture is added below.
         write(page, "Where is the heart?")
         send(page)
         answered(page, 2)
@@ -104,44 +81,90 @@ def test_the_answer_stays_in_sight_when_a_picture_is_added_below(browser, url):
         assert page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop") == 0
 
 
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
-def test_nothing_but_code_scrolls_sideways(browser, url, width, height):
+def nothing_but_code_scrolls_sideways(page):
     """Chromium shows no scroll bars here; where a person's browser does, each would be a grey strip."""
-    with opened(browser, url, width, height) as page:
-        choose(page, 1)
+    for tab in ("Inputs", "Attention", "Mask", "Compare", "Code"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_function("() => !document.querySelector('#inside .generating')")
+        scrolled = page.evaluate(
+            """() => [...document.querySelectorAll("body *")]
+            .filter((one) => /auto|scroll/.test(getComputedStyle(one).overflowX))
+            .filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth && one.tagName !== "PRE")
+            .map((one) => one.outerHTML.slice(0, 200))"""
+        )
+        assert not scrolled, (tab, scrolled)
+
+
+def test_inside_opens_on_a_word_and_follows_what_is_there(browser, url):
+    with arrived(browser, url, 1440, 900) as page:
+        choose(page)
         answered(page)
-        look_inside(page)
-        for tab in ("Inputs", "Attention", "Mask", "Compare", "Code"):
-            page.get_by_role("tab", name=tab).click()
-            page.wait_for_function("() => !document.querySelector('#inside .generating')")
-            scrolled = page.evaluate(
-                """() => [...document.querySelectorAll("body *")]
-                .filter((one) => /auto|scroll/.test(getComputedStyle(one).overflowX))
-                .filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth && one.tagName !== "PRE")
-                .map((one) => one.outerHTML.slice(0, 200))"""
-            )
-            assert not scrolled, scrolled
+        page.get_by_role("button", name="Look inside answer 1").click()
+        page.get_by_role("tab", name="Attention", selected=True).wait_for()
+        page.locator("#maps figure").wait_for()
+        assert page.locator("#inside [aria-pressed=true]").inner_text().strip() == "three"
+        page.locator("#hide").click()
+        page.get_by_text("the probability of").wait_for()
+        effect = page.get_by_text("the probability of").bounding_box()
+        assert effect["y"] + effect["height"] < 900
+        figure = page.locator("#maps figure").first.bounding_box()
+        assert effect["x"] >= figure["x"] + figure["width"]
+
+        nothing_but_code_scrolls_sideways(page)
+        page.get_by_role("tab", name="Mask").click()
+        page.get_by_text("Both kinds of layers see the same here").wait_for()
+        assert page.locator(".mask-view canvas").count() == 1  # equal masks are shown once
+
+        page.get_by_role("tab", name="Attention").click()
+        page.get_by_text("the probability of").wait_for()
+        page.locator("#int4 input").check()
+        page.get_by_role("button", name="Retry").click()
+        page.get_by_text("The earlier answer is replaced.").wait_for()
+        page.wait_for_function("!document.querySelector('#inside').innerText.includes('the probability of')")
+        page.locator("#maps figure").wait_for()
+        page.get_by_role("button", name="Undo").click()
+        page.locator("#inside").wait_for(state="hidden")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_scroll_bars_have_the_themes_colors(browser, url, theme):
-    with opened(browser, url, query=f"?__theme={theme}") as page:
-        for one in ("#chat", "#inside"):
-            thumb, text = page.evaluate(
-                """(one) => {
-                const styles = getComputedStyle(document.querySelector(one));
-                const probe = document.body.appendChild(document.createElement("p"));
-                probe.style.color = "var(--body-text-color-subdued)";
-                const text = getComputedStyle(probe).color;
-                probe.remove();
-                return [styles.scrollbarColor, text];
-                }""",
-                one,
-            )
-            assert thumb == f"{text} rgba(0, 0, 0, 0)"
+def test_the_strip_folds_the_answer_is_the_darkest_text_and_scroll_bars_have_the_themes_colors(browser, url):
+    with arrived(browser, url, 1024, 768, "?__theme=dark") as page:
+        add(page, HEARTS)
+        page.locator("#strip img").first.wait_for()
+        page.locator("#composer textarea").fill("How many hearts are there?")
+        send(page)
+        answered(page)
+        page.wait_for_function("document.querySelector('#strip details[data-answered]:not([open])')")
+        assert page.evaluate("document.body.classList.contains('dark')")
+        has_the_themes_colors(page)
+        page.get_by_role("button", name="Settings", exact=True).click()
+        page.locator("#theme input[value=Light]").check()
+        page.wait_for_function("!document.body.classList.contains('dark')")
+        has_the_themes_colors(page)
 
 
-def test_no_bubble_changes_its_width_while_an_answer_comes(browser, scripted, scripted_url):
+def has_the_themes_colors(page):
+    colors = """() => ["#chat .bot-row .message-content p", ".gradio-container"].map(
+      (one) => getComputedStyle(document.querySelector(one)).color)"""
+    answer, of_the_page = page.evaluate(colors)
+    assert answer == of_the_page
+    faint = "one => { for (; one; one = one.parentElement) if (getComputedStyle(one).opacity !== '1') return true; }"
+    assert not page.locator("#chat .bot-row .message-content p").evaluate(faint)
+    for one in ("#chat", "#inside"):
+        thumb, text = page.evaluate(
+            """(one) => {
+            const styles = getComputedStyle(document.querySelector(one));
+            const probe = document.body.appendChild(document.createElement("p"));
+            probe.style.color = "var(--body-text-color-subdued)";
+            const text = getComputedStyle(probe).color;
+            probe.remove();
+            return [styles.scrollbarColor, text];
+            }""",
+            one,
+        )
+        assert thumb == f"{text} rgba(0, 0, 0, 0)"
+
+
+def test_while_an_answer_comes_no_bubble_changes_its_width_and_stop_is_no_error(browser, scripted, scripted_url):
     scripted.answer = "There are three red hearts, and beside them a star that is smaller than all of them together."
     with opened(browser, scripted_url) as page:
         boxes = """() => ["#chat .user-row [data-testid=user]:has(.md)", "#chat .bot-row", "#composer"].map((part) => {
@@ -149,6 +172,13 @@ def test_no_bubble_changes_its_width_while_an_answer_comes(browser, scripted, sc
           return [Math.round(box.left), Math.round(box.width)];
         })"""
         write(page, "How many?", HEARTS)
+        send(page)
+        page.get_by_text("2nd in the queue").wait_for()
+        page.locator("#composer .stop-button").click()
+        page.locator("#chat .remark").get_by_text("Stopped before the first word.").wait_for()
+        assert page.locator("#chat .failure").count() == 0
+
+        page.wait_for_function("document.querySelector('#composer textarea').value")  # it is back
         send(page)
         page.get_by_text("2nd in the queue").wait_for()
         seen = [page.evaluate(boxes)]
@@ -163,67 +193,33 @@ def test_no_bubble_changes_its_width_while_an_answer_comes(browser, scripted, sc
         assert all(one == seen[0] for one in seen), seen
 
 
-@pytest.mark.parametrize("way", ["drop", "paste"])
-def test_pictures_may_come_anywhere_on_the_page(page, way):
+def test_pictures_may_come_anywhere_on_the_page_and_only_the_cross_removes_one(page):
     data = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(data, "PNG")
-    page.evaluate(
-        """([bytes, way]) => {
-             const data = new DataTransfer();
-             data.items.add(new File([new Uint8Array(bytes)], "red.png", { type: "image/png" }));
-             const place = document.querySelector("#chat h2") ?? document.body;
-             const event = way === "drop"
-               ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
-               : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
-             place.dispatchEvent(event);
-           }""",
-        [list(data.getvalue()), way],
-    )
-    page.locator("#composer .thumbnail-item").wait_for()
-    page.locator("#strip img").first.wait_for()
+    for number, way in enumerate(("drop", "paste")):
+        page.evaluate(
+            """([bytes, way]) => {
+                 const data = new DataTransfer();
+                 data.items.add(new File([new Uint8Array(bytes)], "red.png", { type: "image/png" }));
+                 const place = document.querySelector("#chat h2") ?? document.body;
+                 const event = way === "drop"
+                   ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+                   : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+                 place.dispatchEvent(event);
+               }""",
+            [list(data.getvalue()), way],
+        )
+        page.locator("#composer .thumbnail-item").nth(number).wait_for()
+        page.locator("#strip img").nth(number).wait_for()
 
-
-def test_only_the_cross_removes_a_picture(page):
-    add(page, HEARTS)
-    cross = page.locator("#composer .delete-button")
+    cross = page.locator("#composer .delete-button").first
     assert float(cross.evaluate("cross => getComputedStyle(cross).opacity")) == 1
-    page.locator("#composer .thumbnail-item img").click(position={"x": 8, "y": 30})
+    page.locator("#composer .thumbnail-item img").first.click(position={"x": 8, "y": 30})
     page.locator("dialog[open] img").wait_for()
     page.keyboard.press("Escape")
-    assert page.locator("#composer .thumbnail-item").count() == 1
+    assert page.locator("#composer .thumbnail-item").count() == 2
     cross.click()
-    page.locator("#composer .thumbnail-item").wait_for(state="detached")
-
-
-def test_inside_opens_on_a_word_and_follows_what_is_there(page):
-    choose(page)
-    answered(page)
-    page.get_by_role("button", name="Look inside answer 1").click()
-    page.get_by_role("tab", name="Attention", selected=True).wait_for()
-    page.locator("#maps figure").wait_for()
-    assert page.locator("#inside [aria-pressed=true]").inner_text().strip() == "three"
-    page.locator("#hide").click()
-    page.get_by_text("the probability of").wait_for()
-    effect = page.get_by_text("the probability of").bounding_box()
-    assert effect["y"] + effect["height"] < 900
-    figure = page.locator("#maps figure").first.bounding_box()
-    assert effect["x"] >= figure["x"] + figure["width"]
-    page.locator("#int4 input").check()
-    page.get_by_role("button", name="Retry").click()
-    page.get_by_text("The earlier answer is replaced.").wait_for()
-    page.wait_for_function("!document.querySelector('#inside').innerText.includes('the probability of')")
-    page.locator("#maps figure").wait_for()
-    page.get_by_role("button", name="Undo").click()
-    page.locator("#inside").wait_for(state="hidden")
-
-
-def test_equal_masks_are_shown_once_and_said_to_be(page):
-    choose(page)
-    answered(page)
-    page.get_by_role("button", name="Look inside answer 1").click()
-    page.get_by_role("tab", name="Mask").click()
-    page.get_by_text("Both kinds of layers see the same here").wait_for()
-    assert page.locator(".mask-view canvas").count() == 1
+    page.locator("#composer .thumbnail-item").nth(1).wait_for(state="detached")
 
 
 def test_what_the_demo_model_does_not_know_gets_a_way_onward(page, photos, tmp_path):
@@ -232,16 +228,6 @@ def test_what_the_demo_model_does_not_know_gets_a_way_onward(page, photos, tmp_p
     send(page)
     answered(page)
     page.locator("#chat .advice").get_by_text("choose gemma-3-4b-it-Q4_K_M under Model").wait_for()
-
-
-def test_stop_is_no_error(browser, scripted_url):
-    with opened(browser, scripted_url) as page:
-        write(page, "How many?", HEARTS)
-        send(page)
-        page.get_by_text("2nd in the queue").wait_for()
-        page.locator("#composer .stop-button").click()
-        page.locator("#chat .remark").get_by_text("Stopped before the first word.").wait_for()
-        assert page.locator("#chat .failure").count() == 0
 
 
 # Where a box stands once it has not moved for 20 frames: a wheel scrolls smoothly.
@@ -258,7 +244,7 @@ AT_REST_JS = """(box) => new Promise((rests) => {
 
 def test_whoever_scrolls_up_while_an_answer_comes_stays_there(browser, scripted, scripted_url):
     """Gradio scrolls down 300 ms after each piece, so that nobody could read the beginning until the end had come."""
-    scripted.answer, scripted.go_on["writing"] = "One more line.\n\n" * 40, SimpleNamespace(wait=pause)
+    scripted.answer, scripted.go_on["writing"] = "Line.\n\n" * 40, SimpleNamespace(wait=pause)
     scripted.let_through("queued", "encoding", "reading")
     with opened(browser, scripted_url, 390, 844) as page:
         write(page, "Go on")
@@ -270,6 +256,7 @@ def test_whoever_scrolls_up_while_an_answer_comes_stays_there(browser, scripted,
         answered(page)
         page.wait_for_timeout(400)
         assert abs(page.locator("#chat .bubble-wrap").evaluate("(box) => box.scrollTop") - place) < 10
+        scripted.answer = "Line.\n\n" * 10
         write(page, "Once more")  # whoever asks again looks at the end
         send(page)
         answered(page, 2)
@@ -280,5 +267,5 @@ def test_whoever_scrolls_up_while_an_answer_comes_stays_there(browser, scripted,
 
 
 def pause(_):
-    time.sleep(0.05)
+    time.sleep(0.15)
     return True
