@@ -29,39 +29,18 @@ def choose(page, example):
     page.locator("#composer .submit-button").wait_for()
 
 
-def test_a_card_of_two_pictures_shows_both_and_asks_about_both(page, scripted):
-    (pair,) = [card for card in CARDS if len(card.pictures) == 2]
-    assert page.locator("#chat button.example").nth(CARDS.index(pair)).locator("img").count() == 2
-    choose(page, pair)
-    assert page.locator("#chat .user-row img").count() == 2
-    (request,) = scripted.requests
-    assert [path.name for path in request.turns[-1].pictures] == [path.name for path in pair.pictures]
+def new_chat(page):
+    page.locator("#clear").click()
+    page.locator("#chat .placeholder-content").wait_for()
 
 
-def test_a_card_that_asks_on_does_so_after_the_first_answer(page, scripted):
-    (card,) = [card for card in CARDS if len(card.questions) == 2]
-    choose(page, card)
-    first, second = scripted.requests
-    assert [turn.text for turn in first.turns] == [card.questions[0]]
-    assert [turn.text for turn in second.turns] == [card.questions[0], card.questions[0], card.questions[1]]
-    assert not second.turns[-1].pictures
-
-
-def test_stopping_a_card_asks_nothing_more(page, scripted):
-    (card,) = [card for card in CARDS if len(card.questions) == 2]
-    scripted.go_on["writing"].clear()
-    page.locator("#chat button.example").nth(CARDS.index(card)).click()
-    page.get_by_text(card.questions[0].split()[0], exact=True).wait_for()
-    page.locator("#composer .stop-button").click()
-    page.locator("#composer .submit-button").wait_for()
-    scripted.wait_until_closed()
-    assert len(scripted.requests) == 1
-
-
-def test_settings_that_a_card_brings_show_and_go_with_its_conversation(page, scripted):
+def test_cards_bring_their_settings_their_pictures_and_questions_that_follow(page, scripted):
     (board,) = [card for card in CARDS if card.pan_and_scan]
     (told,) = [card for card in CARDS if card.system_prompt]
-    switch, prompt = page.locator("#pan-and-scan input"), page.locator("#system-prompt textarea")
+    (pair,) = [card for card in CARDS if len(card.pictures) == 2]
+    (asks_on,) = [card for card in CARDS if len(card.questions) == 2]
+
+    # Settings that a card brings show, and go with its conversation.
     choose(page, board)
     assert scripted.requests[-1].pan_and_scan
     assert not scripted.requests[-1].system_prompt
@@ -71,13 +50,43 @@ def test_settings_that_a_card_brings_show_and_go_with_its_conversation(page, scr
     page.locator("#chat .placeholder-content").wait_for()
     choose(page, told)
     assert scripted.requests[-1].system_prompt == told.system_prompt
-    assert not switch.is_checked()
-    prompt.wait_for()  # its fold has opened
+    assert not page.locator("#pan-and-scan input").is_checked()
+    page.locator("#system-prompt textarea").wait_for()  # its fold has opened
     page.wait_for_function(
         "(text) => document.querySelector('#system-prompt textarea').value === text", arg=told.system_prompt
     )
     page.locator("#clear").click()
     page.wait_for_function("!document.querySelector('#system-prompt textarea')?.value")
     page.locator("#chat .placeholder-content").wait_for()
-    choose(page, CARDS[0])
-    assert scripted.requests[-1].system_prompt == ""
+
+    # Two pictures are both shown and asked about.
+    assert page.locator("#chat button.example").nth(CARDS.index(pair)).locator("img").count() == 2
+    choose(page, pair)
+    assert page.locator("#chat .user-row img").count() == 2
+    request = scripted.requests[-1]
+    assert request.system_prompt == ""
+    assert [path.name for path in request.turns[-1].pictures] == [path.name for path in pair.pictures]
+
+    # A second question is asked after the first answer, but not once the card was stopped.
+    new_chat(page)
+    scripted.requests.clear()
+    choose(page, asks_on)
+    first, second = scripted.requests
+    asked, further = asks_on.questions
+    assert [turn.text for turn in first.turns] == [asked]
+    assert [turn.text for turn in second.turns] == [asked, asked, further]
+    assert not second.turns[-1].pictures
+    new_chat(page)
+    stop_while_it_writes(page, scripted, asks_on)
+    assert len(scripted.requests) == 1
+
+
+def stop_while_it_writes(page, scripted, card):
+    scripted.requests.clear()
+    scripted.closed_in.clear()
+    scripted.go_on["writing"].clear()
+    page.locator("#chat button.example").nth(CARDS.index(card)).click()
+    page.get_by_text(card.questions[0].split()[0], exact=True).wait_for()
+    page.locator("#composer .stop-button").click()
+    page.locator("#composer .submit-button").wait_for()
+    scripted.wait_until_closed()
