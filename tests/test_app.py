@@ -284,6 +284,17 @@ def is_one_line(status, errors):
     return status != 0 and errors.startswith("app.py: ") and errors.count("\n") == 1
 
 
+def test_the_pages_options_reach_it(monkeypatch):
+    monkeypatch.setattr("components.page.build_page", lambda _models, **options: options)
+    monkeypatch.setattr("gemma3_core.engine.ModelRegistry.load", lambda *_, **__: None)
+    line = "--forgetful --frame-ancestors https://a.org --api-key one-of-our-keys"
+    options = app.build(app.parse(line.split(), {}))
+    assert (options["forgetful"], options["frame_ancestors"]) == (True, "https://a.org")
+    assert options["api_keys"] == ("one-of-our-keys",)
+    options = app.build(app.parse([], {}))
+    assert (options["forgetful"], options["frame_ancestors"], options["api_keys"]) == (False, "", ())
+
+
 def test_demo_is_built_when_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(app, "build", lambda settings: ("page", settings.model))
     monkeypatch.setenv("GEMMA_MODEL", "a/folder")
