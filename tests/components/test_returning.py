@@ -110,6 +110,13 @@ def test_a_link_is_used_where_nothing_else_is(returning):
         assert all(value == gr.skip() for value in brought.values())
 
 
+def test_what_a_link_names_that_does_not_exist_is_ignored(returning):
+    for link in ({"example": "../../../etc/passwd"}, {"model": "__proto__", "q": ""}, {"q": " \n "}):
+        _, box, _, _, brought = opened(returning, link=link)
+        assert box == gr.skip(), link
+        assert all(value == gr.skip() for value in brought.values()), link
+
+
 def test_a_link_says_whether_it_was_used(returning):
     """Else it is used by the next reload."""
     for left, used in (
