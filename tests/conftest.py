@@ -6,6 +6,7 @@ import lzma
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
 import pytest
 import torch
 from checkpoints import write_chat_checkpoint
+from compiling_once import compile_once
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from places import REPOSITORY
@@ -38,6 +40,14 @@ settings.register_profile(
     "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The processes beside this one have its environment."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        compile_once(Path(folder.name))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
