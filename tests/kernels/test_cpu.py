@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import warm
 from places import ASSETS, REPOSITORY
 from reference import assert_equal
 from torch._subclasses import FakeTensorMode
@@ -395,23 +397,36 @@ def test_they_are_used_in_inference_mode_on_plain_tensors_in_memory_only():
         assert_equal(compiled(x), norm(x))
 
 
-@needs_kernels
-@pytest.mark.usefixtures("kernel_level")
-def test_float32_and_bfloat16_answers_are_those_of_torchs_operations(monkeypatch):
-    """The whole demo model: the same tokens in float32; logits within the bounds."""
-    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+Answer = tuple[torch.Tensor, torch.Tensor]
+
+
+@torch.inference_mode()
+def answer_of(model: Any, inputs: Any) -> Answer:
+    """20 greedy tokens, and the prompt's logits."""
+    return model.generate(**inputs, max_new_tokens=20, do_sample=False), model(**inputs).logits.float()
+
+
+@pytest.fixture(scope="module")
+def by_operations() -> list[tuple[Any, Any, Answer]]:
+    """The demo model in float32 and bfloat16, a question, and the answer by torch's operations."""
+    made = []
+    for dtype in DTYPES:
         model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype=dtype)
         inputs = asked().to("cpu", dtype)
-        told = []
-        for own in (True, False):
-            with monkeypatch.context() as patched, torch.inference_mode():
-                if not own:
-                    patched.setattr(cpu_kernels, "library", lambda: None)
-                tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-                told.append((tokens, model(**inputs).logits.float()))
-        (ours, our_logits), (plain, plain_logits) = told
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(cpu_kernels, "library", lambda: None)
+            made.append((model, inputs, answer_of(model, inputs)))
+    return made
+
+
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
+def test_float32_and_bfloat16_answers_are_those_of_torchs_operations(by_operations):
+    """The whole demo model: the same tokens in float32; logits within the bounds."""
+    for (model, inputs, (plain, plain_logits)), bound in zip(by_operations, (1e-5, 2e-2), strict=True):
+        ours, our_logits = answer_of(model, inputs)
         assert_equal(our_logits, plain_logits, bound)
-        assert dtype == torch.bfloat16 or torch.equal(ours, plain)
+        assert model.dtype == torch.bfloat16 or torch.equal(ours, plain)
 
 
 def test_one_query_in_bfloat16_attends_in_float32(monkeypatch):
@@ -438,23 +453,29 @@ def test_without_it_a_layer_uses_torchs():
     assert torch.equal(layer(x), by_torch(layer, x))
 
 
-@needs_kernels
-@pytest.mark.usefixtures("kernel_level")
-def test_the_demo_model_answers_as_with_torchs_kernel(monkeypatch):
-    """Teacher-forced logits beside those of the dequantised weights, and the same tokens wherever these are clear."""
+@pytest.fixture(scope="module")
+def by_torchs_kernel() -> tuple[Any, Any, Answer, torch.Tensor]:
+    """The demo model in int4, a question, the answer by torch's kernel, and logits by widened weights: the plain
+    path."""
     model = Gemma3ForConditionalGeneration.from_pretrained(
         DEMO_MODEL, dtype="float32", quantization_config=TorchAoConfig()
     )
     inputs = asked()
-    with torch.inference_mode():
-        monkeypatch.setattr(int4_linear, "MANY_ROWS", 10**9)
-        ours = model(**inputs).logits
-        own_tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-        monkeypatch.setattr(cpu_kernels, "library", lambda: None)
-        theirs = model(**inputs).logits
-        tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)
-        monkeypatch.setattr(int4_linear, "MANY_ROWS", 1)  # widened weights: the plain path
-        plain = model(**inputs).logits
+    with pytest.MonkeyPatch.context() as patched, torch.inference_mode():
+        patched.setattr(cpu_kernels, "library", lambda: None)
+        patched.setattr(int4_linear, "MANY_ROWS", 10**9)
+        theirs = answer_of(model, inputs)
+        patched.setattr(int4_linear, "MANY_ROWS", 1)
+        return model, inputs, theirs, model(**inputs).logits
+
+
+@needs_kernels
+@pytest.mark.usefixtures("kernel_level")
+def test_the_demo_model_answers_as_with_torchs_kernel(by_torchs_kernel, monkeypatch):
+    """Teacher-forced logits beside those of the dequantised weights, and the same tokens wherever these are clear."""
+    model, inputs, (tokens, theirs), plain = by_torchs_kernel
+    monkeypatch.setattr(int4_linear, "MANY_ROWS", 10**9)
+    own_tokens, ours = answer_of(model, inputs)
     off = (ours - plain).abs().max() / plain.abs().max()
     assert off <= LOGITS_BOUND
     assert off < (theirs - plain).abs().max() / plain.abs().max()
@@ -532,12 +553,22 @@ def test_whoever_asks_while_they_are_built_waits_for_that_build(monkeypatch):
 
     def counted():
         built.append(threading.current_thread().name)
+        time.sleep(0.5)
         return build()
 
     monkeypatch.setattr(cpu_kernels, "_built", counted)
     cpu_kernels.prepare()
     assert cpu_kernels.library() is not None
     assert len(built) == 1
+
+
+@pytest.fixture
+def slowly(tmp_path) -> dict[str, str]:
+    """The environment of programs whose compiler takes two seconds."""
+    slow = tmp_path / "cc"
+    slow.write_text(f'#!/bin/sh\nsleep 2\nexec {shutil.which("cc")} "$@"\n')
+    slow.chmod(0o755)
+    return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
 
 ENDING = """
@@ -550,18 +581,16 @@ time.sleep(1)
 
 
 @needs_kernels
-def test_a_program_that_ends_while_they_are_built_says_nothing(tmp_path):
-    slow = tmp_path / "cc"
-    slow.write_text('#!/bin/sh\nsleep 2\nexec gcc "$@"\n')
-    slow.chmod(0o755)
-    given = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    ran = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, cwd=REPOSITORY, env=given)
+def test_a_program_that_ends_while_they_are_built_says_nothing(slowly):
+    ran = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, cwd=REPOSITORY, env=slowly)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 FORKED = """
 import os, time
 from gemma3_core.kernels import cpu
+cpu.library.cache_clear()  # of the process that this one was itself forked from
+cpu._library.cache_clear()
 cpu.prepare()
 while not cpu._building.locked():
     time.sleep(0.01)
@@ -572,5 +601,8 @@ raise SystemExit(os.waitstatus_to_exitcode(os.wait()[1]))
 
 
 @needs_kernels
-def test_a_process_forked_while_they_are_built_has_them():
-    subprocess.run([sys.executable, "-c", FORKED], cwd=REPOSITORY, check=True, timeout=120)
+def test_a_process_forked_while_they_are_built_has_them(slowly, tmp_path):
+    program = tmp_path / "forked.py"
+    program.write_text(FORKED)
+    status, _, errors = warm.ran(program, [], slowly, tmp_path)
+    assert status == 0, errors

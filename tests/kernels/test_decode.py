@@ -1,13 +1,11 @@
 """The operations of a decode step: torch's against the layers that they stand for, Triton's against torch's."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from places import REPOSITORY
+import warm
 from torch.nn import functional as F
 
 from gemma3_core.kernels import decode
@@ -15,33 +13,26 @@ from gemma3_core.kernels import decode
 HERE = Path(__file__).parent
 
 
-def printed_by(script: str, **environment: str) -> str:
-    """What a script beside this file prints."""
+def printed_by(script: str, folder: Path, **environment: str) -> str:
+    """What a script beside this file prints, in a process that has not imported Triton."""
     pytest.importorskip("triton", reason="Triton is for Linux only")
     without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # numpy warns of exp(-inf), which is 0 as it should be.
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / script)],
-        cwd=REPOSITORY,
-        env={**without, "PYTHONPATH": str(REPOSITORY), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return run.stdout
+    status, printed, errors = warm.ran(HERE / script, [], {**without, **environment}, folder)
+    assert status == 0, errors[-2000:]
+    return printed
 
 
-def test_the_triton_kernels_compute_what_torch_computes():
+def test_the_triton_kernels_compute_what_torch_computes(tmp_path):
     """In Triton's interpreter where there is no CUDA: every kernel, in float32 and bfloat16, in several shapes."""
-    printed = printed_by("decode_on_triton.py", **({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}))
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    printed = printed_by("decode_on_triton.py", tmp_path, **interpreted)
     for name in ("rms_norm", "add_norms", "gelu_multiply", "queries", "keys", "values", "attend_slots"):
         for dtype in ("float32", "bfloat16"):
             assert printed.count(f"{name} torch.{dtype}") >= 3
 
 
 def test_the_triton_kernels_compile_for_nvidias_gpus(tmp_path):
-    compiled = printed_by("compiled_for_cuda.py", TRITON_CACHE_DIR=str(tmp_path)).split("\n")
+    compiled = printed_by("compiled_for_cuda.py", tmp_path, TRITON_CACHE_DIR=str(tmp_path)).split("\n")
     assert len([line for line in compiled if line]) == 9 * 2 * 2
 
 
