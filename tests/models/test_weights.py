@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,14 +60,24 @@ HEADS = [None, "lm_head.weight", "language_model.lm_head.weight", "model.lm_head
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    save_reference(tmp_path)
+def copied(reference_folder, reference_text_folder) -> Callable[[Path, bool], None]:
+    """Copies a checkpoint that transformers wrote, which may be changed, to a folder."""
+
+    def copy(folder: Path, multimodal: bool) -> None:
+        shutil.copytree(reference_folder if multimodal else reference_text_folder, folder, dirs_exist_ok=True)
+
+    return copy
+
+
+@pytest.fixture
+def folder(tmp_path, copied) -> Path:
+    copied(tmp_path, True)
     return tmp_path
 
 
 @pytest.fixture
-def text_folder(tmp_path) -> Path:
-    save_reference(tmp_path, multimodal=False)
+def text_folder(tmp_path, copied) -> Path:
+    copied(tmp_path, False)
     return tmp_path
 
 
@@ -138,14 +149,15 @@ def test_what_transformers_writes_of_whole_and_bare_models_loads(tmp_path):
 
 
 @torch.no_grad()
-def test_models_without_a_head_give_the_last_hidden_state_of_transformers(tmp_path):
-    save_reference(tmp_path / "both")
-    save_reference(tmp_path / "text", multimodal=False)
+def test_models_without_a_head_give_the_last_hidden_state_of_transformers(
+    reference_folder, reference_text_folder, tmp_path
+):
     input_ids, token_type_ids = image_prompt("t5 i t9")
     prompt = {"input_ids": input_ids, "token_type_ids": token_type_ids, "pixel_values": pixels(1)}
-    mine, reference = (kind.from_pretrained(tmp_path / "both").eval() for kind in (Gemma3Model, ReferenceBase))
+    mine, reference = (kind.from_pretrained(reference_folder).eval() for kind in (Gemma3Model, ReferenceBase))
     assert_equal(mine(**prompt).last_hidden_state, reference(**prompt).last_hidden_state)
-    mine, reference = (kind.from_pretrained(tmp_path / "text").eval() for kind in (Gemma3TextModel, ReferenceTextBase))
+    kinds = Gemma3TextModel, ReferenceTextBase
+    mine, reference = (kind.from_pretrained(reference_text_folder).eval() for kind in kinds)
     assert_equal(
         mine(input_ids=input_ids).last_hidden_state,
         reference(input_ids=input_ids).last_hidden_state,
@@ -253,8 +265,8 @@ def test_what_a_config_promises_is_counted_before_it_is_built(folder, part, name
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "text"])
-def test_weights_that_are_not_finite_are_refused_and_the_first_is_named(tmp_path, multimodal, value):
-    save_reference(tmp_path, multimodal=multimodal)
+def test_weights_that_are_not_finite_are_refused_and_the_first_is_named(copied, tmp_path, multimodal, value):
+    copied(tmp_path, multimodal)
 
     def change(tensors):
         bent = [name for name in tensors if name.endswith(("layers.1.mlp.up_proj.weight", "model.norm.weight"))]
@@ -288,12 +300,12 @@ def test_a_tensor_under_two_names_is_refused(text_folder):
 @pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "text"])
 @pytest.mark.parametrize("both", [True, False], ids=["two tensors", "only the head"])
 @torch.no_grad()
-def test_a_tied_head_in_the_file_is_read_as_transformers_does(tmp_path, caplog, multimodal, both):
+def test_a_tied_head_in_the_file_is_read_as_transformers_does(copied, tmp_path, caplog, multimodal, both):
     """Where it differs from the embedding they are not tied, and the log says so; where it is alone it is both."""
     kind, reference = (
         (Gemma3ForConditionalGeneration, ReferenceModel) if multimodal else (Gemma3ForCausalLM, ReferenceCausalLM)
     )
-    save_reference(tmp_path, multimodal)
+    copied(tmp_path, multimodal)
 
     def change(tensors):
         embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
@@ -319,11 +331,11 @@ def test_a_model_without_a_head_does_without_one_that_differs(text_folder):
 
 @pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "text"])
 @torch.no_grad()
-def test_a_head_of_its_own_loads_and_is_saved(tmp_path, multimodal):
+def test_a_head_of_its_own_loads_and_is_saved(copied, tmp_path, multimodal):
     kind, reference = (
         (Gemma3ForConditionalGeneration, ReferenceModel) if multimodal else (Gemma3ForCausalLM, ReferenceCausalLM)
     )
-    save_reference(tmp_path, multimodal)
+    copied(tmp_path, multimodal)
     set_config(tmp_path, tie_word_embeddings=False)
     head = torch.randn(TEXT["vocab_size"], TEXT["hidden_size"], generator=torch.Generator().manual_seed(4))
     with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight"):
@@ -446,16 +458,15 @@ def test_weights_lie_in_the_mapped_file_itself(folder):
         assert any(first <= parameter.data_ptr() < last for first, last in ranges), f"{name} is a copy"
 
 
-def test_loading_and_running_takes_no_second_copy_of_the_weights(tmp_path):
+def test_loading_and_running_takes_no_second_copy_of_the_weights(text_folder):
     size = 64 * 2**20
-    save_reference(tmp_path, multimodal=False)
     rows = size // 4 // TEXT["hidden_size"]
-    rewrite(tmp_path, lambda t: {**t, "model.embed_tokens.weight": torch.randn(rows, TEXT["hidden_size"])})
-    set_config(tmp_path, vocab_size=rows)
+    rewrite(text_folder, lambda t: {**t, "model.embed_tokens.weight": torch.randn(rows, TEXT["hidden_size"])})
+    set_config(text_folder, vocab_size=rows)
     with torch.no_grad():
-        Gemma3ForCausalLM.from_pretrained(tmp_path)(input_ids=image_prompt("t3")[0], logits_to_keep=1)  # warm up
+        Gemma3ForCausalLM.from_pretrained(text_folder)(input_ids=image_prompt("t3")[0], logits_to_keep=1)  # warm up
         before = anonymous_bytes()
-        model = Gemma3ForCausalLM.from_pretrained(tmp_path)
+        model = Gemma3ForCausalLM.from_pretrained(text_folder)
         model(input_ids=image_prompt("t3")[0], logits_to_keep=1)
         assert anonymous_bytes() - before < size / 4
 
@@ -486,12 +497,11 @@ def test_saving_over_the_folder_that_the_weights_are_mapped_from(folder):
 @pytest.mark.parametrize("multimodal", [True, False], ids=["multimodal", "text"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @torch.no_grad()
-def test_what_we_save_loads_in_transformers(tmp_path, multimodal, dtype):
+def test_what_we_save_loads_in_transformers(weights, tmp_path, multimodal, dtype):
     kind, reference = (
         (Gemma3ForConditionalGeneration, ReferenceModel) if multimodal else (Gemma3ForCausalLM, ReferenceCausalLM)
     )
-    save_reference(tmp_path / "theirs", multimodal)
-    model = kind.from_pretrained(tmp_path / "theirs", dtype=dtype)
+    model = kind.from_pretrained(weights.both if multimodal else weights.text, dtype=dtype)
     model.save_pretrained(tmp_path / "ours")
     with safe_open(tmp_path / "ours" / SINGLE_FILE, "pt") as file:
         names = set(file.keys())
