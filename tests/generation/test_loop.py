@@ -1,6 +1,7 @@
 """Generation: tokens against transformers.generate, stops, limits, defaults, and ending early."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from reference import (
     image_prompt,
     left_padded,
     pixels,
-    save_reference,
 )
 from transformers import Gemma3ForConditionalGeneration as ReferenceModel
 from transformers import GenerationConfig as ReferenceGenerationConfig
@@ -60,7 +60,7 @@ def greedy(model: Any, prompt: dict[str, torch.Tensor], count: int, stops: int |
 
 @pytest.mark.parametrize("layout", ["t3", "t9 i t5", "t20 i t30 i t5", "i i i t2", f"t{4 * WINDOW}"])
 def test_greedy_tokens_far_beyond_the_window(ours, theirs, layout):
-    prompt, count = prompt_of(layout), 3 * WINDOW
+    prompt, count = prompt_of(layout), 2 * WINDOW
     expected = greedy(theirs, prompt, count)
     assert expected.shape[1] == prompt["input_ids"].shape[1] + count, "a stop in the way would shorten this test"
     assert len(set(expected[0, -count:].tolist())) > 15, "a model that repeats itself would prove little"
@@ -70,9 +70,9 @@ def test_greedy_tokens_far_beyond_the_window(ours, theirs, layout):
 def test_greedy_tokens_of_a_text_model(our_text, their_text):
     input_ids, _ = image_prompt("t30")
     prompt = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    expected = greedy(their_text, prompt, 3 * WINDOW)
-    assert torch.equal(greedy(our_text, prompt, 3 * WINDOW), expected)
-    assert torch.equal(greedy(our_text, {"input_ids": input_ids}, 3 * WINDOW), expected)
+    expected = greedy(their_text, prompt, 2 * WINDOW)
+    assert torch.equal(greedy(our_text, prompt, 2 * WINDOW), expected)
+    assert torch.equal(greedy(our_text, {"input_ids": input_ids}, 2 * WINDOW), expected)
 
 
 def test_left_padded_batch_equals_transformers_and_each_row_alone(ours, theirs):
@@ -129,8 +129,8 @@ def write_generation_config(folder: Path, **content: Any) -> None:
     (folder / "generation_config.json").write_text(json.dumps(content))
 
 
-def test_stops_come_from_generation_config_json(tmp_path):
-    save_reference(tmp_path)
+def test_stops_come_from_generation_config_json(reference_folder, tmp_path):
+    shutil.copytree(reference_folder, tmp_path, dirs_exist_ok=True)
     prompt = prompt_of("t9 i t3")
     write_generation_config(tmp_path, eos_token_id=NEVER)
     free = Gemma3ForConditionalGeneration.from_pretrained(tmp_path).generate(**prompt, max_new_tokens=30)[0, -30:]
@@ -142,9 +142,9 @@ def test_stops_come_from_generation_config_json(tmp_path):
     assert torch.equal(mine.generate(**prompt, max_new_tokens=30), expected)
 
 
-def test_without_a_generation_config_stops_come_from_config_json(tmp_path):
+def test_without_a_generation_config_stops_come_from_config_json(reference_folder, tmp_path):
     """The published multimodal configs name their stops at the top, not in text_config."""
-    save_reference(tmp_path)
+    shutil.copytree(reference_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": [1, 106]}))
@@ -187,8 +187,8 @@ def chosen(monkeypatch) -> list[SamplingParams]:
         ({"repetition_penalty": 1.3}, SamplingParams(0.7, 33, 0.8, repetition_penalty=1.3)),
     ],
 )
-def test_options_left_out_come_from_generation_config_json(tmp_path, chosen, options, expected):
-    save_reference(tmp_path, multimodal=False)
+def test_options_left_out_come_from_generation_config_json(reference_text_folder, tmp_path, chosen, options, expected):
+    shutil.copytree(reference_text_folder, tmp_path, dirs_exist_ok=True)
     write_generation_config(tmp_path, do_sample=True, temperature=0.7, top_k=33, top_p=0.8, max_new_tokens=3)
     model = Gemma3ForCausalLM.from_pretrained(tmp_path)
     out = model.generate(image_prompt("t5")[0], **options)
@@ -484,7 +484,7 @@ def test_a_small_model_run_past_its_window_many_times_gives_the_tokens_of_an_unc
     """Each token must be the best of one pass without a cache over everything before it; the rings never grow."""
     for model, prompt in ((our_text, {"input_ids": image_prompt("t40")[0]}), (ours, prompt_of("t9 i t3 i t20"))):
         fields = {name: value for name, value in prompt.items() if name != "attention_mask"}
-        cache, count = KVCache(model.text_config), 15 * WINDOW
+        cache, count = KVCache(model.text_config), 8 * WINDOW
         steps = generate_tokens(model, fields, GREEDY, count, (), cache, prefill_chunk_size=30)
         tokens = [step.tokens for step in steps if not isinstance(step, PrefillProgress)]
         ids = torch.cat([prompt["input_ids"], torch.stack(tokens, 1)], 1)
@@ -515,8 +515,8 @@ def test_what_a_cache_holds_counts_towards_the_context(our_text):
         next(generate_tokens(model, {"input_ids": image_prompt("t4")[0]}, GREEDY, 4, (), cache))
 
 
-def test_a_conversation_that_just_fits_is_answered(tmp_path):
-    save_reference(tmp_path, multimodal=False)
+def test_a_conversation_that_just_fits_is_answered(reference_text_folder, tmp_path):
+    shutil.copytree(reference_text_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
     model = Gemma3ForCausalLM.from_pretrained(tmp_path)
