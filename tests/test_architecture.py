@@ -148,9 +148,8 @@ def test_transformers_is_a_matter_of_tests_and_benchmarks_and_of_the_command_tha
         assert "transformers" not in {package_of(name) for name in imports(path)}, name_of(path)
 
 
-def test_that_command_alone_imports_transformers_and_only_when_it_runs():
+def test_that_command_alone_imports_transformers():
     assert "transformers" in {package_of(name) for name in imports(VERIFY)}
-    assert after_import("gemma3_core.verify", "'transformers' in sys.modules") == "False"
     for path in {*CORE, *COMPONENTS, REPOSITORY / "app.py"} - {VERIFY}:
         assert "gemma3_core.verify" not in set(imports(path)), name_of(path)
 
@@ -158,13 +157,10 @@ def test_that_command_alone_imports_transformers_and_only_when_it_runs():
 def test_importing_the_package_loads_nothing_and_its_names_are_all_there():
     heavy = {"torch", "tokenizers", "safetensors", "huggingface_hub", "PIL", "numpy", "torchao", "transformers"}
     loaded = f"sorted({heavy} & set(sys.modules)), [n for n in sys.modules if n.startswith('gemma3_core.')]"
-    assert after_import("gemma3_core", loaded) == "[] []"
+    named = "hasattr(gemma3_core, 'Gemma4Model'), 'pipeline' in dir(gemma3_core)"
     missing = "[n for n in gemma3_core.__all__ if not hasattr(gemma3_core, n)]"
     same = "set(gemma3_core.__all__) == set(gemma3_core._MODULES), 'transformers' in sys.modules"
-    assert after_import("gemma3_core", f"{missing}, {same}") == "[] True False"
-    assert after_import("gemma3_core", "hasattr(gemma3_core, 'Gemma4Model'), 'pipeline' in dir(gemma3_core)") == (
-        "False True"
-    )
+    assert after_import("gemma3_core", f"{loaded}, {named}, {missing}, {same}") == "[] [] False True [] True False"
 
 
 @pytest.mark.parametrize("path", [*CORE, *COMPONENTS], ids=name_of)
@@ -191,20 +187,22 @@ def test_importing_the_app_loads_and_builds_nothing():
     assert after_import("app", question) == "[] 1 False"
 
 
-def test_importing_the_engine_builds_no_model_starts_no_thread_and_needs_no_page():
+def test_importing_the_engine_or_verify_builds_no_model_starts_no_thread_and_needs_no_page_and_no_transformers():
+    """Verify imports transformers only when it runs."""
     others = "sorted({'gradio', 'transformers'} & set(sys.modules))"
     tensors = "sum(isinstance(o, sys.modules['torch'].Tensor) for o in gc.get_objects())"
-    assert after_import("gemma3_core.engine", f"{others}, threading.active_count(), {tensors}") == "[] 1 0"
+    for_all = f"{others}, threading.active_count(), {tensors}"
+    question = f"{for_all}, __import__('gemma3_core.verify').__name__, {for_all}"
+    assert after_import("gemma3_core.engine", question) == "[] 1 0 gemma3_core [] 1 0"
 
 
-def test_importing_the_page_writes_no_stubs_for_editors():
-    """Gradio would read each component's source for that."""
-    segments = "import ast; ast.get_source_segment = None; import inspect, os"
-    where = "os.path.basename(inspect.getfile(gradio.Button))"
-    assert after_import(f"ast; {segments}; import components, gradio", where) == "button.py"
-
-
-def test_importing_the_page_builds_no_page_and_no_model():
+def test_importing_the_page_builds_no_page_and_no_model_and_writes_no_stubs_for_editors():
+    """Gradio would read each component's source for the stubs."""
+    no_reading = (
+        "import ast; reading = ast.get_source_segment; ast.get_source_segment = None; import components, gradio"
+    )
     blocks = "sum(isinstance(o, sys.modules['gradio'].Blocks) for o in gc.get_objects())"
     parameters = "sum(isinstance(o, sys.modules['torch'].Tensor) for o in gc.get_objects())"
-    assert after_import("components.page", f"{blocks}, {parameters}") == "0 0"
+    where = "os.path.basename(inspect.getfile(sys.modules['gradio'].Button))"
+    then = "ast.get_source_segment = reading; import components.page, inspect, os"
+    assert after_import(f"ast; {no_reading}; {then}", f"{blocks}, {parameters}, {where}") == "0 0 button.py"
