@@ -60,8 +60,8 @@ PLACES = torch.arange(0, 599, 5)
 
 
 def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    """Of the tokens after PLACES."""
-    return torch.nn.functional.cross_entropy(logits, ids[0, PLACES + 1]).exp().item()
+    """Of the tokens after the first of PLACES, as many as there are logits."""
+    return torch.nn.functional.cross_entropy(logits, ids[0, PLACES[: len(logits)] + 1]).exp().item()
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +83,9 @@ def test_logits_and_perplexity_are_transformers(model, expected, text_ids):
     assert perplexity(ours, text_ids) == pytest.approx(perplexity(expected, text_ids), rel=1e-4)
 
 
-def test_greedy_tokens_are_those_that_transformers_writes(model, reference, tokenizer):
-    inputs = tokenizer(PROMPTS[0], return_tensors="pt")
-    ours, theirs = (
-        one.generate(**dict(inputs), max_new_tokens=24, do_sample=False)[0].tolist() for one in (model, reference)
-    )
-    assert ours == theirs
-
-
 def test_64_greedy_tokens_are_those_that_transformers_finds_likeliest(model, reference, tokenizer):
     """Prompts that are written on together; of each, one pass of transformers alone says it for all 64 tokens: each is
-    the likeliest after those before it."""
+    the likeliest after those before it, and so the one that it would write."""
     prompts = list(PROMPTS)
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     ours = model.generate(**dict(inputs), max_new_tokens=64, do_sample=False)
@@ -126,15 +118,16 @@ def test_int4_computes_what_transformers_computes_with_the_same_weights(publishe
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int4Linear)}
     assert len(layers) == 7 * 18 + 1
     before = {name: reference.get_submodule(name).weight for name in layers}
+    beginning, places = text_ids[:, :201], PLACES[PLACES < 200]  # the window is the same with any weights
     try:
         for name, layer in layers.items():
             weight = torch.nn.Parameter(layer.int4_weight().dequantize(), requires_grad=False)
             reference.get_submodule(name).weight = weight
-        theirs = logits_of(reference, text_ids, PLACES)
+        theirs = logits_of(reference, beginning, places)
     finally:
         for name, weight in before.items():
             reference.get_submodule(name).weight = weight
-    ours = logits_of(model, text_ids, PLACES)
+    ours = logits_of(model, beginning, places)
     assert apart(ours, theirs) <= 1e-4
     assert perplexity(ours, text_ids) == pytest.approx(perplexity(theirs, text_ids), rel=1e-3)
 
