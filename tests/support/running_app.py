@@ -5,7 +5,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,12 +40,7 @@ def running_app(*arguments: str, **environment: str) -> Iterator[str]:
     """Runs app.py with the demo model in its own process; yields its address."""
     require_demo_model()
     port = free_port()
-    file, options, variables = REPOSITORY / "app.py", ["--port", str(port), *arguments], {**os.environ, **environment}
-    process: Program | subprocess.Popen
-    if any(name.startswith("HF_") for name in environment):  # which huggingface_hub reads when it is imported
-        process = subprocess.Popen([sys.executable, str(file), *options], env=variables, cwd=REPOSITORY)
-    else:
-        process = Program(file, options, variables)
+    process = Program(REPOSITORY / "app.py", ["--port", str(port), *arguments], {**os.environ, **environment})
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)

@@ -6,6 +6,7 @@ forty such programs.
 
 import atexit
 import contextlib
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from huggingface_hub import constants
 from places import REPOSITORY
 
 _FORKED = multiprocessing.get_context("forkserver")
@@ -84,6 +86,7 @@ def _run(file: Path, arguments: list[str], environment: dict[str, str], into: Pa
             os.dup2(said.fileno(), number)
     os.environ.clear()
     os.environ.update(environment)
+    importlib.reload(constants)  # which huggingface_hub has read from the environment
     os.chdir(REPOSITORY)
     tempfile.tempdir = None  # the environment may name another one
     sys.argv = [str(file), *arguments]
