@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from browsing import add, answered, send, write
+from browsing import add, answer_briefly, answered, send, write
 from places import EXAMPLES
 from running_app import opened, served, unfold
 from safetensors.torch import load_file, save_file
@@ -92,25 +92,19 @@ def test_a_switch_counts_for_the_next_answer_of_this_visitor_only(browser, page,
     page.get_by_role("tab", name="Attention").click()
     page.locator("#inside .answer-tokens button").first.click()
     page.locator("#inside .maps img").first.wait_for()
-
-
-def test_a_new_chat_begins_with_the_line_of_the_model_that_answers(page):
-    ask(page)
+    # A new chat begins with the line of the model that answers.
     choose(page, "other-demo")
-    ask(page, 2, None)
+    ask(page, 3, None)
     page.locator("#head .badge", has_text=re.compile(r"other-demo .* full precision")).wait_for()
     page.locator("#clear").click()
     page.locator("#chat .placeholder-content", has_text="other-demo answers. It can be wrong").wait_for()
 
 
-def ask_and_open_compare(page):
+def test_two_models_are_compared_by_tokens_or_where_their_vocabularies_differ_by_text(page):
+    answer_briefly(page, 12)
     ask(page)
     page.get_by_role("button", name="Look inside answer 1").click()
     page.get_by_role("tab", name="Compare").click()
-
-
-def test_two_models_are_compared(page):
-    ask_and_open_compare(page)
     page.wait_for_function("document.querySelector('#other-model input').value === 'other-demo'")
     page.locator("#compare-models").click()
     page.locator("#inside .compared section .note").nth(1).wait_for()
@@ -118,12 +112,7 @@ def test_two_models_are_compared(page):
     page.get_by_text("The answers part at token").wait_for()
     assert page.locator("#inside .compared .alternatives").count() == 2
     for figures in page.locator("#inside .compared section > .note").all_inner_texts():
-        assert re.search(r"first token .* tokens/s · (cut at 256 new tokens · )?weights [\d.]+ MB", figures)
-
-
-def test_models_with_other_vocabularies_are_compared_by_their_text(page):
-    ask_and_open_compare(page)
-    page.wait_for_function("document.querySelector('#other-model input').value")
+        assert re.search(r"first token .* tokens/s · (cut at 12 new tokens · )?weights [\d.]+ MB", figures)
     page.locator("#other-model input").click()
     page.get_by_role("option", name="small-model", exact=True).click()
     page.locator("#compare-models").click()
@@ -131,8 +120,17 @@ def test_models_with_other_vocabularies_are_compared_by_their_text(page):
     assert page.locator("#inside .compared mark").count() >= 1
 
 
-def test_pictures_are_nothing_for_a_model_that_reads_text_and_nothing_is_lost(page):
+def test_of_a_model_that_was_let_go_or_reads_text_only_the_page_shows_nothing_wrong_and_loses_nothing(page, models):
+    choose(page, "other-demo")
     ask(page)
+    page.locator("#strip", has_text="What the model saw").wait_for()
+    for name in ("small-model", "small-text-model"):  # two are kept
+        list(models.stream(name, PLAIN))
+    page.get_by_role("button", name="Look inside answer 1").click()
+    told = page.locator("#maps .failure")
+    told.wait_for()
+    assert told.inner_text().startswith("other-demo, which gave this answer, is not loaded now")
+    # The picture is nothing for a model that reads text.
     choose(page, "small-text-model")
     write(page, "what is a color")
     send(page)
@@ -145,18 +143,6 @@ def test_pictures_are_nothing_for_a_model_that_reads_text_and_nothing_is_lost(pa
     choose(page, "demo model")
     send(page)
     answered(page, 2)
-
-
-def test_of_a_model_that_was_let_go_inside_shows_no_other_models_numbers(page, models):
-    choose(page, "other-demo")
-    ask(page)
-    page.locator("#strip", has_text="What the model saw").wait_for()
-    for name in ("small-model", "small-text-model"):  # two are kept
-        list(models.stream(name, PLAIN))
-    page.get_by_role("button", name="Look inside answer 1").click()
-    told = page.locator("#maps .failure")
-    told.wait_for()
-    assert told.inner_text().startswith("other-demo, which gave this answer, is not loaded now")
 
 
 def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser, app_url):
@@ -175,11 +161,6 @@ def test_the_published_model_can_be_chosen_here_and_says_what_it_needs(browser, 
         page.locator("#chat .failure", has_text="could not be downloaded").wait_for()
         page.wait_for_function(f"document.querySelector('#composer textarea').value === '{QUESTION}'")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-def test_where_there_is_one_model_there_is_no_choice(browser, chat_folder):
-    with served(ModelRegistry.load(chat_folder, device="cpu")) as address, opened(browser, address) as page:
-        assert page.locator("#model").count() == 0
 
 
 def test_a_kept_model_that_is_no_longer_offered_is_not_chosen(page):

@@ -1,5 +1,7 @@
 """What a visitor does on the page, in a browser."""
 
+from running_app import unfold
+
 
 def choose(page, number=0):
     page.locator("#chat button.example").nth(number).click()
@@ -21,6 +23,14 @@ def send(page):
     """Presses Enter once the composer shows Send: beside Stop, which may outlast an answer, Enter sends nothing."""
     page.locator("#composer .submit-button").wait_for()
     page.locator("#composer textarea").press("Enter")
+
+
+def answer_briefly(page, tokens=4):
+    """Sets the longest answer: a small random model would write its 256 tokens, and the page draw each of them."""
+    unfold(page, "Sampling", "#seed input")
+    longest = page.get_by_label("number input for Longest answer")
+    longest.fill(str(tokens))
+    longest.press("Enter")
 
 
 def answered(page, number=1):
