@@ -275,9 +275,9 @@ def test_what_is_asked_takes_no_place_of_a_conversation_that_does_not_stand(page
     choose(page, 1)
     answered(page)
     in_time(page, lambda: entries(page) == [[HOW_MANY], [COLOR]])
-    page.unroute(PICTURES)
     for route in held:
         route.continue_()
+    page.unroute(PICTURES)
     page.locator("#chat .bot-row", has_text="three hearts").wait_for()
     in_time(page, lambda: entries(page) == [[HOW_MANY], [COLOR]])
 
@@ -369,7 +369,16 @@ def test_of_one_conversation_in_two_windows_no_answer_is_lost(page):
 
 
 def test_a_storage_that_the_browser_closes_or_that_is_full(page, url):
-    """A closed connection is opened anew; beyond its room the oldest conversation goes; a full one is said to be."""
+    """A full one is said to be; a closed connection is opened anew; beyond its room the oldest conversation goes."""
+    browser = page.context.new_cdp_session(page)
+    browser.send("Storage.overrideQuotaForOrigin", {"origin": url, "quotaSize": 1})  # later, it would hold after 30 s
+    ask(page, HOW_MANY, HEARTS)
+    page.wait_for_function(
+        "document.querySelector('#conversations .note').textContent.includes('switched off or full')"
+        " && document.querySelector('#conversations .note').checkVisibility()"
+    )
+    browser.send("Storage.overrideQuotaForOrigin", {"origin": url})
+
     page.evaluate(
         """() => {
           const { transaction } = IDBDatabase.prototype;
@@ -381,8 +390,8 @@ def test_a_storage_that_the_browser_closes_or_that_is_full(page, url):
           };
         }"""
     )
-    ask(page, HOW_MANY, HEARTS)
-    listed(page, 1)
+    ask(page, STARS, number=2)
+    assert listed(page, 1) == [HOW_MANY]
     assert not page.evaluate("window.lost")
 
     new_chat(page)
@@ -393,14 +402,6 @@ def test_a_storage_that_the_browser_closes_or_that_is_full(page, url):
     page.locator("#conversations").get_by_text(COLOR).wait_for()
     page.wait_for_function("document.querySelectorAll('#conversations li').length === 1")
     assert listed(page, 1) == [COLOR]
-
-    full = {"origin": url, "quotaSize": 1}
-    page.context.new_cdp_session(page).send("Storage.overrideQuotaForOrigin", full)
-    ask(page, STARS, number=2)
-    page.wait_for_function(
-        "document.querySelector('#conversations .note').textContent.includes('switched off or full')"
-        " && document.querySelector('#conversations .note').checkVisibility()"
-    )
 
 
 def test_a_forbidden_storage_is_said_and_what_it_did_not_keep_can_not_be_saved(browser, url):
