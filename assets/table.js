@@ -4,7 +4,7 @@
   const PICTURE = /^[^.].*[.](png|jpe?g|webp|gif|bmp|tiff?|avif|hei[cf]|jp2)$/i;
   const MOST_BYTES = 200e6, SIDE = 112, A_DAY_MS = 24 * 3600e3, LEAVES_MS = 2000;
   const NONE = 0; // the id where a window has deleted its table
-  const LOST = "The answer did not arrive. “Go on” asks again for what is missing.";
+  const LOST = "The answer did not arrive. Ask again for what is missing.";
   const AWAY = "The server can't be reached. Go on once it is back.";
   const CHOOSE = "This browser no longer has some of the pictures. Choose them again, then it goes on.";
   const ELSEWHERE = "Your table is open in another window. Here you can begin a new one.";
