@@ -1,4 +1,4 @@
-"""Gradio's frontend: which of its files a first load takes, read from the frontend itself, and one that it can spare.
+"""Gradio's frontend: which of its files a first load takes, read from the frontend itself, and two that are changed.
 
 Its bundler (Vite) notes at each import that a script does later which files that import needs. Where another version of
 Gradio writes this otherwise, fewer files are found or none, and the browser finds the others as it would without us.
@@ -20,6 +20,9 @@ _LATER = re.compile(r"import\(`\./([\w.-]+)`\)(?:(?!import\().)*?__vite__mapDeps
 _KIND = re.compile(r"\b(\w+):\{([^{}]*)\}")
 _COMPONENT = re.compile(r"\bcomponent:[^`]*`\./([\w.-]+)`")
 _STREAMS = re.compile(r"hls-[\w-]+\.js")
+_STATUS = re.compile(r"statustracker-[\w-]+\.js")
+_PENDING = re.compile(r"\b\w+\.status===`pending`(?=\?)")
+_NEXT_FRAME = re.compile(r"(?<=/1e3\),)(?=\w+&&\w+\(\)\}\)\})")
 _EXPORTS = re.compile(r"\bexport\{([\w$ ,]+)\};?\s*\Z")
 
 
@@ -58,18 +61,31 @@ def _later(name: str) -> dict[str, list[str]]:
 
 
 def stand_in(name: str) -> bytes | None:
-    """What is sent instead of a script that this page never runs; None for all other scripts.
-
-    Gradio's video player imports hls.js, which takes a third as long to load as all the rest. It is for streams, and
-    this page plays none. Each function of the stand-in returns nothing, by which the player knows that it can't.
-    """
-    if _STREAMS.fullmatch(name) is None or not (ASSETS / name).is_file():
+    """What is sent instead of one of Gradio's scripts; None for those that are sent as they are."""
+    if not (ASSETS / name).is_file():
         return None
-    exported = _EXPORTS.search(_text(ASSETS / name))
+    if _STREAMS.fullmatch(name) is not None:
+        return _without_streams(_text(ASSETS / name))
+    return _at_rest(_text(ASSETS / name)) if _STATUS.fullmatch(name) is not None else None
+
+
+def _without_streams(script: str) -> bytes | None:
+    """Gradio's video player imports hls.js, which takes a third as long to load as all the rest. It is for streams, and
+    this page plays none. Each function of the stand-in returns nothing, by which the player knows that it can't."""
+    exported = _EXPORTS.search(script)
     if exported is None:
         return None
     names = [one.split()[-1] for one in exported[1].split(",")]
     return f"function none() {{}}\nexport {{ {', '.join(f'none as {one}' for one in names)} }};\n".encode()
+
+
+def _at_rest(script: str) -> bytes | None:
+    """A status that leaves the page while something is pending, as that of the page's start does, would count seconds
+    for as long as the page is open, in each frame: a twentieth of a core. Here it counts while something is pending."""
+    pending = _PENDING.search(script)
+    if pending is None or len(_NEXT_FRAME.findall(script)) != 1:
+        return None
+    return _NEXT_FRAME.sub(f"{pending[0]}&&", script).encode()
 
 
 def _text(file: Path) -> str:

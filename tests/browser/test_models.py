@@ -96,6 +96,7 @@ def test_a_switch_counts_for_the_next_answer_of_this_visitor_only(browser, page,
     choose(page, "other-demo")
     ask(page, 3, None)
     page.locator("#head .badge", has_text=re.compile(r"other-demo .* full precision")).wait_for()
+    page.locator("#composer .submit-button").wait_for()
     page.locator("#clear").click()
     page.locator("#chat .placeholder-content", has_text="other-demo answers. It can be wrong").wait_for()
 

@@ -65,6 +65,17 @@ def test_a_stand_in_has_each_export(other_version):
     assert b"none as t, none as b" in stand_in("hls-1.js")
 
 
+STATUS = "a(()=>{o.status===`pending`?b():c()});function d(){r(()=>{e(f,(performance.now()-g(h))/1e3),i&&d()})}"
+
+
+def test_a_status_counts_no_seconds_once_nothing_is_pending(other_version):
+    (other_version / "assets" / "statustracker-1.js").write_text(STATUS)
+    assert b"/1e3),o.status===`pending`&&i&&d()})}" in stand_in("statustracker-1.js")
+    for unknown in (STATUS.replace("&&d()", "?d():0"), STATUS.replace("`", "'"), STATUS * 2):
+        (other_version / "assets" / "statustracker-1.js").write_text(unknown)
+        assert stand_in("statustracker-1.js") is None
+
+
 def test_outside_frames_nothing_tells_the_size_of_the_page():
     script = "script.src='iframeResizer.contentWindow.min.js'; document.head.appendChild(script);"
     html = with_head(f"<head><base href='./'><script>{script}</script></head>", KINDS, "", "1")

@@ -135,7 +135,8 @@ def test_int4_computes_what_transformers_computes_with_the_same_weights(publishe
 def test_a_replica_that_loads_it_goes_on_answering_the_health_check(published):
     """Its tokenizer has 262,144 tokens, which libraries read without leaving the interpreter to others.
 
-    Counted in this process's own time: beside other test processes the clock counts several times as much.
+    Three silent checks in a row would end it: it is silent for two at most. Counted in this process's own time: beside
+    other test processes the clock counts several times as much.
     """
     replica = Replica({"model": str(DEMO_MODEL), "also": [str(published)], "device": "cpu"})
     asked = Request((Turn("user", "Why? " * 100),), max_new_tokens=2)
@@ -154,7 +155,7 @@ def test_a_replica_that_loads_it_goes_on_answering_the_health_check(published):
         await loading
         return max(waits)
 
-    assert asyncio.run(slowest()) < HEALTH_TIMEOUT_S
+    assert asyncio.run(slowest()) < 2 * HEALTH_TIMEOUT_S
 
 
 def test_a_chat_page_that_continues_text(published, browser):
