@@ -128,12 +128,12 @@ def build_page(
         _connect_return(page, chat_handlers, panels, models, None if owners is None else owners.names, cards)
         _connect_fields(settings.fields)
         _connect_examples(cards, panels)
-        _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
+        arrivals = _connect_documents(Documents(models, page.uploads.__contains__, page.store), picker, panels)
         if info.multimodal:
             rows = TableRows(models, page.uploads.__contains__, desk.on_page)
             _connect_table(rows, settings)
             page.unload(rows.leave)
-        _connect_image_strip(chat_handlers.previews, panels, changes)
+        _connect_image_strip(chat_handlers.previews, panels, changes, arrivals)
         _connect_token_count(chat_handlers.previews, panels, changes)
         inside_handlers = InsideHandlers(models, desk.on_page, desk.looking)
         _connect_inside(inside_handlers, inside, panels, changes)
@@ -340,9 +340,9 @@ def _connect_empty_button(composer: gr.MultimodalTextbox, token_count: gr.HTML) 
     empty.click(None, None, [composer, token_count], js=js, api_visibility="private")
 
 
-def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) -> None:
+def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) -> list[Any]:
     """Pages, frames and pictures by address. pictures.js uploads the file, clicks the hidden buttons, and adds what has
-    arrived to the composer."""
+    arrived to the composer. Returns the events that do so."""
     composer, settings = panels.composer, panels.settings
     path, chosen, arrived, problem = (gr.Textbox(visible="hidden") for _ in range(4))
     costs = [settings.pan_and_scan, settings.chosen]
@@ -358,13 +358,15 @@ def _connect_documents(documents: Documents, picker: gr.HTML, panels: Panels) ->
                     js="(_, __, ...rest) => [ask.document, ask.chosen(), ...rest]", **reads), []),
         (fetch.click(documents.fetch, [path], js="() => [ask.address]", **fetches), [problem]),
     ]  # fmt: skip
+    arrivals = []
     for arrival, told in come:
-        arrival.then(None, [composer, arrived, *told], composer, js="(...values) => ask.arrive(...values)",
-                     api_visibility="private")  # fmt: skip
+        arrivals.append(arrival.then(None, [composer, arrived, *told], composer,
+                                     js="(...values) => ask.arrive(...values)", api_visibility="private"))  # fmt: skip
         arrival.failure(None, js="() => { ask.notArrived(); }", api_visibility="private")
     gr.Button("Close", elem_id="close-picker", visible="hidden").click(
         None, None, picker, js="() => ''", api_visibility="private"
     )
+    return arrivals
 
 
 def _connect_table(rows: TableRows, settings: Settings) -> None:
@@ -381,11 +383,14 @@ def _connect_table(rows: TableRows, settings: Settings) -> None:
     stop.click(rows.stop, None, None, queue=False, **common)
 
 
-def _connect_image_strip(previews: Previews, panels: Panels, changes: Sequence[Any]) -> None:
+def _connect_image_strip(previews: Previews, panels: Panels, changes: Sequence[Any], arrivals: Sequence[Any]) -> None:
     """Draws the strip when the composer's files, pan & scan or the model change, and after each answer."""
     composer, switch = panels.composer, panels.settings.pan_and_scan
     files = gr.Textbox(elem_id="composer-files", visible="hidden")
-    composer.change(None, composer, files, js=_FILES_JS, api_visibility="private")
+    kept: dict[str, Any] = {"inputs": composer, "outputs": files, "js": _FILES_JS, "api_visibility": "private"}
+    composer.change(None, **kept)
+    for arrival in arrivals:  # which Gradio does not count as a change
+        arrival.then(None, **kept)
     draw: dict[str, Any] = {
         "fn": previews.preview,
         "inputs": [composer, switch, panels.conversation, panels.settings.chosen],

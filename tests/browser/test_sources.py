@@ -32,7 +32,7 @@ def file(name, data, kind):
     return {"name": name, "mimeType": kind, "buffer": data}
 
 
-def test_a_page_of_a_document_is_chosen_and_asked_about(page, scan):
+def test_a_page_of_a_document_is_chosen_kept_and_asked_about(page, scan):
     page.locator("#composer textarea").fill(QUESTION)
     refuse(page)
     choose_file(page, scan)
@@ -48,6 +48,12 @@ def test_a_page_of_a_document_is_chosen_and_asked_about(page, scan):
     picker.get_by_role("button", name="Add pages").click()
     page.locator("#composer .thumbnail-item").wait_for()
     picker.wait_for(state="detached")
+    assert page.locator("#composer textarea").input_value() == QUESTION
+    # It counts as a picture at once: the strip shows it, and a reload finds it.
+    page.locator("#strip").get_by_text("What the model will see: 1 tile, 64 tokens").wait_for()
+    page.wait_for_function("ask.kept.get('files')?.length === 1")
+    page.reload()
+    page.locator("#composer .thumbnail-item").wait_for()
     assert page.locator("#composer textarea").input_value() == QUESTION
     send(page)
     assert answered(page) == "There are three hearts."
