@@ -81,7 +81,7 @@ def _without_streams(script: str) -> bytes | None:
 
 def _at_rest(script: str) -> bytes | None:
     """A status that leaves the page while something is pending, as that of the page's start does, would count seconds
-    for as long as the page is open, in each frame: a twentieth of a core. Here it counts while something is pending."""
+    in each frame for as long as the page is open. Here it counts while something is pending."""
     pending = _PENDING.search(script)
     if pending is None or len(_NEXT_FRAME.findall(script)) != 1:
         return None
