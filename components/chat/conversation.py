@@ -122,6 +122,7 @@ def captioned(question: Turn, caption: Callable[[str], str]) -> Turn:
 
 
 def joined(first: Turn, second: Turn) -> Turn:
-    """Both questions in one, so that neither a returned question nor text typed meanwhile is lost."""
-    text = "\n\n".join(text for text in (first.text, second.text) if text)
+    """Both questions in one, so that neither a returned question nor text typed meanwhile is lost; the same is not said
+    twice, as where a page that was loaded again found in its draft what is now brought back."""
+    text = "\n\n".join(dict.fromkeys(text for text in (first.text, second.text) if text))
     return Turn("user", text, tuple(dict.fromkeys((*first.pictures, *second.pictures))))

@@ -69,10 +69,8 @@ def test_a_reload_finds_conversation_draft_and_settings_and_what_is_typed_meanwh
     page.locator("#clear").click()
     page.get_by_role("button", name="Bring it back").wait_for()
     page.locator("#chat .placeholder-content").wait_for()
-    page.wait_for_function("ask.kept.get('conversation') === null")
+    page.wait_for_function("ask.kept.get('conversation') === null && ask.kept.get('text') === ''")
     page.reload()
-    page.get_by_role("button", name="Bring it back").wait_for()
-    page.evaluate("() => window.ask.stands")
     page.get_by_role("button", name="Bring it back").click()
     assert answered(page) == "There are three hearts."
     composer_becomes(page, "And the st\n\nAnd now", 1)

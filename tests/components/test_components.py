@@ -147,6 +147,7 @@ def test_neither_a_returned_question_nor_what_was_typed_meanwhile_is_lost():
     assert both.text == "What?\n\nand now"
     assert [path.name for path in both.pictures] == ["a.png", "b.png"]
     assert joined(returned, NOTHING) == joined(NOTHING, returned) == returned
+    assert joined(returned, returned) == returned
 
 
 def two_exchanges() -> Conversation:
