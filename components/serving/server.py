@@ -88,8 +88,8 @@ def headers(frame_ancestors: str) -> tuple[tuple[bytes, bytes], ...]:
 class _Components(BlocksConfig):
     """The page's components and events; a window's copy describes none of them.
 
-    Gradio describes all components anew for each window and each call by a program, and keeps their values there as
-    well, for links that bring them back. This page has no such links; most of a window's memory went there.
+    Gradio describes all components anew for each window, each call by a program and each redraw of the chat, and keeps
+    their values there as well, for links that bring them back. This page has no such links.
     """
 
     def __copy__(self) -> BlocksConfig:
@@ -213,8 +213,6 @@ class Page(gr.Blocks):
         Pictures given by address are fetched within our limits, because Gradio's own download has none. The uploads in
         the event and in its window's conversation count as used.
         """
-        if (session := options.get("state")) is not None:
-            session.config_values = _NoConfigValues()
         try:
             if options.get("iterator") is None:  # otherwise a running event continues
                 if (read := self.readers.get(getattr(block_fn, "api_name", None) or "")) is not None:
@@ -375,22 +373,6 @@ class Page(gr.Blocks):
         os.environ["FORWARDED_ALLOW_IPS"] = ",".join(self.operation.trusted_proxies)
         self._launching = threading.get_ident()
         return super().launch(*args, **{**launch_options(self), **options})
-
-
-class _NoConfigValues(dict[int, Any]):
-    """Drops the component values that Gradio keeps for its deep links, which this app doesn't serve.
-
-    They would take 150 kB for each window, and Gradio would build the chat's settings again with each redraw.
-    """
-
-    def __contains__(self, key: object) -> bool:
-        return True
-
-    def __missing__(self, key: int) -> dict[str, Any]:
-        return {}
-
-    def __setitem__(self, key: int, value: Any) -> None:
-        return
 
 
 def _is_file(value: Any) -> bool:
