@@ -139,7 +139,7 @@ def test_transformers_loads_it_unchanged_and_writes_the_same_tokens() -> None:
     assert not report["unexpected_keys"]
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     rng = random.Random(11)
-    for number in range(4):
+    for number in range(8):
         scene = random_scene(rng, "heldout")
         question = QUESTIONS.ask(scene, rng, "heldout", 1)[0].question
         parts = [{"type": "image", "image": draw(scene, rng)}, {"type": "text", "text": question}]

@@ -29,7 +29,13 @@ from components.chat.panel import prepare
 from components.serving.desk import FrontDesk, Operation
 from components.serving.fetching import Fetches
 from components.serving.gate import MAX_REQUESTS, Gate
-from components.serving.limits import allow_open_files, close_silent, limit_logs, speak_http_alone
+from components.serving.limits import (
+    allow_open_files,
+    close_silent,
+    limit_logs,
+    return_freed_memory,
+    speak_http_alone,
+)
 from components.serving.messages import HELD_BYTES, NOTHING_HERE
 from components.serving.receiving import UNREADABLE
 from components.serving.uploads import KEPT_UNUSED_S, MAX_FILE_BYTES, Uploads, private_folder
@@ -322,7 +328,8 @@ class Page(gr.Blocks):
 
     @asynccontextmanager
     async def run_periodic_tasks(self, _app: Any) -> AsyncIterator[None]:
-        """While the server runs, removes files that nobody needs and closes connections without requests."""
+        """While the server runs, removes files that nobody needs, closes connections without requests, and gives freed
+        memory back."""
         task = asyncio.create_task(self._watch())
         try:
             yield
@@ -349,6 +356,7 @@ class Page(gr.Blocks):
         if server is not None:
             server.config.limit_concurrency = _MAX_CONNECTIONS
             close_silent(server.server_state.connections, silent)
+        await asyncio.to_thread(return_freed_memory)
 
     def _forget_ended(self) -> None:
         """Forgets ended events of windows that have no messages left to fetch.

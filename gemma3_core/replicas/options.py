@@ -25,8 +25,8 @@ TOKEN_SECRET = "gemma3-ray"
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 3.0
 """How often Serve asks a replica whether it works, and how long it waits. After three silent checks in a row, 11 s at
 most, another one is started in its place. One that is only busy answers: its check runs between other threads' work,
-and none of ours holds the interpreter for so long (tests/replicas/test_replica.py), but for a GGUF file's tokenizer of
-262,144 tokens, which takes 2 to 5 s to load (tests/real/test_published.py)."""
+and none of ours holds the interpreter for so long (tests/replicas/test_replica.py). Reading a tokenizer of 262,144
+tokens comes near it, and on a busy machine may cost a check (tests/real/test_published.py)."""
 _BESIDE_ANSWERS = 64
 """Calls that a replica accepts beside its answers: its own queue orders what waits there."""
 _BUSY = 0.75

@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import logging
+import os
+import platform
 import re
 import socket
 import threading
@@ -597,6 +599,21 @@ def answer_on(connection):
 def swept(page, silent):
     """One round of what the page does every SWEEP_S, in its server's thread."""
     asyncio.run_coroutine_threadsafe(page._clean_up(silent), page.server.servers[0].get_loop()).result(10)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_freed_memory_goes_back_to_the_system():
+    blocks = [b"x" * 60_000 for _ in range(3000)]
+    last = blocks[-1]  # above all others
+    del blocks
+    before = resident()
+    limits.return_freed_memory()
+    assert resident() < before - 100_000_000
+    assert len(last) == 60_000
 
 
 def test_log_lines_are_bounded():

@@ -59,7 +59,7 @@ def picture(tmp_path_factory) -> Path:
 
 
 def ask(question: str, *pictures: Path, **options: Any) -> Request:
-    return Request((Turn("user", question, pictures),), **{"max_new_tokens": 12, "sampling": GREEDY, **options})
+    return Request((Turn("user", question, pictures),), **{"max_new_tokens": 24, "sampling": GREEDY, **options})
 
 
 def answered(models: ModelRegistry, name: str | None, request: Request) -> DoneEvent:

@@ -18,14 +18,14 @@ KINDS = {
 }
 NUMBERS = {"width", "heads", "kv_heads", "columns", "split", "parts"}
 KERNELS = {
-    cuda._rms_norm_kernel: [{"BLOCK": 1024}],
-    cuda._add_norms_kernel: [{"BLOCK": 1024}],
+    cuda._rms_norm_kernel: [{"BLOCK": 4096}],
+    cuda._add_norms_kernel: [{"BLOCK": 4096}],
     cuda._gelu_multiply_kernel: [{"BLOCK": 1024}],
     # Triton compiles numbers that are 1 as constants: one KV head, as in the 270M and 1B checkpoints; a single part.
     cuda._rotate_and_store_kernel: [{"BLOCK": 256}, {"BLOCK": 256, "kv_heads": 1}],
     cuda._attend_kernel: [
         {"GROUP": 2, "GROUP_BLOCK": 2, "COLUMNS": 16, "BLOCK": 256},
-        {"GROUP": 4, "GROUP_BLOCK": 4, "COLUMNS": 16, "BLOCK": 64, "kv_heads": 1},
+        {"GROUP": 4, "GROUP_BLOCK": 4, "COLUMNS": 16, "BLOCK": 256, "kv_heads": 1},
     ],
     cuda._join_kernel: [
         {"GROUP": 2, "GROUP_BLOCK": 2, "PARTS": 8, "BLOCK": 256},

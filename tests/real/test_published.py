@@ -60,8 +60,8 @@ PLACES = torch.arange(0, 599, 5)
 
 
 def perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    """Of the tokens after the first of PLACES, as many as there are logits."""
-    return torch.nn.functional.cross_entropy(logits, ids[0, PLACES[: len(logits)] + 1]).exp().item()
+    """Of the tokens after PLACES."""
+    return torch.nn.functional.cross_entropy(logits, ids[0, PLACES + 1]).exp().item()
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +118,15 @@ def test_int4_computes_what_transformers_computes_with_the_same_weights(publishe
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int4Linear)}
     assert len(layers) == 7 * 18 + 1
     before = {name: reference.get_submodule(name).weight for name in layers}
-    beginning, places = text_ids[:, :201], PLACES[PLACES < 200]  # the window is the same with any weights
     try:
         for name, layer in layers.items():
             weight = torch.nn.Parameter(layer.int4_weight().dequantize(), requires_grad=False)
             reference.get_submodule(name).weight = weight
-        theirs = logits_of(reference, beginning, places)
+        theirs = logits_of(reference, text_ids, PLACES)
     finally:
         for name, weight in before.items():
             reference.get_submodule(name).weight = weight
-    ours = logits_of(model, beginning, places)
+    ours = logits_of(model, text_ids, PLACES)
     assert apart(ours, theirs) <= 1e-4
     assert perplexity(ours, text_ids) == pytest.approx(perplexity(theirs, text_ids), rel=1e-3)
 
@@ -135,18 +134,18 @@ def test_int4_computes_what_transformers_computes_with_the_same_weights(publishe
 def test_a_replica_that_loads_it_goes_on_answering_the_health_check(published):
     """Its tokenizer has 262,144 tokens, which libraries read without leaving the interpreter to others.
 
-    Three silent checks in a row would end it: it is silent for two at most. Counted in this process's own time: beside
-    other test processes the clock counts several times as much.
+    Counted in this process's own time: beside other test processes the clock counts several times as much. A processor
+    that others use as well takes longer for the same work too, so a second load may show it.
     """
-    replica = Replica({"model": str(DEMO_MODEL), "also": [str(published)], "device": "cpu"})
     asked = Request((Turn("user", "Why? " * 100),), max_new_tokens=2)
 
-    async def loaded() -> None:
+    async def loaded(replica: Replica) -> None:
         answer = replica.stream(program_version(), "key", published.name, asked)
         assert isinstance([item async for batch in answer for item in batch][-1], DoneEvent)
 
     async def slowest() -> float:
-        loading, waits = asyncio.create_task(loaded()), []
+        replica = Replica({"model": str(DEMO_MODEL), "also": [str(published)], "device": "cpu"})
+        loading, waits = asyncio.create_task(loaded(replica)), []
         while not loading.done():
             began = time.process_time()
             await replica.check_health()
@@ -155,7 +154,8 @@ def test_a_replica_that_loads_it_goes_on_answering_the_health_check(published):
         await loading
         return max(waits)
 
-    assert asyncio.run(slowest()) < 2 * HEALTH_TIMEOUT_S
+    if (first := asyncio.run(slowest())) >= HEALTH_TIMEOUT_S:
+        assert asyncio.run(slowest()) < HEALTH_TIMEOUT_S, first
 
 
 def test_a_chat_page_that_continues_text(published, browser):
