@@ -32,6 +32,7 @@
   const ARMED_MS = 4000;
   let card = null, own = kept.get("own") ?? []; // a reload keeps the card's settings, and so what they took the place of
   document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#clear")) card = null; // "New chat" may well be done before the card's answer has ended
     const example = event.target.closest?.("#chat button.example");
     if (example) card = [...example.parentElement.querySelectorAll("button.example")].indexOf(example);
   }, true);

@@ -6,8 +6,9 @@
 
 Starts `python app.py` with the demo model twice: answering one question at a time, and eight at once. 1, 8 and 50
 visitors each upload a held-out picture of their own, ask about it through `/ask` and read the stream; the two apps take
-turns. Then so many visitors come one after another, eight at a time, and the server's memory is read each hundred.
-Prints a table and writes benchmarks/results/serving.json. Linux only; nothing leaves this machine.
+turns. Then so many visitors come one after another, eight at a time; the server's memory is read each hundred, and each
+five hundred once more at rest, after its own clean-up. Prints a table and writes benchmarks/results/serving.json. Linux
+only; nothing leaves this machine.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from benchmarks.demo_app import ROOT
 from benchmarks.timing import machine
 from benchmarks.visitors import NO_EVENTS, Visitor
 from benchmarks.watched_app import WatchedApp, watched_app
+from components.serving.server import SWEEP_S
 from training.evaluation.dialogues import SEED, dialogues_of_kind
 from training.worlds.registry import is_right
 
@@ -37,8 +39,8 @@ KINDS = ("describe", "where", "color", "read", "count_shape")
 """Of questions: their answers are sentences of 6 to 60 tokens."""
 VISITORS = (1, 8, 50)
 AT_ONCE = (1, 8)
-_PART = 100
-"""Requests, after which the memory is read."""
+_PART, _REST_EVERY = 100, 500
+"""Requests, after which the memory is read: while it answers, and at rest."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,12 @@ def _last_s(replies: Sequence[Reply]) -> float:
     return max((reply.last_s for reply in replies if reply.answer is not None), default=float("inf"))
 
 
-def _memory_over(app: WatchedApp, asked: Sequence[Question], requests: int) -> dict[str, Any]:
-    """Resident MB after each hundred requests: memory that torch frees and takes again moves it up and down."""
-    sizes = []
+def _memory_over(
+    app: WatchedApp, asked: Sequence[Question], requests: int, rest_s: float = 1.5 * SWEEP_S
+) -> dict[str, Any]:
+    """Resident MB after each hundred requests, which memory that torch frees and takes again moves up and down, and at
+    rest, once the server's clean-up has given back what is free."""
+    sizes, rested = [], []
     with ThreadPoolExecutor(AT_ONCE[-1]) as threads:
         for part in _parts(requests):
             refused = [
@@ -162,12 +167,13 @@ def _memory_over(app: WatchedApp, asked: Sequence[Question], requests: int) -> d
             if any(refused):
                 raise RuntimeError(f"A question was refused: {next(filter(None, refused))}")
             sizes.append(round(app.memory() / 1e6))
-    third = -(-len(sizes) // 3)
+            if part.stop % _REST_EVERY == 0 or part.stop == requests:
+                time.sleep(rest_s)
+                rested.append(round(app.memory() / 1e6))
     return {
         "requests": requests,
-        "first_third_mb": round(statistics.median(sizes[:third])),
-        "last_third_mb": round(statistics.median(sizes[-third:])),
         "mb": sizes,
+        "rested_mb": rested,
         "most_mb": round(app.peak() / 1e6),
     }
 
@@ -212,8 +218,8 @@ def main() -> None:
     print(table(report))
     if report["memory"]:
         print(
-            "Memory over {requests} requests, read each hundred: median of the first third {first_third_mb} MB, "
-            "of the last {last_third_mb} MB".format(**report["memory"])
+            "Memory over {requests} requests in MB, after each hundred: {mb}; at rest after each five hundred: "
+            "{rested_mb}".format(**report["memory"])
         )
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

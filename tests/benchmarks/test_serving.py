@@ -48,8 +48,9 @@ def test_visitors_get_their_own_answers():
     with watched_app("--at-once", "3", start=Program, port=free_port()) as app:
         alone = [serving.ask(app, question) for question in asked]
         together = serving.together(app, asked)
-        memory = serving._memory_over(app, asked, 6)
+        memory = serving._memory_over(app, asked, 6, rest_s=0.0)
     assert [reply.answer for reply in together] == [reply.answer for reply in alone]
     assert all(reply.answer and reply.tokens and 0 < reply.first_s <= reply.last_s for reply in together)
     assert memory["requests"] == 6
-    assert memory["last_third_mb"] > 100
+    assert len(memory["mb"]) == len(memory["rested_mb"]) == 1
+    assert 100 < memory["rested_mb"][0] <= memory["most_mb"]
