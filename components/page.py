@@ -146,7 +146,6 @@ def build_page(
         build_ask_endpoint(desk)
         page.readers["ask"] = read_arguments
         page.programs = Completions(models, api_keys, page.has_login, lambda: page.is_shared, desk)
-    page.queue(default_concurrency_limit=None)
     return page
 
 

@@ -188,12 +188,17 @@ def test_importing_the_app_loads_and_builds_nothing():
 
 
 def test_importing_the_engine_or_verify_builds_no_model_starts_no_thread_and_needs_no_page_and_no_transformers():
-    """Verify imports transformers only when it runs."""
+    """Verify imports transformers only when it runs. Nor does an answer import torch's compiler, which takes a second:
+    a tensor that is filled on the meta device is enough to do so."""
     others = "sorted({'gradio', 'transformers'} & set(sys.modules))"
     tensors = "sum(isinstance(o, sys.modules['torch'].Tensor) for o in gc.get_objects())"
     for_all = f"{others}, threading.active_count(), {tensors}"
-    question = f"{for_all}, __import__('gemma3_core.verify').__name__, {for_all}"
-    assert after_import("gemma3_core.engine", question) == "[] 1 0 gemma3_core [] 1 0"
+    own = "gemma3_core.engine"
+    asked = f"{own}.Request([{own}.Turn('user', 'Hello')])"
+    answer = f"[*{own}.Engine.load('assets/demo_model').stream({asked})][-1].text != ''"
+    compiler = "sorted({'torch._dynamo', 'sympy'} & set(sys.modules))"
+    question = f"{for_all}, __import__('gemma3_core.verify').__name__, {for_all}, {answer}, {compiler}"
+    assert after_import(own, question) == "[] 1 0 gemma3_core [] 1 0 True []"
 
 
 def test_importing_the_page_builds_no_page_and_no_model_and_writes_no_stubs_for_editors():

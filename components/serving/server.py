@@ -145,9 +145,10 @@ class Page(gr.Blocks):
         self.is_shared = value
 
     def queue(self, **options: Any) -> Any:
-        """As in gr.Blocks, but nobody can ask for an event that waits past the queue and its limits, and a visitor who
-        doesn't fetch their messages counts as gone."""
-        made = super().queue(**{"max_size": _MAX_EVENTS, "api_open": False, **options})
+        """As in gr.Blocks, which calls it, but nobody can ask for an event that waits past the queue and its limits,
+        and a visitor who doesn't fetch their messages counts as gone."""
+        ours = {"max_size": _MAX_EVENTS, "api_open": False, "default_concurrency_limit": None}
+        made = super().queue(**ours, **options)
         queue = self._queue
         # Gradio sorts these statistics again with each event, and this app shows them nowhere.
         queue.ANALYTICS_MAX_EVENTS = 1

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gemma3_core.config.gemma3 import AnyConfig, Gemma3Config
 from gemma3_core.errors import CheckpointError, ConfigError, UnsupportedOptionError
@@ -40,6 +41,7 @@ _OF_HEAD = "lm_head."
 _OF_SCORE = "score."
 EMBEDDING = "embed_tokens.weight"
 _MAX_MISSING_LAYERS = 64
+_FILLS = (nn.init.normal_, nn.init.uniform_, nn.init.constant_, nn.init.kaiming_uniform_, torch.Tensor.uniform_)
 _LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 
 FLOAT16_REASON = (
@@ -92,13 +94,21 @@ def parse_dtype(dtype: str | torch.dtype | None, stored: torch.dtype | None = No
     return torch.float32 if name == "float32" else torch.bfloat16
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the filling of tensors, which takes time even where they have no memory."""
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return (*args, kwargs.get("tensor"))[0] if func in _FILLS else func(*args, **kwargs)
+
+
 def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """A model on the meta device: weights are assigned afterwards, so no memory is taken twice.
 
     Raises ConfigError for a configuration whose tensors are larger than any memory.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return build().eval()
     except (RuntimeError, TypeError, OverflowError) as error:
         if "overflow" not in str(error).lower():

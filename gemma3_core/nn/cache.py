@@ -326,7 +326,7 @@ class RowCaches:
 def cache_bytes(config: Gemma3TextConfig, tokens: int, dtype: torch.dtype, batch: int = 1) -> int:
     """Bytes of a full cache with a reserve of `tokens` tokens a row, counted on torch's meta device."""
     cache = KVCache(config, reserve=tokens)
-    columns = torch.arange(tokens, device="meta").expand(batch, tokens)
+    columns = torch.empty(batch, tokens, dtype=torch.long, device="meta")
     new = torch.empty(batch, config.num_key_value_heads, tokens, config.head_dim, dtype=dtype, device="meta")
     cache.begin(columns, columns, may_have_padding=False)
     for layer in range(config.num_hidden_layers):

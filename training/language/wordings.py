@@ -8,7 +8,7 @@ one, a request by name or an order. None contains a held-out sentence.
 import re
 from collections.abc import Mapping
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 
 from training.language.written_phrasings import all_heldout
 
@@ -87,19 +87,22 @@ def widened_kinds(
 
 def holds_heldout(text: str) -> bool:
     """Whether the text contains a held-out sentence of any kind, regardless of slots and punctuation."""
-    words = words_of(text)
+    words, heldout = words_of(text), _heldout_words()
     return any(
-        words[start : start + length] in sentences
-        for length, sentences in _heldout_words().items()
-        for start in range(len(words) - length + 1)
+        words[start : start + len(one)] == one
+        for start, pair in enumerate(pairwise(words))
+        for one in heldout.get(pair, ())
     )
 
 
 @cache
-def _heldout_words() -> dict[int, frozenset[tuple[str, ...]]]:
-    """The held-out sentences by number of words."""
-    told = {words_of(text) for text in all_heldout()}
-    return {length: frozenset(one for one in told if len(one) == length) for length in {len(one) for one in told}}
+def _heldout_words() -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    """The held-out sentences, all of several words, by the first two."""
+    told: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for words in {words_of(text) for text in all_heldout()}:
+        assert len(words) > 1
+        told.setdefault(words[:2], []).append(words)
+    return told
 
 
 def words_of(text: str) -> tuple[str, ...]:
