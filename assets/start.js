@@ -6,6 +6,16 @@
   const wide = matchMedia("(min-width: 1100px)"), dark = matchMedia("(prefers-color-scheme: dark)");
   if (!embedded) root.dataset.settings = wide.matches && !framed ? "open" : "closed";
 
+  // At each turn of an event Gradio copies all it knows of several components, with a call for each string, number and
+  // function in it. Strings and numbers are their own copies, and functions have none.
+  if (!embedded) {
+    const copy = window.structuredClone, none = new DOMException("Functions have no copies.", "DataCloneError");
+    window.structuredClone = (value, options) => {
+      if (typeof value === "function") throw none;
+      return typeof value === "object" || typeof value === "symbol" ? copy(value, options) : value;
+    };
+  }
+
   // The tab's own storage: a reload, also the one after a lost connection, finds everything again. Where a browser
   // forbids it, as in some frames, or it is full, the page works all the same, and a reload finds nothing.
   const kept = {

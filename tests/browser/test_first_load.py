@@ -1,8 +1,11 @@
-"""A first load stays as small as it was measured (`python -m benchmarks.first_load`), and then the page rests."""
+"""A first load stays as small as it was measured (`python -m benchmarks.first_load`), and then the page rests; an
+answer costs the browser few copies."""
 
 import re
 from multiprocessing import current_process
 from pathlib import Path
+
+from running_app import opened
 
 from benchmarks.first_load import first_load
 from benchmarks.watched_app import WatchedApp
@@ -23,6 +26,13 @@ _LEAST_FRAMES_IN_A_SECOND = """async () => {
   }
   return least;
 }"""
+
+_COUNT_COPIES = """const copy = window.structuredClone;
+window.copied = [];
+window.structuredClone = (value, options) => {
+  window.copied.push(value !== null && typeof value === "object" ? "object" : typeof value);
+  return copy(value, options);
+};"""
 
 
 def test_a_first_load_is_small_and_steady_asks_at_once_for_its_scripts_and_rests(browser, url):
@@ -47,3 +57,15 @@ def test_a_first_load_is_small_and_steady_asks_at_once_for_its_scripts_and_rests
     assert load.requests <= MOST_REQUESTS
     assert load.kilobytes <= MOST_KILOBYTES
     assert load.layout_shift <= MOST_SHIFT
+
+
+def test_an_answer_makes_no_copies_of_what_is_its_own_copy(browser, url):
+    """Each would be a call into the browser, and a question makes so many that a phone feels them."""
+    with opened(browser, url, before=lambda page: page.add_init_script(_COUNT_COPIES)) as page:
+        page.locator("#chat button.example").first.click()
+        page.locator("#chat .figures").wait_for()
+        assert set(page.evaluate("copied")) == {"object"}
+        assert page.evaluate("[1, 'a', null, undefined, true].every((one) => structuredClone(one) === one)")
+        assert page.evaluate("structuredClone({ a: [1, new Date(5)] }).a[1].getTime()") == 5
+        failure = "(one) => { try { structuredClone(one) } catch (error) { return error.name } }"
+        assert page.evaluate(f"[() => 1, {{ a() {{}} }}, Symbol('a')].map({failure})") == ["DataCloneError"] * 3
