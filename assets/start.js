@@ -9,7 +9,7 @@
   // At each turn of an event Gradio copies all it knows of several components, with a call for each string, number and
   // function in it. Strings and numbers are their own copies, and functions have none.
   if (!embedded) {
-    const copy = window.structuredClone, none = new DOMException("Functions have no copies.", "DataCloneError");
+    const copy = window.structuredClone, none = new DOMException("", "DataCloneError");
     window.structuredClone = (value, options) => {
       if (typeof value === "function") throw none;
       return typeof value === "object" || typeof value === "symbol" ? copy(value, options) : value;

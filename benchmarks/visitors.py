@@ -190,8 +190,8 @@ def succeeded(messages: list[dict[str, Any]]) -> bool:
 
 def answered(messages: list[dict[str, Any]]) -> bool:
     """Whether a question got an answer: the page shows figures below each complete one."""
-    ended = [message for message in messages if message["msg"] == "process_completed" and message["success"]]
-    return any('class=\\"figures\\"' in json.dumps(message["output"]) for message in ended)
+    shown = [message["output"] for message in messages if message["msg"] == "process_generating"]
+    return succeeded(messages) and any('class=\\"figures\\"' in json.dumps(update) for update in shown)
 
 
 def changed(event: Event, values: dict[str, Any]) -> list[Any]:

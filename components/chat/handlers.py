@@ -408,8 +408,7 @@ class ChatHandlers:
 
         The answer goes on from `cut` where one is given, and stands beside that of `first`. Without an answer the
         conversation stays whole, and the question returns to the composer, or with `again` or `cut` stays where it is.
-        `hand_back` restores Send, because Gradio repeats a generator's last update when it ends: that would take Stop
-        from a question sent in between, and a slow browser sees only the latest of several updates.
+        `hand_back` restores Send, once the event has ended.
         """
         window = window_of(asker)
         if window in self.running:  # a second click

@@ -389,7 +389,7 @@ class InsideHandlers:
     ) -> AsyncGenerator[Any, None]:
         """HTML of what the call waits for, then of what `draw` returns or why it failed.
 
-        The last update of a cancelled call changes nothing, because Gradio repeats it when the generator ends.
+        The last update of a cancelled call changes nothing.
         """
 
         def waiting(told: str) -> str:

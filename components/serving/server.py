@@ -259,13 +259,25 @@ class Page(gr.Blocks):
             data[index] = messages
         return data
 
-    def handle_streaming_diffs(self, block_fn: Any, data: list[Any], *args: Any, **options: Any) -> list[Any]:
-        """As in gr.Blocks, but an update of properties that follows another one is sent whole.
+    def handle_streaming_diffs(
+        self,
+        block_fn: Any,
+        data: list[Any],
+        session_hash: str | None,
+        run: Any,
+        final: bool,
+        simple_format: bool = False,
+    ) -> list[Any]:
+        """As in gr.Blocks, but an update of properties that follows another one is sent whole, and a page is not told
+        the last update again when the generator has ended.
 
         With a difference, Gradio's page would change the one before in place, even where it has not been drawn yet.
+        Told again, the last update would undo what has come since, a new chat for one.
         """
         whole = list(data)
-        sent: list[Any] = super().handle_streaming_diffs(block_fn, data, *args, **options)
+        sent: list[Any] = super().handle_streaming_diffs(block_fn, data, session_hash, run, final, simple_format)
+        if final and block_fn.api_visibility == "private":
+            return [gr.skip() for _ in sent]
         for place, (update, edits) in enumerate(zip(whole, sent, strict=True)):
             if isinstance(update, dict) and "__type__" in update and isinstance(edits, list) and edits:
                 sent[place] = [["replace", [], update]]

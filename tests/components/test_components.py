@@ -1039,7 +1039,7 @@ def test_the_page_is_served_with_limits():
 
 
 def test_an_update_that_follows_another_is_sent_whole():
-    page, three = Page(), SimpleNamespace(outputs=[None] * 3)
+    page, three = Page(), SimpleNamespace(outputs=[None] * 3, api_visibility="public")
     shown, skipped = {"__type__": "update", "interactive": True}, {"__type__": "update"}
 
     def sent(data, final=False):
@@ -1049,4 +1049,4 @@ def test_an_update_that_follows_another_is_sent_whole():
     whole = [["replace", [], skipped]]
     assert sent([dict(skipped), "The star is", [1, 2]]) == [whole, [["append", [], " is"]], [["add", [1], 2]]]
     assert sent([dict(skipped), dict(skipped), [1, 2]]) == [[], whole, []]
-    assert sent([None, None, None], final=True) == [skipped, skipped, [1, 2]]
+    assert sent([None, None, None], final=True) == [skipped, skipped, [1, 2]]  # as programs are told

@@ -401,6 +401,16 @@ def test_a_programs_stream_ends_with_its_event(page, client):
     assert time.monotonic() - began < gate.LINGER_S / 2
 
 
+def test_a_page_is_told_an_answers_end_and_not_the_whole_conversation_again(page, client):
+    """A new chat that the server had begun meanwhile would be undone."""
+    client.post("/gradio_api/queue/join", json=event(page, "send", {"text": "What is it?", "files": []}))
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "window"}, timeout=20) as stream:
+        told = [message for message in messages_of(stream) if message["msg"].startswith("process_")]
+    assert [message["msg"] for message in told][-2:] == ["process_generating", "process_completed"]
+    assert told[-1]["success"]
+    assert told[-1]["output"]["data"] == [{"__type__": "update"}] * 4
+
+
 def test_uploads_arrive_and_only_pictures_stay(page, client):
     before = set(files_in(page.uploads.folder))  # of other pages of this process
     reply = upload(client, ("night.png", NIGHT), ("again.png", NIGHT), params={"upload_id": "one"})
