@@ -103,6 +103,14 @@ class _Components(BlocksConfig):
         copy.config_for_block = lambda *_: {}  # type: ignore[method-assign]
         return copy
 
+    def set_event_trigger(self, *arguments: Any, **options: Any) -> Any:
+        """As in Gradio, but the chat has no status: this page says itself what it waits for. With each status Gradio's
+        page copies all that it knows of the component, for the chat the whole conversation. It needs that copy of what
+        a visitor changes, to notice the change."""
+        event, number = super().set_event_trigger(*arguments, **options)
+        event.show_progress_on = [output for output in event.outputs if not isinstance(output, gr.Chatbot | gr.State)]
+        return event, number
+
 
 class Page(gr.Blocks):
     """gr.Blocks with this app's launch options as defaults, its limits and its error messages.

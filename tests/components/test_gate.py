@@ -411,6 +411,15 @@ def test_a_page_is_told_an_answers_end_and_not_the_whole_conversation_again(page
     assert told[-1]["output"]["data"] == [{"__type__": "update"}] * 4
 
 
+def test_no_event_has_a_status_on_the_chat(lasting_page):
+    """With each status the browser would copy the whole conversation."""
+    chats = {block._id for block in lasting_page.blocks.values() if block.get_block_name() == "chatbot"}
+    told = [set(event["show_progress_on"]) for event in lasting_page.config["dependencies"]]
+    assert chats
+    assert any(told)
+    assert not any(chats & statuses for statuses in told)
+
+
 def test_uploads_arrive_and_only_pictures_stay(page, client):
     before = set(files_in(page.uploads.folder))  # of other pages of this process
     reply = upload(client, ("night.png", NIGHT), ("again.png", NIGHT), params={"upload_id": "one"})
