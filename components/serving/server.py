@@ -108,7 +108,8 @@ class _Components(BlocksConfig):
         page copies all that it knows of the component, for the chat the whole conversation. It needs that copy of what
         a visitor changes, to notice the change."""
         event, number = super().set_event_trigger(*arguments, **options)
-        event.show_progress_on = [output for output in event.outputs if not isinstance(output, gr.Chatbot | gr.State)]
+        shown: list[Any] = [output for output in event.outputs if not isinstance(output, gr.Chatbot | gr.State)]
+        event.show_progress_on = shown
         return event, number
 
 
