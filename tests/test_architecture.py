@@ -188,8 +188,8 @@ def test_importing_the_app_loads_and_builds_nothing():
 
 
 def test_importing_the_engine_or_verify_builds_no_model_starts_no_thread_and_needs_no_page_and_no_transformers():
-    """Verify imports transformers only when it runs. Nor does an answer import torch's compiler, which takes a second:
-    a tensor that is filled on the meta device is enough to do so."""
+    """Verify imports transformers only when it runs. Nor does an answer import torch's compiler, which takes long: a
+    tensor that is filled on the meta device is enough to do so."""
     others = "sorted({'gradio', 'transformers'} & set(sys.modules))"
     tensors = "sum(isinstance(o, sys.modules['torch'].Tensor) for o in gc.get_objects())"
     for_all = f"{others}, threading.active_count(), {tensors}"

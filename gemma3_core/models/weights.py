@@ -41,7 +41,7 @@ _OF_HEAD = "lm_head."
 _OF_SCORE = "score."
 EMBEDDING = "embed_tokens.weight"
 _MAX_MISSING_LAYERS = 64
-_FILLS = (nn.init.normal_, nn.init.uniform_, nn.init.constant_, nn.init.kaiming_uniform_, torch.Tensor.uniform_)
+_FILLS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.uniform_)
 _LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 
 FLOAT16_REASON = (
@@ -95,7 +95,7 @@ def parse_dtype(dtype: str | torch.dtype | None, stored: torch.dtype | None = No
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out the filling of tensors, which takes time even where they have no memory."""
+    """Leaves out the filling of tensors at random, for which torch imports its compiler where they have no memory."""
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

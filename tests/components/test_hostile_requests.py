@@ -20,7 +20,17 @@ from places import EXAMPLES
 from plain_words import failures_in, is_plain, signs_drawn
 from running_app import running_app
 
-from benchmarks.visitors import API, Event, PageEvents, Visitor, description, messages_in, new_id, read_events
+from benchmarks.visitors import (
+    API,
+    Event,
+    PageEvents,
+    Visitor,
+    answered,
+    description,
+    messages_in,
+    new_id,
+    read_events,
+)
 from gemma3_core.engine import DEMO_MODEL
 
 REPLY_WITHIN_S = 2.0  # then the visitor leaves: whoever asks for 2,048 tokens may get them
@@ -309,9 +319,11 @@ def prepared_session(url: str, events: PageEvents) -> str:
 def answer_of(visitor: Visitor) -> str:
     """What an honest visitor's question is answered with."""
     data = (EXAMPLES / "hearts.png").read_bytes()
-    kind, said = visitor.ask_by_name("How many hearts are there?", [visitor.upload("hearts.png", data)])
-    assert kind == "complete", said
-    return said[0]
+    messages = visitor.ask("How many hearts are there?", [visitor.upload("hearts.png", data)])
+    shown = [message["output"]["data"] for message in messages if message["msg"] == "process_generating"]
+    assert answered(messages), messages
+    assert not list(failures_in(shown))
+    return json.dumps(shown)
 
 
 def explore(strategy: st.SearchStrategy[Any], examples: int, look: Callable[[Any], None]) -> None:
