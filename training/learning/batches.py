@@ -135,7 +135,8 @@ class Conversations(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         info = torch.utils.data.get_worker_info()
         rng = random.Random(f"{self._seed}/{info.id if info else 0}")
-        torch.set_num_threads(1)
+        if info:  # the workers share the machine; without them this is the trainer's own process
+            torch.set_num_threads(1)
         writer = ConversationWriter(Gemma3Tokenizer.from_pretrained(self._folder))
         while True:
             mix, size = _alike(self.mix, self._size, rng)
