@@ -43,7 +43,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decoder-minutes", type=float, default=0.0, help="of answers with a frozen encoder")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the whole model")
     parser.add_argument(
-        "--decoder-pictures", type=int, default=20_000, help="pictures encoded once for the decoder's stage"
+        "--decoder-pictures",
+        type=int,
+        default=20_000,
+        help="pictures encoded once for the decoder's stage; 0: new ones in each step",
     )
     parser.add_argument("--decoder-questions", type=int, default=2, help="questions about each of them")
     parser.add_argument(

@@ -282,7 +282,8 @@ def test_the_decoder_stage_answers_the_same_and_leaves_the_encoder_alone(tmp_pat
     assert not {name for name in changed if "language_model" not in name and "lm_head" not in name}
 
 
-def test_frozen_layers_answer_the_same_and_do_not_learn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pictures", [4, pytest.param(0, id="new ones in each step")])
+def test_frozen_layers_answer_the_same_and_do_not_learn(tmp_path: Path, pictures: int) -> None:
     trainer = Trainer(Settings(tmp_path, resume=DEMO_MODEL, batch=2, frozen_layers=8))
     batch = collate([ConversationWriter(trainer.tokenizer).write(random.Random(n), FAN) for n in range(2)])
     with torch.no_grad():
@@ -291,7 +292,7 @@ def test_frozen_layers_answer_the_same_and_do_not_learn(tmp_path: Path) -> None:
         told = trainer.losses(trainer._encoded(batch))
     torch.testing.assert_close(told[1], whole[1], rtol=5e-2, atol=1e-3)  # states are kept in bfloat16
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.run_decoder_stage(0.02, Mix(questions=3), pictures=4)
+    trainer.run_decoder_stage(0.02, Mix(questions=3), pictures=pictures)
     changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     learnt = tuple(f"language_model.layers.{number}." for number in range(8, 12))

@@ -72,7 +72,8 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = optimisers(self.model, self.heads, settings.learning_rate)
         self.rounded: list[torch.Tensor] = []
-        self.upper: Gemma3TextModel | None = None  # the decoder without its frozen layers, where there are some
+        self.lower: Gemma3TextModel | None = None  # the decoder's frozen layers, where there are some
+        self.upper: Gemma3TextModel | None = None  # and the others
         self.step = 0
 
     def _start_model(self) -> Gemma3ForConditionalGeneration:
@@ -92,33 +93,42 @@ class Trainer:
     # Stages.
 
     def run_decoder_stage(self, minutes: float, mix: Mix, pictures: int) -> None:
-        """Trains the decoder alone for `minutes` on the soft tokens of a fixed set of `pictures`, again and again.
+        """Trains the decoder alone for `minutes` on the soft tokens of a fixed set of `pictures`, again and again; with
+        0 of them each step has new ones.
 
-        Spelling takes many more steps to learn than seeing letters, and these steps skip the encoder. They skip the
-        decoder's frozen layers as well.
+        Spelling takes many more steps to learn than seeing letters, and steps with known pictures skip the encoder and
+        the decoder's frozen layers.
         """
         self._freeze(self.settings.frozen_layers)
-        seen: list[Batch] = []
-        for batch in self.batches(replace(mix, crowded=0.0)):
-            seen.append(self._encoded(batch))
-            if sum(len(known.pixels) for known in seen) >= pictures:
-                break
-        self._note({"stage": "decoder", "pictures": sum(len(known.pixels) for known in seen)})
-        self.run_stage("decoder", minutes, _over_and_over(seen, random.Random(self.settings.seed)))
+        encoded: Iterator[Batch] = map(self._encoded, self.batches(replace(mix, crowded=0.0)))
+        if pictures:
+            seen: list[Batch] = []
+            while sum(len(known.pixels) for known in seen) < pictures:
+                seen.append(next(encoded))
+            self._note({"stage": "decoder", "pictures": sum(len(known.pixels) for known in seen)})
+            encoded = _over_and_over(seen, random.Random(self.settings.seed))
+        self.run_stage("decoder", minutes, encoded)
         self._freeze(0)
 
     def _freeze(self, layers: int) -> None:
         """Freezes the decoder's first `layers` and, if there are any, the embedding; all other weights learn."""
-        decoder, self.upper = self.model.decoder, None
+        decoder, self.lower, self.upper = self.model.decoder, None, None
         self.model.requires_grad_(True)
         if layers:
             decoder.requires_grad_(False)
-            kinds = decoder.config.layer_types[layers:]
-            with torch.device("meta"):  # it holds the decoder's own layers
-                self.upper = Gemma3TextModel(decoder.config.replace(num_hidden_layers=len(kinds), layer_types=kinds))
-            self.upper.layers, self.upper.norm = decoder.layers[layers:], decoder.norm
+            self.lower = self._part(slice(layers), nn.Identity())
+            self.upper = self._part(slice(layers, None), decoder.norm)
             self.upper.layers.requires_grad_(True)
             self.upper.norm.requires_grad_(True)
+
+    def _part(self, layers: slice, norm: Any) -> Gemma3TextModel:
+        """Some of the decoder's own layers as a decoder, with a norm behind them."""
+        decoder = self.model.decoder
+        kinds = decoder.config.layer_types[layers]
+        with torch.device("meta"):
+            part = Gemma3TextModel(decoder.config.replace(num_hidden_layers=len(kinds), layer_types=kinds))
+        part.layers, part.norm = decoder.layers[layers], norm
+        return part
 
     @torch.no_grad()
     def _encoded(self, batch: Batch) -> Batch:
@@ -127,11 +137,11 @@ class Trainer:
         pixels = batch.pixels.to(self.device).float() / 127.5 - 1.0
         tokens = self.model.get_image_features(pixels).pooler_output
         unseen = replace(batch, pixels=batch.pixels.new_empty(len(pixels), 0))
-        if self.upper is None:
+        if self.lower is None:
             return replace(unseen, soft_tokens=tokens.bfloat16().cpu())
         moved = to_device(unseen, self.device)
-        told = self._decoded(self.model.decoder, self._embedded(moved, tokens), moved, output_hidden_states=True)
-        return replace(unseen, states=told.hidden_states[self.settings.frozen_layers].bfloat16().cpu())
+        states = self._decoded(self.lower, self._embedded(moved, tokens), moved)
+        return replace(unseen, states=states.bfloat16().cpu())
 
     def run_stage(self, name: str, minutes: float, batches: Iterator[Batch]) -> None:
         """Trains for `minutes`; the learning rate warms up, stays, and falls to 0 at the end."""
@@ -208,18 +218,17 @@ class Trainer:
         """What the decoder's first layer gets [B, T, E], given soft tokens [N, 64, E]."""
         return self.model.model.embed(batch.input_ids, soft_tokens)
 
-    def _decoded(self, decoder: Gemma3TextModel, inputs: torch.Tensor, batch: Batch, **options: Any) -> Any:
-        """The output of some of the decoder's layers for inputs [B, T, E]."""
+    def _decoded(self, decoder: Gemma3TextModel, inputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What some of the decoder's layers make [B, T, E] of inputs [B, T, E]."""
         masks = answer_masks(batch, self.model.config)
-        return decoder(
-            inputs_embeds=inputs, attention_mask=masks, position_ids=batch.positions, use_cache=False, **options
-        )
+        options = {"attention_mask": masks, "position_ids": batch.positions, "use_cache": False}
+        return decoder(inputs_embeds=inputs, **options).last_hidden_state
 
     def _answer_loss(
         self, batch: Batch, decoder: Gemma3TextModel, inputs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(answer loss, accuracy of the answer tokens), given the inputs [B, T, E] of the decoder's layers."""
-        hidden = self._decoded(decoder, inputs, batch).last_hidden_state
+        hidden = self._decoded(decoder, inputs, batch)
         targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
         asked = targets != IGNORED
         logits = self.model.lm_head(hidden[asked])
