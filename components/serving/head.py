@@ -22,7 +22,7 @@ _LINKS = """<script>for (const name of %s) document.head.append(Object.assign(do
 
 # Gradio's page makes a proxy of each part of its config that it reads, to learn of changes, and for each component it
 # reads all events. They never change, and it makes none of an array with a class of its own.
-_EVENTS = """<script>if (window.gradio_config)
+_EVENTS = """<script>if (window.gradio_config?.dependencies)
   Object.setPrototypeOf(gradio_config.dependencies, (class extends Array {}).prototype);</script>
 """
 

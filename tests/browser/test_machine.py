@@ -118,7 +118,8 @@ def test_what_lm_studio_left_is_listed_with_what_it_needs_and_runs(browser, url)
 
 def test_others_do_not_see_them(browser):
     with running_app("--auth", "me:secret") as address:
-        page = browser.new_page()
+        page, faults = browser.new_page(), []
+        page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(address)
         page.get_by_label("username").fill("me")
         page.get_by_label("password").fill("secret")
@@ -126,3 +127,4 @@ def test_others_do_not_see_them(browser):
         page.locator("#composer textarea").wait_for()
         assert page.locator("#machine").count() == 0
         page.close()
+        assert faults == []
