@@ -82,6 +82,8 @@
   const isAnswering = () => Boolean(document.querySelector("#composer .stop-button"));
   // The composer can be seen and used before page.js has run and before the server has brought back what was left.
   let scriptRan, cameBack, sending = false, waits = true, draftCame = false, typed = "";
+  let underway = 0; // submits whose events have not ended
+  const submitEnded = () => (underway = Math.max(0, underway - 1)); // one that fails in its handler ends both ways
   const stands = Promise.all([
     new Promise((resolve) => (scriptRan = resolve)),
     new Promise((resolve) => (cameBack = resolve)),
@@ -144,9 +146,14 @@
       document.querySelector("#empty").click();
       return message;
     },
-    // Some event has ended. While the composer shows Stop, the answer is still being written.
-    answered() {
-      if (!isAnswering()) kept.set("sent", null);
+    submitted() {
+      underway += 1;
+    },
+    // Some event has ended. The question that was sent is answered, or came back, with the last submit that is under
+    // way: one before it may end later, or an empty one sooner, and any other event in between.
+    answered(isSubmit) {
+      if (isSubmit) submitEnded();
+      if (!underway) kept.set("sent", null);
       kept.set("text", document.querySelector("#composer textarea")?.value ?? ""); // a question may have come back
       document.querySelector("#give")?.click();
     },
@@ -154,6 +161,7 @@
     // the browser, since the server may be out of reach. Updates of the composer and, with `notice`, of the notice.
     unsent(notice, message) {
       const sent = kept.get("sent");
+      submitEnded();
       if (!sent || isAnswering()) return [unchanged, unchanged];
       kept.set("sent", null);
       const whole = joined(sent, message);

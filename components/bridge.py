@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -64,14 +64,19 @@ class Calls:
                 call.stop.set()
 
     async def results(
-        self, window: str, kind: str, work: Callable[[Call], T], waiting: Callable[[str], str]
+        self,
+        window: str,
+        kind: str,
+        work: Callable[[Call], T],
+        waiting: Callable[[str], str],
+        entered: Call | None = None,
     ) -> AsyncGenerator[str | T | None, None]:
         """Runs `work` in a thread: yields `waiting(...)` of what it waits for until it ends, then its result.
 
-        A cancelled call ends with None. The waiting text is repeated even if it hasn't changed, because Gradio notices
-        that a visitor has left only when it sends something.
+        It is a new call, unless the caller has `entered` one. A cancelled call ends with None. The waiting text is
+        repeated even if it hasn't changed, because Gradio notices that a visitor has left only when it sends something.
         """
-        with self.entry(window, kind) as call:
+        with self.entry(window, kind) if entered is None else nullcontext(entered) as call:
             future = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work, call)
             try:
                 tick_s = _SOON_S

@@ -45,6 +45,7 @@ _FILES_JS = "(message) => window.ask.keepFiles(message)"
 # Sending empties the composer at once, so that a letter typed right after it is not lost.
 # While the composer shows Stop, or a picture is on its way to it, Enter sends nothing and the text stays.
 _SEND_JS = """async (message, ...rest) => {
+  window.ask.submitted();
   if (window.ask.isAnswering() || window.ask.isMissingPictures()) return [null, ...rest];
   const [state, _, ...values] = rest, standing = window.ask.answers();
   return [await window.ask.send(JSON.parse(JSON.stringify(message))), state, standing, ...values];
@@ -194,8 +195,9 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
     join: dict[str, Any] = {"fn": None, "inputs": both, "outputs": both, "api_visibility": "private"}
     join["js"] = "(returned, message) => window.ask.handedBack(returned, message)"
     ended = [change.then(**hand_back).then(**join) for change in changes]
-    for end in ended:
-        end.then(None, js="() => window.ask.answered()", api_visibility="private")
+    for place, end in enumerate(ended):
+        is_submit = "true" if place == 0 else "false"
+        end.then(None, js=f"() => window.ask.answered({is_submit})", api_visibility="private")
     _connect_failures(changes, hand_back, join, panels)
     return ended
 

@@ -137,31 +137,31 @@ class InsideHandlers:
         if not 0 <= index < len(conversation.exchanges):
             yield _opened()
             return
-        window = window_of(request)
-        self._calls.give_up(window)
+        self._calls.give_up(window_of(request))
         exchange = conversation.exchanges[index]
         token = _first_looked_at(exchange, first)
         selected = Selected(exchange, token, index)
         info = self._models.info(exchange.stats.model)
         outside = f'<p class="note">{escape(info.outside)}</p>' if info is not None and info.outside else ""
-        yield _opened(
-            title=f"<h2>Inside answer {index + 1}</h2>{outside}",
-            inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
-            words=answer_html(exchange.choices, token, values_in(exchange)),
-            maps=CHOOSE_WORD,
-            rest="",
-            mask=await self.mask(selected) if draws_mask else "",
-            comparison="",
-            code=self._code(exchange, request),
-            selected=selected,
-            # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-            **model_updates(info, self._models.names, token is not None, bool(exchange.question.pictures)),
-        )
-        if token is None:
-            return
-        async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, request)) as drawings:
-            async for maps, rest in drawings:
-                yield _opened(maps=maps, rest=rest)
+        with self._calls.entry(window_of(request), _LOOK) as call:
+            yield _opened(
+                title=f"<h2>Inside answer {index + 1}</h2>{outside}",
+                inputs=await self._html(exchange, lambda engine: _inputs(engine, exchange)),
+                words=answer_html(exchange.choices, token, values_in(exchange)),
+                maps=CHOOSE_WORD,
+                rest="",
+                mask=await self.mask(selected) if draws_mask else "",
+                comparison="",
+                code=self._code(exchange, request),
+                selected=selected,
+                # With the panel itself: an update that came later would undo what the visitor has chosen by then.
+                **model_updates(info, self._models.names, token is not None, bool(exchange.question.pictures)),
+            )
+            if token is None:
+                return
+            async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, request, call=call)) as drawings:
+                async for maps, rest in drawings:
+                    yield _opened(maps=maps, rest=rest)
 
     async def follow(
         self, selected: Selected | None, conversation: Conversation, request: gr.Request
@@ -229,11 +229,12 @@ class InsideHandlers:
         choices = selected.exchange.choices
         values = values_in(selected.exchange)
         chosen = replace(selected, token=word_at(choices, token, values).start)
-        self._calls.give_up(window_of(request), _LOOK, _HIDE)
-        yield answer_html(choices, token, values), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
-        async with aclosing(self._maps(chosen, layer, head, request, view)) as drawings:
-            async for maps, rest in drawings:
-                yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
+        self._calls.give_up(window_of(request), _HIDE)
+        with self._calls.entry(window_of(request), _LOOK) as call:
+            yield answer_html(choices, token, values), gr.skip(), gr.skip(), HIDING, gr.update(interactive=True), chosen
+            async with aclosing(self._maps(chosen, layer, head, request, view, call)) as drawings:
+                async for maps, rest in drawings:
+                    yield gr.skip(), maps, rest, gr.skip(), gr.skip(), gr.skip()
 
     async def look_again(
         self, selected: Selected | None, layer: str, head: int, request: gr.Request, view: str = LOOKED
@@ -353,9 +354,18 @@ class InsideHandlers:
         return code_html(exchange, info, replace(where, asks=self._models.names[0]))
 
     async def _maps(
-        self, selected: Selected, layer: str, head: int, request: gr.Request, view: str = LOOKED
+        self,
+        selected: Selected,
+        layer: str,
+        head: int,
+        request: gr.Request,
+        view: str = LOOKED,
+        call: Call | None = None,
     ) -> AsyncGenerator[tuple[Any, Any], None]:
-        """HTML of the word's map, and of the rest: the likeliest tokens, the prompt's words or the reasons."""
+        """HTML of the word's map, and of the rest: the likeliest tokens, the prompt's words or the reasons.
+
+        Whoever shows something before the map has entered its `call` by then: what the visitor asks for next is newer.
+        """
         answered, choices = selected.exchange.answered, list(selected.exchange.choices)
         assert selected.token is not None
         word = word_at(choices, selected.token, values_in(selected.exchange))
@@ -380,14 +390,20 @@ class InsideHandlers:
             return maps_html(attention, _previews(engine, answered))
 
         draw = draw_rests if view == RESTS else draw_looked
-        async with aclosing(self._called(request, _LOOK, selected.exchange, draw)) as drawings:
+        async with aclosing(self._called(request, _LOOK, selected.exchange, draw, call)) as drawings:
             async for html in drawings:
                 yield html, "".join(rest) if isinstance(html, str) else gr.skip()
 
     async def _called(
-        self, request: gr.Request, kind: str, exchange: Exchange, draw: Callable[[Engine, Call], str]
+        self,
+        request: gr.Request,
+        kind: str,
+        exchange: Exchange,
+        draw: Callable[[Engine, Call], str],
+        entered: Call | None = None,
     ) -> AsyncGenerator[Any, None]:
-        """HTML of what the call waits for, then of what `draw` returns or why it failed.
+        """HTML of what the call waits for, then of what `draw` returns or why it failed. It is a new call, unless the
+        caller has `entered` one.
 
         The last update of a cancelled call changes nothing.
         """
@@ -411,7 +427,8 @@ class InsideHandlers:
                         raise
 
                 work = partial(self._shown, exchange, counted)
-                async with aclosing(self._calls.results(window_of(request), kind, work, waiting)) as drawn:
+                results = self._calls.results(window_of(request), kind, work, waiting, entered)
+                async with aclosing(results) as drawn:
                     async for html in drawn:
                         yield gr.skip() if html is None else html
         except Gemma3Error as error:

@@ -257,8 +257,8 @@ _NOTES_THAT_IT_BROUGHT = """() => {
     window.opens = true;
     open(id);
   };
-  ask.answered = () => {
-    answered();
+  ask.answered = (isSubmit) => {
+    answered(isSubmit);
     window.brought = window.opens;
   };
 }"""

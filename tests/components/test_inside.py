@@ -283,6 +283,28 @@ def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
     assert "the probability of “yellow” goes from" in effect, "what is hottest here can be hidden"
 
 
+@pytest.mark.parametrize("opens", [True, False])
+def test_what_is_asked_after_the_words_are_shown_is_the_newer_look(engine, exchange, opens):
+    """On a busy machine it may begin before the words' own map does, and must not be given up for that."""
+    color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
+    handlers, selected = InsideHandlers(ModelRegistry(engine)), Selected(exchange, color)
+
+    async def both():
+        if opens:
+            words = handlers.open(0, Conversation((exchange,)), Window())
+        else:
+            words = handlers.look(color, selected, "global", MEAN_HEADS, Window())
+        await anext(words)
+        again = handlers.look_again(selected, "global", MEAN_HEADS, Window(), RESTS)
+        first = await anext(again)  # it waits for its map
+        maps = [update async for update in words]
+        return maps, [first, *[update async for update in again]]
+
+    maps, again = run(both())
+    assert all(change == gr.skip() for update in maps for change in update)
+    assert "The dashed box" in again[-1][0]
+
+
 @pytest.fixture(scope="module")
 def in_fields(engine):
     question = Turn("user", "What color is the star?", (NIGHT,))
