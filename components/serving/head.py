@@ -20,6 +20,12 @@ _LINKS = """<script>for (const name of %s) document.head.append(Object.assign(do
   { rel: "stylesheet", disabled: true, href: new URL(name, document.baseURI).href }));</script>
 """
 
+# Gradio's page makes a proxy of each part of its config that it reads, to learn of changes, and for each component it
+# reads all events. They never change, and it makes none of an array with a class of its own.
+_EVENTS = """<script>if (window.gradio_config?.dependencies)
+  Object.setPrototypeOf(gradio_config.dependencies, (class extends Array {}).prototype);</script>
+"""
+
 
 def with_head(html: str, kinds: frozenset[str], theme: str, theme_hash: str) -> str:
     """Gradio's page with what it asks for at once, for a page with these kinds of components.
@@ -49,7 +55,8 @@ def head(kinds: frozenset[str], theme: str, theme_hash: str) -> tuple[str, str]:
     there = [f"assets/{file.name}" for file in style_sheets(kinds)]
     if not _has_addresses(theme):
         there.append(f"theme.css?v={theme_hash}")
-    return begin, f'<script>{words}</script><link rel="stylesheet" href="{address}">{_LINKS % json.dumps(there)}'
+    styles = f'<link rel="stylesheet" href="{address}">{_LINKS % json.dumps(there)}'
+    return begin, f"<script>{words}</script>{styles}{_EVENTS}"
 
 
 @cache

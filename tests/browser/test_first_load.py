@@ -1,5 +1,5 @@
-"""A first load stays as small as it was measured (`python -m benchmarks.first_load`), and then the page rests; an
-answer costs the browser few copies."""
+"""A first load stays as small as it was measured (`python -m benchmarks.first_load`), and then the page rests; it
+and an answer cost the browser few proxies and copies."""
 
 import re
 from multiprocessing import current_process
@@ -27,6 +27,15 @@ _LEAST_FRAMES_IN_A_SECOND = """async () => {
   return least;
 }"""
 
+_COUNT_PROXIES = """const plain = window.Proxy;
+window.proxies = { of_events: 0, of_components: 0 };
+window.Proxy = new plain(plain, {
+  construct(target, [of, handler]) {
+    window.proxies.of_events += Object.hasOwn(of, "backend_fn");
+    window.proxies.of_components += Object.hasOwn(of, "component_class_id");
+    return new target(of, handler);
+  },
+});"""
 _COUNT_COPIES = """const copy = window.structuredClone;
 window.copied = [];
 window.structuredClone = (value, options) => {
@@ -57,6 +66,14 @@ def test_a_first_load_is_small_and_steady_asks_at_once_for_its_scripts_and_rests
     assert load.requests <= MOST_REQUESTS
     assert load.kilobytes <= MOST_KILOBYTES
     assert load.layout_shift <= MOST_SHIFT
+
+
+def test_a_load_makes_no_proxies_of_events(browser, url):
+    """There would be thousands, each read again for each component."""
+    with opened(browser, url, before=lambda page: page.add_init_script(_COUNT_PROXIES)) as page:
+        assert page.evaluate("gradio_config.dependencies.length") > 100
+        assert page.evaluate("proxies.of_components") > 100
+        assert page.evaluate("proxies.of_events") == 0
 
 
 def test_an_answer_makes_no_copies_of_what_is_its_own_copy(browser, url):
