@@ -68,12 +68,15 @@ def test_a_first_load_is_small_and_steady_asks_at_once_for_its_scripts_and_rests
     assert load.layout_shift <= MOST_SHIFT
 
 
-def test_a_load_makes_no_proxies_of_events(browser, url):
+def test_a_load_makes_no_proxies_of_events_and_looks_for_no_component_that_is_not_there(browser, url):
     """There would be thousands, each read again for each component."""
     with opened(browser, url, before=lambda page: page.add_init_script(_COUNT_PROXIES)) as page:
         assert page.evaluate("gradio_config.dependencies.length") > 100
         assert page.evaluate("proxies.of_components") > 100
         assert page.evaluate("proxies.of_events") == 0
+        listened_to = "gradio_config.dependencies.flatMap(({ targets }) => targets.map(([id]) => id))"
+        known = "[0, ...gradio_config.components.map(({ id }) => id)]"
+        assert set(page.evaluate(listened_to)) <= set(page.evaluate(known))
 
 
 def test_an_answer_makes_no_copies_of_what_is_its_own_copy(browser, url):
