@@ -61,6 +61,7 @@
     control.dataset.number = button.dataset.number;
     control.dataset.token = button.dataset.token ?? "";
     delete control.dataset.region;
+    delete control.dataset.text;
     control.click();
     if (tab) find(`#inside [role=tab][data-tab-id=${tab}]`).click();
     if (["retry", "continue", "look-closer"].includes(button.dataset.act)) toComposer();

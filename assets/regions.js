@@ -49,8 +49,17 @@
   document.addEventListener("click", (event) => {
     const area = event.target.closest("#inside figure")?.querySelector(".drawable");
     if (event.target.matches("#inside .hide-box")) hideRegion(area);
-    if (event.target.matches("#inside .closer-box")) lookCloser([area.dataset.picture, ...area.region].join(" "));
+    if (event.target.matches("#inside .closer-box")) lookCloser(regionOf(area));
     if (event.target.matches("#inside .closer-place")) lookCloser(event.target.dataset.region);
+  });
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("#inside .ask-box")) return;
+    event.preventDefault();
+    const text = event.target.querySelector("input").value.trim();
+    if (!text) return;
+    lookCloser(regionOf(event.target.closest("figure").querySelector(".drawable")), text);
+    if (matchMedia("(max-width: 1099px)").matches) // there Inside lies over the chat
+      document.querySelector("#inside [data-act=inside-close]").click();
   });
 
   // Draws an area's box and says where it is; without a region removes it.
@@ -58,7 +67,7 @@
     const figure = area.closest("figure"), percent = (share) => Math.round(100 * share);
     let box = area.querySelector(".box");
     area.region = region;
-    for (const button of figure.querySelectorAll(".hide-box, .closer-box")) button.hidden = !region;
+    for (const control of figure.querySelectorAll(".hide-box, .closer-box, .ask-box")) control.hidden = !region;
     figure.querySelector("[role=status]").textContent = region
       ? `Box from ${percent(region[0])} to ${percent(region[2])} % across and ${percent(region[1])} to ${percent(region[3])} % down.`
       : "";
@@ -74,13 +83,19 @@
 
   function hideRegion(area) {
     const control = document.querySelector("#hide-region");
-    control.dataset.region = [area.dataset.picture, ...area.region].join(" ");
+    control.dataset.region = regionOf(area);
     control.click();
   }
 
-  function lookCloser(region) {
+  function regionOf(area) {
+    return [area.dataset.picture, ...area.region].join(" ");
+  }
+
+  // Asks the question again, or a text about the region as a new one.
+  function lookCloser(region, text = "") {
     const control = document.querySelector("#look-closer");
     control.dataset.region = region;
+    control.dataset.text = text;
     control.dataset.number = document.querySelector("#inside-open").dataset.number;
     control.click();
   }

@@ -56,9 +56,9 @@ _INSIDE_JS = """(_, conversation) => {
   const { number, token } = document.querySelector("#inside-open").dataset;
   return [Number(number), conversation, token ? Number(token) : null];
 }"""
-_CLOSER_JS = """(number, region, ...rest) => {
-  const { number: answer, region: drawn } = document.querySelector("#look-closer").dataset;
-  return [Number(answer), drawn ?? "", ...rest];
+_CLOSER_JS = """(number, region, text, ...rest) => {
+  const { number: answer, region: drawn, text: asked } = document.querySelector("#look-closer").dataset;
+  return [Number(answer), drawn ?? "", asked ?? "", ...rest];
 }"""
 _REGION_JS = "(selected) => [selected, document.querySelector('#hide-region').dataset.region]"
 _HOTTEST_JS = "(selected) => [selected, document.querySelector('#maps .maps')?.dataset.region ?? '']"
@@ -159,6 +159,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
     acts = ("retry", "undo", "edit", "keep", "restore", "continue", "look-closer")
     retry, undo, edit, keep, restore, go_on, closer = (gr.Button(act, elem_id=act, visible="hidden") for act in acts)
     number, looked_at = gr.Number(visible="hidden", precision=0), gr.Textbox(visible="hidden")
+    about_it = gr.Textbox(visible="hidden")
     standing = gr.Number(visible="hidden", precision=0)
     state, composer, values = panels.conversation, panels.composer, panels.settings.inputs
     # No limit here: the engine's own queue decides the order. "multiple" lets each click reach the server, even one
@@ -176,7 +177,7 @@ def _connect_chat(chat_handlers: ChatHandlers, keeping: Keeping | None, panels: 
         composer.submit(chat_handlers.send, [composer, state, standing, *values], js=_SEND_JS, **common),
         panels.chat.example_select(chat_handlers.ask_example, [state, *values], **common),
         retry.click(chat_handlers.retry, [number, state, *values], js=_NUMBER_JS.format("retry"), **common),
-        closer.click(chat_handlers.look_closer, [number, looked_at, state, *values], js=_CLOSER_JS, **common),
+        closer.click(chat_handlers.look_closer, [number, looked_at, about_it, state, *values], js=_CLOSER_JS, **common),
         go_on.click(chat_handlers.go_on, [state, *values], **common),
         undo.click(chat_handlers.undo, [number, composer, state], js=_NUMBER_JS.format("undo"), **common),
         edit.click(chat_handlers.edit, [number, composer, state], js=_NUMBER_JS.format("edit"), **common),

@@ -1,4 +1,4 @@
-"""A closer look: a question asked again, with crops that show its pictures at their full resolution."""
+"""A closer look: a question asked again, or a new one about a region, with crops at the pictures' full resolution."""
 
 import math
 import re
@@ -105,6 +105,12 @@ def closer_question(exchange: Exchange, region: Region | None = None) -> Turn:
         seen = [turn for turn in exchange.answered.request.turns if turn.pictures]
         question = replace(question, pictures=seen[-1].pictures, captions=seen[-1].captions)
     return replace(question, crops=tuple("auto" for _ in question.pictures))
+
+
+def question_about(exchange: Exchange, region: Region, text: str) -> Turn:
+    """A new question about one of the pictures that an answer has read, with the region as a crop of it."""
+    number, box = region
+    return Turn("user", text, (_pictures(exchange)[number],), crops=((box,),))
 
 
 def _own(question: Turn) -> tuple[Crops, ...]:

@@ -13,7 +13,14 @@ import gradio as gr
 from components.bridge import Ask, Call, Calls, Look, window_of
 from components.chat import composer
 from components.chat import panel as chat
-from components.chat.closer_look import Region, closer_question, reason_to_look_closer, region_of, word_to_look_for
+from components.chat.closer_look import (
+    Region,
+    closer_question,
+    question_about,
+    reason_to_look_closer,
+    region_of,
+    word_to_look_for,
+)
 from components.chat.conversation import NOTHING, Conversation, Exchange, captioned, held, joined
 from components.chat.previews import Previews
 from components.chat.running import Pace, RunningAnswers
@@ -187,14 +194,20 @@ class ChatHandlers:
                 yield update
 
     async def look_closer(
-        self, number: float | None, region: str, conversation: Conversation, request: gr.Request, *values: Any
+        self,
+        number: float | None,
+        region: str,
+        text: str,
+        conversation: Conversation,
+        request: gr.Request,
+        *values: Any,
     ) -> AsyncGenerator[Update, None]:
         """Asks the question with this index again with a crop: the `region` that the visitor has drawn (see
         `drawn_box`), or what the least sure word of an unsure answer rests on (see `word_to_look_for`). Without either,
         it is asked with an even tiling of its pictures.
 
         Both answers stay in sight. The question after it reads the new answer. What came after the earlier one is
-        replaced.
+        replaced. With a `text`, that is asked about the region instead, after all other questions.
         """
         index, window = _index(number, conversation), window_of(request)
         if index is None or conversation.changing is not None or window in self.running:
@@ -204,11 +217,15 @@ class ChatHandlers:
         if not exchange.answered.request.num_images:
             yield page_update()
             return
+        if text:
+            async with aclosing(self._ask_about(exchange, region, text, conversation, request, *values)) as updates:
+                async for update in updates:
+                    yield update
+            return
         choices, first = replace(Choices(*values), model=exchange.stats.model), exchange.first or exchange
         steps, found = None, _Found()
         if region:
-            drawn = partial(self._drawn, exchange, region)
-            steps = self._looks.results(window, _CLOSER, drawn, lambda _told: SENDING)
+            steps = self._drawn_on(exchange, region, window)
         elif word := word_to_look_for(exchange, self._models.info(exchange.stats.model)):
             steps = self._mapped(exchange, word, request)
         if steps is not None:
@@ -222,6 +239,24 @@ class ChatHandlers:
         async with aclosing(
             self._ask(question, conversation, kept, choices, request, again=True, first=first)
         ) as updates:
+            async for update in updates:
+                yield update
+
+    async def _ask_about(
+        self, exchange: Exchange, region: str, text: str, conversation: Conversation, asker: gr.Request, *values: Any
+    ) -> AsyncGenerator[Update, None]:
+        """Asks a new question about a picture of this exchange's prompt, with the region as a crop of it."""
+        window, found = window_of(asker), _Found()
+        shown = [*self.messages(conversation), *chat.asked(Turn("user", text))]
+        steps = self._drawn_on(exchange, region, window)
+        async with aclosing(self._find(steps, shown, conversation, window, found)) as updates:
+            async for update in updates:
+                yield update
+        if found.ended or found.region is None:
+            return
+        question = captioned(question_about(exchange, found.region, text), self._caption)
+        choices = Choices(*values)
+        async with aclosing(self._ask(question, conversation, conversation, choices, asker)) as updates:
             async for update in updates:
                 yield update
 
@@ -307,10 +342,14 @@ class ChatHandlers:
             report = engine.why(answered, word, stop=call.stop, tell=call.tell)
             return region_of(report, engine.inspect(answered.request).picture_sizes)
 
-    def _drawn(self, exchange: Exchange, region: str, _call: Call) -> Region:
+    def _drawn_on(self, exchange: Exchange, region: str, window: str) -> AsyncGenerator[str | Region | None]:
         """The number of a picture of the conversation, and the box on it. Raises Gemma3Error."""
-        with self._models.that_answered(exchange.stats.model) as engine:
-            return drawn_box(region, engine.inspect(exchange.answered.request).picture_sizes)
+
+        def drawn(_call: Call) -> Region:
+            with self._models.that_answered(exchange.stats.model) as engine:
+                return drawn_box(region, engine.inspect(exchange.answered.request).picture_sizes)
+
+        return self._looks.results(window, _CLOSER, drawn, lambda _told: SENDING)
 
     def restore(self, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request) -> Update:
         """Brings back what the last action replaced."""

@@ -16,7 +16,7 @@ NO_PICTURES = '<p class="note">This conversation has no pictures: the model saw 
 _LONGEST = 640  # pixels of a picture's longer side
 _NIGHT = (16, 18, 24)
 _DARKEST = 0.86  # opacity of the dark layer where the map is 0
-_HINT = "Draw a box on a whole picture, or tap it, to hide that region."
+_HINT = "Draw a box on a whole picture, or tap it, to hide that region or to ask about it."
 
 
 def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> str:
@@ -76,6 +76,9 @@ def _lit(
             if tile.tile.picture == number:
                 box = (marked or {}).get(number) if tile.tile.crop is None else None
                 mark = "" if box is None else _mark(preview, box, "place")
+                crops = [one.tile.box for one in tiles if one.tile.picture == number and one.tile.crop is not None]
+                if tile.tile.crop is None and len(crops) == 1:  # the region that was asked about
+                    mark += _mark(preview, crops[0], "asked")
                 image = picture_html(spotlit(tile, preview, most), name.format(tile.tile.label), _LONGEST)
                 figures += _figure(tile, image + mark, caption)
     return figures, sizes
@@ -101,6 +104,8 @@ def _figure(tile_map: TileMap, image: str, caption: str) -> str:
         controls = (
             '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button> '
             '<button type="button" class="closer-box" hidden>Look closer at it</button>'
+            '<form class="ask-box" hidden><input required maxlength="2000" autocomplete="off" '
+            'aria-label="Question about this region" placeholder="Ask about it"><button>Ask</button></form>'
         )
     return f"<figure><div{drawable}>{image}</div><figcaption>{escape(caption)}</figcaption>{controls}</figure>"
 

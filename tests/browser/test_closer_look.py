@@ -123,6 +123,18 @@ def test_a_region_of_ones_own_or_what_an_answer_rests_on_is_looked_at_closer(pag
     page.locator("#inside .maps figcaption").get_by_text("crop 1").wait_for()  # Inside follows
     page.locator("#strip summary").get_by_text("2 tiles").wait_for()
 
+    area.focus()
+    page.keyboard.press("ArrowRight")
+    question = page.get_by_label("Question about this region")
+    question.fill("What shape is it?")
+    question.press("Enter")
+    answered(page, 2)
+    assert "What shape is it?" in page.locator("#chat .user-row").last.inner_text()
+    assert page.locator("#chat .user-row").last.locator("img").count() == 1
+    page.locator("#strip summary").get_by_text("2 tiles").wait_for()
+    page.get_by_role("button", name="Look inside answer 2").click()
+    page.locator("#inside .maps .asked").nth(1).wait_for()  # Inside keeps the regions of both questions
+
     page.locator("#clear").click()
     page.locator("#chat .placeholder-content").wait_for()
     write(page, "What color is the star?", EXAMPLES / "night.png")

@@ -161,7 +161,7 @@ class Looking:
 
 def closer(engine, exchange, **options):
     handlers = ChatHandlers(ModelRegistry(engine), (), **options)
-    return handlers, handlers.look_closer(0, "", Conversation((exchange,)), Window(), *VALUES)
+    return handlers, handlers.look_closer(0, "", "", Conversation((exchange,)), Window(), *VALUES)
 
 
 def test_a_closer_look_at_an_unsure_answer_takes_a_crop_of_what_it_rests_on():
@@ -279,7 +279,7 @@ def test_the_page_says_that_it_looks_and_its_event_loop_goes_on():
         return second
 
     def closer_again(handlers):
-        return handlers.look_closer(0, "", Conversation((unsure(),)), Window(), *VALUES)
+        return handlers.look_closer(0, "", "", Conversation((unsure(),)), Window(), *VALUES)
 
     updates, second = while_looking(engine, unsure(), lets_it_end)
     assert LOOKING in told(updates[0])

@@ -442,7 +442,7 @@ def test_a_second_click_while_an_answer_is_written_changes_nothing(act):
     acts = {
         "card": lambda: handlers.ask_example(conversation, Window(), click, *VALUES),
         "retry": lambda: handlers.retry(0, conversation, Window(), *VALUES),
-        "look_closer": lambda: handlers.look_closer(0, "", conversation, Window(), *VALUES),
+        "look_closer": lambda: handlers.look_closer(0, "", "", conversation, Window(), *VALUES),
     }
 
     async def second():
@@ -473,7 +473,7 @@ def test_no_region_is_looked_at_while_an_answer_is_written():
     handlers = ChatHandlers(ModelRegistry(engine), ())
 
     async def second():
-        return [update async for update in handlers.look_closer(0, REGION, conversation, Window(), *VALUES)]
+        return [update async for update in handlers.look_closer(0, REGION, "", conversation, Window(), *VALUES)]
 
     assert while_answering(handlers, handlers.retry(0, conversation, Window(), *VALUES), second) == [(gr.skip(),) * 4]
     assert engine.read == 0
@@ -484,7 +484,7 @@ def test_of_regions_that_one_window_draws_at_once_the_first_is_looked_at():
     handlers = ChatHandlers(ModelRegistry(engine), ())
 
     async def look():
-        return [update async for update in handlers.look_closer(0, REGION, conversation, Window(), *VALUES)]
+        return [update async for update in handlers.look_closer(0, REGION, "", conversation, Window(), *VALUES)]
 
     async def looks():
         first = asyncio.ensure_future(look())
@@ -500,6 +500,36 @@ def test_of_regions_that_one_window_draws_at_once_the_first_is_looked_at():
     assert first[-1][2].exchanges[0].question.crops == ((Box(10, 10, 50, 50),),)
 
 
+def asked_about(region, text):
+    """What the handlers do, and the engine; the conversation has an answer about a picture and one without any."""
+    conversation, engine = Conversation((seen("It is too small."), *two_exchanges().exchanges[:1])), Reading()
+    engine.may_end.set()
+    handlers = ChatHandlers(ModelRegistry(engine), ())
+
+    async def updates():
+        return [update async for update in handlers.look_closer(0, region, text, conversation, Window(), *VALUES)]
+
+    return conversation, asyncio.run(updates())[-1], engine
+
+
+def test_a_text_about_a_region_is_a_new_question_after_all_others_with_the_region_as_a_crop():
+    before, (_, _, after, _), engine = asked_about(REGION, "What is this?")
+    assert after.exchanges[:-1] == before.exchanges
+    question = after.exchanges[-1].question
+    assert (question.text, question.crops) == ("What is this?", ((Box(10, 10, 50, 50),),))
+    assert question.pictures == before.exchanges[0].question.pictures
+    assert after.exchanges[-1].first is None
+    assert engine.requests[0].turns[-1] == question
+
+
+@pytest.mark.parametrize("region", ["", "1 0.1 0.1 0.5 0.5", "0 0.1 0.1 0.1 0.1"])
+def test_a_text_about_a_region_that_is_none_is_not_asked_and_says_why(region):
+    _, (_, _, conversation, notice), engine = asked_about(region, "What is this?")
+    assert conversation == gr.skip()
+    assert re.search("Draw a (larger one|box on one of the pictures)", notice)
+    assert engine.requests == []
+
+
 def test_what_is_cleared_while_its_region_is_looked_at_is_not_asked_again():
     conversation, engine = Conversation((seen("It is too small."),)), Reading()
     handlers = ChatHandlers(ModelRegistry(engine), ())
@@ -507,7 +537,7 @@ def test_what_is_cleared_while_its_region_is_looked_at_is_not_asked_again():
     async def cleared_meanwhile():  # without waiting for the look
         return await asyncio.wait_for(handlers.clear(typed(""), conversation, Window()), 5)
 
-    begun = handlers.look_closer(0, REGION, conversation, Window(), *VALUES)
+    begun = handlers.look_closer(0, REGION, "", conversation, Window(), *VALUES)
     assert while_answering(handlers, begun, cleared_meanwhile)[2].exchanges == ()
     assert engine.requests == []
 
@@ -623,7 +653,7 @@ def test_a_closer_look_asks_again_with_crops_and_keeps_both_answers():
     engine = Speaking("The sign says 30.", "And that is all.")
     handlers = ChatHandlers(ModelRegistry(engine), ())
     small = seen("The writing is too small to read.")
-    shown, after, notice = run(handlers.look_closer(0, "", Conversation((small,)), Window(), *VALUES))
+    shown, after, notice = run(handlers.look_closer(0, "", "", Conversation((small,)), Window(), *VALUES))
     (exchange,) = after.exchanges
     assert (exchange.answer, exchange.first, exchange.question.crops) == ("The sign says 30.", small, ("auto",))
     assert "The next question reads the new answer." in notice
@@ -648,7 +678,7 @@ def test_a_closer_look_at_a_question_without_pictures_takes_the_latest_ones():
     asked = Request(conversation.turns(question_of("Read it", [])))
     unread = Exchange(asked.turns[-1], False, Answered(asked, DoneEvent("I cannot read it.", STATS)))
     _, after, _ = run(
-        ChatHandlers(ModelRegistry(engine), ()).look_closer(1, "", conversation.add(unread), Window(), *VALUES)
+        ChatHandlers(ModelRegistry(engine), ()).look_closer(1, "", "", conversation.add(unread), Window(), *VALUES)
     )
     assert after.exchanges[1].question == replace(question_of("Read it", ["/cache/a.png"]), crops=("auto",))
 
@@ -672,7 +702,7 @@ def test_a_region_becomes_a_crop_of_the_picture_that_it_is_on():
 def test_a_closer_look_without_an_answer_keeps_the_earlier_one(answer):
     before = Conversation((seen("It is too small."),))
     handlers = ChatHandlers(ModelRegistry(Speaking(answer)), ())
-    _, after, _ = run(handlers.look_closer(0, "", before, Window(), *VALUES))
+    _, after, _ = run(handlers.look_closer(0, "", "", before, Window(), *VALUES))
     assert after.exchanges == before.exchanges
     assert after.returned == NOTHING
 
@@ -682,7 +712,7 @@ def test_what_is_not_there_is_not_looked_at_closer(number):
     text = Conversation((exchange_of(question_of("What?", []), "A star."),))
     for place in (number, 0):
         shown, after, _ = run(
-            ChatHandlers(ModelRegistry(Speaking("No.")), ()).look_closer(place, "", text, Window(), *VALUES)
+            ChatHandlers(ModelRegistry(Speaking("No.")), ()).look_closer(place, "", "", text, Window(), *VALUES)
         )
         assert (shown, after) == (None, None)
 
