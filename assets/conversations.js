@@ -60,7 +60,7 @@
   const see = (id, entry) => kept.set("seen", { ...kept.get("seen"), [id]: { id: entry.id, keys: entry.keys } });
 
   // The entry that may be replaced by a conversation with these keys. What another window has added to it must not be
-  // lost: then there is none, and the conversation goes on as one of its own.
+  // lost: otherwise there is none, and the conversation is saved as a new entry.
   function replaceable(conversations, id, keys) {
     const last = seen(id), entry = conversations.find((one) => one.id === (last?.id ?? id));
     if (entry && last && entry.keys.join() === last.keys.join()) return entry;

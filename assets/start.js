@@ -149,8 +149,8 @@
     submitted() {
       underway += 1;
     },
-    // Some event has ended. The question that was sent is answered, or came back, with the last submit that is under
-    // way: one before it may end later, or an empty one sooner, and any other event in between.
+    // Some event has ended. The question that was sent is cleared only when no submit is pending, since submits may
+    // finish out of order, and any other event in between.
     answered(isSubmit) {
       if (isSubmit) submitEnded();
       if (!underway) kept.set("sent", null);
@@ -203,9 +203,9 @@
         link: newLink(),
       });
     },
-    // The page has opened: this window's name for its next reload, whether the server knew the one before, what the
-    // composer holds again, if anything, and whether the link was used: not where something stood already. What was
-    // typed meanwhile follows it. Gives the composer's content.
+    // The page has opened. `text` has this window's name for its next reload, whether the server knew the one before,
+    // and what the composer holds again, if anything. It also says whether the link was used, which it is not where
+    // something stood already. What was typed meanwhile follows the composer's content. Gives that content.
     opened(text, message) {
       const { window: name, found, held, linked } = JSON.parse(text);
       if (linked) kept.set("link", location.search);

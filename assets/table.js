@@ -121,8 +121,8 @@
     input.click();
   }
 
-  // The server is asked one thing at a time. What it says carries the number of the turn, since what was said before
-  // stays where an event fails.
+  // The server is asked one thing at a time. What it says carries the number of the turn, because a failed event
+  // leaves the previous value.
   let turn = 0, given = "", heard = null, hearing = null;
   function asks(button, what, onStage = () => {}) {
     given = JSON.stringify({ turn: ++turn, ...what });
@@ -366,7 +366,7 @@
     showFields() {
       const names = (document.querySelector("#fields-text textarea")?.value ?? "").split("\n").filter(Boolean)
         .map((line) => line.split(":")[0]);
-      find(".fields")?.replaceChildren(names.length ? "A column a field: " : "Answers are text.",
+      find(".fields")?.replaceChildren(names.length ? "One column per field: " : "Answers are text.",
         made("b", { textContent: names.join(", "), translate: false }));
     },
   };

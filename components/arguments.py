@@ -20,7 +20,9 @@ def read_arguments(given: Sequence[Any]) -> list[Any]:
     text. None and empty text stand for an argument's default. Raises Gemma3Error.
     """
     if len(given) > len(_READERS):
-        raise Gemma3Error(f"At most {len(_READERS)} arguments are taken ({', '.join(_READERS)}), got {len(given)}.")
+        raise Gemma3Error(
+            f"At most {len(_READERS)} arguments are taken ({', '.join(_READERS)}), got {len(given)}. Send fewer."
+        )
     values = [*given, *[None] * (len(_READERS) - len(given))]
     return [read(name, value) for (name, read), value in zip(_READERS.items(), values, strict=True)]
 
@@ -89,13 +91,15 @@ def _schema(name: str, value: Any) -> str | None:
 
 def _json(name: str, value: Any) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST_JSON:
-        raise Gemma3Error(f"“{name}” may have at most {_LONGEST_JSON:,} characters, got {len(value):,}.")
+        raise Gemma3Error(f"“{name}” may have at most {_LONGEST_JSON:,} characters, got {len(value):,}. Shorten it.")
     if not isinstance(value, str) or value.strip() in ("", "auto"):
         return None if value == "" else value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise Gemma3Error(f"“{name}” is neither “auto” nor JSON: {_short(value)}.") from None
+        raise Gemma3Error(
+            f"“{name}” is neither “auto” nor JSON: {_short(value)}. Write boxes as [[[left, top, right, bottom]]]."
+        ) from None
 
 
 def crops_of(value: Any, pictures: int) -> tuple[Crops, ...]:

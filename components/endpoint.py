@@ -62,7 +62,9 @@ class AskEndpoint:
         visitor = caller.visitor if caller.door == "mcp" else caller.window
         try:
             if (max_new_tokens or 0) > MOST_NEW_TOKENS:
-                raise Gemma3Error(f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.12g}.")
+                raise Gemma3Error(
+                    f"An answer can have at most {MOST_NEW_TOKENS:,} tokens, got {max_new_tokens:,.12g}. Ask for fewer."
+                )
             turn = question_of(question or "", images or ())
             asked = Request(
                 turns=(replace(turn, crops=crops_of(crops, len(turn.pictures))),),

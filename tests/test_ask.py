@@ -100,7 +100,7 @@ def test_what_can_not_be_asked_is_said_before_anything_is_loaded(tmp_path, capsy
     for folder, more, said in (
         (tmp_path / "none", [], "is no folder"),
         (tmp_path / "one.png", [], "is no folder"),
-        (tmp_path, ["--fields", "color: red"], "is no field"),
+        (tmp_path, ["--fields", "color: red"], "needs a name"),
         (tmp_path, ["--fields", "color: red, blue; error: text"], "the column error twice"),
         (tmp_path, ["--fields", "a; a sureness: text"], "the column a sureness twice"),
     ):

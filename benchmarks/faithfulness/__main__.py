@@ -10,9 +10,10 @@ explain. Nearly all time goes into the curves, so the floor, the slow methods an
 scored for a part of the pictures only; the others are shown for the same part too.
 
 Runs in parts: each picture's record is added to benchmarks/results/faithfulness.jsonl (or `--records`), and a new start
-goes on behind it; `--seconds` ends a part, and several processes can share the work by `--worlds`. Then writes the
-means with confidence intervals to benchmarks/results/faithfulness.json, and prints the tables. OMP_NUM_THREADS=1 helps
-on a machine that is busy.
+goes on behind it; `--seconds` ends a part, and several processes can share the work by `--worlds`. With a `--model` or
+`--folder` of one's own the file is named for it, and records of another checkpoint, folder, question or seed do not
+count. Then writes the means with confidence intervals to a .json file beside it (or `--json`), and prints the tables.
+The seconds are medians. OMP_NUM_THREADS=1 helps on a machine that is busy.
 """
 
 import argparse
@@ -24,20 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.faithfulness.cases import SEED, WORLDS_WITH_OBJECTS, Case, cases_of_folder, drawn_cases
 from benchmarks.faithfulness.methods import EVERY_PICTURE, METHODS
+from benchmarks.faithfulness.records import about_of, add_record, machines_of, records_about, usual_file
 from benchmarks.faithfulness.report import AT_ONCE, summary, tables
 from benchmarks.faithfulness.sanity import correlations
 from benchmarks.faithfulness.scores import reached_at_once, scores_of
-from benchmarks.faithfulness.subject import Subject, asked
+from benchmarks.faithfulness.subject import Subject, asked, loaded
 from benchmarks.timing import machine
-from gemma3_core.engine import DEMO_MODEL, Engine
+from gemma3_core.engine import Engine
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 LEAST_FALL = 0.3
 """How much of the word's probability must be lost with the picture hidden."""
 
@@ -95,17 +95,15 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="ends after this time; start again to go on"
     )
-    parser.add_argument("--records", type=Path, default=RESULTS / "faithfulness.jsonl")
-    parser.add_argument("--json", type=Path, default=RESULTS / "faithfulness.json")
+    parser.add_argument("--records", type=Path, help="a file to go on with")
+    parser.add_argument("--json", type=Path, help="the file of the means")
     arguments = parser.parse_args()
     start = time.monotonic()
-    arguments.records.touch()
-    done = _records(arguments.records)
+    about = about_of(arguments.model, arguments.folder, arguments.question, arguments.seed)
+    records = arguments.records or usual_file(arguments.model, arguments.folder, arguments.seed)
+    done = records_about(records, about)
     known, checked = {one["case"] for one in done}, sum("sanity" in one for one in done)
-    folder = arguments.model or DEMO_MODEL
-    engine = Engine.load(arguments.model, device="cpu", dtype="float32")
-    model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = Gemma3Processor.from_pretrained(folder)
+    engine, model, processor = loaded(arguments.model)
     worlds, kept = _worlds(arguments), Counter(one["world"] for one in done if "methods" in one)
     while worlds and time.monotonic() - start < arguments.seconds:
         world = min(worlds, key=lambda name: kept[name])
@@ -120,15 +118,12 @@ def main() -> None:
         made = record(engine, model, processor, case, every and checked < arguments.sanity, names)
         checked += "sanity" in made
         kept[world] += "methods" in made
-        with arguments.records.open("a", encoding="utf-8") as records:
-            records.write(json.dumps(made, ensure_ascii=False) + "\n")
-    figures = {"machine": machine(), **summary(_records(arguments.records))}
-    arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        add_record(records, {**made, "about": about, "machine": machine()})
+    done = records_about(records, about)  # with those of other processes
+    figures = {"about": about, "machines": machines_of(done), **summary(done)}
+    means = arguments.json or records.with_suffix(".json")
+    means.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(tables(figures))
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _worlds(arguments: argparse.Namespace) -> dict[str, Iterator[Case]]:

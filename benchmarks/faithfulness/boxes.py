@@ -26,14 +26,13 @@ from benchmarks.faithfulness.cases import SEED, WORLDS_WITH_OBJECTS, Case, drawn
 from benchmarks.faithfulness.methods import gradient_x_attention, knock_out
 from benchmarks.faithfulness.report import interval
 from benchmarks.faithfulness.scores import upsampled
-from benchmarks.faithfulness.subject import Subject, asked
+from benchmarks.faithfulness.subject import Subject, asked, loaded
 from benchmarks.timing import machine
-from gemma3_core.engine import DEMO_MODEL, Box, Engine
+from gemma3_core.engine import DEMO_MODEL, Box
 from gemma3_core.inspection.attention import replay
 from gemma3_core.inspection.heat_maps import TileMap, chosen_layers, connected
 from gemma3_core.inspection.place import estimated_box, most_on
 from gemma3_core.inspection.prompt import Tile
-from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -56,9 +55,7 @@ class Found:
 
 def find(cases: Iterator[Case], until: float) -> tuple[list[Found], int]:
     """What is known about each case until this time (seconds of time.monotonic), and how many answers were wrong."""
-    engine = Engine.load(device="cpu", dtype="float32")
-    model = Gemma3ForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-    processor = Gemma3Processor.from_pretrained(DEMO_MODEL)
+    engine, model, processor = loaded()
     found, wrong = [], 0
     for case in cases:
         if time.monotonic() > until:

@@ -1,7 +1,8 @@
-"""Means over the cases with confidence intervals, and the table of them."""
+"""Means over the cases with confidence intervals, medians of seconds, and the table of them."""
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ COLUMNS = {
     "pointing_box": "pointing, box",
     "pointing_mask": "pointing, mask",
     "energy": "energy in mask",
-    "seconds": "seconds",
+    "seconds": "seconds (median)",
 }
 _RESAMPLES = 2000
 AT_ONCE = "reached at once"
@@ -22,7 +23,8 @@ AT_ONCE = "reached at once"
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """For each method and score, the mean and its 95 % interval (bootstrap over cases); what was left out, and why.
+    """For each method and score, the mean and its 95 % interval (bootstrap over cases), and the median of its seconds,
+    which a machine's stalls do not move; what was left out, and why.
 
     "every" is about all pictures and the methods that were scored for each; "part" is about the pictures that all
     methods were scored for.
@@ -64,7 +66,13 @@ def _means(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str,
 
 def _intervals(scores: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     keys = dict.fromkeys(key for one in scores for key in one)
-    return {key: interval([one[key] for one in scores if key in one]) for key in keys}
+    found = {key: [one[key] for one in scores if key in one] for key in keys}
+    return {key: _median(values) if key == "seconds" else interval(values) for key, values in found.items()}
+
+
+def _median(values: Sequence[float]) -> dict[str, float]:
+    """With the least and the most."""
+    return {"median": round(median(values), 4), "least": min(values), "most": max(values)}
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -82,13 +90,14 @@ def tables(figures: dict[str, Any]) -> str:
 
 
 def table(means: dict[str, Any], sanity: dict[str, list[float]] | None = None) -> str:
-    """The means as a Markdown table; the last column is the sanity check with all layers randomised."""
+    """The means as a Markdown table; the last column is the sanity check with a third, two thirds and all of the layers
+    randomised."""
     heads = [*COLUMNS.values(), *([] if sanity is None else ["sanity"])]
     lines = [f"| {means['pictures']} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for name, scores in means["methods"].items():
         cells = [_cell(scores.get(key), key) for key in COLUMNS]
         if sanity is not None:
-            cells.append(f"{sanity[name][-1]:.2f}" if name in sanity else "")
+            cells.append(", ".join(f"{step:.2f}" for step in sanity.get(name, ())))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -97,7 +106,7 @@ def _cell(score: dict[str, float] | None, key: str) -> str:
     if score is None:
         return ""
     if key == "seconds":
-        return f"{score['mean']:.2f}"
+        return f"{score['median']:.2f}"
     if key.startswith("pointing") or key == "energy":
         return f"{score['mean']:.0%} ({score['low']:.0%} to {score['high']:.0%})"
     return f"{score['mean']:.3f} ({score['low']:.3f} to {score['high']:.3f})"

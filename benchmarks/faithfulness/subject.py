@@ -1,15 +1,18 @@
 """One word of an answer about one picture: what methods explain, and what scores ask again."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageFilter
 
 from benchmarks.faithfulness.cases import Case
-from gemma3_core.engine import Answered, DoneEvent, Engine, Request, TokenEvent, Turn
+from gemma3_core.engine import DEMO_MODEL, Answered, DoneEvent, Engine, Request, TokenEvent, Turn
+from gemma3_core.engine.precisions import ModelVariants
 from gemma3_core.inspection.attention import with_answer
 from gemma3_core.inspection.knockout import KnockOut
+from gemma3_core.int4.quantize import TorchAoConfig
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
 from gemma3_core.processor import Gemma3Processor
 
@@ -94,6 +97,14 @@ class Subject:
             logits = self.model(ids, token_type_ids=types, soft_tokens=soft, use_cache=False, logits_to_keep=1).logits
             parts.append(logits[:, 0].float().softmax(dim=-1)[:, self.target])
         return torch.cat(parts)
+
+
+def loaded(folder: Path | None = None) -> tuple[Engine, Gemma3ForConditionalGeneration, Gemma3Processor]:
+    """A checkpoint on the CPU in float32, by default the demo model: an engine that answers with it, the model itself,
+    which shares the weights, and its processor."""
+    model = Gemma3ForConditionalGeneration.from_pretrained(folder or DEMO_MODEL, dtype=torch.float32).eval()
+    processor = Gemma3Processor.from_pretrained(folder or DEMO_MODEL)
+    return Engine(ModelVariants(model, TorchAoConfig()), processor, (folder or DEMO_MODEL).name), model, processor
 
 
 def asked(engine: Engine, case: Case) -> tuple[Answered, list[str]]:

@@ -185,7 +185,7 @@ def _without_pictures(answer: dict[str, Any]) -> dict[str, Any]:
 def read(text: str, picture_of: Callable[[KeptPicture], Path | None], visitor: str) -> Opened:
     """Reads a document; `picture_of` gives the file of a picture, or None if it is not there.
 
-    Raises Gemma3Error for what is no such document.
+    Raises Gemma3Error for an invalid document.
     """
     try:
         version = _Versioned.model_validate_json(text).version

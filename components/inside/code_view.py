@@ -158,7 +158,7 @@ def _transformers(request: Request, sampling: SamplingSettings, int4: bool, dtyp
     if len(cut) > 1:
         notes.append("# Pan & scan was on for some of these pictures only; here it is on for all.")
     if request.json_schema is not None:
-        notes.append("# transformers keeps to no JSON schema, so its answer may have another form.")
+        notes.append("# transformers does not enforce the JSON schema, so its answer may have another form.")
     if not sampling.greedy:
         notes.append("# transformers draws its tokens in another way, so a sampled answer has other words.")
     name = info.base_name or info.name

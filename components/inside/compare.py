@@ -29,7 +29,11 @@ Setting = Literal["pan_and_scan", "int4", "model"]
 Asks = Callable[[str | None, Request], AsyncGenerator[Event]]
 """Asks a model, by its name."""
 
-NAMES = {"pan_and_scan": ("Pan & scan off", "Pan & scan on"), "int4": ("Full precision", "int4")}
+NAMES = {
+    "pan_and_scan": ("Pan & scan off", "Pan & scan on"),
+    "crops": ("Without the crops", "With the crops"),
+    "int4": ("Full precision", "int4"),
+}
 _SEED = 0
 _STOP = '<button type="button" data-act="compare-stop">Stop</button>'
 
@@ -57,7 +61,9 @@ class _Side:
 def both_requests(request: Request, setting: Setting, default: SamplingSettings) -> tuple[Request, Request]:
     """The request without and with the setting; `default` is the sampling where the request leaves it open.
 
-    Without a seed of its own, both get the same one. Neither reuses a KV cache, so that their times are comparable.
+    A question with crops of its own is asked without them, and as it was: pan & scan would replace them, so neither
+    answer would be the one that is compared. Without a seed of its own, both get the same one. Neither reuses a KV
+    cache, so that their times are comparable.
     """
     sampling = request.settings(default)
     if sampling.seed is None:
@@ -70,8 +76,16 @@ def both_requests(request: Request, setting: Setting, default: SamplingSettings)
         return replace(one, int4=False), replace(one, int4=True)
     # Earlier turns keep the setting they were asked with.
     *earlier, last = one.turns
-    off, on = ((*earlier, replace(last, pan_and_scan=value, crops=())) for value in (False, True))
-    return replace(one, turns=off, pan_and_scan=False), replace(one, turns=on, pan_and_scan=True)
+    off, on = (
+        replace(one, turns=(*earlier, replace(last, pan_and_scan=value, crops=())), pan_and_scan=value)
+        for value in (False, True)
+    )
+    return off, one if _has_crops(one) else on
+
+
+def _has_crops(request: Request) -> bool:
+    """Whether the question has crops that somebody chose."""
+    return any(request.turns[-1].crops)
 
 
 async def compared(
@@ -92,7 +106,8 @@ async def compared(
     if setting == "model" and other in (None, model):
         raise Gemma3Error("Choose another model to compare with.")
     asked = (model, other if setting == "model" else model)
-    sides = [_Side(name or "") for name in (asked if setting == "model" else NAMES[setting])]
+    named = "crops" if setting == "pan_and_scan" and _has_crops(request) else setting
+    sides = [_Side(name or "") for name in NAMES.get(named, asked)]
     for name, side, wanted in zip(asked, sides, both_requests(request, setting, info.sampling), strict=True):
         async with aclosing(_answering(models, name, wanted, side, ask)) as drawings:
             async for _ in drawings:
@@ -119,7 +134,7 @@ async def replayed(models: ModelRegistry, exchange: Exchange, ask: Asks | None =
 
 
 def _known(models: ModelRegistry, name: str) -> ModelInfo:
-    """Of the model that gave an answer. Raises Gemma3Error where it isn't offered or has never been loaded."""
+    """The model that gave an answer. Raises Gemma3Error where it isn't offered or has never been loaded."""
     info = models.info(name)
     if info is None:
         raise Gemma3Error(f"{name}, which gave this answer, is not loaded here. Ask it first, or ask another model.")

@@ -155,7 +155,13 @@ class InsideHandlers:
                 code=self._code(exchange, request),
                 selected=selected,
                 # With the panel itself: an update that came later would undo what the visitor has chosen by then.
-                **model_updates(info, self._models.names, token is not None, bool(exchange.question.pictures)),
+                **model_updates(
+                    info,
+                    self._models.names,
+                    token is not None,
+                    bool(exchange.question.pictures),
+                    any(exchange.question.crops),
+                ),
             )
             if token is None:
                 return

@@ -19,11 +19,12 @@ OPENED = (
 
 HIDING = '<p class="note">Hide a region to find out whether it mattered.</p>'
 CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the model looked when it wrote it.</p>'
+_COMPARE_PAN_AND_SCAN, _COMPARE_CROPS = "Pan & scan off and on", "Without and with the crops"
 _VIEWS = [("Where it looked", LOOKED), ("What the answer rests on", RESTS)]
 _EXPLAINED = (
     '<p class="note looked">The model\'s attention when it wrote the word. It does not prove that a place mattered.</p>'
     '<p class="note rests">Bright is what makes the word less likely when it is hidden, and what one head looks at, '
-    "drawn along things of like color.</p>"
+    "drawn along areas of similar color.</p>"
 )
 
 
@@ -74,12 +75,12 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
 
 
 def model_updates(
-    info: ModelInfo | None, models: Sequence[str], word_chosen: bool, own_pictures: bool
+    info: ModelInfo | None, models: Sequence[str], word_chosen: bool, own_pictures: bool, own_crops: bool = False
 ) -> dict[str, Any]:
     """Updates of fields of Inside as it opens for an answer of this model, or of one no longer offered (None).
 
     `models` are all that can be compared. Without a chosen word nothing can be hidden. Earlier pictures keep their pan
-    & scan, so without `own_pictures` of the question there is nothing to compare.
+    & scan, so without `own_pictures` of the question there is nothing to compare; `own_crops` take pan & scan's place.
     """
     hide = gr.update(interactive=word_chosen)
     if info is None:
@@ -91,7 +92,10 @@ def model_updates(
         "head": gr.update(choices=_heads(info), value=MEAN_HEADS),
         "hide": hide | gr.update(visible=info.multimodal),
         "effect": gr.update(value=HIDING, visible=info.multimodal),
-        "compare_pan_and_scan": gr.update(visible=info.multimodal and not info.outside and own_pictures),
+        "compare_pan_and_scan": gr.update(
+            visible=info.multimodal and not info.outside and own_pictures,
+            value=_COMPARE_CROPS if own_crops else _COMPARE_PAN_AND_SCAN,
+        ),
         "compare_int4": gr.update(visible=_has_both_precisions(info)),
         "other": gr.update(choices=others, value=others[0] if others else None),
     }
@@ -135,7 +139,7 @@ def _build_compare(
 ) -> tuple[gr.Button, gr.Button, gr.Dropdown, gr.Button, gr.Button, gr.HTML]:
     gr.HTML('<p class="note">Answers this question twice with the same seed, and marks where the answers differ.</p>')
     with gr.Row():
-        pan_and_scan = gr.Button("Pan & scan off and on", size="sm", visible=info.multimodal)
+        pan_and_scan = gr.Button(_COMPARE_PAN_AND_SCAN, size="sm", visible=info.multimodal)
         int4 = gr.Button("Full precision and int4", size="sm", visible=_has_both_precisions(info))
     others = list(models[1:])
     with gr.Column(visible=bool(others), elem_id="two-models"):

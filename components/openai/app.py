@@ -154,7 +154,8 @@ class Completions:
         name = path.rpartition("/models/")[2]
         found = next((model for model in models if model["id"] == name), None)
         if found is None:
-            raise WrongError(f"There is no model {name[:80]!r} here.", "model", 404, "model_not_found")
+            message = f"There is no model {name[:80]!r} here. GET /v1/models lists those that are."
+            raise WrongError(message, "model", 404, "model_not_found")
         return JSONResponse(found)
 
     async def _answer(self, asked: Asked, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:

@@ -94,7 +94,7 @@ _STATUS: dict[type[Gemma3Error], int] = {
     NonFiniteError: 500,
     CheckpointError: 500,
 }
-"""Of what is no fault of the request. Clients try again after 429 and 5xx."""
+"""Error types that the request did not cause. Clients try again after 429 and 5xx."""
 
 
 def error_of(error: Gemma3Error) -> WrongError:

@@ -94,8 +94,8 @@ def headers_of(scope: Scope) -> dict[str, str]:
 def is_from_here(scope: Scope) -> bool:
     """Whether a program of this machine asks, by this machine's own address and with no one between.
 
-    The address by which it asks (the Host header) tells another site's page apart whose name leads here. nginx adds no
-    headers unless it is told to, but speaks HTTP 1.0.
+    The check of the Host header stops DNS rebinding, where another site's name leads here. nginx adds no headers unless
+    it is told to, but speaks HTTP 1.0.
     """
     headers, address = headers_of(scope), (scope.get("client") or ("",))[0]
     host = headers.get("host", "")

@@ -23,7 +23,7 @@ from gemma3_core.engine import Answered, Event, Gemma3Error, ModelRegistry, Requ
 logger = logging.getLogger(__name__)
 
 DRAINING = "The server is about to restart. Ask again in a minute."
-_STREAMS = "Answers that are being written to your address: {}, as many as may be. Wait until one is complete."
+_STREAMS = "Answers in progress for your address: {}, the maximum. Wait until one is complete."
 _USED = {
     "questions": "You have asked as many questions",
     "pictures": "You have sent as many pictures",
@@ -43,7 +43,7 @@ _MOST_BEGINNING = 16
 
 
 MOST_PICTURES = 100_000
-"""Of all visitors that are remembered as asked about on the page; a forgotten one counts again."""
+"""Pictures remembered as asked about on the page, over all visitors; a forgotten one counts again."""
 
 
 class NotNowError(Gemma3Error):

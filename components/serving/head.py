@@ -21,8 +21,8 @@ _LINKS = """<script>for (const name of %s) document.head.append(Object.assign(do
 """
 
 # Gradio's page makes a proxy of each part of its config that it reads, to learn of changes, and for each component it
-# reads all events. They never change, and it makes none of an array with a class of its own. Twice it also looks through
-# all components for the one that an event listens to: an event that follows another one listens to none.
+# reads all events. They never change, and it makes none of an array with a class of its own. Twice it also looks
+# through all components for the one that an event listens to: an event that follows another one listens to none.
 _EVENTS = """<script>if (window.gradio_config?.dependencies) {
   for (const event of gradio_config.dependencies) event.targets = event.targets.filter(([id]) => id !== null);
   Object.setPrototypeOf(gradio_config.dependencies, (class extends Array {}).prototype);

@@ -23,9 +23,9 @@ LONGEST_ANSWER_S = DAY_S
 class Allowance:
     """At most `most` of something for each visitor, or for all of them `together`.
 
-    The count begins with the first question, and again `period_s` seconds later; None is never. "streams" are the
-    answers that are being written, which have no period. Tokens are known only afterwards: an answer that has begun is
-    written to its end.
+    The count begins with the first question, and again `period_s` seconds later; with None it never resets. "streams"
+    are the answers that are being written, which have no period. Tokens are known only afterwards: an answer that has
+    begun is written to its end.
     """
 
     what: What
@@ -44,7 +44,7 @@ Counted = tuple[What, float | None, bool]
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a question would exceed: `used` is used up of it so far, until `back_at` (Unix seconds; None is open)."""
+    """What a question would exceed: `used` is the amount used so far, until `back_at` (Unix seconds; None is open)."""
 
     allowance: Allowance
     used: int
@@ -62,14 +62,13 @@ class Ledger(Protocol):
         ...
 
     def end(self, number: int, tokens: int, counts: bool) -> None:
-        """The question's end, with the tokens that it took; unless it `counts`, it was as if never asked. Does not
-        wait."""
+        """The question's end, with the tokens that it took; unless it `counts`, it is not charged. Does not wait."""
         ...
 
 
 @dataclass
 class _Use:
-    """Of one allowance, since `began`."""
+    """What has been used of one allowance since `began`."""
 
     began: float
     used: int = 0

@@ -1,5 +1,5 @@
-"""ASGI messages between a browser, the gate and Gradio: bodies that are read, bounded and given again; answers that are
-taken, and told in sentences of ours."""
+"""ASGI messages between a browser, the gate and Gradio: reads request bodies within bounds and replays them; rewrites
+responses in our words."""
 
 import asyncio
 from collections.abc import MutableMapping
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.serving.receiving import TOO_LARGE, UNREADABLE, Held, RefusedError, chunks
 
-NOTHING_HERE = "There is nothing at this address."
+NOTHING_HERE = "There is nothing at this address. Check it and try again."
 BUSY = "The server is handling too many requests. Try again in a minute."
 NOT_FOUND = "This doesn't exist, or no longer does. Reload the page and try again."
 LOG_IN = "You are not logged in, or no longer. Reload the page and log in."

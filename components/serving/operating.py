@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from components.serving.callers import headers_of, is_from_here
 from components.serving.desk import DRAINING, FrontDesk, Operation
+from components.serving.messages import NOTHING_HERE
 
 ROUTES = ("/healthz", "/readyz", "/metrics")
 NOBODY = "no engine answers"
@@ -45,7 +46,7 @@ class Operating:
             return JSONResponse({"status": said}, 200 if desk.is_ready else 503)
         operation = self._page.operation
         if operation.metrics is None or not (operation.metrics_token or self._is_own(scope)):
-            return JSONResponse({"error": "There is nothing at this address."}, 404)
+            return JSONResponse({"error": NOTHING_HERE}, 404)
         if operation.metrics_token and not self._has_token(scope):
             return JSONResponse({"error": NO_TOKEN}, 401, {"www-authenticate": "Bearer"})
         return operation.metrics.app

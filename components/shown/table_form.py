@@ -9,7 +9,7 @@ def table_form(most: int, forgetful: bool) -> str:
     return f"""<section aria-labelledby="table-title" data-most="{most}">
 <p class="row"><button type="button" data-table="back">Back to the chat</button></p>
 <h2 id="table-title">Ask about many pictures</h2>
-<p class="note">One question, one row a picture. Each row counts as a question. <span class="kept">{kept}</span></p>
+<p class="note">One question, one row per picture. Each row counts as a question. <span class="kept">{kept}</span></p>
 <div class="form">
 <p class="row"><button type="button" data-table="folder">Choose a folder</button>
 <button type="button" data-table="pictures">Choose pictures</button> <span class="chosen"></span></p>

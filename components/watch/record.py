@@ -27,7 +27,7 @@ Outcome = Literal["stop", "length", "cancelled", "left", "refused", "failed"]
 StageName = Literal["queue", "load", "prepare", "picture", "prefill", "decode"]
 
 _LETTERS = 4
-"""Of a token, roughly, in English."""
+"""Characters of a token, on average, in English."""
 _STAGES: dict[str, StageName] = {
     "queued": "queue",
     "loading": "load",
@@ -47,9 +47,9 @@ _REASONS: dict[type[Exception], str] = {
     OperatorError: "operator",
     Gemma3Error: "invalid",
 }
-"""By the first one that fits."""
+"""The first match wins."""
 _REFUSALS = ("queue_full", "too_long", "invalid")
-"""Of the engine, before an answer has begun; the others are failures."""
+"""The engine's refusals, before an answer has begun; other reasons are failures."""
 _GIVEN_BACK = ("queue_full", "lost", "not_finite", "checkpoint", "operator")
 """What no visitor can help."""
 

@@ -167,7 +167,7 @@ def _whole(
 def _is_the_bases_own(name: str, tensor: torch.Tensor, held: nn.Parameter | None) -> bool:
     """Whether it is the base's weight, as peft saves that of an embedding or a head beside an adapter of it.
 
-    Of int4 weights that is not known, but LoRA trains no weight that it wraps.
+    This cannot be checked for int4 weights, but LoRA trains no weight that it wraps.
     """
     return unwrapped(name) != name if held is None else torch.equal(tensor.to(held.dtype), held.detach().cpu())
 

@@ -49,7 +49,7 @@ def _ways_of(kind: str, value: Any) -> float:
 
 
 def _ways_of_choice(choices: list[Any]) -> float:
-    """Of plain words, only those can match at one place of which one begins the other."""
+    """At most so many choices match at one place. Two literals do so only if one is a prefix of the other."""
     words = ["".join(chr(value) for kind, value in one if str(kind) == "LITERAL") for one in choices]
     if all(len(word) == len(one) for word, one in zip(words, choices, strict=True)):
         return float(max(sum(word.startswith(beginning) for beginning in words) for word in words))

@@ -75,8 +75,8 @@ class Request:
     Schema as text, only what fits is sampled, so that an answer that ends with "stop" is JSON of that form; the prompt
     is unchanged. `MAX_PICTURES` and the other bounds in prompts.py apply to all turns together. With `check_pictures`
     and `confidence`, the answer is read once more without its pictures, in one pass over the words, and its DoneEvent
-    says how much they changed; not with a `json_schema`. Whoever asks with `stop_strings` ends the answer at the first
-    of them and cuts it there; another server is told them, and ends by itself.
+    says how much they changed; not with a `json_schema`. The caller must stop and cut the answer at the first of the
+    `stop_strings`, since the engine does not; another server is told them, and stops by itself.
     """
 
     turns: tuple[Turn, ...]

@@ -16,8 +16,8 @@ async def in_event_loop(events: Iterator[Event]) -> AsyncGenerator[Event]:
 
     A stage is sent at most once a second, and is repeated while the iterator is silent: a server notices that a visitor
     has left only when it sends something. The thread has the caller's context, by which a ZeroGPU Space knows the
-    visitor. What the iterator raises is raised here; what is no Exception, such as a panic in Rust code, as
-    RuntimeError, since asyncio would end with it.
+    visitor. Re-raises the iterator's exceptions; a BaseException, such as a panic in Rust code, becomes a RuntimeError,
+    since asyncio would end with it.
     """
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()

@@ -3,9 +3,9 @@
 An answer is an iterator that stops before each of its passes: at a StageEvent before a pass of its own (encoding a
 picture, a chunk of the prompt), at a DecodePass before a decode step, which the loop runs for all answers of a model
 at once. A round is one pass of one prompt and then a decode step of every model that has answers. So nobody's answer
-stalls for longer than one pass of somebody's prompt. (After NaN, finding the layer is one pass too.) A look inside is a
-job: it lets the answers have a round between its own passes. Work in the background, such as capturing CUDA graphs, is
-done a step at a time between rounds.
+stalls for longer than one pass of somebody's prompt. (Locating the layer that produced NaN counts as one pass.) A
+look inside is a job: it lets the answers have a round between its own passes. Work in the background, such as capturing
+CUDA graphs, is done a step at a time between rounds.
 """
 
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _SILENT_S = 1.0
 _PASSES_IN_A_ROW = 4
-"""Of one prompt, before others have their turn."""
+"""Passes of one prompt before others have their turn."""
 
 
 class _Task:

@@ -306,7 +306,7 @@ class Engine:
                     if ended and was_ready:  # otherwise it took longer, or less, than the next answers will
                         self.queue.remember(running.running_s)
                     yield event
-        except (RuntimeError, MemoryError) as error:  # of what comes before the passes: `_written` sees to theirs
+        except (RuntimeError, MemoryError) as error:  # raised before the passes; `_written` handles errors in them
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(NO_MEMORY) from None
@@ -571,7 +571,7 @@ class Engine:
                 "Ask again, and look at the new answer."
             )
         if not answered.done.token_ids:
-            raise AttentionError("This answer has no tokens to look at.")
+            raise AttentionError("This answer has no tokens to look at. Ask again, and look at the new answer.")
         int4 = stats.quantization == quantization_name(True)
         self._precisions.require(int4)
         ticket = self.queue.enter(answered.request.visitor, ready=False)

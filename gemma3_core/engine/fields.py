@@ -15,7 +15,7 @@ Kind = Literal["text", "number", "yes/no", "choice"]
 MAX_FIELDS = 24
 MAX_FIELD_CHOICES = 40
 MAX_FIELD_CHARACTERS = 80
-"""Of a name and of a choice."""
+"""The longest that a field's name or a choice may be."""
 _LONGEST_TEXT = 200
 _MOST = 1_000_000_000
 _KINDS: tuple[Kind, ...] = ("text", "number", "yes/no")
@@ -63,8 +63,7 @@ def _field(line: str) -> Field:
     known = next((one for one in _KINDS if one == kind), None)
     if not name or (known is None and len(choices) < 2) or len(choices) > MAX_FIELD_CHOICES:
         raise SchemaError(
-            f"“{line[:MAX_FIELD_CHARACTERS]}” is no field with a name, and a kind or 2 to {MAX_FIELD_CHOICES} choices. "
-            f"{_HOW}"
+            f"“{line[:MAX_FIELD_CHARACTERS]}” needs a name, and a kind or 2 to {MAX_FIELD_CHOICES} choices. {_HOW}"
         )
     if max(map(len, (name, *choices))) > MAX_FIELD_CHARACTERS:
         raise SchemaError(f"A field's name, and each of its choices, has at most {MAX_FIELD_CHARACTERS} characters.")

@@ -35,13 +35,13 @@ HUB_CACHE, LLAMA_CPP, LM_STUDIO, NAMED = "the Hub's cache", "llama.cpp", "LM Stu
 INT4 = "int4"
 _KINDS = (Gemma3Config.model_type, Gemma3TextConfig.model_type)
 _DEEPEST, _MOST_FOLDERS = 5, 5_000
-"""Of a folder that is searched: levels below it, and folders in all."""
+"""Limits of a search: levels below the folder, and folders in all."""
 _FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model on this machine. `source` is what `--model` takes; like `place`, it is nothing for strangers' eyes.
+    """A model on this machine. `source` is what `--model` takes; like `place`, it must not be shown to strangers.
 
     `needs` are bytes of memory by precision ("bfloat16", "float32", "int4"), with a conversation of
     `CONVERSATION_TOKENS` tokens; the first of `ways` is the precision that suits the file and the device. `problem`

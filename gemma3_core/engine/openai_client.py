@@ -24,11 +24,11 @@ _MOST_ERROR_BYTES = 64_000
 _SHOWN = 200
 _REFUSALS = (400, 413, 422)
 _EXTRAS = ("logprobs", "top_logprobs", "stream_options")
-"""What an answer can do without, where a server does not know it."""
+"""Optional fields, dropped if the server rejects them."""
 
 GONE = "The server that answers can't be reached. Try again in a minute."
 BROKEN = "The server that answers broke off in the middle. Ask again."
-NO_ANSWER = "The server that answers sent what is no answer. Its log, and this program's, may say why."
+NO_ANSWER = "The server that answers sent an invalid answer. Check its log, and this program's."
 LOADING = "The server that answers is loading its model. Try again in a minute."
 TOO_LONG = (
     "This conversation has {:,} tokens; the server that answers takes {:,}, with the answer. Shorten it, or start a "

@@ -12,7 +12,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -34,7 +34,6 @@ from gemma3_core.engine.api import (
     TokenEvent,
     Turn,
 )
-from gemma3_core.engine.async_bridge import in_event_loop
 from gemma3_core.engine.engine import AT_ONCE, Engine
 from gemma3_core.engine.explain import PromptView
 from gemma3_core.engine.fair_queue import FairQueue
@@ -178,9 +177,6 @@ class OutsideEngine(Engine):
         finally:
             self._sent.release(ticket)
             self.queue.leave(ticket)
-
-    def astream(self, request: Request, stop: threading.Event | None = None) -> AsyncGenerator[Event]:
-        return in_event_loop(self.stream(request, stop))
 
     def _filled(self, request: Request) -> Request:
         if request.int4 and not request.int4_or_default:

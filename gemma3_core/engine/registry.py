@@ -43,7 +43,7 @@ from gemma3_core.parallel.processes import Starter
 PUBLISHED = "google/gemma-3-4b-it"
 UNGATED_NAME = "gemma-3-4b-it-Q4_K_M"
 UNGATED = f"{UNGATED_REPOSITORY}:{UNGATED_NAME}.gguf"
-"""Gemma 3 4B for those without a licence and without a token: a file of 2.5 GB, and one of 0.8 GB for pictures."""
+"""Gemma 3 4B for those without a license and without a token: a file of 2.5 GB, and one of 0.8 GB for pictures."""
 _KNOWN_BYTES = {PUBLISHED: 8_600_158_944, UNGATED: 3_341_000_000}
 """Approximate download sizes of Hub ids: the weights in bfloat16, or of the file's two parts."""
 

@@ -23,7 +23,7 @@ class RunningRequest:
         """Whether its passes are run by the engine's loop, which looks at the stop itself."""
         self.reused_tokens = 0
         self.probabilities: list[float] = []
-        """Of the new tokens, if the request asks for confidence."""
+        """One for each new token, if the request asks for confidence."""
         self.picture_effect: float | None = None
         self._decoder = StreamingDecoder(tokenizer)
         self._pieces: list[str] = []

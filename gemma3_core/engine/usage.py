@@ -11,8 +11,8 @@ from gemma3_core.engine.registry import ModelRegistry
 class Usage:
     """`running` of `slots` answers are written, `waiting` questions stand in the queue; sizes in bytes.
 
-    `cache_bytes` are kept for visitors' next questions. `device_bytes` tell of a GPU what tensors take, what torch has
-    reserved for them, and all of its memory; of a CPU nothing, whose memory is the process's.
+    `cache_bytes` are kept for visitors' next questions. `device_bytes` holds what tensors take on a GPU, what torch has
+    reserved for them, and the GPU's whole memory; it is empty on a CPU, where the process metrics cover it.
     """
 
     running: int = 0
@@ -24,7 +24,7 @@ class Usage:
 
 
 def usage_of(models: ModelRegistry) -> Usage:
-    """Of all models in memory, which may share one queue."""
+    """The usage of all models in memory, which may share one queue."""
     with models.loaded() as engines:
         queues = {id(engine.queue): engine.queue for engine in engines}.values()
         counts = [queue.counts() for queue in queues]
@@ -39,7 +39,7 @@ def usage_of(models: ModelRegistry) -> Usage:
 
 
 def _device_bytes(kind: str) -> dict[str, int]:
-    """Of this process's current device; nothing where another process or server has it."""
+    """Memory of this process's current device; empty where another process or server has the device."""
     if kind == "cuda" and torch.cuda.is_initialized():
         return {
             "allocated": torch.cuda.memory_allocated(),

@@ -1,7 +1,7 @@
 """An engine whose GPU is lent for one call at a time, as on a ZeroGPU Space.
 
 This process has no GPU: it queues requests, opens pictures and keeps the answers' figures. The passes run in a forked
-child, which sees the model on the GPU. What goes there and comes back is pickled, and nothing that a call leaves in the
+child, which sees the model on the GPU. Arguments and results are pickled, and nothing that a call leaves in the
 child's memory may be needed by the next one: no KV cache is kept between answers.
 """
 

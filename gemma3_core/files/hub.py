@@ -37,7 +37,7 @@ class HubOptions(TypedDict, total=False):
     local_files_only: bool
     force_download: bool
     mmproj: str | Path | None
-    """Of a GGUF file: the file with its vision tower, if it does not lie beside it."""
+    """The file with a GGUF model's vision tower, if it does not lie beside the model."""
 
 
 def pop_hub_options(options: dict[str, Any]) -> HubOptions:
@@ -186,9 +186,9 @@ def _chosen_gguf(repo_id: str, names: Sequence[str], asked: str) -> str:
     for wanted in [asked] if asked else PREFERRED_GGUF:
         if fitting := [name for name in models if wanted.lower() in name.lower()]:
             return fitting[0]
-    listed = ", ".join(models[:12]) or "none"
     what = f"file {asked}" if asked else "model file"
-    raise CheckpointError(f"{repo_id} has no GGUF {what}. It has {listed}. Name one of them after a colon.")
+    onward = f"Name one of these after a colon: {', '.join(models[:12])}." if models else "Choose another repository."
+    raise CheckpointError(f"{repo_id} has no GGUF {what}. {onward}")
 
 
 def _parts_of(model: str, names: Sequence[str]) -> list[str]:
@@ -235,7 +235,7 @@ def _why_not_downloaded(error: Exception, repo_id: str, revision: str | None) ->
         return f"{repo_id} is neither a folder on this machine nor a Hub id of the form owner/name."
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{repo_id} is gated: accept its licence at huggingface.co/{repo_id}, then run `hf auth login` or set "
+            f"{repo_id} is gated: accept its license at huggingface.co/{repo_id}, then run `hf auth login` or set "
             f"HF_TOKEN. {UNGATED} is a copy of Gemma 3 4B that needs neither."
         )
     if isinstance(error, errors.LocalEntryNotFoundError):

@@ -265,7 +265,7 @@ def _decoder(
             raise UnsupportedOptionError("inputs_embeds need the cache: new tokens have ids only. Leave use_cache out.")
         return UncachedDecoder(model, prompt.fields), None
     cache = beside.past_key_values if beside.past_key_values is not None else KVCache(model.text_config)
-    # Whoever names the new tokens has their room at once; a limit that a file gives may be the whole context.
+    # An explicit max_new_tokens is reserved up front; a limit from a file may be the whole context.
     ahead = plan.max_new_tokens if config.max_new_tokens is not None else min(plan.max_new_tokens, _RESERVED_AHEAD)
     cache.reserve(max(prompt.past + prompt.unread + ahead, config.max_cache_len or 0))
     chunk = PREFILL_CHUNK_SIZE if config.prefill_chunk_size is None else config.prefill_chunk_size

@@ -269,11 +269,11 @@ class Step:
     tokens: torch.Tensor
     ended: bool
     logits: torch.Tensor | None = None
-    """[B, vocabulary], of `BatchSampler`."""
+    """[B, vocabulary], from `BatchSampler`."""
     scores: torch.Tensor | None = None
     """The processed logits, if requested."""
     sampled: Sampled | None = None
-    """Of `RowSampler`: what the host knows of the token."""
+    """What the host knows of the token, from `RowSampler`."""
 
 
 class AnySampler(Protocol):

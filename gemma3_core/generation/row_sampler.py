@@ -91,7 +91,7 @@ class Sampled:
     is_finite: bool
     """Whether the row's logits hold neither NaN nor infinity. Otherwise nothing else counts."""
     probability: float
-    """Of the token by the plain logits, before temperature and the like; among the allowed tokens if the row has a
+    """The token's, by the plain logits, before temperature and the like; among the allowed tokens if the row has a
     constraint; 0 if no row asked for alternatives."""
     likeliest: tuple[tuple[int, float], ...]
     """Ids and probabilities of the likeliest tokens, if a row asked for them."""
@@ -162,7 +162,7 @@ def _sampled(logits: torch.Tensor, rows: Sequence[SamplingRow], ahead: int) -> t
     _forbid(logits, rows)
     scores = _penalised(logits, rows)
     drawing = [number for number, row in enumerate(rows) if row.joins_others and not row.params.greedy]
-    # As for generate: of equals the first (argmax of bfloat16 is several times slower on CPUs).
+    # As for generate: ties go to the first token (argmax of bfloat16 is several times slower on CPUs).
     tokens = scores.max(dim=-1).indices
     tied = torch.zeros(len(rows), dtype=torch.bool, device=device)
     likeliest: torch.Tensor | None = None

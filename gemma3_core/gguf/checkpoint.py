@@ -28,7 +28,7 @@ WEIGHTS_FILE = "weights.json"
 ARCHITECTURE = "gemma3"
 IMAGE_TOKEN = "<image_soft_token>"
 _FORMAT = 2
-"""Of the folders; a new number makes them anew."""
+"""Format version of the cached folders; bump it to rebuild them."""
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _PROJECTOR_WORDS = re.compile(r"mmproj[-_.]?|model[-_.]|[-_.]?mmproj")
 _PRECISION = re.compile(r"[-_.]?(?:ud-)?(?:i?q\d\w*|b?f16|f32)$")
@@ -344,7 +344,7 @@ def _tokens_per_image(vision: Header) -> int:
 def _text_config(checkpoint: GgufCheckpoint, num_tokens: int, stops: list[int]) -> dict[str, Any]:
     """The decoder's config.json.
 
-    What no file says is as in llama.cpp: the pattern of layers, the local rotary base, and the scale of attention,
+    Missing values follow llama.cpp: the pattern of layers, the local rotary base, and the scale of attention,
     which is another one for the 27B with its 62 layers.
     """
     header = checkpoint.text

@@ -24,7 +24,7 @@ MAGIC = b"GGUF"
 ARCHITECTURE = "general.architecture"
 _VERSIONS = (2, 3)
 _MOST_ENTRIES = 65_536
-"""Of metadata, and of tensors."""
+"""Limit for the metadata, and for the tensors."""
 _MOST_ITEMS = 2**21  # of an array: eight times Gemma 3's vocabulary
 _LONGEST_NAME, _LONGEST_TEXT = 1024, 2**20  # bytes
 _MOST_DIMENSIONS = 4

@@ -34,7 +34,7 @@ def even_crops(width: int, height: int, tile: int) -> list[Box]:
 def checked_crops(crops: Any, width: int, height: int) -> list[Box]:
     """The boxes of a picture of this size, cut to its edges.
 
-    Raises ImageError for what is no box, for one that lies outside or is smaller than MIN_CROP_SIDE pixels a side, and
+    Raises ImageError for an invalid box, for one that lies outside or is smaller than MIN_CROP_SIDE pixels a side, and
     for more than MAX_CROPS.
     """
     if isinstance(crops, str) or not isinstance(crops, Sequence):

@@ -90,7 +90,7 @@ def check_bytes(size: int, limits: ImageLimits) -> None:
 
 def check_pixels(width: int, height: int, limits: ImageLimits) -> None:
     if width < 1 or height < 1:
-        raise ImageError(f"The picture is {width} x {height} pixels: there is nothing to see.")
+        raise ImageError(f"The picture is {width} x {height} pixels: there is nothing to see. Add another one.")
     if width * height > limits.max_pixels:
         megapixels = math.ceil(width * height / 1e5) / 10  # rounded up: never below the limit it exceeds
         raise ImageError(

@@ -124,7 +124,7 @@ def _string_source(text: str, limits: ImageLimits) -> Path | bytes:
     if scheme := _SCHEME.match(text):
         raise ImageError(f"Addresses that begin with {scheme.group(1)}: are not read; use http, https or a file.")
     if not text.strip():
-        raise ImageError("No picture was given: the text is empty.")
+        raise ImageError("No picture was given: the text is empty. Give a path, a URL or base64.")
     if Path(text[-64:]).suffix:
         raise _no_file(Path(text))
     return decode_base64(text, limits)

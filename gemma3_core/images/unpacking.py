@@ -22,7 +22,7 @@ from gemma3_core.images.limits import DEFAULT_LIMITS, check_header, check_pixels
 from gemma3_core.images.pan_and_scan import enough_pixels
 
 MAX_MEMORY_BYTES = 1_500_000_000
-"""Of addresses, libraries included; what is really used is less."""
+"""Address space, libraries included; what is really used is less."""
 MAX_CPU_S = 30
 MAX_RESULT_BYTES = 20_000_000
 """For one picture, as for an upload."""

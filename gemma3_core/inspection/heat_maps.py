@@ -94,7 +94,8 @@ def hottest_of(tiles: Sequence[TileMap], picture: int | None = None) -> tuple[Ti
     among = [s for s in tiles if picture is None or s.tile.picture == picture]
     if not among:
         what = "no picture" if picture is None else f"no picture number {picture + 1}"
-        raise AttentionError(f"This turn has {what}, so nothing of it can be the hottest region.")
+        onward = "Ask about a picture." if picture is None else "Choose one that it has."
+        raise AttentionError(f"This turn has {what}, so nothing of it can be the hottest region. {onward}")
     hottest = max(among, key=lambda tile_map: max(map(max, tile_map.grid)))
     rows, columns = _hot_region(np.array(hottest.grid))
     return hottest.tile, hottest.cells(rows, columns)

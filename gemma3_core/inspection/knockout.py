@@ -57,7 +57,9 @@ class KnockOut:
         is no picture or no such word, SchemaError if the answer does not fit the grammar, and what `check` raises: it
         is called before each layer."""
         if not isinstance(model, Gemma3ForConditionalGeneration):
-            raise AttentionError("This model reads text only, so its answers rest on no picture.")
+            raise AttentionError(
+                "This model reads text only, so its answers rest on no picture. Ask a model that reads pictures."
+            )
         _check_word(answer_ids, word)
         turn = encoded(model, with_answer(inputs, answer_ids[: word.stop - 1]), check)
         if turn.get("soft_tokens") is None:
@@ -116,7 +118,7 @@ def probabilities_unseen(
     if words > UNSEEN_MAX_TOKENS:
         raise AttentionError(
             f"Without its pictures this conversation has {words:,} tokens; at most "
-            f"{UNSEEN_MAX_TOKENS:,} are read again."
+            f"{UNSEEN_MAX_TOKENS:,} are read again. Ask in a new chat."
         )
     config, decoder = model.text_config, model.model.decoder
     blocks = torch.full_like(columns, NO_BLOCK)

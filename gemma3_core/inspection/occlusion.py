@@ -84,7 +84,9 @@ def token_probability(
     fit the grammar.
     """
     if not 0 <= token < len(answer_ids):
-        raise AttentionError(f"The answer has {len(answer_ids)} tokens, numbered from 0; there is no number {token}.")
+        raise AttentionError(
+            f"The answer has {len(answer_ids)} tokens, numbered from 0; there is no number {token}. Choose another one."
+        )
     turn = with_answer(inputs, answer_ids[:token])
     logits = replay(model, turn, [turn["input_ids"].shape[1] - 1], with_logits=True, check=check).logits
     assert logits is not None

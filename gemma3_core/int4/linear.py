@@ -8,8 +8,8 @@ is one of 16 steps q:
 This is the format of torch's int4 kernels ("tinygemm"), with the scale, zero and q of torchao. Checkpoints store
 `Int4Weight`: two q a byte, scale and zero in bfloat16, the same on every device. Each kernel needs the bytes in its own
 order, which depends on the device and even on the processor, so `Int4Linear` packs them on the device where it runs.
-GGUF's Q4_0 is this format at G = 32, with its scale in float16 and no zero. The sum of two numbers in bfloat16 is that
-scale exactly, so it takes the places of scale and zero.
+GGUF's Q4_0 is this format at G = 32, with its scale in float16 and no zero. Two bfloat16 numbers sum
+exactly to that scale; they take the slots of scale and zero.
 On a CPU our own kernel (`kernels.cpu`), where it can be had, multiplies by the bytes in torch's order.
 """
 

@@ -1,1 +1,2 @@
-"""Operations that torch is slow at on a CPU. They know tensors, and nothing of Gemma."""
+"""Kernels for what torch is slow at: on a CPU up to a whole decoder layer for one new token, on CUDA the small parts of
+a decode step. They take tensors and numbers; modules, checkpoints and options belong elsewhere."""

@@ -1,8 +1,8 @@
 """Memory for weights in pages of 2 MB, which Linux gives to programs that ask for it.
 
-Each token reads all weights. In pages of 4 KB the processor has to look up every one of them, in a virtual machine in
-two tables, and fetches nothing ahead across their ends. A file that is mapped into memory keeps the pages it is cached
-in, so this is for weights that loading converts or packs.
+Each token reads all weights. With 4 KB pages there is a TLB miss for each page, which a virtual machine resolves in two
+tables, and prefetching stops at page ends. A file that is mapped into memory keeps the pages it is cached in, so this
+is for weights that loading converts or packs.
 """
 
 import logging

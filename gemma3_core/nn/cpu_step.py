@@ -25,7 +25,7 @@ class LayerParts:
     linears: Sequence[Any]
     """q, k, v, o, gate, up and down."""
     norms: Sequence[Any]
-    """Of the input, the queries, the keys, after attention, before and after the MLP."""
+    """The norms of input, queries and keys, after attention, before and after the MLP."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class _Described:
     layer: Layer | None
     dtype: torch.dtype
     watched: tuple[tuple[dict[str, Any], str, Any], ...]
-    """What a name in a module's dictionary must still stand for."""
+    """Entries of the modules' dictionaries that must be unchanged: dictionary, name and value."""
     hooks: tuple[dict[int, Any], ...]
-    """None of which may hold any."""
+    """The modules' hook dictionaries; all must be empty."""
     pointers: tuple[tuple[torch.Tensor, int], ...]
 
     def holds(self, dtype: torch.dtype) -> bool:

@@ -102,7 +102,7 @@ class Starter(Protocol):
 
 
 class LocalProcesses:
-    """Processes on this machine, of which each has a GPU of its own, or its share of the cores."""
+    """Processes on this machine, each with its own GPU, or its share of the cores."""
 
     host = _HERE
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 200_000_000
-"""Of a Ray of our own. Questions and answers do not pass through it; the rest is Ray's own small objects."""
+"""For a Ray that we start. Questions and answers do not pass through its store; the rest is Ray's own small objects."""
 NO_RAY = "Replicas need Ray, which is not installed. Install it with `pip install -r requirements/ray.txt`."
 
 

@@ -384,13 +384,6 @@ class Gemma3Tokenizer:
         inputs = self(texts, add_special_tokens=False, return_tensors=return_tensors, **options)
         return inputs if return_dict else inputs["input_ids"]
 
-    def get_chat_template(self, chat_template: str | None = None) -> str:
-        """The template that apply_chat_template uses."""
-        template = chat_template or self.chat_template
-        if template is None:
-            raise CheckpointError("This checkpoint has no chat template; pass chat_template=.")
-        return template
-
     def escape_special_tokens(self, text: str) -> str:
         """Makes special tokens in a visitor's text plain text; see SpecialTexts.escaped."""
         return self._special_texts.escaped(text)

@@ -67,7 +67,7 @@ def test_the_ungated_file_is_offered_first_downloaded_and_answers_about_a_pictur
         run(page, "Gemma 3 4B as Google publishes it", "Download and run")
         failure = page.locator("#machine-progress .failure")
         failure.wait_for()
-        assert "accept its licence at huggingface.co/google/gemma-3-4b-it" in failure.inner_text()
+        assert "accept its license at huggingface.co/google/gemma-3-4b-it" in failure.inner_text()
         assert page.locator("#model input").input_value() == "demo model"
         # Stopped half-way, what has arrived is kept.
         hub.pause_s = 0.1

@@ -23,7 +23,7 @@ from window import STATS, Window, choice
 from components.chat.conversation import Conversation, Exchange, question_of
 from components.chat.handlers import ChatHandlers
 from components.inside.attention_view import spotlit
-from components.inside.compare import both_requests, first_difference
+from components.inside.compare import both_requests, compared, first_difference
 from components.inside.handlers import NO_WORD, InsideHandlers, Selected
 from components.inside.mask_view import mask_html
 from components.inside.panel import CHOOSE_WORD, HIDING, LOOKED, MEAN_HEADS, OPENED, RESTS, model_updates
@@ -124,6 +124,33 @@ def test_two_requests_differ_in_one_setting_and_share_their_seed():
     left_open = both_requests(replace(request, sampling=None), "int4", default)
     assert {one.sampling for one in left_open} == {replace(default, seed=0)}
     assert all(one.confidence for one in (off, on))
+
+
+def test_an_answer_with_crops_of_its_own_is_compared_without_them_and_as_it_was():
+    earlier = Turn("user", "a", (NIGHT,), pan_and_scan=True)
+    closer = Turn("user", "c", (NIGHT, NIGHT), crops=((Box(0, 0, 99, 99),), None))
+    request = Request((earlier, Turn("assistant", "b"), closer), sampling=SamplingSettings(1.0, seed=3))
+    off, on = both_requests(request, "pan_and_scan", SamplingSettings())
+    assert off.turns == (*request.turns[:2], replace(closer, crops=(), pan_and_scan=False))
+    assert on == replace(request, confidence=True, reuse=False)
+    none_chosen = replace(request, turns=(replace(closer, crops=((), None)),))
+    assert both_requests(none_chosen, "pan_and_scan", SamplingSettings())[1].turns[0].pan_and_scan is True
+
+
+def test_the_columns_of_an_answer_with_crops_are_named_for_them(engine):
+    turn = Turn("user", "What color is the star?", (NIGHT,), crops=((Box(350, 0, 640, 200),),))
+    request = Request((turn,), max_new_tokens=8)
+    shown = Answered(request, list(engine.stream(request))[-1])
+
+    async def all_of_it():
+        models = ModelRegistry(engine)
+        return [html async for html in compared(models, engine.info.name, request, "pan_and_scan")]
+
+    before, after = run(all_of_it())[-1].split("</section>", 1)
+    assert "<h3>Without the crops</h3>" in before
+    assert "<h3>With the crops</h3>" in after
+    assert ("1 crop" in before, "1 crop" in after) == (False, True)
+    assert unescape(re.sub("</?mark>", "", after)).count(f"<p>{shown.done.text}</p>") == 1
 
 
 def test_the_first_difference_of_two_answers():
@@ -386,6 +413,9 @@ def test_pan_and_scan_is_compared_only_where_the_question_has_pictures_of_its_ow
     for own in (True, False):
         updates = model_updates(engine.info, [engine.info.name], True, own)
         assert updates["compare_pan_and_scan"]["visible"] is own
+        assert updates["compare_pan_and_scan"]["value"] == "Pan & scan off and on"
+    updates = model_updates(engine.info, [engine.info.name], True, True, own_crops=True)
+    assert updates["compare_pan_and_scan"]["value"] == "Without and with the crops"
 
 
 def test_rollout_of_one_head_is_refused_in_place(engine, exchange):

@@ -187,7 +187,7 @@ def test_what_an_edit_or_a_new_chat_has_set_aside_returns_to_the_composer(keepin
 
 
 LIMITS = {
-    "fields that are none": (("exchanges", 0, "settings", "fields"), "color: red", "is no field"),
+    "fields that are none": (("exchanges", 0, "settings", "fields"), "color: red", "needs a name"),
     "a newer version": (("version",), 2, record.NEWER),
     "no version": (("version",), None, record.UNREADABLE),
     "a number as text": (("exchanges", 0, "question"), 3, record.UNREADABLE),

@@ -218,7 +218,7 @@ def test_many_threads_together_get_no_more_than_is_allowed():
         ),
         (
             Refusal(Allowance("streams", 2), 2),
-            "Answers that are being written to your address: 2, as many as may be. Wait until one is complete.",
+            "Answers in progress for your address: 2, the maximum. Wait until one is complete.",
             "streams", 5,
         ),
         (

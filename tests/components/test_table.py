@@ -78,7 +78,7 @@ def test_a_table_begins_with_its_columns_and_a_row_for_each_picture():
         ({"question": " ", "names": ["one.png"]}, "", "no question yet"),
         ({"question": QUESTION, "names": []}, "", "no pictures yet"),
         ({"question": QUESTION, "names": ["one.png"] * (MOST_ROWS + 1)}, "", "at most 200 pictures"),
-        ({"question": QUESTION, "names": ["one.png"]}, "color: red", "is no field"),
+        ({"question": QUESTION, "names": ["one.png"]}, "color: red", "needs a name"),
         ({"question": QUESTION, "names": ["one.png"]}, "error: text", "the column error twice"),
         ({"question": 5, "names": {}, "turn": "x"}, "", "no pictures yet"),
         ("[[[", "", "no pictures yet"),
@@ -125,7 +125,7 @@ def test_a_broken_picture_has_a_row_that_says_why_and_what_concerns_all_halts(ca
     assert (broken["failed"], broken["cells"][3]) == ("one.png is broken.", "one.png is broken.")
     gone = heard(rows_of(Asked(("yes", 1.0))), asked(path="/etc/passwd"))
     assert gone == [{"turn": 7, "halt": table.GONE}]
-    assert "is no field" in heard(rows_of(Asked(("yes", 1.0))), asked(fields="color: red"))[-1]["halt"]
+    assert "needs a name" in heard(rows_of(Asked(("yes", 1.0))), asked(fields="color: red"))[-1]["halt"]
     assert heard(rows_of(Asked(("yes", 1.0))), "null") == [{"turn": 0, "halt": table.GONE}]
     assert heard(rows_of(Asked(error=RuntimeError("secret"))), asked())[-1]["halt"] == table.UNEXPECTED
     assert "secret" in caplog.text

@@ -206,7 +206,7 @@ def test_a_gated_repository_says_what_to_do_in_two_sentences(hub: LocalHub, tmp_
     with pytest.raises(CheckpointError) as error:
         resolve_folder(GATED)
     assert str(error.value) == (
-        "google/gated is gated: accept its licence at huggingface.co/google/gated, then run `hf auth login` or set "
+        "google/gated is gated: accept its license at huggingface.co/google/gated, then run `hf auth login` or set "
         "HF_TOKEN. ggml-org/gemma-3-4b-it-GGUF is a copy of Gemma 3 4B that needs neither."
     )
     with pytest.raises(CheckpointError, match="is gated"):

@@ -79,7 +79,7 @@ def response(status: int) -> httpx.Response:
 @pytest.mark.parametrize(
     ("raised", "words"),
     [
-        (hub_errors.GatedRepoError("403", response=response(403)), ["licence", "HF_TOKEN"]),
+        (hub_errors.GatedRepoError("403", response=response(403)), ["license", "HF_TOKEN"]),
         (hub_errors.RepositoryNotFoundError("404", response=response(404)), ["no public Hub repository", "HF_TOKEN"]),
         (hub_errors.RevisionNotFoundError("404", response=response(404)), ["no revision 'v9'"]),
         (hub_errors.HfHubHTTPError("500", response=response(500)), ["could not be downloaded", "network"]),
@@ -200,7 +200,8 @@ def test_a_file_of_a_gguf_repository(gguf_repository, tmp_path, asked, model, fi
 def test_a_file_that_a_gguf_repository_does_not_have():
     with pytest.raises(CheckpointError) as error:
         resolve_folder("some/model-GGUF:Q2_K")
-    assert re.match("some/model-GGUF has no GGUF file Q2_K. It has .*Q4_K_M.gguf, .* after a colon", str(error.value))
+    told = "some/model-GGUF has no GGUF file Q2_K. Name one of these after a colon: .*Q4_K_M.gguf, "
+    assert re.match(told, str(error.value))
 
 
 def test_offline_a_gguf_repository_is_what_the_cache_has_of_it(monkeypatch, gguf_repository, tmp_path):

@@ -1,1 +1,1 @@
-"""What a checkpoint is asked and how it is judged, on what training never sees. The command is `training.evaluate`."""
+"""Held-out questions and their scoring: training never sees what is asked here. The command is `training.evaluate`."""

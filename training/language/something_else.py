@@ -51,7 +51,7 @@ def random_sentence(rng: random.Random, follows: bool = False) -> str:
 
 @cache
 def templates(sort: str) -> tuple[tuple[str, ...], ...]:
-    """Of each pattern of a sort, all that it spells, with slots."""
+    """For each pattern of a sort, everything that it spells, with slots."""
     return tuple(spelled(pattern) for pattern in PATTERNS[sort])
 
 

@@ -186,7 +186,7 @@ CROWDS: DrawnWorld[Any] = DrawnWorld(QuestionKinds[Crowd]((), lambda *_: False),
 """Pictures full of shapes or words, for the dense loss alone: nothing is asked about them."""
 
 ALL_KINDS = tuple(kind for world in WORLDS.values() for kind in world.kinds)
-"""Of question."""
+"""All kinds of question."""
 
 
 def world_named(name: str) -> World[Any]:

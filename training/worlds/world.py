@@ -29,7 +29,7 @@ class World(Generic[Depiction]):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of questions; no two worlds share one."""
+        """Kinds of question, unique to each world."""
         return self.questions.kinds
 
     def pictures(self, depiction: Depiction) -> "tuple[tuple[DrawnWorld[Any], Any], ...]":

@@ -181,7 +181,7 @@ def labels(board: Board) -> PictureLabels:
 def crop_labels(board: Board, box: Box) -> PictureLabels:
     """Character and color of each cell of a crop squeezed to a square; a price's point has no label.
 
-    A plate looks like a shape but is none: only the writing on it has labels.
+    A plate looks like a shape but is not one: only the writing on it has labels.
     """
     return PictureLabels(**_labels(board, box))
 

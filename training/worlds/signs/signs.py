@@ -172,7 +172,7 @@ def _laid_out(
 
 
 def _corners(sign: Sign) -> np.ndarray:
-    """Of the text's ink with its plate, in pixels, [4, 2]."""
+    """The corners of the text's ink with its plate, in pixels, [4, 2]."""
     left, top, right, bottom = sign.outer
     return sign.turned(np.array([[left, top], [right, top], [right, bottom], [left, bottom]]))
 
