@@ -31,7 +31,7 @@ _CANT_READ = re.compile(
 def reason_to_look_closer(exchange: Exchange, info: ModelInfo | None) -> str:
     """Why a closer look may help, in a sentence; empty where there is no reason, no picture, or where it was one.
 
-    The demo model has learnt to read crops of writing, and nothing else: of other pictures they would mislead it.
+    The demo model has learnt to read crops of writing and of charts, but those of scenes would mislead it.
     """
     closer = exchange.first is not None or any(exchange.question.crops)
     closer = closer or (info is not None and bool(info.outside))  # which takes no crops

@@ -94,7 +94,7 @@ def shows_the_star_as_a_crop(page):
 
 
 def test_an_answer_that_its_picture_did_not_change_says_so_also_after_a_reload(page):
-    write(page, "What does the sign say?", EXAMPLES / "night.png")
+    write(page, "Read the sign.", EXAMPLES / "night.png")
     send(page)
     assert "no sign" in answered(page)
     page.locator("#chat .advice").get_by_text("The picture changed nothing in the whole answer").wait_for()
@@ -119,7 +119,7 @@ def test_a_region_of_ones_own_or_what_an_answer_rests_on_is_looked_at_closer(pag
     page.get_by_text("Looked again, with 1 crop").wait_for()
     row = page.locator("#chat .bot-row")
     row.locator(".figures").wait_for()
-    assert row.locator(".message-content").count() == 2  # whatever the demo model makes of one crop: it never saw one
+    assert row.locator(".message-content").count() == 2  # whatever the demo model makes of a crop of a scene
     page.locator("#inside .maps figcaption").get_by_text("crop 1").wait_for()  # Inside follows
     page.locator("#strip summary").get_by_text("2 tiles").wait_for()
 
