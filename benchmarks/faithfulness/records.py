@@ -15,15 +15,6 @@ from gemma3_core.engine import DEMO_MODEL
 from gemma3_core.files.hub import revision_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-FIRST = {"model": "481df4fb05c8", "seed": SEED}
-"""What the first records are about, which do not say so: the demo model."""
-
-_THEIR_VERSIONS = {"cores": 2, "memory_gib": 23.5, "accelerator": None, "python": "3.11.7", "torch": "2.13.0+cpu"}
-FIRST_MACHINES = (
-    ({"processor": "AMD EPYC", **_THEIR_VERSIONS}, 233),
-    ({"processor": "Intel(R) Xeon(R) Processor", **_THEIR_VERSIONS}, 479),
-)
-"""The machines of those records, and how many are from each."""
 
 
 def about_of(model: Path | None, folder: Path | None, question: str, seed: int) -> dict[str, Any]:
@@ -47,7 +38,7 @@ def records_about(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [record for record in records if record.get("about", FIRST) == about]
+    return [record for record in records if record["about"] == about]
 
 
 def add_record(path: Path, record: dict[str, Any]) -> None:
@@ -57,7 +48,5 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
 
 def machines_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The machines that the records were made on, each with the number of its records."""
-    counts = Counter(json.dumps(record["machine"]) for record in records if "machine" in record)
-    if any("machine" not in record for record in records):
-        counts.update({json.dumps(one): count for one, count in FIRST_MACHINES})
+    counts = Counter(json.dumps(record["machine"]) for record in records)
     return [{**json.loads(one), "records": count} for one, count in counts.items()]

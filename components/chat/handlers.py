@@ -246,17 +246,16 @@ class ChatHandlers:
         self, exchange: Exchange, region: str, text: str, conversation: Conversation, asker: gr.Request, *values: Any
     ) -> AsyncGenerator[Update, None]:
         """Asks a new question about a picture of this exchange's prompt, with the region as a crop of it."""
-        window, found = window_of(asker), _Found()
-        shown = [*self.messages(conversation), *chat.asked(Turn("user", text))]
+        window, found, asked = window_of(asker), _Found(), Turn("user", text)
+        shown = [*self.messages(conversation), *chat.asked(asked)]
         steps = self._drawn_on(exchange, region, window)
-        async with aclosing(self._find(steps, shown, conversation, window, found)) as updates:
+        async with aclosing(self._find(steps, shown, conversation, window, found, asked)) as updates:
             async for update in updates:
                 yield update
         if found.ended or found.region is None:
             return
         question = captioned(question_about(exchange, found.region, text), self._caption)
-        choices = Choices(*values)
-        async with aclosing(self._ask(question, conversation, conversation, choices, asker)) as updates:
+        async with aclosing(self._ask(question, conversation, conversation, Choices(*values), asker)) as updates:
             async for update in updates:
                 yield update
 
@@ -288,11 +287,13 @@ class ChatHandlers:
         conversation: Conversation,
         window: str,
         found: _Found,
+        question: Turn = NOTHING,
     ) -> AsyncGenerator[Update, None]:
-        """Shows the steps behind the messages that are `shown`, until there is a region or none; Stop ends them."""
-        found.ended = True
+        """Shows the steps behind the messages that are `shown`, until there is a region or none; Stop ends them. Where
+        nothing is asked then, a new `question` returns to the composer."""
+        found.ended, again = True, question == NOTHING
         try:
-            with self.running.entry(window) as running:
+            with self.running.entry(window, question) as running:
                 async with aclosing(running.events(steps)) as told:
                     async for step in told:
                         if isinstance(step, str):
@@ -301,16 +302,17 @@ class ChatHandlers:
                             found.region = step
         except Gemma3Error as error:
             notice = composer.missing(str(error)) + composer.notice(conversation)
-            yield page_update(self.messages(conversation), composer.waiting(), notice=notice)
+            returned = None if again else replace(conversation, returned=question)
+            yield page_update(self.messages(conversation), composer.waiting(), returned, notice)
         except Exception:
             logger.exception("finding out where to look closer failed")
-            yield self._without_answer(NOTHING, conversation, chat.failed(UNEXPECTED), True, UNEXPECTED)
+            yield self._without_answer(question, conversation, chat.failed(UNEXPECTED), again, UNEXPECTED)
         else:
             if running.discarded:
                 yield page_update(box=composer.waiting())
             elif running.stop.is_set():
-                stopped = chat.remark(f"{STOPPED_EARLY} {ANSWER_STAYS}")
-                yield self._without_answer(NOTHING, conversation, stopped, True)
+                stopped = chat.remark(f"{STOPPED_EARLY} {ANSWER_STAYS if again else QUESTION_BACK}")
+                yield self._without_answer(question, conversation, stopped, again)
             else:
                 found.ended = False
 

@@ -523,22 +523,25 @@ def test_a_text_about_a_region_is_a_new_question_after_all_others_with_the_regio
 
 
 @pytest.mark.parametrize("region", ["", "1 0.1 0.1 0.5 0.5", "0 0.1 0.1 0.1 0.1"])
-def test_a_text_about_a_region_that_is_none_is_not_asked_and_says_why(region):
-    _, (_, _, conversation, notice), engine = asked_about(region, "What is this?")
-    assert conversation == gr.skip()
+def test_a_text_about_a_region_that_is_none_is_not_asked_comes_back_and_says_why(region):
+    before, (_, _, conversation, notice), engine = asked_about(region, "What is this?")
+    assert conversation == replace(before, returned=question_of("What is this?", []))
     assert re.search("Draw a (larger one|box on one of the pictures)", notice)
     assert engine.requests == []
 
 
-def test_what_is_cleared_while_its_region_is_looked_at_is_not_asked_again():
+@pytest.mark.parametrize("text", ["", "What is this?"])
+def test_what_is_cleared_while_its_region_is_looked_at_is_not_asked(text):
     conversation, engine = Conversation((seen("It is too small."),)), Reading()
     handlers = ChatHandlers(ModelRegistry(engine), ())
 
     async def cleared_meanwhile():  # without waiting for the look
         return await asyncio.wait_for(handlers.clear(typed(""), conversation, Window()), 5)
 
-    begun = handlers.look_closer(0, REGION, "", conversation, Window(), *VALUES)
-    assert while_answering(handlers, begun, cleared_meanwhile)[2].exchanges == ()
+    begun = handlers.look_closer(0, REGION, text, conversation, Window(), *VALUES)
+    cleared = while_answering(handlers, begun, cleared_meanwhile)[2]
+    assert cleared.exchanges == ()
+    assert cleared.before.returned == question_of(text, [])  # "Bring it back" has it
     assert engine.requests == []
 
 
