@@ -49,7 +49,7 @@ def rests_html(report: WordReport, previews: Iterable[PicturePreview]) -> str:
         around = region_around(place.picture, place.box, sizes[place.picture])
         where = (
             f'<p class="note">Where? The dashed box is an estimate of the place that “{word}” is about. '
-            f'<button type="button" class="closer-place" data-region="{around}">Look closer at it</button></p>'
+            f'<button type="button" class="closer-place" data-region="{around}">Look closer there</button></p>'
         )
     region = ""
     if report.region is not None:

@@ -43,6 +43,7 @@ from gemma3_core.engine import (
     Engine,
     Event,
     Gemma3Error,
+    ModelInfo,
     ModelRegistry,
     PicturePreview,
     Request,
@@ -58,6 +59,9 @@ NO_WORD = "Choose a word of the answer first."
 
 # More than the engine's queue holds: each call that waits there keeps a thread, and some threads must be left to draw.
 _MOST_THREADS = 96
+
+_MOST_ON_CPU = 10_000_000_000
+"""Weights times tokens of a prompt whose map of what a word rests on is made at once: about 2 s, see docs/inside.md."""
 
 _LOOK, _HIDE, _COMPARE, _CARD = "look", "hide", "compare", "card"
 _WAITING = {
@@ -108,6 +112,16 @@ def _first_looked_at(exchange: Exchange, first: float | None) -> int | None:
     return word_of_content(list(exchange.choices), exchange.question.text)
 
 
+def _first_view(exchange: Exchange, info: ModelInfo | None) -> str:
+    """What the word rests on, which is the more faithful map, where it takes a few seconds at most: it reads the prompt
+    up to 64 times. Where the model looked takes one pass."""
+    if info is None or info.borrowed or not exchange.answered.request.num_images:
+        return LOOKED
+    if info.device == "cpu" and info.num_parameters * exchange.stats.prompt_tokens > _MOST_ON_CPU:
+        return LOOKED
+    return RESTS
+
+
 class InsideHandlers:
     """Inside's handlers. They show only the visitor's own exchanges, and ask the model that gave the answer."""
 
@@ -128,8 +142,8 @@ class InsideHandlers:
         first: float | None = None,
         draws_mask: bool = False,
     ) -> AsyncGenerator[tuple[Any, ...], None]:
-        """Updates of the parts in OPENED and of the selected exchange: first the panel, then where the model looked for
-        the word with the token `first`, or for a word of content, as the mean of layers and heads.
+        """Updates of the parts in OPENED and of the selected exchange: first the panel, then the map of the word with
+        the token `first`, or of a word of content, in the view of `_first_view`.
 
         The mask is drawn when its tab is chosen, and with the panel if it `draws_mask`, since that tab may be in sight.
         """
@@ -142,6 +156,7 @@ class InsideHandlers:
         token = _first_looked_at(exchange, first)
         selected = Selected(exchange, token, index)
         info = self._models.info(exchange.stats.model)
+        view = _first_view(exchange, info)
         outside = f'<p class="note">{escape(info.outside)}</p>' if info is not None and info.outside else ""
         with self._calls.entry(window_of(request), _LOOK) as call:
             yield _opened(
@@ -158,6 +173,7 @@ class InsideHandlers:
                 **model_updates(
                     info,
                     self._models.names,
+                    view,
                     token is not None,
                     bool(exchange.question.pictures),
                     any(exchange.question.crops),
@@ -165,7 +181,7 @@ class InsideHandlers:
             )
             if token is None:
                 return
-            async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, request, call=call)) as drawings:
+            async with aclosing(self._maps(selected, MEAN_LAYERS, MEAN_HEADS, request, view, call)) as drawings:
                 async for maps, rest in drawings:
                     yield _opened(maps=maps, rest=rest)
 
@@ -365,7 +381,7 @@ class InsideHandlers:
         layer: str,
         head: int,
         request: gr.Request,
-        view: str = LOOKED,
+        view: str,
         call: Call | None = None,
     ) -> AsyncGenerator[tuple[Any, Any], None]:
         """HTML of the word's map, and of the rest: the likeliest tokens, the prompt's words or the reasons.

@@ -18,9 +18,9 @@ OPENED = (
 """The fields of Inside that change when it opens for an answer."""
 
 HIDING = '<p class="note">Hide a region to find out whether it mattered.</p>'
-CHOOSE_WORD = '<p class="note">Choose a word of the answer to see where the model looked when it wrote it.</p>'
+CHOOSE_WORD = '<p class="note">Choose a word of the answer to see what it rests on.</p>'
 _COMPARE_PAN_AND_SCAN, _COMPARE_CROPS = "Pan & scan off and on", "Without and with the crops"
-_VIEWS = [("Where it looked", LOOKED), ("What the answer rests on", RESTS)]
+_VIEWS = [("What the answer rests on", RESTS), ("Where it looked", LOOKED)]
 _EXPLAINED = (
     '<p class="note looked">The model\'s attention when it wrote the word. It does not prove that a place mattered.</p>'
     '<p class="note rests">Bright is what makes the word less likely when it is hidden, and what one head looks at, '
@@ -75,19 +75,25 @@ def build_inside(info: ModelInfo, models: Sequence[str] = ()) -> Inside:
 
 
 def model_updates(
-    info: ModelInfo | None, models: Sequence[str], word_chosen: bool, own_pictures: bool, own_crops: bool = False
+    info: ModelInfo | None,
+    models: Sequence[str],
+    view: str,
+    word_chosen: bool,
+    own_pictures: bool,
+    own_crops: bool = False,
 ) -> dict[str, Any]:
-    """Updates of fields of Inside as it opens for an answer of this model, or of one no longer offered (None).
+    """Updates of fields of Inside as it opens in this `view` for an answer of this model, or of one no longer offered
+    (None).
 
     `models` are all that can be compared. Without a chosen word nothing can be hidden. Earlier pictures keep their pan
     & scan, so without `own_pictures` of the question there is nothing to compare; `own_crops` take pan & scan's place.
     """
     hide = gr.update(interactive=word_chosen)
     if info is None:
-        return {"view": LOOKED, "layer": MEAN_LAYERS, "head": MEAN_HEADS, "hide": hide, "effect": HIDING}
+        return {"view": view, "layer": MEAN_LAYERS, "head": MEAN_HEADS, "hide": hide, "effect": HIDING}
     others = [name for name in models if name != info.name]
     return {
-        "view": LOOKED,
+        "view": view,
         "layer": gr.update(choices=_layers(info), value=MEAN_LAYERS),
         "head": gr.update(choices=_heads(info), value=MEAN_HEADS),
         "hide": hide | gr.update(visible=info.multimodal),
@@ -119,7 +125,7 @@ def _build_attention(
 ) -> tuple[gr.HTML, gr.Radio, gr.Dropdown, gr.Dropdown, gr.HTML, gr.Button, gr.HTML, gr.HTML]:
     """The words; which map; the pictures, and beside them what hiding a region changes; the rest of the figures."""
     words = gr.HTML()
-    view = gr.Radio(_VIEWS, value=LOOKED, label="Map", show_label=False, container=False, elem_id="view")
+    view = gr.Radio(_VIEWS, value=RESTS, label="Map", show_label=False, container=False, elem_id="view")
     gr.HTML(_EXPLAINED, elem_id="view-explained")
     with gr.Row(elem_id="looked"):
         maps = gr.HTML(CHOOSE_WORD, elem_id="maps")

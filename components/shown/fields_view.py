@@ -27,7 +27,7 @@ def _row(value: FieldValue, number: int) -> str:
     return (
         f'<tr><th scope="row">{escape(value.name)}</th>'
         f'<td><button type="button" data-act="inside-open" data-number="{number}" data-token="{value.tokens.start}" '
-        f'aria-label="Where the model looked for {escape(value.name)}: {text}">{text}'
+        f'aria-label="What {escape(value.name)} rests on: {text}">{text}'
         f'</button></td><td class="sure{unsure}"><span class="bar" style="width:{100 * value.probability:.1f}%"></span>'
         f"</td><td>{percent(value.probability)}</td></tr>"
     )

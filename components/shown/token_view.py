@@ -101,7 +101,7 @@ def answer_html(choices: Sequence[TokenChoice], chosen: int | None = None, value
     buttons = "".join(_answer_word(word, choices, chosen is not None and chosen in word) for word in words)
     return (
         f'<div class="tokens answer-tokens" role="group" aria-label="Words of the answer">{buttons}</div>'
-        '<p class="note">Choose an underlined word to see where the model looked when it wrote it. '
+        '<p class="note">Choose an underlined word to see what it rests on. '
         "The darker its ground, the less sure the model was.</p>"
     )
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -131,7 +131,8 @@ class PrefixCache:
     def acquire(self, visitor: str, int4: bool, keys: Sequence[TokenKey]) -> Iterator[Lent]:
         """Takes the visitor's cache for one answer, truncated to the tokens that this prompt shares with it.
 
-        Evicts a cache that does not fit. Keeps `Lent.back` at the end, unless the visitor has left meanwhile.
+        Evicts a cache that does not fit. Keeps `Lent.back` at the end, unless the visitor has left meanwhile, without
+        the room that was reserved for a longer answer.
         """
         with self._lock:
             entry = self._kept.pop((self, visitor, int4), None)
@@ -140,6 +141,9 @@ class PrefixCache:
         try:
             yield lent
         finally:
+            if lent.back is not None:
+                with suppress(torch.OutOfMemoryError):  # of the copy: it is kept as it is
+                    lent.back.cache.trim()
             with self._lock:
                 self._using.discard(visitor)
                 if lent.back is not None and visitor not in self._gone:

@@ -59,6 +59,14 @@ class GrowingBuffer:
         buffer.narrow(self._dim, start, end - start).copy_(new)
         return buffer.narrow(self._dim, 0, end)
 
+    def trim(self, length: int) -> None:
+        """Gives back the room behind the first `length` tokens, unless growing would have left as much."""
+        self.reserve = 0
+        if self._buffer is None or self._buffer.shape[self._dim] <= length + max(_LEAST_GROWTH, length // 4):
+            return
+        with torch.inference_mode(False):  # as in `_with_room`
+            self._buffer = self.held(length).clone(memory_format=torch.contiguous_format)
+
     def _with_room(self, columns: int, like: torch.Tensor, keep: int) -> torch.Tensor:
         """The buffer with room for `columns`; a larger one takes over the first `keep`."""
         old = self._buffer
@@ -170,6 +178,12 @@ class KVCache:
         """Makes the next allocation large enough for `tokens` tokens."""
         for columns in self._all_columns():
             columns.reserve = max(columns.reserve, tokens)
+
+    def trim(self) -> None:
+        """Gives back the room that was reserved and not used, before the cache is kept. Copies one tensor at a time."""
+        self._seen.clear()
+        for columns in self._all_columns():
+            columns.trim(self.length)
 
     @property
     def reserved(self) -> int:

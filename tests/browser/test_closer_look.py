@@ -141,7 +141,6 @@ def test_a_region_of_ones_own_or_what_an_answer_rests_on_is_looked_at_closer(pag
     send(page)
     answered(page)
     look_inside(page)
-    page.get_by_label("What the answer rests on").check()
     page.locator("#inside .maps .place").wait_for()
     page.locator("#inside .closer-place").click()
     page.get_by_text("Looked again, with 1 crop").wait_for()

@@ -107,18 +107,11 @@ def test_a_region_can_be_hidden(page):
 
 
 def test_what_a_word_rests_on_is_shown_with_its_place_and_its_reasons(page):
-    """Chosen by keyboard; the box lies on the star, and what is hottest in this view is what is hidden."""
+    """It comes first; the box lies on the star, and what is hottest in this view is what is hidden."""
     choose_word(page, "yellow")
-    light = page.locator("#inside .maps img").first
-    looked = light.get_attribute("src")
-    page.locator("#inside .answer-tokens button").last.focus()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
     assert page.get_by_label("What the answer rests on").is_checked()
     place = page.locator("#inside .maps .place")
     place.wait_for()
-    assert light.get_attribute("src") != looked
     assert page.locator("#view-explained p:visible").inner_text().startswith("Bright is what makes")
     assert not page.locator("#layer-and-head").is_visible(), "layers and heads are attention's"
     picture, box = page.locator("#inside .maps img").bounding_box(), place.bounding_box()
@@ -136,9 +129,30 @@ def test_what_a_word_rests_on_is_shown_with_its_place_and_its_reasons(page):
     effect = page.locator("#inside .hidden-region + p")
     effect.wait_for()
     assert "the probability of “yellow” goes from" in effect.inner_text()
-    choose_word(page, "star")  # the view stays
+    choose_word(page, "star")
     page.get_by_text("The picture hardly mattered for “star”").wait_for()
     assert place.count() == 0
+
+
+def test_where_the_model_looked_is_chosen_by_keyboard_and_stays(page):
+    choose_word(page, "yellow")
+    light = page.locator("#inside .maps img").first
+    rests = light.get_attribute("src")
+    page.locator("#inside .answer-tokens button").last.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.get_by_label("Where it looked").is_checked()
+    page.locator("#inside .maps .place").wait_for(state="detached")
+    assert page.locator("#view-explained p:visible").inner_text().startswith("The model's attention")
+    assert light.get_attribute("src") != rests
+    assert page.locator("#layer-and-head").is_visible()
+    across, down = brightest(page)
+    assert 0.55 < across < 0.85  # where the star is
+    assert 0.15 < down < 0.6
+    choose_word(page, "star")
+    assert page.get_by_label("Where it looked").is_checked()
+    assert page.locator("#inside .anyway").count() == 0
 
 
 def test_a_region_is_placed_and_hidden_by_keyboard(page):
@@ -343,6 +357,7 @@ def test_escape_that_closes_a_list_or_ends_a_composition_leaves_inside_open(page
           document.querySelector("#inside-close").addEventListener("click", () => (window.closings += 1));
         }"""
     )
+    page.get_by_label("Where it looked").check()
     page.locator("#layer-and-head .label-wrap").click()
     page.locator("#layer-and-head input").first.click()
     page.locator("#inside input[aria-expanded=true]").wait_for()

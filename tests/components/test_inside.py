@@ -281,7 +281,7 @@ def test_inside_shows_inputs_words_and_where_a_word_looked(engine, exchange):
 
 def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
     handlers = InsideHandlers(ModelRegistry(engine))
-    assert opened(handlers, exchange).view == LOOKED
+    assert opened(handlers, exchange).view == RESTS
     color = next(n for n, one in enumerate(exchange.choices) if one.text.strip() == "yellow")
     selected = Selected(exchange, color)
     looked, _ = last(handlers.look_again(selected, "global", MEAN_HEADS, Window()))
@@ -308,6 +308,32 @@ def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
     region = re.search(r'class="maps" data-region="([^"]*)"', maps)[1]
     effect = last(handlers.hide(selected, Window(), region))
     assert "the probability of “yellow” goes from" in effect, "what is hottest here can be hidden"
+
+
+@pytest.mark.parametrize(
+    ("change", "view"),
+    [
+        ({}, RESTS),
+        ({"num_parameters": 4_000_000_000}, LOOKED),
+        ({"num_parameters": 4_000_000_000, "device": "cuda"}, RESTS),
+        ({"device": "cuda", "borrowed": True}, LOOKED),
+    ],
+)
+def test_the_faithful_map_comes_first_where_it_takes_seconds(engine, exchange, change, view):
+    """The demo model's does; a billion weights on a CPU take minutes, and a GPU that is lent would be lent again."""
+    handlers = InsideHandlers(registry := ModelRegistry(engine))
+    registry.info = lambda _name: replace(engine.info, **change)
+
+    async def first_two():
+        updates = handlers.open(0, Conversation((exchange,)), Window())
+        panel, *rest = [update async for update in updates]
+        return dict(zip(OPENED, panel, strict=False)), dict(zip(OPENED, rest[-1], strict=False))
+
+    panel, drawn = run(first_two())
+    assert panel["view"] == view
+    assert ("Where the model looked on" in drawn["maps"]) is (view == LOOKED)
+    assert ("What the answer rests on in" in drawn["maps"]) is (view == RESTS)
+    assert drawn["view"] == gr.skip(), "by now the visitor may have chosen the other"
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -411,10 +437,10 @@ def test_what_depends_on_the_model_comes_with_the_panel_and_never_again(engine, 
 
 def test_pan_and_scan_is_compared_only_where_the_question_has_pictures_of_its_own(engine):
     for own in (True, False):
-        updates = model_updates(engine.info, [engine.info.name], True, own)
+        updates = model_updates(engine.info, [engine.info.name], RESTS, True, own)
         assert updates["compare_pan_and_scan"]["visible"] is own
         assert updates["compare_pan_and_scan"]["value"] == "Pan & scan off and on"
-    updates = model_updates(engine.info, [engine.info.name], True, True, own_crops=True)
+    updates = model_updates(engine.info, [engine.info.name], RESTS, True, True, own_crops=True)
     assert updates["compare_pan_and_scan"]["value"] == "Without and with the crops"
 
 

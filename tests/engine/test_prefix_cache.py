@@ -110,6 +110,18 @@ def test_answers_are_the_same_with_and_without(engine):
         assert done.stats.reused_tokens > before.stats.prompt_tokens
 
 
+def test_room_for_a_longer_answer_is_not_kept(engine):
+    """A cache is as large as what was read, however long the answer might have become."""
+    request, kept = first(PICTURES[0]), []
+    for longest in (24, 3000):
+        done, _ = ask(engine, replace(request, max_new_tokens=longest, visitor=str(longest)))
+        assert done.stats.stop_reason == "stop"
+        kept.append(engine._writer.kept.num_bytes)
+    assert kept[1] <= 2.0 * kept[0]
+    further = replace(follow(request, done, "And how many hearts?"), visitor="3000")
+    assert both(engine, further).stats.reused_tokens > done.stats.prompt_tokens
+
+
 def test_beyond_the_window_too(engine):
     """Local layers keep a ring: what it has lost is not needed to go on."""
     request = first(*[PICTURES[0]] * 5, *[PICTURES[1]] * 3, question="What do the pictures show?")

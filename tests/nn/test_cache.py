@@ -168,6 +168,31 @@ def test_a_short_conversation_takes_room_for_its_own_tokens_only(config):
     assert unannounced.num_bytes == cache.num_bytes // 50 * (50 + 256), "the least growth ahead"
 
 
+@pytest.mark.parametrize("read_before", [40, 599, 600, 700])
+def test_room_that_was_reserved_and_not_used_is_given_back_and_keys_stay(config, read_before):
+    """Before and behind the edge of the ring; what is read afterwards finds the keys of a cache that kept its room."""
+    config = config.replace(sliding_window=600)
+    caches = [KVCache(config, reserve=5000), KVCache(config, reserve=5000)]
+    for cache in caches:
+        read(cache, columns(0, read_before))
+    caches[0].trim()
+    assert caches[0].reserved == read_before
+    assert room_of(caches[0]) == read_before
+    assert caches[0].num_bytes < caches[1].num_bytes / 2
+    for first, count in ((read_before, 1), (read_before + 1, 30), (read_before + 31, 300)):
+        got, kept = (read(cache, columns(first, count)) for cache in caches)
+        for layer in range(len(KINDS)):
+            assert got[layer][0].tolist() == kept[layer][0].tolist()
+
+
+def test_little_unused_room_is_not_worth_a_copy(config):
+    cache = KVCache(config, reserve=240)
+    read(cache, columns(0, 10))
+    before = cache.stored(1)[0].data_ptr()
+    cache.trim()
+    assert cache.stored(1)[0].data_ptr() == before
+
+
 @pytest.mark.parametrize("reserve", [0, 100, 1000])
 @pytest.mark.parametrize("chunks", [[1] * 700, [290, 1, 1, 320, 1], [150] * 5, [1, 599, 1, 1], [400, 250, 1]], ids=len)
 def test_a_ring_grows_up_to_the_window_and_over_its_edge(config, reserve, chunks):
