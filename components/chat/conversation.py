@@ -96,6 +96,13 @@ class Conversation:
         before = Conversation(other.exchanges, returned=draft, id=other.id)
         return self if before == Conversation() else replace(self, before=before, replaced=replaced)
 
+    def as_edited(self, question: Turn) -> Turn:
+        """The composer's `question` with the crops of the one being edited, on the pictures that it has kept."""
+        earlier = NOTHING if self.changing is None else self.exchanges[self.changing].question
+        crops = dict(zip(earlier.pictures, earlier.crops, strict=False))
+        kept = tuple(crops.get(picture) for picture in question.pictures)
+        return replace(question, crops=kept) if any(kept) else question
+
     def up_to(self, number: int) -> "Conversation":
         """The conversation before the exchange with this index; -1 drops the last exchange."""
         return Conversation(self.exchanges[:number], id=self.id)

@@ -145,7 +145,7 @@ class ChatHandlers:
             yield page_update(None, composer.waiting(), returned, composer.missing(FORGOTTEN))
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
-        question = captioned(held(message), self._caption)
+        question = captioned(conversation.as_edited(held(message)), self._caption)
         if window_of(request) in self.running:  # sent before the browser knew
             yield page_update(conversation=replace(conversation, returned=question))
             return

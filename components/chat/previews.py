@@ -45,7 +45,7 @@ class Previews:
             return gr.skip()
         number = self._newest[window] = next(self._numbers)
         try:
-            html = self._preview_html(held(message), pan_and_scan, conversation, model)
+            html = self._preview_html(conversation.as_edited(held(message)), pan_and_scan, conversation, model)
         finally:
             is_newest = self._newest.get(window) == number
             if is_newest:
@@ -77,7 +77,8 @@ class Previews:
         for the model. Errors about pictures are left to the strip above.
         """
         *chosen, opened = values
-        question, choices = captioned(held(message), self._caption), Choices(*chosen)
+        question = captioned(conversation.as_edited(held(message)), self._caption)
+        choices = Choices(*chosen)
         if window_of(request) in self._running or question == NOTHING:
             return ""
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)

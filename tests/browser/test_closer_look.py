@@ -134,6 +134,10 @@ def test_a_region_of_ones_own_or_what_an_answer_rests_on_is_looked_at_closer(pag
     page.locator("#strip summary").get_by_text("2 tiles").wait_for()
     page.get_by_role("button", name="Look inside answer 2").click()
     page.locator("#inside .maps .asked").nth(1).wait_for()  # Inside keeps the regions of both questions
+    page.get_by_role("button", name="Close Inside").click()
+    page.get_by_role("button", name="Edit question 2").click()
+    page.locator("#strip").get_by_text("What the model will see: 2 tiles").wait_for()  # an edit keeps it, too
+    page.locator("#strip .box").wait_for()
 
     page.locator("#clear").click()
     page.locator("#chat .placeholder-content").wait_for()

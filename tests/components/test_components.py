@@ -290,6 +290,22 @@ def test_an_edited_question_replaces_its_answer_and_what_follows_and_keeps_its_p
     assert box["value"]["text"] == "half a question"  # once
 
 
+def test_an_edited_question_keeps_the_region_that_it_asks_about_while_its_picture_stays():
+    box = (Box(10, 10, 50, 50),)
+    asked = replace(question_of("What is there?", ["/cache/a.png", "/cache/b.png"]), crops=(None, box))
+    before = Conversation((replace(two_exchanges().exchanges[0], question=asked),))
+    for files, crops in ((["b", "c"], (box, None)), (["a", "b"], (None, box)), (["a"], ())):
+        engine = Speaking("A heart.")
+        handlers = ChatHandlers(ModelRegistry(engine), ())
+        _, _, changing, _ = handlers.edit(0, typed(""), before, Window())
+        edited = typed("What shape is it?", *(f"/cache/{name}.png" for name in files))
+        _, after, _ = run(handlers.send(edited, changing, Window(), 0, *VALUES))
+        assert engine.requests[0].turns[0].crops == after.exchanges[0].question.crops == crops
+    engine = Speaking("A heart.")
+    run(ChatHandlers(ModelRegistry(engine), ()).send(typed("And now?", "/cache/b.png"), before, Window(), 1, *VALUES))
+    assert engine.requests[0].turns[-1].crops == (), "a new question about the same picture asks about all of it"
+
+
 def test_an_empty_question_ends_no_editing():
     handlers = ChatHandlers(ModelRegistry(Speaking()), ())
     _, _, changing, _ = handlers.edit(0, typed(""), two_exchanges(), Window())
