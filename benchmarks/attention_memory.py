@@ -1,13 +1,17 @@
-"""How much memory `Engine.attention` takes beyond the model: a picture with 4 crops at the widths of Gemma 3 4B.
+"""How much memory `Engine.attention` and `Engine.why` take beyond the model: a picture with 4 crops at the widths of
+Gemma 3 4B.
 
     python -m benchmarks.attention_memory
 
 The layers are as wide as the 4B model's, but few, so that this runs on a small machine: one local and one global layer
-and one layer of the encoder, with random weights. A pass keeps only the requested rows of each finished layer, so
-further layers add only those. `further_layers_mb` is calculated, not measured: these rows for all 34 layers and the
-logits of the published vocabulary. Two figures are measured. One is torch's peak allocation: on a CPU from the
-profiler, which sees torch's own allocations, on a GPU from its allocator. The other, on Linux, is the growth of the
-process, which counts everything: decoded pictures, library buffers, memory that malloc holds back.
+and one layer of the encoder, with random weights. torch's peak allocation is measured: on a CPU by the profiler, which
+sees torch's own allocations, on a GPU by its allocator. `further_layers_mb` is calculated, not measured:
+
+- `attention`: a pass keeps only the requested rows of each finished layer, so the further layers add only those, and
+  the logits of the published vocabulary. On Linux the growth of the process is measured, too, which counts everything:
+  decoded pictures, library buffers, memory that malloc holds back.
+- `why`: also the further layers' KV caches, of the turn and of the rows that are read at a time. There are as many rows
+  at a time as with all 34 layers.
 """
 
 import argparse
@@ -22,15 +26,18 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import machine
-from gemma3_core.config.gemma3 import Gemma3Config
+from gemma3_core.config.gemma3 import GLOBAL, LOCAL, Gemma3Config
 from gemma3_core.engine import DEMO_MODEL, Answered, DoneEvent, Engine, Request, Stats, Turn
 from gemma3_core.engine.device_loop import DeviceLoop, Result
 from gemma3_core.engine.own_thread import run_job
+from gemma3_core.inspection import knockout
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
+from gemma3_core.nn.cache import cache_bytes
 from gemma3_core.tokenizer.tokenizer import Gemma3Tokenizer
 
 RESULT = Path(__file__).parent / "results" / "attention_memory.json"
 LAYERS, HEADS, VOCABULARY = 34, 8, 262_208
+GLOBAL_EVERY = 6
 TEXT_4B = {
     "hidden_size": 2560,
     "intermediate_size": 10240,
@@ -166,10 +173,35 @@ def measure(folder: Path, size: tuple[int, int] = WIDE, device: str = "auto") ->
         "device": engine.info.device,
         "crops": answered.done.stats.num_crops,
         "tokens": tokens,
+        "attention": {
+            **_with_further_layers(allocated, rows + logits),
+            "process_grew_mb": None if grown is None else _megabytes(grown),
+        },
+        "why": measure_why(engine, answered, rows + logits),
+    }
+
+
+def measure_why(engine: Engine, answered: Answered, kept: int) -> dict[str, Any]:
+    """The same of `Engine.why`; `kept` are the bytes that the further layers add to one pass."""
+    few, tokens = engine._model.text_config, answered.done.stats.prompt_tokens
+    kinds = [GLOBAL if number % GLOBAL_EVERY == 0 else LOCAL for number in range(1, LAYERS + 1)]
+    whole = few.replace(num_hidden_layers=LAYERS, layer_types=kinds)
+    of_few, of_whole = (cache_bytes(config, tokens, torch.bfloat16) for config in (few, whole))
+    most, at_a_time = knockout.MOST_BATCH_BYTES, max(1, knockout.MOST_BATCH_BYTES // of_whole)
+    knockout.MOST_BATCH_BYTES = at_a_time * of_few
+    try:
+        allocated = peak_allocated(lambda: engine.why(answered, [0]))
+    finally:
+        knockout.MOST_BATCH_BYTES = most
+    caches = (1 + at_a_time) * (of_whole - of_few)
+    return {**_with_further_layers(allocated, caches + kept), "rows_at_a_time": at_a_time}
+
+
+def _with_further_layers(allocated: int, further: int) -> dict[str, Any]:
+    return {
         "allocated_mb": _megabytes(allocated),
-        "process_grew_mb": None if grown is None else _megabytes(grown),
-        "further_layers_mb": _megabytes(rows + logits),
-        "allocated_by_34_layers_mb": _megabytes(allocated + rows + logits),
+        "further_layers_mb": _megabytes(further),
+        "allocated_by_34_layers_mb": _megabytes(allocated + further),
     }
 
 

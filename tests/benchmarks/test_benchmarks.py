@@ -261,9 +261,16 @@ def test_the_memory_benchmark_counts_what_is_allocated_at_the_peak(tmp_path):
     figures = attention_memory.measure(tmp_path, (1200, 300), device="cpu")
     assert figures["crops"] == 4
     assert figures["tokens"] > 5 * 16
-    assert 0.5 < figures["allocated_mb"] < 60  # tiles are decoded elsewhere and encoded one by one
+    attention, why = figures["attention"], figures["why"]
+    assert 0.5 < attention["allocated_mb"] < 60  # tiles are decoded elsewhere and encoded one by one
     rows = 32 * 8 * figures["tokens"] * 2 + 262_208 * 2
-    assert figures["further_layers_mb"] == round(rows / 1e6, 1)
+    assert attention["further_layers_mb"] == round(rows / 1e6, 1)
+    # Of 34 narrow layers, each of the 64 rows at most fits into one batch.
+    a_token = 2 * 4 * 16 * 2
+    assert why["rows_at_a_time"] == 400_000_000 // (figures["tokens"] * 34 * a_token + 4 * 8 * figures["tokens"])
+    assert why["allocated_mb"] > attention["allocated_mb"]
+    caches = (1 + why["rows_at_a_time"]) * 32 * figures["tokens"] * a_token
+    assert why["further_layers_mb"] == pytest.approx((caches + rows) / 1e6, rel=0.01)
 
 
 @pytest.mark.cpu_kernels
