@@ -104,8 +104,9 @@ def test_inside_opens_on_a_word_and_follows_what_is_there(browser, url):
         page.locator("#maps figure").wait_for()
         assert page.locator("#inside [aria-pressed=true]").inner_text().strip() == "three"
         page.locator("#hide").click()
-        page.get_by_text("the probability of").wait_for()
-        effect = page.get_by_text("the probability of").bounding_box()
+        told = page.locator("#inside .hidden-region + p")
+        told.get_by_text("the probability of").wait_for()
+        effect = told.bounding_box()
         assert effect["y"] + effect["height"] < 900
         figure = page.locator("#maps figure").first.bounding_box()
         assert effect["x"] >= figure["x"] + figure["width"]
@@ -116,7 +117,7 @@ def test_inside_opens_on_a_word_and_follows_what_is_there(browser, url):
         assert page.locator(".mask-view canvas").count() == 1  # equal masks are shown once
 
         page.get_by_role("tab", name="Attention").click()
-        page.get_by_text("the probability of").wait_for()
+        told.wait_for()
         page.locator("#int4 input").check()
         page.get_by_role("button", name="Retry").click()
         page.get_by_text("The earlier answer is replaced.").wait_for()
