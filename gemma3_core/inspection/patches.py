@@ -41,22 +41,22 @@ def like_colored(picture: Image.Image, like: int = LIKE) -> np.ndarray:
     """The number of each pixel's patch [height, width]: a patch is what hangs together with its first pixel, in reading
     order, and is like it in color: `like` is the largest difference."""
     width, height = picture.size
-    pixels = np.asarray(picture, dtype=int).reshape(-1, 3).tolist()
-    patches, count = [-1] * len(pixels), 0
-    for first, (red, green, blue) in enumerate(pixels):
-        if patches[first] >= 0:
+    # A column and a row of border, where a neighbor's place beyond the left or upper edge lies, too.
+    pixels = np.pad(np.asarray(picture, dtype=int), ((0, 1), (0, 1), (0, 0)))
+    free = bytearray(np.pad(np.ones((height, width), np.uint8), ((0, 1), (0, 1))).tobytes())
+    line = width + 1
+    # Lists of numbers alone: a list for each pixel would set off the garbage collector.
+    reds, greens, blues = (pixels[..., channel].ravel().tolist() for channel in range(3))
+    patches, count = np.zeros(len(free), dtype=int), 0
+    for first in range(len(free)):
+        if not free[first]:
             continue
-        patches[first], edge = count, [first]
-        while edge:
-            place = edge.pop()
-            column = place % width
-            left, right = place - 1 if column else -1, place + 1 if column < width - 1 else -1
-            for near in (left, right, place - width, place + width if place + width < len(pixels) else -1):
-                if near < 0 or patches[near] >= 0:
-                    continue
-                r, g, b = pixels[near]
-                if abs(r - red) + abs(g - green) + abs(b - blue) <= like:
-                    patches[near] = count
-                    edge.append(near)
+        red, green, blue, free[first], patch = reds[first], greens[first], blues[first], 0, [first]
+        for place in patch:  # which grows meanwhile
+            for near in (place - 1, place + 1, place - line, place + line):
+                if free[near] and abs(reds[near] - red) + abs(greens[near] - green) + abs(blues[near] - blue) <= like:
+                    free[near] = 0
+                    patch.append(near)
+        patches[patch] = count
         count += 1
-    return np.array(patches).reshape(height, width)
+    return patches.reshape(height + 1, line)[:height, :width]
