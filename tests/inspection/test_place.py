@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from gemma3_core.images.pan_and_scan import Box
-from gemma3_core.inspection.heat_maps import TileMap
-from gemma3_core.inspection.patches import SIDE, along_patches, like_colored
+from gemma3_core.inspection.heat_maps import TileMap, connected
+from gemma3_core.inspection.patches import LIKE, SIDE, along_patches, like_colored
 from gemma3_core.inspection.place import estimated_box, estimated_place, look_of_best_head
 from gemma3_core.inspection.prompt import Tile
 
@@ -36,6 +36,22 @@ def test_patches_hang_together_and_are_alike():
     assert patches.max() == 2
     assert (patches == patches[12, 12]).sum() == 100
     assert patches[12, 12] != patches[45, 45]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (9, 1), (1, 9), (13, 17)])
+def test_a_patch_has_all_that_hangs_together_with_its_first_pixel_and_is_like_it(width, height):
+    """Patches are taken in reading order: each has whatever those before it have left."""
+    noise = np.random.default_rng(0).integers(0, 120, (height, width, 3), dtype=np.uint8)
+    patches, colors, seen = like_colored(Image.fromarray(noise)), noise.astype(int), 0
+    for number in range(int(patches.max()) + 1):
+        first = np.unravel_index(int((patches == number).argmax()), patches.shape)
+        alike = np.abs(colors - colors[first]).sum(axis=2) <= LIKE
+        among = alike & (patches >= number)
+        assert np.array_equal(patches == number, connected(among, (int(first[0]), int(first[1]))))
+        place = int(first[0]) * width + int(first[1])
+        assert place >= seen
+        seen = place
+    assert patches.max() > 20 or patches.size < 20
 
 
 def test_a_map_along_patches_has_all_of_a_thing_before_the_ground_and_ends_where_it_ends():
