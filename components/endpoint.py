@@ -1,6 +1,6 @@
 """`/ask`: the page's question and answer for programs, through gradio_client."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from gemma3_core.engine import (
     SamplingSettings,
     TokenChoice,
     TokenEvent,
-    values_of,
+    fields_told,
 )
 
 _DESCRIPTION = (
@@ -82,7 +82,8 @@ class AskEndpoint:
             async with aclosing(self._desk.astream(caller, None, asked)) as answer:
                 async for event in answer:
                     if isinstance(event, DoneEvent):
-                        yield event.text, {**event.stats.to_dict(), **_fields(event.text, choices)}
+                        fields = fields_told(event.text, choices) if choices else {}
+                        yield event.text, event.stats.to_dict() | ({"fields": fields} if fields else {})
                         return
                     choices += [event.choice] if isinstance(event, TokenEvent) and event.choice else []
                     text += event.text if isinstance(event, TokenEvent) else ""
@@ -90,13 +91,6 @@ class AskEndpoint:
                         yield text, {}
         except Gemma3Error as error:
             raise gr.Error(str(error), print_exception=False) from error
-
-
-def _fields(text: str, choices: Sequence[TokenChoice]) -> dict[str, Any]:
-    """The values of an answer in JSON, for its figures; nothing for one in text."""
-    values = values_of(text, choices) if choices else ()
-    told = {one.name: {"value": one.value, "probability": round(one.probability, 4)} for one in values}
-    return {"fields": told} if told else {}
 
 
 def build_ask_endpoint(desk: FrontDesk) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from components.openai.asked import Asked, WrongError, error_of
 from components.serving.server import UNEXPECTED
-from gemma3_core.engine import DoneEvent, Event, Gemma3Error, TokenChoice, TokenEvent
+from gemma3_core.engine import DoneEvent, Event, Gemma3Error, TokenChoice, TokenEvent, fields_told
 
 logger = logging.getLogger(__name__)
 _LEAST_LOGPROB = -9999.0
@@ -72,6 +72,7 @@ async def whole_answer(first: Piece, rest: AsyncIterator[Piece], asked: Asked) -
         "message": {"role": "assistant", "content": text, "refusal": None},
         "logprobs": _logprobs(choices, asked),
         "finish_reason": last.reason,
+        **_fields(text, choices, asked),
     }
     return {**_head(asked, "chat.completion"), "choices": [choice], "usage": _usage(last)}
 
@@ -79,21 +80,24 @@ async def whole_answer(first: Piece, rest: AsyncIterator[Piece], asked: Asked) -
 async def streamed_answer(first: Piece, rest: AsyncIterator[Piece], asked: Asked) -> AsyncIterator[str]:
     """The answer as server-sent events."""
     head, piece = _head(asked, "chat.completion.chunk"), first
+    text, choices = "", list[TokenChoice]()
     role: dict[str, Any] = {"role": "assistant", "content": ""}
 
-    def chunk(delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    def chunk(delta: dict[str, Any], logprobs: Any = None, reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason, **more}
         return _event({**head, "choices": [choice]})
 
     yield chunk(role)
     try:
         while True:
+            text += piece.text
+            choices += piece.choices
             if piece.text or piece.choices:
                 yield chunk({"content": piece.text}, _logprobs(piece.choices, asked))
             elif piece.reason is None:
                 yield ": waiting\n\n"  # a server notices that a program has left only when it sends something
             if piece.reason is not None:
-                yield chunk({}, None, piece.reason)
+                yield chunk({}, None, piece.reason, **_fields(text, choices, asked))
             following = await anext(rest, None)
             if following is None:
                 break
@@ -126,6 +130,13 @@ def _usage(last: Piece) -> dict[str, Any]:
         "total_tokens": stats.prompt_tokens + stats.new_tokens,
         "prompt_tokens_details": {"cached_tokens": stats.reused_tokens},
     }
+
+
+def _fields(text: str, choices: Sequence[TokenChoice], asked: Asked) -> dict[str, Any]:
+    """With log probabilities, those of the values of an answer that fits a schema; OpenAI has no such field."""
+    if asked.request.json_schema is None or asked.alternatives is None:
+        return {}
+    return {"fields": fields_told(text, choices)}
 
 
 def _logprobs(choices: Sequence[TokenChoice], asked: Asked) -> dict[str, Any] | None:

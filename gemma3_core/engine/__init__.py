@@ -21,7 +21,7 @@ from gemma3_core.engine.api import (
 )
 from gemma3_core.engine.engine import DEMO_MODEL, DEMO_NAME, Engine, check_picture
 from gemma3_core.engine.explain import OcclusionReport, PromptView
-from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, read_fields, schema_of, values_of
+from gemma3_core.engine.fields import Field, FieldValue, ask_in_fields, fields_told, read_fields, schema_of, values_of
 from gemma3_core.engine.inventory import FoundModel, find_models, free_memory, listing
 from gemma3_core.engine.outside import OutsideEngine, told_otherwise
 from gemma3_core.engine.registry import PUBLISHED, UNGATED, UNGATED_NAME, Loading, ModelEntry, ModelRegistry
@@ -135,6 +135,7 @@ __all__ = [
     "columns_of",
     "enough_pixels",
     "fetch_image",
+    "fields_told",
     "find_models",
     "free_memory",
     "listing",

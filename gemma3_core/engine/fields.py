@@ -125,6 +125,12 @@ def values_of(text: str, choices: Iterable[TokenChoice]) -> tuple[FieldValue, ..
     return tuple(values)
 
 
+def fields_told(text: str, choices: Iterable[TokenChoice]) -> dict[str, dict[str, Any]]:
+    """`values_of` as plain data: {"color": {"value": "red", "probability": 0.93}}; empty for an answer in text."""
+    values = values_of(text, choices)
+    return {one.name: {"value": one.value, "probability": round(one.probability, 4)} for one in values}
+
+
 def _members(text: str) -> Iterable[tuple[str, Any, int, int]]:
     """Name, value and the value's place in the text, for each whole member of a JSON object."""
     decoder, place = json.JSONDecoder(), _after(text, 0, "{")

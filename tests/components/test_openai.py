@@ -313,12 +313,17 @@ def test_an_answer_in_a_json_schema_fits_it_and_its_probabilities_are_among_what
         choices = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
         text = "".join(choice.delta.content or "" for choice in choices)
         tokens = [token for choice in choices if choice.logprobs for token in choice.logprobs.content]
-        reason = choices[-1].finish_reason
+        choice = choices[-1]
     else:
         (choice,) = client.chat.completions.create(**options).choices
-        text, tokens, reason = choice.message.content, choice.logprobs.content, choice.finish_reason
+        text, tokens = choice.message.content, choice.logprobs.content
     jsonschema.validate(json.loads(text), FIELDS)
-    assert reason == "stop"
+    assert choice.finish_reason == "stop"
+    told = choice.model_extra["fields"]
+    assert {name: one["value"] for name, one in told.items()} == json.loads(text)
+    assert 0 < min(one["probability"] for one in told.values()) < 1
+    surest = math.exp(sum(token.logprob for token in tokens))
+    assert math.prod(one["probability"] for one in told.values()) == pytest.approx(surest, rel=0.05)
     assert "".join(token.token for token in tokens) == text
     assert tokens[0].logprob == 0.0  # nothing but the bracket fits
     assert [other.token for other in tokens[0].top_logprobs] == ["{"]
