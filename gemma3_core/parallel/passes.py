@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from inspect import signature
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -42,6 +43,8 @@ PROCESS_LOST = (
     "again."
 )
 _SUMS_PER_LAYER = 2
+_SENT = ("attention_mask", "position_ids", "image_blocks", "use_cache")
+"""The arguments of the decoder's `forward` that followers get from the leader, beside x and the caches."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class Lead:
 
     def __init__(self, decoder: Any, exchange: Exchange, connections: Sequence[Connection]):
         self._decoder, self._forward, self._exchange = decoder, decoder.forward, exchange
+        self._signature = signature(decoder.forward)
         self._connections = tuple(connections)
         self.kept: object = None
         """What must last as long as the followers."""
@@ -184,46 +188,26 @@ class Lead:
         except OSError as error:
             raise _ApartError from error
 
-    def _pass(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: KVCache | RowCaches | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        *,
-        output_attentions: bool | WeightReader | None = None,
-        image_blocks: torch.Tensor | None = None,
-        **options: Any,
-    ) -> Any:
+    def _pass(self, *given: Any, **named: Any) -> Any:
         """The decoder's `forward`, in all processes. Raises ReplicaLostError once one of them has ended."""
-        if (output_attentions and not callable(output_attentions)) or self._decoder.eager:
+        asked = dict(self._signature.bind(*given, **named).arguments)
+        asked |= asked.pop("unknown", {})  # which forward refuses
+        reader = asked.pop("output_attentions", None)
+        if (reader and not callable(reader)) or self._decoder.eager:
             raise UnsupportedOptionError("Each of several devices has some of the heads. Read weights with a function.")
-        x = self._decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        inputs = {
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "image_blocks": image_blocks,
-            "use_cache": use_cache,
-        }
-        reader = output_attentions if callable(output_attentions) else None
-        forward = partial(
-            self._forward,
-            **inputs,
-            inputs_embeds=x,
-            past_key_values=past_key_values,
-            output_attentions=None if reader is None else partial(self._read, reader),
-            **options,
-        )
+        if (x := asked.get("inputs_embeds")) is None:
+            x = self._decoder.embed_tokens(asked["input_ids"])
+        past_key_values = asked.get("past_key_values")
+        reads = partial(self._read, reader) if callable(reader) else None
+        forward = partial(self._forward, **asked | {"input_ids": None, "inputs_embeds": x}, output_attentions=reads)
         with self._lock:
             if not self.is_whole:
                 raise ReplicaLostError(PROCESS_LOST)
             states = self._states(past_key_values)
             dropped = tuple(self._dropped.pop() for _ in range(len(self._dropped)))
-            sent = {name: _on_cpu(value) for name, value in inputs.items()}
+            sent = {name: _on_cpu(asked.get(name)) for name in _SENT}
             is_batch = isinstance(past_key_values, RowCaches)
-            told = Pass(tuple(x.shape), x.dtype, states, is_batch, sent, reader is not None, dropped)
+            told = Pass(tuple(x.shape), x.dtype, states, is_batch, sent, reads is not None, dropped)
             try:
                 self._say(told)
                 _broadcast(x.contiguous())
