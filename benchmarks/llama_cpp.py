@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import loading
 from benchmarks.language_model import START_TOKENS, prefill_of, random_model
 from benchmarks.limits import Limits, bytes_of
+from benchmarks.loading import LLAMA_CPP, OURS_INT4, LlamaCpp
+from benchmarks.loading import measure as measure_loading
 from benchmarks.table import SPEED, speeds, table_row
 from benchmarks.timing import in_turns, machine, times_in_turns
 from gemma3_core.config.gemma3 import Gemma3TextConfig
@@ -38,29 +39,6 @@ from gemma3_core.nn.cache import KVCache
 RESULT = Path(__file__).resolve().parent / "results" / "llama_cpp.json"
 PROMPT_TOKENS, NEW_TOKENS = 512, 32
 _SEED = 1
-
-
-class LlamaCpp:
-    """llama.cpp with one file."""
-
-    def __init__(self, path: Path, context: int = 2 * PROMPT_TOKENS):
-        import llama_cpp
-
-        threads = torch.get_num_threads()  # as many as ours
-        options: dict[str, Any] = {"n_ctx": context, "n_batch": PROMPT_TOKENS, "n_threads": threads}
-        self.model = llama_cpp.Llama(str(path), verbose=False, n_threads_batch=threads, **options)
-
-    def prefill(self, ids: torch.Tensor) -> None:
-        self.model.reset()
-        self.model.eval(ids[0].tolist())
-
-    def decode(self, ids: torch.Tensor, new_tokens: int) -> float:
-        """Seconds that so many tokens take behind the first 64."""
-        self.prefill(ids[:, :START_TOKENS])
-        start = time.perf_counter()
-        for token in ids[0, START_TOKENS : START_TOKENS + new_tokens].tolist():
-            self.model.eval([token])
-        return time.perf_counter() - start
 
 
 class OurFile:
@@ -114,8 +92,8 @@ def compare_q4_0(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "q4_0.gguf"
         write_q4_0(random_model(config, torch.float32), path)
-        ways = {"ours": (loading.OURS_INT4, path), "llama.cpp": (loading.LLAMA_CPP, path)}
-        report: dict[str, Any] = {"dtype": "Q4_0"} | loading.measure(ways, rounds, min(prompts))
+        ways = {"ours": (OURS_INT4, path), "llama.cpp": (LLAMA_CPP, path)}
+        report: dict[str, Any] = {"dtype": "Q4_0"} | measure_loading(ways, rounds, min(prompts))
         programs: dict[str, Any] = {"ours": OurFile(path), "llama.cpp": LlamaCpp(path, max(prompts) + PROMPT_TOKENS)}
         longest = max(*prompts, START_TOKENS + new_tokens)
         ids = torch.randint(300, config.vocab_size, (1, longest), generator=torch.Generator().manual_seed(_SEED))

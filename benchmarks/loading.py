@@ -21,10 +21,34 @@ from benchmarks.language_model import START_TOKENS
 from benchmarks.table import MEMORY, SECONDS, table_row
 
 OURS, OURS_INT4, TRANSFORMERS, LLAMA_CPP = "ours", "ours-int4", "transformers", "llama.cpp"
+_PROMPT_TOKENS = 512
+
+
+class LlamaCpp:
+    """llama.cpp with one file."""
+
+    def __init__(self, path: Path, context: int = 2 * _PROMPT_TOKENS):
+        import llama_cpp
+
+        threads = torch.get_num_threads()  # as many as ours
+        options: dict[str, Any] = {"n_ctx": context, "n_batch": _PROMPT_TOKENS, "n_threads": threads}
+        self.model = llama_cpp.Llama(str(path), verbose=False, n_threads_batch=threads, **options)
+
+    def prefill(self, ids: torch.Tensor) -> None:
+        self.model.reset()
+        self.model.eval(ids[0].tolist())
+
+    def decode(self, ids: torch.Tensor, new_tokens: int) -> float:
+        """Seconds that so many tokens take behind the first 64."""
+        self.prefill(ids[:, :START_TOKENS])
+        start = time.perf_counter()
+        for token in ids[0, START_TOKENS : START_TOKENS + new_tokens].tolist():
+            self.model.eval([token])
+        return time.perf_counter() - start
 
 
 def measure(
-    programs: Mapping[str, tuple[str, Path]], rounds: int, prompt_tokens: int = 512, new_tokens: int = 8
+    programs: Mapping[str, tuple[str, Path]], rounds: int, prompt_tokens: int = _PROMPT_TOKENS, new_tokens: int = 8
 ) -> dict[str, Any]:
     """The rows "loading" and "peak memory" of some programs, each with one of the ways above and its file; in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
@@ -51,7 +75,6 @@ def loader(program: str, path: Path, tokens: int) -> Callable[[], Callable[[int,
     """Imports a program; what is returned loads the model, and returns what reads and writes so many tokens."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if program == LLAMA_CPP:
-        from benchmarks.llama_cpp import LlamaCpp
 
         def load_llama_cpp() -> Callable[[int, int], Any]:
             model = LlamaCpp(path, tokens + START_TOKENS)
