@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from places import EXAMPLES
 from running_app import ScriptedEngine
 from window import DEMO, Window, run, typed
 
@@ -137,7 +138,7 @@ def test_addresses_that_are_refused(handlers, address):
 
 
 def test_a_picture_by_address_arrives_with_its_name(handlers, monkeypatch):
-    night = (Path(__file__).parents[2] / "assets" / "examples" / "night.png").read_bytes()
+    night = (EXAMPLES / "night.png").read_bytes()
     monkeypatch.setattr(documents, "fetch_image", lambda _address: night)
     told, arrived = handlers.fetch("https://example.com/a/night.png?size=1")
     (file,) = json.loads(arrived)
