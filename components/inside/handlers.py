@@ -60,8 +60,9 @@ NO_WORD = "Choose a word of the answer first."
 # More than the engine's queue holds: each call that waits there keeps a thread, and some threads must be left to draw.
 _MOST_THREADS = 96
 
-_MOST_ON_CPU = 10_000_000_000
-"""Weights times tokens of a prompt whose map of what a word rests on is made at once: about 2 s, see docs/inside.md."""
+_MOST_ELSEWHERE = 10_000_000_000
+"""Weights times tokens of a prompt whose map of what a word rests on is made at once, where that isn't on CUDA: about
+2 s on a CPU, see docs/inside.md."""
 
 _LOOK, _HIDE, _COMPARE, _CARD = "look", "hide", "compare", "card"
 _WAITING = {
@@ -117,9 +118,9 @@ def _first_view(exchange: Exchange, info: ModelInfo | None) -> str:
     up to 64 times. Where the model looked takes one pass."""
     if info is None or info.borrowed or not exchange.answered.request.num_images:
         return LOOKED
-    if info.device == "cpu" and info.num_parameters * exchange.stats.prompt_tokens > _MOST_ON_CPU:
-        return LOOKED
-    return RESTS
+    on_gpu = info.device.startswith("cuda")  # what another server wrote is read on this machine, wherever that may be
+    is_soon = on_gpu or info.num_parameters * exchange.stats.prompt_tokens <= _MOST_ELSEWHERE
+    return RESTS if is_soon else LOOKED
 
 
 class InsideHandlers:

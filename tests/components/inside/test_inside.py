@@ -317,6 +317,8 @@ def test_inside_shows_what_a_word_rests_on_and_where_that_is(engine, exchange):
         ({"num_parameters": 4_000_000_000}, LOOKED),
         ({"num_parameters": 4_000_000_000, "device": "cuda"}, RESTS),
         ({"device": "cuda", "borrowed": True}, LOOKED),
+        ({"num_parameters": 4_000_000_000, "device": "another server", "outside": "Another server answered."}, LOOKED),
+        ({"device": "another server", "outside": "Another server answered."}, RESTS),
     ],
 )
 def test_the_faithful_map_comes_first_where_it_takes_seconds(engine, exchange, change, view):
