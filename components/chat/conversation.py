@@ -8,7 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gemma3_core.engine import HARDLY, Answered, FieldValue, Stats, TokenChoices, Turn, values_of
+from components.examples import FOLDER
+from gemma3_core.engine import HARDLY, Answered, Crops, FieldValue, Stats, TokenChoices, Turn, values_of
 
 NOTHING = Turn("user", "")
 
@@ -62,7 +63,8 @@ class Conversation:
     """Answered questions, oldest first, and what waits to return to the composer.
 
     While an earlier question is edited, `changing` is its index and `aside` is what the composer held before.
-    `returned` goes into the composer after the handler that set it. `failure` is why the chat shows no answer.
+    `returned` goes into the composer after the handler that set it. The composer shows no regions of its pictures: they
+    wait in `regions` until something is answered. `failure` is why the chat shows no answer.
     `before` is what the last action replaced, for as long as the visitor can bring it back, and `replaced` says so.
     `id` is that of the conversation's entry in the browser. It says nothing of what was said, and does not count in
     comparisons.
@@ -72,6 +74,7 @@ class Conversation:
     changing: int | None = None
     aside: Turn = NOTHING
     returned: Turn = NOTHING
+    regions: tuple[tuple[Path, Crops], ...] = ()
     failure: str = ""
     before: "Conversation | None" = None
     replaced: str = ""
@@ -96,12 +99,21 @@ class Conversation:
         before = Conversation(other.exchanges, returned=draft, id=other.id)
         return self if before == Conversation() else replace(self, before=before, replaced=replaced)
 
-    def as_edited(self, question: Turn) -> Turn:
-        """The composer's `question` with the crops of the one being edited, on the pictures that it has kept."""
-        earlier = NOTHING if self.changing is None else self.exchanges[self.changing].question
-        crops = dict(zip(earlier.pictures, earlier.crops, strict=False))
-        kept = tuple(crops.get(picture) for picture in question.pictures)
-        return replace(question, crops=kept) if any(kept) else question
+    def composing(self, question: Turn, beside: bool = False) -> "Conversation":
+        """This conversation once the question is in the composer, alone or `beside` what is there."""
+        regions = tuple(_crops_of(question).items())
+        return replace(self, returned=NOTHING, regions=regions + self.regions if beside else regions)
+
+    def draft(self, message: dict[str, Any] | None) -> Turn:
+        """The composer's content as a question, with the regions that wait for its pictures."""
+        question, waiting = held(message), list(self.regions)
+        crops: list[Crops] = []
+        for picture in question.pictures:
+            found = next((one for one in waiting if _is_same(picture, one[0])), None)
+            crops.append(None if found is None else found[1])
+            if found is not None:
+                waiting.remove(found)
+        return replace(question, crops=tuple(crops)) if any(crops) else question
 
     def up_to(self, number: int) -> "Conversation":
         """The conversation before the exchange with this index; -1 drops the last exchange."""
@@ -132,4 +144,17 @@ def joined(first: Turn, second: Turn) -> Turn:
     """Both questions in one, so that neither a returned question nor text typed meanwhile is lost; the same is not said
     twice, as where a page that was loaded again found in its draft what is now brought back."""
     text = "\n\n".join(dict.fromkeys(text for text in (first.text, second.text) if text))
-    return Turn("user", text, tuple(dict.fromkeys((*first.pictures, *second.pictures))))
+    pictures = tuple(dict.fromkeys((*first.pictures, *second.pictures)))
+    crops = _crops_of(second) | _crops_of(first)
+    return Turn("user", text, pictures, crops=tuple(crops.get(picture) for picture in pictures) if crops else ())
+
+
+def _crops_of(question: Turn) -> dict[Any, Crops]:
+    """The crops of the question's pictures, by their paths, where there are some."""
+    pairs = zip(question.pictures, question.crops, strict=False)
+    return {picture: crops for picture, crops in pairs if crops}
+
+
+def _is_same(picture: Any, earlier: Path) -> bool:
+    """Whether a picture of the composer is one that was put there; an example's is a copy by now."""
+    return bool(picture == earlier or (FOLDER in earlier.parents and picture.name == earlier.name))

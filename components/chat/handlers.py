@@ -21,7 +21,7 @@ from components.chat.closer_look import (
     region_of,
     word_to_look_for,
 )
-from components.chat.conversation import NOTHING, Conversation, Exchange, captioned, held, joined
+from components.chat.conversation import NOTHING, Conversation, Exchange, captioned, joined
 from components.chat.previews import Previews
 from components.chat.running import Pace, RunningAnswers
 from components.examples import Example
@@ -57,6 +57,9 @@ NOTHING_SAID = "The model ended its answer before the first word. Rephrase your 
 QUESTION_BACK = "The question is back below."
 ANSWER_STAYS = "The earlier answer stays."
 FORGOTTEN = "The server had forgotten this conversation. Send the question once it is back, or in a new chat."
+STILL_ANSWERING = "Another answer is still being written. Your question is back below."
+EDITING = "You are editing a question. What you asked about the region comes back below when the edit ends."
+ANSWER_GONE = "The answer with this picture is gone. Your question is back below."
 NEW_CHAT = "This is a new chat."
 TAKEN_BACK = "The answer is taken back."
 BESIDE = "The next question reads the new answer."
@@ -141,11 +144,11 @@ class ChatHandlers:
             return
         known = conversation.exchanges or conversation.before or conversation.id
         if standing and not known:
-            returned = replace(conversation, returned=held(message))
+            returned = replace(conversation, returned=conversation.draft(message))
             yield page_update(None, composer.waiting(), returned, composer.missing(FORGOTTEN))
             return
         kept = conversation if conversation.changing is None else conversation.up_to(conversation.changing)
-        question = captioned(conversation.as_edited(held(message)), self._caption)
+        question = captioned(conversation.draft(message), self._caption)
         if window_of(request) in self.running:  # sent before the browser knew
             yield page_update(conversation=replace(conversation, returned=question))
             return
@@ -211,16 +214,16 @@ class ChatHandlers:
         """
         index, window = _index(number, conversation), window_of(request)
         if index is None or conversation.changing is not None or window in self.running:
-            yield page_update()
+            yield self._not_asked(text, conversation, window)
             return
         exchange, kept = conversation.exchanges[index], conversation.up_to(index)
-        if not exchange.answered.request.num_images:
-            yield page_update()
-            return
         if text:
             async with aclosing(self._ask_about(exchange, region, text, conversation, request, *values)) as updates:
                 async for update in updates:
                     yield update
+            return
+        if not exchange.answered.request.num_images:
+            yield page_update()
             return
         choices, first = replace(Choices(*values), model=exchange.stats.model), exchange.first or exchange
         steps, found = None, _Found()
@@ -254,10 +257,26 @@ class ChatHandlers:
                 yield update
         if found.ended or found.region is None:
             return
+        if window in self.running:  # since the box was read
+            yield self._not_asked(text, conversation, window)
+            return
         question = captioned(question_about(exchange, found.region, text), self._caption)
         async with aclosing(self._ask(question, conversation, conversation, Choices(*values), asker)) as updates:
             async for update in updates:
                 yield update
+
+    def _not_asked(self, text: str, conversation: Conversation, window: str) -> Update:
+        """Returns a text about a region that can't be asked now to the composer: once an edit there has ended. A second
+        click changes nothing."""
+        question = Turn("user", text)
+        if not text or self.running.question(window).text == text:
+            return page_update()
+        if conversation.changing is not None:
+            returned = replace(conversation, aside=joined(question, conversation.aside))
+            return page_update(None, None, returned, composer.missing(EDITING) + composer.notice(conversation))
+        reason = STILL_ANSWERING if window in self.running else ANSWER_GONE
+        returned = replace(conversation, returned=question)
+        return page_update(None, None, returned, composer.missing(reason) + composer.notice(conversation))
 
     async def go_on(
         self, conversation: Conversation, request: gr.Request, *values: Any
@@ -358,8 +377,8 @@ class ChatHandlers:
         before = conversation.before
         if before is None or conversation.changing is not None or window_of(request) in self.running:
             return page_update()
-        return page_update(self.messages(before), composer.holding(joined(before.returned, held(message))),
-                       replace(before, returned=NOTHING), "")  # fmt: skip
+        draft = joined(before.returned, conversation.draft(message))
+        return page_update(self.messages(before), composer.holding(draft), before.composing(draft), "")
 
     def undo(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
@@ -372,9 +391,9 @@ class ChatHandlers:
         is_last = index is not None and index == len(conversation.exchanges) - 1
         if window_of(request) in self.running or not is_last or conversation.changing is not None:
             return page_update()
-        kept = conversation.up_to(-1).replacing(conversation, TAKEN_BACK)
-        box = composer.holding(joined(conversation.exchanges[-1].question, held(message)))
-        return page_update(self.messages(kept), box, kept, composer.notice(kept))
+        draft = joined(conversation.exchanges[-1].question, conversation.draft(message))
+        kept = conversation.up_to(-1).replacing(conversation, TAKEN_BACK).composing(draft)
+        return page_update(self.messages(kept), composer.holding(draft), kept, composer.notice(kept))
 
     def edit(
         self, number: float | None, message: dict[str, Any] | None, conversation: Conversation, request: gr.Request
@@ -385,15 +404,15 @@ class ChatHandlers:
         index = _index(number, conversation)
         if index is None:
             return page_update()
-        changing = replace(conversation, changing=index, aside=held(message), returned=NOTHING, failure="")
-        question = conversation.exchanges[index].question
+        question, aside = conversation.exchanges[index].question, conversation.draft(message)
+        changing = replace(conversation.composing(question), changing=index, aside=aside, failure="")
         return page_update(self.messages(changing), composer.holding(question), changing, composer.notice(changing))
 
     def keep(self, conversation: Conversation, request: gr.Request) -> Update:
         """Ends editing and restores what the composer held before."""
         if window_of(request) in self.running or conversation.changing is None:
             return page_update()
-        kept = replace(conversation, changing=None, aside=NOTHING)
+        kept = replace(conversation.composing(conversation.aside), changing=None, aside=NOTHING)
         return page_update(self.messages(kept), composer.holding(conversation.aside), kept, composer.notice(kept))
 
     def hand_back(self, conversation: Conversation, request: gr.Request) -> tuple[Any, Any, Any]:
@@ -402,7 +421,11 @@ class ChatHandlers:
         buttons = composer.waiting() if window_of(request) in self.running else composer.ready()
         if conversation.returned == NOTHING:
             return buttons, gr.skip(), gr.skip()
-        return buttons, replace(conversation, returned=NOTHING), composer.holding(conversation.returned)
+        return (
+            buttons,
+            conversation.composing(conversation.returned, beside=True),
+            composer.holding(conversation.returned),
+        )
 
     def forget(self, window: str) -> None:
         """Evicts what the models keep for the window's next question."""
@@ -425,7 +448,7 @@ class ChatHandlers:
         window = window_of(request)
         asked = await self.running.discard(window)
         self._models.forget(window)
-        draft = joined(asked, joined(conversation.aside, held(message)))
+        draft = joined(asked, joined(conversation.aside, conversation.draft(message)))
         if conversation.exchanges or conversation.before is None:
             new = Conversation().replacing(conversation, NEW_CHAT, draft)
         else:  # a second click; what the first one replaced can still be brought back

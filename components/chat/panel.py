@@ -29,8 +29,8 @@ _NOT_IN_BROWSERS = (".tif", ".tiff")  # the strip still shows them
 _DEMO = "A small demo model answers: shapes, signs, bar charts, price boards."
 _DEMO_LIMITS = (
     "It knows flat shapes in eleven colors, signs, bar charts, and boards of words and prices, which need pan & scan. "
-    "About nineteen in twenty of its answers about them are right; it names the tallest bar in about half of the "
-    "charts. Asked about anything else, it says that it doesn't know. {}"
+    "About nineteen in twenty of its answers about them are right; it names the tallest bar in about two thirds "
+    "of the charts. Asked about anything else, it says that it doesn't know. {}"
 )
 _ONWARD = "For photographs and everything else, {}"
 _CHOOSE_PUBLISHED = f"choose {UNGATED_NAME} under Model in the settings."

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components.bridge import window_of
-from components.chat.conversation import NOTHING, Conversation, captioned, held
+from components.chat.conversation import NOTHING, Conversation, captioned
 from components.chat.running import RunningAnswers
 from components.settings import Choices
 from components.shown import image_strip as strip
@@ -45,7 +45,7 @@ class Previews:
             return gr.skip()
         number = self._newest[window] = next(self._numbers)
         try:
-            html = self._preview_html(conversation.as_edited(held(message)), pan_and_scan, conversation, model)
+            html = self._preview_html(conversation.draft(message), pan_and_scan, conversation, model)
         finally:
             is_newest = self._newest.get(window) == number
             if is_newest:
@@ -77,7 +77,7 @@ class Previews:
         for the model. Errors about pictures are left to the strip above.
         """
         *chosen, opened = values
-        question = captioned(conversation.as_edited(held(message)), self._caption)
+        question = captioned(conversation.draft(message), self._caption)
         choices = Choices(*chosen)
         if window_of(request) in self._running or question == NOTHING:
             return ""

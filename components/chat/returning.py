@@ -72,7 +72,7 @@ class Returning:
         if link:
             held = self._asked_by(link)
         # An edit goes on, and what was replaced can still be brought back.
-        conversation, models = replace(found, returned=NOTHING, failure=""), list(self._models(request))
+        conversation, models = replace(found.composing(held, beside=True), failure=""), list(self._models(request))
         brought = self._settings_of(link, models)
         if self._shown_models not in (None, models):  # some have come since the program started
             added = kept.get("model")

@@ -71,6 +71,10 @@ class RunningAnswers:
     def __contains__(self, window: str) -> bool:
         return window in self._running
 
+    def question(self, window: str) -> Turn:
+        """That of the window's running answer, if nothing else holds it."""
+        return self._running[window].question if window in self._running else NOTHING
+
     @contextmanager
     def entry(self, window: str, question: Turn = NOTHING) -> Iterator[RunningAnswer]:
         """Registers a running answer of the window for the duration of the `with` block."""

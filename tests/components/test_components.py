@@ -306,6 +306,52 @@ def test_an_edited_question_keeps_the_region_that_it_asks_about_while_its_pictur
     assert engine.requests[0].turns[-1].crops == (), "a new question about the same picture asks about all of it"
 
 
+def region_question(picture):
+    return replace(question_of("What is there?", [str(picture)]), crops=((Box(10, 10, 50, 50),),))
+
+
+def test_a_question_about_an_examples_region_keeps_it_although_the_composer_returns_a_copy_of_the_picture():
+    picture = FOLDER / "night.png"
+    before = Conversation((replace(two_exchanges().exchanges[0], question=region_question(picture)),))
+    for copy, crops in (("night.png", ((Box(10, 10, 50, 50),),)), ("harbor.png", ())):
+        engine = Speaking("A heart.")
+        handlers = ChatHandlers(ModelRegistry(engine), ())
+        _, _, changing, _ = handlers.edit(0, typed(""), before, Window())
+        run(handlers.send(typed("What shape is it?", f"/cache/0a1b/{copy}"), changing, Window(), 0, *VALUES))
+        assert engine.requests[0].turns[0].crops == crops
+
+
+def test_pictures_of_one_name_keep_their_own_regions():
+    box, other = (Box(10, 10, 50, 50),), (Box(0, 0, 40, 40),)
+    asked = replace(question_of("What?", ["/cache/1/image.png", "/cache/2/image.png"]), crops=(box, other))
+    conversation = Conversation().composing(asked)
+    assert conversation.draft(typed("What?", "/cache/2/image.png", "/cache/3/image.png")).crops == (other, None)
+    assert conversation.draft(typed("What?", "/cache/1/image.png", "/cache/1/image.png")).crops == (box, None)
+
+
+@pytest.mark.parametrize("way", ["undo", "stop", "refuse", "cancel an edit", "new chat"])
+def test_a_question_about_a_region_that_returns_to_the_composer_keeps_the_region(way):
+    asked = region_question("/cache/a.png")
+    conversation = Conversation((replace(two_exchanges().exchanges[0], question=asked),))
+    handlers = ChatHandlers(ModelRegistry(Speaking("A star.")), ())
+    if way in ("stop", "refuse"):  # as `_without_answer` leaves it
+        conversation = replace(Conversation(), returned=asked)
+        _, conversation, returned = handlers.hand_back(conversation, Window())
+    else:
+        _, returned, conversation, _ = handlers.undo(0, typed(""), conversation, Window())
+    if way == "cancel an edit":
+        other = Conversation((two_exchanges().exchanges[0],), regions=conversation.regions)
+        _, _, changing, _ = handlers.edit(0, returned["value"], other, Window())
+        _, returned, conversation, _ = handlers.keep(changing, Window())
+    if way == "new chat":
+        _, _, conversation, _ = asyncio.run(handlers.clear(returned["value"], conversation, Window()))
+        _, returned, conversation, _ = handlers.restore(typed(""), conversation, Window())
+    assert conversation.draft(returned["value"]).crops == asked.crops
+    _, after, _ = run(handlers.send(returned["value"], conversation, Window(), 0, *VALUES))
+    assert after.exchanges[-1].question.crops == asked.crops
+    assert after.regions == (), "the next question about this picture asks about all of it"
+
+
 def test_an_empty_question_ends_no_editing():
     handlers = ChatHandlers(ModelRegistry(Speaking()), ())
     _, _, changing, _ = handlers.edit(0, typed(""), two_exchanges(), Window())
@@ -544,6 +590,46 @@ def test_a_text_about_a_region_that_is_none_is_not_asked_comes_back_and_says_why
     assert conversation == replace(before, returned=question_of("What is this?", []))
     assert re.search("Draw a (larger one|box on one of the pictures)", notice)
     assert engine.requests == []
+
+
+def test_a_text_about_a_region_comes_back_where_another_answer_is_being_written():
+    conversation = Conversation((seen("It is too small."),))
+
+    def asked_during(begin):
+        handlers = ChatHandlers(ModelRegistry(Reading()), ())
+
+        async def ask():
+            about = handlers.look_closer(0, REGION, "What is this?", conversation, Window(), *VALUES)
+            return [update async for update in about]
+
+        return while_answering(handlers, begin(handlers), ask)
+
+    [(_, _, after, notice)] = asked_during(
+        lambda handlers: handlers.send(typed("And?"), conversation, Window(), 1, *VALUES)
+    )
+    assert after == replace(conversation, returned=question_of("What is this?", []))
+    assert "Another answer is still being written. Your question is back below." in notice
+    second_click = asked_during(
+        lambda handlers: handlers.look_closer(0, REGION, "What is this?", conversation, Window(), *VALUES)
+    )
+    assert second_click == [(gr.skip(),) * 4]
+
+
+def test_a_text_about_a_region_waits_for_an_edit_to_end():
+    conversation = replace(two_exchanges(), changing=0, aside=question_of("half a thought", []))
+    handlers = ChatHandlers(ModelRegistry(Reading()), ())
+    _, waiting, notice = run(handlers.look_closer(1, REGION, "What is this?", conversation, Window(), *VALUES))
+    assert "comes back below when the edit ends" in notice
+    assert "Cancel editing" in notice
+    _, box, _, _ = handlers.keep(waiting, Window())
+    assert box["value"]["text"] == "What is this?\n\nhalf a thought"
+
+
+def test_a_text_about_a_region_of_an_answer_that_is_gone_comes_back():
+    handlers = ChatHandlers(ModelRegistry(Reading()), ())
+    _, after, notice = run(handlers.look_closer(3, REGION, "What is this?", two_exchanges(), Window(), *VALUES))
+    assert after.returned.text == "What is this?"
+    assert "The answer with this picture is gone" in notice
 
 
 @pytest.mark.parametrize("text", ["", "What is this?"])
