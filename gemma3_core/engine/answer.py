@@ -57,7 +57,8 @@ class AnswerWriter:
         self._slots: dict[int, SlotRunner | None] = {}
         # Both precisions share device, dtype, stop ids and encoder; only decoder passes differ between them.
         self._model = precisions.default
-        self.kept = PrefixCache(*cache_budget(self._model.device), beside=beside)
+        trim = KVCache.trim if precisions.lead is None else precisions.lead.trim
+        self.kept = PrefixCache(*cache_budget(self._model.device), beside=beside, trim=trim)
         if background is not None and has_slots(self._model.device):
             background(self._warming_up())
 

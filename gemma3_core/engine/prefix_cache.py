@@ -12,12 +12,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
-from gemma3_core.engine.memory import free_bytes, free_bytes_of_machine
+from gemma3_core.engine.memory import free_bytes, free_bytes_of_machine, is_out_of_memory
 from gemma3_core.nn.cache import KVCache
 
 MOST_BYTES = 512 * 1024**2
@@ -105,11 +105,13 @@ class PrefixCache:
         most_bytes_of_newcomers: int = MOST_BYTES_OF_NEWCOMERS,
         now: Callable[[], float] = time.monotonic,
         beside: "PrefixCache | None" = None,
+        trim: Callable[[KVCache], None] = KVCache.trim,
     ):
-        """Neither serves what the other has kept, but `beside` shares its budget from now on: that of the latest."""
+        """Neither serves what the other has kept, but `beside` shares its budget from now on: that of the latest.
+        `trim` gives back the room of a cache that is kept."""
         self._store: _Store = _Store() if beside is None else beside._store
         self._store.most_bytes, self._store.most_bytes_of_newcomers = most_bytes, most_bytes_of_newcomers
-        self._lock, self._kept, self._now = self._store.lock, self._store.entries, now
+        self._lock, self._kept, self._now, self._trim = self._store.lock, self._store.entries, now, trim
         self._using: set[str] = set()  # visitors whose answer is running
         self._gone: set[str] = set()  # those of them who have left
 
@@ -141,15 +143,20 @@ class PrefixCache:
         try:
             yield lent
         finally:
-            if lent.back is not None:
-                with suppress(torch.OutOfMemoryError):  # of the copy: it is kept as it is
-                    lent.back.cache.trim()
-            with self._lock:
-                self._using.discard(visitor)
-                if lent.back is not None and visitor not in self._gone:
-                    num_bytes = lent.back.cache.num_bytes
-                    self._keep((self, visitor, int4), _Entry(lent.back, entry is not None, self._now(), num_bytes))
-                self._gone.discard(visitor)
+            try:
+                if lent.back is not None:
+                    self._trim(lent.back.cache)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    lent.back = None
+                    raise  # otherwise it is kept as it is, without the copy
+            finally:
+                with self._lock:
+                    self._using.discard(visitor)
+                    if lent.back is not None and visitor not in self._gone:
+                        num_bytes = lent.back.cache.num_bytes
+                        self._keep((self, visitor, int4), _Entry(lent.back, entry is not None, self._now(), num_bytes))
+                    self._gone.discard(visitor)
 
     def _keep(self, key: _Key, entry: _Entry) -> None:
         """Adds the entry as the newest and evicts others until all fit, newcomers' first; the caller holds the lock."""

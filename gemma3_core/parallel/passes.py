@@ -7,8 +7,8 @@ the head, sampling and the queue are the leader's alone:
                             Pass, x [B, T, E]  ->     ||  sums after attention and after the MLP
     follower                                      | layers |
 
-A pass names its KV caches, and how many tokens each of them holds: so a follower's caches are made, shortened and
-dropped with the leader's, whoever does it there. Where a look reads a layer's queries and keys (`WeightReader`), it
+A pass names its KV caches, and how many tokens each of them holds: so a follower's caches are made, shortened, trimmed
+and dropped with the leader's, whoever does it there. Where a look reads a layer's queries and keys (`WeightReader`), it
 gets those of all heads; meanwhile the followers wait, and may follow other passes, which the look lets pass.
 """
 
@@ -63,7 +63,8 @@ class Pass:
     """A pass of the decoder over x of this `shape` [B, T, E], which is sent after it.
 
     `rows` says that each of the caches is one row. `inputs` are the decoder's others, on the CPU. With `is_read`,
-    queries and keys of each layer are asked for. The caches `dropped` are needed no more.
+    queries and keys of each layer are asked for. The caches `dropped` are needed no more; those `trimmed` are kept for
+    later.
     """
 
     shape: tuple[int, ...]
@@ -73,6 +74,7 @@ class Pass:
     inputs: dict[str, Any]
     is_read: bool
     dropped: tuple[int, ...]
+    trimmed: tuple[int, ...] = ()
 
 
 class Word(Enum):
@@ -158,7 +160,7 @@ class Lead:
         """What must last as long as the followers."""
         self._lock = threading.RLock()
         self._numbers: weakref.WeakKeyDictionary[KVCache, int] = weakref.WeakKeyDictionary()
-        self._next, self._dropped = itertools.count(), list[int]()
+        self._next, self._dropped, self._trimmed = itertools.count(), list[int](), list[int]()
         self.is_whole = True
         """False once a follower has ended: then there are no more passes."""
         decoder.forward = self._pass
@@ -170,6 +172,12 @@ class Lead:
         self.is_whole = False
         for connection in self._connections:
             hang_up(connection)
+
+    def trim(self, cache: KVCache) -> None:
+        """Trims a cache here, and in the followers with the next pass."""
+        if cache in self._numbers:
+            self._trimmed.append(self._numbers[cache])
+        cache.trim()
 
     def _watch(self, connection: Connection) -> None:
         """Waits for the follower's end; it says nothing otherwise."""
@@ -204,10 +212,12 @@ class Lead:
             if not self.is_whole:
                 raise ReplicaLostError(PROCESS_LOST)
             states = self._states(past_key_values)
-            dropped = tuple(self._dropped.pop() for _ in range(len(self._dropped)))
+            dropped, trimmed = (
+                tuple(numbers.pop() for _ in range(len(numbers))) for numbers in (self._dropped, self._trimmed)
+            )
             sent = {name: _on_cpu(asked.get(name)) for name in _SENT}
             is_batch = isinstance(past_key_values, RowCaches)
-            told = Pass(tuple(x.shape), x.dtype, states, is_batch, sent, reads is not None, dropped)
+            told = Pass(tuple(x.shape), x.dtype, states, is_batch, sent, reads is not None, dropped, trimmed)
             try:
                 self._say(told)
                 _broadcast(x.contiguous())
@@ -279,6 +289,10 @@ class Follower:
     def _pass(self, told: Pass) -> None:
         for number in told.dropped:
             self._caches.pop(number, None)
+        for number in told.trimmed:
+            if number in self._caches:
+                with suppress(RuntimeError, MemoryError):  # no memory for the copy: it is kept as it is
+                    self._caches[number].trim()
         x = torch.empty(told.shape, dtype=told.dtype, device=self._device)
         _broadcast(x)
         caches = [self._cache(state) for state in told.caches]

@@ -350,6 +350,30 @@ def test_a_cache_goes_back_to_two_places_only(prompt, length):
     assert len(kept) == 0  # not given back
 
 
+def refused(said):
+    def trim(_cache):
+        raise RuntimeError(said)
+
+    return trim
+
+
+def test_a_cache_that_cannot_be_copied_for_lack_of_memory_is_kept_as_it_is():
+    kept = PrefixCache(trim=refused("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+    put(kept, "a", 12)
+    assert kept.num_bytes == filled(12).num_bytes
+
+
+def test_after_any_other_failure_of_the_copy_it_is_not_kept_and_the_visitor_can_be_forgotten():
+    kept = PrefixCache(trim=refused("an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        put(kept, "a", 12)
+    assert len(kept) == 0
+    kept.forget("a")
+    kept._trim = KVCache.trim
+    put(kept, "a", 12)
+    assert len(kept) == 1
+
+
 def test_a_ring_that_has_lost_columns_does_not_truncate():
     cache = filled(17)
     assert cache.can_truncate(17)

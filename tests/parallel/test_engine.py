@@ -14,8 +14,9 @@ from gemma3_core.engine import Answered, DoneEvent, Engine, ModelRegistry, Reque
 from gemma3_core.errors import CheckpointError, ReplicaLostError, UnsupportedOptionError
 from gemma3_core.kernels import cpu as cpu_kernels
 from gemma3_core.models.multimodal import Gemma3ForConditionalGeneration
-from gemma3_core.parallel import processes
-from gemma3_core.parallel.passes import PROCESS_LOST
+from gemma3_core.nn.cache import KVCache
+from gemma3_core.parallel import passes, processes
+from gemma3_core.parallel.passes import PROCESS_LOST, Exchange, Follower, Pass
 from gemma3_core.parallel.processes import LocalProcesses, Seat
 from gemma3_core.replicas.replica import Replica
 
@@ -154,6 +155,33 @@ def test_the_followers_drop_what_the_leader_drops(shared):
     done_of(shared.stream(asked("nothing is kept", "d", 2, reuse=False)))
     assert len(lead._numbers) <= 1
     assert len(lead._dropped) <= 1, "the others were told of"
+
+
+def test_the_followers_give_back_the_room_that_the_leader_gives_back(shared, monkeypatch):
+    lead, told = shared._precisions.lead, []
+    say = lead._say
+    monkeypatch.setattr(lead, "_say", lambda message: [told.append(message), say(message)])
+    done_of(shared.stream(asked("a short answer", "reserves", 400)))
+    (entry,) = [entry for key, entry in shared._writer.kept._kept.items() if key[1] == "reserves"]
+    number = lead._numbers[entry.kept.cache]
+    assert not any(message.trimmed for message in told)
+    done_of(shared.stream(asked("nothing is kept", "d", 2, reuse=False)))
+    assert [message.trimmed for message in told if message.trimmed] == [(number,)]
+    shared.forget("reserves")
+
+
+@torch.inference_mode()
+def test_a_follower_trims_what_it_is_told(local, monkeypatch):
+    decoder = local._model.decoder
+    follower, cache = Follower(decoder, Exchange(), None, torch.device("cpu")), KVCache(decoder.config, reserve=4000)
+    decoder(torch.arange(3, 43)[None], past_key_values=cache)
+    follower._caches[7], reserved = cache, cache.num_bytes
+    monkeypatch.setattr(passes, "_broadcast", lambda _x: None)
+    monkeypatch.setattr(Exchange, "run", lambda *_: None)
+    told = Pass((1, 1, decoder.config.hidden_size), torch.float32, (), False, {}, False, (), trimmed=(7, 8))
+    follower._pass(told)
+    assert cache.num_bytes < reserved / 2
+    assert cache.length == 40
 
 
 def test_once_a_process_has_ended_a_sentence_says_so_and_no_question_is_taken(shared, started, monkeypatch):
