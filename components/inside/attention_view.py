@@ -17,22 +17,23 @@ _LONGEST = 640  # pixels of a picture's longer side
 _NIGHT = (16, 18, 24)
 _DARKEST = 0.86  # opacity of the dark layer where the map is 0
 _HINT = "Draw a box on a whole picture, or tap it, to hide that region or to ask about it."
+_HINT_TO_HIDE = "Draw a box on a whole picture, or tap it, to hide that region."
 
 
-def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview]) -> str:
+def maps_html(attention: AttentionMap, previews: Iterable[PicturePreview], takes_crops: bool = True) -> str:
     """HTML of the picture regions under each tile, lit by its attention weights; one scale for all tiles.
 
-    `previews` are the conversation's pictures, in order.
+    `previews` are the conversation's pictures, in order. Regions can be asked about where the model `takes_crops`.
     """
     if not attention.tiles:
         return NO_PICTURES
     captions = [f"{tile.tile.label}: {percent(tile.total)} of the attention" for tile in attention.tiles]
     share = "" if len(attention.tiles) == 1 else f"{percent(attention.on_pictures)} of the attention went to pictures. "
-    figures, _ = _lit(attention.tiles, previews, "Where the model looked on {}", captions)
-    return f'<div class="maps">{figures}</div>{_hints(share + _HINT)}'
+    figures, _ = _lit(attention.tiles, previews, "Where the model looked on {}", captions, takes_crops)
+    return f'<div class="maps">{figures}</div>{_hints(share, takes_crops)}'
 
 
-def rests_html(report: WordReport, previews: Iterable[PicturePreview]) -> str:
+def rests_html(report: WordReport, previews: Iterable[PicturePreview], takes_crops: bool = True) -> str:
     """HTML of what a word rests on, in the same light, with the estimated place of its object.
 
     The hottest region stands in data-region, as page.js reports one, so that it is this one that is hidden.
@@ -42,14 +43,15 @@ def rests_html(report: WordReport, previews: Iterable[PicturePreview]) -> str:
     tiles, place = report.rests_on.tiles, report.place
     marked = {} if place is None else {place.picture: place.box}
     captions = [tile.tile.label for tile in tiles]
-    figures, sizes = _lit(tiles, previews, "What the answer rests on in {}", captions, marked)
+    figures, sizes = _lit(tiles, previews, "What the answer rests on in {}", captions, takes_crops, marked)
     word = escape(bare(report.text))
     where = ""
     if place is not None:
         around = region_around(place.picture, place.box, sizes[place.picture])
+        button = f' <button type="button" class="closer-place" data-region="{around}">Look closer there</button>'
         where = (
-            f'<p class="note">Where? The dashed box is an estimate of the place that “{word}” is about. '
-            f'<button type="button" class="closer-place" data-region="{around}">Look closer there</button></p>'
+            f'<p class="note">Where? The dashed box is an estimate of the place that “{word}” is about.'
+            f"{button if takes_crops else ''}</p>"
         )
     region = ""
     if report.region is not None:
@@ -57,7 +59,7 @@ def rests_html(report: WordReport, previews: Iterable[PicturePreview]) -> str:
         width, height = sizes[number]
         shares = (box.left / width, box.top / height, box.right / width, box.bottom / height)
         region = f' data-region="{number} {" ".join(f"{share:.5f}" for share in shares)}"'
-    return f'<div class="maps"{region}>{figures}</div>{where}{_hints(_HINT)}'
+    return f'<div class="maps"{region}>{figures}</div>{where}{_hints("", takes_crops)}'
 
 
 def _lit(
@@ -65,6 +67,7 @@ def _lit(
     previews: Iterable[PicturePreview],
     name: str,
     captions: Sequence[str],
+    takes_crops: bool,
     marked: dict[int, Box] | None = None,
 ) -> tuple[str, list[tuple[int, int]]]:
     """Figures of all tiles, brightest at the largest of all values; and the pictures' sizes. `marked` has a box to draw
@@ -80,19 +83,19 @@ def _lit(
                 if tile.tile.crop is None and len(crops) == 1:  # the region that was asked about
                     mark += _mark(preview, crops[0], "asked")
                 image = picture_html(spotlit(tile, preview, most), name.format(tile.tile.label), _LONGEST)
-                figures += _figure(tile, image + mark, caption)
+                figures += _figure(tile, image + mark, caption, takes_crops)
     return figures, sizes
 
 
-def _hints(text: str) -> str:
+def _hints(text: str, takes_crops: bool) -> str:
     return (
-        f'<p class="note">{text}</p>'
+        f'<p class="note">{text}{_HINT if takes_crops else _HINT_TO_HIDE}</p>'
         '<p class="sr-only" id="region-help">Arrow keys place and move a box, Shift with arrow keys sizes it, Enter '
         "hides it, Escape removes it.</p>"
     )
 
 
-def _figure(tile_map: TileMap, image: str, caption: str) -> str:
+def _figure(tile_map: TileMap, image: str, caption: str, takes_crops: bool) -> str:
     label = tile_map.tile.label
     # On whole pictures page.js lets visitors draw a region, and reports it in shares of the picture's sides.
     drawable, controls = "", ""
@@ -102,11 +105,14 @@ def _figure(tile_map: TileMap, image: str, caption: str) -> str:
             f'aria-label="Region to hide on {escape(label)}" aria-describedby="region-help"'
         )
         controls = (
-            '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button> '
-            '<button type="button" class="closer-box" hidden>Look closer at it</button>'
+            '<p class="note" role="status"></p><button type="button" class="hide-box" hidden>Hide this region</button>'
+        )
+        closer = (
+            ' <button type="button" class="closer-box" hidden>Look closer at it</button>'
             '<form class="ask-box" hidden><input required maxlength="2000" autocomplete="off" '
             'aria-label="Question about this region" placeholder="Ask about it"><button>Ask</button></form>'
         )
+        controls += closer if takes_crops else ""
     return f"<figure><div{drawable}>{image}</div><figcaption>{escape(caption)}</figcaption>{controls}</figure>"
 
 

@@ -402,7 +402,7 @@ class InsideHandlers:
             known = choices if answered.request.json_schema is None else []
             anyway = anyway_html(report, known) if _is_alike(engine, selected.exchange) else ""
             rest[:] = [anyway, *rest, folds_html(report)]
-            return rests_html(report, _previews(engine, answered))
+            return rests_html(report, _previews(engine, answered), not engine.info.outside)
 
         def draw_looked(engine: Engine, call: Call) -> str:
             chosen_head = None if head == MEAN_HEADS else int(head)
@@ -410,7 +410,7 @@ class InsideHandlers:
             attention = engine.attention(answered, word, chosen_layer, chosen_head, stop=call.stop, tell=call.tell)
             weights = {word.token.column: word.weight for word in attention.tokens if word.token.kind == "text"}
             rest.append(f"<h3>On the words of the prompt</h3>{prompt_html(engine.inspect(answered.request), weights)}")
-            return maps_html(attention, _previews(engine, answered))
+            return maps_html(attention, _previews(engine, answered), not engine.info.outside)
 
         draw = draw_rests if view == RESTS else draw_looked
         async with aclosing(self._called(request, _LOOK, selected.exchange, draw, call)) as drawings:

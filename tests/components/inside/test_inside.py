@@ -399,6 +399,18 @@ def test_an_answer_in_json_by_another_server_gets_no_verdict(engine, in_fields, 
     assert "The answer becomes" not in last(handlers.hide(selected, Window()))
 
 
+@pytest.mark.parametrize(("outside", "offered"), [("", True), ("by another server", False)])
+def test_a_closer_look_is_offered_only_where_the_model_takes_crops(engine, exchange, monkeypatch, outside, offered):
+    monkeypatch.setattr(engine, "info", replace(engine.info, outside=outside))
+    handlers, selected = InsideHandlers(ModelRegistry(engine)), Selected(exchange, 0)
+    for view in (RESTS, LOOKED):
+        maps, _ = last(handlers.look_again(selected, "global", MEAN_HEADS, Window(), view))
+        offers = [name for name in ("closer-box", "ask-box", "closer-place", "to ask about it") if name in maps]
+        assert bool(offers) == offered
+        assert "hide-box" in maps
+        assert "to hide that region" in maps
+
+
 def test_a_picture_that_changed_nothing_is_told(engine):
     asked = Turn("user", "Thank you!", (NIGHT,))
     request = Request((asked,), confidence=True)
