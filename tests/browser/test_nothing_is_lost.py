@@ -112,11 +112,7 @@ def test_an_edit_and_the_draft_that_it_set_aside_outlive_a_card_the_table_and_a_
 
     # The draft comes back once the edit is sent, before what is typed until then.
     rewrite_the_question(page)
-    handing = page.evaluate(
-        """gradio_config.dependencies.filter(({ api_name }) => String(api_name).startsWith("hand_back"))
-             .map(({ id }) => id)"""
-    )
-    held = []
+    held, handing = [], events_of(page, "hand_back")
     page.route(
         JOIN,
         lambda route: held.append(route) if route.request.post_data_json["fn_index"] in handing else route.continue_(),
@@ -139,6 +135,15 @@ def rewrite_the_question(page):
 def is_rewritten(page):
     page.locator("#changing", has_text="Editing question 1").wait_for()
     composer_becomes(page, "How many are red?", 1)
+
+
+def events_of(page, handler):
+    """The numbers under which Gradio's queue is asked for this handler."""
+    return page.evaluate(
+        """(name) => gradio_config.dependencies.filter((one) => String(one.api_name).startsWith(name))
+             .map((one) => one.id)""",
+        handler,
+    )
 
 
 def composer_becomes(page, text, pictures=0):
@@ -177,10 +182,14 @@ def test_what_is_not_sent_or_is_refused_stays_in_the_composer(page):
     page.evaluate("document.activeElement.blur()")
     page.keyboard.type("How many hearts are there?")
     composer_becomes(page, "How many hearts are there?", 1)
+    sending = events_of(page, "send")  # the preview is asked for as well
     for status in (422, 429, 502, 503):
         refuse(page, status)
-        with page.expect_response(lambda response, status=status: response.status == status):
+        with page.expect_response(
+            lambda response: JOIN.strip("*") in response.url and response.request.post_data_json["fn_index"] in sending
+        ) as refused:
             send(page)
+        assert refused.value.status == status
         page.locator("#changing", has_text="did not arrive").wait_for()
         composer_becomes(page, "How many hearts are there?", 1)
         accept(page)
