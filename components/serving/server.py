@@ -53,6 +53,8 @@ _MAX_EVENTS = 1000
 """Events that wait for their handler, for all windows together."""
 _MAX_RUNNING = 200
 """Events that run at the same time: more than the engine's queue holds, or those waiting there would block the rest."""
+_LOOK_EVERY_S = 0.01
+"""How often the server looks whether an event waits."""
 _MAX_UNREAD = 400
 """Unfetched messages of one window. An open page fetches its messages at once."""
 _MAX_ADDRESSES, _MAX_FETCHES = 16, 4
@@ -162,6 +164,9 @@ class Page(gr.Blocks):
         # Gradio sorts these statistics again with each event, and this app shows them nowhere.
         queue.ANALYTICS_MAX_EVENTS = 1
         queue.compute_analytics_summary = lambda _records: {}  # type: ignore[method-assign]
+        # Gradio looks a thousand times a second whether an event waits, which keeps a processor busy while nobody asks,
+        # and a hundred times for the gr.Progress of one, of which the page has none.
+        queue.sleep_when_free, queue.progress_update_sleep_when_free = _LOOK_EVERY_S, 1.0
         # A stream looks its window up here; one that was forgotten while it sent its last message has no events left.
         queue.pending_event_ids_session = defaultdict(set)
         send = queue.send_message

@@ -620,6 +620,23 @@ def swept(page, silent):
     asyncio.run_coroutine_threadsafe(page._clean_up(silent), page.server.servers[0].get_loop()).result(10)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux counts how often a thread waits")
+@pytest.mark.usefixtures("lasting")
+def test_a_server_that_nobody_asks_rests(lasting_page):
+    async def thread():
+        return threading.get_native_id()
+
+    loop = lasting_page.server.servers[0].get_loop()
+    status = Path(f"/proc/self/task/{asyncio.run_coroutine_threadsafe(thread(), loop).result(10)}/status")
+
+    def waits():
+        return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status.read_text(), re.MULTILINE)[1])
+
+    before = waits()
+    time.sleep(1)
+    assert waits() - before < 300, "Gradio's own queue looks a thousand times a second for events"
+
+
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
