@@ -102,7 +102,8 @@ class Conversation:
     def composing(self, question: Turn, beside: bool = False) -> "Conversation":
         """This conversation once the question is in the composer, alone or `beside` what is there."""
         regions = tuple(_crops_of(question).items())
-        return replace(self, returned=NOTHING, regions=regions + self.regions if beside else regions)
+        waiting = tuple(one for one in self.regions if beside and one not in regions)
+        return replace(self, returned=NOTHING, regions=regions + waiting)
 
     def draft(self, message: dict[str, Any] | None) -> Turn:
         """The composer's content as a question, with the regions that wait for its pictures."""

@@ -327,6 +327,7 @@ def test_pictures_of_one_name_keep_their_own_regions():
     conversation = Conversation().composing(asked)
     assert conversation.draft(typed("What?", "/cache/2/image.png", "/cache/3/image.png")).crops == (other, None)
     assert conversation.draft(typed("What?", "/cache/1/image.png", "/cache/1/image.png")).crops == (box, None)
+    assert conversation.composing(asked, beside=True) == conversation, "however often it returns"
 
 
 @pytest.mark.parametrize("way", ["undo", "stop", "refuse", "cancel an edit", "new chat"])
